@@ -1,0 +1,106 @@
+"""The control message: a few numbers that every rank sends before data move, so that disagreement is an error, not a hang.
+
+Each round, and each collective of the user's, starts with one. The ranks see each other's numbers and decide alike.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields
+from enum import IntEnum
+from math import isnan, nan
+
+import numpy as np
+
+from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Transport
+
+__all__ = ["Agreement", "Control", "Event", "agree", "fingerprint"]
+
+
+class Event(IntEnum):
+    """What a rank is about to do together with the others."""
+
+    SHUTDOWN = 0
+    CONSTRUCT = 1
+    GRADIENTS = 2
+    ROUND = 3
+    EVALUATE = 4
+    OPERATION = 5
+
+
+@dataclass(frozen=True)
+class Control:
+    """One rank's share of a control message; all numbers, sent as float64.
+
+    Attributes:
+        event: what this rank is about to do. Must be equal on all ranks, like the next three.
+        round: rounds completed.
+        step: inner steps completed.
+        subject: fingerprint of what the event is about (layout and settings of a model, name and shape of a tensor).
+        loss: mean loss of this rank since the last message, NaN if it has none.
+        weight: this rank's share in averages.
+        flag: true if something happened on this rank that all should know.
+    """
+
+    event: Event
+    round: int = 0
+    step: int = 0
+    subject: int = 0
+    loss: float = nan
+    weight: float = 1.0
+    flag: bool = False
+
+
+_COMPARED = ("event", "round", "step", "subject")
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What all ranks know after a control message.
+
+    Attributes:
+        loss: mean of the ranks' losses, NaN if none has one.
+        weight: sum of the weights.
+        flagged: ranks whose flag was set.
+    """
+
+    loss: float
+    weight: float
+    flagged: list[int]
+
+
+def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
+    """Tell all ranks what this one is about to do, and learn the same of them.
+
+    One all-gather of a few numbers: unlike an all-reduce it also tells who differs, in the same single latency.
+
+    Args:
+        transport: ranks that take part.
+        control: this rank's share.
+        doing: says in words what this rank is about to do; called only when the ranks disagree.
+
+    Raises:
+        MismatchError: on every rank, with what each is doing, if they are not about to do the same.
+    """
+    rows = transport.allgather(np.array(astuple(control), np.float64))
+    columns = {field.name: rows[:, number] for number, field in enumerate(fields(Control))}
+    if any((columns[name] != columns[name][0]).any() for name in _COMPARED):
+        found = grouped_by_rank(allgather_object(transport, doing()))
+        raise MismatchError(
+            f"the ranks are not about to do the same thing. {found}. Every rank must take the same steps in the same "
+            "order: check that all have equally many batches, the same model and the same settings"
+        )
+    losses = [float(loss) for loss in columns["loss"] if not isnan(loss)]
+    return Agreement(
+        loss=sum(losses) / len(losses) if losses else nan,
+        weight=float(columns["weight"].sum()),
+        flagged=[int(rank) for rank in np.flatnonzero(columns["flag"])],
+    )
+
+
+def fingerprint(described: object) -> int:
+    """48 bits of a hash of anything that JSON can hold: equal on all ranks if and only if that is (exact in a float64)."""
+    text = json.dumps(described, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")

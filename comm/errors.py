@@ -1,0 +1,60 @@
+"""The errors that users see. Each message says what was expected, what was found, on which rank, and what to do."""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "ConfigurationError",
+    "LaunchError",
+    "LentandoError",
+    "MismatchError",
+    "NonFiniteError",
+    "NotInitializedError",
+    "TransportError",
+    "grouped_by_rank",
+    "ranks_in_words",
+]
+
+
+class LentandoError(Exception):
+    """Base class of every error that Lentando raises."""
+
+
+class ConfigurationError(LentandoError, ValueError):
+    """A setting that cannot work: found when it is given, on every rank, before anything is sent."""
+
+
+class NotInitializedError(LentandoError, RuntimeError):
+    """Something that needs the job was used before ``init()`` or after ``shutdown()``."""
+
+
+class LaunchError(LentandoError, RuntimeError):
+    """What the launcher promises and what the transport sees do not agree."""
+
+
+class TransportError(LentandoError, RuntimeError):
+    """The engine underneath (MPI, ...) failed, or cannot do what was asked."""
+
+
+class MismatchError(LentandoError, RuntimeError):
+    """The ranks disagree: about the model, the settings, or what happens next. Raised on every rank, before data move."""
+
+
+class NonFiniteError(LentandoError, ArithmeticError):
+    """An average is not finite. Raised on every rank, before any parameter has changed."""
+
+
+def ranks_in_words(ranks: Sequence[int]) -> str:
+    """``rank 3``, ``ranks 0, 1 and 2``, or ``ranks 0, 1, 2, 3 and 28 more``."""
+    if len(ranks) == 1:
+        return f"rank {ranks[0]}"
+    if len(ranks) > 8:
+        return f"ranks {', '.join(map(str, ranks[:4]))} and {len(ranks) - 4} more"
+    return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
+
+
+def grouped_by_rank(texts: Sequence[str]) -> str:
+    """Says who says what: ``ranks 0 and 1: red; rank 2: blue`` for the texts of ranks 0, 1 and 2."""
+    saying: dict[str, list[int]] = {}
+    for rank, text in enumerate(texts):
+        saying.setdefault(text, []).append(rank)
+    return "; ".join(f"{ranks_in_words(ranks)}: {text}" for text, ranks in saying.items())

@@ -1,0 +1,168 @@
+"""Flat parameters: what a replica averages, in one contiguous buffer per dtype, in one fixed order.
+
+Averaging one long vector costs one message where averaging a hundred tensors costs a hundred. The frameworks' tensors
+are views of the buffer, or are copied in and out of it.
+"""
+
+from bisect import bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.dtypes import numpy_dtype
+from lentando.comm.errors import ConfigurationError, grouped_by_rank
+from lentando.comm.transport import Array
+
+__all__ = ["Entry", "FlatBuffer", "FlatLayout", "Range", "build_layouts", "describe", "first_difference"]
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of the model.
+
+    Attributes:
+        name: unique; what error messages and checkpoints call it.
+        shape: its shape.
+        dtype: name of its dtype, ``"float32"`` or the like.
+        group: its parameter group, which has one learning rate; None for a statistic (BatchNorm's running mean, ...), which
+            is averaged but never stepped.
+        order: how its elements lie in memory, for frameworks where that varies; "C" is row by row.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: int | None
+    order: str = "C"
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True)
+class Range:
+    """Consecutive elements that share a parameter group."""
+
+    start: int
+    stop: int
+    group: int | None
+
+
+class FlatLayout:
+    """Where each entry of one dtype lies in a one-dimensional buffer.
+
+    Args:
+        entries: in the order in which they lie there; all of one dtype, names unique.
+
+    Attributes:
+        entries: the same.
+        offsets: first element of each entry.
+        size: number of elements in all.
+        dtype: dtype of the buffer.
+    """
+
+    def __init__(self, entries: Sequence[Entry]) -> None:
+        self.entries = tuple(entries)
+        dtypes = {entry.dtype for entry in self.entries}
+        if len(dtypes) != 1:
+            raise ConfigurationError(f"a flat buffer holds one dtype, got {sorted(dtypes)}")
+        names = [entry.name for entry in self.entries]
+        if len(set(names)) != len(names):
+            twice = sorted({name for name in names if names.count(name) > 1})
+            raise ConfigurationError(f"names of parameters must be unique, got {twice} more than once")
+        self.dtype = numpy_dtype(dtypes.pop())
+        self.offsets: list[int] = []
+        self.size = 0
+        for entry in self.entries:
+            self.offsets.append(self.size)
+            self.size += entry.size
+
+    @cached_property
+    def ranges(self) -> list[Range]:
+        """The buffer cut where the parameter group changes."""
+        ranges: list[Range] = []
+        for entry, offset in zip(self.entries, self.offsets, strict=True):
+            if ranges and ranges[-1].group == entry.group:
+                ranges[-1] = Range(ranges[-1].start, offset + entry.size, entry.group)
+            else:
+                ranges.append(Range(offset, offset + entry.size, entry.group))
+        return ranges
+
+    def entry_at(self, index: int) -> Entry:
+        """The entry that element ``index`` belongs to."""
+        if not 0 <= index < self.size:
+            raise IndexError(f"element {index} of a buffer of {self.size}")
+        # The last entry that starts there: empty ones before it start at the same offset.
+        return self.entries[bisect_right(self.offsets, index) - 1]
+
+    def view(self, buffer: Array, number: int) -> Array:
+        """Entry ``number`` of a buffer in this layout, in its own shape, sharing memory."""
+        entry, start = self.entries[number], self.offsets[number]
+        return buffer[start : start + entry.size].reshape(entry.shape)
+
+
+class FlatBuffer:
+    """A layout with its memory.
+
+    Args:
+        layout: where things lie.
+        array: one-dimensional memory of the layout's size and dtype; new and zero if not given.
+    """
+
+    def __init__(self, layout: FlatLayout, array: Array | None = None) -> None:
+        if array is None:
+            array = np.zeros(layout.size, layout.dtype)
+        if array.shape != (layout.size,) or array.dtype != layout.dtype or not array.flags.c_contiguous:
+            raise ConfigurationError(
+                f"a buffer for this layout is {layout.size} contiguous elements of {layout.dtype}, "
+                f"got shape {array.shape} of {array.dtype}"
+            )
+        self.layout = layout
+        self.array = array
+
+    @cached_property
+    def views(self) -> list[Array]:
+        """Each entry in its own shape, sharing memory."""
+        return [self.layout.view(self.array, number) for number in range(len(self.layout.entries))]
+
+    def first_non_finite(self) -> str | None:
+        """Name of the first entry with a NaN or an infinity, or None."""
+        bad = ~np.isfinite(self.array)
+        return self.layout.entry_at(int(bad.argmax())).name if bad.any() else None
+
+
+def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:
+    """One layout per dtype: entries of one dtype keep their order, dtypes follow their first entry."""
+    by_dtype: dict[str, list[Entry]] = {}
+    for entry in entries:
+        by_dtype.setdefault(entry.dtype, []).append(entry)
+    return [FlatLayout(same) for same in by_dtype.values()]
+
+
+def describe(layouts: Iterable[FlatLayout]) -> list[list[Any]]:
+    """The entries as JSON, for comparing ranks."""
+    return [[e.name, list(e.shape), e.dtype, e.group, e.order] for layout in layouts for e in layout.entries]
+
+
+def first_difference(by_rank: Sequence[Sequence[Sequence[Any]]]) -> str:
+    """Says in words where the ranks' descriptions (one ``describe`` each, by rank) first differ."""
+
+    def row(entries: Sequence[Sequence[Any]], number: int) -> str:
+        if number >= len(entries):
+            return "nothing"
+        name, shape, dtype, group, order = entries[number]
+        return f"{name!r} of shape {shape}, {dtype}, parameter group {group}, memory order {order}"
+
+    for number in range(max(map(len, by_rank))):
+        rows = [row(entries, number) for entries in by_rank]
+        if len(set(rows)) > 1:
+            counts = sorted({len(entries) for entries in by_rank})
+            lengths = f", of {' or '.join(map(str, counts))} in all" if len(counts) > 1 else ""
+            return f"tensor number {number}{lengths}: {grouped_by_rank(rows)}"
+    return "none"

@@ -1,0 +1,108 @@
+"""Who started this process, and as one of how many: read from the variables that launchers set.
+
+Once MPI is initialised it is the authority; the variables then only serve to notice that the two disagree, which happens when
+the launcher belongs to another MPI than the library: every process would silently become a world of its own.
+"""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from lentando.comm.errors import LaunchError
+
+__all__ = ["Launch", "check_world", "detect_launch"]
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a launcher promised.
+
+    Attributes:
+        launcher: its name, as a user would say it.
+        variable: the environment variable that told.
+        size: number of ranks promised; None where the launcher does not say.
+        mpi: whether the ranks are MPI processes.
+    """
+
+    launcher: str
+    variable: str
+    size: int | None
+    mpi: bool
+
+
+@dataclass(frozen=True)
+class _Kind:
+    launcher: str
+    rank: str
+    size: str | None
+    mpi: bool
+    both: bool = False  # one variable without the other is a mistake
+
+
+# In order of trust: a Slurm job often runs mpirun inside, and horovodrun runs mpirun; the innermost launcher counts.
+_KINDS = (
+    _Kind("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", mpi=True, both=True),
+    _Kind("mpiexec (MVAPICH2)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", mpi=True, both=True),
+    _Kind("mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", "PMI_RANK", "PMI_SIZE", mpi=True, both=True),
+    _Kind("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", mpi=False, both=True),
+    _Kind("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", mpi=False),
+    # Only a step of srun's has SLURM_STEP_NUM_TASKS: in a batch script or an interactive shell, SLURM_NTASKS is a wish.
+    _Kind("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", mpi=True),
+    _Kind("a PMIx launcher (prun, or srun --mpi=pmix)", "PMIX_RANK", None, mpi=True),
+    _Kind("a launcher that sets RANK and WORLD_SIZE", "RANK", "WORLD_SIZE", mpi=False),
+)
+
+
+def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None:
+    """The launcher of this process, or None if it was started alone.
+
+    Raises:
+        LaunchError: if a launcher's variables are incomplete or not numbers.
+    """
+    environment = os.environ if environment is None else environment
+    for kind in _KINDS:
+        wanted = [kind.rank] if kind.size is None else [kind.rank, kind.size]
+        missing = [variable for variable in wanted if variable not in environment]
+        if kind.both and len(missing) == 1:
+            (present,) = set(wanted) - set(missing)
+            raise LaunchError(
+                f"{kind.launcher} set {present}={environment[present]} but not {missing[0]}: a rank needs both to know its "
+                f"place. Start through the launcher, or unset {present} to run alone"
+            )
+        if missing:
+            continue
+        if kind.size is None:
+            return Launch(kind.launcher, kind.rank, None, kind.mpi)
+        text = environment[kind.size]
+        if not text.isdecimal() or int(text) < 1:
+            raise LaunchError(f"{kind.launcher} set {kind.size}={text!r}: expected a number of ranks >= 1")
+        return Launch(kind.launcher, kind.size, int(text), kind.mpi)
+    return None
+
+
+def check_world(launch: Launch | None, mpi_size: int, library: str) -> None:
+    """Refuse a world that is not the one that was promised.
+
+    Args:
+        launch: what ``detect_launch`` found.
+        mpi_size: size of the world that the MPI library sees.
+        library: name and version of that library.
+
+    Raises:
+        LaunchError: if the launcher promised another number of ranks.
+    """
+    if launch is None or launch.size is None or launch.size == mpi_size:
+        return
+    promise = f"{launch.launcher} promises {launch.size} ranks ({launch.variable}={launch.size})"
+    found = f"MPI sees {mpi_size} ({library})"
+    if launch.mpi:
+        remedy = (
+            "The launcher belongs to another MPI than this library: start with the mpirun that came with it (for pip's "
+            "MPIs, the one in the environment's bin/), or install the MPI whose mpirun you use"
+        )
+    else:
+        remedy = (
+            "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes; "
+            "horovodrun --gloo and torchrun need a transport other than MPI, which this version does not have"
+        )
+    raise LaunchError(f"{promise}, but {found}: that would train {launch.size} separate models. {remedy}")

@@ -1,0 +1,1 @@
+"""Implementations of the ``Transport`` protocol, one per file, imported only when chosen."""

@@ -1,0 +1,172 @@
+"""MPI through mpi4py. Works with any MPI that mpi4py was loaded with; owns nothing of the user's."""
+
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from queue import SimpleQueue
+from typing import NoReturn
+
+import numpy as np
+from mpi4py import MPI
+
+from lentando.comm.errors import TransportError
+from lentando.comm.transport import Array, Message, ReduceOp, Traffic, as_bytes
+
+__all__ = ["MPITransport"]
+
+_OPS: dict[str, MPI.Op] = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
+
+
+class MPITransport:
+    """Ranks of an MPI communicator.
+
+    The communicator is duplicated, so Lentando's messages can never meet the user's own.
+
+    Args:
+        comm: the ranks that take part; all of ``MPI.COMM_WORLD`` by default.
+    """
+
+    name = "mpi"
+
+    def __init__(self, comm: MPI.Intracomm | None = None) -> None:
+        self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
+        self._comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns the codes into exceptions
+        self.rank = self._comm.Get_rank()
+        self.size = self._comm.Get_size()
+        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
+        self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
+        node.Free()
+        self.traffic = Traffic()
+        self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> "_Exchange":
+        comm, traffic = self._comm, self.traffic
+        # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
+        pending = [comm.Irecv((as_bytes(array), MPI.BYTE), peer, tag) for peer, array in receives]
+        for peer, array in sends:
+            pending.append(comm.Isend((as_bytes(array), MPI.BYTE), peer, tag))
+            traffic.messages += 1
+            traffic.bytes_sent += array.nbytes
+        request = _Exchange(pending)
+        if overlap and self._progress is not None:
+            self._progress.submit(request)
+        return request
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        with _translated():
+            self._comm.Allreduce(MPI.IN_PLACE, array, _OPS[op])
+        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        with _translated():
+            self._comm.Bcast((as_bytes(array), MPI.BYTE), root)
+        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+
+    def allgather(self, array: Array) -> Array:
+        gathered = np.empty((self.size, *array.shape), array.dtype)
+        with _translated():
+            self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
+        self._count(array.nbytes * (self.size - 1))
+        return gathered
+
+    def barrier(self) -> None:
+        with _translated():
+            self._comm.Barrier()
+        self._count(0)
+
+    def clock(self) -> float:
+        return time.perf_counter()
+
+    def abort(self, status: int = 1) -> NoReturn:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        self._comm.Abort(status)
+        raise SystemExit(status)  # MPI_Abort does not return
+
+    def close(self) -> None:
+        if self._progress is not None:
+            self._progress.close()
+        self._comm.Free()
+
+    def _count(self, bytes_sent: int) -> None:
+        self.traffic.collectives += 1
+        self.traffic.bytes_sent += bytes_sent
+
+
+class _translated:  # noqa: N801 - reads as a word in a with statement
+    """Turns an error of MPI's into ours."""
+
+    def __enter__(self) -> None:
+        return
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, MPI.Exception):
+            raise TransportError(f"MPI failed: {error.Get_error_string()}") from error
+
+
+class _Exchange:
+    """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread."""
+
+    def __init__(self, pending: list[MPI.Request]) -> None:
+        self._pending = pending
+        self._completing = threading.Lock()
+        self._done = False
+        self._error: TransportError | None = None
+
+    def wait(self) -> None:
+        with self._completing:
+            self._complete()
+        if self._error is not None:
+            raise self._error
+
+    def test(self) -> bool:
+        if not self._done and self._completing.acquire(blocking=False):
+            try:
+                if not self._done and MPI.Request.Testall(self._pending):
+                    self._done = True
+            finally:
+                self._completing.release()
+        return self._done
+
+    def complete_in_background(self) -> None:
+        with self._completing:
+            self._complete()
+
+    def _complete(self) -> None:
+        if self._done:
+            return
+        try:
+            MPI.Request.Waitall(self._pending)
+        except MPI.Exception as error:
+            self._error = TransportError(f"MPI failed in an exchange: {error.Get_error_string()}")
+        self._done = True
+
+
+class _ProgressThread:
+    """Sits inside a blocking MPI call while an exchange is under way, because MPI moves data only inside MPI calls.
+
+    mpi4py releases the interpreter lock in that call, so the main thread computes meanwhile. Exchanges are posted by
+    the caller; while the thread completes one of them, MPI progresses all of them.
+    """
+
+    def __init__(self) -> None:
+        self._queue: SimpleQueue[_Exchange | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def submit(self, exchange: _Exchange) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="lentando-progress", daemon=True)
+            self._thread.start()
+        self._queue.put(exchange)
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._queue.put(None)
+            self._thread.join()
+
+    def _run(self) -> None:
+        while (exchange := self._queue.get()) is not None:
+            exchange.complete_in_background()

@@ -1,0 +1,188 @@
+"""The job that this process belongs to: joined by ``init()``, left by ``shutdown()``. One per process."""
+
+import atexit
+import logging
+import os
+import sys
+import time
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+from lentando.comm.control import Control, Event, agree
+from lentando.comm.errors import ConfigurationError, LentandoError, NotInitializedError
+from lentando.comm.launch import check_world, detect_launch
+from lentando.comm.transport import Transport
+from lentando.comm.transports.single import SingleTransport
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = [
+    "init",
+    "is_initialized",
+    "local_rank",
+    "local_size",
+    "open_transport",
+    "rank",
+    "shutdown",
+    "size",
+    "transport",
+]
+
+_log = logging.getLogger("lentando")
+
+LAST_WORDS_SECONDS = 1.0
+"""How long a failed rank lets the others report the same failure before it ends the job."""
+
+_TRANSPORTS = ("mpi", "single")
+_current: Transport | None = None
+
+
+def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
+    """Join the job that mpirun, horovodrun or srun started; a program started alone becomes a world of 1.
+
+    From here on, an exception that ends this rank ends the whole job with a non-zero status, and the normal end of the
+    program waits until all ranks have come there. Calling it again changes nothing.
+
+    Args:
+        comm: the ranks that take part: an mpi4py communicator, or any ``Transport``. All ranks of the job by default.
+
+    Raises:
+        LaunchError: if the launcher promised a world that the transport does not see.
+        ConfigurationError: if ``LENTANDO_TRANSPORT`` or ``LENTANDO_LOG_LEVEL`` is none of the legal answers.
+    """
+    global _current
+    if _current is not None:
+        return
+    _current = comm if isinstance(comm, Transport) else open_transport(comm)
+    _set_log_level(_current)
+    _log.info("rank %d of %d over %s", _current.rank, _current.size, _current.name)
+    _Hooks.install()
+
+
+def shutdown() -> None:
+    """Leave the job. Every rank does so together; the normal end of the program does it too.
+
+    Raises:
+        MismatchError: on every rank, if one of them is about to do something else, such as another training step.
+    """
+    global _current
+    if _current is None:
+        return
+    leaving = _current
+    agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)")
+    _current = None
+    leaving.close()
+
+
+def is_initialized() -> bool:
+    """True between ``init()`` and ``shutdown()``."""
+    return _current is not None
+
+
+def transport() -> Transport:
+    """The transport of the job.
+
+    Raises:
+        NotInitializedError: before ``init()`` or after ``shutdown()``.
+    """
+    if _current is None:
+        raise NotInitializedError("Lentando has not been initialised: call init() first, once, on every rank")
+    return _current
+
+
+def rank() -> int:
+    """This process among all of the job, ``0 <= rank() < size()``."""
+    return transport().rank
+
+
+def size() -> int:
+    """Number of processes of the job."""
+    return transport().size
+
+
+def local_rank() -> int:
+    """This process among those on the same node: the index of its GPU, usually."""
+    return transport().local_rank
+
+
+def local_size() -> int:
+    """Number of processes on this node."""
+    return transport().local_size
+
+
+def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
+    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=mpi|single`` forces one.
+
+    Raises:
+        LaunchError, ConfigurationError: as ``init``.
+    """
+    forced = os.environ.get("LENTANDO_TRANSPORT")
+    if forced is not None and forced not in _TRANSPORTS:
+        raise ConfigurationError(f"LENTANDO_TRANSPORT={forced!r}: expected one of {', '.join(_TRANSPORTS)}")
+    if forced == "single" and comm is None:
+        return SingleTransport()
+    launch = detect_launch()
+    alone = launch is None or (not launch.mpi and launch.size == 1)
+    if comm is None and forced is None and alone and not _mpi_is_initialized():
+        return SingleTransport()  # without loading MPI: a laptop need not have one
+
+    from mpi4py import MPI
+
+    from lentando.comm.transports.mpi import MPITransport
+
+    if comm is None:
+        library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
+        check_world(launch, MPI.COMM_WORLD.Get_size(), library)
+    return MPITransport(comm)
+
+
+def _mpi_is_initialized() -> bool:
+    module: Any = sys.modules.get("mpi4py.MPI")
+    return module is not None and module.Is_initialized()
+
+
+def _set_log_level(current: Transport) -> None:
+    level = os.environ.get("LENTANDO_LOG_LEVEL")
+    if level is None:
+        return
+    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+        raise ConfigurationError(f"LENTANDO_LOG_LEVEL={level!r}: expected debug, info, warning or error")
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"[lentando rank {current.rank}] %(levelname)s %(message)s"))
+    _log.addHandler(handler)
+    _log.setLevel(level.upper())
+
+
+class _Hooks:
+    """What happens to the job when this process ends."""
+
+    installed = False
+
+    @classmethod
+    def install(cls) -> None:
+        if cls.installed:
+            return
+        cls.installed = True
+        cls._report = sys.excepthook
+        sys.excepthook = cls._on_exception
+        atexit.register(cls._on_exit)
+
+    @classmethod
+    def _on_exception(
+        cls, kind: type[BaseException], error: BaseException, trace: TracebackType | None
+    ) -> None:
+        """Report as always, then take the others along: they would wait for this rank forever."""
+        cls._report(kind, error, trace)
+        if _current is not None and _current.size > 1:
+            sys.stderr.write(f"Lentando: rank {_current.rank} failed ({kind.__name__}) and ends the job\n")
+            sys.stderr.flush()
+            time.sleep(LAST_WORDS_SECONDS)
+            _current.abort(1)
+
+    @classmethod
+    def _on_exit(cls) -> None:
+        try:
+            shutdown()
+        except LentandoError as error:
+            cls._on_exception(type(error), error, error.__traceback__)
