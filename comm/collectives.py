@@ -14,7 +14,15 @@ from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array, Request, Transport
 
-__all__ = ["Algorithm", "EngineReduction", "Reduction", "RingReduction", "all_reduce", "plan_reduction"]
+__all__ = [
+    "Algorithm",
+    "EngineReduction",
+    "NoReduction",
+    "Reduction",
+    "RingReduction",
+    "all_reduce",
+    "plan_reduction",
+]
 
 Algorithm: TypeAlias = Literal["auto", "ring", "engine"]
 
@@ -161,6 +169,25 @@ class EngineReduction:
     def _reduce(self) -> None:
         np.copyto(self._scratch, self._buffer)
         self._transport.allreduce(self._scratch)
+
+
+class NoReduction:
+    """The same two halves without the others: this rank alone owns all of the buffer, and nothing is sent."""
+
+    def __init__(self, buffer: Array) -> None:
+        self._buffer = buffer
+        self.shard = slice(0, buffer.size)
+        self._scratch = np.empty(buffer.size, accumulator_dtype(buffer.dtype))
+
+    def reduce_scatter(self) -> Array:
+        np.copyto(self._scratch, self._buffer)
+        return self._scratch
+
+    def all_gather(self) -> None:
+        return
+
+    def all_reduce(self, mean: bool) -> None:
+        return
 
 
 def _store(total: Array, out: Array, divisor: int) -> None:

@@ -42,6 +42,7 @@ class Control:
         loss: mean loss of this rank since the last message, NaN if it has none.
         weight: this rank's share in averages.
         flag: true if something happened on this rank that all should know.
+        clock: this rank's clock in seconds; decisions about time go by rank 0's.
     """
 
     event: Event
@@ -51,6 +52,7 @@ class Control:
     loss: float = nan
     weight: float = 1.0
     flag: bool = False
+    clock: float = 0.0
 
 
 _COMPARED = ("event", "round", "step", "subject")
@@ -64,11 +66,13 @@ class Agreement:
         loss: mean of the ranks' losses, NaN if none has one.
         weight: sum of the weights.
         flagged: ranks whose flag was set.
+        clock: rank 0's clock in seconds.
     """
 
     loss: float
     weight: float
     flagged: list[int]
+    clock: float
 
 
 def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
@@ -97,6 +101,7 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         loss=sum(losses) / len(losses) if losses else nan,
         weight=float(columns["weight"].sum()),
         flagged=[int(rank) for rank in np.flatnonzero(columns["flag"])],
+        clock=float(columns["clock"][0]),
     )
 
 

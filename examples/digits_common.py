@@ -1,0 +1,191 @@
+"""What the digits examples share, whatever the framework: data, flags, progress bar, table, report.
+
+The data are the 1797 handwritten digits (8 x 8 pixels) that ship inside scikit-learn: real, and nothing to download.
+"""
+
+import argparse
+import json
+import statistics
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+ALGORITHMS = ("slowmo", "localsgd", "allreduce")
+TEST_SHARE = 0.2
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Images as float32 of shape (count, 1, 8, 8) in [0, 1], and labels 0 to 9 as int64."""
+
+    train_images: NDArray[np.float32]
+    train_labels: NDArray[np.int64]
+    test_images: NDArray[np.float32]
+    test_labels: NDArray[np.int64]
+
+    def batches(self, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[Any, Any]]:
+        """One epoch of this rank's training data in random order; what does not fill a batch is left for another epoch."""
+        order = generator.permutation(len(self.train_labels))
+        for start in range(0, len(order) - batch_size + 1, batch_size):
+            chosen = order[start : start + batch_size]
+            yield self.train_images[chosen], self.train_labels[chosen]
+
+
+def load_digits(rank: int, size: int) -> Digits:
+    """This rank's share of the training data, equally large on every rank, and all of the held-out test data."""
+    from sklearn.datasets import load_digits as load
+
+    images, labels = load(return_X_y=True)
+    images = (images / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
+    order = np.random.default_rng(0).permutation(len(labels))  # the same split for every seed and every rank
+    test, train = np.split(order, [int(TEST_SHARE * len(order))])
+    train = train[: len(train) // size * size][rank::size]
+    return Digits(images[train], labels[train], images[test], labels[test])
+
+
+def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
+    """The flags."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--algorithm", choices=ALGORITHMS, default="slowmo", help="how the ranks train together")
+    parser.add_argument("--compare", action="store_true", help="train with every algorithm over --seeds seeds, then compare")
+    parser.add_argument("--period", type=int, default=12, help="inner steps between averages (slowmo, localsgd)")
+    parser.add_argument("--slow-momentum", type=float, default=0.5, help="beta of SlowMo")
+    parser.add_argument("--slow-lr", type=float, default=1.0, help="alpha of SlowMo")
+    parser.add_argument("--base-buffers", choices=("reset", "maintain", "average"), default="reset",
+                        help="the base optimizer's momentum at each average")  # fmt: skip
+    parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
+    parser.add_argument("--batch-size", type=int, default=16, help="images per step and rank")
+    parser.add_argument("--lr", type=float, default=0.01, help="learning rate of SGD")
+    parser.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum of SGD")
+    parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
+    parser.add_argument("--seeds", type=int, default=3, help="with --compare: how many seeds, counted up from --seed")
+    parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
+    return parser.parse_args(argv)
+
+
+@dataclass
+class Run:
+    """One training run, as all ranks agree on it.
+
+    Attributes:
+        algorithm: its name.
+        seed: its seed.
+        accuracy: share of the test data that the averaged model gets right.
+        rounds: averages taken.
+        megabytes: MB sent by each rank (mean over ranks).
+        communication_seconds: spent in communication, waiting for others included (mean over ranks).
+        seconds: wall-clock time of the training.
+        epochs: per epoch, seconds since the start and mean training loss over ranks.
+    """
+
+    algorithm: str
+    seed: int
+    accuracy: float = 0.0
+    rounds: int = 0
+    megabytes: float = 0.0
+    communication_seconds: float = 0.0
+    seconds: float = 0.0
+    epochs: list[tuple[float, float]] = field(default_factory=list)
+
+    @classmethod
+    def mean(cls, runs: Sequence["Run"]) -> "Run":
+        """One run out of what each rank saw of it: means over ranks, times by rank 0."""
+
+        def over_ranks(name: str) -> float:
+            return statistics.fmean(getattr(run, name) for run in runs)
+
+        curves = zip(*(run.epochs for run in runs), strict=True)
+        epochs = [(points[0][0], statistics.fmean(loss for _, loss in points)) for points in curves]
+        return cls(runs[0].algorithm, runs[0].seed, runs[0].accuracy, runs[0].rounds, over_ranks("megabytes"),
+                   over_ranks("communication_seconds"), runs[0].seconds, epochs)  # fmt: skip
+
+
+def train_all(
+    options: argparse.Namespace, rank: int, size: int, train: Callable[[str, int], Run], gather: Callable[[Any], list[Any]]
+) -> None:
+    """Train as the flags say, and let rank 0 print the table and write the report.
+
+    Args:
+        options: the flags.
+        rank: of this process.
+        size: number of ranks.
+        train: trains with an algorithm and a seed.
+        gather: collects an object of every rank.
+    """
+    if options.compare:
+        plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in ALGORITHMS]
+    else:
+        plan = [(options.algorithm, options.seed)]
+    runs = []
+    for algorithm, seed in plan:
+        by_rank = [Run(**run) for run in gather(asdict(train(algorithm, seed)))]
+        runs.append(Run.mean(by_rank))
+    if rank == 0:
+        print_table(runs, size)
+        if options.report is not None:
+            write_report(options.report, runs, size)
+
+
+def print_table(runs: Sequence[Run], size: int) -> None:
+    """One line per algorithm: means over seeds, and the spread of the accuracy."""
+    from rich import box
+    from rich.console import Console
+    from rich.table import Table
+
+    seeds = len({run.seed for run in runs})
+    title = f"handwritten digits, {size} rank{'s' * (size > 1)}, {seeds} seed{'s' * (seeds > 1)}"
+    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="", header_style="")  # a pipe behind mpirun looks like a terminal
+    for heading in ("algorithm", "test accuracy", "min .. max", "final loss", "rounds", "MB sent/rank", "comm s", "total s"):
+        table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
+    for algorithm in dict.fromkeys(run.algorithm for run in runs):
+        same = [run for run in runs if run.algorithm == algorithm]
+        accuracies = [run.accuracy for run in same]
+
+        def mean(name: str, same: Sequence[Run] = same) -> float:
+            return statistics.fmean(getattr(run, name) for run in same)
+
+        table.add_row(
+            algorithm,
+            f"{mean('accuracy'):.4f}",
+            f"{min(accuracies):.4f} .. {max(accuracies):.4f}",
+            f"{statistics.fmean(run.epochs[-1][1] for run in same):.4f}",
+            f"{mean('rounds'):.0f}",
+            f"{mean('megabytes'):.2f}",
+            f"{mean('communication_seconds'):.2f}",
+            f"{mean('seconds'):.2f}",
+        )
+    Console(width=max(100, Console().width)).print(table)
+
+
+def write_report(folder: Path, runs: Sequence[Run], size: int) -> None:
+    """``metrics.jsonl`` (a line per epoch, and one per run) and ``loss.png`` (training loss against time)."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "metrics.jsonl").open("w") as lines:
+        for run in runs:
+            about = {"algorithm": run.algorithm, "seed": run.seed, "ranks": size}
+            for epoch, (seconds, loss) in enumerate(run.epochs, 1):
+                lines.write(json.dumps({**about, "epoch": epoch, "seconds": round(seconds, 4), "loss": loss}) + "\n")
+            summary = {name: value for name, value in asdict(run).items() if name != "epochs"}
+            lines.write(json.dumps({**about, "summary": True, **summary}) + "\n")
+
+    import matplotlib as mpl
+
+    mpl.use("Agg")  # no screen needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    for number, algorithm in enumerate(dict.fromkeys(run.algorithm for run in runs)):
+        for run in (run for run in runs if run.algorithm == algorithm):
+            seconds, losses = zip(*run.epochs, strict=True)
+            label = algorithm if run.seed == runs[0].seed else None
+            axes.plot(seconds, losses, color=f"C{number}", label=label, alpha=0.8, linewidth=1.5)
+    axes.set(xlabel="seconds", ylabel="training loss", yscale="log", title=f"Handwritten digits on {size} ranks")
+    axes.grid(visible=True, which="both", alpha=0.25)
+    axes.legend()
+    figure.savefig(folder / "loss.png", dpi=150)
+    sys.stdout.write(f"report written to {folder / 'metrics.jsonl'} and {folder / 'loss.png'}\n")

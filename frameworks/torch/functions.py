@@ -1,0 +1,137 @@
+"""Horovod's functions for torch tensors, under Horovod's names and argument order."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from lentando.comm import operations
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.operations import Average, Op
+from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
+
+__all__ = [
+    "allgather",
+    "allgather_object",
+    "allreduce",
+    "allreduce_",
+    "broadcast",
+    "broadcast_",
+    "broadcast_object",
+    "broadcast_optimizer_state",
+    "broadcast_parameters",
+]
+
+
+def allreduce(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    *,
+    op: Op | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> torch.Tensor:
+    """The tensors of all ranks combined, as a new tensor; equal to the bit on every rank.
+
+    Args:
+        tensor: equal shape and dtype on all ranks.
+        average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
+        name: for messages, if ranks disagree.
+        op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
+        prescale_factor: multiplied in before.
+        postscale_factor: multiplied in after.
+
+    Raises:
+        MismatchError: on every rank, if another calls something else.
+    """
+    return allreduce_(
+        tensor.detach().clone(), average, name, op=op, prescale_factor=prescale_factor, postscale_factor=postscale_factor
+    )
+
+
+def allreduce_(
+    tensor: torch.Tensor,
+    average: bool | None = None,
+    name: str | None = None,
+    *,
+    op: Op | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+) -> torch.Tensor:
+    """``allreduce`` in place; returns the tensor."""
+    if average is not None and op is not None:
+        raise ConfigurationError("give op= or average=, not both")
+    if op is None:
+        op = Average if average is None or average else operations.Sum
+    with torch.no_grad():
+        if prescale_factor != 1.0:
+            tensor.mul_(prescale_factor)
+        host = tensor.detach().contiguous().cpu()
+        operations.allreduce(as_array(host), op, name)
+        tensor.copy_(host)
+        if postscale_factor != 1.0:
+            tensor.mul_(postscale_factor)
+    return tensor
+
+
+def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
+    """The tensors of all ranks joined along the first axis, in which they may differ in length."""
+    host = tensor.detach().contiguous().cpu()
+    return as_tensor(operations.allgather(as_array(host), name)).to(tensor.device)
+
+
+def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
+    """The root's tensor, as a new tensor."""
+    return broadcast_(tensor.detach().clone(), root_rank, name)
+
+
+def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
+    """``broadcast`` in place; returns the tensor."""
+    host = tensor.detach().contiguous().cpu()
+    operations.broadcast(as_array(host), root_rank, name)
+    with torch.no_grad():
+        tensor.copy_(host)
+    return tensor
+
+
+def broadcast_parameters(
+    params: Mapping[str, Any] | Iterable[tuple[str, torch.Tensor | None]], root_rank: int
+) -> None:
+    """Fill tensors on every rank with the root's, in place.
+
+    Args:
+        params: ``model.state_dict()`` or ``model.named_parameters()``; entries that are not tensors are skipped.
+        root_rank: the rank whose values all take over.
+
+    Raises:
+        MismatchError: on every rank, at the first name, shape or dtype that differs.
+    """
+    for name, value in params.items() if isinstance(params, Mapping) else params:
+        if isinstance(value, torch.Tensor):
+            broadcast_(value, root_rank, name)
+
+
+def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) -> None:
+    """Give every rank the root's optimizer state: momenta, step counts, learning rates.
+
+    Meant for an optimizer that only the root has restored from a checkpoint. For a ``DistributedOptimizer`` that is the
+    base optimizer's part; its own part is saved and loaded by each rank.
+    """
+    from lentando.torch.optimizer import DistributedOptimizer
+
+    if isinstance(optimizer, DistributedOptimizer):
+        optimizer = optimizer.base_optimizer
+    state = broadcast_object(optimizer.state_dict(), root_rank, "optimizer state")
+    optimizer.load_state_dict(state)
+
+
+def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
+    """The root's object on every rank: numbers, strings, lists, tuples, dicts and tensors, sent without pickle."""
+    return to_torch(operations.broadcast_object(to_plain(obj), root_rank, name))
+
+
+def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
+    """Every rank's object, by rank."""
+    gathered: list[Any] = to_torch(operations.allgather_object(to_plain(obj), name))
+    return gathered

@@ -1,0 +1,276 @@
+"""A PyTorch model and its optimizer as the replica sees them: flat buffers, learning rates, optimizer state."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+
+import torch
+
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
+from lentando.comm.transport import Array
+from lentando.torch.convert import as_array, as_tensor, dtype_name
+
+__all__ = ["TorchModel"]
+
+
+class TorchModel:
+    """Implements ``lentando.optimizers.framework.Framework`` for PyTorch.
+
+    The trainable parameters of the optimizer become views of one flat tensor per dtype: averaging them needs no packing. Their
+    values do not change. On a GPU the flat tensor is copied to host memory and back for each communication.
+
+    Args:
+        optimizer: the base optimizer; its parameters are averaged.
+        model: whose floating-point buffers (BatchNorm statistics) are averaged with them; and names for messages.
+        named_parameters: names for messages, if there is no ``model``.
+        staged: keep host memory apart from the parameters even on the CPU, as a GPU needs it. For tests.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        model: torch.nn.Module | None = None,
+        named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+        staged: bool = False,
+    ) -> None:
+        self._optimizer = optimizer
+        self._model = model
+        names = _names(optimizer, model, named_parameters)
+        self._parameters: dict[str, torch.Tensor] = {}
+        self._frozen: dict[str, torch.Tensor] = {}
+        entries = []
+        for number, group in enumerate(optimizer.param_groups):
+            for parameter in group["params"]:
+                name = names[parameter]
+                (self._parameters if parameter.requires_grad else self._frozen)[name] = parameter
+                if parameter.requires_grad:
+                    entries.append(_entry(name, parameter, number))
+        if not entries:
+            raise ConfigurationError("the optimizer has no trainable parameter: nothing could be averaged")
+        statistics = self._statistics()
+        clash = sorted(statistics.keys() & self._parameters.keys())
+        if clash:
+            raise ConfigurationError(f"parameters and buffers must have different names, both have {clash}")
+        entries += [_entry(name, buffer, None) for name, buffer in statistics.items()]
+        device = _device(self._parameters)
+        self._memory = [_Memory(layout, device, staged) for layout in build_layouts(entries)]
+        self.buffers: Sequence[FlatBuffer] = [memory.host for memory in self._memory]
+        self._homes: dict[str, int] = {}
+        self._bind()
+
+    def _bind(self) -> None:
+        """Move the parameters into the flat tensors."""
+        for memory in self._memory:
+            for number, entry in enumerate(memory.layout.entries):
+                if entry.group is not None:
+                    parameter = self._parameters[entry.name]
+                    view = memory.view(number, parameter)
+                    view.copy_(parameter.detach())
+                    parameter.data = view
+                    self._homes[entry.name] = view.data_ptr()
+
+    @property
+    def gradients(self) -> Sequence[FlatBuffer]:
+        return [memory.host for memory in self.flat_gradients.memory]
+
+    @cached_property
+    def flat_gradients(self) -> "_Gradients":
+        """Where gradients are averaged."""
+        return _Gradients(self._parameters, self._memory)
+
+    def not_averaged(self) -> dict[str, torch.Tensor]:
+        """The rest of the model's state: frozen parameters and integer buffers."""
+        rest = dict(self._frozen)
+        if self._model is not None:
+            averaged = {entry.name for memory in self._memory for entry in memory.layout.entries}
+            for name, tensor in self._model.state_dict().items():
+                if name not in averaged and isinstance(tensor, torch.Tensor):
+                    rest[name] = tensor.detach()
+        homes = set(self._homes.values())  # tied parameters are in the state dict under each of their names
+        return {name: tensor for name, tensor in rest.items() if tensor.data_ptr() not in homes}
+
+    def load(self) -> None:
+        self._check_unchanged()
+        statistics = self._statistics()
+        for memory in self._memory:
+            for number, entry in enumerate(memory.layout.entries):
+                if entry.group is None:
+                    memory.view(number, statistics[entry.name]).copy_(statistics[entry.name])
+            memory.to_host()
+
+    def store(self) -> None:
+        statistics = self._statistics()
+        for memory in self._memory:
+            memory.from_host()
+            for number, entry in enumerate(memory.layout.entries):
+                if entry.group is None:
+                    statistics[entry.name].copy_(memory.view(number, statistics[entry.name]))
+
+    def learning_rates(self) -> Sequence[float]:
+        return [float(group["lr"]) for group in self._optimizer.param_groups]
+
+    def optimizer_buffers(self) -> Mapping[str, Array]:
+        return {name: as_array(tensor.cpu()) for name, tensor in self._state_tensors().items()}
+
+    def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
+        for name, tensor in self._state_tensors().items():
+            tensor.copy_(as_tensor(averaged[name]))
+
+    def reset_optimizer(self) -> None:
+        # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's step
+        # count and bias correction, Rprop's step sizes, NAdam's product of momenta).
+        self._optimizer.state.clear()
+        if isinstance(self._optimizer, torch.optim.Adagrad):  # the one that makes its state at construction
+            for group in self._optimizer.param_groups:
+                for parameter in group["params"]:
+                    start = group["initial_accumulator_value"]
+                    self._optimizer.state[parameter] = {"step": torch.tensor(0.0), "sum": torch.full_like(parameter, start)}
+
+    def _state_tensors(self) -> dict[str, torch.Tensor]:
+        """The base optimizer's floating-point tensors of a parameter's shape; its counters and scalars are left out."""
+        return {
+            f"{name}.{key}": value
+            for name, parameter in self._parameters.items()
+            for key, value in sorted(self._optimizer.state.get(parameter, {}).items())
+            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == parameter.shape
+        }
+
+    def _statistics(self) -> dict[str, torch.Tensor]:
+        """The model's floating-point buffers that are part of its state. Asked anew each time: modules replace them."""
+        if self._model is None:
+            return {}
+        saved = self._model.state_dict().keys()
+        return {
+            name: buffer.detach()
+            for name, buffer in self._model.named_buffers()
+            if name in saved and buffer.is_floating_point()
+        }
+
+    def _check_unchanged(self) -> None:
+        for name, parameter in self._parameters.items():
+            if parameter.data_ptr() != self._homes[name]:
+                raise ConfigurationError(
+                    f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: model.to(), "
+                    ".half(), or an assignment to .data has replaced it. Move and convert the model first, wrap after that; "
+                    "load weights with load_state_dict, which writes in place"
+                )
+            if not parameter.requires_grad:
+                raise _trainability(name, "frozen")
+        for name, parameter in self._frozen.items():
+            if parameter.requires_grad:
+                raise _trainability(name, "made trainable")
+
+
+class _Memory:
+    """The flat tensor of one dtype on the model's device, and the host memory that is communicated: the same on a CPU."""
+
+    def __init__(self, layout: FlatLayout, device: torch.device, staged: bool) -> None:
+        self.layout = layout
+        self.device = device
+        self.staged = staged or device.type != "cpu"
+        self._host = as_tensor(FlatBuffer(layout).array)
+        if device.type != "cpu":
+            self._host = self._host.pin_memory()
+        self.flat = torch.zeros_like(self._host, device=device) if self.staged else self._host
+        self.host = FlatBuffer(layout, as_array(self._host))
+
+    def view(self, number: int, like: torch.Tensor) -> torch.Tensor:
+        """Entry ``number`` with the shape and memory order of ``like``."""
+        start, entry = self.layout.offsets[number], self.layout.entries[number]
+        flat = self.flat[start : start + entry.size]
+        return flat.view(entry.shape) if entry.order == "C" else flat.as_strided(like.shape, like.stride())
+
+    def to_host(self) -> None:
+        if self.staged:
+            self._host.copy_(self.flat)
+
+    def from_host(self) -> None:
+        if self.staged:
+            self.flat.copy_(self._host)
+
+
+class _Gradients:
+    """Flat gradients, with one more number per parameter: whether it has a gradient on this rank.
+
+    A parameter that no rank used stays without gradient; one that some ranks used gets the mean, zeros counted.
+    """
+
+    PRESENCE = "which parameters have a gradient"
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
+        self._parameters = parameters
+        self.memory = []
+        for own in memory:
+            trained = [entry for entry in own.layout.entries if entry.group is not None]
+            if trained:
+                presence = Entry(self.PRESENCE, (len(trained),), trained[0].dtype, None)
+                self.memory.append(_Memory(FlatLayout([*trained, presence]), own.device, own.staged))
+
+    def gather(self) -> None:
+        """Copy the model's gradients in."""
+        for memory in self.memory:
+            *trained, _ = memory.layout.entries
+            presence = memory.view(len(trained), memory.flat)
+            present = []
+            for number, entry in enumerate(trained):
+                parameter = self._parameters[entry.name]
+                view, gradient = memory.view(number, parameter), parameter.grad
+                present.append(gradient is not None)
+                if gradient is None:
+                    view.zero_()
+                elif gradient.is_sparse:
+                    raise ConfigurationError(
+                        f"parameter {entry.name!r} has a sparse gradient, which cannot be averaged here: use sparse=False"
+                    )
+                elif gradient.data_ptr() != view.data_ptr():
+                    view.copy_(gradient)
+            presence.copy_(torch.tensor(present, dtype=presence.dtype))
+            memory.to_host()
+
+    def scatter(self) -> None:
+        """Give the model the averaged gradients, as views of the flat memory."""
+        for memory in self.memory:
+            memory.from_host()
+            *trained, _ = memory.layout.entries
+            present = memory.view(len(trained), memory.flat).tolist()
+            for number, entry in enumerate(trained):
+                parameter = self._parameters[entry.name]
+                parameter.grad = memory.view(number, parameter) if present[number] > 0 else None
+
+
+def _entry(name: str, tensor: torch.Tensor, group: int | None) -> Entry:
+    order = "C"
+    if not tensor.is_contiguous() and group is not None:
+        for memory_format in (torch.channels_last, torch.channels_last_3d):
+            if tensor.is_contiguous(memory_format=memory_format):
+                order = str(memory_format).removeprefix("torch.")
+    return Entry(name, tuple(tensor.shape), dtype_name(tensor), group, order)
+
+
+def _names(
+    optimizer: torch.optim.Optimizer,
+    model: torch.nn.Module | None,
+    named_parameters: Iterable[tuple[str, torch.Tensor]] | None,
+) -> dict[torch.Tensor, str]:
+    """A unique name for each of the optimizer's parameters."""
+    named = model.named_parameters() if model is not None else named_parameters or ()
+    names = {parameter: name for name, parameter in named}
+    return {
+        parameter: names.get(parameter, f"group{group_number}.parameter{number}")
+        for group_number, group in enumerate(optimizer.param_groups)
+        for number, parameter in enumerate(group["params"])
+    }
+
+
+def _device(parameters: Mapping[str, torch.Tensor]) -> torch.device:
+    by_device = {parameter.device: name for name, parameter in parameters.items()}
+    if len(by_device) > 1:
+        found = ", ".join(f"{name!r} on {device}" for device, name in by_device.items())
+        raise ConfigurationError(f"all trainable parameters of a replica must be on one device, found {found}")
+    return next(iter(by_device))
+
+
+def _trainability(name: str, what: str) -> ConfigurationError:
+    return ConfigurationError(
+        f"parameter {name!r} was {what} after the optimizer was wrapped: wrap again after changing requires_grad, on every rank"
+    )

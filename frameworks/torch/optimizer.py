@@ -1,0 +1,283 @@
+"""The optimizers that PyTorch users write: a wrapper round their own, which the replica drives."""
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from math import nan
+from typing import Any
+
+import torch
+
+from lentando.comm.collectives import Algorithm
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.world import transport
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.period import Period, PeriodSetting
+from lentando.optimizers.replica import Replica
+from lentando.optimizers.settings import BaseBuffers, Settings
+from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.torch.convert import to_plain, to_torch
+from lentando.torch.functions import broadcast_parameters
+from lentando.torch.model import TorchModel
+
+__all__ = ["DistributedOptimizer", "SlowMo"]
+
+NamedParameters = Iterable[tuple[str, torch.Tensor]]
+
+
+class DistributedOptimizer(torch.optim.Optimizer):
+    """A PyTorch optimizer whose model is one of the job's replicas.
+
+    Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are the base optimizer's own, so
+    that learning-rate schedulers may be attached to either, and ``GradScaler``, closures and gradient accumulation
+    work (an inner step is one call of ``step``). At construction all ranks take over rank 0's model.
+
+    Args:
+        optimizer: the base optimizer. Left untouched.
+        model: the model, whose floating-point buffers (BatchNorm statistics) are averaged at outer steps, whose frozen
+            parameters and integer buffers are taken over from rank 0, and whose names appear in messages.
+        named_parameters: names for messages without a ``model``, as Horovod takes them.
+        base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
+        outer: ``SlowMomentum(...)`` at each outer step, or None to adopt the exact average.
+        period: inner steps between outer steps, or a ``Period``; None for no outer steps.
+        base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
+        exact_average: False leaves out the average: each replica applies the outer rule to itself.
+        algorithm: how the exact average is formed: "auto", "ring" or "engine".
+
+    Raises:
+        NotInitializedError: before ``init()``.
+        ConfigurationError: for settings that cannot work.
+        MismatchError: on every rank, if models or settings differ between ranks.
+    """
+
+    # Asks torch.amp.GradScaler to call step() always, and to tell about overflows: a rank that skipped a step by itself
+    # would be a step behind the others.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        model: torch.nn.Module | None = None,
+        named_parameters: NamedParameters | None = None,
+        base: BaseAlgorithm = AllReduce(),  # noqa: B008 - immutable
+        outer: SlowMomentum | None = None,
+        period: PeriodSetting = None,
+        base_buffers: BaseBuffers = "maintain",
+        exact_average: bool = True,
+        algorithm: Algorithm = "auto",
+    ) -> None:
+        world = transport()
+        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm)
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
+        if isinstance(optimizer, DistributedOptimizer):
+            raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
+        self._base_optimizer = optimizer
+        self._model = TorchModel(optimizer, model, named_parameters)
+        self._replica = Replica(world, self._model, settings)
+        broadcast_parameters(self._model.not_averaged(), root_rank=0)
+        self._gradients_are_averaged = False
+        super().__setstate__({})  # hooks, without a second list of parameter groups
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that was wrapped."""
+        return self._base_optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        """The base optimizer's list itself."""
+        return self._base_optimizer.param_groups
+
+    @property
+    def state(self) -> Any:  # type: ignore[override]
+        """The base optimizer's state itself."""
+        return self._base_optimizer.state
+
+    @property
+    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's defaults themselves."""
+        return self._base_optimizer.defaults
+
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
+        """Take one inner step, and the outer step if it is due.
+
+        Args:
+            closure: as the base optimizer takes it.
+            loss: the training loss of this step, a float or a scalar tensor. AdaComm needs it.
+
+        Returns:
+            What the base optimizer returns: the closure's loss, or None. With ``AllReduce`` that is the ranks' mean.
+
+        Raises:
+            MismatchError, NonFiniteError: on every rank; see ``lentando.optimizers.replica.Replica``.
+            ConfigurationError: if the wrapped parameters were replaced.
+        """
+        replica = self._replica
+        if loss is not None:
+            loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
+            replica.record_loss(loss)
+        overflow = self._unscale()
+        if replica.averages_gradients:
+            if closure is not None:
+                closure = self._averaging(closure)
+            elif not self._gradients_are_averaged:
+                overflow = self._average_gradients(nan if loss is None else float(loss), overflow)[1]
+            self._gradients_are_averaged = False
+        elif closure is not None and loss is None:
+            closure = self._recording(closure)
+        replica.before_step()
+        result = None
+        if not overflow:
+            result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
+        replica.after_step()
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the base optimizer's."""
+        self._base_optimizer.zero_grad(set_to_none)
+
+    def synchronize(self) -> None:
+        """Average the gradients now, to clip them before ``step``, which will not average them again."""
+        if self._replica.averages_gradients:
+            self._average_gradients(nan, overflow=False)
+            self._gradients_are_averaged = True
+
+    @contextmanager
+    def skip_synchronize(self) -> Iterator[None]:
+        """Horovod's way to say that ``synchronize`` was called. Not needed here; does no harm."""
+        yield
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
+
+        Collective: every rank enters the block.
+        """
+        return self._replica.averaged()
+
+    def report(self) -> dict[str, Any]:
+        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
+        return self._replica.report()
+
+    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+        """The base optimizer's state dict with one more entry, ``"lentando"``: all that decides the next step.
+
+        Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves its own.
+        ``torch.load(..., weights_only=True)`` reads it.
+        """
+        return {**self._base_optimizer.state_dict(), "lentando": to_torch(_copied(self._replica.state_dict()))}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+        """Continue where ``state_dict()`` was taken, bit for bit, once the model's own state has been loaded too.
+
+        Raises:
+            ConfigurationError: if the state is another rank's, or of another model, method or world size.
+        """
+        if "lentando" not in state_dict:
+            raise ConfigurationError(
+                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from a plain "
+                "optimizer's state, load it into that optimizer before wrapping it"
+            )
+        self._replica.load_state_dict(to_plain(state_dict["lentando"]))
+        self._base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "lentando"})
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Not possible once wrapped: the flat buffers are laid out at construction."""
+        raise ConfigurationError("parameter groups cannot be added after wrapping: add them to the base optimizer, then wrap")
+
+    def __repr__(self) -> str:
+        return f"DistributedOptimizer({self._base_optimizer!r})"
+
+    def _average_gradients(self, loss: float, overflow: bool) -> tuple[float, bool]:
+        """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
+        gradients = self._model.flat_gradients
+        gradients.gather()
+        agreement = self._replica.average_gradients(loss, overflow)
+        gradients.scatter()
+        return agreement.loss, bool(agreement.flagged)
+
+    def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        def averaged() -> float:
+            # The mean loss, so that an optimizer that decides by it (LBFGS) decides alike on all ranks.
+            with torch.enable_grad():
+                loss = float(closure())
+            return self._average_gradients(loss, overflow=False)[0]
+
+        return averaged
+
+    def _recording(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        recorded = False
+
+        def recording() -> Any:
+            nonlocal recorded
+            loss = closure()
+            if not recorded:  # an optimizer may ask several times in one step; the first is at the step's parameters
+                recorded = True
+                self._replica.record_loss(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+            return loss
+
+        return recording
+
+    def _unscale(self) -> bool:
+        """Do what ``torch.amp.GradScaler`` leaves to this optimizer; tells whether the gradients overflowed here."""
+        found_inf = getattr(self, "found_inf", None)
+        if found_inf is None:
+            return False
+        scale = getattr(self, "grad_scale", None)  # None if the user has called scaler.unscale_()
+        if scale is not None:
+            for group in self.param_groups:
+                for parameter in group["params"]:
+                    if parameter.grad is not None:
+                        parameter.grad.div_(scale)
+        return bool(found_inf.item())
+
+
+def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: torch.optim.Optimizer,
+    *,
+    model: torch.nn.Module | None = None,
+    named_parameters: NamedParameters | None = None,
+    base: BaseAlgorithm = LocalSGD(),  # noqa: B008 - immutable
+    period: int | Period = 12,
+    slow_lr: float = 1.0,
+    slow_momentum: float = 0.5,
+    nesterov: bool = False,
+    exact_average: bool = True,
+    base_buffers: BaseBuffers = "reset",
+    algorithm: Algorithm = "auto",
+) -> DistributedOptimizer:
+    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a named setting of ``DistributedOptimizer``.
+
+    Args:
+        optimizer: the base optimizer.
+        model: see ``DistributedOptimizer``, like every argument that is not listed here.
+        named_parameters: see there.
+        base: what replicas say to each other between outer steps.
+        period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
+        slow_lr: alpha; 1 is consistently best in the paper.
+        slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
+        nesterov: look ahead, as DiLoCo's outer optimizer does.
+        exact_average: see there.
+        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
+        algorithm: see there.
+    """
+    return DistributedOptimizer(
+        optimizer,
+        model=model,
+        named_parameters=named_parameters,
+        base=base,
+        outer=SlowMomentum(slow_lr, slow_momentum, nesterov),
+        period=period,
+        base_buffers=base_buffers,
+        exact_average=exact_average,
+        algorithm=algorithm,
+    )
+
+
+def _copied(value: Any) -> Any:
+    """Arrays within dicts and lists copied: what is saved must not change with the next step."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value.copy() if hasattr(value, "copy") else value

@@ -1,0 +1,46 @@
+"""The seam to the frameworks: all that a replica asks of PyTorch, TensorFlow or anything else that trains a model."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from lentando.comm.flat import FlatBuffer
+from lentando.comm.transport import Array
+
+__all__ = ["Framework"]
+
+
+class Framework(Protocol):
+    """What an adapter supplies: memory and numbers. It holds no algorithm.
+
+    Attributes:
+        buffers: parameters, then statistics, flat, one buffer per dtype, in host memory.
+        gradients: gradients of the parameters, flat, one buffer per dtype; asked for only by base algorithms that
+            average gradients.
+    """
+
+    buffers: Sequence[FlatBuffer]
+
+    @property
+    def gradients(self) -> Sequence[FlatBuffer]: ...
+
+    def load(self) -> None:
+        """Bring ``buffers`` up to date with the framework's tensors; nothing to do where they share memory.
+
+        Raises:
+            ConfigurationError: if the framework's tensors are no longer those that were wrapped.
+        """
+
+    def store(self) -> None:
+        """Bring the framework's tensors up to date with ``buffers``."""
+
+    def learning_rates(self) -> Sequence[float]:
+        """The learning rate of each parameter group, now."""
+
+    def optimizer_buffers(self) -> Mapping[str, Array]:
+        """The base optimizer's floating-point buffers of the shape of a parameter (momentum, ...), by name."""
+
+    def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
+        """Replace them."""
+
+    def reset_optimizer(self) -> None:
+        """Put the base optimizer's state back to that of a new one."""

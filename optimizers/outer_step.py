@@ -1,0 +1,163 @@
+"""The outer step: an exact average with the slow rule applied in the middle of it.
+
+Reduce-scatter gives each rank the mean of 1/n of the parameters; it applies slow momentum to that shard alone, and the
+all-gather hands the results out. Slow momentum thus costs no message, 1/n of the arithmetic and 1/n of the memory.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.collectives import Algorithm, NoReduction, Reduction, plan_reduction
+from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
+from lentando.comm.flat import FlatBuffer, Range
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.slow_momentum import SlowMomentum
+
+__all__ = ["OuterStep"]
+
+
+class OuterStep:
+    """Averages the buffers of all replicas and steps from the anchor through the average.
+
+    Args:
+        transport: ranks that take part.
+        buffers: what is averaged, in place.
+        rule: slow momentum; None adopts the average as it is.
+        exact_average: False applies the rule to each replica's own parameters instead, and sends nothing (SlowMo's
+            section 6, "SGP-SlowMo-noaverage").
+        algorithm: how the average is formed.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        buffers: Sequence[FlatBuffer],
+        rule: SlowMomentum | None,
+        exact_average: bool = True,
+        algorithm: Algorithm = "auto",
+    ) -> None:
+        self._transport = transport
+        self._sharded = exact_average
+        self._shards = [
+            _Shard(
+                buffer,
+                plan_reduction(transport, buffer.array, algorithm) if exact_average else NoReduction(buffer.array),
+                rule,
+            )
+            for buffer in buffers
+        ]
+
+    def restart(self) -> None:
+        """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins."""
+        for shard in self._shards:
+            shard.restart()
+
+    def run(self, learning_rates: Sequence[float]) -> None:
+        """Take one outer step on all buffers.
+
+        Args:
+            learning_rates: mean over the round's inner steps, per parameter group.
+
+        Raises:
+            NonFiniteError: on every rank, naming parameter and rank, if the average is not finite; all parameters are
+                then still what they were.
+        """
+        divisor = self._transport.size if self._sharded else 1
+        finite = [shard.reduce(divisor) for shard in self._shards]
+        self._check_finite(all(finite))
+        for shard in self._shards:
+            shard.step(learning_rates)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Anchors and slow momenta of this rank's shards: arrays by buffer."""
+        return {"anchors": [s.anchor for s in self._shards], "slow_buffers": [s.slow_buffer for s in self._shards]}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore them.
+
+        Raises:
+            ConfigurationError: if they are of another shape, which means another model, world size or rule.
+        """
+        for name, mine in self.state_dict().items():
+            for own, saved in zip(mine, state[name], strict=True):
+                if (own is None) != (saved is None) or (own is not None and own.shape != saved.shape):
+                    found = "none" if saved is None else f"{saved.size} elements"
+                    wanted = "none" if own is None else f"{own.size} elements"
+                    raise ConfigurationError(f"{name} of the outer step: expected {wanted}, found {found} in the state")
+                if own is not None:
+                    np.copyto(own, saved)
+
+    def _check_finite(self, finite: bool) -> None:
+        if self._sharded:
+            # Each rank has seen its shard alone: all must know before any of them changes a parameter.
+            finite = bool(self._transport.allgather(np.array([finite])).all())
+        if finite:
+            return
+        names = [shard.buffer.first_non_finite() for shard in self._shards]
+        own = next((name for name in names if name is not None), None)
+        text = f"{own!r} is not finite" if own else "all parameters are finite"
+        found = grouped_by_rank(allgather_object(self._transport, text)) if self._sharded else text
+        raise NonFiniteError(
+            f"the average of the parameters is not finite, so it was not adopted. First offending parameter by rank: {found}. "
+            "Training has diverged there: lower the learning rate, clip gradients, or shorten the period"
+        )
+
+
+class _Shard:
+    """This rank's part of one buffer."""
+
+    def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: SlowMomentum | None) -> None:
+        self.buffer = buffer
+        self._reduction = reduction
+        self._rule = rule
+        self._own = buffer.array[reduction.shard]
+        self._ranges = _ranges_within(buffer.layout.ranges, reduction.shard)
+        dtype = accumulator_dtype(buffer.array.dtype)
+        self.anchor: Array | None = None if rule is None else np.empty(self._own.size, dtype)
+        self.slow_buffer: Array | None = None
+        if rule is not None and rule.slow_momentum > 0:
+            self.slow_buffer = np.zeros(self._own.size, dtype)
+        self._mean: Array = self._own
+        self.restart()
+
+    def restart(self) -> None:
+        if self.anchor is not None:
+            np.copyto(self.anchor, self._own)
+
+    def reduce(self, divisor: int) -> bool:
+        """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite."""
+        self._mean = self._reduction.reduce_scatter()
+        if divisor != 1:
+            np.true_divide(self._mean, divisor, out=self._mean)
+        # A sum is not finite if any of its terms is not. It can also overflow: only then look at every element.
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool(np.isfinite(self._mean.sum())) or bool(np.isfinite(self._mean).all())
+
+    def step(self, learning_rates: Sequence[float]) -> None:
+        """Apply the rule to the mean and hand the result out."""
+        if self._rule is None or self.anchor is None:
+            np.copyto(self._own, self._mean, casting="same_kind")
+        else:
+            for part in self._ranges:
+                elements = slice(part.start, part.stop)
+                anchor, mean = self.anchor[elements], self._mean[elements]
+                if part.group is None:
+                    np.copyto(anchor, mean)
+                else:
+                    slow = None if self.slow_buffer is None else self.slow_buffer[elements]
+                    self._rule.step(anchor, slow, mean, learning_rates[part.group])
+            np.copyto(self._own, self.anchor, casting="same_kind")
+            if self._own.dtype != self.anchor.dtype:
+                # The next round starts from what the model can hold, so that is what its movement is measured from.
+                np.copyto(self.anchor, self._own)
+        self._reduction.all_gather()
+
+
+def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:
+    """The ranges cut to a shard, counted from the shard's start."""
+    cut = [Range(max(r.start, shard.start) - shard.start, min(r.stop, shard.stop) - shard.start, r.group) for r in ranges]
+    return [r for r in cut if r.start < r.stop]

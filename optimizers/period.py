@@ -1,0 +1,130 @@
+"""When replicas average: the communication period, fixed or changing with the rounds."""
+
+from dataclasses import dataclass
+from numbers import Integral
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+from lentando.comm.errors import ConfigurationError
+
+__all__ = ["FixedPeriod", "Period", "PeriodSetting", "PostLocal", "RoundSummary", "as_period"]
+
+
+@dataclass(frozen=True)
+class RoundSummary:
+    """What every rank knows, equally, at the end of a round.
+
+    Attributes:
+        round: rounds completed, this one included.
+        step: inner steps completed.
+        loss: mean training loss over ranks and the steps of the round; NaN unless ``step(loss=...)`` was given it.
+        learning_rates: mean learning rate over the round, per parameter group.
+        clock: seconds by rank 0's clock.
+    """
+
+    round: int
+    step: int
+    loss: float
+    learning_rates: tuple[float, ...]
+    clock: float
+
+
+@runtime_checkable
+class Period(Protocol):
+    """A communication period that may change from round to round.
+
+    It must decide by what it is told alone, so that all ranks decide alike. The replica works on a copy.
+    """
+
+    def steps(self) -> int:
+        """Inner steps of the round that begins now, at least 1."""
+
+    def update(self, summary: RoundSummary) -> None:
+        """Called at the end of each round, before ``steps`` is asked again."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides future periods, as numbers, strings, lists and dicts."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue from ``state_dict()`` of an earlier run."""
+
+
+PeriodSetting: TypeAlias = "int | Period | None"
+
+
+@dataclass(frozen=True)
+class FixedPeriod:
+    """The same number of inner steps in every round.
+
+    Args:
+        period: inner steps between exact averages, at least 1 (tau in the papers).
+    """
+
+    period: int
+
+    def __post_init__(self) -> None:
+        _check_steps("period", self.period, 1)
+
+    def steps(self) -> int:
+        return self.period
+
+    def update(self, summary: RoundSummary) -> None:
+        return
+
+    def state_dict(self) -> dict[str, Any]:
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        return
+
+
+@dataclass
+class PostLocal:
+    """Average after every step at first, and by another period from then on: post-local SGD.
+
+    Early steps, at a large learning rate, profit most from agreement (Lin et al., "Don't Use Large Mini-Batches, Use
+    Local SGD", ICLR 2020); there ``start`` is the step of the first learning-rate decay.
+
+    Args:
+        start: inner steps with an average after each.
+        period: what follows: a number of steps or another ``Period``.
+    """
+
+    start: int
+    period: "int | Period"
+
+    def __post_init__(self) -> None:
+        _check_steps("start of PostLocal", self.start, 0)
+        self._then = as_period(self.period)
+        self._step = 0
+
+    def steps(self) -> int:
+        return 1 if self._step < self.start else self._then.steps()
+
+    def update(self, summary: RoundSummary) -> None:
+        # The round that ends at ``start`` is still one of the synchronous steps: the schedule after it starts fresh.
+        if self._step >= self.start:
+            self._then.update(summary)
+        self._step = summary.step
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"step": self._step, "then": self._then.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._step = state["step"]
+        self._then.load_state_dict(state["then"])
+
+
+def as_period(setting: "int | Period") -> Period:
+    """A ``Period`` from what users write.
+
+    Raises:
+        ConfigurationError: for anything else than an integer >= 1 or a ``Period``.
+    """
+    if isinstance(setting, Period):
+        return setting
+    return FixedPeriod(setting)
+
+
+def _check_steps(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ConfigurationError(f"{name} must be an integer >= {least} (inner steps), got {value!r}")

@@ -1,0 +1,325 @@
+"""The replica: counts inner steps and runs base algorithm, period and outer step in order, for every framework alike."""
+
+import copy
+import logging
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from math import nan
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from lentando.comm.collectives import plan_reduction
+from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
+from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
+from lentando.comm.flat import Entry, FlatBuffer, build_layouts, describe, first_difference
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Array, Transport, as_bytes
+from lentando.optimizers.framework import Framework
+from lentando.optimizers.outer_step import OuterStep
+from lentando.optimizers.period import RoundSummary
+from lentando.optimizers.settings import Settings
+
+__all__ = ["Replica"]
+
+_log = logging.getLogger("lentando")
+
+STATE_VERSION = 1
+
+
+class Replica:
+    """One of the job's copies of the model.
+
+    At construction the ranks check that they hold the same model and settings, and take over rank 0's parameters. Then a framework
+    adapter calls, for every optimizer step, ``average_gradients`` (if ``averages_gradients``), ``before_step``, its
+    base optimizer, ``after_step``.
+
+    Args:
+        transport: ranks that train together.
+        framework: the adapter.
+        settings: the method.
+
+    Raises:
+        MismatchError: on every rank, if models or settings differ between ranks.
+
+    Attributes:
+        averages_gradients: whether each step must begin with ``average_gradients``.
+        inner_steps: optimizer steps taken.
+        rounds: outer steps taken.
+    """
+
+    def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
+        self._transport = transport
+        self._framework = framework
+        self._settings = settings
+        self.averages_gradients = settings.base.averages_gradients
+        self.inner_steps = 0
+        self.rounds = 0
+        self._subject = fingerprint([describe(b.layout for b in framework.buffers), repr(settings)])
+        self._seconds, self._bytes, self._messages = 0.0, 0, 0
+        self._check_equal_models()
+        framework.load()
+        for buffer in framework.buffers:
+            transport.broadcast(buffer.array)
+        framework.store()
+        self._base = settings.base.bind(
+            transport, framework.buffers, framework.gradients if self.averages_gradients else []
+        )
+        self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
+        self._outer = None
+        if self._period is not None:
+            self._outer = OuterStep(
+                transport, framework.buffers, settings.outer, settings.exact_average, settings.algorithm
+            )
+            if not settings.exact_average and not settings.base.communicates and transport.size > 1:
+                _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
+        self._started = False
+        self._start_checksum = 0
+        self._loss_sum: Any = 0.0
+        self._loss_count = 0
+        self._begin_round()
+
+    @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, None if there are no outer steps."""
+        return self._steps_in_round
+
+    def record_loss(self, loss: Any) -> None:
+        """Add the training loss of a step: a float, or a framework's scalar, which is not waited for."""
+        self._loss_sum = self._loss_sum + loss
+        self._loss_count += 1
+
+    def average_gradients(self, loss: float = nan, flag: bool = False) -> Agreement:
+        """Average the framework's gradient buffers over all ranks, in place.
+
+        Args:
+            loss: the training loss that these gradients belong to, to be averaged with them.
+            flag: something about these gradients that all ranks should know.
+
+        Returns:
+            The ranks' mean loss, and the ranks that raised the flag.
+
+        Raises:
+            MismatchError: on every rank, if the ranks are not at the same step.
+        """
+        self._start_once()
+        with self._communication():
+            agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
+            self._base.average_gradients()
+        return agreement
+
+    def before_step(self) -> None:
+        """Call right before the base optimizer steps."""
+        self._start_once()
+        self._base.before_step()
+
+    def after_step(self) -> None:
+        """Call right after the base optimizer has stepped. Takes the outer step when it is due.
+
+        Raises:
+            MismatchError: on every rank, if the ranks are not at the same outer step.
+            NonFiniteError: on every rank, if the average is not finite.
+        """
+        self._base.after_step()
+        self.inner_steps += 1
+        self._steps += 1
+        rates, sums = self._framework.learning_rates(), self._rate_sums
+        for group, rate in enumerate(rates):
+            sums[group] += rate
+        if self._steps == self._steps_in_round:
+            self._outer_step()
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Hold the exact average of all replicas inside the block, each replica's own parameters again after it.
+
+        Collective: every rank enters.
+        """
+        self._agree(Event.EVALUATE, "evaluates the average of")
+        self._base.drain()
+        self._framework.load()
+        own = [buffer.array.copy() for buffer in self._framework.buffers]
+        for buffer in self._framework.buffers:
+            plan_reduction(self._transport, buffer.array, self._settings.algorithm).all_reduce(mean=True)
+        self._framework.store()
+        try:
+            yield
+        finally:
+            for buffer, array in zip(self._framework.buffers, own, strict=True):
+                np.copyto(buffer.array, array)
+            self._framework.store()
+
+    def report(self) -> dict[str, Any]:
+        """Plain numbers about this rank so far.
+
+        Keys: ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``bytes_sent`` and
+        ``messages`` (point-to-point and collective; by gradients and outer steps, not by evaluation), ``communication_seconds`` (spent in them, waiting
+        for other ranks included).
+        """
+        return {
+            "period": self.period,
+            "rounds": self.rounds,
+            "inner_steps": self.inner_steps,
+            "bytes_sent": self._bytes,
+            "messages": self._messages,
+            "communication_seconds": self._seconds,
+        }
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides the next step beside parameters and base optimizer: numbers, strings, lists, dicts, arrays.
+
+        Every rank has its own: anchors and slow momenta are sharded.
+        """
+        self._base.drain()
+        return {
+            "version": STATE_VERSION,
+            "subject": self._subject,
+            "rank": self._transport.rank,
+            "size": self._transport.size,
+            "started": self._started,
+            "inner_steps": self.inner_steps,
+            "rounds": self.rounds,
+            "steps": self._steps,
+            "steps_in_round": self._steps_in_round,
+            "rate_sums": list(self._rate_sums),
+            "loss_sum": float(self._loss_sum),
+            "loss_count": self._loss_count,
+            "base": self._base.state_dict(),
+            "period": None if self._period is None else self._period.state_dict(),
+            "outer": None if self._outer is None else self._outer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict()`` was taken. Parameters and base optimizer are restored by the framework.
+
+        Raises:
+            ConfigurationError: if the state is of another version, model, method, world size or rank.
+        """
+        mine = {
+            "version": (STATE_VERSION, "the format of the state"),
+            "size": (self._transport.size, "the world size"),
+            "rank": (self._transport.rank, "the rank (each rank must load the state that it saved itself)"),
+            "subject": (self._subject, "the fingerprint of model and settings"),
+        }
+        for key, (wanted, what) in mine.items():
+            if state[key] != wanted:
+                raise ConfigurationError(f"cannot resume: {what} is {wanted} here, but {state[key]} in the saved state")
+        self._started = state["started"]
+        self.inner_steps, self.rounds = state["inner_steps"], state["rounds"]
+        self._steps, self._steps_in_round = state["steps"], state["steps_in_round"]
+        self._rate_sums = list(state["rate_sums"])
+        self._loss_sum, self._loss_count = state["loss_sum"], state["loss_count"]
+        self._base.load_state_dict(state["base"])
+        if self._period is not None:
+            self._period.load_state_dict(state["period"])
+        if self._outer is not None:
+            self._outer.load_state_dict(state["outer"])
+
+    def _check_equal_models(self) -> None:
+        agree(self._transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
+        subjects = self._transport.allgather(np.array([self._subject], np.int64))
+        if (subjects == self._subject).all():
+            return
+        settings = allgather_object(self._transport, repr(self._settings))
+        if len(set(settings)) > 1:
+            raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(settings)}")
+        layouts = allgather_object(self._transport, describe(buffer.layout for buffer in self._framework.buffers))
+        raise MismatchError(
+            f"the models differ between ranks. First difference: {first_difference(layouts)}. Build the same model, with the "
+            "same parameter groups, on every rank"
+        )
+
+    def _start_once(self) -> None:
+        """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
+        if self._started:
+            return
+        self._started = True
+        self._framework.load()
+        if self._outer is not None:
+            self._outer.restart()
+        # Statistics have already moved in the forward pass; parameters must be equal, which the first message checks.
+        for buffer in self._framework.buffers:
+            for part in buffer.layout.ranges:
+                if part.group is not None:
+                    self._start_checksum = crc32(as_bytes(buffer.array[part.start : part.stop]), self._start_checksum)
+
+    def _begin_round(self) -> None:
+        self._steps = 0
+        self._steps_in_round = None if self._period is None else self._period.steps()
+        self._rate_sums = [0.0] * len(self._framework.learning_rates())
+
+    def _outer_step(self) -> None:
+        assert self._outer is not None and self._period is not None
+        rates = tuple(total / self._steps for total in self._rate_sums)
+        with self._communication():
+            if self._settings.exact_average:
+                agreement = self._agree(Event.ROUND, f"begins outer step {self.rounds + 1} of", self._take_loss())
+                loss, clock = agreement.loss, agreement.clock
+            else:
+                loss, clock = self._take_loss(), self._transport.clock()
+            self._base.drain()
+            self._framework.load()
+            self._outer.run(rates)
+            self._framework.store()
+            self._treat_base_buffers()
+        self.rounds += 1
+        self._period.update(RoundSummary(self.rounds, self.inner_steps, loss, rates, clock))
+        self._begin_round()
+        _log.debug("outer step %d after inner step %d, loss %g", self.rounds, self.inner_steps, loss)
+
+    def _treat_base_buffers(self) -> None:
+        if self._settings.base_buffers == "reset":
+            self._framework.reset_optimizer()
+        elif self._settings.base_buffers == "average":
+            buffers = self._framework.optimizer_buffers()
+            self._framework.store_optimizer_buffers(self._average(buffers))
+
+    def _average(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
+        """The mean over ranks of named arrays, sent as one message per dtype."""
+        layouts = build_layouts(Entry(name, a.shape, a.dtype.name, None) for name, a in sorted(arrays.items()))
+        described = allgather_object(self._transport, describe(layouts))
+        if any(other != described[0] for other in described):
+            raise MismatchError(
+                "base_buffers='average' needs the same optimizer state on every rank, but it differs. First difference: "
+                f"{first_difference(described)}. A parameter without a gradient on some rank has no state there: use "
+                "base_buffers='reset' or 'maintain'"
+            )
+        averaged = {}
+        for layout in layouts:
+            flat = FlatBuffer(layout)
+            for entry, view in zip(layout.entries, flat.views, strict=True):
+                np.copyto(view, arrays[entry.name])
+            plan_reduction(self._transport, flat.array, self._settings.algorithm).all_reduce(mean=True)
+            averaged |= {entry.name: view for entry, view in zip(layout.entries, flat.views, strict=True)}
+        return averaged
+
+    def _agree(self, event: Event, doing: str, loss: float = nan, flag: bool = False) -> Agreement:
+        subject, checksum = self._subject ^ self._start_checksum, self._start_checksum
+        self._start_checksum = 0
+        control = Control(
+            event, self.rounds, self.inner_steps, subject, loss, flag=flag, clock=self._transport.clock()
+        )
+
+        def words() -> str:
+            since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{self.rounds} rounds"
+            return f"{doing} its model, after {self.inner_steps} steps and {since}"
+
+        return agree(self._transport, control, words)
+
+    def _take_loss(self) -> float:
+        mean = float(self._loss_sum) / self._loss_count if self._loss_count else nan
+        self._loss_sum, self._loss_count = 0.0, 0
+        return mean
+
+    @contextmanager
+    def _communication(self) -> Iterator[None]:
+        """Counts what the block costs."""
+        before, start = self._transport.traffic.copy(), self._transport.clock()
+        try:
+            yield
+        finally:
+            after = self._transport.traffic
+            self._seconds += self._transport.clock() - start
+            self._bytes += after.bytes_sent - before.bytes_sent
+            self._messages += after.messages + after.collectives - before.messages - before.collectives

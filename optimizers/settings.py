@@ -1,0 +1,64 @@
+"""The four independent choices that make up a method, checked once, for all frameworks alike.
+
+Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
+"""
+
+from dataclasses import dataclass
+from typing import Literal, TypeAlias, get_args
+
+from lentando.comm.collectives import Algorithm
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
+from lentando.optimizers.period import Period, PeriodSetting, as_period
+from lentando.optimizers.slow_momentum import SlowMomentum
+
+__all__ = ["BaseBuffers", "Settings"]
+
+BaseBuffers: TypeAlias = Literal["reset", "maintain", "average"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How replicas train together.
+
+    Args:
+        base: what they say to each other at each inner step.
+        outer: slow momentum at each outer step; None adopts the exact average.
+        period: inner steps between outer steps, or a schedule of them; None for no outer steps.
+        base_buffers: what an outer step does to the base optimizer's own state: "reset" makes it new, "maintain" leaves
+            it, "average" averages its buffers over the ranks.
+        exact_average: False leaves out the average: each replica applies the outer rule to itself.
+        algorithm: how the exact average is formed.
+
+    Raises:
+        ConfigurationError: for values that cannot work.
+    """
+
+    base: BaseAlgorithm = AllReduce()
+    outer: SlowMomentum | None = None
+    period: PeriodSetting = None
+    base_buffers: BaseBuffers = "maintain"
+    exact_average: bool = True
+    algorithm: Algorithm = "auto"
+
+    def __post_init__(self) -> None:
+        if self.base_buffers not in get_args(BaseBuffers):
+            legal = ", ".join(map(repr, get_args(BaseBuffers)))
+            raise ConfigurationError(f"base_buffers must be one of {legal}, got {self.base_buffers!r}")
+        if self.algorithm not in get_args(Algorithm):
+            legal = ", ".join(map(repr, get_args(Algorithm)))
+            raise ConfigurationError(f"algorithm must be one of {legal}, got {self.algorithm!r}")
+        if self.period is not None:
+            as_period(self.period)
+        elif self.outer is not None:
+            raise ConfigurationError("an outer step needs period= (inner steps between outer steps), got None")
+        elif not self.base.communicates:
+            raise ConfigurationError(
+                f"{self.base!r} sends nothing by itself: without period= the replicas would never hear of each other"
+            )
+        if not self.exact_average and self.outer is None:
+            raise ConfigurationError("exact_average=False without an outer rule would make the outer step do nothing")
+
+    def make_period(self) -> Period | None:
+        """The period as a schedule."""
+        return None if self.period is None else as_period(self.period)

@@ -1,0 +1,104 @@
+"""The outer step's rule: slow momentum (Wang, Tantia, Ballas, Rabbat, "SlowMo", ICLR 2020, arXiv 1910.00643)."""
+
+from dataclasses import dataclass
+from math import isfinite
+from numbers import Real
+
+import numpy as np
+
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Array
+
+__all__ = ["SlowMomentum"]
+
+BLOCK = 16 * 1024
+"""Elements that are taken through all passes at once, so that they stay in the cache."""
+SMALLEST_LEARNING_RATE = float(np.finfo(np.float32).tiny)
+
+
+@dataclass(frozen=True)
+class SlowMomentum:
+    r"""SlowMo's Algorithm 1, lines 7 and 8, on the average of a round.
+
+    With x_{t,0} the anchor (the parameters at the start of the round), xbar the average at its end, gamma_t the
+    (fast) learning rate, alpha ``slow_lr``, beta ``slow_momentum`` and u the slow momentum, u_0 = 0:
+
+        u_{t+1}   = beta u_t + (x_{t,0} - xbar) / gamma_t
+        x_{t+1,0} = x_{t,0} - alpha gamma_t u_{t+1}
+
+    With ``nesterov`` the step is along beta u_{t+1} + (x_{t,0} - xbar) / gamma_t instead, as DiLoCo's outer optimizer
+    (arXiv 2311.08105) takes it. u does not depend on the learning rate, so schedules may change it from round to round.
+
+    Special cases: (1, 0) is Local SGD; (1, beta > 0) over Local SGD is BMUF; one worker with beta = 0 and slow_lr < 1
+    is Lookahead.
+
+    Args:
+        slow_lr: alpha, > 0.
+        slow_momentum: beta, 0 <= beta < 1.
+        nesterov: look ahead along the momentum.
+
+    Raises:
+        ConfigurationError: for values outside these ranges.
+    """
+
+    slow_lr: float = 1.0
+    slow_momentum: float = 0.5
+    nesterov: bool = False
+
+    def __post_init__(self) -> None:
+        if not _is_number(self.slow_lr) or self.slow_lr <= 0:
+            raise ConfigurationError(f"slow_lr must be a number > 0, got {self.slow_lr!r}")
+        if not _is_number(self.slow_momentum) or not 0 <= self.slow_momentum < 1:
+            raise ConfigurationError(f"slow_momentum must be a number >= 0 and < 1, got {self.slow_momentum!r}")
+        if self.nesterov and self.slow_momentum == 0:
+            raise ConfigurationError("nesterov=True needs slow_momentum > 0: without momentum there is nothing to look along")
+
+    def step(self, anchor: Array, slow_buffer: Array | None, mean: Array, learning_rate: float) -> None:
+        """Take one outer step. ``anchor`` becomes x_{t+1,0}, in place, and ``slow_buffer`` u_{t+1}.
+
+        A round at learning rate 0 has taught nothing about the direction: the average is adopted and u stays. So does a
+        round at a learning rate too small for float32, where 1 / gamma would overflow.
+
+        Args:
+            anchor: x_{t,0}, float32 or float64, one-dimensional.
+            slow_buffer: u_t, like ``anchor``; None if ``slow_momentum`` is 0, when u is never used.
+            mean: xbar_{t,tau}, like ``anchor``; left as it is.
+            learning_rate: gamma_t, the mean over the round's inner steps.
+        """
+        if abs(learning_rate) < SMALLEST_LEARNING_RATE:
+            np.copyto(anchor, mean)
+            return
+        for start in range(0, anchor.size, BLOCK):
+            block = slice(start, start + BLOCK)
+            self._step_block(
+                anchor[block], None if slow_buffer is None else slow_buffer[block], mean[block], learning_rate
+            )
+
+    def _step_block(self, anchor: Array, u: Array | None, mean: Array, gamma: float) -> None:
+        # The step is written as (anchor - mean) + the carried momentum, times alpha: gamma cancels in the first term, so
+        # that only u divides by it. With alpha = 1 the anchor cancels too, and xbar minus the momentum is left: with no
+        # momentum, the average itself, to the bit.
+        beta = self.slow_momentum
+        if u is None:
+            if self.slow_lr == 1:
+                np.copyto(anchor, mean)
+            else:
+                anchor -= self.slow_lr * (anchor - mean)
+            return
+        moved = anchor - mean
+        carried = u * (beta * gamma)
+        u *= beta
+        u += moved / gamma
+        if self.nesterov:
+            carried += moved
+            carried *= beta
+        if self.slow_lr == 1:
+            np.subtract(mean, carried, out=anchor)
+        else:
+            carried += moved
+            carried *= self.slow_lr
+            anchor -= carried
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
