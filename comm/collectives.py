@@ -137,7 +137,8 @@ class RingReduction:
     @staticmethod
     def _add(request: Request, received: Array, own: Array) -> None:
         request.wait()
-        np.add(received, own, out=received)
+        with _quiet():
+            np.add(received, own, out=received)
 
 
 class EngineReduction:
@@ -163,8 +164,13 @@ class EngineReduction:
             self._buffer[part] = gathered[rank, : part.stop - part.start]
 
     def all_reduce(self, mean: bool) -> None:
-        self._reduce()
-        _store(self._scratch, self._buffer, self._transport.size if mean else 1)
+        total = self._buffer
+        if self._scratch.dtype == total.dtype:
+            self._transport.allreduce(total)  # two copies less
+        else:
+            self._reduce()
+            total = self._scratch
+        _store(total, self._buffer, self._transport.size if mean else 1)
 
     def _reduce(self) -> None:
         np.copyto(self._scratch, self._buffer)
@@ -190,11 +196,18 @@ class NoReduction:
         return
 
 
+def _quiet() -> np.errstate:
+    """Infinities and NaNs are the caller's to find in the result: a warning in the middle of a sum helps nobody."""
+    return np.errstate(over="ignore", invalid="ignore")
+
+
 def _store(total: Array, out: Array, divisor: int) -> None:
     """``out = total / divisor``, rounded to ``out``'s dtype once."""
     if divisor != 1:
         np.true_divide(total, divisor, out=total)
-    np.copyto(out, total, casting="same_kind")
+    if total is not out:
+        with _quiet():
+            np.copyto(out, total, casting="same_kind")
 
 
 def plan_reduction(transport: Transport, buffer: Array, algorithm: Algorithm = "auto") -> Reduction:
@@ -227,7 +240,9 @@ def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algori
         ConfigurationError: for the mean of integers, or what ``plan_reduction`` refuses.
     """
     if mean and not is_floating(array.dtype):
-        raise ConfigurationError(f"the mean of {array.dtype} is not of that dtype: use a sum, or convert to floating point")
+        raise ConfigurationError(
+            f"the mean of {array.dtype} is not of that dtype: use a sum, or convert to floating point"
+        )
     if not array.flags.c_contiguous:
         raise ConfigurationError("all_reduce works in place and needs a C-contiguous array")
     plan_reduction(transport, array.reshape(-1), algorithm).all_reduce(mean)

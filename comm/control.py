@@ -1,4 +1,4 @@
-"""The control message: a few numbers that every rank sends before data move, so that disagreement is an error, not a hang.
+"""The control message: a few numbers that all ranks send before data move: disagreement is an error, not a hang.
 
 Each round, and each collective of the user's, starts with one. The ranks see each other's numbers and decide alike.
 """
@@ -106,6 +106,6 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
 
 
 def fingerprint(described: object) -> int:
-    """48 bits of a hash of anything that JSON can hold: equal on all ranks if and only if that is (exact in a float64)."""
+    """48 bits, which a float64 holds exactly, of a hash of anything that JSON can hold."""
     text = json.dumps(described, sort_keys=True)
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")

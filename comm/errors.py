@@ -36,7 +36,7 @@ class TransportError(LentandoError, RuntimeError):
 
 
 class MismatchError(LentandoError, RuntimeError):
-    """The ranks disagree: about the model, the settings, or what happens next. Raised on every rank, before data move."""
+    """The ranks disagree: about the model, the settings, or what happens next. On every rank, before data move."""
 
 
 class NonFiniteError(LentandoError, ArithmeticError):

@@ -28,8 +28,8 @@ class Entry:
         name: unique; what error messages and checkpoints call it.
         shape: its shape.
         dtype: name of its dtype, ``"float32"`` or the like.
-        group: its parameter group, which has one learning rate; None for a statistic (BatchNorm's running mean, ...), which
-            is averaged but never stepped.
+        group: its parameter group, which has one learning rate; None for a statistic (BatchNorm's running mean, ...),
+            which is averaged but never stepped.
         order: how its elements lie in memory, for frameworks where that varies; "C" is row by row.
     """
 
@@ -157,7 +157,9 @@ def first_difference(by_rank: Sequence[Sequence[Sequence[Any]]]) -> str:
         if number >= len(entries):
             return "nothing"
         name, shape, dtype, group, order = entries[number]
-        return f"{name!r} of shape {shape}, {dtype}, parameter group {group}, memory order {order}"
+        about_group = "" if group is None else f", parameter group {group}"
+        about_order = "" if order == "C" else f", memory order {order}"
+        return f"{name!r} of shape {shape}, {dtype}{about_group}{about_order}"
 
     for number in range(max(map(len, by_rank))):
         rows = [row(entries, number) for entries in by_rank]

@@ -1,7 +1,7 @@
 """Who started this process, and as one of how many: read from the variables that launchers set.
 
-Once MPI is initialised it is the authority; the variables then only serve to notice that the two disagree, which happens when
-the launcher belongs to another MPI than the library: every process would silently become a world of its own.
+Once MPI is initialised it is the authority. The variables then only serve to notice that the two disagree, as when the
+launcher belongs to another MPI than the library: each process would silently become a world of its own.
 """
 
 import os
@@ -66,8 +66,8 @@ def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None
         if kind.both and len(missing) == 1:
             (present,) = set(wanted) - set(missing)
             raise LaunchError(
-                f"{kind.launcher} set {present}={environment[present]} but not {missing[0]}: a rank needs both to know its "
-                f"place. Start through the launcher, or unset {present} to run alone"
+                f"{kind.launcher} set {present}={environment[present]} but not {missing[0]}: a rank needs both to "
+                f"know its place. Start through the launcher, or unset {present} to run alone"
             )
         if missing:
             continue

@@ -1,7 +1,7 @@
 """Python objects between ranks without pickle: JSON for the structure, raw bytes for the arrays.
 
-A pickle from the network can run any code; a decoder of JSON cannot. Allowed are None, bool, int, float, str, list, tuple, dict
-(with keys of these kinds) and NumPy arrays of numbers, nested as one likes.
+A pickle from the network can run any code; a decoder of JSON cannot. Allowed are None, bool, int, float, str, list,
+tuple, dict (with keys of these kinds) and NumPy arrays of numbers, nested as one likes.
 """
 
 import json
@@ -24,7 +24,9 @@ def encode(value: object) -> bytes:
     """
     arrays: list[Array] = []
     structure = json.dumps(_to_json(value, arrays, "the object")).encode()
-    return b"".join([len(structure).to_bytes(8, "little"), structure, *(array.tobytes() for array in arrays)])
+    # Arrays travel in this machine's byte order, whatever they were made in: a name such as float32 does not tell it.
+    native = (array.astype(array.dtype.newbyteorder("="), copy=False).tobytes() for array in arrays)
+    return b"".join([len(structure).to_bytes(8, "little"), structure, *native])
 
 
 def decode(data: bytes) -> Any:
@@ -48,15 +50,8 @@ def broadcast_object(transport: Transport, value: object, root: int = 0) -> Any:
     Raises:
         ConfigurationError: on every rank, if the root's value cannot be encoded.
     """
-    data, problem = b"", ""
-    if transport.rank == root:
-        try:
-            data = encode(value)
-        except ConfigurationError as error:
-            problem = str(error)
-    # The root's error travels in place of the value, so that nobody waits for a value that never comes.
-    payload = problem.encode() if problem else data
-    header = np.array([len(payload), bool(problem)], np.int64)
+    payload, failed = _encode_or_say_why_not(value) if transport.rank == root else (b"", False)
+    header = np.array([len(payload), failed], np.int64)
     transport.broadcast(header, root)
     buffer = np.empty(int(header[0]), np.uint8)
     if transport.rank == root:
@@ -68,13 +63,29 @@ def broadcast_object(transport: Transport, value: object, root: int = 0) -> Any:
 
 
 def allgather_object(transport: Transport, value: object) -> list[Any]:
-    """Every rank's ``value``, by rank."""
-    data = np.frombuffer(encode(value), np.uint8)
-    lengths = transport.allgather(np.array([data.size], np.int64))[:, 0]
-    padded = np.zeros(int(lengths.max()), np.uint8)
-    padded[: data.size] = data
+    """Every rank's ``value``, by rank.
+
+    Raises:
+        ConfigurationError: on every rank, if the value of one of them cannot be encoded.
+    """
+    payload, failed = _encode_or_say_why_not(value)
+    headers = transport.allgather(np.array([len(payload), failed], np.int64))
+    padded = np.zeros(int(headers[:, 0].max()), np.uint8)
+    padded[: len(payload)] = np.frombuffer(payload, np.uint8)
     gathered = transport.allgather(padded)
-    return [decode(gathered[rank, : lengths[rank]].tobytes()) for rank in range(transport.size)]
+    texts = [gathered[rank, :length].tobytes() for rank, length in enumerate(headers[:, 0])]
+    if headers[:, 1].any():
+        rank = int(headers[:, 1].argmax())
+        raise ConfigurationError(f"on rank {rank}: {texts[rank].decode()}")
+    return [decode(text) for text in texts]
+
+
+def _encode_or_say_why_not(value: object) -> tuple[bytes, bool]:
+    """The error travels in place of the value, so that nobody waits for a value that never comes."""
+    try:
+        return encode(value), False
+    except ConfigurationError as error:
+        return str(error).encode(), True
 
 
 def _to_json(value: Any, arrays: list[Array], where: str) -> Any:
@@ -89,14 +100,12 @@ def _to_json(value: Any, arrays: list[Array], where: str) -> Any:
             for key, item in value.items()
         ]
         return {"dict": pairs}
-    if isinstance(value, np.generic):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray) and (value.dtype.kind in "biuf" or value.dtype == bfloat16):
-        arrays.append(value)
-        return {"array": [value.dtype.name, list(value.shape)]}
+    if isinstance(value, np.ndarray | np.generic) and (value.dtype.kind in "biuf" or value.dtype == bfloat16):
+        arrays.append(np.asarray(value))
+        return {"array" if isinstance(value, np.ndarray) else "scalar": [value.dtype.name, list(value.shape)]}
     raise ConfigurationError(
-        f"{where} is a {type(value).__name__}: only None, bool, int, float, str, list, tuple, dict and arrays of numbers "
-        "travel between ranks (no pickle: it could run anything)"
+        f"{where} is a {type(value).__name__}: only None, bool, int, float, str, list, tuple, dict and arrays of "
+        "numbers travel between ranks (no pickle: it could run anything)"
     )
 
 
@@ -106,6 +115,8 @@ def _from_json(value: Any, take: Any) -> Any:
     ((kind, content),) = value.items()
     if kind == "array":
         return take(*content)
+    if kind == "scalar":
+        return take(*content)[()]
     if kind == "dict":
         return {_from_json(key, take): _from_json(item, take) for key, item in content}
     items = [_from_json(item, take) for item in content]

@@ -59,7 +59,9 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
         raise ConfigurationError(f"op must be Average, Sum, Min or Max, got {op!r}")
     accumulator_dtype(array.dtype)
     if op is Average and not is_floating(array.dtype):
-        raise ConfigurationError(f"Average of {array.dtype} is not of that dtype: use op=Sum, or convert to floating point")
+        raise ConfigurationError(
+            f"Average of {array.dtype} is not of that dtype: use op=Sum, or convert to floating point"
+        )
     _agree(world, "allreduce", [*_described(array), op.value], name)
     if op is Average or op is Sum:
         all_reduce(world, array, mean=op is Average)

@@ -2,9 +2,9 @@
 
 Reduce-scatter: in step s, rank r passes its partial sum of chunk r - s on to rank r + 1, and adds its own values to the
 chunk r - s - 1 that it receives. After n - 1 steps it holds the whole sum of chunk r + 1: its shard. All-gather: the
-finished chunks travel round the same way. Each rank sends 2S - |chunk r+1| - |chunk r+2| elements of S in 2(n - 1) steps,
-2(n - 1)/n S when n divides S: the least that any all-reduce can send (Patarasuk and Yuan, JPDC 2009). Every chunk is summed along one
-fixed path, starting at the rank of its own number, so that all ranks end with the same bits.
+finished chunks travel round the same way. Each rank sends 2S - |chunk r+1| - |chunk r+2| elements of S in 2(n - 1)
+steps, 2(n - 1)/n S when n divides S: the least that any all-reduce can send (Patarasuk and Yuan, JPDC 2009). Every
+chunk is summed along one fixed path, starting at the rank of its own number, so that all ranks end with the same bits.
 """
 
 from collections.abc import Iterator
@@ -31,7 +31,7 @@ class Hop:
 
 
 def chunk(number: int, size: int, elements: int) -> slice:
-    """Range of chunk ``number`` (modulo ``size``) of a buffer cut into ``size`` parts that differ by at most 1 element."""
+    """Range of chunk ``number`` (modulo ``size``) of a buffer cut into ``size`` parts, equal but for 1 element."""
     number %= size
     base, longer = divmod(elements, size)
     start = number * base + min(number, longer)

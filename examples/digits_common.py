@@ -29,7 +29,7 @@ class Digits:
     test_labels: NDArray[np.int64]
 
     def batches(self, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[Any, Any]]:
-        """One epoch of this rank's training data in random order; what does not fill a batch is left for another epoch."""
+        """One epoch of this rank's training data in random order; what does not fill a batch is left out."""
         order = generator.permutation(len(self.train_labels))
         for start in range(0, len(order) - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
@@ -52,7 +52,9 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     """The flags."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="slowmo", help="how the ranks train together")
-    parser.add_argument("--compare", action="store_true", help="train with every algorithm over --seeds seeds, then compare")
+    parser.add_argument(
+        "--compare", action="store_true", help="train with every algorithm over --seeds seeds, then compare"
+    )
     parser.add_argument("--period", type=int, default=12, help="inner steps between averages (slowmo, localsgd)")
     parser.add_argument("--slow-momentum", type=float, default=0.5, help="beta of SlowMo")
     parser.add_argument("--slow-lr", type=float, default=1.0, help="alpha of SlowMo")
@@ -106,7 +108,11 @@ class Run:
 
 
 def train_all(
-    options: argparse.Namespace, rank: int, size: int, train: Callable[[str, int], Run], gather: Callable[[Any], list[Any]]
+    options: argparse.Namespace,
+    rank: int,
+    size: int,
+    train: Callable[[str, int], Run],
+    gather: Callable[[Any], list[Any]],
 ) -> None:
     """Train as the flags say, and let rank 0 print the table and write the report.
 
@@ -139,8 +145,19 @@ def print_table(runs: Sequence[Run], size: int) -> None:
 
     seeds = len({run.seed for run in runs})
     title = f"handwritten digits, {size} rank{'s' * (size > 1)}, {seeds} seed{'s' * (seeds > 1)}"
-    table = Table(title=title, box=box.SIMPLE_HEAD, title_style="", header_style="")  # a pipe behind mpirun looks like a terminal
-    for heading in ("algorithm", "test accuracy", "min .. max", "final loss", "rounds", "MB sent/rank", "comm s", "total s"):
+    table = Table(
+        title=title, box=box.SIMPLE_HEAD, title_style="", header_style=""
+    )  # a pipe behind mpirun looks like a terminal
+    for heading in (
+        "algorithm",
+        "test accuracy",
+        "min .. max",
+        "final loss",
+        "rounds",
+        "MB sent/rank",
+        "comm s",
+        "total s",
+    ):
         table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
     for algorithm in dict.fromkeys(run.algorithm for run in runs):
         same = [run for run in runs if run.algorithm == algorithm]
@@ -159,7 +176,7 @@ def print_table(runs: Sequence[Run], size: int) -> None:
             f"{mean('communication_seconds'):.2f}",
             f"{mean('seconds'):.2f}",
         )
-    Console(width=max(100, Console().width)).print(table)
+    Console(width=120).print(table)
 
 
 def write_report(folder: Path, runs: Sequence[Run], size: int) -> None:

@@ -1,8 +1,8 @@
 """Train a small convolutional network on handwritten digits, alone or on several ranks.
 
-    python examples/digits_torch.py
-    mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --period 12
-    mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
+python examples/digits_torch.py
+mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --period 12
+mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
 """
 
 import time
@@ -41,7 +41,9 @@ def main() -> None:
     data = load_digits(lt.rank(), lt.size())
 
     def make_optimizer(algorithm: str, model: nn.Module) -> lt.DistributedOptimizer:
-        sgd = torch.optim.SGD(model.parameters(), lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
+        sgd = torch.optim.SGD(
+            model.parameters(), lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0
+        )
         if algorithm == "slowmo":
             return lt.SlowMo(
                 sgd,
@@ -63,7 +65,8 @@ def main() -> None:
         generator = np.random.default_rng([seed, lt.rank()])
         run = Run(algorithm, seed)
         started = time.perf_counter()
-        epochs = tqdm(range(options.epochs), desc=f"{algorithm}, seed {seed}", unit="epoch", disable=lt.rank() != 0)
+        about = f"{algorithm}, seed {seed}"
+        epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)
         for _ in epochs:
             losses = []
             for images, labels in data.batches(options.batch_size, generator):
@@ -73,7 +76,7 @@ def main() -> None:
                 optimizer.step(loss=loss)
                 losses.append(loss.item())
             run.epochs.append((time.perf_counter() - started, float(np.mean(losses))))
-            epochs.set_postfix(loss=f"{run.epochs[-1][1]:.4f}")
+            epochs.set_postfix(loss=f"{run.epochs[-1][1]:.4f}", refresh=False)
         run.seconds = time.perf_counter() - started
 
         model.eval()

@@ -21,7 +21,8 @@ class Framework(Protocol):
     buffers: Sequence[FlatBuffer]
 
     @property
-    def gradients(self) -> Sequence[FlatBuffer]: ...
+    def gradients(self) -> Sequence[FlatBuffer]:
+        """See above."""
 
     def load(self) -> None:
         """Bring ``buffers`` up to date with the framework's tensors; nothing to do where they share memory.

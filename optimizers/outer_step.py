@@ -102,7 +102,7 @@ class OuterStep:
         text = f"{own!r} is not finite" if own else "all parameters are finite"
         found = grouped_by_rank(allgather_object(self._transport, text)) if self._sharded else text
         raise NonFiniteError(
-            f"the average of the parameters is not finite, so it was not adopted. First offending parameter by rank: {found}. "
+            f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {found}. "
             "Training has diverged there: lower the learning rate, clip gradients, or shorten the period"
         )
 
@@ -159,5 +159,7 @@ class _Shard:
 
 def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:
     """The ranges cut to a shard, counted from the shard's start."""
-    cut = [Range(max(r.start, shard.start) - shard.start, min(r.stop, shard.stop) - shard.start, r.group) for r in ranges]
+    cut = [
+        Range(max(r.start, shard.start) - shard.start, min(r.stop, shard.stop) - shard.start, r.group) for r in ranges
+    ]
     return [r for r in cut if r.start < r.stop]

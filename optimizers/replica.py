@@ -1,8 +1,8 @@
-"""The replica: counts inner steps and runs base algorithm, period and outer step in order, for every framework alike."""
+"""The replica: counts inner steps and runs base algorithm, period and outer step in order, for every framework."""
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from math import nan
 from typing import Any
@@ -31,9 +31,9 @@ STATE_VERSION = 1
 class Replica:
     """One of the job's copies of the model.
 
-    At construction the ranks check that they hold the same model and settings, and take over rank 0's parameters. Then a framework
-    adapter calls, for every optimizer step, ``average_gradients`` (if ``averages_gradients``), ``before_step``, its
-    base optimizer, ``after_step``.
+    At construction the ranks check that they hold the same model and settings, and take over rank 0's parameters. Then
+    a framework adapter calls, for every optimizer step, ``average_gradients`` (if ``averages_gradients``),
+    ``before_step``, its base optimizer, ``after_step``.
 
     Args:
         transport: ranks that train together.
@@ -76,6 +76,7 @@ class Replica:
                 _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
         self._started = False
         self._start_checksum = 0
+        self._steps_in_round: int | None
         self._loss_sum: Any = 0.0
         self._loss_count = 0
         self._begin_round()
@@ -153,9 +154,9 @@ class Replica:
     def report(self) -> dict[str, Any]:
         """Plain numbers about this rank so far.
 
-        Keys: ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``bytes_sent`` and
-        ``messages`` (point-to-point and collective; by gradients and outer steps, not by evaluation), ``communication_seconds`` (spent in them, waiting
-        for other ranks included).
+        Keys: ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, and by gradients and
+        outer steps, not by evaluation: ``bytes_sent``, ``messages`` (point-to-point and collective) and
+        ``communication_seconds`` (waiting for other ranks included).
         """
         return {
             "period": self.period,
@@ -226,8 +227,8 @@ class Replica:
             raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(settings)}")
         layouts = allgather_object(self._transport, describe(buffer.layout for buffer in self._framework.buffers))
         raise MismatchError(
-            f"the models differ between ranks. First difference: {first_difference(layouts)}. Build the same model, with the "
-            "same parameter groups, on every rank"
+            f"the models differ between ranks. First difference: {first_difference(layouts)}. Build the same model, "
+            "with the same parameter groups, on every rank"
         )
 
     def _start_once(self) -> None:
@@ -242,7 +243,8 @@ class Replica:
         for buffer in self._framework.buffers:
             for part in buffer.layout.ranges:
                 if part.group is not None:
-                    self._start_checksum = crc32(as_bytes(buffer.array[part.start : part.stop]), self._start_checksum)
+                    elements = as_bytes(buffer.array[part.start : part.stop])
+                    self._start_checksum = crc32(elements.data, self._start_checksum)
 
     def _begin_round(self) -> None:
         self._steps = 0
@@ -281,11 +283,11 @@ class Replica:
         described = allgather_object(self._transport, describe(layouts))
         if any(other != described[0] for other in described):
             raise MismatchError(
-                "base_buffers='average' needs the same optimizer state on every rank, but it differs. First difference: "
+                "base_buffers='average' needs the same optimizer state on every rank, but it differs. First: "
                 f"{first_difference(described)}. A parameter without a gradient on some rank has no state there: use "
                 "base_buffers='reset' or 'maintain'"
             )
-        averaged = {}
+        averaged: dict[str, Array] = {}
         for layout in layouts:
             flat = FlatBuffer(layout)
             for entry, view in zip(layout.entries, flat.views, strict=True):
@@ -297,9 +299,7 @@ class Replica:
     def _agree(self, event: Event, doing: str, loss: float = nan, flag: bool = False) -> Agreement:
         subject, checksum = self._subject ^ self._start_checksum, self._start_checksum
         self._start_checksum = 0
-        control = Control(
-            event, self.rounds, self.inner_steps, subject, loss, flag=flag, clock=self._transport.clock()
-        )
+        control = Control(event, self.rounds, self.inner_steps, subject, loss, flag=flag, clock=self._transport.clock())
 
         def words() -> str:
             since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{self.rounds} rounds"

@@ -51,7 +51,9 @@ class SlowMomentum:
         if not _is_number(self.slow_momentum) or not 0 <= self.slow_momentum < 1:
             raise ConfigurationError(f"slow_momentum must be a number >= 0 and < 1, got {self.slow_momentum!r}")
         if self.nesterov and self.slow_momentum == 0:
-            raise ConfigurationError("nesterov=True needs slow_momentum > 0: without momentum there is nothing to look along")
+            raise ConfigurationError(
+                "nesterov=True needs slow_momentum > 0: without momentum there is nothing to look along"
+            )
 
     def step(self, anchor: Array, slow_buffer: Array | None, mean: Array, learning_rate: float) -> None:
         """Take one outer step. ``anchor`` becomes x_{t+1,0}, in place, and ``slow_buffer`` u_{t+1}.
@@ -75,9 +77,9 @@ class SlowMomentum:
             )
 
     def _step_block(self, anchor: Array, u: Array | None, mean: Array, gamma: float) -> None:
-        # The step is written as (anchor - mean) + the carried momentum, times alpha: gamma cancels in the first term, so
-        # that only u divides by it. With alpha = 1 the anchor cancels too, and xbar minus the momentum is left: with no
-        # momentum, the average itself, to the bit.
+        # The step is written as (anchor - mean) + the carried momentum, times alpha: gamma cancels in the first term,
+        # so that only u divides by it. With alpha = 1 the anchor cancels too, and xbar minus the momentum is left:
+        # with no momentum, the average itself, to the bit.
         beta = self.slow_momentum
         if u is None:
             if self.slow_lr == 1:

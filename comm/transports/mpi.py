@@ -3,7 +3,7 @@
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import NoReturn
 
@@ -11,11 +11,15 @@ import numpy as np
 from mpi4py import MPI
 
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Traffic, as_bytes
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
 
 __all__ = ["MPITransport"]
 
 _OPS: dict[str, MPI.Op] = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
+
+
+POLL_SECONDS = 200e-6
+"""Often enough to keep a link busy that fills MPI's buffers meanwhile, seldom enough to leave the core to others."""
 
 
 class MPITransport:
@@ -42,14 +46,17 @@ class MPITransport:
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
-    ) -> "_Exchange":
+    ) -> Request:
         comm, traffic = self._comm, self.traffic
-        # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
-        pending = [comm.Irecv((as_bytes(array), MPI.BYTE), peer, tag) for peer, array in receives]
-        for peer, array in sends:
-            pending.append(comm.Isend((as_bytes(array), MPI.BYTE), peer, tag))
-            traffic.messages += 1
-            traffic.bytes_sent += array.nbytes
+        try:
+            # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
+            pending = [comm.Irecv((as_bytes(array), MPI.BYTE), peer, tag) for peer, array in receives]
+            for peer, array in sends:
+                pending.append(comm.Isend((as_bytes(array), MPI.BYTE), peer, tag))
+                traffic.messages += 1
+                traffic.bytes_sent += array.nbytes
+        except MPI.Exception as error:
+            raise _as_ours(error) from error
         request = _Exchange(pending)
         if overlap and self._progress is not None:
             self._progress.submit(request)
@@ -104,7 +111,13 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, MPI.Exception):
-            raise TransportError(f"MPI failed: {error.Get_error_string()}") from error
+            raise _as_ours(error) from error
+
+
+def _as_ours(error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> TransportError:
+    # An error "in status" is told apart by the status of each request; those that never started are only pending.
+    codes = [code for status in statuses if (code := status.Get_error()) not in (MPI.SUCCESS, MPI.ERR_PENDING)]
+    return TransportError(f"MPI failed: {MPI.Get_error_string(codes[0]) if codes else error.Get_error_string()}")
 
 
 class _Exchange:
@@ -123,33 +136,40 @@ class _Exchange:
             raise self._error
 
     def test(self) -> bool:
+        self.progress()
+        if self._error is not None:
+            raise self._error
+        return self._done
+
+    def progress(self) -> bool:
+        """True once complete. Lets MPI move what it can, unless another thread is at it."""
         if not self._done and self._completing.acquire(blocking=False):
             try:
-                if not self._done and MPI.Request.Testall(self._pending):
-                    self._done = True
+                if not self._done:
+                    self._finish(MPI.Request.Testall)
             finally:
                 self._completing.release()
         return self._done
 
-    def complete_in_background(self) -> None:
-        with self._completing:
-            self._complete()
-
     def _complete(self) -> None:
-        if self._done:
-            return
+        if not self._done:
+            self._finish(MPI.Request.Waitall)
+
+    def _finish(self, call: Callable[[Sequence[MPI.Request], list[MPI.Status]], bool]) -> None:
+        # Without statuses to fill, Open MPI 5 does not always report a message that is longer than its receive.
+        statuses: list[MPI.Status] = []
         try:
-            MPI.Request.Waitall(self._pending)
+            self._done = call(self._pending, statuses)
         except MPI.Exception as error:
-            self._error = TransportError(f"MPI failed in an exchange: {error.Get_error_string()}")
-        self._done = True
+            self._error, self._done = _as_ours(error, statuses), True
 
 
 class _ProgressThread:
-    """Sits inside a blocking MPI call while an exchange is under way, because MPI moves data only inside MPI calls.
+    """Calls MPI every now and then while an exchange is under way, because MPI moves data only inside its calls.
 
     mpi4py releases the interpreter lock in that call, so the main thread computes meanwhile. Exchanges are posted by
-    the caller; while the thread completes one of them, MPI progresses all of them.
+    the caller; while the thread asks for one of them, MPI progresses all of them. A call that blocks would spin, and
+    take a core from the computation that the exchange should hide behind: ``benchmarks/overlap.py`` tells.
     """
 
     def __init__(self) -> None:
@@ -169,4 +189,5 @@ class _ProgressThread:
 
     def _run(self) -> None:
         while (exchange := self._queue.get()) is not None:
-            exchange.complete_in_background()
+            while not exchange.progress():
+                time.sleep(POLL_SECONDS)

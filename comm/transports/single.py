@@ -2,14 +2,15 @@
 
 import sys
 import time
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import NoReturn
 
 import numpy as np
 
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Traffic, as_bytes
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic
+from lentando.comm.transports.mailbox import Mailbox, Receive
 
 __all__ = ["SingleTransport"]
 
@@ -25,20 +26,23 @@ class SingleTransport:
 
     def __init__(self) -> None:
         self.traffic = Traffic()
-        self._sent: defaultdict[int, deque[Array]] = defaultdict(deque)
+        self._mailboxes: defaultdict[int, Mailbox] = defaultdict(Mailbox)
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
-    ) -> "_Delivery":
+    ) -> Request:
         """Messages to oneself are the only ones there can be; they are held until a receive asks for them."""
-        for peer, array in (*sends, *receives):
+        for peer, _ in (*sends, *receives):
             if peer != 0:
                 raise TransportError(f"exchange with rank {peer}, but this is a world of 1: only rank 0 exists")
+        expected = [Receive(array) for _, array in receives]
+        for receive in expected:
+            self._mailboxes[tag].expect(receive)
         for _, array in sends:
-            self._sent[tag].append(array.copy())
+            self._mailboxes[tag].send(array)
             self.traffic.messages += 1
             self.traffic.bytes_sent += array.nbytes
-        return _Delivery(self._sent[tag], [array for _, array in receives])
+        return _Exchange(expected)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         self.traffic.collectives += 1
@@ -65,24 +69,19 @@ class SingleTransport:
         return
 
 
-class _Delivery:
-    """Receives of messages to oneself: complete as soon as enough of them were sent."""
+class _Exchange:
+    """Receives of messages to oneself: complete as soon as these are sent."""
 
-    def __init__(self, sent: deque[Array], receives: list[Array]) -> None:
-        self._sent = sent
-        self._receives = receives
+    def __init__(self, expected: list[Receive]) -> None:
+        self._expected = expected
 
     def test(self) -> bool:
-        if len(self._sent) < len(self._receives):
-            return False
-        for array in self._receives:
-            as_bytes(array)[...] = as_bytes(self._sent.popleft())
-        self._receives = []
-        return True
+        return all(receive.filled for receive in self._expected)
 
     def wait(self) -> None:
-        if not self.test():
+        missing = sum(not receive.filled for receive in self._expected)
+        if missing:
             raise TransportError(
-                f"waiting for {len(self._receives)} message(s) from rank 0 in a world of 1, but only "
-                f"{len(self._sent)} were sent: this would never return"
+                f"waiting for {missing} message(s) from rank 0 in a world of 1 that nobody has sent: "
+                "this would never return"
             )

@@ -46,7 +46,12 @@ def allreduce(
         MismatchError: on every rank, if another calls something else.
     """
     return allreduce_(
-        tensor.detach().clone(), average, name, op=op, prescale_factor=prescale_factor, postscale_factor=postscale_factor
+        tensor.detach().clone(),
+        average,
+        name,
+        op=op,
+        prescale_factor=prescale_factor,
+        postscale_factor=postscale_factor,
     )
 
 
@@ -95,9 +100,7 @@ def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) ->
     return tensor
 
 
-def broadcast_parameters(
-    params: Mapping[str, Any] | Iterable[tuple[str, torch.Tensor | None]], root_rank: int
-) -> None:
+def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, torch.Tensor | None]], root_rank: int) -> None:
     """Fill tensors on every rank with the root's, in place.
 
     Args:

@@ -16,8 +16,8 @@ __all__ = ["TorchModel"]
 class TorchModel:
     """Implements ``lentando.optimizers.framework.Framework`` for PyTorch.
 
-    The trainable parameters of the optimizer become views of one flat tensor per dtype: averaging them needs no packing. Their
-    values do not change. On a GPU the flat tensor is copied to host memory and back for each communication.
+    The trainable parameters of the optimizer become views of one flat tensor per dtype: averaging needs no packing.
+    Their values do not change. On a GPU the flat tensor is copied to host memory and back for each communication.
 
     Args:
         optimizer: the base optimizer; its parameters are averaged.
@@ -117,14 +117,17 @@ class TorchModel:
             tensor.copy_(as_tensor(averaged[name]))
 
     def reset_optimizer(self) -> None:
-        # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's step
-        # count and bias correction, Rprop's step sizes, NAdam's product of momenta).
+        # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's
+        # step count and bias correction, Rprop's step sizes, NAdam's product of momenta).
         self._optimizer.state.clear()
         if isinstance(self._optimizer, torch.optim.Adagrad):  # the one that makes its state at construction
             for group in self._optimizer.param_groups:
                 for parameter in group["params"]:
                     start = group["initial_accumulator_value"]
-                    self._optimizer.state[parameter] = {"step": torch.tensor(0.0), "sum": torch.full_like(parameter, start)}
+                    self._optimizer.state[parameter] = {
+                        "step": torch.tensor(0.0),
+                        "sum": torch.full_like(parameter, start),
+                    }
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
         """The base optimizer's floating-point tensors of a parameter's shape; its counters and scalars are left out."""
@@ -150,9 +153,9 @@ class TorchModel:
         for name, parameter in self._parameters.items():
             if parameter.data_ptr() != self._homes[name]:
                 raise ConfigurationError(
-                    f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: model.to(), "
-                    ".half(), or an assignment to .data has replaced it. Move and convert the model first, wrap after that; "
-                    "load weights with load_state_dict, which writes in place"
+                    f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: "
+                    "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model first, "
+                    "wrap after that; load weights with load_state_dict, which writes in place"
                 )
             if not parameter.requires_grad:
                 raise _trainability(name, "frozen")
@@ -162,7 +165,7 @@ class TorchModel:
 
 
 class _Memory:
-    """The flat tensor of one dtype on the model's device, and the host memory that is communicated: the same on a CPU."""
+    """The flat tensor of one dtype on the model's device, and the host memory that travels: the same on a CPU."""
 
     def __init__(self, layout: FlatLayout, device: torch.device, staged: bool) -> None:
         self.layout = layout
@@ -220,7 +223,7 @@ class _Gradients:
                     view.zero_()
                 elif gradient.is_sparse:
                     raise ConfigurationError(
-                        f"parameter {entry.name!r} has a sparse gradient, which cannot be averaged here: use sparse=False"
+                        f"parameter {entry.name!r} has a sparse gradient, which is not averaged here: use sparse=False"
                     )
                 elif gradient.data_ptr() != view.data_ptr():
                     view.copy_(gradient)
@@ -272,5 +275,5 @@ def _device(parameters: Mapping[str, torch.Tensor]) -> torch.device:
 
 def _trainability(name: str, what: str) -> ConfigurationError:
     return ConfigurationError(
-        f"parameter {name!r} was {what} after the optimizer was wrapped: wrap again after changing requires_grad, on every rank"
+        f"parameter {name!r} was {what} after the optimizer was wrapped: change requires_grad first, then wrap"
     )

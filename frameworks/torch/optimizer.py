@@ -27,8 +27,8 @@ NamedParameters = Iterable[tuple[str, torch.Tensor]]
 class DistributedOptimizer(torch.optim.Optimizer):
     """A PyTorch optimizer whose model is one of the job's replicas.
 
-    Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are the base optimizer's own, so
-    that learning-rate schedulers may be attached to either, and ``GradScaler``, closures and gradient accumulation
+    Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are the base optimizer's own,
+    so that learning-rate schedulers may be attached to either, and ``GradScaler``, closures and gradient accumulation
     work (an inner step is one call of ``step``). At construction all ranks take over rank 0's model.
 
     Args:
@@ -59,7 +59,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         *,
         model: torch.nn.Module | None = None,
         named_parameters: NamedParameters | None = None,
-        base: BaseAlgorithm = AllReduce(),  # noqa: B008 - immutable
+        base: BaseAlgorithm = AllReduce(),
         outer: SlowMomentum | None = None,
         period: PeriodSetting = None,
         base_buffers: BaseBuffers = "maintain",
@@ -77,7 +77,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._replica = Replica(world, self._model, settings)
         broadcast_parameters(self._model.not_averaged(), root_rank=0)
         self._gradients_are_averaged = False
-        super().__setstate__({})  # hooks, without a second list of parameter groups
+        # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
+        # profiler scope, which costs more than all that is done here between outer steps.
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
@@ -99,7 +100,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """The base optimizer's defaults themselves."""
         return self._base_optimizer.defaults
 
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Take one inner step, and the outer step if it is due.
 
         Args:
@@ -115,17 +116,14 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         replica = self._replica
         if loss is not None:
-            loss = loss.detach() if isinstance(loss, torch.Tensor) else loss
+            loss = _detached(loss)
             replica.record_loss(loss)
         overflow = self._unscale()
-        if replica.averages_gradients:
-            if closure is not None:
-                closure = self._averaging(closure)
-            elif not self._gradients_are_averaged:
-                overflow = self._average_gradients(nan if loss is None else float(loss), overflow)[1]
-            self._gradients_are_averaged = False
-        elif closure is not None and loss is None:
-            closure = self._recording(closure)
+        if closure is not None:
+            closure = self._observed(closure, record=loss is None)
+        elif replica.averages_gradients and not self._gradients_are_averaged:
+            overflow = self._average_gradients(nan if loss is None else float(loss), overflow)[1]
+        self._gradients_are_averaged = False
         replica.before_step()
         result = None
         if not overflow:
@@ -159,7 +157,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
         return self._replica.report()
 
-    def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
+    def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict with one more entry, ``"lentando"``: all that decides the next step.
 
         Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves its own.
@@ -167,7 +165,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         return {**self._base_optimizer.state_dict(), "lentando": to_torch(_copied(self._replica.state_dict()))}
 
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:  # type: ignore[override]
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, bit for bit, once the model's own state has been loaded too.
 
         Raises:
@@ -175,15 +173,25 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         if "lentando" not in state_dict:
             raise ConfigurationError(
-                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from a plain "
-                "optimizer's state, load it into that optimizer before wrapping it"
+                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from a "
+                "plain optimizer's state, load it into that optimizer before wrapping it"
             )
         self._replica.load_state_dict(to_plain(state_dict["lentando"]))
         self._base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "lentando"})
 
+    def register_step_pre_hook(self, hook: Any) -> Any:
+        """A hook of the base optimizer: called before its step."""
+        return self._base_optimizer.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> Any:
+        """A hook of the base optimizer: called after its step, and before an outer step that is due."""
+        return self._base_optimizer.register_step_post_hook(hook)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Not possible once wrapped: the flat buffers are laid out at construction."""
-        raise ConfigurationError("parameter groups cannot be added after wrapping: add them to the base optimizer, then wrap")
+        raise ConfigurationError(
+            "parameter groups cannot be added after wrapping: add them to the base optimizer, then wrap"
+        )
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self._base_optimizer!r})"
@@ -196,27 +204,22 @@ class DistributedOptimizer(torch.optim.Optimizer):
         gradients.scatter()
         return agreement.loss, bool(agreement.flagged)
 
-    def _averaging(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        def averaged() -> float:
-            # The mean loss, so that an optimizer that decides by it (LBFGS) decides alike on all ranks.
+    def _observed(self, closure: Callable[[], Any], record: bool) -> Callable[[], Any]:
+        """The closure, with its gradients averaged if the base algorithm does that, and its loss recorded."""
+
+        def observed() -> Any:
+            nonlocal record
             with torch.enable_grad():
-                loss = float(closure())
-            return self._average_gradients(loss, overflow=False)[0]
-
-        return averaged
-
-    def _recording(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        recorded = False
-
-        def recording() -> Any:
-            nonlocal recorded
-            loss = closure()
-            if not recorded:  # an optimizer may ask several times in one step; the first is at the step's parameters
-                recorded = True
-                self._replica.record_loss(loss.detach() if isinstance(loss, torch.Tensor) else loss)
+                loss = closure()
+            if record and loss is not None:
+                record = False  # an optimizer may ask several times in a step: the first is at the step's parameters
+                self._replica.record_loss(_detached(loss))
+            if self._replica.averages_gradients:
+                # The mean loss, so that an optimizer that decides by it (LBFGS) decides alike on all ranks.
+                return self._average_gradients(nan if loss is None else float(_detached(loss)), overflow=False)[0]
             return loss
 
-        return recording
+        return observed
 
     def _unscale(self) -> bool:
         """Do what ``torch.amp.GradScaler`` leaves to this optimizer; tells whether the gradients overflowed here."""
@@ -237,7 +240,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     *,
     model: torch.nn.Module | None = None,
     named_parameters: NamedParameters | None = None,
-    base: BaseAlgorithm = LocalSGD(),  # noqa: B008 - immutable
+    base: BaseAlgorithm = LocalSGD(),
     period: int | Period = 12,
     slow_lr: float = 1.0,
     slow_momentum: float = 0.5,
@@ -246,7 +249,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     base_buffers: BaseBuffers = "reset",
     algorithm: Algorithm = "auto",
 ) -> DistributedOptimizer:
-    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a named setting of ``DistributedOptimizer``.
+    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
 
     Args:
         optimizer: the base optimizer.
@@ -272,6 +275,13 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         exact_average=exact_average,
         algorithm=algorithm,
     )
+
+
+def _detached(loss: Any) -> Any:
+    """A loss to add up: a number if that costs nothing, else the device's scalar, which nobody waits for."""
+    if not isinstance(loss, torch.Tensor):
+        return loss
+    return loss.item() if loss.is_cpu else loss.detach()
 
 
 def _copied(value: Any) -> Any:

@@ -1,0 +1,175 @@
+"""Ranks that are threads of one process: to try an algorithm in a notebook, and to test one without starting a job."""
+
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from functools import reduce
+from typing import NoReturn, TypeVar
+
+import numpy as np
+
+from lentando.comm.errors import TransportError
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic
+from lentando.comm.transports.mailbox import Mailbox, Receive
+
+__all__ = ["ThreadTransport", "run_ranks"]
+
+T = TypeVar("T")
+
+_OPS = {"sum": np.add, "min": np.minimum, "max": np.maximum}
+
+
+def run_ranks(size: int, function: Callable[["ThreadTransport"], T], *, timeout_seconds: float = 60.0) -> list[T]:
+    """Call ``function`` once per rank, each in a thread of its own, and return the results by rank.
+
+    An exception on one rank ends all of them, and is raised here.
+
+    Args:
+        size: number of ranks.
+        function: what each rank does with its transport.
+        timeout_seconds: ranks that still wait for each other after this long get a ``TransportError``.
+    """
+    world = _World(size, timeout_seconds)
+    results: list[T | None] = [None] * size
+
+    def run(rank: int) -> None:
+        try:
+            results[rank] = function(ThreadTransport(rank, world))
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread of the caller
+            if hasattr(error, "add_note"):  # Python 3.11
+                error.add_note(f"on rank {rank} of {size}")
+            world.fail(error)
+
+    threads = [threading.Thread(target=run, args=(rank,), name=f"rank {rank}", daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if world.failure is not None:
+        raise world.failure
+    return results  # type: ignore[return-value]  # each rank has written its own
+
+
+class ThreadTransport:
+    """One rank of a job made of threads. A message is copied into its receiver's array by the thread that sends it."""
+
+    name = "threads"
+
+    def __init__(self, rank: int, world: "_World") -> None:
+        self.rank = self.local_rank = rank
+        self.size = self.local_size = world.size
+        self.traffic = Traffic()
+        self._world = world
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Request:
+        for peer, _ in (*sends, *receives):
+            self._check_peer(peer, "exchange with")
+        with self._world.changed:
+            expected = [Receive(array) for _, array in receives]
+            for (peer, _), receive in zip(receives, expected, strict=True):
+                self._world.mailbox(peer, self.rank, tag).expect(receive)
+            for peer, array in sends:
+                self._world.mailbox(self.rank, peer, tag).send(array)
+                self.traffic.messages += 1
+                self.traffic.bytes_sent += array.nbytes
+            self._world.changed.notify_all()
+        return _Exchange(self._world, expected)
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        by_rank = self._world.meet(self.rank, array.copy())
+        with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
+            array[...] = reduce(_OPS[op], by_rank)
+        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        self._check_peer(root, "broadcast from")
+        array[...] = self._world.meet(self.rank, array.copy() if self.rank == root else None)[root]
+        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+
+    def allgather(self, array: Array) -> Array:
+        gathered = np.stack(self._world.meet(self.rank, array.copy()))
+        self._count(array.nbytes * (self.size - 1))
+        return gathered
+
+    def barrier(self) -> None:
+        self._world.meet(self.rank, None)
+        self._count(0)
+
+    def clock(self) -> float:
+        return time.perf_counter()
+
+    def abort(self, status: int = 1) -> NoReturn:
+        self._world.fail(TransportError(f"rank {self.rank} ended the job with status {status}"))
+        raise SystemExit(status)
+
+    def close(self) -> None:
+        return
+
+    def _check_peer(self, peer: int, doing: str) -> None:
+        if not 0 <= peer < self.size:
+            raise TransportError(f"{doing} rank {peer}: expected a rank from 0 to {self.size - 1}")
+
+    def _count(self, bytes_sent: int) -> None:
+        self.traffic.collectives += 1
+        self.traffic.bytes_sent += bytes_sent
+
+
+class _World:
+    """What the threads share."""
+
+    def __init__(self, size: int, timeout_seconds: float) -> None:
+        self.size = size
+        self.timeout_seconds = timeout_seconds
+        self.changed = threading.Condition()
+        self.failure: BaseException | None = None
+        self._mailboxes: defaultdict[tuple[int, int, int], Mailbox] = defaultdict(Mailbox)
+        self._brought: list[Array | None] = [None] * size
+        self._gate = threading.Barrier(size, timeout=timeout_seconds)
+
+    def mailbox(self, source: int, destination: int, tag: int) -> Mailbox:
+        return self._mailboxes[source, destination, tag]
+
+    def meet(self, rank: int, brought: Array | None) -> list[Array]:
+        """Everybody's contribution, by rank."""
+        self._brought[rank] = brought
+        try:
+            self._gate.wait()
+            together: list[Array] = list(self._brought)  # type: ignore[arg-type]  # who needs a None does not look at it
+            self._gate.wait()  # nobody brings the next one before all have read this one
+        except threading.BrokenBarrierError:
+            self.give_up("a collective operation")
+        return together
+
+    def give_up(self, waiting_for: str) -> NoReturn:
+        if self.failure is not None:
+            raise TransportError("another rank has failed") from self.failure
+        raise TransportError(f"waited {self.timeout_seconds} s for {waiting_for} that never came")
+
+    def fail(self, error: BaseException) -> None:
+        with self.changed:
+            if self.failure is None:
+                self.failure = error
+            self.changed.notify_all()
+        self._gate.abort()
+
+
+class _Exchange:
+    """Receives under way. What was sent is already copied."""
+
+    def __init__(self, world: _World, expected: list[Receive]) -> None:
+        self._world = world
+        self._expected = expected
+
+    def wait(self) -> None:
+        with self._world.changed:
+            if not self._world.changed.wait_for(self.test, self._world.timeout_seconds):
+                self._world.give_up("a message")
+
+    def test(self) -> bool:
+        complete = all(receive.filled for receive in self._expected)
+        if not complete and self._world.failure is not None:
+            self._world.give_up("a message")
+        return complete
