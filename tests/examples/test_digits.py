@@ -1,0 +1,58 @@
+"""The digits example, started as a user starts it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import mpirun
+
+EXAMPLE = str(Path(__file__).parents[2] / "examples" / "digits_torch.py")
+
+
+def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
+    job = mpirun(
+        4, EXAMPLE, "--compare", "--seeds", "1", "--epochs", "6", "--report", str(tmp_path), timeout_seconds=120
+    )
+    assert job.status == 0, job.output
+    assert job.output.count("0/6 [00:00<?, ?epoch/s]") == 3  # the start of one progress bar per training: rank 0's
+    assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    summaries = {line["algorithm"]: line for line in lines if "summary" in line}
+    assert summaries.keys() == {"slowmo", "localsgd", "allreduce"}
+    for algorithm, summary in summaries.items():
+        assert summary["accuracy"] >= 0.95
+        assert f"{summary['accuracy']:.4f}" in job.output
+        losses = [line["loss"] for line in lines if line["algorithm"] == algorithm and "epoch" in line]
+        assert len(losses) == 6
+        assert losses[-1] < losses[0] / 4
+    assert summaries["slowmo"]["rounds"] == summaries["localsgd"]["rounds"] == 6 * 22 // 12
+    assert summaries["slowmo"]["megabytes"] < summaries["allreduce"]["megabytes"] / 6
+
+
+def test_alone_it_runs_without_a_launcher(tmp_path: Path) -> None:
+    run = subprocess.run(
+        [sys.executable, EXAMPLE, "--epochs", "1"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "1 rank, 1 seed" in run.stdout
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (["--period", "0"], "period must be an integer >= 1"),
+        (["--slow-momentum", "1"], "slow_momentum must be a number"),
+    ],
+)
+def test_bad_flags_end_every_rank_with_a_reason(flags: list[str], text: str) -> None:
+    job = mpirun(3, EXAMPLE, *flags)
+    assert job.status not in (0, None)
+    assert job.output.count(f"ConfigurationError: {text}") == 3
+    assert job.seconds < 30

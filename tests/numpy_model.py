@@ -1,0 +1,103 @@
+"""The smallest framework that a replica can drive: a vector trained by SGD with momentum, in NumPy."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.replica import Replica
+from lentando.optimizers.settings import Settings
+
+
+class NumpyModel:
+    """Implements ``Framework``. The vector is cut in two parameter groups, whose learning rates may differ.
+
+    Args:
+        start: initial parameters, one-dimensional.
+        learning_rates: of the two groups.
+        momentum: heavy-ball momentum.
+    """
+
+    def __init__(self, start: Array, learning_rates: Sequence[float] = (0.1, 0.1), momentum: float = 0.0) -> None:
+        half = start.size // 2
+        entries = [Entry(f"part{g}", (n,), start.dtype.name, g) for g, n in enumerate((half, start.size - half))]
+        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in build_layouts(entries)]
+        self.gradients: Sequence[FlatBuffer] = [FlatBuffer(buffer.layout) for buffer in self.buffers]
+        self.x, self.gradient = self.buffers[0].array, self.gradients[0].array
+        self.x[:] = start
+        self.rates = list(learning_rates)
+        self.momentum = momentum
+        self.momentum_buffer = np.zeros_like(self.x)
+
+    def load(self) -> None:
+        """The flat buffer is the model."""
+
+    def store(self) -> None:
+        """The flat buffer is the model."""
+
+    def learning_rates(self) -> Sequence[float]:
+        return self.rates
+
+    def optimizer_buffers(self) -> Mapping[str, Array]:
+        return {"momentum": self.momentum_buffer}
+
+    def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
+        self.momentum_buffer[:] = averaged["momentum"]
+
+    def reset_optimizer(self) -> None:
+        self.momentum_buffer[:] = 0
+
+    def step(self) -> None:
+        """The base optimizer: SGD."""
+        self.momentum_buffer[:] = self.momentum * self.momentum_buffer + self.gradient
+        half = self.x.size // 2
+        self.x[:half] -= self.rates[0] * self.momentum_buffer[:half]
+        self.x[half:] -= self.rates[1] * self.momentum_buffer[half:]
+
+
+class Worker:
+    """A replica with its model and its share of the gradients.
+
+    Args:
+        transport: ranks that train together.
+        gradient: see ``reference``.
+        start: initial parameters.
+        learning_rates: of each step, a number or one number per parameter group.
+        momentum: of the base optimizer.
+        settings: for ``Settings``.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        gradient: Any,
+        start: Array,
+        learning_rates: Any,
+        momentum: float = 0.0,
+        **settings: Any,
+    ) -> None:
+        self.rank = transport.rank
+        self.gradient = gradient
+        self.learning_rates = learning_rates
+        self.model = NumpyModel(start, momentum=momentum)
+        self.replica = Replica(transport, self.model, Settings(**settings))
+
+    def run(self, steps: int) -> Array:
+        """Take steps; returns the parameters, live."""
+        for _ in range(steps):
+            step = self.replica.inner_steps
+            self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))
+            self.model.gradient[:] = self.gradient(self.rank, step, self.model.x)
+            if self.replica.averages_gradients:
+                self.replica.average_gradients()
+            self.replica.before_step()
+            self.model.step()
+            self.replica.after_step()
+        return self.model.x
+
+    def slow_buffer(self) -> Array:
+        """This rank's shard of the slow momentum."""
+        buffer: Array = self.replica.state_dict()["outer"]["slow_buffers"][0]
+        return buffer

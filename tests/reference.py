@@ -1,0 +1,99 @@
+"""The algorithms once more, in a few lines of NumPy that share nothing with the library: what it is compared with.
+
+A state is an array of shape (workers, dimension): row i is worker i's parameters. ``gradient(worker, step, x)`` is a
+worker's stochastic gradient.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+Vector = NDArray[np.float64]
+Gradient = Callable[[int, int, Vector], Vector]
+
+
+def quadratic(dimension: int, seed: int = 0) -> Gradient:
+    """Gradients of a quadratic that differs from worker to worker and, by noise, from step to step."""
+
+    def gradient(worker: int, step: int, x: Vector) -> Vector:
+        own = np.random.default_rng([seed, 1, worker])
+        curvature, centre = own.uniform(0.2, 1.0, dimension), own.normal(size=dimension)
+        noise = np.random.default_rng([seed, 2, worker, step]).normal(scale=0.3, size=dimension)
+        return curvature * (x - centre) + noise
+
+    return gradient
+
+
+def constant(dimension: int, seed: int = 0) -> Gradient:
+    """Gradients that do not depend on the parameters: integers, so that sums are exact."""
+
+    def gradient(worker: int, step: int, x: Vector) -> Vector:
+        return np.random.default_rng([seed, worker, step]).integers(-8, 9, dimension).astype(np.float64)
+
+    return gradient
+
+
+@dataclass
+class Outcome:
+    """Parameters and slow momenta of all workers at the end: shape (workers, dimension)."""
+
+    x: Vector
+    u: Vector
+
+
+def slowmo(
+    workers: int,
+    steps: int,
+    start: Vector,
+    gradient: Gradient,
+    period: int,
+    learning_rates: Callable[[int], Any],
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    momentum: float = 0.0,
+    buffers: str = "maintain",
+    nesterov: bool = False,
+    exact_average: bool = True,
+) -> Outcome:
+    """Algorithm 1 of SlowMo (arXiv 1910.00643) over Local SGD with heavy-ball momentum, line by line, unsharded."""
+    x = np.tile(start, (workers, 1))
+    anchor, u, m = x.copy(), np.zeros_like(x), np.zeros_like(x)
+    for step in range(steps):
+        d = np.array([gradient(i, step, x[i]) for i in range(workers)])
+        m = momentum * m + d
+        x = x - learning_rates(step) * m
+        if (step + 1) % period == 0:
+            gamma = np.mean([learning_rates(k) for k in range(step + 1 - period, step + 1)], axis=0)
+            mean = x.mean(axis=0) * np.ones_like(x) if exact_average else x
+            moved = np.where(gamma == 0, 0, (anchor - mean) / np.where(gamma == 0, 1, gamma))
+            new_u = np.where(gamma == 0, u, beta * u + moved)
+            direction = beta * new_u + moved if nesterov else new_u
+            x = np.where(gamma == 0, mean, anchor - alpha * gamma * direction)
+            anchor, u = x.copy(), new_u
+            m = {"maintain": m, "reset": np.zeros_like(m), "average": m.mean(axis=0) * np.ones_like(m)}[buffers]
+    return Outcome(x, u)
+
+
+def synchronous_sgd(
+    workers: int, steps: int, start: Vector, gradient: Gradient, learning_rate: float, momentum: float = 0.0
+) -> Vector:
+    """Heavy-ball SGD on the gradient averaged over workers; shape (dimension,)."""
+    x, m = start.copy(), np.zeros_like(start)
+    for step in range(steps):
+        m = momentum * m + np.mean([gradient(i, step, x) for i in range(workers)], axis=0)
+        x = x - learning_rate * m
+    return x
+
+
+def lookahead(steps: int, start: Vector, gradient: Gradient, learning_rate: float, k: int, alpha: float) -> Vector:
+    """Lookahead (Zhang et al., 2019) over SGD: every k steps the slow weights go a fraction alpha to the fast."""
+    slow = fast = start
+    for step in range(steps):
+        fast = fast - learning_rate * gradient(0, step, fast)
+        if (step + 1) % k == 0:
+            slow = slow + alpha * (fast - slow)
+            fast = slow
+    return fast

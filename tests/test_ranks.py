@@ -1,0 +1,75 @@
+"""Starts the tests below ``tests/ranks`` under a real mpirun, once for each top-level folder and number of ranks."""
+
+import fcntl
+import re
+from pathlib import Path
+
+import pytest
+from launching import mpirun
+
+RANKS = Path(__file__).parent / "ranks"
+FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test_*.py")})
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no")
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_tests_that_need_ranks_pass(folder: str, size: int) -> None:
+    job = mpirun(size, *PYTEST, str(RANKS / folder), timeout_seconds=240)
+    assert job.status == 0, job.output
+    assert int(re.findall(r"(\d+) passed", job.output)[0]) > 0, job.output
+
+
+# The same harness must fail when a test does: each of these files breaks on one of three ranks.
+
+
+def test_failure_on_one_rank_ends_the_job_with_its_traceback() -> None:
+    job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_fails.py"))
+    assert job.status not in (0, None)
+    assert "rank 2 of 3: call of tests/ranks/harness/one_rank_fails.py::test_last_rank_fails failed" in job.output
+    assert "this rank fails" in job.output
+    assert "written before the failure" in job.output
+    assert job.seconds < 15
+
+
+def test_hang_on_one_rank_ends_the_job_with_its_traceback() -> None:
+    job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_hangs.py"), environment={"LENTANDO_TEST_SECONDS": "2"})
+    assert job.status not in (0, None)
+    assert "test_last_rank_waits_for_a_message_that_nobody_sends" in job.output
+    assert job.seconds < 15
+
+
+def test_crash_of_one_rank_ends_the_job() -> None:
+    job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_crashes.py"))
+    assert job.status not in (0, None)
+    assert job.seconds < 15
+
+
+def test_file_that_one_rank_cannot_import_ends_the_job() -> None:
+    job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_lacks_a_test.py"))
+    assert job.status not in (0, None)
+    assert "this rank cannot import the file" in job.output
+    assert job.seconds < 15
+
+
+def test_job_that_hangs_is_stopped_with_all_its_ranks(tmp_path: Path) -> None:
+    program = f"""
+import fcntl, os, time
+from pathlib import Path
+
+held = Path({str(tmp_path)!r}, str(os.getpid())).open("w")
+fcntl.flock(held, fcntl.LOCK_EX)
+time.sleep(200)
+"""
+    job = mpirun(2, "-c", program, timeout_seconds=4)
+    assert job.status is None
+    locks = list(tmp_path.iterdir())
+    assert len(locks) == 2
+    for lock in locks:
+        with lock.open() as file:
+            fcntl.flock(file, fcntl.LOCK_EX)  # returns when the rank that held it is gone
+    assert job.seconds < 60
+
+
+def test_plain_pytest_does_not_run_these_tests_by_itself(request: pytest.FixtureRequest) -> None:
+    assert not [item for item in request.session.items if item.path.is_relative_to(RANKS)]

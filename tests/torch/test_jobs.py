@@ -1,0 +1,91 @@
+"""Whole programs under mpirun: what happens to a job when something goes wrong on one rank."""
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import mpirun
+
+PROGRAM = """
+import sys, time
+import torch
+import lentando.torch as lt
+
+lt.init()
+model = torch.nn.Linear(4, 1)
+sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+if "allreduce" in sys.argv:
+    optimizer = lt.DistributedOptimizer(sgd, model=model)
+else:
+    optimizer = lt.SlowMo(sgd, model=model, period=4)
+
+def train(steps):
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 4)).square().mean().backward()
+        optimizer.step()
+
+"""
+METHODS = ["slowmo", "allreduce"]
+
+
+def run(tmp_path: Path, ending: str, method: str, size: int = 3) -> Any:
+    program = tmp_path / "program.py"
+    program.write_text(PROGRAM + ending)
+    return mpirun(size, str(program), method, timeout_seconds=60)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: str) -> None:
+    job = run(tmp_path, "train(10 if lt.rank() == 1 else 16)", method)
+    assert job.status not in (0, None)
+    assert job.output.count("MismatchError: the ranks are not about to do the same thing") == 3
+    assert ("after 12 steps and 2 rounds" if method == "slowmo" else "after 10 steps") in job.output
+    assert "rank 1: has ended (shutdown, or the end of the program)" in job.output
+    assert job.seconds < 20
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_that_raises_takes_the_job_down(tmp_path: Path, method: str) -> None:
+    ending = "train(5)\nif lt.rank() == 2: raise RuntimeError('disk is on fire')\ntrain(1000000)"
+    job = run(tmp_path, ending, method)
+    assert job.status not in (0, None)
+    assert "RuntimeError: disk is on fire" in job.output
+    assert "rank 2 failed (RuntimeError) and ends the job" in job.output
+    assert job.seconds < 20
+
+
+def test_equal_steps_end_well(tmp_path: Path) -> None:
+    job = run(tmp_path, "train(10)\nprint('done', optimizer.report()['rounds'])", "slowmo")
+    assert job.status == 0, job.output
+    assert job.output.count("done 2") == 3
+
+
+def python(program: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+
+
+def test_use_before_init_is_refused() -> None:
+    program = """
+import torch, lentando.torch as lt
+weight = torch.nn.Parameter(torch.zeros(2))
+sgd = torch.optim.SGD([weight], lr=0.1)
+wraps, reduces, sends = lambda: lt.SlowMo(sgd), lambda: lt.allreduce(weight), lambda: lt.broadcast_object(1)
+uses = [lt.rank, lt.size, lt.barrier, wraps, reduces, sends]
+for use in uses:
+    try:
+        use()
+    except lt.NotInitializedError as error:
+        print(error)
+"""
+    finished = python(program)
+    assert finished.stdout.count("call init() first") == 6, finished.stderr
+
+
+def test_torch_package_loads_no_tensorflow_and_no_mpi() -> None:
+    program = (
+        "import sys, lentando.torch\nprint([m for m in ('tensorflow', 'keras', 'mpi4py.MPI') if m in sys.modules])"
+    )
+    assert python(program).stdout.strip() == "[]"
