@@ -56,7 +56,7 @@ class Replica:
         self.averages_gradients = settings.base.averages_gradients
         self.inner_steps = 0
         self.rounds = 0
-        self._subject = fingerprint([describe(b.layout for b in framework.buffers), repr(settings)])
+        self._subject = fingerprint([describe(b.layout for b in framework.buffers), settings.in_words()])
         self._seconds, self._bytes, self._messages = 0.0, 0, 0
         self._check_equal_models()
         framework.load()
@@ -222,7 +222,7 @@ class Replica:
         subjects = self._transport.allgather(np.array([self._subject], np.int64))
         if (subjects == self._subject).all():
             return
-        settings = allgather_object(self._transport, repr(self._settings))
+        settings = allgather_object(self._transport, self._settings.in_words())
         if len(set(settings)) > 1:
             raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(settings)}")
         layouts = allgather_object(self._transport, describe(buffer.layout for buffer in self._framework.buffers))

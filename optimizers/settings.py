@@ -3,8 +3,8 @@
 Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
 """
 
-from dataclasses import dataclass
-from typing import Literal, TypeAlias, get_args
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any, Literal, TypeAlias, get_args
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
@@ -59,6 +59,20 @@ class Settings:
         if not self.exact_average and self.outer is None:
             raise ConfigurationError("exact_average=False without an outer rule would make the outer step do nothing")
 
+    def in_words(self) -> str:
+        """The settings, the same on every rank that has the same."""
+        return _in_words(self)
+
     def make_period(self) -> Period | None:
         """The period as a schedule."""
         return None if self.period is None else as_period(self.period)
+
+
+def _in_words(value: Any) -> str:
+    """``repr``, without the address in memory that Python's default puts there for a user's own classes."""
+    name = type(value).__name__
+    if is_dataclass(value):
+        return (
+            f"{name}({', '.join(f'{field.name}={_in_words(getattr(value, field.name))}' for field in fields(value))})"
+        )
+    return name if type(value).__repr__ is object.__repr__ else repr(value)

@@ -389,6 +389,32 @@ def test_different_settings_are_refused_on_every_rank(transport: Transport) -> N
         Worker(transport, QUADRATIC, START, fixed(0.1), base=LocalSGD(), period=5 if last else 4)
 
 
+class Doubling:
+    """A schedule of a user's own, which says nothing about itself."""
+
+    def __init__(self) -> None:
+        self.now = 1
+
+    def steps(self) -> int:
+        return self.now
+
+    def update(self, summary: Any) -> None:
+        self.now *= 2
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"now": self.now}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.now = state["now"]
+
+
+def test_schedule_of_a_users_own_is_the_same_on_every_rank(transport: Transport) -> None:
+    worker = Worker(transport, QUADRATIC, START, fixed(0.1), base=LocalSGD(), period=Doubling())
+    everyone = everyones(transport, worker.run(7))
+    assert worker.replica.rounds == 3
+    assert (everyone == everyone[0]).all()
+
+
 def test_rank_that_is_a_step_behind_is_named_on_every_rank(transport: Transport) -> None:
     if transport.size == 1:
         return
