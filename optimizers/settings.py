@@ -72,7 +72,7 @@ def _in_words(value: Any) -> str:
     """``repr``, without the address in memory that Python's default puts there for a user's own classes."""
     name = type(value).__name__
     if is_dataclass(value):
-        return (
-            f"{name}({', '.join(f'{field.name}={_in_words(getattr(value, field.name))}' for field in fields(value))})"
-        )
-    return name if type(value).__repr__ is object.__repr__ else repr(value)
+        inside = [f"{field.name}={_in_words(getattr(value, field.name))}" for field in fields(value)]
+        return f"{name}({', '.join(inside)})"
+    text = repr(value)
+    return name if hex(id(value)) in text else text
