@@ -1,0 +1,193 @@
+"""Topologies that the user brings along: mixing matrices and networkx graphs, checked when they are given."""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.topology.base import GraphSequence, Peers, Topology
+from lentando.comm.topology.checks import check_connected
+from lentando.comm.topology.spectrum import SUM_TOLERANCE, stochasticity
+
+__all__ = ["FromGraph", "FromMatrix", "NetworkxGraph"]
+
+_Matrix: TypeAlias = NDArray[np.float64]
+
+
+class _MatrixGraphs(GraphSequence):
+    """The positive entries of given matrices, as each rank sees them."""
+
+    def __init__(self, matrices: Sequence[_Matrix], name: str) -> None:
+        super().__init__(len(matrices[0]), len(matrices), name=name)
+        self._planned = [[_peers_of(rank, matrix) for rank in range(self.size)] for matrix in matrices]
+
+    def peers_in(self, rank: int, phase: int) -> Peers:
+        return self._planned[phase][rank]
+
+
+def _peers_of(rank: int, matrix: _Matrix) -> Peers:
+    column, row = matrix[:, rank], matrix[rank]
+    return Peers(
+        tuple((int(other), float(column[other])) for other in np.flatnonzero(column) if other != rank),
+        tuple((int(other), float(row[other])) for other in np.flatnonzero(row) if other != rank),
+        float(matrix[rank, rank]),
+    )
+
+
+class FromMatrix(Topology):
+    """Your own mixing matrix, or several that take turns.
+
+    Args:
+        matrices: one of shape ``(n, n)``, or one per step, shape ``(steps, n, n)``. ``P[i, j]`` is the share of j's
+            message that i receives: columns sum to 1 (to 1e-6; they are divided by their sums), the diagonal is
+            positive. If rows sum to 1 as well, w stays 1. A matrix in the other convention, ``W[i, j]`` from i to j,
+            is this one's transpose.
+
+    Raises:
+        ConfigurationError: for any other shape, entries that are negative or not finite, columns that do not sum to
+            1, a zero on the diagonal, or ranks that never hear of each other; when planned, for another number of
+            ranks.
+    """
+
+    def __init__(self, matrices: ArrayLike) -> None:
+        try:
+            given = np.array(matrices, np.float64)
+        except (ValueError, TypeError):
+            raise ConfigurationError("the mixing matrices must be numbers, and all of one shape (n, n)") from None
+        if given.ndim == 2:
+            given = given[np.newaxis]
+        if given.ndim != 3 or given.shape[1] != given.shape[2] or 0 in given.shape:
+            raise ConfigurationError(
+                "expected a mixing matrix of shape (n, n), or several of shape (steps, n, n), got shape "
+                f"{np.shape(matrices)}"
+            )
+        for step, matrix in enumerate(given):
+            _check_matrix(matrix, f"the mixing matrix of step {step}" if len(given) > 1 else "the mixing matrix")
+        given /= given.sum(axis=1, keepdims=True)  # of each matrix, the columns
+        self._graphs = _MatrixGraphs(list(given), "FromMatrix")
+        check_connected(self._graphs)
+
+    def plan(self, size: int) -> GraphSequence:
+        return _of_size(self._graphs, size, "the mixing matrix")
+
+
+def _check_matrix(matrix: _Matrix, what: str) -> None:
+    bad = np.argwhere(~np.isfinite(matrix) | (matrix < 0))
+    if bad.size:
+        i, j = map(int, bad[0])
+        raise ConfigurationError(
+            f"{what} has P[{i}, {j}] = {matrix[i, j]:g}, the share of rank {j}'s message that rank {i} receives: "
+            "expected a finite number >= 0"
+        )
+    kind = stochasticity(matrix)
+    if kind in ("row", "none"):
+        sums = matrix.sum(axis=0)
+        column = int(np.argmax(np.abs(sums - 1)))
+        hint = "; its rows do: give the transpose" if kind == "row" else ""
+        raise ConfigurationError(
+            f"{what} is not column-stochastic: column {column}, what rank {column} gives away and keeps, sums to "
+            f"{sums[column]:.6g}, expected 1 (to {SUM_TOLERANCE:g}){hint}"
+        )
+    empty = np.flatnonzero(np.diagonal(matrix) <= 0)
+    if empty.size:
+        rank = int(empty[0])
+        raise ConfigurationError(
+            f"{what} has P[{rank}, {rank}] = 0: rank {rank} must keep a share of its own, or its push-sum weight may "
+            "become 0. (P + I) / 2 mixes along the same edges"
+        )
+
+
+def _of_size(graphs: GraphSequence, size: int, what: str) -> GraphSequence:
+    if graphs.size != size:
+        raise ConfigurationError(f"{what} is for {graphs.size} ranks, but the job has {size}")
+    return graphs
+
+
+class NetworkxGraph(Protocol):
+    """What is asked of a networkx graph."""
+
+    @property
+    def nodes(self) -> Iterable[Any]:
+        """The nodes."""
+
+    @property
+    def edges(self) -> Any:
+        """The edges, as pairs or longer tuples; ``edges[sender, receiver]`` is a mapping of attributes."""
+
+    def is_directed(self) -> bool:
+        """Whether edges have a direction."""
+
+
+class FromGraph(Topology):
+    """A networkx graph, or several that take turns: nodes are the ranks 0 to n - 1, edge (j, i) means j sends to i.
+
+    Without ``share``, a digraph's ranks give equal shares to themselves and each out-neighbour (column stochastic);
+    in an undirected graph, both ends of an edge give 1 / (1 + the larger of their degrees) (doubly stochastic:
+    Metropolis weights, Xiao, Boyd and Kim, J. Parallel Distrib. Comput. 2007).
+
+    Args:
+        graphs: a ``networkx.Graph`` or ``DiGraph``, or a sequence of them, one per step.
+        share: name of the edge attribute that holds the share of j's message that i receives; j keeps the rest.
+
+    Raises:
+        ConfigurationError: if nodes are not the ranks, an edge joins a rank with itself or is there twice, shares do
+            not leave the sender a positive rest, or ranks never hear of each other; when planned, for another number
+            of ranks.
+    """
+
+    def __init__(self, graphs: NetworkxGraph | Sequence[NetworkxGraph], *, share: str | None = None) -> None:
+        steps = list(graphs) if isinstance(graphs, Sequence) else [graphs]
+        if not steps:
+            raise ConfigurationError("expected at least one graph, got none")
+        size = len(list(steps[0].nodes))
+        matrices = [_matrix_of(graph, size, share) for graph in steps]
+        self._graphs = _MatrixGraphs(matrices, "FromGraph")
+        check_connected(self._graphs)
+
+    def plan(self, size: int) -> GraphSequence:
+        return _of_size(self._graphs, size, "the graph")
+
+
+def _matrix_of(graph: NetworkxGraph, size: int, share: str | None) -> _Matrix:
+    if set(graph.nodes) != set(range(size)) or size == 0:
+        raise ConfigurationError(
+            f"the nodes of a graph must be the ranks 0 to n - 1, equally many at each step ({size} in the first), "
+            f"got {sorted(graph.nodes, key=repr)[:8]}; networkx.convert_node_labels_to_integers renames them"
+        )
+    edges = [(int(sender), int(receiver)) for sender, receiver, *_ in graph.edges]
+    for (sender, receiver), count in Counter(edges).items():
+        if sender == receiver:
+            raise ConfigurationError(f"edge ({sender}, {receiver}) joins a rank with itself; what it keeps is no edge")
+        if count > 1:
+            raise ConfigurationError(f"edge ({sender}, {receiver}) is there {count} times, expected once")
+    if not graph.is_directed():
+        edges += [(receiver, sender) for sender, receiver in edges]
+    matrix = np.zeros((size, size))
+    degree = Counter(sender for sender, _ in edges)
+    for sender, receiver in edges:
+        if share is not None:
+            matrix[receiver, sender] = _given_share(graph, sender, receiver, share)
+        elif graph.is_directed():
+            matrix[receiver, sender] = 1 / (1 + degree[sender])
+        else:
+            matrix[receiver, sender] = 1 / (1 + max(degree[sender], degree[receiver]))
+    kept = 1 - matrix.sum(axis=0)
+    if kept.min() <= SUM_TOLERANCE:
+        rank = int(np.argmin(kept))
+        raise ConfigurationError(
+            f"rank {rank} gives away {1 - kept[rank]:g} of what it has: expected less than 1, so that it keeps a share"
+        )
+    matrix[np.diag_indices(size)] = kept
+    return matrix
+
+
+def _given_share(graph: NetworkxGraph, sender: int, receiver: int, share: str) -> float:
+    value = graph.edges[sender, receiver].get(share)
+    if not isinstance(value, int | float) or not 0 < value < 1:
+        raise ConfigurationError(
+            f"edge ({sender}, {receiver}) has {share!r} = {value!r}: expected a share between 0 and 1"
+        )
+    return float(value)

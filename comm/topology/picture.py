@@ -1,0 +1,74 @@
+"""A picture of a sequence of graphs. The only place that needs matplotlib, loaded when a picture is asked for."""
+
+from math import ceil, cos, pi, sin
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.topology.base import GraphSequence
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["draw"]
+
+MOST_PANELS = 12
+PANEL_INCHES = 3.0
+
+
+def draw(graphs: GraphSequence, path: str | Path | None = None) -> "Figure":
+    """Ranks on a circle, an arrow for each message, one panel per step: of the period, or its first 12.
+
+    Args:
+        graphs: what to draw; legible up to some 64 ranks.
+        path: where to save it (.png, .pdf, .svg); nowhere if None.
+
+    Raises:
+        ConfigurationError: if matplotlib is not installed.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigurationError("a picture needs matplotlib: pip install matplotlib") from error
+    steps = range(graphs.lead_steps, graphs.lead_steps + min(graphs.period_steps, MOST_PANELS))
+    columns = min(len(steps), 4)
+    rows = ceil(len(steps) / columns)
+    figure = Figure(figsize=(PANEL_INCHES * max(columns, 1.5), PANEL_INCHES * rows + 0.6), layout="constrained")
+    panels = figure.subplots(rows, columns, squeeze=False).flat
+    for panel in panels:
+        panel.set_axis_off()
+    for panel, step in zip(figure.axes, steps, strict=False):
+        _draw_step(panel, graphs, step)
+    figure.suptitle(str(graphs).replace(": ", "\n"), fontsize="small")
+    if path is not None:
+        figure.savefig(path)
+    return figure
+
+
+def _draw_step(panel: "Axes", graphs: GraphSequence, step: int) -> None:
+    size = graphs.size
+    angles = [pi / 2 - 2 * pi * rank / size for rank in range(size)]  # clockwise from the top, as on a clock
+    places = [(cos(angle), sin(angle)) for angle in angles]
+    for rank, place in enumerate(places):
+        for receiver, _ in graphs.peers(rank, step).out_neighbors:
+            panel.annotate(
+                "",
+                xy=places[receiver],
+                xytext=place,
+                arrowprops={
+                    "arrowstyle": "-|>",
+                    "color": f"C{step % 10}",
+                    "alpha": 0.7,
+                    "shrinkA": 7,
+                    "shrinkB": 7,
+                    "connectionstyle": "arc3,rad=0.12",  # so that both directions of an edge are seen
+                },
+            )
+    across, up = zip(*places, strict=True)
+    panel.scatter(across, up, s=160, color="white", edgecolors="black", zorder=3)
+    if size <= 64:
+        for rank, (x, y) in enumerate(places):
+            panel.text(x, y, str(rank), ha="center", va="center", fontsize=7, zorder=4)
+    panel.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
+    panel.set_title(f"step {step}", fontsize="small")
