@@ -4,11 +4,13 @@ from collections.abc import Sequence
 
 __all__ = [
     "ConfigurationError",
+    "DeadlockError",
     "LaunchError",
     "LentandoError",
     "MismatchError",
     "NonFiniteError",
     "NotInitializedError",
+    "SimulationError",
     "TransportError",
     "grouped_by_rank",
     "ranks_in_words",
@@ -41,6 +43,14 @@ class MismatchError(LentandoError, RuntimeError):
 
 class NonFiniteError(LentandoError, ArithmeticError):
     """An average is not finite. Raised on every rank, before any parameter has changed."""
+
+
+class SimulationError(LentandoError, RuntimeError):
+    """A simulated rank failed. The message says which, and when by its clock; ``__cause__`` is what it raised."""
+
+
+class DeadlockError(SimulationError):
+    """No simulated rank can go on. The message says which rank waits for what, and where."""
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:

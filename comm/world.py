@@ -5,7 +5,10 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,6 +29,7 @@ __all__ = [
     "open_transport",
     "rank",
     "shutdown",
+    "simulated_rank",
     "size",
     "transport",
 ]
@@ -37,6 +41,24 @@ LAST_WORDS_SECONDS = 1.0
 
 _TRANSPORTS = ("mpi", "single")
 _current: Transport | None = None
+
+
+@dataclass
+class _Seat:
+    """A simulated rank's place, which the process's own job knows nothing of.
+
+    Attributes:
+        offered: what ``init()`` joins.
+        current: between ``init()`` and ``shutdown()``.
+        is_program: whether ``init()`` was called, so that the end of the rank is the end of a program.
+    """
+
+    offered: Transport
+    current: Transport | None
+    is_program: bool = False
+
+
+_seat: ContextVar[_Seat | None] = ContextVar("lentando_seat", default=None)
 
 
 def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
@@ -53,6 +75,10 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
         ConfigurationError: if ``LENTANDO_TRANSPORT`` or ``LENTANDO_LOG_LEVEL`` is none of the legal answers.
     """
     global _current
+    seat = _seat.get()
+    if seat is not None:
+        seat.current, seat.is_program = seat.offered, True
+        return
     if _current is not None:
         return
     level = _log_level()
@@ -70,17 +96,21 @@ def shutdown() -> None:
         MismatchError: on every rank, if one of them is about to do something else, such as another training step.
     """
     global _current
-    if _current is None:
+    leaving = _joined()
+    if leaving is None:
         return
-    leaving = _current
     agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)")
-    _current = None
+    seat = _seat.get()
+    if seat is None:
+        _current = None
+    else:
+        seat.current = None
     leaving.close()
 
 
 def is_initialized() -> bool:
     """True between ``init()`` and ``shutdown()``."""
-    return _current is not None
+    return _joined() is not None
 
 
 def transport() -> Transport:
@@ -89,9 +119,32 @@ def transport() -> Transport:
     Raises:
         NotInitializedError: before ``init()`` or after ``shutdown()``.
     """
-    if _current is None:
+    joined = _joined()
+    if joined is None:
         raise NotInitializedError("Lentando has not been initialised: call init() first, once, on every rank")
-    return _current
+    return joined
+
+
+def _joined() -> Transport | None:
+    seat = _seat.get()
+    return _current if seat is None else seat.current
+
+
+@contextmanager
+def simulated_rank(offered: Transport) -> Iterator[None]:
+    """Inside, this module speaks of the rank that ``offered`` is, which has been initialised, and not of the process.
+
+    Each greenlet and each thread has its own view. If ``init()`` is called inside, the end is that of a program:
+    ``shutdown()``.
+    """
+    seat = _Seat(offered, offered)
+    token = _seat.set(seat)
+    try:
+        yield
+        if seat.is_program:
+            shutdown()
+    finally:
+        _seat.reset(token)
 
 
 def rank() -> int:

@@ -1,0 +1,30 @@
+"""Many virtual ranks in one process, on a modelled network, in virtual time: the same run every time.
+
+``simulate`` runs a function on every rank. A rank runs until it has to wait or lets time pass; then the rank whose
+clock is lowest goes on. So whatever delays, stragglers and faults the models ask for happen exactly so, and again.
+"""
+
+from lentando.comm.simulation.compute import Compute
+from lentando.comm.simulation.faults import Death, Delay, Drop, Duplicate, Fault
+from lentando.comm.simulation.isolation import ProcessState, register_process_state
+from lentando.comm.simulation.messages import Sent
+from lentando.comm.simulation.network import Link, Network, SharedLink
+from lentando.comm.simulation.run import simulate
+from lentando.comm.simulation.transport import SimulatedTransport
+
+__all__ = [
+    "Compute",
+    "Death",
+    "Delay",
+    "Drop",
+    "Duplicate",
+    "Fault",
+    "Link",
+    "Network",
+    "ProcessState",
+    "Sent",
+    "SharedLink",
+    "SimulatedTransport",
+    "register_process_state",
+    "simulate",
+]

@@ -1,0 +1,119 @@
+"""A simulated rank's transport."""
+
+from collections.abc import Sequence
+from typing import NoReturn
+
+from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
+from lentando.comm.simulation.collectives import Collectives
+from lentando.comm.simulation.compute import StepTimes
+from lentando.comm.simulation.messages import Exchange, Mail
+from lentando.comm.simulation.scheduler import Scheduler, Task
+from lentando.comm.transport import Array, Message, ReduceOp, Traffic
+
+__all__ = ["SimulatedTransport"]
+
+
+class SimulatedTransport:
+    """The transport of one virtual rank; see ``simulate``.
+
+    Time passes while the rank waits, for messages or collectives, and in ``compute``; everything else takes none.
+    """
+
+    name = "simulation"
+
+    def __init__(
+        self,
+        rank: int,
+        size: int,
+        local_size: int,
+        scheduler: Scheduler,
+        mail: Mail,
+        collectives: Collectives,
+        times: StepTimes,
+    ) -> None:
+        self.rank = rank
+        self.size = size
+        self.local_rank = rank % local_size
+        self.local_size = min(local_size, size - (rank - self.local_rank))
+        self.traffic = Traffic()
+        self._scheduler, self._mail, self._collectives, self._times = scheduler, mail, collectives, times
+        self._task: Task
+
+    def sit_on(self, task: Task) -> None:
+        """Say which task is this rank. Called once, before it runs."""
+        self._task = task
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Exchange:
+        """As ``Transport.exchange``. A send takes the array's bytes at once; a receive fills its array on arrival.
+
+        Raises:
+            TransportError: for a peer that does not exist.
+            ConfigurationError: for a tag that does not exist, or an array that is not contiguous.
+        """
+        request = self._mail.exchange(self._task, sends, receives, tag)
+        traffic = self.traffic
+        for _, array in sends:
+            traffic.messages += 1
+            traffic.bytes_sent += array.nbytes
+        return request
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        """As ``Transport.allreduce``: in the array's dtype, in the order of ranks."""
+        self._collectives.allreduce(self._task, _contiguous(array), op)
+        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        """As ``Transport.broadcast``. All ranks, the root too, go on when it is there."""
+        if not 0 <= root < self.size:
+            raise TransportError(f"broadcast from rank {root}: expected a rank from 0 to {self.size - 1}")
+        self._collectives.broadcast(self._task, _contiguous(array), root)
+        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+
+    def allgather(self, array: Array) -> Array:
+        """As ``Transport.allgather``."""
+        gathered = self._collectives.allgather(self._task, _contiguous(array))
+        self._count(array.nbytes * (self.size - 1))
+        return gathered
+
+    def barrier(self) -> None:
+        """As ``Transport.barrier``."""
+        self._collectives.barrier(self._task)
+        self._count(0)
+
+    def clock(self) -> float:
+        """Virtual seconds since the simulation began."""
+        return self._task.clock
+
+    def compute(self, seconds: float | None = None) -> None:
+        """Let the time of one training step pass: drawn from the compute model, or ``seconds``.
+
+        Whoever counts training steps calls this once per step if the transport has it; those of real engines have
+        not.
+
+        Raises:
+            ConfigurationError: if ``seconds`` is negative or not a number.
+        """
+        if seconds is None:
+            seconds = self._times.next_seconds()
+        elif not seconds >= 0:
+            raise ConfigurationError(f"seconds must be >= 0, got {seconds}")
+        self._scheduler.advance(self._task, self._task.clock + seconds)
+
+    def abort(self, status: int = 1) -> NoReturn:
+        """End the simulation: ``simulate`` raises ``SimulationError`` with this rank and status."""
+        raise SimulationError(f"rank {self.rank} ended the job with status {status} at {self.clock():g} s")
+
+    def close(self) -> None:
+        """Nothing to release: ``init()`` may join again."""
+
+    def _count(self, bytes_sent: int) -> None:
+        self.traffic.collectives += 1
+        self.traffic.bytes_sent += bytes_sent
+
+
+def _contiguous(array: Array) -> Array:
+    if not array.flags.c_contiguous:
+        raise ConfigurationError("a collective needs a C-contiguous array")
+    return array
