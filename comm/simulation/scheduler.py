@@ -13,7 +13,7 @@ from lentando.comm.errors import SimulationError
 try:
     from greenlet import GreenletExit, getcurrent, greenlet  # type: ignore[import-untyped, unused-ignore]
 except ImportError as error:
-    raise ImportError("the simulator needs greenlet: pip install greenlet") from error
+    raise ImportError("the simulator needs greenlet: pip install lentando[simulation]") from error
 
 __all__ = ["Scheduler", "Task", "Wait"]
 
