@@ -131,6 +131,14 @@ class FlatBuffer:
         """Each entry in its own shape, sharing memory."""
         return [self.layout.view(self.array, number) for number in range(len(self.layout.entries))]
 
+    @cached_property
+    def parameters(self) -> Array:
+        """The part that is stepped: all but the statistics, which lie at the end."""
+        stop = max((part.stop for part in self.layout.ranges if part.group is not None), default=0)
+        if any(part.group is None and part.start < stop for part in self.layout.ranges):
+            raise ConfigurationError("the statistics of a flat buffer must lie behind its parameters")
+        return self.array[:stop]
+
     def first_non_finite(self) -> str | None:
         """Name of the first entry with a NaN or an infinity, or None."""
         bad = ~np.isfinite(self.array)

@@ -10,7 +10,7 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Message", "ReduceOp", "Request", "Traffic", "Transport"]
+__all__ = ["Array", "Message", "ReduceOp", "Request", "Traffic", "Transport", "VirtualTime", "as_bytes"]
 
 Array: TypeAlias = NDArray[Any]
 Message: TypeAlias = tuple[int, Array]
@@ -107,6 +107,14 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Release what the transport made. It owns nothing of the user's."""
+
+
+@runtime_checkable
+class VirtualTime(Protocol):
+    """A transport in whose world time passes only where it is told to: a simulation's."""
+
+    def compute(self) -> None:
+        """Let the time of one training step's computation pass."""
 
 
 def as_bytes(array: Array) -> NDArray[np.uint8]:

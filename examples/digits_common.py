@@ -8,14 +8,16 @@ import json
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-ALGORITHMS = ("slowmo", "localsgd", "allreduce")
+ALGORITHMS = ("slowmo", "localsgd", "allreduce", "sgp", "osgp", "dpsgd")
+COMPARED = ALGORITHMS[:3]
 TEST_SHARE = 0.2
 
 
@@ -36,12 +38,17 @@ class Digits:
             yield self.train_images[chosen], self.train_labels[chosen]
 
 
-def load_digits(rank: int, size: int) -> Digits:
-    """This rank's share of the training data, equally large on every rank, and all of the held-out test data."""
+@lru_cache  # simulated ranks share it
+def _all_digits() -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     from sklearn.datasets import load_digits as load
 
     images, labels = load(return_X_y=True)
-    images = (images / 16.0).astype(np.float32).reshape(-1, 1, 8, 8)
+    return (images / 16.0).astype(np.float32).reshape(-1, 1, 8, 8), labels
+
+
+def load_digits(rank: int, size: int) -> Digits:
+    """This rank's share of the training data, equally large on every rank, and all of the held-out test data."""
+    images, labels = _all_digits()
     order = np.random.default_rng(0).permutation(len(labels))  # the same split for every seed and every rank
     test, train = np.split(order, [int(TEST_SHARE * len(order))])
     train = train[: len(train) // size * size][rank::size]
@@ -53,7 +60,14 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="slowmo", help="how the ranks train together")
     parser.add_argument(
-        "--compare", action="store_true", help="train with every algorithm over --seeds seeds, then compare"
+        "--compare", action="store_true", help=f"train with {', '.join(COMPARED)} over --seeds seeds, then compare"
+    )
+    parser.add_argument("--base", choices=("localsgd", "allreduce", "sgp", "osgp", "dpsgd"), default="localsgd",
+                        help="what slowmo works over")  # fmt: skip
+    parser.add_argument("--staleness", type=int, default=1, help="inner steps after which osgp waits for a message")
+    parser.add_argument("--deterministic", action="store_true", help="osgp uses messages at the bound, never earlier")
+    parser.add_argument(
+        "--reduction", choices=("auto", "ring", "engine"), default="auto", help="how averages are formed"
     )
     parser.add_argument("--period", type=int, default=12, help="inner steps between averages (slowmo, localsgd)")
     parser.add_argument("--slow-momentum", type=float, default=0.5, help="beta of SlowMo")
@@ -66,6 +80,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum of SGD")
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
     parser.add_argument("--seeds", type=int, default=3, help="with --compare: how many seeds, counted up from --seed")
+    parser.add_argument("--simulate", type=int, metavar="N", help="train on N simulated ranks in this process")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
     return parser.parse_args(argv)
 
@@ -82,6 +97,8 @@ class Run:
         megabytes: MB sent by each rank (mean over ranks).
         communication_seconds: spent in communication, waiting for others included (mean over ranks).
         seconds: wall-clock time of the training.
+        consensus_distance: how far apart the replicas were at the end.
+        checksum: of the averaged model, to compare runs.
         epochs: per epoch, seconds since the start and mean training loss over ranks.
     """
 
@@ -92,6 +109,8 @@ class Run:
     megabytes: float = 0.0
     communication_seconds: float = 0.0
     seconds: float = 0.0
+    consensus_distance: float = 0.0
+    checksum: int = 0
     epochs: list[tuple[float, float]] = field(default_factory=list)
 
     @classmethod
@@ -102,9 +121,12 @@ class Run:
             return statistics.fmean(getattr(run, name) for run in runs)
 
         curves = zip(*(run.epochs for run in runs), strict=True)
-        epochs = [(points[0][0], statistics.fmean(loss for _, loss in points)) for points in curves]
-        return cls(runs[0].algorithm, runs[0].seed, runs[0].accuracy, runs[0].rounds, over_ranks("megabytes"),
-                   over_ranks("communication_seconds"), runs[0].seconds, epochs)  # fmt: skip
+        return replace(
+            runs[0],
+            megabytes=over_ranks("megabytes"),
+            communication_seconds=over_ranks("communication_seconds"),
+            epochs=[(points[0][0], statistics.fmean(loss for _, loss in points)) for points in curves],
+        )
 
 
 def train_all(
@@ -113,8 +135,8 @@ def train_all(
     size: int,
     train: Callable[[str, int], Run],
     gather: Callable[[Any], list[Any]],
-) -> None:
-    """Train as the flags say, and let rank 0 print the table and write the report.
+) -> list[Run]:
+    """Train as the flags say, and let rank 0 print the table and write the report. Returns this rank's runs.
 
     Args:
         options: the flags.
@@ -124,17 +146,18 @@ def train_all(
         gather: collects an object of every rank.
     """
     if options.compare:
-        plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in ALGORITHMS]
+        plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in COMPARED]
     else:
         plan = [(options.algorithm, options.seed)]
-    runs = []
+    own, runs = [], []
     for algorithm, seed in plan:
-        by_rank = [Run(**run) for run in gather(asdict(train(algorithm, seed)))]
-        runs.append(Run.mean(by_rank))
+        own.append(train(algorithm, seed))
+        runs.append(Run.mean([Run(**run) for run in gather(asdict(own[-1]))]))
     if rank == 0:
         print_table(runs, size)
         if options.report is not None:
             write_report(options.report, runs, size)
+    return own
 
 
 def print_table(runs: Sequence[Run], size: int) -> None:
@@ -157,6 +180,7 @@ def print_table(runs: Sequence[Run], size: int) -> None:
         "MB sent/rank",
         "comm s",
         "total s",
+        "consensus",
     ):
         table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
     for algorithm in dict.fromkeys(run.algorithm for run in runs):
@@ -175,6 +199,7 @@ def print_table(runs: Sequence[Run], size: int) -> None:
             f"{mean('megabytes'):.2f}",
             f"{mean('communication_seconds'):.2f}",
             f"{mean('seconds'):.2f}",
+            f"{mean('consensus_distance'):.1e}",
         )
     Console(width=120).print(table)
 

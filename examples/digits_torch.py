@@ -1,11 +1,16 @@
 """Train a small convolutional network on handwritten digits, alone or on several ranks.
 
-python examples/digits_torch.py
-mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --period 12
-mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
+On real ranks, or on simulated ones in one process:
+
+    python examples/digits_torch.py
+    mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --base sgp --period 12
+    mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
+    python examples/digits_torch.py --algorithm osgp --simulate 16 --batch-size 8
 """
 
+import argparse
 import time
+from zlib import crc32
 
 import numpy as np
 import torch
@@ -14,6 +19,7 @@ from torch import nn
 from tqdm import tqdm
 
 import lentando.torch as lt
+from lentando.comm import simulate
 
 
 def make_model(seed: int) -> nn.Module:
@@ -32,13 +38,19 @@ def make_model(seed: int) -> nn.Module:
     )
 
 
-def main() -> None:
-    """Train as the flags say."""
-    assert __doc__ is not None
-    options = arguments(__doc__.splitlines()[0])
+def main(options: argparse.Namespace) -> list[Run]:
+    """Train as the flags say; the runs, as this rank saw them."""
     lt.init()
     torch.set_num_threads(1)  # ranks share the cores
     data = load_digits(lt.rank(), lt.size())
+
+    bases = {
+        "allreduce": lt.AllReduce(),
+        "localsgd": lt.LocalSGD(),
+        "sgp": lt.SGP(),
+        "osgp": lt.OSGP(staleness=options.staleness, deterministic=options.deterministic),
+        "dpsgd": lt.DPSGD(),
+    }
 
     def make_optimizer(algorithm: str, model: nn.Module) -> lt.DistributedOptimizer:
         sgd = torch.optim.SGD(
@@ -48,16 +60,21 @@ def main() -> None:
             return lt.SlowMo(
                 sgd,
                 model=model,
+                base=bases[options.base],
                 period=options.period,
                 slow_momentum=options.slow_momentum,
                 slow_lr=options.slow_lr,
                 base_buffers=options.base_buffers,
+                algorithm=options.reduction,
             )
-        if algorithm == "localsgd":
-            return lt.DistributedOptimizer(
-                sgd, model=model, base=lt.LocalSGD(), period=options.period, base_buffers=options.base_buffers
-            )
-        return lt.DistributedOptimizer(sgd, model=model, base=lt.AllReduce())
+        return lt.DistributedOptimizer(
+            sgd,
+            model=model,
+            base=bases[algorithm],
+            period=options.period if algorithm == "localsgd" else None,
+            base_buffers=options.base_buffers,
+            algorithm=options.reduction,
+        )
 
     def train(algorithm: str, seed: int) -> Run:
         model = make_model(seed)
@@ -79,18 +96,25 @@ def main() -> None:
             epochs.set_postfix(loss=f"{run.epochs[-1][1]:.4f}", refresh=False)
         run.seconds = time.perf_counter() - started
 
+        run.consensus_distance = optimizer.consensus_distance()
         model.eval()
         with optimizer.averaged(), torch.no_grad():
             predicted = model(torch.from_numpy(data.test_images)).argmax(1).numpy()
+            run.checksum = crc32(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
         report = optimizer.report()
         run.accuracy = float((predicted == data.test_labels).mean())
-        run.rounds = report["rounds"] or report["inner_steps"]  # AllReduce averages at every step
+        run.rounds = report["inner_steps" if algorithm == "allreduce" else "rounds"]
         run.megabytes = report["bytes_sent"] / 1e6
         run.communication_seconds = report["communication_seconds"]
         return run
 
-    train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)
+    return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)
 
 
 if __name__ == "__main__":
-    main()
+    assert __doc__ is not None
+    flags = arguments(__doc__.splitlines()[0])
+    if flags.simulate:
+        simulate(lambda: main(flags), size=flags.simulate)
+    else:
+        main(flags)

@@ -17,14 +17,23 @@ class InnerSteps:
     def average_gradients(self) -> None:
         """After the gradients of a step are there, before the base optimizer uses them."""
 
-    def before_step(self) -> None:
-        """Before the base optimizer steps."""
-
     def after_step(self) -> None:
         """After the base optimizer has stepped."""
 
     def drain(self) -> None:
-        """Before an exact average, an evaluation, a checkpoint or the end: bring home what is still under way."""
+        """Bring home what is still under way."""
+
+    def expose(self) -> None:
+        """Before an exact average: put into the buffers what must be averaged, with nothing under way."""
+
+    def retract(self) -> None:
+        """The average did not come about: put back what ``expose`` has replaced."""
+
+    def restart(self) -> None:
+        """The buffers hold new parameters, equal on all ranks: begin from them."""
+
+    def follow(self) -> None:
+        """The buffers hold new parameters of this rank's own: go on from them."""
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the next steps, as numbers, strings, lists, dicts and arrays."""
@@ -40,10 +49,12 @@ class BaseAlgorithm(Protocol):
     Attributes:
         averages_gradients: whether every step begins with ``average_gradients``.
         communicates: whether anything is sent between outer steps.
+        mixes_parameters: whether ``after_step`` reads and changes the parameters.
     """
 
     averages_gradients: ClassVar[bool]
     communicates: ClassVar[bool]
+    mixes_parameters: ClassVar[bool]
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
@@ -57,6 +68,7 @@ class LocalSGD:
 
     averages_gradients: ClassVar[bool] = False
     communicates: ClassVar[bool] = False
+    mixes_parameters: ClassVar[bool] = False
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
@@ -76,6 +88,7 @@ class AllReduce:
 
     averages_gradients: ClassVar[bool] = True
     communicates: ClassVar[bool] = True
+    mixes_parameters: ClassVar[bool] = False
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]

@@ -2,9 +2,9 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import nan
+from math import nan, sqrt
 from typing import Any
 from zlib import crc32
 
@@ -12,10 +12,11 @@ import numpy as np
 
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
-from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
+from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError, grouped_by_rank
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts, describe, first_difference
 from lentando.comm.objects import allgather_object
-from lentando.comm.transport import Array, Transport, as_bytes
+from lentando.comm.transport import Array, Transport, VirtualTime, as_bytes
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.period import RoundSummary
@@ -74,6 +75,8 @@ class Replica:
             )
             if not settings.exact_average and not settings.base.communicates and transport.size > 1:
                 _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
+        self._virtual_time = transport if isinstance(transport, VirtualTime) else None
+        self._in_step = False
         self._started = False
         self._start_checksum = 0
         self._steps_in_round: int | None
@@ -104,7 +107,7 @@ class Replica:
         Raises:
             MismatchError: on every rank, if the ranks are not at the same step.
         """
-        self._start_once()
+        self._begin_step()
         with self._communication():
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
             self._base.average_gradients()
@@ -112,8 +115,7 @@ class Replica:
 
     def before_step(self) -> None:
         """Call right before the base optimizer steps."""
-        self._start_once()
-        self._base.before_step()
+        self._begin_step()
 
     def after_step(self) -> None:
         """Call right after the base optimizer has stepped. Takes the outer step when it is due.
@@ -122,7 +124,12 @@ class Replica:
             MismatchError: on every rank, if the ranks are not at the same outer step.
             NonFiniteError: on every rank, if the average is not finite.
         """
-        self._base.after_step()
+        if self._settings.base.mixes_parameters:
+            with self._communication():
+                self._framework.load()
+                self._base.after_step()
+                self._framework.store()
+        self._in_step = False
         self.inner_steps += 1
         self._steps += 1
         rates, sums = self._framework.learning_rates(), self._rate_sums
@@ -138,9 +145,9 @@ class Replica:
         Collective: every rank enters.
         """
         self._agree(Event.EVALUATE, "evaluates the average of")
-        self._base.drain()
-        self._framework.load()
+        self.drain()
         own = [buffer.array.copy() for buffer in self._framework.buffers]
+        self._base.expose()
         for buffer in self._framework.buffers:
             plan_reduction(self._transport, buffer.array, self._settings.algorithm).all_reduce(mean=True)
         self._framework.store()
@@ -150,6 +157,27 @@ class Replica:
             for buffer, array in zip(self._framework.buffers, own, strict=True):
                 np.copyto(buffer.array, array)
             self._framework.store()
+
+    def drain(self) -> None:
+        """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
+        self._framework.load()
+        self._base.drain()
+        self._framework.store()
+
+    def consensus_distance(self) -> float:
+        """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.
+
+        Collective: every rank calls it.
+        """
+        self._agree(Event.EVALUATE, "measures the consensus distance of")
+        self._framework.load()
+        squared = 0.0
+        for buffer in self._framework.buffers:
+            own = buffer.parameters.astype(accumulator_dtype(buffer.array.dtype))
+            mean = own.copy()
+            plan_reduction(self._transport, mean, self._settings.algorithm).all_reduce(mean=True)
+            squared += float(np.square(own - mean, dtype=np.float64).sum())
+        return sqrt(float(self._transport.allgather(np.array([squared])).mean()))
 
     def report(self) -> dict[str, Any]:
         """Plain numbers about this rank so far.
@@ -172,7 +200,6 @@ class Replica:
 
         Every rank has its own: anchors and slow momenta are sharded.
         """
-        self._base.drain()
         return {
             "version": STATE_VERSION,
             "subject": self._subject,
@@ -231,12 +258,21 @@ class Replica:
             "with the same parameter groups, on every rank"
         )
 
-    def _start_once(self) -> None:
-        """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
-        if self._started:
+    def _begin_step(self) -> None:
+        """The gradients of a step are there."""
+        if self._in_step:
             return
+        self._in_step = True
+        if self._virtual_time is not None:
+            self._virtual_time.compute()
+        if not self._started:
+            self._start()
+
+    def _start(self) -> None:
+        """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
         self._started = True
         self._framework.load()
+        self._base.restart()
         if self._outer is not None:
             self._outer.restart()
         # Statistics have already moved in the forward pass; parameters must be equal, which the first message checks.
@@ -260,15 +296,29 @@ class Replica:
                 loss, clock = agreement.loss, agreement.clock
             else:
                 loss, clock = self._take_loss(), self._transport.clock()
-            self._base.drain()
-            self._framework.load()
-            self._outer.run(rates)
-            self._framework.store()
+            self._step_outward(rates)
             self._treat_base_buffers()
         self.rounds += 1
         self._period.update(RoundSummary(self.rounds, self.inner_steps, loss, rates, clock))
         self._begin_round()
         _log.debug("outer step %d after inner step %d, loss %g", self.rounds, self.inner_steps, loss)
+
+    def _step_outward(self, learning_rates: Sequence[float]) -> None:
+        assert self._outer is not None
+        self._framework.load()
+        try:
+            if self._settings.exact_average:
+                self._base.expose()
+                self._outer.run(learning_rates)
+                self._base.restart()
+            else:
+                self._outer.run(learning_rates)
+                self._base.follow()
+        except NonFiniteError:
+            self._base.retract()
+            raise
+        finally:
+            self._framework.store()
 
     def _treat_base_buffers(self) -> None:
         if self._settings.base_buffers == "reset":

@@ -4,9 +4,9 @@
 clock is lowest goes on. So whatever delays, stragglers and faults the models ask for happen exactly so, and again.
 """
 
+from lentando.comm.process_state import ProcessState, register_process_state
 from lentando.comm.simulation.compute import Compute
 from lentando.comm.simulation.faults import Death, Delay, Drop, Duplicate, Fault
-from lentando.comm.simulation.isolation import ProcessState, register_process_state
 from lentando.comm.simulation.messages import Sent
 from lentando.comm.simulation.network import Link, Network, SharedLink
 from lentando.comm.simulation.run import simulate

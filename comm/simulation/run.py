@@ -6,10 +6,10 @@ from inspect import Parameter, signature
 from typing import Any
 
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.process_state import IsolatedRanks
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.compute import Compute, StepTimes
 from lentando.comm.simulation.faults import Death, Fault, MessageFaults
-from lentando.comm.simulation.isolation import IsolatedRanks
 from lentando.comm.simulation.messages import Mail, Sent
 from lentando.comm.simulation.network import Network, Wires
 from lentando.comm.simulation.scheduler import Scheduler

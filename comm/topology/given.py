@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from typing import Any, Protocol, TypeAlias
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -26,6 +27,10 @@ class _MatrixGraphs(GraphSequence):
 
     def peers_in(self, rank: int, phase: int) -> Peers:
         return self._planned[phase][rank]
+
+    def __repr__(self) -> str:
+        """Equal for equal matrices, so that ranks can compare what they were given."""
+        return f"{self.name}({crc32(repr(self._planned).encode()):08x})"
 
 
 def _peers_of(rank: int, matrix: _Matrix) -> Peers:
@@ -72,6 +77,9 @@ class FromMatrix(Topology):
 
     def plan(self, size: int) -> GraphSequence:
         return _of_size(self._graphs, size, "the mixing matrix")
+
+    def __repr__(self) -> str:
+        return repr(self._graphs)
 
 
 def _check_matrix(matrix: _Matrix, what: str) -> None:
@@ -149,6 +157,9 @@ class FromGraph(Topology):
 
     def plan(self, size: int) -> GraphSequence:
         return _of_size(self._graphs, size, "the graph")
+
+    def __repr__(self) -> str:
+        return repr(self._graphs)
 
 
 def _matrix_of(graph: NetworkxGraph, size: int, share: str | None) -> _Matrix:

@@ -1,5 +1,7 @@
 """Lentando for PyTorch: ``import lentando.torch as lt``."""
 
+import torch as _torch
+
 from lentando.comm.errors import (
     ConfigurationError,
     LaunchError,
@@ -10,8 +12,24 @@ from lentando.comm.errors import (
     TransportError,
 )
 from lentando.comm.operations import Average, Max, Min, Sum, barrier
+from lentando.comm.process_state import ProcessState, register_process_state
+from lentando.comm.topology import (
+    BipartiteExponential,
+    Complete,
+    FromGraph,
+    FromMatrix,
+    Hybrid,
+    Hypercube,
+    NodeAware,
+    OnePeerExponential,
+    PPeerExponential,
+    Ring,
+    StaticExponential,
+    Torus,
+)
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.functions import (
@@ -28,25 +46,40 @@ from lentando.torch.functions import (
 from lentando.torch.optimizer import DistributedOptimizer, SlowMo
 
 __all__ = [
+    "DPSGD",
+    "OSGP",
+    "SGP",
     "AllReduce",
     "Average",
+    "BipartiteExponential",
+    "Complete",
     "ConfigurationError",
     "DistributedOptimizer",
     "FixedPeriod",
+    "FromGraph",
+    "FromMatrix",
+    "Hybrid",
+    "Hypercube",
     "LaunchError",
     "LentandoError",
     "LocalSGD",
     "Max",
     "Min",
     "MismatchError",
+    "NodeAware",
     "NonFiniteError",
     "NotInitializedError",
+    "OnePeerExponential",
+    "PPeerExponential",
     "Period",
     "PostLocal",
+    "Ring",
     "RoundSummary",
     "SlowMo",
     "SlowMomentum",
+    "StaticExponential",
     "Sum",
+    "Torus",
     "TransportError",
     "allgather",
     "allgather_object",
@@ -66,3 +99,6 @@ __all__ = [
     "shutdown",
     "size",
 ]
+
+# In a simulation, ranks share a process: each has its own random generator all the same. A program seeds it itself.
+register_process_state("torch", ProcessState(_torch.get_rng_state, _torch.set_rng_state, lambda seed, rank: None))

@@ -153,6 +153,13 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """
         return self._replica.averaged()
 
+    def consensus_distance(self) -> float:
+        """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.
+
+        Collective: every rank calls it.
+        """
+        return self._replica.consensus_distance()
+
     def report(self) -> dict[str, Any]:
         """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
         return self._replica.report()

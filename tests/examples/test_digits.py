@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from launching import mpirun
@@ -29,6 +30,34 @@ def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
         assert losses[-1] < losses[0] / 4
     assert summaries["slowmo"]["rounds"] == summaries["localsgd"]["rounds"] == 6 * 22 // 12
     assert summaries["slowmo"]["megabytes"] < summaries["allreduce"]["megabytes"] / 6
+
+
+GOSSIP = [
+    ["--algorithm", "sgp"],
+    ["--algorithm", "dpsgd"],
+    ["--algorithm", "osgp", "--deterministic"],
+    ["--algorithm", "slowmo", "--base", "osgp", "--staleness", "2", "--deterministic"],
+]
+
+
+def summary(folder: Path) -> dict[str, Any]:
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return next(line for line in lines if "summary" in line)
+
+
+@pytest.mark.parametrize("flags", GOSSIP, ids=" ".join)
+def test_real_and_simulated_ranks_train_the_same_model(tmp_path: Path, flags: list[str]) -> None:
+    """The same training function, unchanged: equal to the bit. The ring adds in one order everywhere."""
+    common = [EXAMPLE, *flags, "--epochs", "6", "--reduction", "ring", "--report"]
+    job = mpirun(4, *common, str(tmp_path / "real"), timeout_seconds=120)
+    assert job.status == 0, job.output
+    simulated = [sys.executable, *common, str(tmp_path / "simulated"), "--simulate", "4"]
+    run = subprocess.run(simulated, capture_output=True, text=True, timeout=120, check=False)
+    assert run.returncode == 0, run.stderr
+    real, virtual = summary(tmp_path / "real"), summary(tmp_path / "simulated")
+    assert real["accuracy"] >= 0.95
+    assert virtual["checksum"] == real["checksum"]
+    assert virtual["consensus_distance"] == real["consensus_distance"]
 
 
 def test_alone_it_runs_without_a_launcher(tmp_path: Path) -> None:

@@ -97,3 +97,63 @@ def lookahead(steps: int, start: Vector, gradient: Gradient, learning_rate: floa
             slow = slow + alpha * (fast - slow)
             fast = slow
     return fast
+
+
+@dataclass
+class Gossip:
+    """Biased parameters and push-sum weights of all workers, without what is under way."""
+
+    x: Vector
+    w: Vector
+
+    @property
+    def z(self) -> Vector:
+        return self.x / self.w[:, None]
+
+
+def push_sum_sgd(
+    workers: int,
+    steps: int,
+    start: Vector,
+    gradient: Gradient,
+    mixing_matrix: Callable[[int], Vector],
+    learning_rate: float,
+    staleness: int = 0,
+    period: int | None = None,
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    exact_average: bool = True,
+) -> Gossip:
+    """SGP (arXiv 1811.10792), with messages ``staleness`` steps late; SlowMo over it if there is a period."""
+    x, w = np.tile(start, (workers, 1)), np.ones(workers)
+    anchor, u = x.copy(), np.zeros_like(x)
+    under_way: list[tuple[Vector, Vector]] = []
+    for step in range(steps):
+        z = x / w[:, None]
+        x = x - learning_rate * np.array([gradient(i, step, z[i]) for i in range(workers)])
+        matrix = mixing_matrix(step)
+        kept = np.diag(matrix)
+        if staleness and len(under_way) == staleness:
+            arrived_x, arrived_w = under_way.pop(0)
+            x, w = x + arrived_x, w + arrived_w
+        others = matrix - np.diag(kept)
+        under_way.append((others @ x, others @ w))
+        x, w = kept[:, None] * x, kept * w
+        if not staleness:
+            arrived_x, arrived_w = under_way.pop(0)
+            x, w = x + arrived_x, w + arrived_w
+        if period and (step + 1) % period == 0:
+            if exact_average:
+                for arrived_x, arrived_w in under_way:
+                    x, w = x + arrived_x, w + arrived_w
+                under_way.clear()
+                mean = x.mean(axis=0) * np.ones_like(x)
+                u = beta * u + (anchor - mean) / learning_rate
+                x, w = anchor - alpha * learning_rate * u, np.ones(workers)
+                anchor = x.copy()
+            else:
+                z = x / w[:, None]
+                u = beta * u + (anchor - z) / learning_rate
+                anchor = anchor - alpha * learning_rate * u
+                x = anchor * w[:, None]
+    return Gossip(x, w)
