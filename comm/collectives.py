@@ -30,8 +30,9 @@ SEGMENT_BYTES = 1024 * 1024
 """Longest message of the ring."""
 SEGMENTS_IN_FLIGHT = 4
 """Segments on their way while an earlier one is being added."""
-RING_FROM_BYTES = {"one node": 4 * 1024 * 1024, "several nodes": 256 * 1024}
-"""``auto`` leaves smaller buffers to the engine: there, latency decides, and the ring needs 2(n - 1) steps.
+RING_FROM_BYTES = {"one node": 32 * 1024 * 1024, "one node, in halves": 4 * 1024 * 1024, "several nodes": 256 * 1024}
+"""``auto`` leaves smaller buffers to the engine: there, latency decides, and the ring needs 2(n - 1) steps. Between
+nodes the ring wins early; in halves, the engine moves everything one and a half times.
 ``benchmarks/all_reduce.py`` shows where the lines cross."""
 
 
@@ -210,13 +211,16 @@ def _store(total: Array, out: Array, divisor: int) -> None:
             np.copyto(out, total, casting="same_kind")
 
 
-def plan_reduction(transport: Transport, buffer: Array, algorithm: Algorithm = "auto") -> Reduction:
+def plan_reduction(
+    transport: Transport, buffer: Array, algorithm: Algorithm = "auto", *, in_halves: bool = False
+) -> Reduction:
     """Plan the all-reduce of ``buffer``, one-dimensional and contiguous, by the algorithm that suits its size.
 
     Args:
         transport: ranks that take part; all must plan the same number of elements, dtype and algorithm.
         buffer: float32, float64, float16, bfloat16 or integers; kept, and used in place at each execution.
         algorithm: ``"ring"``, ``"engine"`` (the transport's own all-reduce), or ``"auto"``.
+        in_halves: it will be used by its halves, not as a whole: ``"auto"`` then chooses otherwise.
 
     Raises:
         ConfigurationError: for any other algorithm, dtype or shape.
@@ -224,7 +228,9 @@ def plan_reduction(transport: Transport, buffer: Array, algorithm: Algorithm = "
     if buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise ConfigurationError(f"a reduction needs a contiguous one-dimensional array, got shape {buffer.shape}")
     if algorithm == "auto":
-        place = "one node" if transport.local_size == transport.size else "several nodes"
+        place = "several nodes"
+        if transport.local_size == transport.size:
+            place = "one node, in halves" if in_halves else "one node"
         algorithm = "ring" if transport.size == 1 or buffer.nbytes >= RING_FROM_BYTES[place] else "engine"
     if algorithm == "ring":
         return RingReduction(transport, buffer)

@@ -45,7 +45,9 @@ class OuterStep:
         self._shards = [
             _Shard(
                 buffer,
-                plan_reduction(transport, buffer.array, algorithm) if exact_average else NoReduction(buffer.array),
+                plan_reduction(transport, buffer.array, algorithm, in_halves=True)
+                if exact_average
+                else NoReduction(buffer.array),
                 rule,
             )
             for buffer in buffers

@@ -103,6 +103,11 @@ def test_mpi_that_the_user_has_started_is_used_without_a_launcher() -> None:
     assert found.stdout.split() == ["mpi", "1"], found.stderr
 
 
+def test_mpi_can_be_forced_in_a_program_that_was_started_alone() -> None:
+    found = run_alone(BEGIN + "print(world.transport().name, world.size())", LENTANDO_TRANSPORT="mpi")
+    assert found.stdout.split() == ["mpi", "1"], found.stderr
+
+
 @pytest.mark.parametrize(
     ("variables", "promise"),
     [
