@@ -11,15 +11,15 @@ from zlib import crc32
 import numpy as np
 
 from lentando.comm.collectives import plan_reduction
-from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
+from lentando.comm.control import Agreement, Control, Event, agree
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError, grouped_by_rank
-from lentando.comm.flat import Entry, FlatBuffer, build_layouts, describe, first_difference
-from lentando.comm.objects import allgather_object
-from lentando.comm.transport import Array, Transport, VirtualTime, as_bytes
+from lentando.comm.errors import ConfigurationError, NonFiniteError
+from lentando.comm.transport import Transport, VirtualTime, as_bytes
+from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.period import RoundSummary
+from lentando.optimizers.same_model import check_equal, subject
 from lentando.optimizers.settings import Settings
 
 __all__ = ["Replica"]
@@ -57,9 +57,9 @@ class Replica:
         self.averages_gradients = settings.base.averages_gradients
         self.inner_steps = 0
         self.rounds = 0
-        self._subject = fingerprint([describe(b.layout for b in framework.buffers), settings.in_words()])
+        self._subject = subject(framework, settings)
         self._seconds, self._bytes, self._messages = 0.0, 0, 0
-        self._check_equal_models()
+        check_equal(transport, framework, settings)
         framework.load()
         for buffer in framework.buffers:
             transport.broadcast(buffer.array)
@@ -244,20 +244,6 @@ class Replica:
         if self._outer is not None:
             self._outer.load_state_dict(state["outer"])
 
-    def _check_equal_models(self) -> None:
-        agree(self._transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
-        subjects = self._transport.allgather(np.array([self._subject], np.int64))
-        if (subjects == self._subject).all():
-            return
-        settings = allgather_object(self._transport, self._settings.in_words())
-        if len(set(settings)) > 1:
-            raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(settings)}")
-        layouts = allgather_object(self._transport, describe(buffer.layout for buffer in self._framework.buffers))
-        raise MismatchError(
-            f"the models differ between ranks. First difference: {first_difference(layouts)}. Build the same model, "
-            "with the same parameter groups, on every rank"
-        )
-
     def _begin_step(self) -> None:
         """The gradients of a step are there."""
         if self._in_step:
@@ -325,31 +311,12 @@ class Replica:
             self._framework.reset_optimizer()
         elif self._settings.base_buffers == "average":
             buffers = self._framework.optimizer_buffers()
-            self._framework.store_optimizer_buffers(self._average(buffers))
-
-    def _average(self, arrays: Mapping[str, Array]) -> dict[str, Array]:
-        """The mean over ranks of named arrays, sent as one message per dtype."""
-        layouts = build_layouts(Entry(name, a.shape, a.dtype.name, None) for name, a in sorted(arrays.items()))
-        described = allgather_object(self._transport, describe(layouts))
-        if any(other != described[0] for other in described):
-            raise MismatchError(
-                "base_buffers='average' needs the same optimizer state on every rank, but it differs. First: "
-                f"{first_difference(described)}. A parameter without a gradient on some rank has no state there: use "
-                "base_buffers='reset' or 'maintain'"
-            )
-        averaged: dict[str, Array] = {}
-        for layout in layouts:
-            flat = FlatBuffer(layout)
-            for entry, view in zip(layout.entries, flat.views, strict=True):
-                np.copyto(view, arrays[entry.name])
-            plan_reduction(self._transport, flat.array, self._settings.algorithm).all_reduce(mean=True)
-            averaged |= {entry.name: view for entry, view in zip(layout.entries, flat.views, strict=True)}
-        return averaged
+            self._framework.store_optimizer_buffers(average(self._transport, buffers, self._settings.algorithm))
 
     def _agree(self, event: Event, doing: str, loss: float = nan, flag: bool = False) -> Agreement:
-        subject, checksum = self._subject ^ self._start_checksum, self._start_checksum
+        about, checksum = self._subject ^ self._start_checksum, self._start_checksum
         self._start_checksum = 0
-        control = Control(event, self.rounds, self.inner_steps, subject, loss, flag=flag, clock=self._transport.clock())
+        control = Control(event, self.rounds, self.inner_steps, about, loss, flag=flag, clock=self._transport.clock())
 
         def words() -> str:
             since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{self.rounds} rounds"

@@ -15,7 +15,8 @@ from lentando.comm.errors import DeadlockError, MismatchError, SimulationError
 from lentando.comm.simulation import Compute, Drop, Duplicate, Network, simulate
 from lentando.comm.topology import FromGraph, OnePeerExponential, PPeerExponential, Topology
 from lentando.comm.transport import Transport
-from lentando.optimizers.gossip import OSGP, PushSum
+from lentando.optimizers.gossip import OSGP
+from lentando.optimizers.push_sum import PushSum
 
 CASES = int(os.environ.get("LENTANDO_GOSSIP_CASES", "1000"))
 DIMENSION = 4

@@ -22,7 +22,8 @@ from lentando.comm.topology import (
     Topology,
 )
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP, PushSum
+from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.push_sum import PushSum
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 DIMENSION = 13

@@ -1,0 +1,37 @@
+"""The base optimizer's own buffers (momentum, ...), averaged over ranks."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.errors import MismatchError
+from lentando.comm.flat import Entry, FlatBuffer, build_layouts, describe, first_difference
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Array, Transport
+
+__all__ = ["average"]
+
+
+def average(transport: Transport, arrays: Mapping[str, Array], algorithm: Algorithm = "auto") -> dict[str, Array]:
+    """The mean over ranks of named arrays, sent as one message per dtype.
+
+    Raises:
+        MismatchError: on every rank, if names, shapes or dtypes differ.
+    """
+    layouts = build_layouts(Entry(name, a.shape, a.dtype.name, None) for name, a in sorted(arrays.items()))
+    described = allgather_object(transport, describe(layouts))
+    if any(other != described[0] for other in described):
+        raise MismatchError(
+            "base_buffers='average' needs the same optimizer state on every rank, but it differs. First: "
+            f"{first_difference(described)}. A parameter without a gradient on some rank has no state there: use "
+            "base_buffers='reset' or 'maintain'"
+        )
+    averaged: dict[str, Array] = {}
+    for layout in layouts:
+        flat = FlatBuffer(layout)
+        for entry, view in zip(layout.entries, flat.views, strict=True):
+            np.copyto(view, arrays[entry.name])
+        plan_reduction(transport, flat.array, algorithm).all_reduce(mean=True)
+        averaged |= {entry.name: view for entry, view in zip(layout.entries, flat.views, strict=True)}
+    return averaged
