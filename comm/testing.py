@@ -11,11 +11,12 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lentando.comm.dtypes import bfloat16
-from lentando.comm.errors import TransportError
+from lentando.comm.errors import ConfigurationError, TransportError
+from lentando.comm.topology import Topology, check_graphs
 from lentando.comm.transport import Array, ReduceOp, Request, Traffic, Transport
 from lentando.comm.transports.threads import ThreadTransport, run_ranks
 
-__all__ = ["ThreadTransport", "check_transport", "run_ranks"]
+__all__ = ["ThreadTransport", "check_topology", "check_transport", "run_ranks"]
 
 DTYPES: tuple[DTypeLike, ...] = (
     np.float32, np.float64, np.float16, bfloat16, np.int64, np.int32, np.uint8, np.bool_,
@@ -357,3 +358,23 @@ class _TransportCheck:
 def _shown(array: Array) -> str:
     first: Iterable[Any] = array.reshape(-1)[:6].tolist()
     return f"{array.dtype} {array.shape} {', '.join(map(str, first))}{', ...' if array.size > 6 else ''}"
+
+
+def check_topology(topology: Topology, sizes: Iterable[int] = (1, 2, 3, 4, 5, 8, 12)) -> None:
+    """Check that ``topology`` keeps the promises that gossip relies on, for worlds of these sizes.
+
+    Neighbours exist, are others, and come once; what one rank sends, the other expects; a rank's shares are positive
+    and sum to 1; over a period, everybody hears of everybody; mixing matrices agree with what the ranks see.
+
+    Raises:
+        AssertionError: says which promise is broken, in which world.
+    """
+    for size in sizes:
+        try:
+            graphs = topology.for_size(size)
+            check_graphs(graphs)
+        except ConfigurationError as error:
+            raise AssertionError(f"{topology!r} among {size} ranks: {error}") from error
+        for step in range(graphs.phases):
+            total = graphs.mixing_matrix(step).sum(axis=0)
+            assert np.allclose(total, 1), f"{topology!r} among {size} ranks: columns of step {step} sum to {total}"
