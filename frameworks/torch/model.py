@@ -35,6 +35,7 @@ class TorchModel:
     ) -> None:
         self._optimizer = optimizer
         self._model = model
+        self._saved_names = set() if model is None else set(model.state_dict())
         names = _names(optimizer, model, named_parameters)
         self._parameters: dict[str, torch.Tensor] = {}
         self._frozen: dict[str, torch.Tensor] = {}
@@ -142,11 +143,10 @@ class TorchModel:
         """The model's floating-point buffers that are part of its state. Asked anew each time: modules replace them."""
         if self._model is None:
             return {}
-        saved = self._model.state_dict().keys()
         return {
             name: buffer.detach()
             for name, buffer in self._model.named_buffers()
-            if name in saved and buffer.is_floating_point()
+            if name in self._saved_names and buffer.is_floating_point()
         }
 
     def _check_unchanged(self) -> None:
