@@ -5,7 +5,7 @@ are views of the buffer, or are copied in and out of it.
 """
 
 from bisect import bisect_right
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -17,7 +17,10 @@ from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
 from lentando.comm.transport import Array
 
-__all__ = ["Entry", "FlatBuffer", "FlatLayout", "Range", "build_layouts", "describe", "first_difference"]
+__all__ = ["Entry", "FlatBuffer", "FlatLayout", "Range", "blocks", "build_layouts", "describe", "first_difference"]
+
+BLOCK = 16 * 1024
+"""Elements of a block: 64 KiB of float32."""
 
 
 @dataclass(frozen=True)
@@ -143,6 +146,12 @@ class FlatBuffer:
         """Name of the first entry with a NaN or an infinity, or None."""
         bad = ~np.isfinite(self.array)
         return self.layout.entry_at(int(bad.argmax())).name if bad.any() else None
+
+
+def blocks(size: int) -> Iterator[slice]:
+    """A buffer cut into ranges short enough to stay in the cache while several passes are made over each."""
+    for start in range(0, size, BLOCK):
+        yield slice(start, start + BLOCK)
 
 
 def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:

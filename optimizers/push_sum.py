@@ -16,15 +16,13 @@ import numpy as np
 
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import MismatchError
-from lentando.comm.flat import FlatBuffer
+from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.topology import GraphSequence
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 
 __all__ = ["PushSum"]
 
-BLOCK = 16 * 1024
-"""Elements that are taken through all passes at once, so that they stay in the cache."""
 GOSSIP_TAG = 1
 """Keeps gossip apart from the ring's messages, which use tag 0."""
 
@@ -169,8 +167,7 @@ class PushSum(InnerSteps):
             if self.weight == 1 and x.dtype == z.dtype:
                 np.copyto(x, z)
                 continue
-            for start in range(0, x.size, BLOCK):
-                block = slice(start, start + BLOCK)
+            for block in blocks(x.size):
                 before = (x[block] / self.weight).astype(z.dtype)  # what ``_show_model`` put there, to the bit
                 x[block] += z[block].astype(x.dtype) - before.astype(x.dtype)
 

@@ -19,7 +19,7 @@ from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.period import RoundSummary
-from lentando.optimizers.same_model import check_equal, subject
+from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
 
 __all__ = ["Replica"]
@@ -57,9 +57,8 @@ class Replica:
         self.averages_gradients = settings.base.averages_gradients
         self.inner_steps = 0
         self.rounds = 0
-        self._subject = subject(framework, settings)
         self._seconds, self._bytes, self._messages = 0.0, 0, 0
-        check_equal(transport, framework, settings)
+        self._subject = check_equal(transport, framework, settings)
         framework.load()
         for buffer in framework.buffers:
             transport.broadcast(buffer.array)

@@ -10,24 +10,20 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.settings import Settings
 
-__all__ = ["check_equal", "subject"]
+__all__ = ["check_equal"]
 
 
-def subject(framework: Framework, settings: Settings) -> int:
-    """A fingerprint of model and settings."""
-    return fingerprint([describe(buffer.layout for buffer in framework.buffers), settings.in_words()])
-
-
-def check_equal(transport: Transport, framework: Framework, settings: Settings) -> None:
-    """Collective: every rank calls it with what it has.
+def check_equal(transport: Transport, framework: Framework, settings: Settings) -> int:
+    """Collective: every rank calls it with what it has. Returns the fingerprint of model and settings that all share.
 
     Raises:
         MismatchError: on every rank, with the first difference and the ranks that have it.
     """
     agree(transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
-    subjects = transport.allgather(np.array([subject(framework, settings)], np.int64))
-    if (subjects == subjects[0]).all():
-        return
+    subject = fingerprint([describe(buffer.layout for buffer in framework.buffers), settings.in_words()])
+    subjects = transport.allgather(np.array([subject], np.int64))
+    if (subjects == subject).all():
+        return subject
     by_rank = allgather_object(transport, settings.in_words())
     if len(set(by_rank)) > 1:
         raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(by_rank)}")

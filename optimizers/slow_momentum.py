@@ -7,12 +7,11 @@ from numbers import Real
 import numpy as np
 
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import blocks
 from lentando.comm.transport import Array
 
 __all__ = ["SlowMomentum"]
 
-BLOCK = 16 * 1024
-"""Elements that are taken through all passes at once, so that they stay in the cache."""
 SMALLEST_LEARNING_RATE = float(np.finfo(np.float32).tiny)
 
 
@@ -70,8 +69,7 @@ class SlowMomentum:
         if abs(learning_rate) < SMALLEST_LEARNING_RATE:
             np.copyto(anchor, mean)
             return
-        for start in range(0, anchor.size, BLOCK):
-            block = slice(start, start + BLOCK)
+        for block in blocks(anchor.size):
             self._step_block(
                 anchor[block], None if slow_buffer is None else slow_buffer[block], mean[block], learning_rate
             )

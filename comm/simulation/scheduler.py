@@ -4,6 +4,7 @@ Events of the same moment happen in the order: deaths, arrivals, ranks that go o
 order is the same in every run.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from heapq import heappop, heappush
 from typing import Any, NoReturn, final
@@ -20,12 +21,12 @@ __all__ = ["Scheduler", "Task", "Wait"]
 _DEATH, _ARRIVAL, _RESUME, _POLL = range(4)
 
 
-class Wait:
+class Wait(ABC):
     """What a rank waits for, told in words when nobody can go on."""
 
+    @abstractmethod
     def in_words(self) -> str:
         """Completes the sentence "rank 3 waits for ..."."""
-        raise NotImplementedError
 
 
 @final
