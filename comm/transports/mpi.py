@@ -18,8 +18,18 @@ __all__ = ["MPITransport"]
 _OPS: dict[str, MPI.Op] = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
 
 
-POLL_SECONDS = 200e-6
+POLL_SECONDS = 1e-3
 """Often enough to keep a link busy that fills MPI's buffers meanwhile, seldom enough to leave the core to others."""
+
+EAGER_BYTES = 64_000
+"""Larger messages cross the network in pieces of this size, which Open MPI sends over TCP without asking first.
+
+A large one waits for the receiver's consent, which queues on the same connection behind what the receiver is sending
+itself: two ranks that send to each other then take turns, at half of the link's speed. The limit is 64 KiB with header.
+"""
+
+TESTED_AT_ONCE = 64
+"""Requests that one call asks MPI about: it progresses all, and a long list costs more than the progress."""
 
 
 class MPITransport:
@@ -40,7 +50,12 @@ class MPITransport:
         self.size = self._comm.Get_size()
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
+        same_node = set(node.allgather(self.rank))
         node.Free()
+        in_pieces = MPI.get_vendor()[0] == "Open MPI"
+        self._piece_bytes = [
+            EAGER_BYTES if in_pieces and peer not in same_node else sys.maxsize for peer in range(self.size)
+        ]
         self.traffic = Traffic()
         self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
 
@@ -50,9 +65,13 @@ class MPITransport:
         comm, traffic = self._comm, self.traffic
         try:
             # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
-            pending = [comm.Irecv((as_bytes(array), MPI.BYTE), peer, tag) for peer, array in receives]
+            pending = [
+                comm.Irecv((piece, MPI.BYTE), peer, tag)
+                for peer, array in receives
+                for piece in self._pieces(peer, array)
+            ]
             for peer, array in sends:
-                pending.append(comm.Isend((as_bytes(array), MPI.BYTE), peer, tag))
+                pending += [comm.Isend((piece, MPI.BYTE), peer, tag) for piece in self._pieces(peer, array)]
                 traffic.messages += 1
                 traffic.bytes_sent += array.nbytes
         except MPI.Exception as error:
@@ -98,6 +117,15 @@ class MPITransport:
             self._progress.close()
         self._comm.Free()
 
+    def _pieces(self, peer: int, array: Array) -> list[Array]:
+        """The messages that carry an array to or from a peer."""
+        memory = as_bytes(array)
+        # A peer that does not exist is MPI's to report.
+        piece_bytes = self._piece_bytes[peer] if 0 <= peer < self.size else sys.maxsize
+        if memory.size <= piece_bytes:
+            return [memory]
+        return [memory[start : start + piece_bytes] for start in range(0, memory.size, piece_bytes)]
+
     def _count(self, bytes_sent: int) -> None:
         self.traffic.collectives += 1
         self.traffic.bytes_sent += bytes_sent
@@ -131,7 +159,8 @@ class _Exchange:
 
     def wait(self) -> None:
         with self._completing:
-            self._complete()
+            if not self._done:
+                self._finish(MPI.Request.Waitall)
         if self._error is not None:
             raise self._error
 
@@ -151,17 +180,18 @@ class _Exchange:
                 self._completing.release()
         return self._done
 
-    def _complete(self) -> None:
-        if not self._done:
-            self._finish(MPI.Request.Waitall)
-
     def _finish(self, call: Callable[[Sequence[MPI.Request], list[MPI.Status]], bool]) -> None:
+        """Complete the requests that ``call`` says are complete, in order, up to the first that is not."""
         # Without statuses to fill, Open MPI 5 does not always report a message that is longer than its receive.
         statuses: list[MPI.Status] = []
         try:
-            self._done = call(self._pending, statuses)
+            while self._pending:
+                if not call(self._pending[:TESTED_AT_ONCE], statuses):
+                    return
+                del self._pending[:TESTED_AT_ONCE]
         except MPI.Exception as error:
-            self._error, self._done = _as_ours(error, statuses), True
+            self._error = _as_ours(error, statuses)
+        self._done = True
 
 
 class _ProgressThread:

@@ -27,6 +27,20 @@ def test_transport_over_some_of_the_ranks_keeps_its_promises(transport: Transpor
     some.Free()
 
 
+class ToOtherNodes(MPITransport):
+    """Sends to each rank as if it were on another node."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._piece_bytes = [4_000] * self.size
+
+
+def test_messages_in_pieces_keep_the_promises_too(transport: Transport) -> None:
+    other_nodes = ToOtherNodes()
+    check_transport(other_nodes)
+    other_nodes.close()
+
+
 @pytest.fixture
 def own_transport() -> Iterator[MPITransport]:
     """One that a test may leave in any state."""
