@@ -1,0 +1,117 @@
+"""The cluster of network namespaces: real hosts for all that MPI knows, as fast as asked for, never left behind."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+CLUSTER = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/cluster")]
+
+
+def cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*CLUSTER, *arguments], capture_output=True, text=True, timeout=60, check=False)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _allowed() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("network namespaces need root")
+    probe = cluster("run", "--hosts", "1", "--", "true")
+    if probe.returncode:
+        pytest.skip(f"this machine does not let root make network namespaces: {probe.stderr.strip()}")
+
+
+def network_state() -> str:
+    """What a cluster that was not cleaned up would have changed."""
+    links = subprocess.run(["ip", "-oneline", "link"], capture_output=True, text=True, check=True).stdout
+    named = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True, check=True).stdout
+    return links + named + Path("/etc/hosts").read_text()
+
+
+MEASURE = """
+import platform, time
+import numpy as np
+from mpi4py import MPI
+comm = MPI.COMM_WORLD
+names = comm.gather(platform.node())
+message = np.zeros(2_500_000, np.uint8)
+comm.Barrier()
+started = time.perf_counter()
+comm.Send(message, 1) if comm.rank == 0 else comm.Recv(message, 0)
+comm.Barrier()
+if comm.rank == 0:
+    print("hosts", *names, "seconds", time.perf_counter() - started)
+"""
+
+
+def test_ranks_run_on_hosts_of_their_own_behind_links_of_the_given_speed() -> None:
+    before = network_state()
+    program = ["mpirun", "-np", "2", sys.executable, "-c", MEASURE]
+    done = cluster("run", "--hosts", "2", "--rate", "100mbit", "--", *program)
+    assert done.returncode == 0, done.stderr
+    found = re.search(r"hosts h0 h1 seconds ([\d.]+)", done.stdout)
+    assert found, done.stdout + done.stderr
+    assert 0.19 < float(found[1]) < 1.0  # 20 Mbit take 0.2 s, the first 128 KB of them come at once
+    assert network_state() == before
+
+
+def test_status_of_the_command_is_that_of_the_run() -> None:
+    assert cluster("run", "--hosts", "1", "--", "sh", "-c", "exit 7").returncode == 7
+
+
+def test_each_starts_one_process_per_host() -> None:
+    told = 'echo "$(hostname) $RANK of $WORLD_SIZE at $MASTER_ADDR"'
+    done = cluster("run", "--hosts", "2", "--each", "--", "sh", "-c", told)
+    assert done.returncode == 0, done.stderr
+    assert sorted(done.stdout.splitlines()) == ["h0 0 of 2 at 10.77.0.1", "h1 1 of 2 at 10.77.0.1"]
+
+
+def test_process_that_fails_on_one_host_ends_those_on_the_others() -> None:
+    started = time.perf_counter()
+    done = cluster("run", "--hosts", "2", "--each", "--", "sh", "-c", "[ $RANK = 0 ] && exec sleep 50; exit 3")
+    assert done.returncode == 3
+    assert time.perf_counter() - started < 20
+
+
+@pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_when_it_is_killed(signum: signal.Signals, tmp_path: Path) -> None:
+    before = network_state()
+    started = tmp_path / "started"
+    program = ["sh", "-c", f"echo $$ > {started}; sleep 50"]
+    with subprocess.Popen([*CLUSTER, "run", "--hosts", "2", "--", *program]) as process:
+        deadline = time.monotonic() + 20
+        while not started.exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        (command,) = _processes(str(started))
+        process.send_signal(signum)
+        process.wait(10)
+    deadline = time.monotonic() + 10
+    while Path(f"/proc/{command}").exists():
+        assert time.monotonic() < deadline, "the command runs on"
+        time.sleep(0.05)
+    assert network_state() == before
+
+
+def _processes(words: str) -> list[int]:
+    """Those that run a shell script with these words in it."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parts = (folder / "cmdline").read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if parts[:2] == [b"sh", b"-c"] and words.encode() in parts[2]:
+            found.append(int(folder.name))
+    return found
+
+
+def test_a_speed_that_is_none_is_refused_with_the_reason() -> None:
+    done = cluster("run", "--hosts", "1", "--rate", "fast", "--", "true")
+    assert done.returncode != 0
+    assert 'illegal value for "rate": "fast"' in done.stderr
