@@ -27,12 +27,13 @@ def environment(hosts: Hosts) -> dict[str, str]:
         "OMPI_MCA_btl_tcp_if_include": f"{NETWORK}.0/24",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        # MPICH
+        # MPICH. UCX would find that the hosts share memory.
+        "UCX_TLS": "tcp,self",
+        "UCX_NET_DEVICES": "eth0",
         "HYDRA_LAUNCHER": "ssh",
         "HYDRA_LAUNCHER_EXEC": ssh,
         "HYDRA_HOST_FILE": str(hosts.mpich_hostfile),
         "HYDRA_IFACE": "eth0",
-        "FI_TCP_IFACE": "eth0",
         # Gloo, NCCL, Horovod
         "GLOO_SOCKET_IFNAME": "eth0",
         "NCCL_SOCKET_IFNAME": "eth0",

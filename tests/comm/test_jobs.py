@@ -46,7 +46,7 @@ def test_rank_that_ends_before_a_round_is_named_on_every_rank() -> None:
 
 
 def test_job_whose_ranks_end_together_succeeds() -> None:
-    job = mpirun(3, "-c", BEGIN + ROUND + "print('done', rank)")
+    job = mpirun(3, "-c", BEGIN + ROUND + r"sys.stdout.write(f'done {rank}\n')")
     assert job.status == 0, job.output
     assert sorted(job.output.splitlines()) == ["done 0", "done 1", "done 2"]
 
@@ -77,12 +77,13 @@ def test_exception_after_shutdown_is_the_users_alone() -> None:
 
 def test_part_of_the_ranks_can_be_a_job_of_their_own() -> None:
     program = """
+import sys
 from mpi4py import MPI
 from lentando.comm import world
 from lentando.comm.objects import allgather_object
 part = MPI.COMM_WORLD.Split(MPI.COMM_WORLD.rank % 2)
 world.init(part)
-print(allgather_object(world.transport(), MPI.COMM_WORLD.rank))
+sys.stdout.write(f"{allgather_object(world.transport(), MPI.COMM_WORLD.rank)}\\n")  # in one piece
 world.shutdown()
 part.Barrier()  # the user's communicator is still the user's
 """
