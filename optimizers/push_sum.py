@@ -17,7 +17,7 @@ import numpy as np
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import MismatchError
 from lentando.comm.flat import FlatBuffer, blocks
-from lentando.comm.topology import GraphSequence
+from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 
@@ -70,18 +70,18 @@ class PushSum(InnerSteps):
         self.restart()
 
     def after_step(self) -> None:
-        self._follow_model()
+        outgoing = self._next_messages()
         if self._staleness:
-            self._collect(self.round - self._staleness)
-        self._start_round()
-        if not self._staleness:
-            self._collect(self.round)
+            self._mix(moved=True, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
+            self._exchange(outgoing)
+        else:
+            self._mix(moved=True, outgoing=outgoing)
+            self._exchange(outgoing)
+            self._mix(arrived=self._take(self.round), show=True)
         self.round += 1
-        self._show_model()
 
     def drain(self) -> None:
-        self._collect(self.round)
-        self._show_model()
+        self._mix(arrived=self._take(self.round), show=True)
 
     def expose(self) -> None:
         self.drain()
@@ -89,7 +89,7 @@ class PushSum(InnerSteps):
             np.copyto(z, x, casting="same_kind")
 
     def retract(self) -> None:
-        self._show_model()
+        self._mix(show=True)
 
     def restart(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
@@ -119,20 +119,19 @@ class PushSum(InnerSteps):
                 np.copyto(message.memory, memory)
             self._under_way.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"])))
 
-    def _start_round(self) -> None:
-        """Send shares of x and w, keep the rest, and expect what the in-neighbours send."""
+    def _next_messages(self) -> "_Outgoing":
+        """Where this round's messages are written: one for each share that out-neighbours get."""
         peers = self._graphs.peers(self._transport.rank, self.round)
         slot = self._slots[self.round % len(self._slots)]
         if slot.request is not None:
             slot.request.wait()  # long received here; the out-neighbours may be behind
         messages = dict(zip(dict.fromkeys(share for _, share in peers.out_neighbors), slot.sent, strict=False))
-        for share, message in messages.items():
-            message.fill(self.round, share, self.weight, self.biased)
-        sends = [(peer, messages[share].memory) for peer, share in peers.out_neighbors]
-        for x in self.biased:
-            np.multiply(x, peers.self_weight, out=x)
-        if self._weighted:
-            self.weight *= peers.self_weight
+        return _Outgoing(slot, peers, messages)
+
+    def _exchange(self, outgoing: "_Outgoing") -> None:
+        """Send them, and expect what the in-neighbours send."""
+        slot, peers = outgoing.slot, outgoing.peers
+        sends = [(peer, outgoing.messages[share].memory) for peer, share in peers.out_neighbors]
         received = slot.received[: len(peers.in_neighbors)]
         sources = [peer for peer, _ in peers.in_neighbors]
         receives = [(peer, message.memory) for peer, message in zip(sources, received, strict=True)]
@@ -141,8 +140,9 @@ class PushSum(InnerSteps):
         slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=overlap) if sends else None
         self._under_way.append(_Round(self.round, arrival, received, sources))
 
-    def _collect(self, due: int) -> None:
-        """Add what has arrived; wait for rounds up to number ``due``."""
+    def _take(self, due: int) -> list["_Message"]:
+        """The messages to add up now: what has arrived, and rounds up to number ``due``, which are waited for."""
+        taken: list[_Message] = []
         waiting: deque[_Round] = deque()
         for under_way in self._under_way:
             if under_way.number <= due:
@@ -152,34 +152,73 @@ class PushSum(InnerSteps):
                 continue
             for peer, message in zip(under_way.sources, under_way.received, strict=True):
                 message.check(peer, under_way.number)
-                for x, share in zip(self.biased, message.shares, strict=True):
-                    np.add(x, share, out=x)
-                if self._weighted:
-                    self.weight += message.weight
+                taken.append(message)
         self._under_way = waiting
+        return taken
+
+    def _mix(
+        self,
+        moved: bool = False,
+        arrived: Sequence["_Message"] = (),
+        outgoing: "_Outgoing | None" = None,
+        show: bool = False,
+    ) -> None:
+        """Everything between two waits, in one pass over memory.
+
+        Args:
+            moved: the base optimizer has moved z: move x as far. The step on x is taken with the plain learning rate.
+            arrived: messages to add to x and w.
+            outgoing: messages to fill with shares of x and w; what they carry leaves this rank.
+            show: put z = x / w into the model.
+        """
+        before = self.weight
+        if self._weighted:
+            for message in arrived:
+                self.weight += message.weight
+        shares, kept = {}, 1.0
+        if outgoing is not None:
+            shares, kept = outgoing.messages, outgoing.peers.self_weight
+            for share, message in shares.items():
+                message.begin(self.round, share * self.weight)
+            if self._weighted:
+                self.weight *= kept
+        for number, (whole_x, whole_z) in enumerate(zip(self.biased, self._model, strict=True)):
+            for block in blocks(whole_x.size):
+                x, z = whole_x[block], whole_z[block]
+                now = _moved(x, z, before) if moved else x
+                for message in arrived:
+                    now = np.add(now, message.shares[number][block], out=x)
+                for share, message in shares.items():
+                    np.multiply(now, share, out=message.shares[number][block])
+                if outgoing is not None:
+                    np.multiply(now, kept, out=x)
+                if show:
+                    _show(x, z, self.weight)
 
     def _in_neighbors(self, number: int) -> list[int]:
         return [peer for peer, _ in self._graphs.peers(self._transport.rank, number).in_neighbors]
 
-    def _follow_model(self) -> None:
-        """The base optimizer has moved z: move x as far. The step on x is taken with the plain learning rate."""
-        for x, z in zip(self.biased, self._model, strict=True):
-            if self.weight == 1 and x.dtype == z.dtype:
-                np.copyto(x, z)
-                continue
-            for block in blocks(x.size):
-                before = (x[block] / self.weight).astype(z.dtype)  # what ``_show_model`` put there, to the bit
-                x[block] += z[block].astype(x.dtype) - before.astype(x.dtype)
 
-    def _show_model(self) -> None:
-        """Z = x / w."""
-        for x, z in zip(self.biased, self._model, strict=True):
-            if self.weight == 1:
-                np.copyto(z, x, casting="same_kind")
-            elif x.dtype == z.dtype:
-                np.divide(x, self.weight, out=z)
-            else:
-                np.copyto(z, x / self.weight, casting="same_kind")
+def _moved(x: Array, z: Array, weight: float) -> Array:
+    """X, moved as far as the base optimizer has moved z."""
+    if weight == 1 and x.dtype == z.dtype:
+        return z
+    before = np.divide(x, weight).astype(z.dtype, copy=False)  # what ``_show`` put there, to the bit
+    if x.dtype == z.dtype:
+        np.add(x, np.subtract(z, before, out=before), out=x)
+    else:
+        np.add(x, z.astype(x.dtype) - before.astype(x.dtype), out=x)
+    return x
+
+
+def _show(x: Array, z: Array, weight: float) -> None:
+    """Put z = x / w into the model."""
+    if weight == 1:
+        np.copyto(z, x, casting="same_kind")
+    elif x.dtype == z.dtype:
+        np.divide(x, weight, out=z)
+    else:
+        np.copyto(z, x / weight, casting="same_kind")
 
 
 class _Message:
@@ -204,10 +243,8 @@ class _Message:
     def weight(self) -> float:
         return float(self._header[0])
 
-    def fill(self, number: int, share: float, weight: float, biased: Sequence[Array]) -> None:
-        self._header[:] = share * weight, number
-        for part, x in zip(self.shares, biased, strict=True):
-            np.multiply(x, share, out=part)
+    def begin(self, number: int, weight: float) -> None:
+        self._header[:] = weight, number
 
     def check(self, peer: int, number: int) -> None:
         """A message that was lost or doubled would change the sums, and with them every rank's model."""
@@ -225,6 +262,21 @@ class _Slot:
         self.sent = [_Message(like) for _ in range(shares)]
         self.received = [_Message(like) for _ in range(degree)]
         self.request: Request | None = None
+
+
+@dataclass(frozen=True)
+class _Outgoing:
+    """Messages of this round to the out-neighbours.
+
+    Attributes:
+        slot: their buffers.
+        peers: who gets which share.
+        messages: by share.
+    """
+
+    slot: _Slot
+    peers: Peers
+    messages: dict[float, _Message]
 
 
 @dataclass
