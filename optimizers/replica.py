@@ -26,7 +26,7 @@ __all__ = ["Replica"]
 
 _log = logging.getLogger("lentando")
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class Replica:
@@ -193,6 +193,23 @@ class Replica:
             "messages": self._messages,
             "communication_seconds": self._seconds,
         }
+
+    @property
+    def parts(self) -> tuple[Transport, Framework, Settings]:
+        """What it was made of."""
+        return self._transport, self._framework, self._settings
+
+    def meet(self, event: Event) -> None:
+        """Collective: every rank is about to save, or to load, at the same step.
+
+        Raises:
+            MismatchError: on every rank, if the ranks are about to do different things.
+            ConfigurationError: in the middle of a step.
+        """
+        doing = "saves" if event is Event.SAVE else "loads"
+        if self._in_step:
+            raise ConfigurationError(f"this rank {doing} a checkpoint in the middle of a step: do so between steps")
+        self._agree(event, f"{doing} a checkpoint of")
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the next step beside parameters and base optimizer: numbers, strings, lists, dicts, arrays.
