@@ -8,6 +8,7 @@ import torch
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
+from lentando.optimizers.gradients import gradient_layouts
 from lentando.torch.convert import as_array, as_tensor, dtype_name
 
 __all__ = ["TorchModel"]
@@ -200,21 +201,12 @@ class _Memory:
 
 
 class _Gradients:
-    """Flat gradients, with one more number per parameter: whether it has a gradient on this rank.
-
-    A parameter that no rank used stays without gradient; one that some ranks used gets the mean, zeros counted.
-    """
-
-    PRESENCE = "which parameters have a gradient"
+    """Flat gradients, and for each parameter whether it has one."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
         self._parameters = parameters
-        self.memory = []
-        for own in memory:
-            trained = [entry for entry in own.layout.entries if entry.group is not None]
-            if trained:
-                presence = Entry(self.PRESENCE, (len(trained),), trained[0].dtype, None)
-                self.memory.append(_Memory(FlatLayout([*trained, presence]), own.device, own.staged))
+        device, staged = memory[0].device, memory[0].staged
+        self.memory = [_Memory(layout, device, staged) for layout in gradient_layouts(own.layout for own in memory)]
 
     def gather(self) -> None:
         """Copy the model's gradients in."""
