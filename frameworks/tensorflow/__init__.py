@@ -3,6 +3,7 @@
 import tensorflow as _tf  # noqa: ICN001 - no name of this package
 
 from lentando.comm.errors import (
+    CheckpointError,
     ConfigurationError,
     LaunchError,
     LentandoError,
@@ -29,6 +30,7 @@ from lentando.comm.topology import (
 )
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
@@ -37,6 +39,7 @@ from lentando.tensorflow.callbacks import (
     LentandoCallback,
     MetricAverageCallback,
 )
+from lentando.tensorflow.checkpoint import load, save
 from lentando.tensorflow.functions import (
     DistributedGradientTape,
     allgather,
@@ -46,6 +49,7 @@ from lentando.tensorflow.functions import (
     broadcast_object,
     broadcast_variables,
 )
+from lentando.tensorflow.layers import layers
 from lentando.tensorflow.optimizer import DistributedOptimizer, SlowMo
 
 __all__ = [
@@ -56,6 +60,7 @@ __all__ = [
     "Average",
     "BipartiteExponential",
     "BroadcastGlobalVariablesCallback",
+    "CheckpointError",
     "Complete",
     "ConfigurationError",
     "DistributedGradientTape",
@@ -69,6 +74,7 @@ __all__ = [
     "LentandoCallback",
     "LentandoError",
     "LocalSGD",
+    "Mapping",
     "Max",
     "MetricAverageCallback",
     "Min",
@@ -82,6 +88,7 @@ __all__ = [
     "PostLocal",
     "Ring",
     "RoundSummary",
+    "Rule",
     "SlowMo",
     "SlowMomentum",
     "StaticExponential",
@@ -97,9 +104,12 @@ __all__ = [
     "broadcast_variables",
     "init",
     "is_initialized",
+    "layers",
+    "load",
     "local_rank",
     "local_size",
     "rank",
+    "save",
     "shutdown",
     "size",
 ]

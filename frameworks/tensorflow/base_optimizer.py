@@ -91,6 +91,21 @@ class BaseOptimizer:
         """All that it holds, as ``tf.Variable``."""
         return [native(variable) for variable in self.optimizer.variables]
 
+    @property
+    def stepping(self) -> Any:
+        """The optimizer that steps: the user's, or the one in its ``LossScaleOptimizer``."""
+        return self._stepping
+
+    def count_from(self, iterations: int) -> None:
+        """Set its count of steps."""
+        self._stepping._iterations.assign(iterations)  # noqa: SLF001 - Keras shows it divided by accumulation steps
+
+    def others(self) -> dict[str, Any]:
+        """Its variables that are no ``buffers``: counts, learning rate, loss scale."""
+        buffers = {id(variable) for variable in self._buffers.values()}
+        numbered = enumerate(self.optimizer.variables)
+        return {f"{number} {v.name}": native(v) for number, v in numbered if id(native(v)) not in buffers}
+
     def buffers(self) -> Mapping[str, Array]:
         """Its floating-point variables of the shape of a parameter."""
         return {name: as_array(variable.read_value()) for name, variable in self._buffers.items()}

@@ -68,6 +68,12 @@ class KerasModel:
         """The rest of the model's weights: frozen ones and integers. Seeds are no weights."""
         return self._rest
 
+    def names_by_id(self) -> dict[int, str]:
+        """What every ``tf.Variable`` is called, by its ``id``."""
+        averaged = [entry.name for buffer in self.buffers for entry in buffer.layout.entries]
+        named = [*zip(averaged, self.variables, strict=True), *self._rest.items()]
+        return {id(variable): name for name, variable in named}
+
     def load(self) -> None:
         for view, tensor in zip(self._views, self._read(), strict=True):
             np.copyto(view, as_array(tensor))

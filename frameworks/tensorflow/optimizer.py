@@ -20,6 +20,7 @@ from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.functions import broadcast_variables
 from lentando.tensorflow.graph import CountedSteps, check_graph_can_wait
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.training import KerasTraining
 
 __all__ = ["DistributedOptimizer", "SlowMo"]
 
@@ -218,6 +219,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         replica.load_state_dict(state_dict["replica"])
         self._iterations.assign(state_dict["iterations"])
         self._counted.refresh()
+
+    def training(self) -> KerasTraining:
+        """Model, optimizer and replica as checkpoints see them."""
+        replica = self._replica
+        return KerasTraining(replica, self._model, self._base, self._keras_model, self._iterations, self._counted)
 
     def get_config(self) -> dict[str, Any]:
         """The base optimizer's: a file holds a model and its optimizer, and no job of several ranks."""

@@ -82,6 +82,9 @@ class TorchTraining:
                 own["step"] = torch.tensor(float(state.steps), dtype=torch.float32)
         self._store(by_parameter, self._optimizer.state_dict()["param_groups"])
 
+    def new_optimizer_state(self) -> None:
+        self._model.reset_optimizer()
+
     def layers(self) -> Sequence[Layer] | None:
         return None if self._model.module is None else layers(self._model.module)
 

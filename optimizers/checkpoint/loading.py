@@ -133,8 +133,8 @@ class _Loading:
                     buffer.array[start : start + entry.size] = in_memory_order(model[entry.name], entry)
             framework.store()
             self._training.store_not_averaged(rest)
-            adopt_optimizer()
             replica.load_state_dict(state)
+            adopt_optimizer()
 
         return adopt
 
@@ -251,11 +251,11 @@ class _Loading:
         rest = unpack(self._about["optimizer rest"], self._tensors, _no_flat_state)
         state = OptimizerState.from_json(about, tensors, rest)
         if self._optimizer_state == "new":
-            return self._framework.reset_optimizer
+            return training.new_optimizer_state
         if self._is_native and state.kind == training.optimizer_state().kind:
             return lambda: training.store_optimizer_state(state)
         if state.is_empty:
-            return self._framework.reset_optimizer
+            return training.new_optimizer_state
         neutral = self._renamed(state.neutral())
         training.check_neutral_state(neutral)
         return lambda: training.store_neutral_state(neutral)

@@ -120,10 +120,13 @@ class Relaying:
 
     def _value(self, entry: Entry, path: str, values: dict[str, Array]) -> Array:
         rule = self._mapping.rules[entry.name]
+        if rule.source not in values and entry.group is None:
+            # A statistic that is averaged here and was not there. Its anchor is never used: any value will do.
+            return rule.apply(tensor(self._own[0], f"model/{rule.source}"))
         if rule.source not in values:
             raise CheckpointError(
-                f"the checkpoint has no {path!r} of {rule.source!r}, which is {entry.name!r} here: it was not averaged "
-                "when the checkpoint was saved"
+                f"the checkpoint has no {path!r} of {rule.source!r}, which is {entry.name!r} here: it was frozen when "
+                "the checkpoint was saved"
             )
         return rule.apply(values[rule.source])
 

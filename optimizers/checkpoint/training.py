@@ -31,6 +31,8 @@ class Training(Protocol):
     def optimizer_state(self) -> OptimizerState:
         """The base optimizer's state."""
 
+    # One of the next four is called last, when model and replica have been restored.
+
     def store_optimizer_state(self, state: OptimizerState) -> None:
         """Go on from a state that this framework has made."""
 
@@ -39,6 +41,9 @@ class Training(Protocol):
 
     def store_neutral_state(self, state: NeutralState) -> None:
         """Go on from another framework's state."""
+
+    def new_optimizer_state(self) -> None:
+        """Begin with the state of an optimizer that has taken no step."""
 
     def layers(self) -> Sequence[Layer] | None:
         """What the model consists of, None if that is not known."""
