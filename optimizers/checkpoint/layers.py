@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.mapping import Rule
 
 __all__ = ["Layer", "Tensor", "pair"]
 
@@ -66,8 +66,8 @@ class Layer:
         return cls(json["name"], json["kind"], tensors, flattened, json["channels_first"])
 
 
-def pair(first: Sequence[Layer], second: Sequence[Layer]) -> Mapping:
-    """The mapping from one model to another whose layers are the same, in the same order.
+def pair(first: Sequence[Layer], second: Sequence[Layer]) -> list[Rule]:
+    """The rules from one model to another whose layers are the same, in the same order. ``Mapping.between`` asks.
 
     Raises:
         ConfigurationError: at the first layer that differs, or is of a kind that is not known.
@@ -85,7 +85,7 @@ def pair(first: Sequence[Layer], second: Sequence[Layer]) -> Mapping:
                     f"{rule.source!r} belongs to several layers of one model, but {rules[rule.source].target!r} and "
                     f"{rule.target!r} are two tensors of the other"
                 )
-    return Mapping(rules.values())
+    return list(rules.values())
 
 
 def _pair(one: Layer, other: Layer) -> list[Rule]:

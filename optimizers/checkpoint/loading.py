@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
 from lentando.comm.control import Event
+from lentando.comm.dtypes import is_floating, numpy_dtype
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, build_layouts, describe, in_words
 from lentando.comm.objects import broadcast_object
@@ -13,7 +14,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint import mapping as mappings
 from lentando.optimizers.checkpoint.elements import in_memory_order
-from lentando.optimizers.checkpoint.layers import Layer, pair
+from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.checkpoint.part import read_part
 from lentando.optimizers.checkpoint.relaying import Relaying
@@ -50,6 +51,8 @@ def load(
     """
     if optimizer_state not in get_args(OptimizerStateChoice):
         raise ConfigurationError(f"optimizer_state must be 'saved' or 'new', got {optimizer_state!r}")
+    if mapping is not None and not isinstance(mapping, mappings.Mapping):
+        raise ConfigurationError(f"mapping must be a Mapping of Rules, got {type(mapping).__name__}")
     transport, _, _ = training.replica.parts
     training.replica.meet(Event.LOAD)
     found: dict[str, Any] = {}
@@ -107,9 +110,9 @@ class _Loading:
         self._layouts = [buffer.layout for buffer in self._framework.buffers]
         self._own = [entry for layout in self._layouts for entry in layout.entries]
         self._not_averaged = dict(training.not_averaged())
-        self._is_native = content["framework"] == training.name and mapping is None
-        self._mapping = self._completed(mapping)
         self._tensors, self._about = self._part(self._rank)
+        self._is_native = self._about["framework"] == training.name and mapping is None
+        self._mapping = self._completed(mapping)
 
     @property
     def extra(self) -> Any:
@@ -146,34 +149,39 @@ class _Loading:
         """The mapping for every tensor of the model: as given, or found by the layers, or by names that are equal."""
         saved = {entry.name: entry.shape for entry in self._saved}
         own = {entry.name: entry.shape for entry in self._own}
-        saved_rest = {name: (tuple(shape), dtype) for name, shape, dtype in self._content["not_averaged"]}
+        saved_rest = {name: (tuple(shape), dtype) for name, shape, dtype in self._about["not_averaged"]}
         equal = self._content["entries"] == describe(self._layouts)
-        layers = self._training.layers()
         if mapping is None and not equal:
-            if self._content["framework"] == self._training.name:
+            if self._about["framework"] == self._training.name:
                 raise CheckpointError(f"it is of another model: {self._first_difference()}")
-            if layers is None or self._content["layers"] is None:
-                where = "here" if layers is None else "when it was saved"
-                raise CheckpointError(
-                    f"it was saved by {self._content['framework']}, and which of its tensors is which here is not "
-                    f"known: give mapping=, or model= to the optimizers of both frameworks (it was not given {where})"
-                )
-            mapping = pair([Layer.from_json(layer) for layer in self._content["layers"]], layers)
+            mapping = self._found_by_layers()
         if mapping is None:
             named = [*own, *(name for name in self._not_averaged if name in saved_rest)]
             mapping = mappings.Mapping(mappings.Rule(name, name) for name in named)
         mentioned = {rule.source for rule in mapping.rules.values()}
         # Counters and the like exist in one framework only: those that no rule mentions are left where they are.
         saved |= {
-            name: shape for name, (shape, dtype) in saved_rest.items() if name in mentioned or dtype.startswith("float")
+            name: shape
+            for name, (shape, dtype) in saved_rest.items()
+            if name in mentioned or is_floating(numpy_dtype(dtype))
         }
         own |= {
             name: array.shape
             for name, array in self._not_averaged.items()
-            if name in mapping.rules or array.dtype.name.startswith("float")
+            if name in mapping.rules or is_floating(array.dtype)
         }
         mapping.check(saved, own)
         return mapping
+
+    def _found_by_layers(self) -> mappings.Mapping:
+        layers, saved = self._training.layers(), self._content["layers"]
+        if layers is None or saved is None:
+            reason = self._content["why_no_layers"] or "no model= was given here"
+            raise CheckpointError(
+                f"it was saved by {self._about['framework']}, and which of its tensors is which here is not known: "
+                f"give mapping=, or model= to the optimizers of both frameworks ({reason})"
+            )
+        return mappings.Mapping.between([Layer.from_json(layer) for layer in saved], layers)
 
     def _first_difference(self) -> str:
         saved, own = self._content["entries"], describe(self._layouts)

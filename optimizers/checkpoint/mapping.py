@@ -3,12 +3,15 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
+
+if TYPE_CHECKING:
+    from lentando.optimizers.checkpoint.layers import Layer
 
 __all__ = ["Mapping", "Rule"]
 
@@ -150,6 +153,21 @@ class Mapping:
             if twice:
                 raise ConfigurationError(f"a mapping must name each {side} once, but these occur more often: {twice}")
         self.rules = {rule.target: rule for rule in listed}
+
+    @classmethod
+    def between(cls, first: "Sequence[Layer]", second: "Sequence[Layer]") -> "Mapping":
+        """From one model to another that has the same layers in the same order, by what each says about itself.
+
+        Args:
+            first: ``layers(model)`` of a framework's package.
+            second: the same of the other model.
+
+        Raises:
+            ConfigurationError: at the first layer that differs, or is of a kind that is not known.
+        """
+        from lentando.optimizers.checkpoint.layers import pair
+
+        return cls(pair(first, second))
 
     @property
     def inverse(self) -> "Mapping":

@@ -104,7 +104,10 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
     state = training.optimizer_state()
     for key, by_name in state.tensors.items():
         tensors |= {f"optimizer/{key}/{name}": array for name, array in by_name.items()}
-    about: dict[str, Any] = {}
+    about: dict[str, Any] = {
+        "framework": training.name,  # ranks of one job may run different ones
+        "not_averaged": [[name, list(a.shape), a.dtype.name] for name, a in training.not_averaged().items()],
+    }
     trees = (("replica", replica.state_dict()), ("optimizer rest", state.rest), ("extra", extra))
     for name, tree in trees:
         about[name], found = pack(tree, layouts, name)
@@ -119,7 +122,7 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
 def _described(training: Training) -> dict[str, Any]:
     """What must be known before any tensor is read: the same on all ranks."""
     _, framework, settings = training.replica.parts
-    layers = training.layers()
+    layers, reason = _layers(training)
     return {
         "framework": training.name,
         "world_size": training.replica.parts[0].size,
@@ -127,9 +130,18 @@ def _described(training: Training) -> dict[str, Any]:
         "rounds": training.replica.rounds,
         "settings": settings.in_words(),
         "entries": describe(buffer.layout for buffer in framework.buffers),
-        "not_averaged": [[name, list(a.shape), a.dtype.name] for name, a in training.not_averaged().items()],
-        "layers": None if layers is None else [layer.as_json() for layer in layers],
+        "layers": layers,
+        "why_no_layers": reason,
     }
+
+
+def _layers(training: Training) -> tuple[list[Any] | None, str]:
+    """What the model consists of, or why that is not known: no reason not to save, only not to find a mapping."""
+    try:
+        layers = training.layers()
+    except ConfigurationError as error:
+        return None, str(error)
+    return (None, "no model= was given when it was saved") if layers is None else ([x.as_json() for x in layers], "")
 
 
 def _equal_on_all_ranks(transport: Transport, tensors: dict[str, Array]) -> set[str]:

@@ -1,5 +1,6 @@
 """Mappings between two frameworks' tensors, and pairing of layers."""
 
+import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -11,7 +12,7 @@ from hypothesis import given
 from numpy.testing import assert_array_equal
 
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.checkpoint.layers import Layer, Tensor, pair
+from lentando.optimizers.checkpoint.layers import Layer, Tensor
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 
 
@@ -42,8 +43,6 @@ def test_inverse_brings_every_element_back(drawn: tuple[Rule, tuple[int, ...]]) 
 
 @given(st.lists(rules(), max_size=4))
 def test_mappings_survive_json_and_inversion(drawn: list[tuple[Rule, tuple[int, ...]]]) -> None:
-    import json
-
     mapping = Mapping(Rule(f"source{n}", f"target{n}", r.axes, r.split, r.merge) for n, (r, _) in enumerate(drawn))
     assert Mapping.from_json(json.loads(json.dumps(mapping.as_json()))) == mapping
     twice = mapping.inverse.inverse
@@ -122,29 +121,29 @@ def dense(name: str, axes: str, shape: tuple[int, ...], **more: Any) -> Layer:
 def test_layers_are_paired_by_what_their_axes_count() -> None:
     first = [dense("first", "oi", (4, 3), channels_first=True)]
     second = [dense("second", "io", (3, 4))]
-    mapping = pair(first, second)
+    mapping = Mapping.between(first, second)
     assert mapping == Mapping([Rule("first.w", "second.w", (1, 0)), Rule("first.b", "second.b")])
-    assert pair(second, first) == mapping.inverse
+    assert Mapping.between(second, first) == mapping.inverse
     assert [Layer.from_json(layer.as_json()) for layer in first] == first
 
 
 def test_layer_after_a_flattened_map_is_reordered() -> None:
     first = [dense("first", "oi", (5, 24), channels_first=True)]
     second = [dense("second", "io", (24, 5), flattened=(("h", 4), ("w", 2), ("c", 3)))]
-    (weight, bias) = pair(first, second).rules.values()
+    (weight, bias) = Mapping.between(first, second).rules.values()
     assert weight == Rule("first.w", "second.w", (2, 3, 1, 0), ((5,), (3, 4, 2)), (3, 1))
     assert bias == Rule("first.b", "second.b")
     # A map that was already flattened channels first needs no reordering.
     second = [dense("second", "io", (24, 5), flattened=(("c", 3), ("h", 4), ("w", 2)))]
-    assert pair(first, second).rules["second.w"] == Rule("first.w", "second.w", (1, 0))
+    assert Mapping.between(first, second).rules["second.w"] == Rule("first.w", "second.w", (1, 0))
 
 
 def test_tied_layers_are_paired_once() -> None:
     """Two layers that share a weight must share one in the other model, too."""
     tied = [dense("one", "oi", (3, 3)), dense("one", "oi", (3, 3))]
-    assert len(pair(tied, [dense("same", "io", (3, 3))] * 2).rules) == 2
+    assert len(Mapping.between(tied, [dense("same", "io", (3, 3))] * 2).rules) == 2
     with pytest.raises(ConfigurationError, match="belongs to several layers of one model, but 'a.w' and 'b.w' are two"):
-        pair(tied, [dense("a", "io", (3, 3)), dense("b", "io", (3, 3))])
+        Mapping.between(tied, [dense("a", "io", (3, 3)), dense("b", "io", (3, 3))])
 
 
 @pytest.mark.parametrize(
@@ -161,10 +160,10 @@ def test_tied_layers_are_paired_once() -> None:
 )
 def test_layers_that_differ_are_refused(second: list[Layer], said: str) -> None:
     with pytest.raises(ConfigurationError, match=said):
-        pair([dense("first", "oi", (4, 3))], second)
+        Mapping.between([dense("first", "oi", (4, 3))], second)
 
 
 def test_layer_of_unknown_kind_is_refused() -> None:
     layer = [Layer("memory", "LSTM", {})]
     with pytest.raises(ConfigurationError, match="'memory' is a LSTM: only dense, .* Give a mapping"):
-        pair(layer, layer)
+        Mapping.between(layer, layer)
