@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
@@ -141,7 +140,7 @@ def _prefix(variable: Any) -> str:
 
 def _constant(variable: Any) -> Any:
     """The value of all elements."""
-    values = np.asarray(variable)
+    values = variable.numpy()
     if values.size and (values != values.flat[0]).any():
         raise ConfigurationError(
             f"base_buffers='reset': the optimizer begins with a {variable.name!r} that depends on the parameters. Use "

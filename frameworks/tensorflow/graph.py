@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import nan
-from typing import Any
+from typing import Any, TypeVar
 
 import tensorflow as tf
 
@@ -10,9 +10,17 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport, VirtualTime
 from lentando.optimizers.replica import Replica
 
-__all__ = ["CountedSteps", "call_python", "check_graph_can_wait"]
+__all__ = ["CountedSteps", "call_python", "check_graph_can_wait", "unconverted"]
 
 NEVER = 2.0**52
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def unconverted(function: F) -> F:
+    """A function that AutoGraph leaves as it is when a user's ``tf.function`` calls it."""
+    found: F = tf.autograph.experimental.do_not_convert(function)
+    return found
 
 
 def call_python(
@@ -57,12 +65,14 @@ class CountedSteps:
     Between outer steps of Local SGD a graph does nothing but add four numbers to ``sums``.
 
     Args:
-        replica: which is told.
+        replica: gives the replica, which is told. It may not exist before a graph has run.
         touched: the variables that a replica reads or changes.
+        telling: whether it ever has anything to do after a step.
     """
 
-    def __init__(self, replica: Replica, touched: Sequence[Any]) -> None:
+    def __init__(self, replica: Callable[[], Replica], touched: Sequence[Any], telling: bool) -> None:
         self._replica = replica
+        self._telling = telling
         self._sums = tf.Variable(tf.zeros(4, tf.float64), trainable=False, name="steps_rates_losses_counted")
         self._due = tf.Variable(NEVER, trainable=False, dtype=tf.float64, name="steps_until_due")
         self._begun = tf.Variable(initial_value=False, trainable=False, name="begun")
@@ -75,16 +85,17 @@ class CountedSteps:
             return
         count, rate_sum, loss_sum, loss_count = self._sums.numpy().tolist()
         self._sums.assign(tf.zeros(4, tf.float64))
+        replica = self._replica()
         if loss_count:
-            self._replica.record_loss(loss_sum, int(loss_count))
+            replica.record_loss(loss_sum, int(loss_count))
         if count:
-            self._replica.after_steps(int(count), [rate_sum])
+            replica.after_steps(int(count), [rate_sum])
         self.refresh()
 
     def refresh(self) -> None:
         """Let graphs know how many steps they may take by themselves; to be called when that may have changed."""
         if self._graph_exists:
-            due = self._replica.steps_until_due()
+            due = self._replica().steps_until_due()
             self._due.assign(NEVER if due is None else float(due))
 
     def restart(self) -> None:
@@ -96,17 +107,17 @@ class CountedSteps:
 
     def trace(self) -> None:
         """Begin."""
-        with tf.init_scope():
-            if not self._graph_exists:
-                self._graph_exists = True
-                self.refresh()
+        if not self._graph_exists:
+            self._graph_exists = True
+            with tf.init_scope():
+                self._begun.assign(value=False)
 
     def begin(self) -> None:
-        """Before the base optimizer steps: the very first time, the replica must know."""
+        """Before the base optimizer steps: the first time, the replica must know."""
 
         def tell() -> None:
             self.settle()
-            self._replica.before_step()
+            self._replica().before_step()
             self._begun.assign(value=True)
 
         _call_if(tf.logical_not(self._begun), tell, self._touched)
@@ -133,7 +144,7 @@ class CountedSteps:
         losses = [0.0, 0.0] if loss is None else [tf.reduce_mean(tf.cast(loss, tf.float64)), 1.0]
         rate = taken * tf.cast(learning_rate, tf.float64)
         sums = self._sums.assign_add(tf.stack([taken, rate, *(tf.cast(x, tf.float64) for x in losses)]))
-        if self._replica.steps_until_due() is not None:
+        if self._telling:
             _call_if(sums[0] >= self._due, self.settle, self._touched)
 
 

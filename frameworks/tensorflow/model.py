@@ -76,7 +76,7 @@ class KerasModel:
         self._write([as_tensor(view) for view in self._views])
 
     def learning_rates(self) -> Sequence[float]:
-        return [float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))]
+        return [float(tf.convert_to_tensor(self._optimizer.learning_rate))]
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         return self._optimizer.buffers()

@@ -18,7 +18,7 @@ from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.functions import broadcast_variables
-from lentando.tensorflow.graph import CountedSteps, check_graph_can_wait
+from lentando.tensorflow.graph import CountedSteps, check_graph_can_wait, unconverted
 from lentando.tensorflow.model import KerasModel
 
 __all__ = ["DistributedOptimizer", "SlowMo"]
@@ -32,8 +32,9 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     eager loop. ``learning_rate`` is the base optimizer's, so that callbacks and schedules work; clipping, weight decay
     and the moving average of the weights are its own affair, and clipping comes after ``AllReduce`` has averaged.
 
-    All ranks take over rank 0's weights at construction if ``model`` is built, else when the first step is made.
-    An inner step is one update of the weights: with ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
+    All ranks take over rank 0's weights at construction if ``model`` is built, else in the first step, whose gradients
+    are then those of the rank's own. An inner step is one update of the weights: with
+    ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
 
     Args:
         optimizer: the base optimizer.
@@ -126,12 +127,15 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.built: bool = False  # until it is
             self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
             self._model = KerasModel(self._base, variables, self._keras_model)
-            self._made = Replica(self._world, self._model, self._settings)
-            broadcast_variables(self._model.not_averaged(), root_rank=0)
             touched = [*self._model.variables, *self._base.variables, native(self._iterations)]
-            self._counted = CountedSteps(self._made, touched)
+            telling = self._settings.base.mixes_parameters or self._settings.period is not None
+            self._counted = CountedSteps(self._make, touched, telling)
             self.built = True
+            # Variables that are made in the graph that is being traced have no values before it runs.
+            if all(variable.is_initialized() for variable in self._model.variables):
+                self._make()
 
+    @unconverted
     def apply(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, loss: Any | None = None
     ) -> None:
@@ -170,12 +174,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             check_graph_can_wait(self._world)
             self._trace_step(pairs, loss)
 
+    @unconverted
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], loss: Any | None = None) -> Any:
         """``apply`` for pairs of gradients and variables. Returns the count of steps."""
         grads, variables = zip(*grads_and_vars, strict=True)
         self.apply(grads, variables, loss)
         return self._iterations
 
+    @unconverted
     def scale_loss(self, loss: Any) -> Any:
         """As the base optimizer's. ``fit`` calls it with the loss of each step, which is noted for that step."""
         self._scaled_loss = _current_graph(), loss
@@ -241,12 +247,18 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     @property
     def _replica(self) -> Replica:
         """The replica, with all steps told."""
-        if self._made is None:
+        if not self.built:
             raise ConfigurationError(
                 "the optimizer has not been built: take a step first, call build(model.trainable_variables), or wrap "
                 "it with model= after the model has been built"
             )
         self._counted.settle()
+        return self._make()
+
+    def _make(self) -> Replica:
+        if self._made is None:
+            self._made = Replica(self._world, self._model, self._settings)
+            broadcast_variables(self._model.not_averaged(), root_rank=0)
         return self._made
 
     def _step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
@@ -267,15 +279,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self._counted.refresh()
 
     def _trace_step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
-        counted, replica = self._counted, self._made
-        assert replica is not None
+        counted = self._counted
         if self._keras_model is not None and self._keras_model.compiled and self._keras_model.jit_compile:
             raise ConfigurationError(
                 "XLA cannot compile a step that communicates: use model.compile(..., jit_compile=False)"
             )
         counted.trace()
         rate = tf.convert_to_tensor(self.learning_rate)
-        if replica.averages_gradients:
+        if self._settings.base.averages_gradients:
             pairs = self._traced_averages(pairs, loss)
         else:
             counted.begin()
