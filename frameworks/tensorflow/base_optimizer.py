@@ -26,7 +26,7 @@ class BaseOptimizer:
     Args:
         optimizer: the user's.
         resets: whether outer steps make it new.
-        iterations: counts all steps, which its own count does not if it is made new.
+        iterations: counts all steps, which its own count does not if it is made new. Set to what it has taken so far.
 
     Raises:
         ConfigurationError: if it cannot be used.
@@ -50,6 +50,8 @@ class BaseOptimizer:
                 "base_buffers='reset' sets the optimizer's count of iterations to zero, by which Keras also begins its "
                 "moving average of the model (use_ema=True): use base_buffers='maintain' or 'average'"
             )
+        (self.own_iterations,) = [v for v in self._stepping.variables if v.name == "iteration"]
+        iterations.assign(self.own_iterations)
         self.learning_rate = self._stepping._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
         self._fresh: list[tuple[Any, Any]] = []
         self._buffers: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from lentando.comm.operations import Average, Op
 from lentando.comm.transport import Array
 from lentando.comm.world import transport
 from lentando.tensorflow.convert import to_plain, to_tensorflow
-from lentando.tensorflow.graph import call_python, check_graph_can_wait, unconverted
+from lentando.tensorflow.graph import call_python, check_can_wait, unconverted
 
 __all__ = [
     "DistributedGradientTape",
@@ -169,9 +169,9 @@ def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], sha
     def on_tensors(*eager: Any) -> list[Any]:
         return [tf.constant(array) for array in function(*(tensor.numpy() for tensor in eager))]
 
+    check_can_wait(transport())
     if tf.executing_eagerly():
         return on_tensors(*tensors)
-    check_graph_can_wait(transport())
     results = call_python(on_tensors, inputs=tensors, outputs=[tensor.dtype for tensor in tensors])
     for result, shape in zip(results, shapes, strict=True):
         result.set_shape(shape)

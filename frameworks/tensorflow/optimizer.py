@@ -18,7 +18,7 @@ from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.functions import broadcast_variables
-from lentando.tensorflow.graph import CountedSteps, check_graph_can_wait, unconverted
+from lentando.tensorflow.graph import CountedSteps, check_can_wait, unconverted
 from lentando.tensorflow.model import KerasModel
 
 __all__ = ["DistributedOptimizer", "SlowMo"]
@@ -127,9 +127,13 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.built: bool = False  # until it is
             self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
             self._model = KerasModel(self._base, variables, self._keras_model)
-            touched = [*self._model.variables, *self._base.variables, native(self._iterations)]
-            telling = self._settings.base.mixes_parameters or self._settings.period is not None
-            self._counted = CountedSteps(self._make, touched, telling)
+            mixes, period = self._settings.base.mixes_parameters, self._settings.period
+            self._counted = CountedSteps(
+                self._make,
+                self._model,
+                [*self._base.variables, native(self._iterations)],
+                "always" if mixes else "never" if period is None else "sometimes",
+            )
             self.built = True
             # Variables that are made in the graph that is being traced have no values before it runs.
             if all(variable.is_initialized() for variable in self._model.variables):
@@ -153,6 +157,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             ConfigurationError: for variables that the optimizer was not built with.
         """
         _check_surroundings()
+        check_can_wait(self._world)
         if trainable_variables is None:
             if not self.built:
                 raise ConfigurationError("the first step needs the variables: apply(gradients, variables)")
@@ -171,7 +176,6 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if tf.executing_eagerly():
             self._step(pairs, loss)
         else:
-            check_graph_can_wait(self._world)
             self._trace_step(pairs, loss)
 
     @unconverted
@@ -224,6 +228,17 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         replica.load_state_dict(state_dict["replica"])
         self._iterations.assign(state_dict["iterations"])
         self._counted.refresh()
+
+    def save_own_variables(self, store: Any) -> None:
+        """As the base optimizer does, for ``model.save``; with the count of all steps, where it may begin again."""
+        for number, variable in enumerate(self.variables):
+            counts = variable is self._base.own_iterations
+            store[str(number)] = (self._iterations if counts else variable).numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """As the base optimizer does, for ``model.load_weights``."""
+        super().load_own_variables(store)
+        self._iterations.assign(self._base.own_iterations)
 
     def get_config(self) -> dict[str, Any]:
         """The base optimizer's: a file holds a model and its optimizer, and no job of several ranks."""
