@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
@@ -27,7 +26,7 @@ class BaseOptimizer:
     Args:
         optimizer: the user's.
         resets: whether outer steps make it new.
-        iterations: counts all steps, which its own count does not if it is made new.
+        iterations: counts all steps, which its own count does not if it is made new. Set to what it has taken so far.
 
     Raises:
         ConfigurationError: if it cannot be used.
@@ -51,6 +50,8 @@ class BaseOptimizer:
                 "base_buffers='reset' sets the optimizer's count of iterations to zero, by which Keras also begins its "
                 "moving average of the model (use_ema=True): use base_buffers='maintain' or 'average'"
             )
+        (self.own_iterations,) = [v for v in self._stepping.variables if v.name == "iteration"]
+        iterations.assign(self.own_iterations)
         self.learning_rate = self._stepping._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
         self._fresh: list[tuple[Any, Any]] = []
         self._buffers: dict[str, Any] = {}
@@ -95,10 +96,6 @@ class BaseOptimizer:
     def stepping(self) -> Any:
         """The optimizer that steps: the user's, or the one in its ``LossScaleOptimizer``."""
         return self._stepping
-
-    def count_from(self, iterations: int) -> None:
-        """Set its count of steps."""
-        self._stepping._iterations.assign(iterations)  # noqa: SLF001 - Keras shows it divided by accumulation steps
 
     def others(self) -> dict[str, Any]:
         """Its variables that are no ``buffers``: counts, learning rate, loss scale."""
@@ -156,7 +153,7 @@ def _prefix(variable: Any) -> str:
 
 def _constant(variable: Any) -> Any:
     """The value of all elements."""
-    values = np.asarray(variable)
+    values = variable.numpy()
     if values.size and (values != values.flat[0]).any():
         raise ConfigurationError(
             f"base_buffers='reset': the optimizer begins with a {variable.name!r} that depends on the parameters. Use "

@@ -13,7 +13,7 @@ from lentando.comm.operations import Average, Op
 from lentando.comm.transport import Array
 from lentando.comm.world import transport
 from lentando.tensorflow.convert import to_plain, to_tensorflow
-from lentando.tensorflow.graph import call_python, check_graph_can_wait
+from lentando.tensorflow.graph import call_python, check_can_wait, unconverted
 
 __all__ = [
     "DistributedGradientTape",
@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 
+@unconverted
 def allreduce(
     tensor: Any,
     average: bool | None = None,
@@ -64,6 +65,7 @@ def allreduce(
     return result if postscale_factor == 1.0 else result * tf.cast(postscale_factor, result.dtype)
 
 
+@unconverted
 def allgather(tensor: Any, name: str | None = None) -> Any:
     """The tensors of all ranks joined along the first axis, in which they may differ in length."""
     tensor = tf.convert_to_tensor(tensor)
@@ -72,6 +74,7 @@ def allgather(tensor: Any, name: str | None = None) -> Any:
     return result
 
 
+@unconverted
 def broadcast(tensor: Any, root_rank: int, name: str | None = None) -> Any:
     """The root's tensor."""
 
@@ -84,6 +87,7 @@ def broadcast(tensor: Any, root_rank: int, name: str | None = None) -> Any:
     return result
 
 
+@unconverted
 def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank: int) -> None:
     """Fill variables on every rank with the root's, in place.
 
@@ -133,6 +137,7 @@ class DistributedGradientTape:
         """All else is the tape's."""
         return getattr(self._tape, name)
 
+    @unconverted
     def gradient(self, target: Any, sources: Any, output_gradients: Any = None, **options: Any) -> Any:
         """As the tape's, combined over all ranks in one message per dtype.
 
@@ -164,9 +169,9 @@ def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], sha
     def on_tensors(*eager: Any) -> list[Any]:
         return [tf.constant(array) for array in function(*(tensor.numpy() for tensor in eager))]
 
+    check_can_wait(transport())
     if tf.executing_eagerly():
         return on_tensors(*tensors)
-    check_graph_can_wait(transport())
     results = call_python(on_tensors, inputs=tensors, outputs=[tensor.dtype for tensor in tensors])
     for result, shape in zip(results, shapes, strict=True):
         result.set_shape(shape)

@@ -2,17 +2,34 @@
 
 from collections.abc import Callable, Sequence
 from math import nan
-from typing import Any
+from typing import Any, Literal, TypeVar, cast
 
 import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport, VirtualTime
 from lentando.optimizers.replica import Replica
+from lentando.tensorflow.model import KerasModel
 
-__all__ = ["CountedSteps", "call_python", "check_graph_can_wait"]
+__all__ = ["CountedSteps", "call_python", "check_can_wait", "unconverted"]
 
 NEVER = 2.0**52
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def unconverted(function: F) -> F:
+    """A function that AutoGraph leaves as it is when a user's ``tf.function`` calls it.
+
+    Eagerly it is called as it is: TensorFlow's context would not survive that another simulated rank goes on inside.
+    """
+    in_graph = tf.autograph.experimental.do_not_convert(function)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        return (function if tf.executing_eagerly() else in_graph)(*arguments, **options)
+
+    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    return cast("F", called)
 
 
 def call_python(
@@ -38,17 +55,25 @@ def call_python(
     return list(found) if outputs else []
 
 
-def check_graph_can_wait(transport: Transport) -> None:
+def check_can_wait(transport: Transport) -> None:
     """A graph calls Python from a thread of TensorFlow's, where a simulated rank cannot wait.
 
+    Nor can it in ``fit``, whose contexts belong to the thread, and all simulated ranks share one.
+
     Raises:
-        ConfigurationError: in a simulation.
+        ConfigurationError: in a simulation, from a graph or from ``fit``.
     """
-    if isinstance(transport, VirtualTime):
+    if isinstance(transport, VirtualTime) and not (tf.executing_eagerly() and _in_no_context()):
         raise ConfigurationError(
-            "simulated ranks cannot communicate from within a tf.function: run eagerly in a simulation, with "
-            "tf.config.run_functions_eagerly(True), or model.compile(..., run_eagerly=True)"
+            "simulated ranks cannot communicate from within a tf.function or model.fit: write the loop over batches, "
+            "and call tf.config.run_functions_eagerly(True) in a simulation"
         )
+
+
+def _in_no_context() -> bool:
+    autograph = tf.__internal__.autograph
+    found: bool = autograph.control_status_ctx().status.name == "UNSPECIFIED"
+    return found
 
 
 class CountedSteps:
@@ -57,16 +82,27 @@ class CountedSteps:
     Between outer steps of Local SGD a graph does nothing but add four numbers to ``sums``.
 
     Args:
-        replica: which is told.
-        touched: the variables that a replica reads or changes.
+        replica: gives the replica, which is told. It may not exist before a graph has run.
+        model: that it averages.
+        others: variables beside the model's that it reads or changes.
+        telling: when it has something to do after a step: "never", "sometimes" or "always".
     """
 
-    def __init__(self, replica: Replica, touched: Sequence[Any]) -> None:
+    def __init__(
+        self,
+        replica: Callable[[], Replica],
+        model: KerasModel,
+        others: Sequence[Any],
+        telling: Literal["never", "sometimes", "always"],
+    ) -> None:
         self._replica = replica
+        self._model = model
+        self._telling = telling
         self._sums = tf.Variable(tf.zeros(4, tf.float64), trainable=False, name="steps_rates_losses_counted")
         self._due = tf.Variable(NEVER, trainable=False, dtype=tf.float64, name="steps_until_due")
         self._begun = tf.Variable(initial_value=False, trainable=False, name="begun")
-        self._touched = [*touched, self._sums, self._due, self._begun]
+        self._others = [*others, self._sums, self._due, self._begun]
+        self._touched = [*model.variables, *self._others]
         self._graph_exists = False
 
     def settle(self) -> None:
@@ -75,16 +111,17 @@ class CountedSteps:
             return
         count, rate_sum, loss_sum, loss_count = self._sums.numpy().tolist()
         self._sums.assign(tf.zeros(4, tf.float64))
+        replica = self._replica()
         if loss_count:
-            self._replica.record_loss(loss_sum, int(loss_count))
+            replica.record_loss(loss_sum, int(loss_count))
         if count:
-            self._replica.after_steps(int(count), [rate_sum])
+            replica.after_steps(int(count), [rate_sum])
         self.refresh()
 
     def refresh(self) -> None:
         """Let graphs know how many steps they may take by themselves; to be called when that may have changed."""
         if self._graph_exists:
-            due = self._replica.steps_until_due()
+            due = self._replica().steps_until_due()
             self._due.assign(NEVER if due is None else float(due))
 
     def restart(self) -> None:
@@ -96,17 +133,17 @@ class CountedSteps:
 
     def trace(self) -> None:
         """Begin."""
-        with tf.init_scope():
-            if not self._graph_exists:
-                self._graph_exists = True
-                self.refresh()
+        if not self._graph_exists:
+            self._graph_exists = True
+            with tf.init_scope():
+                self._begun.assign(value=False)
 
     def begin(self) -> None:
-        """Before the base optimizer steps: the very first time, the replica must know."""
+        """Before the base optimizer steps: the first time, the replica must know."""
 
         def tell() -> None:
             self.settle()
-            self._replica.before_step()
+            self._replica().before_step()
             self._begun.assign(value=True)
 
         _call_if(tf.logical_not(self._begun), tell, self._touched)
@@ -133,8 +170,23 @@ class CountedSteps:
         losses = [0.0, 0.0] if loss is None else [tf.reduce_mean(tf.cast(loss, tf.float64)), 1.0]
         rate = taken * tf.cast(learning_rate, tf.float64)
         sums = self._sums.assign_add(tf.stack([taken, rate, *(tf.cast(x, tf.float64) for x in losses)]))
-        if self._replica.steps_until_due() is not None:
+        if self._telling == "sometimes":
             _call_if(sums[0] >= self._due, self.settle, self._touched)
+        elif self._telling == "always":
+            self._settle_with_values()
+
+    def _settle_with_values(self) -> None:
+        """The graph hands the variables over and takes them back, which costs less than to read and assign each."""
+        variables = self._model.variables
+        values = [variable.read_value() for variable in variables]
+        dtypes = [variable.dtype for variable in variables]
+
+        def settle(*values: Any) -> Sequence[Any]:
+            return self._model.with_values(values, self.settle)
+
+        for variable, value in zip(variables, call_python(settle, self._others, values, dtypes), strict=True):
+            value.set_shape(variable.shape)
+            variable.assign(value)
 
 
 def _call_if(condition: Any, function: Callable[[], None], touched: Sequence[Any]) -> None:

@@ -53,7 +53,7 @@ class KerasModel:
         self._views = [view for buffer in self.buffers for view in buffer.views]
         self.variables = [native(by_name[entry.name]) for buffer in self.buffers for entry in buffer.layout.entries]
         optimizer.build(variables, self.names)
-        self._read, self._write = _reader(self.variables), _writer(self.variables)
+        self._held: Sequence[Any] | None = None
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:
@@ -74,15 +74,33 @@ class KerasModel:
         named = [*zip(averaged, self.variables, strict=True), *self._rest.items()]
         return {id(variable): name for name, variable in named}
 
+    # Variable by variable, not in a tf.function: within a graph's call of Python, that would wait for the thread that
+    # waits for it, where TensorFlow has only one.
+
     def load(self) -> None:
-        for view, tensor in zip(self._views, self._read(), strict=True):
-            np.copyto(view, as_array(tensor))
+        held = self._held
+        for number, (view, variable) in enumerate(zip(self._views, self.variables, strict=True)):
+            np.copyto(view, as_array(variable.read_value() if held is None else held[number]))
 
     def store(self) -> None:
-        self._write([as_tensor(view) for view in self._views])
+        tensors = [as_tensor(view) for view in self._views]
+        if self._held is not None:
+            self._held = tensors
+            return
+        for variable, tensor in zip(self.variables, tensors, strict=True):
+            variable.assign(tensor)
+
+    def with_values(self, values: Sequence[Any], function: Callable[[], None]) -> Sequence[Any]:
+        """Call ``function`` with these tensors in place of the variables' values; the values that they should have."""
+        self._held = values
+        try:
+            function()
+            return self._held
+        finally:
+            self._held = None
 
     def learning_rates(self) -> Sequence[float]:
-        return [float(keras.ops.convert_to_numpy(self._optimizer.learning_rate))]
+        return [float(tf.convert_to_tensor(self._optimizer.learning_rate))]
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         return self._optimizer.buffers()
@@ -115,27 +133,6 @@ class _Gradients:
     def scatter(self) -> list[Any | None]:
         """The averaged gradients; None for a variable that had none on any rank."""
         return [as_tensor(view) if present[0] > 0 else None for view, present in self._places]
-
-
-# One call of a small graph costs a fraction of as many calls of TensorFlow's as there are variables.
-
-
-def _reader(variables: Sequence[Any]) -> Callable[[], list[Any]]:
-    def read() -> list[Any]:
-        return [variable.read_value() for variable in variables]
-
-    found: Callable[[], list[Any]] = tf.function(read, autograph=False).get_concrete_function()
-    return found
-
-
-def _writer(variables: Sequence[Any]) -> Callable[[list[Any]], None]:
-    def write(values: list[Any]) -> None:
-        for variable, value in zip(variables, values, strict=True):
-            variable.assign(value)
-
-    specifications = [tf.TensorSpec(variable.shape, variable.dtype) for variable in variables]
-    found: Callable[[list[Any]], None] = tf.function(write, autograph=False).get_concrete_function(specifications)
-    return found
 
 
 def _frozen(model: keras.Model | None) -> set[int]:

@@ -18,7 +18,7 @@ from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.functions import broadcast_variables
-from lentando.tensorflow.graph import CountedSteps, check_graph_can_wait
+from lentando.tensorflow.graph import CountedSteps, check_can_wait, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
 
@@ -33,8 +33,9 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     eager loop. ``learning_rate`` is the base optimizer's, so that callbacks and schedules work; clipping, weight decay
     and the moving average of the weights are its own affair, and clipping comes after ``AllReduce`` has averaged.
 
-    All ranks take over rank 0's weights at construction if ``model`` is built, else when the first step is made.
-    An inner step is one update of the weights: with ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
+    All ranks take over rank 0's weights at construction if ``model`` is built, else in the first step, whose gradients
+    are then those of the rank's own. An inner step is one update of the weights: with
+    ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
 
     Args:
         optimizer: the base optimizer.
@@ -127,12 +128,19 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.built: bool = False  # until it is
             self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
             self._model = KerasModel(self._base, variables, self._keras_model)
-            self._made = Replica(self._world, self._model, self._settings)
-            broadcast_variables(self._model.not_averaged(), root_rank=0)
-            touched = [*self._model.variables, *self._base.variables, native(self._iterations)]
-            self._counted = CountedSteps(self._made, touched)
+            mixes, period = self._settings.base.mixes_parameters, self._settings.period
+            self._counted = CountedSteps(
+                self._make,
+                self._model,
+                [*self._base.variables, native(self._iterations)],
+                "always" if mixes else "never" if period is None else "sometimes",
+            )
             self.built = True
+            # Variables that are made in the graph that is being traced have no values before it runs.
+            if all(variable.is_initialized() for variable in self._model.variables):
+                self._make()
 
+    @unconverted
     def apply(
         self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, loss: Any | None = None
     ) -> None:
@@ -150,6 +158,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             ConfigurationError: for variables that the optimizer was not built with.
         """
         _check_surroundings()
+        check_can_wait(self._world)
         if trainable_variables is None:
             if not self.built:
                 raise ConfigurationError("the first step needs the variables: apply(gradients, variables)")
@@ -168,15 +177,16 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if tf.executing_eagerly():
             self._step(pairs, loss)
         else:
-            check_graph_can_wait(self._world)
             self._trace_step(pairs, loss)
 
+    @unconverted
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], loss: Any | None = None) -> Any:
         """``apply`` for pairs of gradients and variables. Returns the count of steps."""
         grads, variables = zip(*grads_and_vars, strict=True)
         self.apply(grads, variables, loss)
         return self._iterations
 
+    @unconverted
     def scale_loss(self, loss: Any) -> Any:
         """As the base optimizer's. ``fit`` calls it with the loss of each step, which is noted for that step."""
         self._scaled_loss = _current_graph(), loss
@@ -225,6 +235,17 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         replica = self._replica
         return KerasTraining(replica, self._model, self._base, self._keras_model, self._iterations, self._counted)
 
+    def save_own_variables(self, store: Any) -> None:
+        """As the base optimizer does, for ``model.save``; with the count of all steps, where it may begin again."""
+        for number, variable in enumerate(self.variables):
+            counts = variable is self._base.own_iterations
+            store[str(number)] = (self._iterations if counts else variable).numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """As the base optimizer does, for ``model.load_weights``."""
+        super().load_own_variables(store)
+        self._iterations.assign(self._base.own_iterations)
+
     def get_config(self) -> dict[str, Any]:
         """The base optimizer's: a file holds a model and its optimizer, and no job of several ranks."""
         return {"optimizer": keras.optimizers.serialize(self._base_optimizer)}
@@ -247,12 +268,18 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     @property
     def _replica(self) -> Replica:
         """The replica, with all steps told."""
-        if self._made is None:
+        if not self.built:
             raise ConfigurationError(
                 "the optimizer has not been built: take a step first, call build(model.trainable_variables), or wrap "
                 "it with model= after the model has been built"
             )
         self._counted.settle()
+        return self._make()
+
+    def _make(self) -> Replica:
+        if self._made is None:
+            self._made = Replica(self._world, self._model, self._settings)
+            broadcast_variables(self._model.not_averaged(), root_rank=0)
         return self._made
 
     def _step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
@@ -273,15 +300,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self._counted.refresh()
 
     def _trace_step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
-        counted, replica = self._counted, self._made
-        assert replica is not None
+        counted = self._counted
         if self._keras_model is not None and self._keras_model.compiled and self._keras_model.jit_compile:
             raise ConfigurationError(
                 "XLA cannot compile a step that communicates: use model.compile(..., jit_compile=False)"
             )
         counted.trace()
         rate = tf.convert_to_tensor(self.learning_rate)
-        if replica.averages_gradients:
+        if self._settings.base.averages_gradients:
             pairs = self._traced_averages(pairs, loss)
         else:
             counted.begin()

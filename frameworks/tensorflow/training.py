@@ -66,7 +66,7 @@ class KerasTraining:
         for full_name, array in self._optimizer.buffers().items():
             name, _, key = full_name.rpartition(".")
             tensors.setdefault(key, {})[name] = array
-        others = {name: np.asarray(variable) for name, variable in self._optimizer.others().items()}
+        others = {name: np.asarray(v.numpy()) for name, v in self._optimizer.others().items()}
         rest = {"variables": others, "iterations": int(self._iterations)}
         reading, obstacle = self._reading(tensors)
         is_empty = self._steps == 0 and not any(
@@ -86,7 +86,7 @@ class KerasTraining:
         state.check(type(self._optimizer.stepping).__name__, *self._rule())
 
     def store_neutral_state(self, state: NeutralState) -> None:
-        rate = float(np.asarray(self._optimizer.learning_rate))
+        rate = self._model.learning_rates()[0]
         buffers = {name: np.zeros_like(array) for name, array in self._optimizer.buffers().items()}
         for quantity, by_name in state.quantities.items():
             for name, array in by_name.items():
@@ -112,7 +112,7 @@ class KerasTraining:
     def _begin_at(self, steps: int | None) -> None:
         """By the count of steps Keras corrects Adam's bias, and asks schedules for the learning rate."""
         taken = self.replica.inner_steps * (self._optimizer.accumulation_steps or 1)
-        self._optimizer.count_from(taken if steps is None else steps)
+        self._optimizer.own_iterations.assign(taken if steps is None else steps)
         self._go_on(taken)
 
     def _go_on(self, iterations: int) -> None:
@@ -141,7 +141,7 @@ class KerasTraining:
             return None, "only SGD, Adam and AdamW, without use_ema and gradient accumulation, are known elsewhere"
         if rule == "adam":
             return Reading(rule, {quantity: (KEYS[quantity], 1.0) for quantity in quantities}, self._steps), ""
-        rate = float(np.asarray(self._optimizer.learning_rate))
+        rate = self._model.learning_rates()[0]
         if rate == 0 and any(array.any() for array in tensors.get("momentum", {}).values()):
             return None, "Keras keeps momentum times the learning rate, which is 0 now: what it was cannot be told"
         return Reading(rule, dict.fromkeys(quantities, ("momentum", -1 / rate if rate else 1.0))), ""

@@ -21,8 +21,6 @@ import lentando.tensorflow as ltf
 import lentando.torch as lt
 from lentando.tensorflow.names import names_of
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, at NumPy 2
-
 
 def carry_over(first: nn.Module, second: Any) -> lt.Mapping:
     """Give the Keras model the torch model's values; checks that every one of either is mapped, and the way back."""
@@ -35,7 +33,7 @@ def carry_over(first: nn.Module, second: Any) -> lt.Mapping:
     mapping.check({n: a.shape for n, a in sources.items()}, {n: tuple(v.shape) for n, v in targets.items()})
     for name, rule in mapping.rules.items():
         targets[name].assign(rule.apply(sources[rule.source]))
-        assert np.array_equal(rule.inverse.apply(np.array(targets[name])), sources[rule.source])
+        assert np.array_equal(rule.inverse.apply(targets[name].numpy()), sources[rule.source])
     return mapping
 
 
@@ -43,7 +41,7 @@ def assert_same_outputs(first: nn.Module, second: Any, images: Any) -> None:
     first.eval()
     with torch.no_grad():
         expected = first(torch.from_numpy(images)).numpy()
-    found = np.array(second(np.moveaxis(images, 1, -1), training=False))
+    found = second(np.moveaxis(images, 1, -1), training=False).numpy()
     assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
 
 

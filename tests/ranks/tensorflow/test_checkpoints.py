@@ -23,8 +23,6 @@ from torch import nn
 import lentando.tensorflow as ltf
 import lentando.torch as lt
 
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # Keras, at NumPy 2
-
 ROUND = 3
 RATE, BETAS = 1 / 16, (0.875, 1 - 2**-10)  # Keras rounds them to float32, which holds these
 HEIGHT, WIDTH = 6, 4
@@ -134,7 +132,7 @@ class KerasRun:
         assert ltf.load(path, self.optimizer) == {"rank": lt.rank()}
 
     def tensors(self) -> dict[str, Any]:
-        return {f"{number}": np.array(variable) for number, variable in enumerate(self.variables())}
+        return {f"{number}": variable.numpy() for number, variable in enumerate(self.variables())}
 
     def variables(self) -> list[Any]:
         return [*self.model.weights, *self.optimizer.base_optimizer.variables]
