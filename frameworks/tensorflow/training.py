@@ -74,6 +74,15 @@ class KerasTraining:
         )
         return OptimizerState(type(self._optimizer.stepping).__name__, tensors, rest, reading, obstacle, is_empty)
 
+    def check_optimizer_state(self, state: OptimizerState) -> None:
+        saved = {f"{name}.{key}" for key, by_name in state.tensors.items() for name in by_name}
+        differing = (saved | state.rest["variables"].keys()) ^ {*self._optimizer.buffers(), *self._optimizer.others()}
+        if differing:
+            raise CheckpointError(
+                f"the saved {state.kind} and the one here do not keep the same variables, they differ in "
+                f"{sorted(differing)[:3]}: make it with the same settings, or load with optimizer_state='new'"
+            )
+
     def store_optimizer_state(self, state: OptimizerState) -> None:
         self._optimizer.store_buffers(
             {f"{name}.{key}": array for key, by_name in state.tensors.items() for name, array in by_name.items()}

@@ -59,6 +59,9 @@ class TorchTraining:
         kind = type(self._optimizer).__name__
         return OptimizerState(kind, tensors, rest, reading, obstacle, is_empty=not self._optimizer.state)
 
+    def check_optimizer_state(self, state: OptimizerState) -> None:
+        """Of the same class, for the same parameters in the same groups: torch restores the settings too."""
+
     def store_optimizer_state(self, state: OptimizerState) -> None:
         by_parameter: dict[str, dict[str, Any]] = {
             name: dict(to_torch(other)) for name, other in state.rest["parameters"].items()

@@ -261,6 +261,7 @@ class _Loading:
         if self._optimizer_state == "new":
             return training.new_optimizer_state
         if self._is_native and state.kind == training.optimizer_state().kind:
+            training.check_optimizer_state(state)
             return lambda: training.store_optimizer_state(state)
         if state.is_empty:
             return training.new_optimizer_state
@@ -269,6 +270,9 @@ class _Loading:
         return lambda: training.store_neutral_state(neutral)
 
     def _renamed(self, state: NeutralState) -> NeutralState:
+        mapped = {rule.source for rule in self._rules}
+        if unknown := sorted({name for by_name in state.quantities.values() for name in by_name} - mapped):
+            raise CheckpointError(f"the saved optimizer state is of parameters that are not mapped: {unknown[:5]}")
         quantities = {
             quantity: {rule.target: rule.apply(by_name[rule.source]) for rule in self._rules if rule.source in by_name}
             for quantity, by_name in state.quantities.items()

@@ -31,7 +31,10 @@ class Training(Protocol):
     def optimizer_state(self) -> OptimizerState:
         """The base optimizer's state."""
 
-    # One of the next four is called last, when model and replica have been restored.
+    def check_optimizer_state(self, state: OptimizerState) -> None:
+        """Raise ``CheckpointError`` if ``store_optimizer_state`` would be impossible."""
+
+    # One of those below that change the state is called last, when model and replica have been restored.
 
     def store_optimizer_state(self, state: OptimizerState) -> None:
         """Go on from a state that this framework has made."""

@@ -254,6 +254,15 @@ def test_what_cannot_cross_is_refused(shared_path: Path) -> None:
     assert other.optimizer.report()["inner_steps"] == 1
 
 
+def test_optimizer_with_other_variables_is_refused(shared_path: Path) -> None:
+    run = KerasRun("allreduce", "sgd")
+    run.save(shared_path)
+    model = keras_model(0)
+    plain = ltf.DistributedOptimizer(keras.optimizers.SGD(RATE), model=model)
+    with pytest.raises(ltf.CheckpointError, match=r"saved SGD and the one here do not keep .*kernel.momentum'"):
+        ltf.load(shared_path, plain)
+
+
 class Hidden(keras.Model):
     """Flattens where nobody sees it."""
 
