@@ -28,6 +28,8 @@ class Event(IntEnum):
     ROUND = 3
     EVALUATE = 4
     OPERATION = 5
+    SAVE = 6
+    LOAD = 7
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 __all__ = [
+    "CheckpointError",
     "ConfigurationError",
     "DeadlockError",
     "LaunchError",
@@ -23,6 +24,10 @@ class LentandoError(Exception):
 
 class ConfigurationError(LentandoError, ValueError):
     """A setting that cannot work: found when it is given, on every rank, before anything is sent."""
+
+
+class CheckpointError(LentandoError, RuntimeError):
+    """A checkpoint that cannot be written, read, or continued from here. On every rank, with the reason."""
 
 
 class NotInitializedError(LentandoError, RuntimeError):

@@ -17,7 +17,17 @@ from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
 from lentando.comm.transport import Array
 
-__all__ = ["Entry", "FlatBuffer", "FlatLayout", "Range", "blocks", "build_layouts", "describe", "first_difference"]
+__all__ = [
+    "Entry",
+    "FlatBuffer",
+    "FlatLayout",
+    "Range",
+    "blocks",
+    "build_layouts",
+    "describe",
+    "first_difference",
+    "in_words",
+]
 
 BLOCK = 16 * 1024
 """Elements of a block: 64 KiB of float32."""
@@ -169,19 +179,20 @@ def describe(layouts: Iterable[FlatLayout]) -> list[list[Any]]:
 
 def first_difference(by_rank: Sequence[Sequence[Sequence[Any]]]) -> str:
     """Says in words where the ranks' descriptions (one ``describe`` each, by rank) first differ."""
-
-    def row(entries: Sequence[Sequence[Any]], number: int) -> str:
-        if number >= len(entries):
-            return "nothing"
-        name, shape, dtype, group, order = entries[number]
-        about_group = "" if group is None else f", parameter group {group}"
-        about_order = "" if order == "C" else f", memory order {order}"
-        return f"{name!r} of shape {shape}, {dtype}{about_group}{about_order}"
-
     for number in range(max(map(len, by_rank))):
-        rows = [row(entries, number) for entries in by_rank]
+        rows = [in_words(entries, number) for entries in by_rank]
         if len(set(rows)) > 1:
             counts = sorted({len(entries) for entries in by_rank})
             lengths = f", of {' or '.join(map(str, counts))} in all" if len(counts) > 1 else ""
             return f"tensor number {number}{lengths}: {grouped_by_rank(rows)}"
     return "none"
+
+
+def in_words(entries: Sequence[Sequence[Any]], number: int) -> str:
+    """One of the entries that ``describe`` describes, for a message."""
+    if number >= len(entries):
+        return "nothing"
+    name, shape, dtype, group, order = entries[number]
+    about_group = "" if group is None else f", parameter group {group}"
+    about_order = "" if order == "C" else f", memory order {order}"
+    return f"{name!r} of shape {shape}, {dtype}{about_group}{about_order}"

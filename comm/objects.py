@@ -5,6 +5,7 @@ tuple, dict (with keys of these kinds) and NumPy arrays of numbers, nested as on
 """
 
 import json
+from math import isfinite
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array, Transport, as_bytes
 
-__all__ = ["allgather_object", "broadcast_object", "decode", "encode"]
+__all__ = ["allgather_object", "broadcast_object", "decode", "encode", "from_json", "to_json"]
 
 
 def encode(value: object) -> bytes:
@@ -42,6 +43,28 @@ def decode(data: bytes) -> Any:
         return array
 
     return _from_json(json.loads(data[8:position]), take)
+
+
+def to_json(value: object, where: str = "the object") -> Any:
+    """``value``, which holds no arrays, as what strict JSON can hold, to be written into a file.
+
+    Raises:
+        ConfigurationError: for an object of any other kind; names where it is.
+    """
+    arrays: list[Array] = []
+    structure = _to_json(value, arrays, where)
+    if arrays:
+        raise ConfigurationError(f"{where} holds arrays, which JSON cannot hold")
+    return structure
+
+
+def from_json(structure: Any) -> Any:
+    """The object that ``to_json`` was given."""
+
+    def take(dtype: str, shape: list[int]) -> Array:
+        raise ConfigurationError(f"expected JSON without arrays, found one of {dtype} and shape {shape}")
+
+    return _from_json(structure, take)
 
 
 def broadcast_object(transport: Transport, value: object, root: int = 0) -> Any:
@@ -89,6 +112,8 @@ def _encode_or_say_why_not(value: object) -> tuple[bytes, bool]:
 
 
 def _to_json(value: Any, arrays: list[Array], where: str) -> Any:
+    if isinstance(value, float) and not isfinite(value):
+        return {"float": str(float(value))}  # JSON knows no NaN and no infinity
     if value is None or isinstance(value, bool | int | float | str):
         return value
     if isinstance(value, list | tuple):
@@ -113,6 +138,8 @@ def _from_json(value: Any, take: Any) -> Any:
     if not isinstance(value, dict):
         return value
     ((kind, content),) = value.items()
+    if kind == "float":
+        return float(content)
     if kind == "array":
         return take(*content)
     if kind == "scalar":

@@ -113,6 +113,12 @@ class Run:
     checksum: int = 0
     epochs: list[tuple[float, float]] = field(default_factory=list)
 
+    def count(self, report: dict[str, Any]) -> None:
+        """Take over what an optimizer reports."""
+        self.rounds = report["inner_steps" if self.algorithm == "allreduce" else "rounds"]
+        self.megabytes = report["bytes_sent"] / 1e6
+        self.communication_seconds = report["communication_seconds"]
+
     @classmethod
     def mean(cls, runs: Sequence["Run"]) -> "Run":
         """One run out of what each rank saw of it: means over ranks, times by rank 0."""
@@ -127,6 +133,36 @@ class Run:
             communication_seconds=over_ranks("communication_seconds"),
             epochs=[(points[0][0], statistics.fmean(loss for _, loss in points)) for points in curves],
         )
+
+
+def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_optimizer: Any, model: Any) -> Any:
+    """Wrap a framework's optimizer as the flags say. ``lt`` is ``lentando.torch`` or ``lentando.tensorflow``."""
+    bases = {
+        "allreduce": lt.AllReduce(),
+        "localsgd": lt.LocalSGD(),
+        "sgp": lt.SGP(),
+        "osgp": lt.OSGP(staleness=options.staleness, deterministic=options.deterministic),
+        "dpsgd": lt.DPSGD(),
+    }
+    if algorithm == "slowmo":
+        return lt.SlowMo(
+            base_optimizer,
+            model=model,
+            base=bases[options.base],
+            period=options.period,
+            slow_momentum=options.slow_momentum,
+            slow_lr=options.slow_lr,
+            base_buffers=options.base_buffers,
+            algorithm=options.reduction,
+        )
+    return lt.DistributedOptimizer(
+        base_optimizer,
+        model=model,
+        base=bases[algorithm],
+        period=options.period if algorithm == "localsgd" else None,
+        base_buffers=options.base_buffers,
+        algorithm=options.reduction,
+    )
 
 
 def train_all(

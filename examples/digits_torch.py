@@ -14,7 +14,7 @@ from zlib import crc32
 
 import numpy as np
 import torch
-from digits_common import Run, arguments, load_digits, train_all
+from digits_common import Run, arguments, load_digits, make_optimizer, train_all
 from torch import nn
 from tqdm import tqdm
 
@@ -44,41 +44,12 @@ def main(options: argparse.Namespace) -> list[Run]:
     torch.set_num_threads(1)  # ranks share the cores
     data = load_digits(lt.rank(), lt.size())
 
-    bases = {
-        "allreduce": lt.AllReduce(),
-        "localsgd": lt.LocalSGD(),
-        "sgp": lt.SGP(),
-        "osgp": lt.OSGP(staleness=options.staleness, deterministic=options.deterministic),
-        "dpsgd": lt.DPSGD(),
-    }
-
-    def make_optimizer(algorithm: str, model: nn.Module) -> lt.DistributedOptimizer:
+    def train(algorithm: str, seed: int) -> Run:
+        model = make_model(seed)
         sgd = torch.optim.SGD(
             model.parameters(), lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0
         )
-        if algorithm == "slowmo":
-            return lt.SlowMo(
-                sgd,
-                model=model,
-                base=bases[options.base],
-                period=options.period,
-                slow_momentum=options.slow_momentum,
-                slow_lr=options.slow_lr,
-                base_buffers=options.base_buffers,
-                algorithm=options.reduction,
-            )
-        return lt.DistributedOptimizer(
-            sgd,
-            model=model,
-            base=bases[algorithm],
-            period=options.period if algorithm == "localsgd" else None,
-            base_buffers=options.base_buffers,
-            algorithm=options.reduction,
-        )
-
-    def train(algorithm: str, seed: int) -> Run:
-        model = make_model(seed)
-        optimizer = make_optimizer(algorithm, model)
+        optimizer = make_optimizer(lt, options, algorithm, sgd, model)
         generator = np.random.default_rng([seed, lt.rank()])
         run = Run(algorithm, seed)
         started = time.perf_counter()
@@ -101,11 +72,8 @@ def main(options: argparse.Namespace) -> list[Run]:
         with optimizer.averaged(), torch.no_grad():
             predicted = model(torch.from_numpy(data.test_images)).argmax(1).numpy()
             run.checksum = crc32(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
-        report = optimizer.report()
         run.accuracy = float((predicted == data.test_labels).mean())
-        run.rounds = report["inner_steps" if algorithm == "allreduce" else "rounds"]
-        run.megabytes = report["bytes_sent"] / 1e6
-        run.communication_seconds = report["communication_seconds"]
+        run.count(optimizer.report())
         return run
 
     return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)

@@ -15,6 +15,7 @@ from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_
 from lentando.comm.flat import FlatBuffer, Range
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 __all__ = ["OuterStep"]
@@ -76,7 +77,11 @@ class OuterStep:
 
     def state_dict(self) -> dict[str, Any]:
         """Anchors and slow momenta of this rank's shards: arrays by buffer."""
-        return {"anchors": [s.anchor for s in self._shards], "slow_buffers": [s.slow_buffer for s in self._shards]}
+        starts = [shard.start for shard in self._shards] if self._sharded else None
+        return {
+            "anchors": flat_state([shard.anchor for shard in self._shards], starts),
+            "slow_buffers": flat_state([shard.slow_buffer for shard in self._shards], starts),
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them.
@@ -85,7 +90,7 @@ class OuterStep:
             ConfigurationError: if they are of another shape, which means another model, world size or rule.
         """
         for name, mine in self.state_dict().items():
-            for own, saved in zip(mine, state[name], strict=True):
+            for own, saved in zip(mine["flat"], state[name]["flat"], strict=True):
                 if (own is None) != (saved is None) or (own is not None and own.shape != saved.shape):
                     found = "none" if saved is None else f"{saved.size} elements"
                     wanted = "none" if own is None else f"{own.size} elements"
@@ -114,6 +119,7 @@ class _Shard:
 
     def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: SlowMomentum | None) -> None:
         self.buffer = buffer
+        self.start = reduction.shard.start
         self._reduction = reduction
         self._rule = rule
         self._own = buffer.array[reduction.shard]

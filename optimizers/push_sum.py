@@ -20,6 +20,7 @@ from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.base_algorithms import InnerSteps
+from lentando.optimizers.flat_state import flat_state
 
 __all__ = ["PushSum"]
 
@@ -104,19 +105,20 @@ class PushSum(InnerSteps):
         pending = []
         for under_way in self._under_way:
             under_way.wait()  # arrived, not used: resuming uses it when this run would have
-            pending.append({"number": under_way.number, "messages": [message.memory for message in under_way.received]})
-        return {"round": self.round, "weight": self.weight, "biased": self.biased, "under_way": pending}
+            messages = [{"weight": m.weight, "shares": flat_state(m.shares)} for m in under_way.received]
+            pending.append({"number": under_way.number, "messages": messages})
+        return {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round, self.weight = state["round"], state["weight"]
-        for own, saved in zip(self.biased, state["biased"], strict=True):
+        for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
             np.copyto(own, saved)
         self._under_way.clear()
         for saved in state["under_way"]:
             slot = self._slots[saved["number"] % len(self._slots)]
             received = slot.received[: len(saved["messages"])]
-            for message, memory in zip(received, saved["messages"], strict=True):
-                np.copyto(message.memory, memory)
+            for message, content in zip(received, saved["messages"], strict=True):
+                message.restore(saved["number"], content["weight"], content["shares"]["flat"])
             self._under_way.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"])))
 
     def _next_messages(self) -> "_Outgoing":
@@ -245,6 +247,12 @@ class _Message:
 
     def begin(self, number: int, weight: float) -> None:
         self._header[:] = weight, number
+
+    def restore(self, number: int, weight: float, shares: Sequence[Array]) -> None:
+        """As if it had come again."""
+        self._header[:] = weight, number
+        for part, share in zip(self.shares, shares, strict=True):
+            np.copyto(part, share)
 
     def check(self, peer: int, number: int) -> None:
         """A message that was lost or doubled would change the sums, and with them every rank's model."""

@@ -26,7 +26,7 @@ __all__ = ["Replica"]
 
 _log = logging.getLogger("lentando")
 
-STATE_VERSION = 1
+STATE_VERSION = 2
 
 
 class Replica:
@@ -34,7 +34,8 @@ class Replica:
 
     At construction the ranks check that they hold the same model and settings, and take over rank 0's parameters. Then
     a framework adapter calls, for every optimizer step, ``average_gradients`` (if ``averages_gradients``),
-    ``before_step``, its base optimizer, ``after_step``.
+    ``before_step``, its base optimizer, ``after_step``. One that runs compiled graphs, which leave Python to be called
+    back, may count steps in the graph and report several at once: ``steps_until_due``, ``after_steps``.
 
     Args:
         transport: ranks that train together.
@@ -88,10 +89,13 @@ class Replica:
         """Inner steps of the current round, None if there are no outer steps."""
         return self._steps_in_round
 
-    def record_loss(self, loss: Any) -> None:
-        """Add the training loss of a step: a float, or a framework's scalar, which is not waited for."""
+    def record_loss(self, loss: Any, count: int = 1) -> None:
+        """Add the training loss of a step: a float, or a framework's scalar, which is not waited for.
+
+        With a ``count``, the sum of the losses of so many steps.
+        """
         self._loss_sum = self._loss_sum + loss
-        self._loss_count += 1
+        self._loss_count += count
 
     def average_gradients(self, loss: float = nan, flag: bool = False) -> Agreement:
         """Average the framework's gradient buffers over all ranks, in place.
@@ -123,16 +127,44 @@ class Replica:
             MismatchError: on every rank, if the ranks are not at the same outer step.
             NonFiniteError: on every rank, if the average is not finite.
         """
+        self.after_steps(1, self._framework.learning_rates())
+
+    def steps_until_due(self) -> int | None:
+        """How many steps from now the replica must be told of at the latest, by ``after_step`` or ``after_steps``.
+
+        None if it never has anything to do after a step.
+        """
+        if self._settings.base.mixes_parameters:
+            return 1
+        return None if self._steps_in_round is None else self._steps_in_round - self._steps
+
+    def after_steps(self, count: int, rate_sums: Sequence[float]) -> None:
+        """As ``after_step``, for several steps of the base optimizer at once.
+
+        Args:
+            count: steps taken since the replica was last told, ``steps_until_due()`` at most.
+            rate_sums: learning rates that they were taken with, added up, per parameter group.
+
+        Raises:
+            MismatchError, NonFiniteError: as ``after_step``.
+        """
+        due = self.steps_until_due()
+        if count < 1 or (due is not None and count > due):
+            raise ConfigurationError(f"told of {count} steps at once, expected at least 1 and at most {due}")
+        self._begin_step()
+        if self._virtual_time is not None:
+            for _ in range(count - 1):
+                self._virtual_time.compute()
         if self._settings.base.mixes_parameters:
             with self._communication():
                 self._framework.load()
                 self._base.after_step()
                 self._framework.store()
         self._in_step = False
-        self.inner_steps += 1
-        self._steps += 1
-        rates, sums = self._framework.learning_rates(), self._rate_sums
-        for group, rate in enumerate(rates):
+        self.inner_steps += count
+        self._steps += count
+        sums = self._rate_sums
+        for group, rate in enumerate(rate_sums):
             sums[group] += rate
         if self._steps == self._steps_in_round:
             self._outer_step()
@@ -193,6 +225,23 @@ class Replica:
             "messages": self._messages,
             "communication_seconds": self._seconds,
         }
+
+    @property
+    def parts(self) -> tuple[Transport, Framework, Settings]:
+        """What it was made of."""
+        return self._transport, self._framework, self._settings
+
+    def meet(self, event: Event) -> None:
+        """Collective: every rank is about to save, or to load, at the same step.
+
+        Raises:
+            MismatchError: on every rank, if the ranks are about to do different things.
+            ConfigurationError: in the middle of a step.
+        """
+        doing = "saves" if event is Event.SAVE else "loads"
+        if self._in_step:
+            raise ConfigurationError(f"this rank {doing} a checkpoint in the middle of a step: do so between steps")
+        self._agree(event, f"{doing} a checkpoint of")
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides the next step beside parameters and base optimizer: numbers, strings, lists, dicts, arrays.

@@ -3,6 +3,7 @@
 import torch as _torch
 
 from lentando.comm.errors import (
+    CheckpointError,
     ConfigurationError,
     LaunchError,
     LentandoError,
@@ -29,9 +30,11 @@ from lentando.comm.topology import (
 )
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.torch.checkpoint import load, save
 from lentando.torch.functions import (
     allgather,
     allgather_object,
@@ -43,6 +46,7 @@ from lentando.torch.functions import (
     broadcast_optimizer_state,
     broadcast_parameters,
 )
+from lentando.torch.layers import layers
 from lentando.torch.optimizer import DistributedOptimizer, SlowMo
 
 __all__ = [
@@ -52,6 +56,7 @@ __all__ = [
     "AllReduce",
     "Average",
     "BipartiteExponential",
+    "CheckpointError",
     "Complete",
     "ConfigurationError",
     "DistributedOptimizer",
@@ -63,6 +68,7 @@ __all__ = [
     "LaunchError",
     "LentandoError",
     "LocalSGD",
+    "Mapping",
     "Max",
     "Min",
     "MismatchError",
@@ -75,6 +81,7 @@ __all__ = [
     "PostLocal",
     "Ring",
     "RoundSummary",
+    "Rule",
     "SlowMo",
     "SlowMomentum",
     "StaticExponential",
@@ -93,9 +100,12 @@ __all__ = [
     "broadcast_parameters",
     "init",
     "is_initialized",
+    "layers",
+    "load",
     "local_rank",
     "local_size",
     "rank",
+    "save",
     "shutdown",
     "size",
 ]

@@ -8,6 +8,7 @@ import torch
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
+from lentando.optimizers.gradients import gradient_layouts
 from lentando.torch.convert import as_array, as_tensor, dtype_name
 
 __all__ = ["TorchModel"]
@@ -24,6 +25,9 @@ class TorchModel:
         model: whose floating-point buffers (BatchNorm statistics) are averaged with them; and names for messages.
         named_parameters: names for messages, if there is no ``model``.
         staged: keep host memory apart from the parameters even on the CPU, as a GPU needs it. For tests.
+
+    Attributes:
+        optimizer, module: ``optimizer`` and ``model`` as given.
     """
 
     def __init__(
@@ -33,8 +37,8 @@ class TorchModel:
         named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
         staged: bool = False,
     ) -> None:
-        self._optimizer = optimizer
-        self._model = model
+        self.optimizer = optimizer
+        self.module = model
         self._saved_names = set() if model is None else set(model.state_dict())
         names = _names(optimizer, model, named_parameters)
         self._parameters: dict[str, torch.Tensor] = {}
@@ -82,13 +86,17 @@ class TorchModel:
     def not_averaged(self) -> dict[str, torch.Tensor]:
         """The rest of the model's state: frozen parameters and integer buffers."""
         rest = dict(self._frozen)
-        if self._model is not None:
+        if self.module is not None:
             averaged = {entry.name for memory in self._memory for entry in memory.layout.entries}
-            for name, tensor in self._model.state_dict().items():
+            for name, tensor in self.module.state_dict().items():
                 if name not in averaged and isinstance(tensor, torch.Tensor):
                     rest[name] = tensor.detach()
         homes = set(self._homes.values())  # tied parameters are in the state dict under each of their names
         return {name: tensor for name, tensor in rest.items() if tensor.data_ptr() not in homes}
+
+    def names(self) -> dict[torch.Tensor, str]:
+        """The optimizer's parameters, trainable or frozen, with their names."""
+        return {parameter: name for name, parameter in (self._parameters | self._frozen).items()}
 
     def load(self) -> None:
         self._check_unchanged()
@@ -108,7 +116,7 @@ class TorchModel:
                     statistics[entry.name].copy_(memory.view(number, statistics[entry.name]))
 
     def learning_rates(self) -> Sequence[float]:
-        return [float(group["lr"]) for group in self._optimizer.param_groups]
+        return [float(group["lr"]) for group in self.optimizer.param_groups]
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         return {name: as_array(tensor.cpu()) for name, tensor in self._state_tensors().items()}
@@ -120,12 +128,12 @@ class TorchModel:
     def reset_optimizer(self) -> None:
         # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's
         # step count and bias correction, Rprop's step sizes, NAdam's product of momenta).
-        self._optimizer.state.clear()
-        if isinstance(self._optimizer, torch.optim.Adagrad):  # the one that makes its state at construction
-            for group in self._optimizer.param_groups:
+        self.optimizer.state.clear()
+        if isinstance(self.optimizer, torch.optim.Adagrad):  # the one that makes its state at construction
+            for group in self.optimizer.param_groups:
                 for parameter in group["params"]:
                     start = group["initial_accumulator_value"]
-                    self._optimizer.state[parameter] = {
+                    self.optimizer.state[parameter] = {
                         "step": torch.tensor(0.0),
                         "sum": torch.full_like(parameter, start),
                     }
@@ -135,17 +143,17 @@ class TorchModel:
         return {
             f"{name}.{key}": value
             for name, parameter in self._parameters.items()
-            for key, value in sorted(self._optimizer.state.get(parameter, {}).items())
+            for key, value in sorted(self.optimizer.state.get(parameter, {}).items())
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == parameter.shape
         }
 
     def _statistics(self) -> dict[str, torch.Tensor]:
         """The model's floating-point buffers that are part of its state. Asked anew each time: modules replace them."""
-        if self._model is None:
+        if self.module is None:
             return {}
         return {
             name: buffer.detach()
-            for name, buffer in self._model.named_buffers()
+            for name, buffer in self.module.named_buffers()
             if name in self._saved_names and buffer.is_floating_point()
         }
 
@@ -193,21 +201,12 @@ class _Memory:
 
 
 class _Gradients:
-    """Flat gradients, with one more number per parameter: whether it has a gradient on this rank.
-
-    A parameter that no rank used stays without gradient; one that some ranks used gets the mean, zeros counted.
-    """
-
-    PRESENCE = "which parameters have a gradient"
+    """Flat gradients, and for each parameter whether it has one."""
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
         self._parameters = parameters
-        self.memory = []
-        for own in memory:
-            trained = [entry for entry in own.layout.entries if entry.group is not None]
-            if trained:
-                presence = Entry(self.PRESENCE, (len(trained),), trained[0].dtype, None)
-                self.memory.append(_Memory(FlatLayout([*trained, presence]), own.device, own.staged))
+        device, staged = memory[0].device, memory[0].staged
+        self.memory = [_Memory(layout, device, staged) for layout in gradient_layouts(own.layout for own in memory)]
 
     def gather(self) -> None:
         """Copy the model's gradients in."""

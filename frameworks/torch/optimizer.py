@@ -18,6 +18,7 @@ from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.functions import broadcast_parameters
 from lentando.torch.model import TorchModel
+from lentando.torch.training import TorchTraining
 
 __all__ = ["DistributedOptimizer", "SlowMo"]
 
@@ -185,6 +186,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
             )
         self._replica.load_state_dict(to_plain(state_dict["lentando"]))
         self._base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "lentando"})
+
+    def training(self) -> TorchTraining:
+        """Model, optimizer and replica as checkpoints see them."""
+        return TorchTraining(self._replica, self._model)
 
     def register_step_pre_hook(self, hook: Any) -> Any:
         """A hook of the base optimizer: called before its step."""

@@ -99,5 +99,5 @@ class Worker:
 
     def slow_buffer(self) -> Array:
         """This rank's shard of the slow momentum."""
-        buffer: Array = self.replica.state_dict()["outer"]["slow_buffers"][0]
+        buffer: Array = self.replica.state_dict()["outer"]["slow_buffers"]["flat"][0]
         return buffer

@@ -1,5 +1,6 @@
 """SlowMo's identities (oracles O1 to O15, O17 to O19, O24) between a replica on each rank and the reference."""
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
@@ -451,8 +452,7 @@ def test_replica_resumes_bit_for_bit_at_any_step(transport: Transport, taken: in
     make = {"base": LocalSGD(), "outer": SlowMomentum(0.9, 0.6), "period": 4}
     straight = Worker(transport, QUADRATIC, START, changing, **make)
     straight.run(taken)
-    state, x = straight.replica.state_dict(), straight.model.x.copy()
-    state["outer"] = {name: [array.copy() for array in arrays] for name, arrays in state["outer"].items()}
+    state, x = copy.deepcopy(straight.replica.state_dict()), straight.model.x.copy()
     straight.run(11)
 
     resumed = Worker(transport, QUADRATIC, np.zeros(DIMENSION), changing, **make)

@@ -1,0 +1,126 @@
+"""Lentando for TensorFlow and Keras 3: ``import lentando.tensorflow as lt``."""
+
+import tensorflow as _tf  # noqa: ICN001 - no name of this package
+
+from lentando.comm.errors import (
+    CheckpointError,
+    ConfigurationError,
+    LaunchError,
+    LentandoError,
+    MismatchError,
+    NonFiniteError,
+    NotInitializedError,
+    TransportError,
+)
+from lentando.comm.operations import Average, Max, Min, Sum, barrier
+from lentando.comm.process_state import ProcessState, register_process_state
+from lentando.comm.topology import (
+    BipartiteExponential,
+    Complete,
+    FromGraph,
+    FromMatrix,
+    Hybrid,
+    Hypercube,
+    NodeAware,
+    OnePeerExponential,
+    PPeerExponential,
+    Ring,
+    StaticExponential,
+    Torus,
+)
+from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
+from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
+from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.tensorflow.callbacks import (
+    BroadcastGlobalVariablesCallback,
+    LentandoCallback,
+    MetricAverageCallback,
+)
+from lentando.tensorflow.checkpoint import load, save
+from lentando.tensorflow.functions import (
+    DistributedGradientTape,
+    allgather,
+    allgather_object,
+    allreduce,
+    broadcast,
+    broadcast_object,
+    broadcast_variables,
+)
+from lentando.tensorflow.layers import layers
+from lentando.tensorflow.optimizer import DistributedOptimizer, SlowMo
+
+__all__ = [
+    "DPSGD",
+    "OSGP",
+    "SGP",
+    "AllReduce",
+    "Average",
+    "BipartiteExponential",
+    "BroadcastGlobalVariablesCallback",
+    "CheckpointError",
+    "Complete",
+    "ConfigurationError",
+    "DistributedGradientTape",
+    "DistributedOptimizer",
+    "FixedPeriod",
+    "FromGraph",
+    "FromMatrix",
+    "Hybrid",
+    "Hypercube",
+    "LaunchError",
+    "LentandoCallback",
+    "LentandoError",
+    "LocalSGD",
+    "Mapping",
+    "Max",
+    "MetricAverageCallback",
+    "Min",
+    "MismatchError",
+    "NodeAware",
+    "NonFiniteError",
+    "NotInitializedError",
+    "OnePeerExponential",
+    "PPeerExponential",
+    "Period",
+    "PostLocal",
+    "Ring",
+    "RoundSummary",
+    "Rule",
+    "SlowMo",
+    "SlowMomentum",
+    "StaticExponential",
+    "Sum",
+    "Torus",
+    "TransportError",
+    "allgather",
+    "allgather_object",
+    "allreduce",
+    "barrier",
+    "broadcast",
+    "broadcast_object",
+    "broadcast_variables",
+    "init",
+    "is_initialized",
+    "layers",
+    "load",
+    "local_rank",
+    "local_size",
+    "rank",
+    "save",
+    "shutdown",
+    "size",
+]
+
+# In a simulation, ranks share a process: each has its own global generator all the same. A program seeds it itself.
+# Keras draws its seeds from Python's generator, of which each simulated rank has its own too.
+register_process_state(
+    "tensorflow",
+    ProcessState(
+        _tf.random.get_global_generator,
+        _tf.random.set_global_generator,
+        lambda seed, rank: _tf.random.set_global_generator(_tf.random.Generator.from_seed([seed, rank])),
+    ),
+)

@@ -1,0 +1,62 @@
+"""TensorFlow tensors as NumPy arrays and back: one copy at most, bfloat16 included."""
+
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lentando.comm.dtypes import bfloat16
+from lentando.comm.transport import Array
+
+__all__ = ["as_array", "as_tensor", "to_plain", "to_tensorflow"]
+
+ALIGNMENT_BYTES = 64
+"""TensorFlow's kernels end the process when the memory of a tensor does not begin at a multiple of this."""
+
+
+def as_array(tensor: Any) -> Array:
+    """The memory of an eager tensor as an array to read from. A tensor on a GPU is copied."""
+    if "GPU" in tensor.device:
+        copied: Array = tensor.numpy()
+        return copied
+    if tensor.dtype == tf.bfloat16:  # which DLPack has, and NumPy's reader of it has not
+        return as_array(tf.bitcast(tensor, tf.uint16)).view(bfloat16)
+    array: Array = np.from_dlpack(tensor)
+    return array
+
+
+def as_tensor(array: Array) -> Any:
+    """A copy of an array as a tensor.
+
+    A variable that is assigned a tensor keeps its memory and changes it in place later, and so do the tensors that a
+    user reads from the variable. So the memory is new, and nobody else's.
+    """
+    memory = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT_BYTES
+    own = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(own, array)
+    if array.dtype == bfloat16:
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(own.view(np.uint16).__dlpack__()), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
+
+
+def to_plain(value: Any) -> Any:
+    """Tensors and variables within lists, tuples and dicts as arrays, for sending."""
+    if hasattr(value, "numpy"):
+        return value.numpy()
+    return _map(value, to_plain)
+
+
+def to_tensorflow(value: Any) -> Any:
+    """Arrays within lists, tuples and dicts as tensors."""
+    if isinstance(value, np.ndarray):
+        return tf.convert_to_tensor(value)
+    return _map(value, to_tensorflow)
+
+
+def _map(value: Any, convert: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: convert(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(convert(item) for item in value)
+    return value

@@ -1,0 +1,182 @@
+"""Horovod's functions for TensorFlow tensors, under Horovod's names; eagerly and within a ``tf.function``."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from lentando.comm import operations
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+from lentando.comm.operations import Average, Op
+from lentando.comm.transport import Array
+from lentando.comm.world import transport
+from lentando.tensorflow.convert import to_plain, to_tensorflow
+from lentando.tensorflow.graph import call_python, check_can_wait, unconverted
+
+__all__ = [
+    "DistributedGradientTape",
+    "allgather",
+    "allgather_object",
+    "allreduce",
+    "broadcast",
+    "broadcast_object",
+    "broadcast_variables",
+]
+
+
+@unconverted
+def allreduce(
+    tensor: Any,
+    average: bool | None = None,
+    *,
+    op: Op | None = None,
+    prescale_factor: float = 1.0,
+    postscale_factor: float = 1.0,
+    name: str | None = None,
+) -> Any:
+    """The tensors of all ranks combined; equal to the bit on every rank.
+
+    Args:
+        tensor: equal shape and dtype on all ranks. Where it is ``tf.IndexedSlices``, all rows are combined.
+        average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
+        op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
+        prescale_factor: multiplied in before.
+        postscale_factor: multiplied in after.
+        name: for messages, if ranks disagree.
+
+    Raises:
+        MismatchError: on every rank, if another calls something else.
+    """
+    if average is not None and op is not None:
+        raise ConfigurationError("give op= or average=, not both")
+    if op is None:
+        op = Average if average is None or average else operations.Sum
+
+    def combine(array: Array) -> Array:
+        operations.allreduce(array, op, name)
+        return array
+
+    tensor = tf.convert_to_tensor(tensor)
+    if prescale_factor != 1.0:
+        tensor = tensor * tf.cast(prescale_factor, tensor.dtype)
+    (result,) = _on_arrays(lambda array: [combine(array)], [tensor], [tensor.shape])
+    return result if postscale_factor == 1.0 else result * tf.cast(postscale_factor, result.dtype)
+
+
+@unconverted
+def allgather(tensor: Any, name: str | None = None) -> Any:
+    """The tensors of all ranks joined along the first axis, in which they may differ in length."""
+    tensor = tf.convert_to_tensor(tensor)
+    shape = [None, *tensor.shape[1:]] if tensor.shape.rank is not None else None
+    (result,) = _on_arrays(lambda array: [operations.allgather(array, name)], [tensor], [shape])
+    return result
+
+
+@unconverted
+def broadcast(tensor: Any, root_rank: int, name: str | None = None) -> Any:
+    """The root's tensor."""
+
+    def fill(array: Array) -> list[Array]:
+        operations.broadcast(array, root_rank, name)
+        return [array]
+
+    tensor = tf.convert_to_tensor(tensor)
+    (result,) = _on_arrays(fill, [tensor], [tensor.shape])
+    return result
+
+
+@unconverted
+def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank: int) -> None:
+    """Fill variables on every rank with the root's, in place.
+
+    Args:
+        variables: ``model.variables``, ``optimizer.variables``, or variables by name.
+        root_rank: the rank whose values all take over.
+
+    Raises:
+        MismatchError: on every rank, at the first name, shape or dtype that differs.
+    """
+    named: Mapping[str, Any] = variables if isinstance(variables, Mapping) else {_name(v): v for v in variables}
+    for name, variable in named.items():
+        variable.assign(broadcast(variable, root_rank, name))
+
+
+def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
+    """The root's object on every rank: numbers, strings, lists, tuples, dicts and tensors, sent without pickle."""
+    return to_tensorflow(operations.broadcast_object(to_plain(obj), root_rank, name))
+
+
+def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
+    """Every rank's object, by rank."""
+    gathered: list[Any] = to_tensorflow(operations.allgather_object(to_plain(obj), name))
+    return gathered
+
+
+class DistributedGradientTape:
+    """A ``tf.GradientTape`` whose gradients are combined over all ranks, for loops that keep their own optimizer.
+
+    Args:
+        gradtape: the tape; may be used as a context manager or have been used already.
+        op: ``Average`` (the default) or ``Sum``.
+    """
+
+    def __init__(self, gradtape: tf.GradientTape, *, op: Op = Average) -> None:
+        self._tape = gradtape
+        self._op = op
+
+    def __enter__(self) -> "DistributedGradientTape":
+        self._tape.__enter__()
+        return self
+
+    def __exit__(self, *exception: Any) -> None:
+        self._tape.__exit__(*exception)
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the tape's."""
+        return getattr(self._tape, name)
+
+    @unconverted
+    def gradient(self, target: Any, sources: Any, output_gradients: Any = None, **options: Any) -> Any:
+        """As the tape's, combined over all ranks in one message per dtype.
+
+        A source without gradient must have none on any rank.
+        """
+        gradients = self._tape.gradient(target, sources, output_gradients, **options)
+        found = [g for g in tf.nest.flatten(gradients) if g is not None]
+        dense = [tf.convert_to_tensor(gradient) for gradient in found]
+        combined = iter(_on_arrays(self._combine, dense, [gradient.shape for gradient in dense]))
+        return tf.nest.map_structure(lambda g: None if g is None else next(combined), gradients)
+
+    def _combine(self, *arrays: Array) -> list[Array]:
+        entries = [Entry(str(n), a.shape, a.dtype.name, None) for n, a in enumerate(arrays)]
+        combined = list(arrays)
+        for layout in build_layouts(entries):
+            flat = FlatBuffer(layout)
+            numbers = [int(entry.name) for entry in layout.entries]
+            for number, view in zip(numbers, flat.views, strict=True):
+                np.copyto(view, arrays[number])
+            operations.allreduce(flat.array, self._op, "gradients")
+            for number, view in zip(numbers, flat.views, strict=True):
+                combined[number] = view
+        return combined
+
+
+def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
+    """Call ``function`` with copies of the tensors as arrays; its results as tensors. Now, or when the graph runs."""
+
+    def on_tensors(*eager: Any) -> list[Any]:
+        return [tf.constant(array) for array in function(*(tensor.numpy() for tensor in eager))]
+
+    check_can_wait(transport())
+    if tf.executing_eagerly():
+        return on_tensors(*tensors)
+    results = call_python(on_tensors, inputs=tensors, outputs=[tensor.dtype for tensor in tensors])
+    for result, shape in zip(results, shapes, strict=True):
+        result.set_shape(shape)
+    return results
+
+
+def _name(variable: Any) -> str:
+    return str(getattr(variable, "path", None) or variable.name)

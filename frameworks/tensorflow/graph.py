@@ -1,0 +1,197 @@
+"""How a graph calls Python, and how it counts the steps that Python need not hear of."""
+
+from collections.abc import Callable, Sequence
+from math import nan
+from typing import Any, Literal, TypeVar, cast
+
+import tensorflow as tf
+
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Transport, VirtualTime
+from lentando.optimizers.replica import Replica
+from lentando.tensorflow.model import KerasModel
+
+__all__ = ["CountedSteps", "call_python", "check_can_wait", "unconverted"]
+
+NEVER = 2.0**52
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def unconverted(function: F) -> F:
+    """A function that AutoGraph leaves as it is when a user's ``tf.function`` calls it.
+
+    Eagerly it is called as it is: TensorFlow's context would not survive that another simulated rank goes on inside.
+    """
+    in_graph = tf.autograph.experimental.do_not_convert(function)
+
+    def called(*arguments: Any, **options: Any) -> Any:
+        return (function if tf.executing_eagerly() else in_graph)(*arguments, **options)
+
+    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    return cast("F", called)
+
+
+def call_python(
+    function: Callable[..., Any], touched: Sequence[Any] = (), inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()
+) -> list[Any]:
+    """Let the graph that is being traced call a Python function.
+
+    Args:
+        function: takes the inputs as eager tensors; returns as many tensors or arrays as there are ``outputs``.
+        touched: the variables that it reads or changes. What the graph did to them before is done when it is called,
+            and what the graph does to them afterwards waits for it.
+        inputs: tensors of the graph.
+        outputs: dtypes.
+    """
+    handles = [variable.handle for variable in touched]
+
+    def called(*arguments: Any) -> Any:
+        return function(*arguments[len(handles) :])
+
+    # Shown by XLA, which has no way to call Python, when it refuses.
+    name = "Lentando_communicates_from_Python_which_needs_jit_compile_False"
+    found = tf.py_function(called, [*handles, *inputs], list(outputs), name=name)
+    return list(found) if outputs else []
+
+
+def check_can_wait(transport: Transport) -> None:
+    """A graph calls Python from a thread of TensorFlow's, where a simulated rank cannot wait.
+
+    Nor can it in ``fit``, whose contexts belong to the thread, and all simulated ranks share one.
+
+    Raises:
+        ConfigurationError: in a simulation, from a graph or from ``fit``.
+    """
+    if isinstance(transport, VirtualTime) and not (tf.executing_eagerly() and _in_no_context()):
+        raise ConfigurationError(
+            "simulated ranks cannot communicate from within a tf.function or model.fit: write the loop over batches, "
+            "and call tf.config.run_functions_eagerly(True) in a simulation"
+        )
+
+
+def _in_no_context() -> bool:
+    autograph = tf.__internal__.autograph
+    found: bool = autograph.control_status_ctx().status.name == "UNSPECIFIED"
+    return found
+
+
+class CountedSteps:
+    """Steps that a graph has taken and the replica has not been told of.
+
+    Between outer steps of Local SGD a graph does nothing but add four numbers to ``sums``.
+
+    Args:
+        replica: gives the replica, which is told. It may not exist before a graph has run.
+        model: that it averages.
+        others: variables beside the model's that it reads or changes.
+        telling: when it has something to do after a step: "never", "sometimes" or "always".
+    """
+
+    def __init__(
+        self,
+        replica: Callable[[], Replica],
+        model: KerasModel,
+        others: Sequence[Any],
+        telling: Literal["never", "sometimes", "always"],
+    ) -> None:
+        self._replica = replica
+        self._model = model
+        self._telling = telling
+        self._sums = tf.Variable(tf.zeros(4, tf.float64), trainable=False, name="steps_rates_losses_counted")
+        self._due = tf.Variable(NEVER, trainable=False, dtype=tf.float64, name="steps_until_due")
+        self._begun = tf.Variable(initial_value=False, trainable=False, name="begun")
+        self._others = [*others, self._sums, self._due, self._begun]
+        self._touched = [*model.variables, *self._others]
+        self._graph_exists = False
+
+    def settle(self) -> None:
+        """Tell the replica of the steps that graphs have taken. Takes an outer step that is due."""
+        if not self._graph_exists:
+            return
+        count, rate_sum, loss_sum, loss_count = self._sums.numpy().tolist()
+        self._sums.assign(tf.zeros(4, tf.float64))
+        replica = self._replica()
+        if loss_count:
+            replica.record_loss(loss_sum, int(loss_count))
+        if count:
+            replica.after_steps(int(count), [rate_sum])
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Let graphs know how many steps they may take by themselves; to be called when that may have changed."""
+        if self._graph_exists:
+            due = self._replica().steps_until_due()
+            self._due.assign(NEVER if due is None else float(due))
+
+    def restart(self) -> None:
+        """Forget the steps, for the replica's state is being replaced."""
+        self._sums.assign(tf.zeros(4, tf.float64))
+        self._begun.assign(value=False)
+
+    # What follows adds to the graph that is being traced.
+
+    def trace(self) -> None:
+        """Begin."""
+        if not self._graph_exists:
+            self._graph_exists = True
+            with tf.init_scope():
+                self._begun.assign(value=False)
+
+    def begin(self) -> None:
+        """Before the base optimizer steps: the first time, the replica must know."""
+
+        def tell() -> None:
+            self.settle()
+            self._replica().before_step()
+            self._begun.assign(value=True)
+
+        _call_if(tf.logical_not(self._begun), tell, self._touched)
+
+    def average(
+        self, average: Callable[..., Any], loss: Any | None, gradients: Sequence[Any], dtypes: Sequence[Any]
+    ) -> list[Any]:
+        """The averaged gradients, of these dtypes; ``average`` is called with the loss (or NaN) and the gradients."""
+        mean_loss = tf.constant(nan, tf.float64) if loss is None else tf.reduce_mean(tf.cast(loss, tf.float64))
+        averaged = call_python(average, self._touched, [mean_loss, *gradients], dtypes)
+        for tensor, gradient in zip(averaged, gradients, strict=True):
+            tensor.set_shape(gradient.shape)
+        return averaged
+
+    def end(self, taken: Any, learning_rate: Any, loss: Any | None) -> None:
+        """After the base optimizer has stepped.
+
+        Args:
+            taken: 1, or 0 if it has only added to its accumulated gradients.
+            learning_rate: that it stepped with.
+            loss: of the step.
+        """
+        taken = tf.cast(taken, tf.float64)
+        losses = [0.0, 0.0] if loss is None else [tf.reduce_mean(tf.cast(loss, tf.float64)), 1.0]
+        rate = taken * tf.cast(learning_rate, tf.float64)
+        sums = self._sums.assign_add(tf.stack([taken, rate, *(tf.cast(x, tf.float64) for x in losses)]))
+        if self._telling == "sometimes":
+            _call_if(sums[0] >= self._due, self.settle, self._touched)
+        elif self._telling == "always":
+            self._settle_with_values()
+
+    def _settle_with_values(self) -> None:
+        """The graph hands the variables over and takes them back, which costs less than to read and assign each."""
+        variables = self._model.variables
+        values = [variable.read_value() for variable in variables]
+        dtypes = [variable.dtype for variable in variables]
+
+        def settle(*values: Any) -> Sequence[Any]:
+            return self._model.with_values(values, self.settle)
+
+        for variable, value in zip(variables, call_python(settle, self._others, values, dtypes), strict=True):
+            value.set_shape(variable.shape)
+            variable.assign(value)
+
+
+def _call_if(condition: Any, function: Callable[[], None], touched: Sequence[Any]) -> None:
+    def call() -> Any:
+        call_python(function, touched)
+        return tf.constant(0)
+
+    tf.cond(condition, call, lambda: tf.constant(0))

@@ -1,0 +1,434 @@
+"""The optimizers that Keras users write: a wrapper round their own, which the replica drives."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from math import nan
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from lentando.comm.collectives import Algorithm
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.world import transport
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.period import Period, PeriodSetting
+from lentando.optimizers.replica import Replica
+from lentando.optimizers.settings import BaseBuffers, Settings
+from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.tensorflow.base_optimizer import BaseOptimizer, native
+from lentando.tensorflow.functions import broadcast_variables
+from lentando.tensorflow.graph import CountedSteps, check_can_wait, unconverted
+from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.training import KerasTraining
+
+__all__ = ["DistributedOptimizer", "SlowMo"]
+
+
+@keras.saving.register_keras_serializable("lentando")
+class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
+    """A Keras optimizer whose model is one of the job's replicas.
+
+    Wraps any Keras 3 optimizer and is one itself: in ``model.compile`` and ``fit``, in a ``tf.function`` and in an
+    eager loop. ``learning_rate`` is the base optimizer's, so that callbacks and schedules work; clipping, weight decay
+    and the moving average of the weights are its own affair, and clipping comes after ``AllReduce`` has averaged.
+
+    All ranks take over rank 0's weights at construction if ``model`` is built, else in the first step, whose gradients
+    are then those of the rank's own. An inner step is one update of the weights: with
+    ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
+
+    Args:
+        optimizer: the base optimizer.
+        model: the model, whose floating-point statistics (of BatchNorm) are averaged at outer steps, and whose frozen
+            and integer weights are taken over from rank 0.
+        base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
+        outer: ``SlowMomentum(...)`` at each outer step, or None to adopt the exact average.
+        period: inner steps between outer steps, or a ``Period``; None for no outer steps.
+        base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
+        exact_average: False leaves out the average: each replica applies the outer rule to itself.
+        algorithm: how the exact average is formed: "auto", "ring" or "engine".
+
+    Raises:
+        NotInitializedError: before ``init()``.
+        ConfigurationError: for settings that cannot work.
+        MismatchError: on every rank, if models or settings differ between ranks.
+    """
+
+    def __init__(
+        self,
+        optimizer: keras.optimizers.Optimizer,
+        *,
+        model: keras.Model | None = None,
+        base: BaseAlgorithm = AllReduce(),
+        outer: SlowMomentum | None = None,
+        period: PeriodSetting = None,
+        base_buffers: BaseBuffers = "maintain",
+        exact_average: bool = True,
+        algorithm: Algorithm = "auto",
+    ) -> None:
+        world = transport()
+        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm)
+        _check_surroundings()
+        if not isinstance(optimizer, keras.optimizers.Optimizer):
+            raise ConfigurationError(
+                f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"
+            )
+        if any(isinstance(o, DistributedOptimizer) for o in (optimizer, getattr(optimizer, "inner_optimizer", None))):
+            raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
+        super().__init__(learning_rate=0.0, name=f"distributed_{optimizer.name}")
+        self._world = world
+        self._settings = settings
+        self._base = BaseOptimizer(optimizer, base_buffers == "reset", self._iterations)
+        self._base_optimizer = optimizer
+        self._keras_model = model
+        self._model: KerasModel
+        self._made: Replica | None = None
+        self._counted: CountedSteps
+        self._numbers: dict[int, int] = {}
+        self._scaled_loss: tuple[Any, Any] | None = None
+        if model is not None and model.built and model.trainable_variables:
+            self.build(model.trainable_variables)
+
+    @property
+    def base_optimizer(self) -> keras.optimizers.Optimizer:
+        """The optimizer that was wrapped."""
+        return self._base_optimizer
+
+    @property
+    def learning_rate(self) -> Any:
+        """The base optimizer's."""
+        return self._base.learning_rate
+
+    @learning_rate.setter
+    def learning_rate(self, value: Any) -> None:
+        self._base.learning_rate = value
+
+    @property
+    def iterations(self) -> Any:
+        """Steps taken; as the base optimizer's, but goes on when an outer step makes that new."""
+        steps = self._base.accumulation_steps
+        return keras.ops.floor_divide(self._iterations, steps) if steps else self._iterations
+
+    @property
+    def variables(self) -> list[Any]:
+        """The base optimizer's."""
+        return list(self._base_optimizer.variables)
+
+    def build(self, variables: Iterable[Any]) -> None:
+        """Make the replica: all ranks check that they train the same model, and take over rank 0's weights.
+
+        Collective. Called by Keras, or by the first step.
+        """
+        if self.built:
+            return
+        # Not in the graph that is being traced, which would do it at every step.
+        with nullcontext() if tf.executing_eagerly() else tf.init_scope():
+            variables = list(variables)
+            super().build(variables)
+            self.built: bool = False  # until it is
+            self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
+            self._model = KerasModel(self._base, variables, self._keras_model)
+            mixes, period = self._settings.base.mixes_parameters, self._settings.period
+            self._counted = CountedSteps(
+                self._make,
+                self._model,
+                [*self._base.variables, native(self._iterations)],
+                "always" if mixes else "never" if period is None else "sometimes",
+            )
+            self.built = True
+            # Variables that are made in the graph that is being traced have no values before it runs.
+            if all(variable.is_initialized() for variable in self._model.variables):
+                self._make()
+
+    @unconverted
+    def apply(
+        self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, loss: Any | None = None
+    ) -> None:
+        """Take one inner step, and the outer step if it is due.
+
+        Args:
+            grads: one for each variable, None where there is none.
+            trainable_variables: all that the optimizer was built with, if not given.
+            loss: the training loss of this step, a float or a scalar tensor. AdaComm needs it. ``model.fit`` and
+                whoever calls ``scale_loss(loss)`` have given it already.
+
+        Raises:
+            MismatchError, NonFiniteError: on every rank; see ``lentando.optimizers.replica.Replica``. From a graph,
+                TensorFlow raises an error of its own with the same text.
+            ConfigurationError: for variables that the optimizer was not built with.
+        """
+        _check_surroundings()
+        check_can_wait(self._world)
+        if trainable_variables is None:
+            if not self.built:
+                raise ConfigurationError("the first step needs the variables: apply(gradients, variables)")
+            trainable_variables = self._trainable_variables
+        variables = list(trainable_variables)
+        self.build(variables)
+        unknown = [getattr(v, "path", v.name) for v in variables if id(native(v)) not in self._numbers]
+        if unknown:
+            raise ConfigurationError(
+                f"the optimizer was built for other variables than {unknown}: make a new optimizer when the trainable "
+                "variables change (freeze layers first, then wrap and compile)"
+            )
+        pairs = list(zip(grads, variables, strict=True))
+        if loss is None:
+            loss = self._loss_given_to_scale()
+        if tf.executing_eagerly():
+            self._step(pairs, loss)
+        else:
+            self._trace_step(pairs, loss)
+
+    @unconverted
+    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], loss: Any | None = None) -> Any:
+        """``apply`` for pairs of gradients and variables. Returns the count of steps."""
+        grads, variables = zip(*grads_and_vars, strict=True)
+        self.apply(grads, variables, loss)
+        return self._iterations
+
+    @unconverted
+    def scale_loss(self, loss: Any) -> Any:
+        """As the base optimizer's. ``fit`` calls it with the loss of each step, which is noted for that step."""
+        self._scaled_loss = _current_graph(), loss
+        return self._base_optimizer.scale_loss(loss)
+
+    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
+        """As the base optimizer's: puts this rank's own moving average into the model, if it keeps one."""
+        self._base_optimizer.finalize_variable_values(var_list)
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
+
+        Collective: every rank enters the block.
+        """
+        return self._replica.averaged()
+
+    def consensus_distance(self) -> float:
+        """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.
+
+        Collective: every rank calls it.
+        """
+        return self._replica.consensus_distance()
+
+    def report(self) -> dict[str, Any]:
+        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
+        return self._replica.report()
+
+    def state_dict(self) -> dict[str, Any]:
+        """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""
+        return {"iterations": int(self._iterations), "replica": _copied(self._replica.state_dict())}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Continue where ``state_dict()`` was taken, once the weights and ``optimizer.variables`` have been loaded too.
+
+        Raises:
+            ConfigurationError: if the state is another rank's, or of another model, method or world size.
+        """
+        replica = self._replica
+        self._counted.restart()
+        replica.load_state_dict(state_dict["replica"])
+        self._iterations.assign(state_dict["iterations"])
+        self._counted.refresh()
+
+    def training(self) -> KerasTraining:
+        """Model, optimizer and replica as checkpoints see them."""
+        replica = self._replica
+        return KerasTraining(replica, self._model, self._base, self._keras_model, self._iterations, self._counted)
+
+    def save_own_variables(self, store: Any) -> None:
+        """As the base optimizer does, for ``model.save``; with the count of all steps, where it may begin again."""
+        for number, variable in enumerate(self.variables):
+            counts = variable is self._base.own_iterations
+            store[str(number)] = (self._iterations if counts else variable).numpy()
+
+    def load_own_variables(self, store: Any) -> None:
+        """As the base optimizer does, for ``model.load_weights``."""
+        super().load_own_variables(store)
+        self._iterations.assign(self._base.own_iterations)
+
+    def get_config(self) -> dict[str, Any]:
+        """The base optimizer's: a file holds a model and its optimizer, and no job of several ranks."""
+        return {"optimizer": keras.optimizers.serialize(self._base_optimizer)}
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
+        """The base optimizer. Wrap it, and compile the loaded model with it, to train on several ranks again."""
+        return keras.optimizers.deserialize(config["optimizer"], custom_objects)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuses what Keras's ``LossScaleOptimizer`` does when it is put round this one."""
+        if name == "loss_scale_factor" and getattr(self, "_base_optimizer", None) is not None:
+            raise ConfigurationError(
+                "a LossScaleOptimizer round this optimizer would skip whole steps, on one rank and not on others. Put "
+                "it inside: SlowMo(keras.optimizers.LossScaleOptimizer(optimizer), ...), and tell Keras not to add its "
+                "own: model.compile(..., auto_scale_loss=False)"
+            )
+        super().__setattr__(name, value)
+
+    @property
+    def _replica(self) -> Replica:
+        """The replica, with all steps told."""
+        if not self.built:
+            raise ConfigurationError(
+                "the optimizer has not been built: take a step first, call build(model.trainable_variables), or wrap "
+                "it with model= after the model has been built"
+            )
+        self._counted.settle()
+        return self._make()
+
+    def _make(self) -> Replica:
+        if self._made is None:
+            self._made = Replica(self._world, self._model, self._settings)
+            broadcast_variables(self._model.not_averaged(), root_rank=0)
+        return self._made
+
+    def _step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
+        replica = self._replica
+        rates = self._model.learning_rates()  # of this step: a schedule goes on with it
+        if loss is not None:
+            loss = float(loss)
+            replica.record_loss(loss)
+        if replica.averages_gradients:
+            given = self._by_variable(pairs)
+            averaged = self._average([None if g is None else _dense(g) for g in given], nan if loss is None else loss)
+            pairs = [(averaged[self._number(variable)], variable) for _, variable in pairs]
+        replica.before_step()
+        before = int(self.iterations)
+        self._base_step(pairs)
+        if int(self.iterations) != before:
+            replica.after_steps(1, rates)
+            self._counted.refresh()
+
+    def _trace_step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
+        counted = self._counted
+        if self._keras_model is not None and self._keras_model.compiled and self._keras_model.jit_compile:
+            raise ConfigurationError(
+                "XLA cannot compile a step that communicates: use model.compile(..., jit_compile=False)"
+            )
+        counted.trace()
+        rate = tf.convert_to_tensor(self.learning_rate)
+        if self._settings.base.averages_gradients:
+            pairs = self._traced_averages(pairs, loss)
+        else:
+            counted.begin()
+        before = tf.identity(self.iterations)
+        self._base_step(pairs)
+        counted.end(tf.not_equal(before, self.iterations), rate, loss)
+
+    def _base_step(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+        self._base_optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
+        self._iterations.assign_add(1)
+
+    def _average(self, gradients: Sequence[Any | None], loss: float) -> list[Any | None]:
+        """The mean of the ranks' gradients, by number of the variable."""
+        flat = self._model.flat_gradients
+        flat.gather(gradients)
+        self._replica.average_gradients(loss)
+        return flat.scatter()
+
+    def _traced_averages(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> list[tuple[Any, Any]]:
+        given = self._by_variable(pairs)
+        present = [number for number, gradient in enumerate(given) if gradient is not None]
+
+        def average(loss: Any, *gradients: Any) -> list[Any]:
+            by_number = dict(zip(present, gradients, strict=True))
+            averaged = self._average([by_number.get(number) for number in range(len(given))], float(loss))
+            found = [number for number, gradient in enumerate(averaged) if gradient is not None]
+            if found != present:
+                names = [self._model.names[number] for number in set(found) - set(present)]
+                raise ConfigurationError(
+                    f"other ranks have gradients for {names}, and this one has none: a graph cannot change which "
+                    "variables it updates. Use all of them on every rank, or run eagerly"
+                )
+            return [averaged[number] for number in present]
+
+        dense = [_dense(given[number]) for number in present]
+        dtypes = [native(self._trainable_variables[number]).dtype for number in present]
+        averaged = self._counted.average(average, loss, dense, dtypes)
+        by_number = dict(zip(present, averaged, strict=True))
+        return [(by_number.get(self._number(variable)), variable) for _, variable in pairs]
+
+    def _by_variable(self, pairs: Sequence[tuple[Any, Any]]) -> list[Any | None]:
+        """A gradient or None for each variable that the optimizer was built with, in that order."""
+        given = {self._number(variable): gradient for gradient, variable in pairs}
+        return [given.get(number) for number in range(len(self._numbers))]
+
+    def _number(self, variable: Any) -> int:
+        return self._numbers[id(native(variable))]
+
+    def _loss_given_to_scale(self) -> Any | None:
+        """The loss that ``scale_loss`` was given for this step, if it was, in this graph."""
+        noted, self._scaled_loss = self._scaled_loss, None
+        return noted[1] if noted is not None and noted[0] is _current_graph() else None
+
+
+def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    model: keras.Model | None = None,
+    base: BaseAlgorithm = LocalSGD(),
+    period: int | Period = 12,
+    slow_lr: float = 1.0,
+    slow_momentum: float = 0.5,
+    nesterov: bool = False,
+    exact_average: bool = True,
+    base_buffers: BaseBuffers = "reset",
+    algorithm: Algorithm = "auto",
+) -> DistributedOptimizer:
+    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
+
+    Args:
+        optimizer: the base optimizer.
+        model: see ``DistributedOptimizer``, like every argument that is not listed here.
+        base: what replicas say to each other between outer steps.
+        period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
+        slow_lr: alpha; 1 is consistently best in the paper.
+        slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
+        nesterov: look ahead, as DiLoCo's outer optimizer does.
+        exact_average: see there.
+        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
+        algorithm: see there.
+    """
+    return DistributedOptimizer(
+        optimizer,
+        model=model,
+        base=base,
+        outer=SlowMomentum(slow_lr, slow_momentum, nesterov),
+        period=period,
+        base_buffers=base_buffers,
+        exact_average=exact_average,
+        algorithm=algorithm,
+    )
+
+
+def _check_surroundings() -> None:
+    if keras.backend.backend() != "tensorflow":
+        raise ConfigurationError(
+            f"Keras runs on {keras.backend.backend()!r} here, and lentando.tensorflow needs it on TensorFlow: set "
+            "KERAS_BACKEND=tensorflow before Keras is imported, or use lentando.torch without Keras"
+        )
+    if not tf.compat.v1.executing_eagerly_outside_functions():
+        raise ConfigurationError("TensorFlow 2 is needed, with tf.compat.v1.disable_eager_execution() not called")
+    if tf.distribute.has_strategy():
+        raise ConfigurationError(
+            f"{type(tf.distribute.get_strategy()).__name__} of tf.distribute averages gradients by itself: leave it "
+            "out, and start one process per device instead"
+        )
+
+
+def _current_graph() -> Any:
+    return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
+
+
+def _dense(gradient: Any) -> Any:
+    """Embeddings have gradients that name the rows they touch; ranks touch different ones, so all rows are averaged."""
+    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
+
+
+def _copied(value: Any) -> Any:
+    """Arrays within dicts and lists copied: what is saved must not change with the next step."""
+    if isinstance(value, dict):
+        return {key: _copied(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_copied(item) for item in value]
+    return value.copy() if hasattr(value, "copy") else value

@@ -1,0 +1,156 @@
+"""A Keras model and its optimizer as checkpoints see them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+import numpy as np
+
+from lentando.comm.errors import CheckpointError
+from lentando.comm.transport import Array
+from lentando.optimizers.checkpoint.layers import Layer
+from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
+from lentando.optimizers.replica import Replica
+from lentando.tensorflow.base_optimizer import BaseOptimizer
+from lentando.tensorflow.convert import as_array, as_tensor
+from lentando.tensorflow.graph import CountedSteps
+from lentando.tensorflow.layers import layers
+from lentando.tensorflow.model import KerasModel
+
+__all__ = ["KerasTraining"]
+
+KEYS = {"momentum": "momentum", "first": "momentum", "second": "velocity", "largest_second": "velocity_hat"}
+"""Keras's names for what SGD and Adam keep."""
+
+
+class KerasTraining:
+    """Implements ``lentando.optimizers.checkpoint.training.Training`` for Keras.
+
+    Args:
+        replica: the replica, told of all steps.
+        model: what it drives.
+        optimizer: the base optimizer.
+        keras_model: the user's model, if it is known.
+        iterations: count of all steps.
+        counted: what graphs know about the replica.
+    """
+
+    name = "tensorflow"
+
+    def __init__(
+        self,
+        replica: Replica,
+        model: KerasModel,
+        optimizer: BaseOptimizer,
+        keras_model: keras.Model | None,
+        iterations: Any,
+        counted: CountedSteps,
+    ) -> None:
+        self.replica = replica
+        self._model = model
+        self._optimizer = optimizer
+        self._keras_model = keras_model
+        self._iterations = iterations
+        self._counted = counted
+
+    def not_averaged(self) -> Mapping[str, Array]:
+        return {name: as_array(variable.read_value()) for name, variable in self._model.not_averaged().items()}
+
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
+        variables = self._model.not_averaged()
+        for name, array in tensors.items():
+            variables[name].assign(as_tensor(array))
+
+    def optimizer_state(self) -> OptimizerState:
+        tensors: dict[str, dict[str, Array]] = {}
+        for full_name, array in self._optimizer.buffers().items():
+            name, _, key = full_name.rpartition(".")
+            tensors.setdefault(key, {})[name] = array
+        others = {name: np.asarray(v.numpy()) for name, v in self._optimizer.others().items()}
+        rest = {"variables": others, "iterations": int(self._iterations)}
+        reading, obstacle = self._reading(tensors)
+        is_empty = self._steps == 0 and not any(
+            array.any() for by_name in tensors.values() for array in by_name.values()
+        )
+        return OptimizerState(type(self._optimizer.stepping).__name__, tensors, rest, reading, obstacle, is_empty)
+
+    def check_optimizer_state(self, state: OptimizerState) -> None:
+        saved = {f"{name}.{key}" for key, by_name in state.tensors.items() for name in by_name}
+        differing = (saved | state.rest["variables"].keys()) ^ {*self._optimizer.buffers(), *self._optimizer.others()}
+        if differing:
+            raise CheckpointError(
+                f"the saved {state.kind} and the one here do not keep the same variables, they differ in "
+                f"{sorted(differing)[:3]}: make it with the same settings, or load with optimizer_state='new'"
+            )
+
+    def store_optimizer_state(self, state: OptimizerState) -> None:
+        self._optimizer.store_buffers(
+            {f"{name}.{key}": array for key, by_name in state.tensors.items() for name, array in by_name.items()}
+        )
+        for name, variable in self._optimizer.others().items():
+            variable.assign(as_tensor(state.rest["variables"][name]))
+        self._go_on(state.rest["iterations"])
+
+    def check_neutral_state(self, state: NeutralState) -> None:
+        state.check(type(self._optimizer.stepping).__name__, *self._rule())
+
+    def store_neutral_state(self, state: NeutralState) -> None:
+        rate = self._model.learning_rates()[0]
+        buffers = {name: np.zeros_like(array) for name, array in self._optimizer.buffers().items()}
+        for quantity, by_name in state.quantities.items():
+            for name, array in by_name.items():
+                # Keras keeps the step that momentum takes, torch the gradients that it adds up.
+                buffers[f"{name}.{KEYS[quantity]}"] = array * -rate if state.rule == "momentum" else array
+        self._optimizer.store_buffers(buffers)
+        self._begin_at(state.steps)
+
+    def new_optimizer_state(self) -> None:
+        if self._rule()[0] is None:
+            if self._steps:
+                raise CheckpointError(
+                    f"how a {type(self._optimizer.stepping).__name__} that has been used is made new is not known: "
+                    "load before its first step"
+                )
+        else:
+            self._optimizer.store_buffers({name: np.zeros_like(a) for name, a in self._optimizer.buffers().items()})
+        self._begin_at(0 if self._rule()[0] != "momentum" else None)
+
+    def layers(self) -> Sequence[Layer] | None:
+        return None if self._keras_model is None else layers(self._keras_model, self._model.names_by_id())
+
+    def _begin_at(self, steps: int | None) -> None:
+        """By the count of steps Keras corrects Adam's bias, and asks schedules for the learning rate."""
+        taken = self.replica.inner_steps * (self._optimizer.accumulation_steps or 1)
+        self._optimizer.own_iterations.assign(taken if steps is None else steps)
+        self._go_on(taken)
+
+    def _go_on(self, iterations: int) -> None:
+        self._iterations.assign(iterations)
+        self._counted.restart()
+        self._counted.refresh()
+
+    @property
+    def _steps(self) -> int:
+        return int(self._optimizer.stepping.iterations)
+
+    def _rule(self) -> tuple[str | None, set[str]]:
+        """What the optimizer follows, and what it keeps; as in the source of ``keras.optimizers``."""
+        optimizer = self._optimizer.stepping
+        if optimizer.use_ema or self._optimizer.accumulation_steps:
+            return None, set()
+        if type(optimizer) is keras.optimizers.SGD:
+            return "momentum", {"momentum"} if optimizer.momentum else set()
+        if type(optimizer) in (keras.optimizers.Adam, keras.optimizers.AdamW):
+            return "adam", {"first", "second", *({"largest_second"} if optimizer.amsgrad else set())}
+        return None, set()
+
+    def _reading(self, tensors: Mapping[str, Mapping[str, Array]]) -> tuple[Reading | None, str]:
+        rule, quantities = self._rule()
+        if rule is None:
+            return None, "only SGD, Adam and AdamW, without use_ema and gradient accumulation, are known elsewhere"
+        if rule == "adam":
+            return Reading(rule, {quantity: (KEYS[quantity], 1.0) for quantity in quantities}, self._steps), ""
+        rate = self._model.learning_rates()[0]
+        if rate == 0 and any(array.any() for array in tensors.get("momentum", {}).values()):
+            return None, "Keras keeps momentum times the learning rate, which is 0 now: what it was cannot be told"
+        return Reading(rule, dict.fromkeys(quantities, ("momentum", -1 / rate if rate else 1.0))), ""

@@ -1,0 +1,284 @@
+"""Loading: every rank reads and checks all that it needs; only when no rank objects is anything changed."""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, get_args
+
+from lentando.comm.control import Event
+from lentando.comm.dtypes import is_floating, numpy_dtype
+from lentando.comm.errors import CheckpointError, ConfigurationError
+from lentando.comm.flat import Entry, build_layouts, describe, in_words
+from lentando.comm.objects import broadcast_object
+from lentando.comm.transport import Array
+from lentando.optimizers.checkpoint import folder as folders
+from lentando.optimizers.checkpoint import mapping as mappings
+from lentando.optimizers.checkpoint.elements import in_memory_order
+from lentando.optimizers.checkpoint.layers import Layer
+from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
+from lentando.optimizers.checkpoint.part import read_part
+from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.together import together
+from lentando.optimizers.checkpoint.training import Training
+from lentando.optimizers.checkpoint.tree import flat_nodes, tensor, unpack
+
+__all__ = ["OptimizerStateChoice", "load"]
+
+OptimizerStateChoice: TypeAlias = Literal["saved", "new"]
+
+
+def load(
+    training: Training,
+    path: Path,
+    mapping: mappings.Mapping | None = None,
+    optimizer_state: OptimizerStateChoice = "saved",
+) -> Any:
+    """Continue from a checkpoint. Collective: every rank calls it, between steps.
+
+    Args:
+        training: what continues: the same model and settings, in any framework.
+        path: as it was given to ``save``.
+        mapping: from the checkpoint's names to the model's, where they differ.
+        optimizer_state: "new" leaves the saved state of the base optimizer aside.
+
+    Returns:
+        ``extra`` as this rank saved it.
+
+    Raises:
+        CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed
+            then.
+        MismatchError: on every rank, if the ranks are not about to do the same.
+    """
+    if optimizer_state not in get_args(OptimizerStateChoice):
+        raise ConfigurationError(f"optimizer_state must be 'saved' or 'new', got {optimizer_state!r}")
+    if mapping is not None and not isinstance(mapping, mappings.Mapping):
+        raise ConfigurationError(f"mapping must be a Mapping of Rules, got {type(mapping).__name__}")
+    transport, _, _ = training.replica.parts
+    training.replica.meet(Event.LOAD)
+    found: dict[str, Any] = {}
+
+    def find() -> None:
+        if transport.rank == 0:
+            folder = folders.locate(path)
+            found.update(folder=str(folder), content=folders.read_manifest(folder))
+
+    together(transport, f"loading the checkpoint {path}", find)
+    found = broadcast_object(transport, found)
+    doing = f"loading the checkpoint {found['folder']}"
+    ready: dict[str, Any] = {}
+
+    def prepare() -> None:
+        loading = _Loading(training, Path(found["folder"]), found["content"], mapping, optimizer_state)
+        ready.update(adopt=loading.prepared(), extra=loading.extra)
+
+    together(transport, doing, prepare)
+    together(transport, doing, ready["adopt"])
+    return ready["extra"]
+
+
+class _Loading:
+    """One rank's reading of a checkpoint.
+
+    Raises:
+        CheckpointError, ConfigurationError: if it cannot be continued from here.
+    """
+
+    def __init__(
+        self,
+        training: Training,
+        folder: Path,
+        content: dict[str, Any],
+        mapping: mappings.Mapping | None,
+        optimizer_state: OptimizerStateChoice,
+    ) -> None:
+        self._training = training
+        self._folder = folder
+        self._content = content
+        self._optimizer_state = optimizer_state
+        transport, self._framework, settings = training.replica.parts
+        self._rank = transport.rank
+        if content["world_size"] != transport.size:
+            raise CheckpointError(
+                f"it was saved by {content['world_size']} ranks, this job has {transport.size}: start as many as saved "
+                "it (continuing on another number of ranks is not possible yet)"
+            )
+        if content["settings"] != settings.in_words():
+            raise CheckpointError(
+                f"it was saved by training with {content['settings']}, the settings here are {settings.in_words()}"
+            )
+        self._saved = [Entry(name, tuple(shape), *rest) for name, shape, *rest in content["entries"]]
+        self._layouts = [buffer.layout for buffer in self._framework.buffers]
+        self._own = [entry for layout in self._layouts for entry in layout.entries]
+        self._not_averaged = dict(training.not_averaged())
+        self._tensors, self._about = self._part(self._rank)
+        self._is_native = self._about["framework"] == training.name and mapping is None
+        self._mapping = self._completed(mapping)
+
+    @property
+    def extra(self) -> Any:
+        """What this rank saved beside."""
+        return unpack(self._about["extra"], self._tensors, _no_flat_state)
+
+    def prepared(self) -> Callable[[], None]:
+        """Read and check everything; returns what then changes the training."""
+        replica, framework = self._training.replica, self._framework
+        model = {rule.target: rule.apply(tensor(self._tensors, f"model/{rule.source}")) for rule in self._rules}
+        rest = {name: model[name] for name in self._not_averaged if name in model}
+        self._check_dtypes(model)
+        state = self._replica_state()
+        adopt_optimizer = self._prepared_optimizer()
+
+        def adopt() -> None:
+            replica.drain()
+            framework.load()
+            for buffer in framework.buffers:
+                for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):
+                    buffer.array[start : start + entry.size] = in_memory_order(model[entry.name], entry)
+            framework.store()
+            self._training.store_not_averaged(rest)
+            replica.load_state_dict(state)
+            adopt_optimizer()
+
+        return adopt
+
+    @property
+    def _rules(self) -> list[mappings.Rule]:
+        return list(self._mapping.rules.values())
+
+    def _completed(self, mapping: mappings.Mapping | None) -> mappings.Mapping:
+        """The mapping for every tensor of the model: as given, or found by the layers, or by names that are equal."""
+        saved = {entry.name: entry.shape for entry in self._saved}
+        own = {entry.name: entry.shape for entry in self._own}
+        saved_rest = {name: (tuple(shape), dtype) for name, shape, dtype in self._about["not_averaged"]}
+        equal = self._content["entries"] == describe(self._layouts)
+        if mapping is None and not equal:
+            if self._about["framework"] == self._training.name:
+                raise CheckpointError(f"it is of another model: {self._first_difference()}")
+            mapping = self._found_by_layers()
+        if mapping is None:
+            named = [*own, *(name for name in self._not_averaged if name in saved_rest)]
+            mapping = mappings.Mapping(mappings.Rule(name, name) for name in named)
+        mentioned = {rule.source for rule in mapping.rules.values()}
+        # Counters and the like exist in one framework only: those that no rule mentions are left where they are.
+        saved |= {
+            name: shape
+            for name, (shape, dtype) in saved_rest.items()
+            if name in mentioned or is_floating(numpy_dtype(dtype))
+        }
+        own |= {
+            name: array.shape
+            for name, array in self._not_averaged.items()
+            if name in mapping.rules or is_floating(array.dtype)
+        }
+        mapping.check(saved, own)
+        return mapping
+
+    def _found_by_layers(self) -> mappings.Mapping:
+        layers, saved = self._training.layers(), self._content["layers"]
+        if layers is None or saved is None:
+            reason = self._content["why_no_layers"] or "no model= was given here"
+            raise CheckpointError(
+                f"it was saved by {self._about['framework']}, and which of its tensors is which here is not known: "
+                f"give mapping=, or model= to the optimizers of both frameworks ({reason})"
+            )
+        return mappings.Mapping.between([Layer.from_json(layer) for layer in saved], layers)
+
+    def _first_difference(self) -> str:
+        saved, own = self._content["entries"], describe(self._layouts)
+        for number in range(max(len(saved), len(own))):
+            one, other = in_words(saved, number), in_words(own, number)
+            if one != other:
+                return f"its tensor number {number} is {one}, the model's is {other}"
+        raise AssertionError("equal descriptions")
+
+    def _check_dtypes(self, model: Mapping[str, Array]) -> None:
+        own = {entry.name: entry.dtype for entry in self._own}
+        own |= {name: array.dtype.name for name, array in self._not_averaged.items()}
+        for rule in self._rules:
+            found = model[rule.target].dtype.name
+            if found != own[rule.target]:
+                raise CheckpointError(
+                    f"{rule.source!r} was saved as {found}, but {rule.target!r} is {own[rule.target]} here"
+                )
+
+    def _part(self, rank: int) -> tuple[dict[str, Array], Any]:
+        parts = self._content["parts"]
+        tensors, about = read_part(self._folder, parts["ranks"][rank])
+        return {**tensors, **self._shared}, about
+
+    @cached_property
+    def _shared(self) -> dict[str, Array]:
+        return read_part(self._folder, self._content["parts"]["shared"])[0]
+
+    def _shards(self) -> list[tuple[dict[str, Array], Any]]:
+        """What every rank holds a shard of; read rank by rank, so that the rest of the parts is not held in memory."""
+        found = []
+        for rank in range(self._content["world_size"]):
+            tensors, about = self._part(rank)
+            paths = [path for path, node in flat_nodes(about["replica"]).items() if node["sharded"]]
+            found.append(({k: v for k, v in tensors.items() if k.startswith(tuple(f"{p}/" for p in paths))}, about))
+        return found
+
+    def _replica_state(self) -> dict[str, Any]:
+        own = self._training.replica.state_dict()
+        saved = build_layouts(self._saved)
+        mine = (self._tensors, self._about)
+        relaying = Relaying(self._mapping, saved, self._layouts, own, mine, self._shards)
+        state: dict[str, Any] = unpack(self._about["replica"], self._tensors, relaying.flat_state)
+        if not self._is_native:
+            state["subject"] = own["subject"]
+            state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
+        return state
+
+    def _regrouped(self, sums: Sequence[float], groups: int) -> list[float]:
+        """Sums by parameter group, for other groups of the same parameters."""
+        source_group = {entry.name: entry.group for entry in self._saved}
+        found: list[set[float]] = [set() for _ in range(groups)]
+        for entry in self._own:
+            if entry.group is None:
+                continue
+            group = source_group.get(self._mapping.rules[entry.name].source)
+            if group is None:
+                raise CheckpointError(f"{entry.name!r} is trained here, but was not when the checkpoint was saved")
+            found[entry.group].add(sums[group])
+        for number, values in enumerate(found):
+            if len(values) > 1:
+                raise CheckpointError(
+                    f"parameter group {number} joins groups whose learning rates differed in the round under way: save "
+                    "at the end of a round (right after an outer step)"
+                )
+        return [values.pop() if values else 0.0 for values in found]
+
+    def _prepared_optimizer(self) -> Callable[[], None]:
+        training = self._training
+        about = self._about["optimizer"]
+        tensors = {
+            key: {name: tensor(self._tensors, f"optimizer/{key}/{name}") for name in names}
+            for key, names in about["names"].items()
+        }
+        rest = unpack(self._about["optimizer rest"], self._tensors, _no_flat_state)
+        state = OptimizerState.from_json(about, tensors, rest)
+        if self._optimizer_state == "new":
+            return training.new_optimizer_state
+        if self._is_native and state.kind == training.optimizer_state().kind:
+            training.check_optimizer_state(state)
+            return lambda: training.store_optimizer_state(state)
+        if state.is_empty:
+            return training.new_optimizer_state
+        neutral = self._renamed(state.neutral())
+        training.check_neutral_state(neutral)
+        return lambda: training.store_neutral_state(neutral)
+
+    def _renamed(self, state: NeutralState) -> NeutralState:
+        mapped = {rule.source for rule in self._rules}
+        if unknown := sorted({name for by_name in state.quantities.values() for name in by_name} - mapped):
+            raise CheckpointError(f"the saved optimizer state is of parameters that are not mapped: {unknown[:5]}")
+        quantities = {
+            quantity: {rule.target: rule.apply(by_name[rule.source]) for rule in self._rules if rule.source in by_name}
+            for quantity, by_name in state.quantities.items()
+        }
+        return NeutralState(state.kind, state.rule, quantities, state.steps)
+
+
+def _no_flat_state(node: dict[str, Any]) -> dict[str, Any]:
+    raise CheckpointError(f"the state of flat buffers is not expected at {node['path']!r}")

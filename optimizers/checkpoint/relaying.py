@@ -1,0 +1,150 @@
+"""State of flat buffers, from one layout to another: other names, another order, other axes, other shards."""
+
+from collections.abc import Callable, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.dtypes import numpy_dtype
+from lentando.comm.errors import CheckpointError
+from lentando.comm.flat import Entry, FlatLayout
+from lentando.comm.transport import Array
+from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
+from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.checkpoint.tree import FlatNode, flat_nodes, pack, tensor
+from lentando.optimizers.flat_state import flat_state
+
+__all__ = ["Relaying"]
+
+Tensors = dict[str, Array]
+Part = tuple[Tensors, Any]
+"""A rank's tensors, and what is said about them."""
+
+
+class Relaying:
+    """Makes the state of this rank's buffers of what the ranks have saved.
+
+    Args:
+        mapping: from saved names to those here.
+        saved: layouts of the buffers when the checkpoint was saved.
+        layouts: their layouts here.
+        state: the replica's state here, whose arrays have the extents that are wanted.
+        own: what this rank has saved.
+        everyone: reads what each rank has saved, one after the other; not called where layouts are equal.
+    """
+
+    def __init__(
+        self,
+        mapping: Mapping,
+        saved: Sequence[FlatLayout],
+        layouts: Sequence[FlatLayout],
+        state: dict[str, Any],
+        own: Part,
+        everyone: Callable[[], Sequence[Part]],
+    ) -> None:
+        self._mapping = mapping
+        self._saved = saved
+        self._layouts = layouts
+        self._wanted = flat_nodes(pack(state, layouts, "replica")[0])
+        self._own = own
+        self._everyone = everyone
+        self._is_same = [layout.entries for layout in saved] == [layout.entries for layout in layouts]
+
+    def flat_state(self, node: FlatNode) -> dict[str, Any]:
+        """What ``lentando.optimizers.flat_state.flat_state`` would have made here.
+
+        Args:
+            node: stands for what this rank has saved.
+
+        Raises:
+            CheckpointError: if the checkpoint does not hold what is needed.
+        """
+        known = self._wanted.get(node["path"])
+        wanted = self._whole(node) if known is None else known["ranges"]
+        if self._is_same and wanted == node["ranges"]:
+            tensors = self._own[0]
+            arrays = [
+                extent and _elements(layout, node["path"], extent, tensors)
+                for layout, extent in zip(self._saved, wanted, strict=True)
+            ]
+        else:
+            values = self._by_name(node)
+            arrays = [
+                extent and self._laid_out(layout, node["path"], extent, values)
+                for layout, extent in zip(self._layouts, wanted, strict=True)
+            ]
+        return flat_state(arrays, [extent[0] if extent else 0 for extent in wanted] if node["sharded"] else None)
+
+    def _whole(self, node: FlatNode) -> list[Any]:
+        """The extents here of arrays that hold what all parameters have, or all statistics as well."""
+        if node["sharded"]:
+            raise CheckpointError(f"{node['path']!r} was saved in shards, but the training here has no such state")
+        extents = [extent for extent in node["ranges"] if extent is not None]
+        dtypes = {
+            layout.dtype: extent and extent[2] for layout, extent in zip(self._saved, node["ranges"], strict=True)
+        }
+        with_statistics = sum(stop for _, stop, _ in extents) > sum(map(_parameters, self._saved))
+        return [
+            dtypes.get(layout.dtype)
+            and [0, layout.size if with_statistics else _parameters(layout), dtypes[layout.dtype]]
+            for layout in self._layouts
+        ]
+
+    def _by_name(self, node: FlatNode) -> dict[str, Array]:
+        """What was saved, whole, in its own shapes, by its own names."""
+        path = node["path"]
+        holders = [(node, self._own[0])]
+        if node["sharded"]:
+            holders = [(flat_nodes(about["replica"])[path], tensors) for tensors, about in self._all]
+        values: dict[str, Array] = {}
+        for number, layout in enumerate(self._saved):
+            extents = [(held["ranges"][number], tensors) for held, tensors in holders]
+            extents = [(extent, tensors) for extent, tensors in extents if extent is not None]
+            if not extents:
+                continue
+            full = np.empty(max(stop for (_, stop, _), _ in extents), numpy_dtype(extents[0][0][2]))
+            for (start, stop, dtype), tensors in extents:
+                full[start:stop] = _elements(layout, path, [start, stop, dtype], tensors)
+            for entry, own, here in entries_within(layout, 0, full.size):
+                if own == slice(0, entry.size):
+                    values[entry.name] = in_shape(full[here], entry)
+        return values
+
+    def _laid_out(self, layout: FlatLayout, path: str, extent: Sequence[Any], values: dict[str, Array]) -> Array:
+        start, stop, dtype = extent
+        elements = np.empty(stop - start, numpy_dtype(dtype))
+        for entry, own, here in entries_within(layout, start, stop):
+            elements[here] = in_memory_order(self._value(entry, path, values), entry)[own]
+        return elements
+
+    def _value(self, entry: Entry, path: str, values: dict[str, Array]) -> Array:
+        rule = self._mapping.rules[entry.name]
+        if rule.source not in values and entry.group is None:
+            # A statistic that is averaged here and was not there. Its anchor is never used: any value will do.
+            return rule.apply(tensor(self._own[0], f"model/{rule.source}"))
+        if rule.source not in values:
+            raise CheckpointError(
+                f"the checkpoint has no {path!r} of {rule.source!r}, which is {entry.name!r} here: it was frozen when "
+                "the checkpoint was saved"
+            )
+        return rule.apply(values[rule.source])
+
+    @cached_property
+    def _all(self) -> Sequence[Part]:
+        return self._everyone()
+
+
+def _elements(layout: FlatLayout, path: str, extent: Sequence[Any], tensors: Tensors) -> Array:
+    """What was saved of a range of a buffer."""
+    start, stop, dtype = extent
+    elements = np.empty(stop - start, numpy_dtype(dtype))
+    for entry, own, here in entries_within(layout, start, stop):
+        saved = tensor(tensors, f"{path}/{entry.name}")
+        elements[here] = in_memory_order(saved, entry) if own == slice(0, entry.size) else saved
+    return elements
+
+
+def _parameters(layout: FlatLayout) -> int:
+    """Elements that are not statistics."""
+    return sum(entry.size for entry in layout.entries if entry.group is not None)

@@ -1,0 +1,52 @@
+"""The seam to the frameworks for checkpoints: what an adapter supplies beside ``lentando.optimizers.framework``."""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+from lentando.comm.transport import Array
+from lentando.optimizers.checkpoint.layers import Layer
+from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
+from lentando.optimizers.replica import Replica
+
+__all__ = ["Training"]
+
+
+class Training(Protocol):
+    """A model with its optimizer, to be saved, or to be continued from a checkpoint.
+
+    Attributes:
+        name: the framework, "torch" or the like.
+        replica: drives them. Its framework holds parameters and statistics.
+    """
+
+    name: str
+    replica: Replica
+
+    def not_averaged(self) -> Mapping[str, Array]:
+        """The rest of the model's state, by name: frozen parameters, counters."""
+
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
+        """Replace some of it."""
+
+    def optimizer_state(self) -> OptimizerState:
+        """The base optimizer's state."""
+
+    def check_optimizer_state(self, state: OptimizerState) -> None:
+        """Raise ``CheckpointError`` if ``store_optimizer_state`` would be impossible."""
+
+    # One of those below that change the state is called last, when model and replica have been restored.
+
+    def store_optimizer_state(self, state: OptimizerState) -> None:
+        """Go on from a state that this framework has made."""
+
+    def check_neutral_state(self, state: NeutralState) -> None:
+        """Raise ``CheckpointError`` if ``store_neutral_state`` would be impossible."""
+
+    def store_neutral_state(self, state: NeutralState) -> None:
+        """Go on from another framework's state."""
+
+    def new_optimizer_state(self) -> None:
+        """Begin with the state of an optimizer that has taken no step."""
+
+    def layers(self) -> Sequence[Layer] | None:
+        """What the model consists of, None if that is not known."""

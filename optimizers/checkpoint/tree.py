@@ -1,0 +1,122 @@
+"""State dicts as JSON and named tensors."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.errors import CheckpointError
+from lentando.comm.flat import FlatLayout
+from lentando.comm.objects import from_json, to_json
+from lentando.comm.transport import Array
+from lentando.optimizers.checkpoint.elements import entries_within, in_shape
+from lentando.optimizers.flat_state import is_flat_state
+
+__all__ = ["FlatNode", "flat_nodes", "pack", "unpack"]
+
+FlatNode = dict[str, Any]
+"""Stands for a ``flat_state``. ``path``: of its tensors, called ``path/NAME OF PARAMETER``; ``ranges``: start, stop and
+dtype of what this rank holds of each buffer, or None; ``sharded``: whether the ranks hold different shards."""
+
+MARK = "lentando"
+"""Key of a dict that stands for something else."""
+
+
+def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict[str, Array]]:
+    """A state dict as JSON and tensors.
+
+    Args:
+        tree: None, numbers, strings, lists, tuples, dicts, arrays and ``flat_state``.
+        layouts: of the flat buffers.
+        path: what all names of tensors begin with.
+
+    Raises:
+        ConfigurationError: for an object of any other kind; names where it is.
+    """
+    tensors: dict[str, Array] = {}
+
+    def convert(value: Any, where: str) -> Any:
+        if is_flat_state(value):
+            return {MARK: "flat", **_pack_flat(value, layouts, where, tensors)}
+        if isinstance(value, np.ndarray | np.generic):
+            while where in tensors:  # keys may be written alike: 1 and "1"
+                where += "'"
+            tensors[where] = np.asarray(value)
+            return {MARK: "array" if isinstance(value, np.ndarray) else "scalar", "path": where}
+        if isinstance(value, dict):
+            content = {key: convert(item, f"{where}/{key}") for key, item in value.items()}
+            return {MARK: "dict", "content": content} if MARK in value else content
+        if isinstance(value, list | tuple):
+            return type(value)([convert(item, f"{where}/{number}") for number, item in enumerate(value)])
+        return value
+
+    return to_json(convert(tree, path), path), tensors
+
+
+def unpack(structure: Any, tensors: Mapping[str, Array], flat: Callable[[FlatNode], dict[str, Any]]) -> Any:
+    """The state dict that ``pack`` was given.
+
+    Args:
+        structure: JSON.
+        tensors: by name.
+        flat: makes a ``flat_state`` of what stands for one.
+    """
+
+    def convert(value: Any) -> Any:
+        if isinstance(value, dict):
+            if value.get(MARK) == "flat":
+                return flat(value)
+            if value.get(MARK) == "dict":
+                return {key: convert(item) for key, item in value["content"].items()}
+            if MARK in value:
+                array = tensor(tensors, value["path"])
+                return array if value[MARK] == "array" else array[()]
+            return {key: convert(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return type(value)([convert(item) for item in value])
+        return value
+
+    return convert(from_json(structure))
+
+
+def flat_nodes(structure: Any) -> dict[str, FlatNode]:
+    """All nodes that stand for a ``flat_state``, by path."""
+
+    def walk(value: Any) -> Iterator[FlatNode]:
+        if isinstance(value, dict):
+            if value.get(MARK) == "flat":
+                yield value
+            else:
+                for item in value.values():
+                    yield from walk(item)
+        elif isinstance(value, list | tuple):
+            for item in value:
+                yield from walk(item)
+
+    return {node["path"]: node for node in walk(from_json(structure))}
+
+
+def tensor(tensors: Mapping[str, Array], name: str) -> Array:
+    """A tensor of a checkpoint.
+
+    Raises:
+        CheckpointError: if there is none of this name.
+    """
+    if name not in tensors:
+        raise CheckpointError(f"the checkpoint has no tensor {name!r}, which its own description mentions")
+    return tensors[name]
+
+
+def _pack_flat(state: dict[str, Any], layouts: Sequence[FlatLayout], path: str, tensors: dict[str, Array]) -> FlatNode:
+    sharded = state["starts"] is not None
+    starts = state["starts"] if sharded else [0] * len(layouts)
+    ranges: list[list[Any] | None] = []
+    for layout, array, start in zip(layouts, state["flat"], starts, strict=True):
+        if array is None:
+            ranges.append(None)
+            continue
+        ranges.append([start, start + array.size, array.dtype.name])
+        for entry, own, here in entries_within(layout, start, start + array.size):
+            whole = own == slice(0, entry.size)
+            tensors[f"{path}/{entry.name}"] = in_shape(array[here], entry) if whole else array[here]
+    return {"path": path, "ranges": ranges, "sharded": sharded}

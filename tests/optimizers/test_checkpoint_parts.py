@@ -1,0 +1,172 @@
+"""The pieces that checkpoints are made of, one by one."""
+
+import json
+from math import inf, isnan, nan
+from pathlib import Path
+from typing import Any
+
+import hypothesis.strategies as st
+import numpy as np
+import pytest
+from hypothesis import given
+from ml_dtypes import bfloat16
+from numpy.testing import assert_array_equal
+
+from lentando.comm.errors import CheckpointError, ConfigurationError
+from lentando.comm.flat import Entry, FlatLayout, build_layouts
+from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
+from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
+from lentando.optimizers.checkpoint.part import read_part, write_part
+from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.tree import pack, unpack
+from lentando.optimizers.flat_state import flat_state, is_flat_state
+
+
+def through_json(tree: Any) -> Any:
+    structure, tensors = pack(tree, [], "tree")
+    return unpack(json.loads(json.dumps(structure, allow_nan=False)), tensors, lambda node: node)
+
+
+leaves = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=9)
+keys = st.sampled_from(["a", "b", "lentando", "path", "flat", 0, 1, "0"])
+trees = st.recursive(
+    leaves,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(keys, inner, max_size=3) | st.tuples(inner, inner),
+    max_leaves=9,
+)
+
+
+@given(trees)
+def test_any_plain_object_comes_back(tree: Any) -> None:
+    if not is_flat_state(tree):
+        assert repr(through_json(tree)) == repr(tree)
+
+
+def test_arrays_and_odd_numbers_come_back() -> None:
+    """Among them arrays whose places are written alike."""
+    tree = {1: np.arange(3), "1": np.float32(2), "bits": np.ones((), bfloat16), "numbers": (nan, inf, -0.0)}
+    again = through_json(tree)
+    assert_array_equal(again[1], np.arange(3))
+    assert again["1"] == np.float32(2)
+    assert isinstance(again["1"], np.float32)
+    assert again["bits"].dtype == bfloat16
+    assert again["bits"].shape == ()
+    assert isnan(again["numbers"][0])
+    assert repr(again["numbers"][1:]) == "(inf, -0.0)"
+
+
+def test_object_that_cannot_be_saved_is_named() -> None:
+    with pytest.raises(ConfigurationError, match=r"extra\['list'\]\[1\] is a object"):
+        pack({"list": [0, object()]}, [], "extra")
+
+
+def test_part_comes_back(tmp_path: Path) -> None:
+    tensors = {
+        "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
+        "strided": np.arange(9)[::2],
+        "bits": np.arange(3).astype(bfloat16),
+        "nothing": np.empty((0, 3), np.float32),
+        "number": np.array(7),
+        "truth": np.array([True, False]),
+    }
+    part = write_part(tmp_path / "part.safetensors", tensors, {"about": 1})
+    assert [path.name for path in tmp_path.iterdir()] == ["part.safetensors"]
+    found, about = read_part(tmp_path, part.as_json())
+    assert about == {"about": 1}
+    assert found.keys() == tensors.keys()
+    for name, array in tensors.items():
+        assert found[name].dtype == array.dtype
+        assert_array_equal(found[name], array)
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=5), st.data())
+def test_shards_of_a_buffer_hold_every_element_once(sizes: list[int], data: Any) -> None:
+    layout = FlatLayout([Entry(f"p{number}", (size,), "float32", 0) for number, size in enumerate(sizes)])
+    cuts = sorted(data.draw(st.lists(st.integers(0, layout.size), max_size=3)))
+    seen: list[tuple[str, int]] = []
+    for start, stop in zip([0, *cuts], [*cuts, layout.size], strict=True):
+        for entry, own, here in entries_within(layout, start, stop):
+            assert own.stop - own.start == here.stop - here.start > 0
+            seen += [(entry.name, element) for element in range(own.start, own.stop)]
+    assert seen == [(entry.name, element) for entry in layout.entries for element in range(entry.size)]
+
+
+def test_channels_last_memory_becomes_the_tensors_shape() -> None:
+    image = np.arange(2 * 3 * 4 * 5).reshape(2, 3, 4, 5)
+    for order, shape, axes in (("channels_last", (2, 3, 4, 5), (0, 2, 3, 1)), ("C", (2, 3, 20), (0, 1, 2))):
+        entry = Entry("image", shape, "int64", 0, order)
+        tensor = image.reshape(shape)
+        elements = np.ascontiguousarray(tensor.transpose(axes)).reshape(-1)
+        assert_array_equal(in_shape(elements, entry), tensor)
+        assert_array_equal(in_memory_order(tensor, entry), elements)
+
+
+@given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3))
+def test_shards_find_their_new_places(before: int, after: int, seed: int) -> None:
+    """From shards of so many ranks in one layout to shards of another number in another layout."""
+    generator = np.random.default_rng(seed)
+    saved = build_layouts(
+        [Entry("a", (2, 3), "float64", 0), Entry("b", (4,), "float32", 1), Entry("c", (5,), "float64", None)]
+    )
+    wanted = build_layouts(
+        [Entry("B", (2, 2), "float32", 0), Entry("A", (3, 2), "float64", 0), Entry("C", (5,), "float64", None)]
+    )
+    mapping = Mapping([Rule("a", "A", (1, 0)), Rule("b", "B", None, ((2, 2),), (1, 1)), Rule("c", "C")])
+    values = {entry.name: generator.normal(size=entry.shape) for layout in saved for entry in layout.entries}
+    flat = {layout.dtype: np.concatenate([values[e.name].reshape(-1) for e in layout.entries]) for layout in saved}
+
+    def cut(size: int, rank: int, ranks: int) -> slice:
+        return slice(size * rank // ranks, size * (rank + 1) // ranks)
+
+    parts = []
+    for rank in range(before):
+        shards = [cut(layout.size, rank, before) for layout in saved]
+        arrays = [flat[layout.dtype][shard] for layout, shard in zip(saved, shards, strict=True)]
+        structure, tensors = pack({"u": flat_state(arrays, [s.start for s in shards])}, saved, "replica")
+        parts.append((tensors, {"replica": structure}))
+    for rank in range(after):
+        shards = [cut(layout.size, rank, after) for layout in wanted]
+        empty = [np.empty(s.stop - s.start) for s in shards]
+        state = {"u": flat_state(empty, [s.start for s in shards])}
+        relaying = Relaying(mapping, saved, wanted, state, parts[0], lambda: parts)
+        node = pack(state, wanted, "replica")[0]
+        found = unpack(parts[0][1]["replica"], parts[0][0], relaying.flat_state)["u"]
+        assert node is not None
+        assert found["starts"] == [s.start for s in shards]
+        for layout, shard, array in zip(wanted, shards, found["flat"], strict=True):
+            expected = [mapping.rules[e.name].apply(values[mapping.rules[e.name].source]) for e in layout.entries]
+            assert_array_equal(array, np.concatenate([e.reshape(-1) for e in expected])[shard])
+
+
+# --- the base optimizer's state -----------------------------------------------------------------------------
+
+
+def test_state_is_read_by_quantity_and_scale() -> None:
+    state = OptimizerState(
+        "SGD", {"velocity": {"w": np.array([1.0, -2.0])}}, None, Reading("momentum", {"momentum": ("velocity", -4.0)})
+    )
+    again = OptimizerState.from_json(json.loads(json.dumps(state.about())), state.tensors, None)
+    neutral = again.neutral()
+    assert_array_equal(neutral.quantities["momentum"]["w"], [-4.0, 8.0])
+    neutral.check("other", "momentum", {"momentum"})
+
+
+def test_unknown_state_says_why_it_cannot_cross() -> None:
+    with pytest.raises(CheckpointError, match="state of Own cannot be taken over .*: it is mine. Save right after"):
+        OptimizerState("Own", {}, None, obstacle="it is mine").neutral()
+
+
+@pytest.mark.parametrize(
+    ("rule", "quantities", "said"),
+    [
+        ("momentum", {"momentum"}, r"here is Other \(momentum with momentum\)"),
+        ("adam", {"first", "second", "largest_second"}, r"\(adam with first, largest_second, second\)"),
+        (None, set(), "a rule that is not known here"),
+    ],
+)
+def test_state_of_another_method_is_refused(rule: Any, quantities: set[str], said: str) -> None:
+    state = NeutralState("Adam", "adam", {"first": {}, "second": {}}, 3)
+    state.check("AdamW", "adam", {"first", "second"})
+    with pytest.raises(CheckpointError, match=rf"state of Adam \(adam with first, second\), .*{said}"):
+        state.check("Other", rule, quantities)
