@@ -4,11 +4,11 @@ from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import keras
-from lentando.tensorflow.base_optimizer import native
-from lentando.tensorflow.names import names_of
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer, Tensor
+from lentando.tensorflow.base_optimizer import native
+from lentando.tensorflow.names import names_of
 
 __all__ = ["layers"]
 
