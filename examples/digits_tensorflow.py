@@ -64,7 +64,7 @@ def main(options: argparse.Namespace) -> list[Run]:
             return loss
 
         generator = np.random.default_rng([seed, lt.rank()])
-        run = Run(algorithm, seed)
+        run = Run("tensorflow", algorithm, seed)
         started = time.perf_counter()
         about = f"{algorithm}, seed {seed}"
         epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)

@@ -51,7 +51,7 @@ def main(options: argparse.Namespace) -> list[Run]:
         )
         optimizer = make_optimizer(lt, options, algorithm, sgd, model)
         generator = np.random.default_rng([seed, lt.rank()])
-        run = Run(algorithm, seed)
+        run = Run("torch", algorithm, seed)
         started = time.perf_counter()
         about = f"{algorithm}, seed {seed}"
         epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)

@@ -152,24 +152,24 @@ class CountedSteps:
         self, average: Callable[..., Any], loss: Any | None, gradients: Sequence[Any], dtypes: Sequence[Any]
     ) -> list[Any]:
         """The averaged gradients, of these dtypes; ``average`` is called with the loss (or NaN) and the gradients."""
-        mean_loss = tf.constant(nan, tf.float64) if loss is None else tf.reduce_mean(tf.cast(loss, tf.float64))
+        mean_loss = tf.constant(nan, tf.float64) if loss is None else _scalar(loss)
         averaged = call_python(average, self._touched, [mean_loss, *gradients], dtypes)
         for tensor, gradient in zip(averaged, gradients, strict=True):
             tensor.set_shape(gradient.shape)
         return averaged
 
-    def end(self, taken: Any, learning_rate: Any, loss: Any | None) -> None:
+    def end(self, taken: Any | None, learning_rate: Any, loss: Any | None) -> None:
         """After the base optimizer has stepped.
 
         Args:
-            taken: 1, or 0 if it has only added to its accumulated gradients.
+            taken: whether it has; None if it always does.
             learning_rate: that it stepped with.
             loss: of the step.
         """
-        taken = tf.cast(taken, tf.float64)
-        losses = [0.0, 0.0] if loss is None else [tf.reduce_mean(tf.cast(loss, tf.float64)), 1.0]
-        rate = taken * tf.cast(learning_rate, tf.float64)
-        sums = self._sums.assign_add(tf.stack([taken, rate, *(tf.cast(x, tf.float64) for x in losses)]))
+        rate = tf.cast(learning_rate, tf.float64)
+        one, zero = tf.constant(1.0, tf.float64), tf.constant(0.0, tf.float64)
+        added = [one, rate] if taken is None else [tf.cast(taken, tf.float64), tf.cast(taken, tf.float64) * rate]
+        sums = self._sums.assign_add(tf.stack([*added, *([zero, zero] if loss is None else [_scalar(loss), one])]))
         if self._telling == "sometimes":
             _call_if(sums[0] >= self._due, self.settle, self._touched)
         elif self._telling == "always":
@@ -187,6 +187,11 @@ class CountedSteps:
         for variable, value in zip(variables, call_python(settle, self._others, values, dtypes), strict=True):
             value.set_shape(variable.shape)
             variable.assign(value)
+
+
+def _scalar(loss: Any) -> Any:
+    loss = tf.cast(loss, tf.float64)
+    return loss if loss.shape.rank == 0 else tf.reduce_mean(loss)
 
 
 def _call_if(condition: Any, function: Callable[[], None], touched: Sequence[Any]) -> None:

@@ -311,9 +311,9 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             pairs = self._traced_averages(pairs, loss)
         else:
             counted.begin()
-        before = tf.identity(self.iterations)
+        before = tf.identity(self.iterations) if self._base.accumulation_steps else None
         self._base_step(pairs)
-        counted.end(tf.not_equal(before, self.iterations), rate, loss)
+        counted.end(None if before is None else tf.not_equal(before, self.iterations), rate, loss)
 
     def _base_step(self, pairs: Sequence[tuple[Any, Any]]) -> None:
         self._base_optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])

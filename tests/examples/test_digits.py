@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 from launching import mpirun
 
-EXAMPLE = str(Path(__file__).parents[2] / "examples" / "digits_torch.py")
+EXAMPLES = Path(__file__).parents[2] / "examples"
+EXAMPLE = str(EXAMPLES / "digits_torch.py")
+TENSORFLOW = str(EXAMPLES / "digits_tensorflow.py")
 
 
 def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
@@ -58,6 +60,36 @@ def test_real_and_simulated_ranks_train_the_same_model(tmp_path: Path, flags: li
     assert real["accuracy"] >= 0.95
     assert virtual["checksum"] == real["checksum"]
     assert virtual["consensus_distance"] == real["consensus_distance"]
+
+
+def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
+    flags = ["--compare", "--seeds", "1", "--epochs", "6", "--no-table", "--report", str(tmp_path)]
+    job = mpirun(4, TENSORFLOW, *flags, timeout_seconds=200)
+    assert job.status == 0, job.output
+    assert "test accuracy" not in job.output
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    summaries = {line["algorithm"]: line for line in lines if "summary" in line}
+    assert summaries.keys() == {"slowmo", "localsgd", "allreduce"}
+    assert min(summary["accuracy"] for summary in summaries.values()) >= 0.95
+    assert summaries["slowmo"]["rounds"] == 6 * 22 // 12
+    table = [sys.executable, str(EXAMPLES / "digits_table.py"), str(tmp_path), str(tmp_path)]
+    printed = subprocess.run(table, capture_output=True, text=True, timeout=60, check=True).stdout
+    assert "4 ranks, 1 seed" in printed
+    assert f"{summaries['slowmo']['accuracy']:.4f}" in printed
+
+
+def test_real_and_simulated_keras_ranks_train_alike(tmp_path: Path) -> None:
+    """Graphs on real ranks, eager steps in the simulation: equal up to the order of additions inside TensorFlow."""
+    common = [TENSORFLOW, "--algorithm", "osgp", "--deterministic", "--epochs", "4", "--reduction", "ring", "--report"]
+    job = mpirun(2, *common, str(tmp_path / "real"), timeout_seconds=150)
+    assert job.status == 0, job.output
+    simulated = [sys.executable, *common, str(tmp_path / "simulated"), "--simulate", "2"]
+    run = subprocess.run(simulated, capture_output=True, text=True, timeout=150, check=False)
+    assert run.returncode == 0, run.stderr
+    real, virtual = summary(tmp_path / "real"), summary(tmp_path / "simulated")
+    assert real["accuracy"] >= 0.95
+    assert abs(virtual["accuracy"] - real["accuracy"]) < 0.02
+    assert virtual["megabytes"] == real["megabytes"]
 
 
 def test_alone_it_runs_without_a_launcher(tmp_path: Path) -> None:

@@ -97,6 +97,22 @@ class Worker:
             self.replica.after_step()
         return self.model.x
 
+    def run_counted(self, steps: int, at_once: int) -> Array:
+        """As ``run`` with local steps, but tells the replica only when it must, or after so many steps."""
+        count, sums = 0, np.zeros(2)
+        for step in range(steps):
+            self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))
+            self.model.gradient[:] = self.gradient(self.rank, step, self.model.x)
+            if step == 0:
+                self.replica.before_step()
+            self.model.step()
+            count, sums = count + 1, sums + self.model.rates
+            if count in (self.replica.steps_until_due(), at_once) or step == steps - 1:
+                self.replica.record_loss(float(count), count)
+                self.replica.after_steps(count, sums.tolist())
+                count, sums = 0, np.zeros(2)
+        return self.model.x
+
     def slow_buffer(self) -> Array:
         """This rank's shard of the slow momentum."""
         buffer: Array = self.replica.state_dict()["outer"]["slow_buffers"]["flat"][0]

@@ -51,6 +51,24 @@ def test_rank_that_raises_takes_the_job_down(tmp_path: Path) -> None:
     assert "rank 1 failed (RuntimeError) and ends the job" in job.output
 
 
+def test_fit_with_a_single_thread_does_not_wait_for_itself() -> None:
+    """TensorFlow has one thread for graphs where there is one core: who is called back by it must not ask for it."""
+    program = """
+import keras, numpy as np, tensorflow as tf
+tf.config.threading.set_inter_op_parallelism_threads(1)
+import lentando.tensorflow as lt
+lt.init()
+for base in (lt.LocalSGD(), lt.SGP(), lt.AllReduce()):
+    model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(3), keras.layers.BatchNormalization()])
+    optimizer = lt.SlowMo(keras.optimizers.Adam(0.01), model=model, period=4, base=base)
+    model.compile(optimizer=optimizer, loss="mse")
+    model.fit(np.ones((16, 4)), np.ones((16, 3)), batch_size=2, verbose=0)
+    print("rounds", optimizer.report()["rounds"])
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert finished.stdout.count("rounds 2") == 3, finished.stderr
+
+
 def test_graph_mode_of_tensorflow_1_is_refused() -> None:
     program = """
 import tensorflow as tf

@@ -11,10 +11,11 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
 from lentando.comm import ring
-from lentando.comm.errors import MismatchError, NonFiniteError
+from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.transport import Array, Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.gossip import SGP
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 DIMENSION = 13  # no number of ranks divides it
@@ -468,3 +469,35 @@ def test_averaged_shows_the_mean_and_gives_the_own_parameters_back(transport: Tr
     with worker.replica.averaged():
         assert_allclose(worker.model.x, everyones(transport, own).mean(axis=0), **EXACT)
     assert_array_equal(worker.model.x, own)
+
+
+# --- steps that the replica is told of later ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [1, 2, 3, 100])
+def test_steps_told_of_together_are_the_same_steps(transport: Transport, at_once: int) -> None:
+    """As a graph does that counts by itself between outer steps; at any grain, also in the middle of a round."""
+    counted = slowmo_worker(transport)
+    assert_array_equal(counted.run_counted(22, at_once), slowmo_worker(transport).run(22))
+    assert counted.replica.inner_steps == 22
+    assert counted.replica.rounds == 5
+    assert counted.replica.steps_until_due() == 2
+
+
+def slowmo_worker(transport: Transport) -> Worker:
+    rule = SlowMomentum(0.8, 0.6)
+    return Worker(transport, QUADRATIC, START, lambda _: (0.125, 0.25), 0.5, base=LocalSGD(), outer=rule, period=4)
+
+
+def test_more_steps_than_were_due_are_refused(transport: Transport) -> None:
+    worker = slowmo_worker(transport)
+    worker.replica.before_step()
+    with pytest.raises(ConfigurationError, match="told of 5 steps at once, expected at least 1 and at most 4"):
+        worker.replica.after_steps(5, [0.5, 0.5])
+
+
+def test_replica_that_mixes_or_has_no_outer_step_says_when_it_must_be_told(transport: Transport) -> None:
+    gossip = Worker(transport, QUADRATIC, START, fixed(0.1), base=SGP(), period=4)
+    assert gossip.replica.steps_until_due() == 1
+    alone = Worker(transport, QUADRATIC, START, fixed(0.1), base=AllReduce())
+    assert alone.replica.steps_until_due() is None

@@ -21,6 +21,8 @@ LR = 0.125  # Keras passes learning rates and momenta through float32: numbers t
 
 WAYS = ["eager", "graph"]
 
+few = pytest.mark.skipif(lt.size() > 3, reason="as with two and three ranks, and each rank takes seconds")
+
 
 def sgd(learning_rate: Any = LR, momentum: float = 0.0, **options: Any) -> keras.optimizers.Optimizer:
     return keras.optimizers.SGD(learning_rate, momentum, **options)
@@ -53,8 +55,7 @@ def assert_same(model: keras.Model, other: keras.Model) -> None:
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("nesterov", [False, True])
-@pytest.mark.parametrize("base_buffers", ["reset", "maintain", "average"])
+@pytest.mark.parametrize(("nesterov", "base_buffers"), [(True, "reset"), (False, "maintain"), (False, "average")])
 def test_slowmo_in_keras_equals_algorithm_1(nesterov: bool, base_buffers: Any, way: str) -> None:
     optimizer = lt.SlowMo(
         sgd(momentum=0.5), period=4, slow_lr=0.8, slow_momentum=0.6, nesterov=nesterov, base_buffers=base_buffers
@@ -163,6 +164,7 @@ def make(kind: str, model: keras.Model) -> lt.DistributedOptimizer:
     return lt.DistributedOptimizer(keras.optimizers.AdamW(0.01, weight_decay=0.01, clipnorm=1.0), model=model)
 
 
+@few
 @pytest.mark.parametrize("kind", ["slowmo", "slowmo, adam", "allreduce"])
 def test_eager_graph_and_fit_take_the_same_steps(kind: str) -> None:
     models = []
@@ -178,6 +180,7 @@ def test_eager_graph_and_fit_take_the_same_steps(kind: str) -> None:
             assert_allclose(mine.numpy(), theirs.numpy(), rtol=2e-5, atol=2e-6, err_msg=mine.path)
 
 
+@few
 def test_graph_of_local_steps_enters_python_only_when_the_outer_step_is_due(
     transport: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -216,6 +219,7 @@ class Watched:
         return
 
 
+@few
 @pytest.mark.parametrize("way", WAYS)
 def test_losses_of_a_round_are_averaged(way: str) -> None:
     Watched.seen.clear()
@@ -227,6 +231,7 @@ def test_losses_of_a_round_are_averaged(way: str) -> None:
     assert Watched.seen[0].learning_rates == (LR,)
 
 
+@few
 def test_fit_gives_the_loss_of_each_batch_by_itself() -> None:
     Watched.seen.clear()
     model = make_model()
@@ -249,6 +254,7 @@ OPTIMIZERS: dict[str, Any] = {
 }
 
 
+@few
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_reset_makes_every_optimizer_new(name: str) -> None:
     """O16: for Adam that includes the step count, so that bias correction starts again."""
@@ -266,6 +272,7 @@ def test_reset_makes_every_optimizer_new(name: str) -> None:
     np.testing.assert_array_equal(one.numpy(), other.numpy())
 
 
+@few
 def test_statistics_are_averaged_and_the_rest_is_left() -> None:
     model = make_model()
     optimizer = lt.SlowMo(sgd(0.05), model=model, period=3)
@@ -282,6 +289,7 @@ def test_statistics_are_averaged_and_the_rest_is_left() -> None:
     assert not np.array_equal(seed.numpy(), seed_before)
 
 
+@few
 def test_workers_that_start_differently_are_made_equal() -> None:
     """O25: weights, frozen ones and statistics; to rank 0's. Seeds stay each rank's own."""
     model = make_model(seed=lt.rank())
@@ -293,6 +301,7 @@ def test_workers_that_start_differently_are_made_equal() -> None:
     assert seed.numpy().tolist() == [lt.rank(), 7]
 
 
+@few
 @pytest.mark.parametrize("way", ["eager", "graph", "fit"])
 def test_model_that_is_built_by_its_first_batch(way: str) -> None:
     keras.utils.set_random_seed(lt.rank())
@@ -304,6 +313,7 @@ def test_model_that_is_built_by_its_first_batch(way: str) -> None:
     assert len(optimizer._model.variables) == 6
 
 
+@few
 def test_weights_loaded_before_the_first_step_are_where_it_begins() -> None:
     model, twin = make_model(), make_model(seed=1)
     optimizer = make("slowmo", model)
@@ -314,6 +324,7 @@ def test_weights_loaded_before_the_first_step_are_where_it_begins() -> None:
     assert_same(model, twin)
 
 
+@few
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["slowmo", "slowmo, adam"])
 def test_resumed_training_is_the_same_to_the_bit(kind: str, way: str) -> None:
@@ -338,6 +349,7 @@ def test_resumed_training_is_the_same_to_the_bit(kind: str, way: str) -> None:
         assert again.iterations == optimizer.iterations
 
 
+@few
 def test_averaged_evaluates_the_mean_model_and_restores_the_own() -> None:
     model = make_model()
     optimizer = make("slowmo", model)
@@ -354,6 +366,7 @@ def test_averaged_evaluates_the_mean_model_and_restores_the_own() -> None:
 # --- what Keras users do besides ----------------------------------------------------------------------------
 
 
+@few
 @pytest.mark.parametrize("way", WAYS)
 def test_sparse_gradients_of_an_embedding_are_averaged(way: str) -> None:
     keras.utils.set_random_seed(0)
@@ -376,6 +389,7 @@ def test_sparse_gradients_of_an_embedding_are_averaged(way: str) -> None:
     assert_allclose(before - table.numpy(), expected * np.ones(3), atol=1e-6)
 
 
+@few
 def test_gradient_that_only_some_ranks_have_counts_as_zero_elsewhere() -> None:
     one, other = keras.Variable([1.0], name="one"), keras.Variable([1.0], name="other")
     unused = keras.Variable([1.0], name="unused")
@@ -388,6 +402,7 @@ def test_gradient_that_only_some_ranks_have_counts_as_zero_elsewhere() -> None:
     assert unused.numpy() == 1.0
 
 
+@few
 def test_gradient_that_only_some_ranks_have_is_refused_in_a_graph() -> None:
     if lt.size() == 1:
         return
@@ -403,6 +418,7 @@ def test_gradient_that_only_some_ranks_have_is_refused_in_a_graph() -> None:
         step()
 
 
+@few
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["local", "allreduce"])
 def test_overflow_on_one_rank_keeps_the_ranks_in_step(kind: str, way: str) -> None:
@@ -423,6 +439,7 @@ def test_overflow_on_one_rank_keeps_the_ranks_in_step(kind: str, way: str) -> No
         np.testing.assert_array_equal(other, trained.value)
 
 
+@few
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16", "float64"])
 @pytest.mark.parametrize("kind", ["slowmo", "allreduce"])
 def test_models_of_every_floating_point_dtype(dtype: str, kind: str) -> None:
@@ -440,6 +457,7 @@ def test_models_of_every_floating_point_dtype(dtype: str, kind: str) -> None:
 # --- wrong use ----------------------------------------------------------------------------------------------
 
 
+@few
 def test_different_models_are_refused_on_every_rank() -> None:
     if lt.size() == 1:
         return
@@ -449,6 +467,7 @@ def test_different_models_are_refused_on_every_rank() -> None:
         lt.SlowMo(sgd(), model=model)
 
 
+@few
 def test_models_built_before_on_one_rank_alone_do_not_matter() -> None:
     """Keras numbers layers over all models of a process."""
     for _ in range(lt.rank() + 1):
@@ -459,6 +478,7 @@ def test_models_built_before_on_one_rank_alone_do_not_matter() -> None:
     ]  # fmt: skip
 
 
+@few
 @pytest.mark.parametrize("way", WAYS)
 def test_non_finite_parameters_are_refused_by_name_and_rank(way: str) -> None:
     trained = vector(lt.SlowMo(sgd(), period=2), way)

@@ -1,0 +1,14 @@
+"""PyTorch and TensorFlow train the same model, under a real mpirun."""
+
+import re
+
+import pytest
+from launching import mpirun
+from test_ranks import PYTEST, RANKS
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_both_frameworks_give_the_same_weights(size: int) -> None:
+    job = mpirun(size, *PYTEST, str(RANKS / "parity/both_frameworks.py"), timeout_seconds=200)
+    assert job.status == 0, job.output
+    assert int(re.findall(r"(\d+) passed", job.output)[0]) == 16, job.output
