@@ -13,11 +13,13 @@ class Framework(Protocol):
     """What an adapter supplies: memory and numbers. It holds no algorithm.
 
     Attributes:
+        name: "torch", "tensorflow" or the like.
         buffers: parameters, then statistics, flat, one buffer per dtype, in host memory.
         gradients: gradients of the parameters, flat, one buffer per dtype; asked for only by base algorithms that
             average gradients.
     """
 
+    name: str
     buffers: Sequence[FlatBuffer]
 
     @property
@@ -33,6 +35,12 @@ class Framework(Protocol):
 
     def store(self) -> None:
         """Bring the framework's tensors up to date with ``buffers``."""
+
+    def not_averaged(self) -> Mapping[str, Array]:
+        """The rest of the model's state, by name: frozen parameters, counters. No copies, if that can be."""
+
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
+        """Replace some of it."""
 
     def learning_rates(self) -> Sequence[float]:
         """The learning rate of each parameter group, now."""

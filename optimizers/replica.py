@@ -19,6 +19,7 @@ from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.period import RoundSummary
+from lentando.optimizers.rest_of_model import take_over
 from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
 
@@ -64,6 +65,7 @@ class Replica:
         for buffer in framework.buffers:
             transport.broadcast(buffer.array)
         framework.store()
+        framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
         self._base = settings.base.bind(
             transport, framework.buffers, framework.gradients if self.averages_gradients else []
         )

@@ -11,4 +11,4 @@ from test_ranks import PYTEST, RANKS
 def test_both_frameworks_give_the_same_weights(size: int) -> None:
     job = mpirun(size, *PYTEST, str(RANKS / "parity/both_frameworks.py"), timeout_seconds=200)
     assert job.status == 0, job.output
-    assert int(re.findall(r"(\d+) passed", job.output)[0]) == 16, job.output
+    assert int(re.findall(r"(\d+) passed", job.output)[0]) == 48, job.output

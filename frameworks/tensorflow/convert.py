@@ -25,8 +25,8 @@ def as_array(tensor: Any) -> Array:
     return array
 
 
-def as_tensor(array: Array) -> Any:
-    """A copy of an array as a tensor.
+def as_tensor(array: Array, shape: Any = None) -> Any:
+    """A copy of an array as a tensor, of another shape if one is given.
 
     A variable that is assigned a tensor keeps its memory and changes it in place later, and so do the tensors that a
     user reads from the variable. So the memory is new, and nobody else's.
@@ -35,6 +35,8 @@ def as_tensor(array: Array) -> Any:
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     own = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(own, array)
+    if shape is not None:
+        own = own.reshape(shape)
     if array.dtype == bfloat16:
         return tf.bitcast(tf.experimental.dlpack.from_dlpack(own.view(np.uint16).__dlpack__()), tf.bfloat16)
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())

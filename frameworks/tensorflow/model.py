@@ -1,6 +1,7 @@
 """A Keras model and its optimizer as the replica sees them: flat buffers, learning rates, optimizer state."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from collections.abc import Mapping as Dictionary
 from functools import cached_property
 from typing import Any
 
@@ -11,6 +12,8 @@ import tensorflow as tf
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array
+from lentando.optimizers.canonical import canonical_places
+from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.convert import as_array, as_tensor
@@ -29,9 +32,18 @@ class KerasModel:
         optimizer: the base optimizer.
         variables: that it trains.
         model: whose floating-point statistics (of BatchNorm) are averaged with them.
+        mapping: from the names and axes that all ranks use, where those are another framework's, to this model's.
     """
 
-    def __init__(self, optimizer: BaseOptimizer, variables: Sequence[Any], model: keras.Model | None = None) -> None:
+    name = "tensorflow"
+
+    def __init__(
+        self,
+        optimizer: BaseOptimizer,
+        variables: Sequence[Any],
+        model: keras.Model | None = None,
+        mapping: Mapping | None = None,
+    ) -> None:
         self._optimizer = optimizer
         if not variables:
             raise ConfigurationError("the optimizer has no trainable variable: nothing could be averaged")
@@ -49,9 +61,13 @@ class KerasModel:
                 continue
             group = 0 if number < len(variables) else None
             entries.append(Entry(name, tuple(tensor.shape), tensor.dtype.name, group))
-        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in build_layouts(entries)]
-        self._views = [view for buffer in self.buffers for view in buffer.views]
-        self.variables = [native(by_name[entry.name]) for buffer in self.buffers for entry in buffer.layout.entries]
+        self._mapping = mapping or Mapping(Rule(name, name) for name in by_name)
+        self._places = {place.entry.name: place for place in canonical_places(self._mapping, entries)}
+        layouts = build_layouts(place.entry for place in self._places.values())
+        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in layouts]
+        self._own_names = [self._places[entry.name].own for layout in layouts for entry in layout.entries]
+        self._views = [view for buffer in self.buffers for view in self._in_own_axes(buffer, buffer.layout.entries)]
+        self.variables = [native(by_name[name]) for name in self._own_names]
         optimizer.build(variables, self.names)
         self._held: Sequence[Any] | None = None
 
@@ -62,16 +78,40 @@ class KerasModel:
     @cached_property
     def flat_gradients(self) -> "_Gradients":
         """Where gradients are averaged."""
-        return _Gradients(self.buffers, self.names)
+        buffers = [FlatBuffer(layout) for layout in gradient_layouts(buffer.layout for buffer in self.buffers)]
+        memory = {}
+        for buffer in buffers:
+            *trained, _ = buffer.layout.entries
+            presence = buffer.views[-1]
+            for number, (entry, view) in enumerate(zip(trained, self._in_own_axes(buffer, trained), strict=True)):
+                memory[self._places[entry.name].own] = view, presence[number : number + 1]
+        return _Gradients(buffers, [memory[name] for name in self.names], self._shapes())
 
-    def not_averaged(self) -> dict[str, Any]:
-        """The rest of the model's weights: frozen ones and integers. Seeds are no weights."""
-        return self._rest
+    def _in_own_axes(self, buffer: FlatBuffer, entries: Sequence[Entry]) -> list[Array]:
+        """The memory of entries as views whose axes come in the order of this model's."""
+        views = zip(entries, buffer.views, strict=False)
+        return [self._places[entry.name].rule.permuted(view) for entry, view in views]
+
+    def _shapes(self) -> list[Any]:
+        by_name = dict(zip(self._own_names, self.variables, strict=True))
+        return [by_name[name].shape for name in self.names]
+
+    def not_averaged(self) -> Dictionary[str, Array]:
+        """Seeds are no weights."""
+        return {
+            rule.source: rule.inverse.apply(as_array(self._rest[name].read_value()))
+            for name, rule in self._mapping.rules.items()
+            if name in self._rest
+        }
+
+    def store_not_averaged(self, tensors: Dictionary[str, Array]) -> None:
+        for name, rule in self._mapping.rules.items():
+            if rule.source in tensors:
+                self._rest[name].assign(as_tensor(rule.apply(tensors[rule.source])))
 
     def names_by_id(self) -> dict[int, str]:
         """What every ``tf.Variable`` is called, by its ``id``."""
-        averaged = [entry.name for buffer in self.buffers for entry in buffer.layout.entries]
-        named = [*zip(averaged, self.variables, strict=True), *self._rest.items()]
+        named = [*zip(self._own_names, self.variables, strict=True), *self._rest.items()]
         return {id(variable): name for name, variable in named}
 
     # Variable by variable, not in a tf.function: within a graph's call of Python, that would wait for the thread that
@@ -80,10 +120,11 @@ class KerasModel:
     def load(self) -> None:
         held = self._held
         for number, (view, variable) in enumerate(zip(self._views, self.variables, strict=True)):
-            np.copyto(view, as_array(variable.read_value() if held is None else held[number]))
+            value = as_array(variable.read_value() if held is None else held[number])
+            np.copyto(view, value.reshape(view.shape))
 
     def store(self) -> None:
-        tensors = [as_tensor(view) for view in self._views]
+        tensors = [as_tensor(view, v.shape) for view, v in zip(self._views, self.variables, strict=True)]
         if self._held is not None:
             self._held = tensors
             return
@@ -102,10 +143,10 @@ class KerasModel:
     def learning_rates(self) -> Sequence[float]:
         return [float(tf.convert_to_tensor(self._optimizer.learning_rate))]
 
-    def optimizer_buffers(self) -> Mapping[str, Array]:
+    def optimizer_buffers(self) -> Dictionary[str, Array]:
         return self._optimizer.buffers()
 
-    def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
+    def store_optimizer_buffers(self, averaged: Dictionary[str, Array]) -> None:
         self._optimizer.store_buffers(averaged)
 
     def reset_optimizer(self) -> None:
@@ -113,26 +154,34 @@ class KerasModel:
 
 
 class _Gradients:
-    """Flat gradients, and for each variable whether it has one."""
+    """Flat gradients, and for each variable whether it has one.
 
-    def __init__(self, buffers: Sequence[FlatBuffer], names: Sequence[str]) -> None:
-        self.buffers = [FlatBuffer(layout) for layout in gradient_layouts(buffer.layout for buffer in buffers)]
-        places = {}
-        for buffer in self.buffers:
-            *trained, presence = buffer.views
-            for number, (entry, view) in enumerate(zip(buffer.layout.entries, trained, strict=False)):
-                places[entry.name] = view, presence[number : number + 1]
-        self._places = [places[name] for name in names]
+    Args:
+        buffers: their memory.
+        places: for each variable its view, and the number that tells.
+        shapes: of the variables.
+    """
+
+    def __init__(
+        self, buffers: Sequence[FlatBuffer], places: Sequence[tuple[Array, Array]], shapes: Sequence[Any]
+    ) -> None:
+        self.buffers = buffers
+        self._places = places
+        self._shapes = shapes
 
     def gather(self, gradients: Sequence[Any | None]) -> None:
         """Copy a gradient for each variable in, as eager tensors."""
         for gradient, (view, present) in zip(gradients, self._places, strict=True):
             present[...] = gradient is not None
-            np.copyto(view, 0 if gradient is None else as_array(gradient), casting="same_kind")
+            value = 0 if gradient is None else as_array(gradient).reshape(view.shape)
+            np.copyto(view, value, casting="same_kind")
 
     def scatter(self) -> list[Any | None]:
         """The averaged gradients; None for a variable that had none on any rank."""
-        return [as_tensor(view) if present[0] > 0 else None for view, present in self._places]
+        return [
+            as_tensor(view, shape) if present[0] > 0 else None
+            for (view, present), shape in zip(self._places, self._shapes, strict=True)
+        ]
 
 
 def _frozen(model: keras.Model | None) -> set[int]:

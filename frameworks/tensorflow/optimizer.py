@@ -1,6 +1,7 @@
 """The optimizers that Keras users write: a wrapper round their own, which the replica drives."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
+from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager, nullcontext
 from math import nan
 from typing import Any
@@ -9,15 +10,15 @@ import keras
 import tensorflow as tf
 
 from lentando.comm.collectives import Algorithm
-from lentando.comm.errors import ConfigurationError
+from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.period import Period, PeriodSetting
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
-from lentando.tensorflow.functions import broadcast_variables
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
@@ -47,6 +48,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed: "auto", "ring" or "engine".
+        mapping: for a job whose other ranks run PyTorch: from that model's names and axes to this one's.
 
     Raises:
         NotInitializedError: before ``init()``.
@@ -65,6 +67,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         base_buffers: BaseBuffers = "maintain",
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
+        mapping: Mapping | None = None,
     ) -> None:
         world = transport()
         settings = Settings(base, outer, period, base_buffers, exact_average, algorithm)
@@ -76,7 +79,13 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if any(isinstance(o, DistributedOptimizer) for o in (optimizer, getattr(optimizer, "inner_optimizer", None))):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
         super().__init__(learning_rate=0.0, name=f"distributed_{optimizer.name}")
+        if mapping is not None and base_buffers == "average":
+            raise ConfigurationError(
+                "base_buffers='average' is not possible beside another framework (mapping=), whose optimizers keep "
+                "other things: use 'reset' or 'maintain'"
+            )
         self._world = world
+        self._mapping = mapping
         self._settings = settings
         self._base = BaseOptimizer(optimizer, base_buffers == "reset", self._iterations)
         self._base_optimizer = optimizer
@@ -127,7 +136,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             super().build(variables)
             self.built: bool = False  # until it is
             self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
-            self._model = KerasModel(self._base, variables, self._keras_model)
+            self._model = KerasModel(self._base, variables, self._keras_model, self._mapping)
             mixes, period = self._settings.base.mixes_parameters, self._settings.period
             self._counted = CountedSteps(
                 self._make,
@@ -218,7 +227,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""
         return {"iterations": int(self._iterations), "replica": _copied(self._replica.state_dict())}
 
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Dictionary[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, once the weights and ``optimizer.variables`` have been loaded too.
 
         Raises:
@@ -232,6 +241,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def training(self) -> KerasTraining:
         """Model, optimizer and replica as checkpoints see them."""
+        if self._mapping is not None:
+            raise CheckpointError(
+                "a job whose ranks run different frameworks (mapping=) cannot be saved as a whole yet: save each "
+                "rank's model by its framework's own means"
+            )
         replica = self._replica
         return KerasTraining(replica, self._model, self._base, self._keras_model, self._iterations, self._counted)
 
@@ -279,7 +293,6 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def _make(self) -> Replica:
         if self._made is None:
             self._made = Replica(self._world, self._model, self._settings)
-            broadcast_variables(self._model.not_averaged(), root_rank=0)
         return self._made
 
     def _step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
@@ -374,6 +387,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     exact_average: bool = True,
     base_buffers: BaseBuffers = "reset",
     algorithm: Algorithm = "auto",
+    mapping: Mapping | None = None,
 ) -> DistributedOptimizer:
     """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
 
@@ -388,6 +402,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         exact_average: see there.
         base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
         algorithm: see there.
+        mapping: see there.
     """
     return DistributedOptimizer(
         optimizer,
@@ -398,6 +413,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         base_buffers=base_buffers,
         exact_average=exact_average,
         algorithm=algorithm,
+        mapping=mapping,
     )
 
 

@@ -12,7 +12,7 @@ from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.base_optimizer import BaseOptimizer
-from lentando.tensorflow.convert import as_array, as_tensor
+from lentando.tensorflow.convert import as_tensor
 from lentando.tensorflow.graph import CountedSteps
 from lentando.tensorflow.layers import layers
 from lentando.tensorflow.model import KerasModel
@@ -35,8 +35,6 @@ class KerasTraining:
         counted: what graphs know about the replica.
     """
 
-    name = "tensorflow"
-
     def __init__(
         self,
         replica: Replica,
@@ -52,14 +50,6 @@ class KerasTraining:
         self._keras_model = keras_model
         self._iterations = iterations
         self._counted = counted
-
-    def not_averaged(self) -> Mapping[str, Array]:
-        return {name: as_array(variable.read_value()) for name, variable in self._model.not_averaged().items()}
-
-    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
-        variables = self._model.not_averaged()
-        for name, array in tensors.items():
-            variables[name].assign(as_tensor(array))
 
     def optimizer_state(self) -> OptimizerState:
         tensors: dict[str, dict[str, Array]] = {}

@@ -30,6 +30,8 @@ class TorchModel:
         optimizer, module: ``optimizer`` and ``model`` as given.
     """
 
+    name = "torch"
+
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
@@ -83,8 +85,17 @@ class TorchModel:
         """Where gradients are averaged."""
         return _Gradients(self._parameters, self._memory)
 
-    def not_averaged(self) -> dict[str, torch.Tensor]:
-        """The rest of the model's state: frozen parameters and integer buffers."""
+    def not_averaged(self) -> Mapping[str, Array]:
+        return {name: as_array(tensor.cpu()) for name, tensor in self._rest().items()}
+
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
+        rest = self._rest()
+        with torch.no_grad():
+            for name, array in tensors.items():
+                rest[name].copy_(as_tensor(array))
+
+    def _rest(self) -> dict[str, torch.Tensor]:
+        """Frozen parameters and integer buffers."""
         rest = dict(self._frozen)
         if self.module is not None:
             averaged = {entry.name for memory in self._memory for entry in memory.layout.entries}

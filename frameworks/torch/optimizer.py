@@ -16,7 +16,6 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.convert import to_plain, to_torch
-from lentando.torch.functions import broadcast_parameters
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
 
@@ -76,7 +75,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         self._base_optimizer = optimizer
         self._model = TorchModel(optimizer, model, named_parameters)
         self._replica = Replica(world, self._model, settings)
-        broadcast_parameters(self._model.not_averaged(), root_rank=0)
         self._gradients_are_averaged = False
         # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
         # profiler scope, which costs more than all that is done here between outer steps.

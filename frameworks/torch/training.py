@@ -27,21 +27,10 @@ class TorchTraining:
         model: what it drives.
     """
 
-    name = "torch"
-
     def __init__(self, replica: Replica, model: TorchModel) -> None:
         self.replica = replica
         self._model = model
         self._optimizer = model.optimizer
-
-    def not_averaged(self) -> Mapping[str, Array]:
-        return {name: as_array(tensor.cpu()) for name, tensor in self._model.not_averaged().items()}
-
-    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
-        own = self._model.not_averaged()
-        with torch.no_grad():
-            for name, array in tensors.items():
-                own[name].copy_(as_tensor(array))
 
     def optimizer_state(self) -> OptimizerState:
         tensors: dict[str, dict[str, Array]] = {}

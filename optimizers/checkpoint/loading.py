@@ -109,9 +109,9 @@ class _Loading:
         self._saved = [Entry(name, tuple(shape), *rest) for name, shape, *rest in content["entries"]]
         self._layouts = [buffer.layout for buffer in self._framework.buffers]
         self._own = [entry for layout in self._layouts for entry in layout.entries]
-        self._not_averaged = dict(training.not_averaged())
+        self._not_averaged = dict(self._framework.not_averaged())
         self._tensors, self._about = self._part(self._rank)
-        self._is_native = self._about["framework"] == training.name and mapping is None
+        self._is_native = self._about["framework"] == self._framework.name and mapping is None
         self._mapping = self._completed(mapping)
 
     @property
@@ -135,7 +135,7 @@ class _Loading:
                 for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):
                     buffer.array[start : start + entry.size] = in_memory_order(model[entry.name], entry)
             framework.store()
-            self._training.store_not_averaged(rest)
+            framework.store_not_averaged(rest)
             replica.load_state_dict(state)
             adopt_optimizer()
 
@@ -152,7 +152,7 @@ class _Loading:
         saved_rest = {name: (tuple(shape), dtype) for name, shape, dtype in self._about["not_averaged"]}
         equal = self._content["entries"] == describe(self._layouts)
         if mapping is None and not equal:
-            if self._about["framework"] == self._training.name:
+            if self._about["framework"] == self._framework.name:
                 raise CheckpointError(f"it is of another model: {self._first_difference()}")
             mapping = self._found_by_layers()
         if mapping is None:

@@ -99,14 +99,14 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
     for buffer in framework.buffers:
         for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):
             tensors[f"model/{entry.name}"] = in_shape(buffer.array[start : start + entry.size], entry)
-    for name, array in training.not_averaged().items():
+    for name, array in framework.not_averaged().items():
         tensors[f"model/{name}"] = array
     state = training.optimizer_state()
     for key, by_name in state.tensors.items():
         tensors |= {f"optimizer/{key}/{name}": array for name, array in by_name.items()}
     about: dict[str, Any] = {
-        "framework": training.name,  # ranks of one job may run different ones
-        "not_averaged": [[name, list(a.shape), a.dtype.name] for name, a in training.not_averaged().items()],
+        "framework": framework.name,  # ranks of one job may run different ones
+        "not_averaged": [[name, list(a.shape), a.dtype.name] for name, a in framework.not_averaged().items()],
     }
     trees = (("replica", replica.state_dict()), ("optimizer rest", state.rest), ("extra", extra))
     for name, tree in trees:
@@ -124,7 +124,7 @@ def _described(training: Training) -> dict[str, Any]:
     _, framework, settings = training.replica.parts
     layers, reason = _layers(training)
     return {
-        "framework": training.name,
+        "framework": framework.name,
         "world_size": training.replica.parts[0].size,
         "inner_steps": training.replica.inner_steps,
         "rounds": training.replica.rounds,

@@ -1,9 +1,8 @@
 """The seam to the frameworks for checkpoints: what an adapter supplies beside ``lentando.optimizers.framework``."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Protocol
 
-from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.replica import Replica
@@ -15,18 +14,10 @@ class Training(Protocol):
     """A model with its optimizer, to be saved, or to be continued from a checkpoint.
 
     Attributes:
-        name: the framework, "torch" or the like.
-        replica: drives them. Its framework holds parameters and statistics.
+        replica: drives them. Its framework holds the model.
     """
 
-    name: str
     replica: Replica
-
-    def not_averaged(self) -> Mapping[str, Array]:
-        """The rest of the model's state, by name: frozen parameters, counters."""
-
-    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
-        """Replace some of it."""
 
     def optimizer_state(self) -> OptimizerState:
         """The base optimizer's state."""

@@ -41,6 +41,8 @@ MAPPING = Mapping(
 class Plain:
     """A framework whose tensors are views of the flat buffers."""
 
+    name = "plain"
+
     def __init__(self) -> None:
         self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in build_layouts(COMMON)]
         self.gradients: Sequence[FlatBuffer] = [FlatBuffer(buffer.layout) for buffer in self.buffers]
@@ -71,6 +73,11 @@ class Plain:
     def store_optimizer_buffers(self, averaged: Dictionary[str, Array]) -> None: ...
 
     def reset_optimizer(self) -> None: ...
+
+    def not_averaged(self) -> Dictionary[str, Array]:
+        return {}
+
+    def store_not_averaged(self, tensors: Dictionary[str, Array]) -> None: ...
 
 
 class Permuted(Plain):

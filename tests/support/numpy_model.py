@@ -20,6 +20,8 @@ class NumpyModel:
         momentum: heavy-ball momentum.
     """
 
+    name = "numpy"
+
     def __init__(self, start: Array, learning_rates: Sequence[float] = (0.1, 0.1), momentum: float = 0.0) -> None:
         half = start.size // 2
         entries = [Entry(f"part{g}", (n,), start.dtype.name, g) for g, n in enumerate((half, start.size - half))]
@@ -36,6 +38,12 @@ class NumpyModel:
 
     def store(self) -> None:
         """The flat buffer is the model."""
+
+    def not_averaged(self) -> Mapping[str, Array]:
+        return {}
+
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
+        assert not tensors
 
     def learning_rates(self) -> Sequence[float]:
         return self.rates
