@@ -16,7 +16,7 @@ from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 
-__all__ = ["Agreement", "Control", "Event", "agree", "fingerprint"]
+__all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint"]
 
 
 class Event(IntEnum):
@@ -56,6 +56,8 @@ class Control:
 
 
 _COMPARED = ("event", "round", "step", "subject")
+CONTROL_BYTES = 8 * len(fields(Control))
+"""Of one rank's share."""
 
 
 @dataclass(frozen=True)
