@@ -8,7 +8,7 @@ variance is tau times smaller: averaging less often also mitigates stragglers (W
 
 from collections import Counter
 from functools import lru_cache
-from math import erfc, exp, inf, log1p, sqrt
+from math import erfc, exp, floor, inf, log1p, sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,8 @@ CELLS = 2**16
 """Of the grid on which distributions are held: relative errors stay below 1e-3 for variations up to 1."""
 DEVIATIONS = 12.0
 """Width of the grid to each side, in standard deviations of the sum: what lies beyond is below 1e-30."""
+NEGLIGIBLE = 1e-9
+"""Standard deviation over mean, below which a time is constant."""
 
 Floats = NDArray[np.float64]
 
@@ -64,7 +66,7 @@ def expected_maximum_seconds(compute: Compute, size: int, steps: int = 1) -> flo
     factors = Counter(compute.stragglers.get(rank, 1.0) for rank in range(size))
     base = mean_seconds(Compute(compute.mean_seconds, compute.distribution, trace=compute.trace))
     slowest = max(factors)
-    if base == 0 or _variation(compute) == 0 or size == 1:
+    if base == 0 or _variation(compute) < NEGLIGIBLE or size == 1:
         return base * slowest
     if compute.distribution == "exponential" and steps == 1 and len(factors) == 1:
         return base * slowest * harmonic_number(size)
@@ -103,9 +105,10 @@ def _distribution(distribution: str, variation: float, trace: tuple[float, ...],
     values = np.asarray(trace) / np.mean(trace) if distribution == "trace" else None
     deviation = _deviation_of(distribution, variation, values)
     spread = DEVIATIONS * deviation * sqrt(steps)
-    lowest, highest = -spread - 1.0, spread + _longest(distribution, variation, values)
+    shortest, longest = _range(distribution, variation, values)
+    lowest, highest = shortest - 1.0 - spread, longest - 1.0 + spread
     width = (highest - lowest) / CELLS
-    cells = np.arange(CELLS) + int(lowest / width)  # numbers of the cells, 0 at the mean
+    cells = np.arange(CELLS) + floor(lowest / width)  # numbers of the cells, 0 at the mean
     mass = _mass(cells, width, distribution, variation, values)
     mass /= mass.sum()
     shift = float((mass * cells).sum()) * width  # the grid's own mean, which should be 0
@@ -124,14 +127,14 @@ def _deviation_of(distribution: str, variation: float, values: Floats | None) ->
     return 1.0 if distribution == "exponential" else variation
 
 
-def _longest(distribution: str, variation: float, values: Floats | None) -> float:
-    """What a single step exceeds with a probability of about 1e-13, in units of the mean."""
+def _range(distribution: str, variation: float, values: Floats | None) -> tuple[float, float]:
+    """What a single step undercuts and exceeds with probabilities of about 1e-13, in units of the mean."""
     if values is not None:
-        return float(values.max())
+        return float(values.min()), float(values.max())
     if distribution == "exponential":
-        return 30.0
+        return 0.0, 30.0
     variance = log1p(variation**2)
-    return exp(7.4 * sqrt(variance) - variance / 2)
+    return exp(-7.4 * sqrt(variance) - variance / 2), exp(7.4 * sqrt(variance) - variance / 2)
 
 
 def _mass(cells: NDArray[np.int64], width: float, distribution: str, variation: float, values: Floats | None) -> Floats:
