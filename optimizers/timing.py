@@ -30,6 +30,9 @@ Kind: TypeAlias = Literal["gradients", "gossip", "outer"]
 
 MEMORY_SAMPLES = 1024
 """Samples after which older ones begin to count less: a job's speed changes."""
+PAUSE_FROM = 10.0
+PAUSE_AFTER = 8
+"""A sample that lasts so many times the mean of at least so many is no training."""
 
 
 @dataclass
@@ -117,6 +120,7 @@ class Timing:
     _last_step: int = 0
     _uncounted_seconds: float = 0.0
     _paused_at: float | None = None
+    _was_unusual: bool = False
 
     @property
     def is_started(self) -> bool:
@@ -142,10 +146,23 @@ class Timing:
         seconds = now - self._ended_at + self._uncounted_seconds
         steps = step - self._last_step
         if steps > 0:
-            self._compute.add(seconds, steps)
+            if self._is_pause(seconds / steps):
+                self._started_at += seconds
+                self._first_step += steps
+            else:
+                self._compute.add(seconds, steps)
             self._last_step, self._uncounted_seconds = step, 0.0
         else:
             self._uncounted_seconds = seconds  # a step that communicates twice: part of the next sample
+
+    def _is_pause(self, seconds: float) -> bool:
+        """Whether these were no usual steps: a checkpoint was written, or something else was done in between.
+
+        One sample alone, ten times as long as usual. The second of two in a row is a new speed.
+        """
+        is_unusual = self._compute.samples >= PAUSE_AFTER and seconds > PAUSE_FROM * self._compute.mean_seconds
+        self._was_unusual, was_unusual = is_unusual, self._was_unusual
+        return is_unusual and not was_unusual
 
     def end(self) -> None:
         """It is over."""
@@ -196,7 +213,8 @@ class Timing:
         """Plain numbers, measured from the second step on, evaluation left out; None for what is not known, or not yet.
 
         ``compute_seconds``: mean compute time of a step on this rank (Y), with ``compute_deviation_seconds``.
-        ``compute_seconds_by_rank``: of all ranks, as they told in the last control message.
+        ``compute_seconds_by_rank``, ``compute_deviation_seconds_by_rank``: of all ranks, as they told in the last
+        control message.
         ``stragglers``: ranks that are slower for good.
         ``delay_seconds``: of an outer step, or without those, of an average of gradients, once all have come to it (D).
         ``latency_seconds``: of a control message. ``delay_ratio``: D / Y.
@@ -224,6 +242,9 @@ class Timing:
             "compute_seconds": _known(self._compute.mean_seconds),
             "compute_deviation_seconds": _known(self._compute.deviation_seconds),
             "compute_seconds_by_rank": by_rank,
+            "compute_deviation_seconds_by_rank": [_known(seconds) for seconds in self._deviation_by_rank]
+            if by_rank
+            else None,
             "stragglers": slow,
             "delay_seconds": delay,
             "latency_seconds": _known(self._control.seconds),

@@ -13,6 +13,8 @@ from lentando.optimizers.delay_model.maximum import (
     harmonic_number,
     mean_seconds,
 )
+from lentando.optimizers.delay_model.measure import measure_delays
+from lentando.optimizers.delay_model.records import Measurement, append_measurement, measurement_line, read_measurement
 from lentando.optimizers.delay_model.run_time import all_reduce_seconds, local_sgd_seconds, speed_up
 from lentando.optimizers.delay_model.trade_off import (
     LONGEST_PERIOD,
@@ -29,8 +31,10 @@ __all__ = [
     "Delay",
     "Delays",
     "GossipRate",
+    "Measurement",
     "Problem",
     "all_reduce_seconds",
+    "append_measurement",
     "as_compute",
     "best_period",
     "cheap_period",
@@ -43,7 +47,10 @@ __all__ = [
     "harmonic_number",
     "local_sgd_seconds",
     "mean_seconds",
+    "measure_delays",
+    "measurement_line",
     "network_delays",
+    "read_measurement",
     "real_best_period",
     "speed_up",
     "stragglers",

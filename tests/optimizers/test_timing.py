@@ -125,3 +125,17 @@ def test_a_new_speed_is_noticed() -> None:
         return before, worker.replica.report()["stragglers"]
 
     assert simulate(train, 3, compute=Compute(0.02)) == [([], [1])] * 3
+
+
+def test_a_pause_between_two_steps_is_not_computing() -> None:
+    def train(transport: Any) -> dict[str, Any]:
+        worker = Worker(transport, lambda rank, step, x: 0.0 * x, np.zeros(8), lambda step: 0.1, base=AllReduce())
+        for _ in range(5):
+            worker.run(20)
+            transport.compute(3.0 if transport.rank == 0 else 5.0)  # a checkpoint
+        worker.run(20)
+        return worker.replica.report()
+
+    for report in simulate(train, 2, compute=Compute(0.02)):
+        assert report["compute_seconds"] == pytest.approx(0.02)
+        assert report["seconds_per_step"] == pytest.approx(report["predicted_seconds_per_step"], abs=5 * 2.0 / 100)
