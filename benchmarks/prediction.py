@@ -93,8 +93,8 @@ def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--hidden", type=int, default=768, help="width of the layers (default 768: 0.8M parameters)")
-    parser.add_argument("--batch", type=int, default=64, help="images per step and rank (default 64)")
-    parser.add_argument("--steps", type=int, default=48, help="steps of each turn (default 48)")
+    parser.add_argument("--batch", type=int, default=256, help="images per step and rank (default 256)")
+    parser.add_argument("--steps", type=int, default=24, help="steps of each turn (default 24)")
     parser.add_argument("--turns", type=int, default=7, help="turns (default 7)")
     parser.add_argument("--period", type=int, default=12, help="of Local SGD (default 12)")
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table")

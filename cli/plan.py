@@ -15,6 +15,7 @@ from lentando.cli.quantities import (
     format_bytes,
     format_seconds,
     parse_bandwidth,
+    parse_bytes,
     parse_count,
     parse_seconds,
     parse_share,
@@ -55,6 +56,9 @@ class Distribution(str, Enum):
 def plan(
     parameters: Annotated[
         int | None, quantity(parse_count, "COUNT", "Parameters of the model: 25.6M, 7B.", "--parameters")
+    ] = None,
+    model_size: Annotated[
+        int | None, quantity(parse_bytes, "SIZE", "Of the model, instead of its parameters: 100MB.", "--model-size")
     ] = None,
     bandwidth: Annotated[
         float | None,
@@ -118,7 +122,9 @@ def plan(
     Times are expectations under the delay model of AdaComm (arXiv 1810.08313): independent compute times, constant
     delays, one rank per node. SGP gossips with one peer per step.
     """
-    described = _Described(parameters, bandwidth, latency, compute, workers, distribution, variation, straggler, dtype)
+    described = _Described(
+        parameters, model_size, bandwidth, latency, compute, workers, distribution, variation, straggler, dtype
+    )
     job = _job(described, measured)
     periods = sorted(set(period or PERIODS))
     predictions = predict(job.compute, job.size, job.delays, periods, staleness, job.gossip_is_known)
@@ -140,13 +146,14 @@ class _Described:
     """What the options say of the job."""
 
     parameters: int | None
+    model_size: int | None
     bandwidth: float | None
     latency: float | None
     compute: float | None
     workers: int | None
     distribution: Distribution | None
     variation: float
-    straggler: list[str] | None
+    straggler: list[str]
     dtype: Dtype
 
 
@@ -166,6 +173,10 @@ def _job(given: _Described, measured: Path | None) -> _Job:
     measurement = None if measured is None else read_measurement(measured)
     size = given.workers or (measurement.size if measurement else None)
     model_bytes = None if measurement is None else measurement.model_bytes
+    if given.parameters is not None and given.model_size is not None:
+        raise typer.BadParameter("give --parameters or --model-size, not both")
+    if given.model_size is not None:
+        model_bytes = given.model_size
     if given.parameters is not None:
         model_bytes = given.parameters * given.dtype.size_bytes
     known = None if measurement is None or size != measurement.size else measurement.compute()
@@ -175,7 +186,7 @@ def _job(given: _Described, measured: Path | None) -> _Job:
     missing = [
         option
         for option, is_missing in (
-            ("--parameters", model_bytes is None),
+            ("--parameters (or --model-size)", model_bytes is None),
             ("--workers", size is None),
             ("--compute", known is None),
             ("--bandwidth", given.bandwidth is None and (measurement is None or network_given)),
@@ -187,7 +198,7 @@ def _job(given: _Described, measured: Path | None) -> _Job:
         told = f"{measured} does not tell" if measured else "give them, or --from a file of measured values"
         raise typer.BadParameter(f"missing {', '.join(missing)}: {told}")
     assert size is not None and model_bytes is not None and known is not None
-    compute = _with_stragglers(_distributed(known, given), given.straggler or [], size)
+    compute = _with_stragglers(_distributed(known, given), given.straggler, size)
     if network_given or measurement is None:
         assert given.bandwidth is not None and given.latency is not None
         gossip_bytes = model_bytes // given.dtype.size_bytes * max(4, given.dtype.size_bytes)

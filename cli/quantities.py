@@ -9,7 +9,6 @@ from lentando.comm.errors import ConfigurationError
 __all__ = [
     "format_bandwidth",
     "format_bytes",
-    "format_count",
     "format_seconds",
     "parse_bandwidth",
     "parse_bytes",
@@ -40,9 +39,9 @@ _PER_SECOND = {
 def parse_count(text: str) -> int:
     """A number of things >= 1: ``1000``, ``25.6M``, ``7B`` (billion)."""
     value = _parse(text, _COUNTS, "a number such as 1000, 64k, 25.6M or 7B")
-    if value < 1 or value != round(value, 3) or value % 1:
+    if value < 1 or abs(value - round(value)) > 1e-9 * value:  # 64.35k is not exact in binary
         raise ConfigurationError(f"expected a whole number >= 1, got {text!r}")
-    return int(value)
+    return round(value)
 
 
 def parse_seconds(text: str) -> float:
@@ -88,11 +87,6 @@ def format_bytes(size_bytes: float) -> str:
 def format_bandwidth(bytes_per_second: float) -> str:
     """With four digits: ``1.25 GB/s``."""
     return f"{format_bytes(bytes_per_second)}/s"
-
-
-def format_count(count: float) -> str:
-    """With four digits: ``25.6M``."""
-    return _format(count, (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3), ("", 1.0))).replace(" ", "")
 
 
 def _parse(text: str, units: Mapping[str, float], expected: str) -> float:

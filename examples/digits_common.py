@@ -100,6 +100,7 @@ class Run:
         consensus_distance: how far apart the replicas were at the end.
         checksum: of the averaged model, to compare runs.
         epochs: per epoch, seconds since the start and mean training loss over ranks.
+        report: the optimizer's, as ``lentando plan --from metrics.jsonl`` reads it.
     """
 
     algorithm: str
@@ -112,6 +113,7 @@ class Run:
     consensus_distance: float = 0.0
     checksum: int = 0
     epochs: list[tuple[float, float]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
 
     @classmethod
     def mean(cls, runs: Sequence["Run"]) -> "Run":

@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 import lentando.torch as lt
 from lentando.comm import simulate
+from lentando.optimizers.delay_model import measurement_line
 
 
 def make_model(seed: int) -> nn.Module:
@@ -106,6 +107,7 @@ def main(options: argparse.Namespace) -> list[Run]:
         run.rounds = report["inner_steps" if algorithm == "allreduce" else "rounds"]
         run.megabytes = report["bytes_sent"] / 1e6
         run.communication_seconds = report["communication_seconds"]
+        run.report = measurement_line(report)
         return run
 
     return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)

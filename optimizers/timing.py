@@ -6,6 +6,7 @@ slow, and how long the last control message took. It is a barrier: the rank that
 of these times is the message's own, and what others took longer, they waited. Durations are compared, never clocks.
 """
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import isnan, nan, sqrt
@@ -31,8 +32,8 @@ Kind: TypeAlias = Literal["gradients", "gossip", "outer"]
 MEMORY_SAMPLES = 1024
 """Samples after which older ones begin to count less: a job's speed changes."""
 PAUSE_FROM = 10.0
-PAUSE_AFTER = 8
-"""A sample that lasts so many times the mean of at least so many is no training."""
+"""A sample that lasts so many times the median of the last ones is no training."""
+RECENT = 15
 
 
 @dataclass
@@ -121,6 +122,7 @@ class Timing:
     _uncounted_seconds: float = 0.0
     _paused_at: float | None = None
     _was_unusual: bool = False
+    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     @property
     def is_started(self) -> bool:
@@ -160,9 +162,12 @@ class Timing:
 
         One sample alone, ten times as long as usual. The second of two in a row is a new speed.
         """
-        is_unusual = self._compute.samples >= PAUSE_AFTER and seconds > PAUSE_FROM * self._compute.mean_seconds
-        self._was_unusual, was_unusual = is_unusual, self._was_unusual
-        return is_unusual and not was_unusual
+        recent, was_unusual = self._recent, self._was_unusual
+        self._was_unusual = len(recent) > 1 and seconds > PAUSE_FROM * sorted(recent)[len(recent) // 2]
+        if self._was_unusual and not was_unusual:
+            return True
+        recent.append(seconds)
+        return False
 
     def end(self) -> None:
         """It is over."""

@@ -61,9 +61,13 @@ def _operations(
     for outer in (plain, slow):
         outer.restart()
 
+    separate = buffer.array.copy()
+
     def average_gradients() -> None:
+        np.copyto(buffer.array, separate)  # a framework's gradients are gathered into the buffer, and handed back
         _control(transport)
         gradients.average_gradients()
+        np.copyto(separate, buffer.array)
 
     def step_outward(outer: OuterStep) -> None:
         _control(transport)
