@@ -123,7 +123,7 @@ def plan(
     delays, one rank per node. SGP gossips with one peer per step.
     """
     described = _Described(
-        parameters, model_size, bandwidth, latency, compute, workers, distribution, variation, straggler, dtype
+        parameters, model_size, bandwidth, latency, compute, workers, distribution, variation, straggler or [], dtype
     )
     job = _job(described, measured)
     periods = sorted(set(period or PERIODS))
