@@ -16,7 +16,7 @@ from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 
-__all__ = ["Agreement", "Control", "Event", "agree", "fingerprint"]
+__all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint"]
 
 
 class Event(IntEnum):
@@ -45,6 +45,9 @@ class Control:
         weight: this rank's share in averages.
         flag: true if something happened on this rank that all should know.
         clock: this rank's clock in seconds; decisions about time go by rank 0's.
+        compute_seconds: mean compute time of this rank's steps, NaN if none was measured.
+        compute_deviation_seconds: standard deviation of a step's, NaN if unknown.
+        agreed_seconds: how long this rank's last control message of a round took, waiting included, NaN if none did.
     """
 
     event: Event
@@ -55,9 +58,14 @@ class Control:
     weight: float = 1.0
     flag: bool = False
     clock: float = 0.0
+    compute_seconds: float = nan
+    compute_deviation_seconds: float = nan
+    agreed_seconds: float = nan
 
 
 _COMPARED = ("event", "round", "step", "subject")
+CONTROL_BYTES = 8 * len(fields(Control))
+"""Of one rank's share."""
 
 
 @dataclass(frozen=True)
@@ -69,12 +77,18 @@ class Agreement:
         weight: sum of the weights.
         flagged: ranks whose flag was set.
         clock: rank 0's clock in seconds.
+        compute_seconds: by rank, like the next two; see ``Control``.
+        compute_deviation_seconds: by rank.
+        agreed_seconds: by rank.
     """
 
     loss: float
     weight: float
     flagged: list[int]
     clock: float
+    compute_seconds: list[float]
+    compute_deviation_seconds: list[float]
+    agreed_seconds: list[float]
 
 
 def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
@@ -104,6 +118,9 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         weight=float(columns["weight"].sum()),
         flagged=[int(rank) for rank in np.flatnonzero(columns["flag"])],
         clock=float(columns["clock"][0]),
+        compute_seconds=columns["compute_seconds"].tolist(),
+        compute_deviation_seconds=columns["compute_deviation_seconds"].tolist(),
+        agreed_seconds=columns["agreed_seconds"].tolist(),
     )
 
 

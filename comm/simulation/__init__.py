@@ -4,13 +4,18 @@
 clock is lowest goes on. So whatever delays, stragglers and faults the models ask for happen exactly so, and again.
 """
 
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from lentando.comm.process_state import ProcessState, register_process_state
 from lentando.comm.simulation.compute import Compute
 from lentando.comm.simulation.faults import Death, Delay, Drop, Duplicate, Fault
-from lentando.comm.simulation.messages import Sent
 from lentando.comm.simulation.network import Link, Network, SharedLink
-from lentando.comm.simulation.run import simulate
-from lentando.comm.simulation.transport import SimulatedTransport
+
+if TYPE_CHECKING:
+    from lentando.comm.simulation.messages import Sent
+    from lentando.comm.simulation.run import simulate
+    from lentando.comm.simulation.transport import SimulatedTransport
 
 __all__ = [
     "Compute",
@@ -28,3 +33,12 @@ __all__ = [
     "register_process_state",
     "simulate",
 ]
+
+_NEED_GREENLET = {"Sent": "messages", "SimulatedTransport": "transport", "simulate": "run"}
+
+
+def __getattr__(name: str) -> Any:
+    """What needs greenlet is loaded when it is used: the models also serve the delay model, which simulates nothing."""
+    if name in _NEED_GREENLET:
+        return getattr(import_module(f"lentando.comm.simulation.{_NEED_GREENLET[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

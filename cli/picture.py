@@ -1,0 +1,55 @@
+"""The picture of ``lentando plan --plot``: time per step against the period."""
+
+from pathlib import Path
+
+from lentando.cli.predictions import Prediction, Recommendation
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.simulation.compute import Compute
+from lentando.optimizers.delay_model import Delays, local_sgd_seconds, mean_seconds
+
+__all__ = ["draw"]
+
+PERIODS = [2**power for power in range(11)]
+
+
+def draw(
+    path: Path,
+    compute: Compute,
+    size: int,
+    delays: Delays,
+    predictions: list[Prediction],
+    recommended: Recommendation,
+) -> None:
+    """Write the picture, in the format that the name's ending asks for.
+
+    Raises:
+        ConfigurationError: without matplotlib, or if the file cannot be written.
+    """
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ConfigurationError("--plot needs matplotlib: pip install matplotlib") from error
+    mpl.use("Agg")  # no screen needed
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    times = [1e3 * local_sgd_seconds(compute, size, delays, period) for period in PERIODS]
+    axes.plot(PERIODS, times, marker="o", color="C0", label="Local SGD")
+    flat = [row for row in predictions if row.period is None and row.seconds_per_step is not None]
+    for number, row in enumerate(flat, 1):
+        axes.axhline(1e3 * (row.seconds_per_step or 0.0), color=f"C{number}", linestyle="--", label=row.algorithm)
+    slowest = max(mean_seconds(compute, rank) for rank in range(size))
+    axes.axhline(1e3 * slowest, color="black", linewidth=1, label="computation alone")
+    if recommended.period is not None:
+        axes.axvline(recommended.period, color="grey", linestyle=":", label=f"recommended: {recommended.period}")
+    axes.set_xscale("log", base=2)
+    axes.set(xlabel="period (inner steps between averages)", ylabel="time per step (ms)", ylim=(0, None))
+    axes.set_title(f"{size} workers, {compute.distribution} compute times")
+    axes.grid(visible=True, alpha=0.25)
+    axes.legend()
+    try:
+        figure.savefig(path, dpi=150)
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(f"cannot write the picture {path}: {error}") from error
+    finally:
+        plt.close(figure)

@@ -1,0 +1,116 @@
+"""Measures what each operation costs on the ranks that are there, by the code that training runs."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from lentando.comm.control import CONTROL_BYTES, Control, Event, agree
+from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+from lentando.comm.transport import Transport, VirtualTime
+from lentando.optimizers.base_algorithms import AllReduce
+from lentando.optimizers.delay_model.records import Measurement, Points
+from lentando.optimizers.gossip import OSGP, SGP
+from lentando.optimizers.outer_step import OuterStep
+from lentando.optimizers.slow_momentum import SlowMomentum
+
+__all__ = ["measure_delays"]
+
+CACHE_BYTES = 16 * 1024 * 1024
+"""What is written before each measurement: between two communications, training puts its own data into the caches."""
+FRACTIONS = (64, 16, 4, 1)
+"""A latency and a bandwidth are fitted to models so many times smaller than the one asked about."""
+WARM_UP = 2
+
+
+def measure_delays(
+    transport: Transport, elements: int, dtype: str = "float32", repeats: int = 20, slow_momentum: float = 0.5
+) -> Measurement:
+    """The delays of one model on these ranks, and of smaller ones. Collective: every rank calls it.
+
+    All ranks come together before each measurement, which is then that of the operation itself; a time is the mean over
+    ranks, and of these the median over ``repeats``.
+
+    Args:
+        transport: ranks to measure.
+        elements: number of parameters.
+        dtype: of the parameters.
+        repeats: measurements of each operation and size.
+        slow_momentum: of the outer step that is compared with one without.
+    """
+    clock = _Stopwatch(transport, repeats)
+    delays: dict[str, Points] = {"control": [(CONTROL_BYTES, clock.median(lambda: _control(transport)))]}
+    for fraction in FRACTIONS:
+        count = max(1, elements // fraction)
+        buffer = FlatBuffer(build_layouts([Entry("parameters", (count,), dtype, 0)])[0])
+        buffer.array[:] = 1
+        size_bytes = buffer.array.nbytes
+        for name, seconds in _operations(transport, buffer, clock, slow_momentum).items():
+            points = delays.setdefault(name, [])
+            if not points or points[-1][0] < size_bytes:
+                points.append((size_bytes, seconds))
+    return Measurement(size=transport.size, model_bytes=elements * buffer.array.itemsize, delays=delays)
+
+
+def _operations(
+    transport: Transport, buffer: FlatBuffer, clock: "_Stopwatch", slow_momentum: float
+) -> dict[str, float]:
+    gradients = AllReduce().bind(transport, [], [buffer])
+    plain, slow = (OuterStep(transport, [buffer], rule) for rule in (None, SlowMomentum(1.0, slow_momentum)))
+    for outer in (plain, slow):
+        outer.restart()
+
+    separate = buffer.array.copy()
+
+    def average_gradients() -> None:
+        np.copyto(buffer.array, separate)  # a framework's gradients are gathered into the buffer, and handed back
+        _control(transport)
+        gradients.average_gradients()
+        np.copyto(separate, buffer.array)
+
+    def step_outward(outer: OuterStep) -> None:
+        _control(transport)
+        outer.run([0.1])
+
+    found = {
+        "gradient_average": clock.median(average_gradients),
+        "outer_step": clock.median(lambda: step_outward(plain)),
+    }
+    found["slow_momentum"] = max(0.0, clock.median(lambda: step_outward(slow)) - found["outer_step"])
+    if transport.size > 1:
+        gossip = SGP().bind(transport, [buffer], [])
+        whole = clock.median(gossip.after_step)
+        local = 0.0
+        if not isinstance(transport, VirtualTime):  # in a simulation arithmetic takes no time
+            overlapped = OSGP(staleness=1, deterministic=True).bind(transport, [buffer], [])
+            # Long after it was sent, the message of the step before has come: what is left is this rank's own work.
+            local = min(whole, clock.median(overlapped.after_step, pause_seconds=4 * whole))
+            overlapped.drain()
+        found |= {"exchange": whole - local, "exchange_local": local}
+    return found
+
+
+def _control(transport: Transport) -> None:
+    agree(transport, Control(Event.OPERATION), lambda: "measures delays")
+
+
+@dataclass
+class _Stopwatch:
+    transport: Transport
+    repeats: int
+    _cache: np.ndarray = field(default_factory=lambda: np.zeros(CACHE_BYTES, np.uint8))
+
+    def median(self, operation: Callable[[], object], pause_seconds: float = 0.0) -> float:
+        """Seconds, equal on all ranks."""
+        seconds = []
+        for _ in range(WARM_UP + self.repeats):
+            self._cache += 1
+            if pause_seconds:
+                time.sleep(pause_seconds)
+            self.transport.barrier()
+            started = self.transport.clock()
+            operation()
+            seconds.append(self.transport.clock() - started)
+        over_ranks = self.transport.allgather(np.array(seconds[WARM_UP:])).mean(axis=0)
+        return float(np.median(over_ranks))
