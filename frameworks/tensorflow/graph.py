@@ -138,15 +138,18 @@ class CountedSteps:
             with tf.init_scope():
                 self._begun.assign(value=False)
 
-    def begin(self) -> None:
-        """Before the base optimizer steps: the first time, the replica must know."""
+    def begin(self) -> Any:
+        """Before the base optimizer steps, which must wait for what is returned: the first time, the replica must know.
+
+        Nothing has changed the parameters before that, so there is nothing to wait for, and the condition stays cheap.
+        """
 
         def tell() -> None:
             self.settle()
             self._replica().before_step()
             self._begun.assign(value=True)
 
-        _call_if(tf.logical_not(self._begun), tell, self._touched)
+        return _call_if(tf.logical_not(self._begun), tell, [self._begun])
 
     def average(
         self, average: Callable[..., Any], loss: Any | None, gradients: Sequence[Any], dtypes: Sequence[Any]
@@ -194,9 +197,9 @@ def _scalar(loss: Any) -> Any:
     return loss if loss.shape.rank == 0 else tf.reduce_mean(loss)
 
 
-def _call_if(condition: Any, function: Callable[[], None], touched: Sequence[Any]) -> None:
+def _call_if(condition: Any, function: Callable[[], None], touched: Sequence[Any]) -> Any:
     def call() -> Any:
         call_python(function, touched)
         return tf.constant(0)
 
-    tf.cond(condition, call, lambda: tf.constant(0))
+    return tf.cond(condition, call, lambda: tf.constant(0))

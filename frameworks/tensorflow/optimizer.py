@@ -320,12 +320,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             )
         counted.trace()
         rate = tf.convert_to_tensor(self.learning_rate)
+        begun: Any = nullcontext()
         if self._settings.base.averages_gradients:
             pairs = self._traced_averages(pairs, loss)
         else:
-            counted.begin()
+            begun = tf.control_dependencies([counted.begin()])
         before = tf.identity(self.iterations) if self._base.accumulation_steps else None
-        self._base_step(pairs)
+        with begun:
+            self._base_step(pairs)
         counted.end(None if before is None else tf.not_equal(before, self.iterations), rate, loss)
 
     def _base_step(self, pairs: Sequence[tuple[Any, Any]]) -> None:
