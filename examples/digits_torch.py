@@ -4,6 +4,7 @@ On real ranks, or on simulated ones in one process:
 
     python examples/digits_torch.py
     mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --base sgp --period 12
+    mpirun -np 4 python examples/digits_torch.py --algorithm adacomm --slow-momentum 0.3
     mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
     python examples/digits_torch.py --algorithm osgp --simulate 16 --batch-size 8
 """
@@ -67,6 +68,16 @@ def main(options: argparse.Namespace) -> list[Run]:
                 base_buffers=options.base_buffers,
                 algorithm=options.reduction,
             )
+        if algorithm == "adacomm":
+            return lt.AdaComm(
+                sgd,
+                model=model,
+                base=bases[options.base],
+                initial_period=options.initial_period,
+                interval_steps=options.interval_steps,
+                slow_momentum=options.slow_momentum,
+                algorithm=options.reduction,
+            )
         return lt.DistributedOptimizer(
             sgd,
             model=model,
@@ -103,6 +114,8 @@ def main(options: argparse.Namespace) -> list[Run]:
             run.checksum = crc32(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
         report = optimizer.report()
         run.accuracy = float((predicted == data.test_labels).mean())
+        if algorithm == "adacomm":
+            run.periods = [options.initial_period, *(decision["period"] for decision in report["decisions"])]
         run.rounds = report["inner_steps" if algorithm == "allreduce" else "rounds"]
         run.megabytes = report["bytes_sent"] / 1e6
         run.communication_seconds = report["communication_seconds"]

@@ -49,7 +49,11 @@ class Settings:
             legal = ", ".join(map(repr, get_args(Algorithm)))
             raise ConfigurationError(f"algorithm must be one of {legal}, got {self.algorithm!r}")
         if self.period is not None:
-            as_period(self.period)
+            if as_period(self.period).needs_loss and not self.exact_average:
+                raise ConfigurationError(
+                    f"{self.period!r} decides by the mean loss over all ranks, which travels with the exact average: "
+                    "with exact_average=False every rank would decide by its own. Use a fixed period there"
+                )
         elif self.outer is not None:
             raise ConfigurationError("an outer step needs period= (inner steps between outer steps), got None")
         elif not self.base.communicates:

@@ -28,9 +28,10 @@ from lentando.comm.topology import (
     Torus,
 )
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
+from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
+from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.functions import (
     allgather,
@@ -43,17 +44,20 @@ from lentando.torch.functions import (
     broadcast_optimizer_state,
     broadcast_parameters,
 )
-from lentando.torch.optimizer import DistributedOptimizer, SlowMo
+from lentando.torch.optimizer import AdaComm, DistributedOptimizer, SlowMo
 
 __all__ = [
     "DPSGD",
     "OSGP",
     "SGP",
+    "AdaComm",
+    "AdaptivePeriod",
     "AllReduce",
     "Average",
     "BipartiteExponential",
     "Complete",
     "ConfigurationError",
+    "Decision",
     "DistributedOptimizer",
     "FixedPeriod",
     "FromGraph",
