@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, astuple
+from dataclasses import astuple
 from math import inf, isnan, nan, sqrt
 from typing import Any
 from zlib import crc32
@@ -203,7 +203,7 @@ class Replica:
             "bytes_sent": self._bytes,
             "messages": self._messages,
             "communication_seconds": self._seconds,
-            "decisions": [asdict(decision) for decision in self._decisions],
+            "decisions": [dict(vars(decision)) for decision in self._decisions],
         }
 
     def state_dict(self) -> dict[str, Any]:
