@@ -20,34 +20,22 @@ and D/Y = 4, and are the same in all settings; so is the learning rate, for all 
 import argparse
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, TypeAlias
 
 import error_runtime_report as report
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import nn
+from error_runtime_training import METHODS, SYNCHRONOUS, Array, Course, Perceptron, batches, compute, train_each, wrap
 from tqdm import tqdm
 
 import lentando.torch as lt
 from lentando.comm import simulate
 from lentando.comm.simulation import Compute, Network
 from lentando.comm.world import transport
-
-Array: TypeAlias = NDArray[Any]
-
-SYNCHRONOUS = "synchronous SGD"
-ADAPTIVE = ("AdaComm", "AdaComm, slow momentum")
-FIXED = ("period 4", "period 16", "period 64")
-METHODS = (SYNCHRONOUS, *FIXED, *ADAPTIVE)
-POINTS = 400
-"""Points of a curve, at most."""
 
 
 @dataclass(frozen=True)
@@ -73,203 +61,6 @@ FULL = (
 )
 
 
-@dataclass
-class Course:
-    """One training, by rank 0's clock.
-
-    Attributes:
-        steps: inner steps taken.
-        seconds: how long they took.
-        curve: seconds and training loss (weight decay's term included) of the averaged model.
-        periods: seconds from which on a period held, and the period.
-    """
-
-    steps: int = 0
-    seconds: float = 0.0
-    curve: list[tuple[float, float]] = field(default_factory=list)
-    periods: list[tuple[float, int]] = field(default_factory=list)
-
-
-@lru_cache
-def digits() -> tuple[Array, Array]:
-    """The 1797 handwritten digits of scikit-learn, all of them: what is asked here is the training loss."""
-    from sklearn.datasets import load_digits
-
-    images, labels = load_digits(return_X_y=True)
-    images = images / 16.0
-    return (images - images.mean(axis=0)).astype(np.float32), labels
-
-
-class Perceptron:
-    """64 pixels, one hidden layer, 10 classes; its gradient by hand: autograd would take most of the simulator's time.
-
-    Attributes:
-        flat: all parameters, the one tensor that PyTorch's optimizer sees.
-    """
-
-    def __init__(self, seed: int, options: argparse.Namespace) -> None:
-        self._shapes = [(64, options.hidden), (options.hidden,), (options.hidden, 10), (10,)]
-        generator = np.random.default_rng(seed)
-        parts = [generator.normal(scale=shape[0] ** -0.5, size=shape) * (len(shape) > 1) for shape in self._shapes]
-        self.flat = nn.Parameter(torch.from_numpy(np.concatenate([part.ravel() for part in parts]).astype(np.float32)))
-        self.flat.grad = torch.zeros_like(self.flat)
-
-    def bind(self) -> None:
-        """Once the optimizer has put the parameters where it wants them."""
-        assert self.flat.grad is not None
-        self._parameters = self._cut(self.flat.detach().numpy())
-        self._gradients = self._cut(self.flat.grad.numpy())
-
-    def backward(self, images: Array, labels: Array) -> float:
-        """The mean cross-entropy of a batch; leaves its gradient."""
-        second = self._parameters[2]
-        hidden, probabilities = self._forward(images, self._parameters)
-        rows = np.arange(len(labels))
-        loss = -float(np.log(probabilities[rows, labels]).mean())
-        probabilities[rows, labels] -= 1
-        probabilities /= len(labels)
-        to_hidden = (probabilities @ second.T) * (hidden > 0)
-        for gradient, value in zip(
-            self._gradients,
-            (images.T @ to_hidden, to_hidden.sum(axis=0), hidden.T @ probabilities, probabilities.sum(axis=0)),
-            strict=True,
-        ):
-            gradient[...] = value
-        return loss
-
-    def training_loss(self, flat: Array, options: argparse.Namespace) -> float:
-        """What SGD with weight decay minimizes, over all of the data."""
-        images, labels = digits()
-        _, probabilities = self._forward(images, self._cut(flat))
-        loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean(dtype=np.float64)
-        return float(loss) + options.weight_decay / 2 * float(np.square(flat, dtype=np.float64).sum())
-
-    def _cut(self, flat: Array) -> list[Array]:
-        ends = np.cumsum([np.prod(shape) for shape in self._shapes])[:-1]
-        return [part.reshape(shape) for part, shape in zip(np.split(flat, ends), self._shapes, strict=True)]
-
-    @staticmethod
-    def _forward(images: Array, parameters: list[Array]) -> tuple[Array, Array]:
-        first, first_bias, second, second_bias = parameters
-        hidden = np.maximum(images @ first + first_bias, 0)
-        scores = hidden @ second + second_bias
-        scores -= scores.max(axis=1, keepdims=True)
-        np.exp(scores, out=scores)
-        scores /= scores.sum(axis=1, keepdims=True)
-        return hidden, np.maximum(scores, 1e-30, out=scores)
-
-
-def batches(seed: int, options: argparse.Namespace) -> Iterator[tuple[Array, Array]]:
-    images, labels = digits()
-    generator = np.random.default_rng([seed, lt.rank()])
-    while True:
-        for chosen in generator.integers(len(labels), size=(256, options.batch_size)):
-            yield images[chosen], labels[chosen]
-
-
-def wrap(method: str, model: Perceptron, options: argparse.Namespace, interval: float) -> lt.DistributedOptimizer:
-    sgd = torch.optim.SGD([model.flat], lr=options.lr, weight_decay=options.weight_decay, foreach=False)
-    if method in ADAPTIVE:
-        optimizer = lt.AdaComm(
-            sgd,
-            initial_period=options.initial_period,
-            interval=interval,
-            slow_momentum=options.slow_momentum if method == ADAPTIVE[1] else 0.0,
-        )
-    else:
-        period = 1 if method == SYNCHRONOUS else int(method.split()[1])
-        optimizer = lt.DistributedOptimizer(sgd, base=lt.LocalSGD(), period=period)
-    model.bind()
-    return optimizer
-
-
-def train(
-    method: str,
-    seed: int,
-    options: argparse.Namespace,
-    interval_seconds: float,
-    limit: Callable[[int, float], bool],
-    points_apart_seconds: float,
-) -> Course:
-    """Train on every rank until ``limit(steps, seconds)``; the course as rank 0 saw it."""
-    lt.init()
-    model = Perceptron(seed, options)
-    optimizer = wrap(method, model, options, interval_seconds)
-    clock = transport().clock
-    lt.barrier()
-    started, checked = clock(), 0
-    course = Course()
-    snapshots = [(0.0, model.flat.detach().numpy().copy())]
-    ends = period = optimizer.report()["period"]
-    course.periods.append((0.0, period))
-    for batch in batches(seed, options):
-        step(model, optimizer, batch, options)
-        course.steps += 1
-        if course.steps < ends:
-            continue
-        # A round has ended: every replica is the average.
-        seconds = clock() - started
-        after = optimizer.report()["period"]
-        if after != period:
-            course.periods.append((seconds, after))
-        ends, period = course.steps + after, after
-        if seconds >= snapshots[-1][0] + points_apart_seconds:
-            snapshots.append((seconds, model.flat.detach().numpy().copy()))
-        if course.steps >= checked + 16:  # seldom, because it is a message
-            checked = course.steps
-            course.seconds = float(lt.broadcast(torch.tensor([seconds], dtype=torch.float64), root_rank=0))
-            if limit(course.steps, course.seconds):
-                break
-    if lt.rank() == 0:
-        for seconds, parameters in snapshots[:: max(1, len(snapshots) // POINTS)]:
-            course.curve.append((seconds, model.training_loss(parameters, options)))
-    return course
-
-
-def step(model: Perceptron, optimizer: Any, batch: tuple[Array, Array], options: argparse.Namespace) -> None:
-    started = time.perf_counter()
-    loss = model.backward(*batch)
-    if options.step_seconds:
-        time.sleep(max(0.0, options.step_seconds - (time.perf_counter() - started)))
-    optimizer.step(loss=loss)
-
-
-def train_each(
-    methods: Sequence[str],
-    seed: int,
-    options: argparse.Namespace,
-    mean_step_seconds: float,
-    run: Callable[[Callable[[], Course]], Course],
-) -> dict[str, Course]:
-    """Train by each method, each as long as synchronous SGD, the first, needs for its steps.
-
-    Args:
-        methods: names.
-        seed: of initial weights and batches.
-        options: the flags.
-        mean_step_seconds: Y.
-        run: lets all ranks train, and returns rank 0's course.
-    """
-    interval_seconds = options.interval * mean_step_seconds
-    courses: dict[str, Course] = {}
-    for method in methods:
-        if method == SYNCHRONOUS:
-            ends, apart_seconds = partial(_after_steps, options.steps), 0.0
-        else:
-            budget_seconds = courses[SYNCHRONOUS].seconds
-            ends, apart_seconds = partial(_after_seconds, budget_seconds), budget_seconds / POINTS
-        courses[method] = run(partial(train, method, seed, options, interval_seconds, ends, apart_seconds))
-    return courses
-
-
-def _after_steps(limit: int, steps: int, seconds: float) -> bool:
-    return steps >= limit
-
-
-def _after_seconds(limit: float, steps: int, seconds: float) -> bool:
-    return seconds >= limit
-
-
 # --- simulated ----------------------------------------------------------------------------------------------
 
 
@@ -288,23 +79,22 @@ def network_for(workers: int, average_seconds: float, options: argparse.Namespac
 
 
 def simulated(
-    methods: Sequence[str], seed: int, options: argparse.Namespace, network: Network, compute: Compute, workers: int
+    methods: Sequence[str], seed: int, options: argparse.Namespace, network: Network, times: Compute, workers: int
 ) -> dict[str, Course]:
     torch.set_num_threads(1)
 
     def run(work: Callable[[], Course]) -> Course:
         # Every rank has generators of its own: nothing of the process's needs to be kept apart.
-        course: Course = simulate(work, workers, network=network, compute=compute, seed=seed, isolate=False)[0]
+        course: Course = simulate(work, workers, network=network, compute=times, seed=seed, isolate=False)[0]
         return course
 
-    mean = float(np.mean(compute.trace)) if compute.trace else compute.mean_seconds
+    mean = float(np.mean(times.trace)) if times.trace else times.mean_seconds
     return train_each(methods, seed, options, mean, run)
 
 
 def simulated_at(setting: Setting, seed: int, options: argparse.Namespace) -> dict[str, Course]:
-    compute = Compute(1.0, setting.compute)  # type: ignore[arg-type]
     network = network_for(setting.workers, setting.ratio, options)
-    return simulated(setting.methods, seed, options, network, compute, setting.workers)
+    return simulated(setting.methods, seed, options, network, Compute(1.0, setting.compute), setting.workers)
 
 
 def main_simulated(options: argparse.Namespace) -> list[report.Result]:
@@ -329,32 +119,33 @@ def main_simulated(options: argparse.Namespace) -> list[report.Result]:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[float], float]:
-    """Seconds of steps without communication on all ranks, and of an average without steps: Y's samples, and D."""
-    model = Perceptron(0, options)
-    sgd = torch.optim.SGD([model.flat], lr=0.0, foreach=False)
-    local = lt.DistributedOptimizer(sgd, base=lt.LocalSGD(), period=10**9)
-    model.bind()
+    """Samples of Y from all ranks, and D.
+
+    Y is a step without communication. D is what a step with an average takes longer than the slowest rank's compute.
+    """
     drawn = batches(0, options)
-    times = []
-    lt.barrier()
-    for number in range(250):
-        started = time.perf_counter()
-        step(model, local, next(drawn), options)
-        if number >= 50:
-            times.append(time.perf_counter() - started)
-    sgd = torch.optim.SGD([model.flat], lr=0.0, foreach=False)
-    averaging = lt.DistributedOptimizer(sgd, base=lt.LocalSGD(), period=1)
-    seconds = []
-    for optimizer in (local, averaging):
-        optimizer.step()
+
+    def steps(period: int, count: int) -> tuple[Array, Array]:
+        """Seconds to the loss, and of the whole step, on each rank: shape (ranks, count)."""
+        model = Perceptron(0, options)
+        sgd = torch.optim.SGD([model.flat], lr=0.0, foreach=False)
+        optimizer = lt.DistributedOptimizer(sgd, base=lt.LocalSGD(), period=period)
+        model.bind()
         lt.barrier()
-        started = time.perf_counter()
-        for _ in range(100):
-            optimizer.step()
-        seconds.append((time.perf_counter() - started) / 100)
-    everyones: list[list[float]] = lt.allgather_object(times)
-    average_seconds: float = lt.broadcast_object(seconds[1] - seconds[0])
-    return [value for own in everyones for value in own], average_seconds
+        own = []
+        for number in range(-count // 4, count):  # the first do not count
+            started = time.perf_counter()
+            loss = compute(model, next(drawn), options)
+            computed = time.perf_counter()
+            optimizer.step(loss=loss)
+            if number >= 0:
+                own.append((computed - started, time.perf_counter() - started))
+        return tuple(np.moveaxis(lt.allgather_object(own), 2, 0))
+
+    computed, whole = steps(10**9, 200)
+    inside, averaging = steps(1, 100)
+    slowest = inside.max(axis=0) + (whole - computed).mean()
+    return whole.ravel().tolist(), float((averaging.mean(axis=0) - slowest).mean())
 
 
 def main_real(options: argparse.Namespace) -> list[report.Result]:
@@ -379,10 +170,10 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
         return []
     workers = lt.size()
     options = argparse.Namespace(**{**vars(options), "step_seconds": 0.0})  # virtual steps need not be waited for
-    compute = Compute(distribution="trace", trace=times)
     network = network_for(workers, average_seconds, options)
+    model = Compute(distribution="trace", trace=times)
     virtual = [
-        simulated(METHODS, seed, options, network, compute, workers) for seed in tqdm(seeds, "simulating", unit="seed")
+        simulated(METHODS, seed, options, network, model, workers) for seed in tqdm(seeds, "simulating", unit="seed")
     ]
     y, d = mean * 1e3, average_seconds * 1e3
     words = f"{workers} ranks, Y = {y:.3g} ms, D = {d:.3g} ms, D/Y = {d / y:.3g}"

@@ -34,6 +34,9 @@ class AdaptivePeriod:
     on some rank do not count towards F_l; an interval goes on until it has one that does. An interval that ends at a
     learning rate of 0 leaves the period as it is.
 
+    The paper decays the learning rate only once the period is 1, from a low floor. To do the same, step the scheduler
+    only while ``report()["period"]``, which is equal on all ranks, is 1.
+
     Args:
         initial_period: tau_0, inner steps. The paper searches for the longest whose loss still falls fast at first.
         interval_seconds: length of an interval by rank 0's clock; ``math.inf`` keeps the initial period.

@@ -142,6 +142,22 @@ def test_learning_rate_decay_lengthens_the_period() -> None:
     assert min(after) > max(before)
 
 
+def test_scheduler_may_wait_for_the_period_to_be_1() -> None:
+    """As the paper does. The ranks' learning rates stay equal, because the period is."""
+    model = net()
+    optimizer = adacomm(model, initial_period=8, interval_steps=8)
+    scheduler = torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.9)
+    rates = []
+    for step in range(60):
+        train(optimizer, model, 1, first=step)
+        if optimizer.report()["period"] == 1:
+            scheduler.step()
+        rates.append(optimizer.param_groups[0]["lr"])
+    assert rates[7] == 0.05
+    assert rates[-1] < 0.05
+    assert all(other == rates for other in everyones(rates))
+
+
 def test_step_without_its_loss_is_refused_at_once() -> None:
     model = net()
     optimizer = adacomm(model)
