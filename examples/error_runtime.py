@@ -103,7 +103,8 @@ def main_simulated(options: argparse.Namespace) -> list[report.Result]:
         settings = FULL[:1]
     if options.workers or options.ratio is not None or options.compute:
         ratio = 4.0 if options.ratio is None else options.ratio
-        settings = (Setting(options.workers or 4, ratio, options.compute or "constant"),)
+        methods = tuple(method for method in METHODS if method in (SYNCHRONOUS, *(options.methods or METHODS)))
+        settings = (Setting(options.workers or 4, ratio, options.compute or "constant", methods),)
     seeds = range(options.seed, options.seed + options.seeds)
     # Longest first, so that no process is left with a long one at the end.
     tasks = sorted(((s, seed) for s in settings for seed in seeds), key=lambda t: -t[0].workers * len(t[0].methods))
@@ -193,6 +194,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="simulated workers, instead of the whole table")
     parser.add_argument("--ratio", type=float, help="D/Y, instead of the whole table")
     parser.add_argument("--compute", choices=("constant", "exponential", "lognormal"), help="of Y")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="besides synchronous SGD, in such a setting")
     parser.add_argument("--steps", type=int, help="steps of synchronous SGD (default: 1600; 400 with --quick)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, help="how many (default: 5; 1 with --quick or --real)")

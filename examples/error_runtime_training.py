@@ -165,7 +165,7 @@ def train(
         if after != period:
             course.periods.append((seconds, after))
         ends, period = course.steps + after, after
-        if seconds >= snapshots[-1][0] + points_apart_seconds:
+        if lt.rank() == 0 and seconds >= snapshots[-1][0] + points_apart_seconds:
             snapshots.append((seconds, model.flat.detach().numpy().copy()))
         if course.steps >= checked + 16:  # seldom, because it is a message
             checked = course.steps

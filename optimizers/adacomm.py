@@ -2,7 +2,7 @@
 
 from dataclasses import asdict, dataclass
 from math import ceil, inf, isclose, isfinite, sqrt
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
@@ -61,6 +61,8 @@ class AdaptivePeriod:
     min_period: int = 1
     max_period: int | None = None
 
+    needs_loss: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         check_steps("initial_period", self.initial_period, 1)
         check_steps("min_period", self.min_period, 1)
@@ -80,10 +82,6 @@ class AdaptivePeriod:
         if not is_number(self.loss_floor):
             raise ConfigurationError(f"loss_floor must be a finite number, got {self.loss_floor!r}")
         self._now = _Progress(self.initial_period)
-
-    @property
-    def needs_loss(self) -> bool:
-        return True
 
     def steps(self) -> int:
         return self._now.period

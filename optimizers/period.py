@@ -15,6 +15,7 @@ __all__ = [
     "RoundSummary",
     "as_period",
     "check_steps",
+    "needs_loss",
 ]
 
 
@@ -65,13 +66,9 @@ class Period(Protocol):
 
     It must decide by what it is told alone, so that all ranks decide alike. The replica works on a copy.
 
-    Attributes:
-        needs_loss: whether it decides by the loss: then a step without ``loss=`` is an error.
+    One that decides by the loss says so by an attribute ``needs_loss = True``: then a step without ``loss=`` is an
+    error.
     """
-
-    @property
-    def needs_loss(self) -> bool:
-        """See above."""
 
     def steps(self) -> int:
         """Inner steps of the round that begins now, at least 1."""
@@ -105,10 +102,6 @@ class FixedPeriod:
 
     def __post_init__(self) -> None:
         check_steps("period", self.period, 1)
-
-    @property
-    def needs_loss(self) -> bool:
-        return False
 
     def steps(self) -> int:
         return self.period
@@ -145,7 +138,8 @@ class PostLocal:
 
     @property
     def needs_loss(self) -> bool:
-        return self._then.needs_loss
+        """Whether the period that follows does."""
+        return needs_loss(self._then)
 
     def steps(self) -> int:
         return 1 if self._step < self.start else self._then.steps()
@@ -173,6 +167,11 @@ def as_period(setting: "int | Period") -> Period:
     if isinstance(setting, Period):
         return setting
     return FixedPeriod(setting)
+
+
+def needs_loss(period: Period) -> bool:
+    """Whether a schedule decides by the loss; see ``Period``."""
+    return bool(getattr(period, "needs_loss", False))
 
 
 def check_steps(name: str, value: Any, least: int) -> None:

@@ -19,7 +19,7 @@ from lentando.comm.transport import Transport, VirtualTime, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
-from lentando.optimizers.period import Decision, RoundSummary
+from lentando.optimizers.period import Decision, RoundSummary, needs_loss
 from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
 
@@ -68,7 +68,7 @@ class Replica:
             transport, framework.buffers, framework.gradients if self.averages_gradients else []
         )
         self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
-        self._needs_loss = self._period is not None and self._period.needs_loss
+        self._needs_loss = self._period is not None and needs_loss(self._period)
         self._decisions: list[Decision] = []
         self._outer = None
         if self._period is not None:

@@ -32,7 +32,6 @@ class Growing:
 
     def __init__(self) -> None:
         self.seen: list[RoundSummary] = []
-        self.needs_loss = False
 
     def steps(self) -> int:
         return len(self.seen) + 1
