@@ -169,12 +169,14 @@ def draw(results: Sequence[Result]) -> bytes:
         budget = statistics.fmean(next(iter(courses.values())).seconds for courses in result.courses)
         grid = np.linspace(0, budget, 300)
         floor = statistics.fmean(figures(result)[next(iter(result.courses[0]))]["final_loss"])
+        lowest = floor
         for number, method in enumerate(result.courses[0]):
-            curves = []
+            curves: list[Any] = []
             for courses in result.courses:
                 seconds, losses = smoothed(courses[method], courses[next(iter(courses))].seconds)
                 curves.append(np.interp(grid, seconds, losses))
             color = f"C{number}"
+            lowest = min(lowest, np.min(np.mean(curves, axis=0)))
             upper.plot(grid / result.step_seconds, np.mean(curves, axis=0), color=color, label=method, linewidth=1.6)
             upper.fill_between(
                 grid / result.step_seconds, np.min(curves, axis=0), np.max(curves, axis=0), color=color, alpha=0.15
@@ -184,7 +186,9 @@ def draw(results: Sequence[Result]) -> bytes:
             lower.step(np.array(seconds) / result.step_seconds, periods, where="post", color=color, linewidth=1.4)
         upper.axhline(1.01 * floor, color="black", linewidth=0.8, linestyle=":")
         upper.set(title=result.title.replace(": ", ":\n"), ylabel="training loss", yscale="log")
-        upper.set_ylim(0.96 * floor, 6 * floor)
+        upper.set_ylim(0.98 * lowest, 2.2 * floor)
+        upper.yaxis.set_minor_formatter("{x:.2g}")
+        upper.yaxis.set_major_formatter("{x:.2g}")
         upper.grid(visible=True, which="both", alpha=0.2)
         lower.set(xlabel="time / Y", ylabel="period", yscale="log")
         lower.set_yscale("log", base=2)
