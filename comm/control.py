@@ -43,6 +43,7 @@ class Control:
         subject: fingerprint of what the event is about (layout and settings of a model, name and shape of a tensor).
         loss: mean loss of this rank since the last message, NaN if it has none.
         weight: this rank's share in averages.
+        learning_rate: mean learning rate of this rank since the last message.
         flag: true if something happened on this rank that all should know.
         clock: this rank's clock in seconds; decisions about time go by rank 0's.
         compute_seconds: mean compute time of this rank's steps, NaN if none was measured.
@@ -56,6 +57,7 @@ class Control:
     subject: int = 0
     loss: float = nan
     weight: float = 1.0
+    learning_rate: float = 0.0
     flag: bool = False
     clock: float = 0.0
     compute_seconds: float = nan
@@ -75,6 +77,7 @@ class Agreement:
     Attributes:
         loss: mean of the ranks' losses, NaN if none has one.
         weight: sum of the weights.
+        learning_rate: mean of the learning rates.
         flagged: ranks whose flag was set.
         clock: rank 0's clock in seconds.
         compute_seconds: by rank, like the next two; see ``Control``.
@@ -84,6 +87,7 @@ class Agreement:
 
     loss: float
     weight: float
+    learning_rate: float
     flagged: list[int]
     clock: float
     compute_seconds: list[float]
@@ -116,6 +120,7 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
     return Agreement(
         loss=sum(losses) / len(losses) if losses else nan,
         weight=float(columns["weight"].sum()),
+        learning_rate=float(columns["learning_rate"].mean()),
         flagged=[int(rank) for rank in np.flatnonzero(columns["flag"])],
         clock=float(columns["clock"][0]),
         compute_seconds=columns["compute_seconds"].tolist(),

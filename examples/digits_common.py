@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from lentando.optimizers.delay_model import measurement_line
 
-ALGORITHMS = ("slowmo", "localsgd", "allreduce", "sgp", "osgp", "dpsgd")
+ALGORITHMS = ("slowmo", "localsgd", "allreduce", "sgp", "osgp", "dpsgd", "adacomm")
 COMPARED = ALGORITHMS[:3]
 TEST_SHARE = 0.2
 
@@ -65,17 +65,19 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
         "--compare", action="store_true", help=f"train with {', '.join(COMPARED)} over --seeds seeds, then compare"
     )
     parser.add_argument("--base", choices=("localsgd", "allreduce", "sgp", "osgp", "dpsgd"), default="localsgd",
-                        help="what slowmo works over")  # fmt: skip
+                        help="what slowmo and adacomm work over")  # fmt: skip
     parser.add_argument("--staleness", type=int, default=1, help="inner steps after which osgp waits for a message")
     parser.add_argument("--deterministic", action="store_true", help="osgp uses messages at the bound, never earlier")
     parser.add_argument(
         "--reduction", choices=("auto", "ring", "engine"), default="auto", help="how averages are formed"
     )
     parser.add_argument("--period", type=int, default=12, help="inner steps between averages (slowmo, localsgd)")
-    parser.add_argument("--slow-momentum", type=float, default=0.5, help="beta of SlowMo")
+    parser.add_argument("--initial-period", type=int, default=22, help="the first period of adacomm")
+    parser.add_argument("--interval-steps", type=int, default=22, help="inner steps between decisions of adacomm")
+    parser.add_argument("--slow-momentum", type=float, help="beta of SlowMo (default: 0.5, and 0 for adacomm)")
     parser.add_argument("--slow-lr", type=float, default=1.0, help="alpha of SlowMo")
     parser.add_argument("--base-buffers", choices=("reset", "maintain", "average"), default="reset",
-                        help="the base optimizer's momentum at each average")  # fmt: skip
+                        help="the base optimizer's momentum at each average (slowmo, localsgd)")  # fmt: skip
     parser.add_argument("--epochs", type=int, default=10, help="passes over the training data")
     parser.add_argument("--batch-size", type=int, default=16, help="images per step and rank")
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate of SGD")
@@ -85,7 +87,10 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--simulate", type=int, metavar="N", help="train on N simulated ranks in this process")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
     parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py, by the report")
-    return parser.parse_args(argv)
+    options = parser.parse_args(argv)
+    if options.slow_momentum is None:
+        options.slow_momentum = 0.0 if options.algorithm == "adacomm" else 0.5
+    return options
 
 
 @dataclass
@@ -103,6 +108,7 @@ class Run:
         seconds: wall-clock time of the training.
         consensus_distance: how far apart the replicas were at the end.
         checksum: of the averaged model, to compare runs.
+        periods: inner steps between averages, as adacomm chose them, from the first on.
         epochs: per epoch, seconds since the start and mean training loss over ranks.
         report: the optimizer's, as ``lentando plan --from metrics.jsonl`` reads it.
     """
@@ -117,14 +123,17 @@ class Run:
     seconds: float = 0.0
     consensus_distance: float = 0.0
     checksum: int = 0
+    periods: list[int] = field(default_factory=list)
     epochs: list[tuple[float, float]] = field(default_factory=list)
     report: dict[str, Any] = field(default_factory=dict)
 
-    def count(self, report: dict[str, Any]) -> None:
+    def count(self, report: dict[str, Any], options: argparse.Namespace) -> None:
         """Take over what an optimizer reports."""
         self.rounds = report["inner_steps" if self.algorithm == "allreduce" else "rounds"]
         self.megabytes = report["bytes_sent"] / 1e6
         self.communication_seconds = report["communication_seconds"]
+        if self.algorithm == "adacomm":
+            self.periods = [options.initial_period, *(decision["period"] for decision in report["decisions"])]
         self.report = measurement_line(report)
 
     @classmethod
@@ -161,6 +170,16 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
             slow_momentum=options.slow_momentum,
             slow_lr=options.slow_lr,
             base_buffers=options.base_buffers,
+            algorithm=options.reduction,
+        )
+    if algorithm == "adacomm":
+        return lt.AdaComm(
+            base_optimizer,
+            model=model,
+            base=bases[options.base],
+            initial_period=options.initial_period,
+            interval_steps=options.interval_steps,
+            slow_momentum=options.slow_momentum,
             algorithm=options.reduction,
         )
     return lt.DistributedOptimizer(
@@ -249,6 +268,9 @@ def print_table(runs: Sequence[Run], size: int) -> None:
             f"{mean('consensus_distance'):.1e}",
         )
     Console(width=120).print(table)
+    for run in runs:
+        if run.periods:
+            print(f"periods of {run.algorithm}, seed {run.seed}: {', '.join(map(str, run.periods))}")
 
 
 def read_report(folder: Path) -> tuple[list[Run], int]:

@@ -81,7 +81,7 @@ def main(options: argparse.Namespace) -> list[Run]:
             predicted = model(data.test_images.transpose(0, 2, 3, 1), training=False).numpy().argmax(1)
             run.checksum = crc32(b"".join(weight.numpy().tobytes() for weight in model.weights))
         run.accuracy = float((predicted == data.test_labels).mean())
-        run.count(optimizer.report())
+        run.count(optimizer.report(), options)
         return run
 
     return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)

@@ -4,6 +4,7 @@ On real ranks, or on simulated ones in one process:
 
     python examples/digits_torch.py
     mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --base sgp --period 12
+    mpirun -np 4 python examples/digits_torch.py --algorithm adacomm --slow-momentum 0.3
     mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
     python examples/digits_torch.py --algorithm osgp --simulate 16 --batch-size 8
 """
@@ -73,7 +74,7 @@ def main(options: argparse.Namespace) -> list[Run]:
             predicted = model(torch.from_numpy(data.test_images)).argmax(1).numpy()
             run.checksum = crc32(b"".join(tensor.numpy().tobytes() for tensor in model.state_dict().values()))
         run.accuracy = float((predicted == data.test_labels).mean())
-        run.count(optimizer.report())
+        run.count(optimizer.report(), options)
         return run
 
     return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)

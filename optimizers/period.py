@@ -6,7 +6,17 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["FixedPeriod", "Period", "PeriodSetting", "PostLocal", "RoundSummary", "as_period"]
+__all__ = [
+    "Decision",
+    "FixedPeriod",
+    "Period",
+    "PeriodSetting",
+    "PostLocal",
+    "RoundSummary",
+    "as_period",
+    "check_steps",
+    "needs_loss",
+]
 
 
 @dataclass(frozen=True)
@@ -16,16 +26,38 @@ class RoundSummary:
     Attributes:
         round: rounds completed, this one included.
         step: inner steps completed.
-        loss: mean training loss over ranks and the steps of the round; NaN unless ``step(loss=...)`` was given it.
-        learning_rates: mean learning rate over the round, per parameter group.
-        clock: seconds by rank 0's clock.
+        loss: mean training loss over ranks and the steps of the round; NaN unless ``step(loss=...)`` was given it,
+            infinite if it was not a number on some rank.
+        learning_rate: mean over ranks, parameter groups and the steps of the round.
+        clock: seconds since the first step by rank 0's clock. Goes on where it was when a run is resumed.
     """
 
     round: int
     step: int
     loss: float
-    learning_rates: tuple[float, ...]
+    learning_rate: float
     clock: float
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a schedule decided at the end of a round, and from what.
+
+    Attributes:
+        round: rounds completed.
+        step: inner steps completed.
+        clock: seconds since the first step, as in ``RoundSummary``.
+        loss: training loss that decided.
+        learning_rate: learning rate that decided.
+        period: inner steps of the rounds from now on.
+    """
+
+    round: int
+    step: int
+    clock: float
+    loss: float
+    learning_rate: float
+    period: int
 
 
 @runtime_checkable
@@ -33,13 +65,20 @@ class Period(Protocol):
     """A communication period that may change from round to round.
 
     It must decide by what it is told alone, so that all ranks decide alike. The replica works on a copy.
+
+    One that decides by the loss says so by an attribute ``needs_loss = True``: then a step without ``loss=`` is an
+    error.
     """
 
     def steps(self) -> int:
         """Inner steps of the round that begins now, at least 1."""
 
-    def update(self, summary: RoundSummary) -> None:
-        """Called at the end of each round, before ``steps`` is asked again."""
+    def update(self, summary: RoundSummary) -> Decision | None:
+        """Called at the end of each round, before ``steps`` is asked again.
+
+        Returns:
+            what was decided, for the log and the optimizer's report; None if there was nothing to decide.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """All that decides future periods, as numbers, strings, lists and dicts."""
@@ -62,7 +101,7 @@ class FixedPeriod:
     period: int
 
     def __post_init__(self) -> None:
-        _check_steps("period", self.period, 1)
+        check_steps("period", self.period, 1)
 
     def steps(self) -> int:
         return self.period
@@ -93,18 +132,23 @@ class PostLocal:
     period: "int | Period"
 
     def __post_init__(self) -> None:
-        _check_steps("start of PostLocal", self.start, 0)
+        check_steps("start of PostLocal", self.start, 0)
         self._then = as_period(self.period)
         self._step = 0
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether the period that follows does."""
+        return needs_loss(self._then)
 
     def steps(self) -> int:
         return 1 if self._step < self.start else self._then.steps()
 
-    def update(self, summary: RoundSummary) -> None:
+    def update(self, summary: RoundSummary) -> Decision | None:
         # The round that ends at ``start`` is still one of the synchronous steps: the schedule after it starts fresh.
-        if self._step >= self.start:
-            self._then.update(summary)
+        decision = self._then.update(summary) if self._step >= self.start else None
         self._step = summary.step
+        return decision
 
     def state_dict(self) -> dict[str, Any]:
         return {"step": self._step, "then": self._then.state_dict()}
@@ -125,6 +169,16 @@ def as_period(setting: "int | Period") -> Period:
     return FixedPeriod(setting)
 
 
-def _check_steps(name: str, value: Any, least: int) -> None:
+def needs_loss(period: Period) -> bool:
+    """Whether a schedule decides by the loss; see ``Period``."""
+    return bool(getattr(period, "needs_loss", False))
+
+
+def check_steps(name: str, value: Any, least: int) -> None:
+    """A setting that counts inner steps must be an integer.
+
+    Raises:
+        ConfigurationError: if it is not, or less than ``least``.
+    """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ConfigurationError(f"{name} must be an integer >= {least} (inner steps), got {value!r}")

@@ -4,7 +4,8 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from math import nan, sqrt
+from dataclasses import astuple
+from math import inf, isnan, nan, sqrt
 from typing import Any
 from zlib import crc32
 
@@ -18,7 +19,7 @@ from lentando.comm.transport import Transport, VirtualTime, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
-from lentando.optimizers.period import RoundSummary
+from lentando.optimizers.period import Decision, RoundSummary, needs_loss
 from lentando.optimizers.rest_of_model import take_over
 from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
@@ -49,6 +50,7 @@ class Replica:
 
     Attributes:
         averages_gradients: whether each step must begin with ``average_gradients``.
+        needs_loss: whether the loss of each step must be recorded, since the period goes by it.
         inner_steps: optimizer steps taken.
         rounds: outer steps taken.
     """
@@ -72,6 +74,8 @@ class Replica:
             transport, framework.buffers, framework.gradients if self.averages_gradients else []
         )
         self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
+        self.needs_loss = self._period is not None and needs_loss(self._period)
+        self._decisions: list[Decision] = []
         self._outer = None
         if self._period is not None:
             self._outer = OuterStep(
@@ -82,6 +86,7 @@ class Replica:
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
         self._in_step = False
         self._started = False
+        self._clock_origin = transport.clock()
         self._start_checksum = 0
         self._steps_in_round: int | None
         self._loss_sum: Any = 0.0
@@ -130,6 +135,7 @@ class Replica:
         Raises:
             MismatchError: on every rank, if the ranks are not at the same outer step.
             NonFiniteError: on every rank, if the average is not finite.
+            ConfigurationError: if the period goes by the loss, and this step's was not recorded.
         """
         self.after_steps(1, self._framework.learning_rates())
 
@@ -155,6 +161,11 @@ class Replica:
         due = self.steps_until_due()
         if count < 1 or (due is not None and count > due):
             raise ConfigurationError(f"told of {count} steps at once, expected at least 1 and at most {due}")
+        if self.needs_loss and self._loss_count != self._steps + count:
+            raise ConfigurationError(
+                f"inner step {self.inner_steps + 1} on rank {self._transport.rank} came without its training loss, by "
+                f"which {self._settings.period!r} decides: give the loss with every step (loss=)"
+            )
         self._begin_step()
         if self._virtual_time is not None:
             for _ in range(count - 1):
@@ -226,7 +237,8 @@ class Replica:
 
         ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``size``, ``model_bytes``,
         and by gradients, gossip and outer steps, not by evaluation: ``bytes_sent``, ``messages`` (point-to-point and
-        collective) and ``communication_seconds`` (waiting for other ranks included). Beside them what
+        collective) and ``communication_seconds`` (waiting for other ranks included). ``decisions`` of a period that
+        adapts: dicts with the keys of ``lentando.optimizers.period.Decision``, oldest first. Beside them what
         ``lentando.optimizers.timing.Timing.report`` tells of computing, delays, stragglers and the time saved.
         """
         return {
@@ -238,6 +250,7 @@ class Replica:
             "bytes_sent": self._bytes,
             "messages": self._messages,
             "communication_seconds": self._timing.communication_seconds,
+            "decisions": [dict(vars(decision)) for decision in self._decisions],
             **self._timing.report(self._settings.base, self.period),
         }
 
@@ -269,6 +282,8 @@ class Replica:
             "rank": self._transport.rank,
             "size": self._transport.size,
             "started": self._started,
+            "clock": self._clock(),
+            "decisions": [list(astuple(decision)) for decision in self._decisions],
             "inner_steps": self.inner_steps,
             "rounds": self.rounds,
             "steps": self._steps,
@@ -297,6 +312,8 @@ class Replica:
             if state[key] != wanted:
                 raise ConfigurationError(f"cannot resume: {what} is {wanted} here, but {state[key]} in the saved state")
         self._started = state["started"]
+        self._clock_origin = self._transport.clock() - state["clock"]
+        self._decisions = [Decision(*decision) for decision in state["decisions"]]
         self.inner_steps, self.rounds = state["inner_steps"], state["rounds"]
         self._steps, self._steps_in_round = state["steps"], state["steps_in_round"]
         self._rate_sums = list(state["rate_sums"])
@@ -312,6 +329,8 @@ class Replica:
         if self._in_step:
             return
         self._in_step = True
+        if not self._started:
+            self._clock_origin = self._transport.clock()
         if self._virtual_time is not None:
             self._virtual_time.compute()
         if not self._started:
@@ -341,14 +360,17 @@ class Replica:
         rates = tuple(total / self._steps for total in self._rate_sums)
         with self._communication("outer", self.inner_steps):
             if self._settings.exact_average:
-                agreement = self._agree(Event.ROUND, f"begins outer step {self.rounds + 1} of", self._take_loss())
-                loss, clock = agreement.loss, agreement.clock
+                doing = f"begins outer step {self.rounds + 1} of"
+                agreement = self._agree(Event.ROUND, doing, self._take_loss(), learning_rate=sum(rates) / len(rates))
+                loss, rate, clock = agreement.loss, agreement.learning_rate, agreement.clock
             else:
-                loss, clock = self._take_loss(), self._transport.clock()
+                loss, rate, clock = self._take_loss(), sum(rates) / len(rates), self._clock()
             self._step_outward(rates)
             self._treat_base_buffers()
         self.rounds += 1
-        self._period.update(RoundSummary(self.rounds, self.inner_steps, loss, rates, clock))
+        decision = self._period.update(RoundSummary(self.rounds, self.inner_steps, loss, rate, clock))
+        if decision is not None:
+            self._record(decision)
         self._begin_round()
         _log.debug("outer step %d after inner step %d, loss %g", self.rounds, self.inner_steps, loss)
 
@@ -376,12 +398,39 @@ class Replica:
             buffers = self._framework.optimizer_buffers()
             self._framework.store_optimizer_buffers(average(self._transport, buffers, self._settings.algorithm))
 
-    def _agree(self, event: Event, doing: str, loss: float = nan, flag: bool = False) -> Agreement:
+    def _record(self, decision: Decision) -> None:
+        self._decisions.append(decision)
+        if self._transport.rank == 0:
+            _log.info(
+                "period %d after %d, from inner step %d on (%.1f s): training loss %g, learning rate %g",
+                decision.period,
+                self._steps,
+                decision.step,
+                decision.clock,
+                decision.loss,
+                decision.learning_rate,
+            )
+
+    def _clock(self) -> float:
+        """Seconds since the first step; goes on where it was when a run is resumed."""
+        return self._transport.clock() - self._clock_origin
+
+    def _agree(
+        self, event: Event, doing: str, loss: float = nan, flag: bool = False, learning_rate: float = 0.0
+    ) -> Agreement:
         about, checksum = self._subject ^ self._start_checksum, self._start_checksum
         self._start_checksum = 0
         started = self._transport.clock()
         control = Control(
-            event, self.rounds, self.inner_steps, about, loss, flag=flag, clock=started, **self._timing.shares()
+            event,
+            self.rounds,
+            self.inner_steps,
+            about,
+            loss,
+            learning_rate=learning_rate,
+            flag=flag,
+            clock=self._clock(),
+            **self._timing.shares(),
         )
 
         def words() -> str:
@@ -394,6 +443,8 @@ class Replica:
 
     def _take_loss(self) -> float:
         mean = float(self._loss_sum) / self._loss_count if self._loss_count else nan
+        if self._loss_count and isnan(mean):
+            mean = inf  # in a control message, NaN says that there is none
         self._loss_sum, self._loss_count = 0.0, 0
         return mean
 

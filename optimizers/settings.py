@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
-from lentando.optimizers.period import Period, PeriodSetting, as_period
+from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_loss
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 __all__ = ["BaseBuffers", "Settings"]
@@ -49,7 +49,11 @@ class Settings:
             legal = ", ".join(map(repr, get_args(Algorithm)))
             raise ConfigurationError(f"algorithm must be one of {legal}, got {self.algorithm!r}")
         if self.period is not None:
-            as_period(self.period)
+            if needs_loss(as_period(self.period)) and not self.exact_average:
+                raise ConfigurationError(
+                    f"{self.period!r} decides by the mean loss over all ranks, which travels with the exact average: "
+                    "with exact_average=False every rank would decide by its own. Use a fixed period there"
+                )
         elif self.outer is not None:
             raise ConfigurationError("an outer step needs period= (inner steps between outer steps), got None")
         elif not self.base.communicates:

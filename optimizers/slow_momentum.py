@@ -10,7 +10,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import blocks
 from lentando.comm.transport import Array
 
-__all__ = ["SlowMomentum"]
+__all__ = ["SlowMomentum", "is_number"]
 
 SMALLEST_LEARNING_RATE = float(np.finfo(np.float32).tiny)
 
@@ -45,9 +45,9 @@ class SlowMomentum:
     nesterov: bool = False
 
     def __post_init__(self) -> None:
-        if not _is_number(self.slow_lr) or self.slow_lr <= 0:
+        if not is_number(self.slow_lr) or self.slow_lr <= 0:
             raise ConfigurationError(f"slow_lr must be a number > 0, got {self.slow_lr!r}")
-        if not _is_number(self.slow_momentum) or not 0 <= self.slow_momentum < 1:
+        if not is_number(self.slow_momentum) or not 0 <= self.slow_momentum < 1:
             raise ConfigurationError(f"slow_momentum must be a number >= 0 and < 1, got {self.slow_momentum!r}")
         if self.nesterov and self.slow_momentum == 0:
             raise ConfigurationError(
@@ -100,5 +100,6 @@ class SlowMomentum:
             anchor -= carried
 
 
-def _is_number(value: object) -> bool:
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite real number."""
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)

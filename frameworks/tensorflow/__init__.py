@@ -29,10 +29,11 @@ from lentando.comm.topology import (
     Torus,
 )
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
+from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
+from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.callbacks import (
     BroadcastGlobalVariablesCallback,
@@ -50,12 +51,14 @@ from lentando.tensorflow.functions import (
     broadcast_variables,
 )
 from lentando.tensorflow.layers import layers
-from lentando.tensorflow.optimizer import DistributedOptimizer, SlowMo
+from lentando.tensorflow.optimizer import AdaComm, DistributedOptimizer, SlowMo
 
 __all__ = [
     "DPSGD",
     "OSGP",
     "SGP",
+    "AdaComm",
+    "AdaptivePeriod",
     "AllReduce",
     "Average",
     "BipartiteExponential",
@@ -63,6 +66,7 @@ __all__ = [
     "CheckpointError",
     "Complete",
     "ConfigurationError",
+    "Decision",
     "DistributedGradientTape",
     "DistributedOptimizer",
     "FixedPeriod",

@@ -12,9 +12,10 @@ import tensorflow as tf
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.world import transport
+from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping
-from lentando.optimizers.period import Period, PeriodSetting
+from lentando.optimizers.period import Period, PeriodSetting, needs_loss
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
@@ -23,7 +24,7 @@ from lentando.tensorflow.graph import CountedSteps, check_can_wait, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
 
-__all__ = ["DistributedOptimizer", "SlowMo"]
+__all__ = ["AdaComm", "DistributedOptimizer", "SlowMo"]
 
 
 @keras.saving.register_keras_serializable("lentando")
@@ -314,6 +315,12 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def _trace_step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
         counted = self._counted
+        period = self._settings.make_period()
+        if loss is None and period is not None and needs_loss(period):
+            raise ConfigurationError(
+                f"{period!r} decides by the training loss, and this graph takes steps without it: call "
+                "apply(gradients, variables, loss=loss), or scale_loss(loss) before"
+            )
         if self._keras_model is not None and self._keras_model.compiled and self._keras_model.jit_compile:
             raise ConfigurationError(
                 "XLA cannot compile a step that communicates: use model.compile(..., jit_compile=False)"
@@ -417,6 +424,28 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         algorithm=algorithm,
         mapping=mapping,
     )
+
+
+def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    model: keras.Model | None = None,
+    mapping: Mapping | None = None,
+    **options: Any,
+) -> DistributedOptimizer:
+    """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
+
+    A setting of ``DistributedOptimizer``. Every step must be given its training loss, which ``model.fit`` does.
+
+    Args:
+        optimizer: the base optimizer.
+        model: see ``DistributedOptimizer``.
+        mapping: see there.
+        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
+            ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
+    """
+    settings = adacomm(**options)
+    return DistributedOptimizer(optimizer, model=model, mapping=mapping, **vars(settings))
 
 
 def _check_surroundings() -> None:

@@ -29,10 +29,11 @@ from lentando.comm.topology import (
     Torus,
 )
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
+from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary
+from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.checkpoint import load, save
 from lentando.torch.functions import (
@@ -47,18 +48,21 @@ from lentando.torch.functions import (
     broadcast_parameters,
 )
 from lentando.torch.layers import layers
-from lentando.torch.optimizer import DistributedOptimizer, SlowMo
+from lentando.torch.optimizer import AdaComm, DistributedOptimizer, SlowMo
 
 __all__ = [
     "DPSGD",
     "OSGP",
     "SGP",
+    "AdaComm",
+    "AdaptivePeriod",
     "AllReduce",
     "Average",
     "BipartiteExponential",
     "CheckpointError",
     "Complete",
     "ConfigurationError",
+    "Decision",
     "DistributedOptimizer",
     "FixedPeriod",
     "FromGraph",

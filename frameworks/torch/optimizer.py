@@ -10,6 +10,7 @@ import torch
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.world import transport
+from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
 from lentando.optimizers.period import Period, PeriodSetting
 from lentando.optimizers.replica import Replica
@@ -19,7 +20,7 @@ from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
 
-__all__ = ["DistributedOptimizer", "SlowMo"]
+__all__ = ["AdaComm", "DistributedOptimizer", "SlowMo"]
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
 
@@ -111,7 +112,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         Raises:
             MismatchError, NonFiniteError: on every rank; see ``lentando.optimizers.replica.Replica``.
-            ConfigurationError: if the wrapped parameters were replaced.
+            ConfigurationError: if the wrapped parameters were replaced, or the loss is needed and missing.
         """
         replica = self._replica
         if loss is not None:
@@ -285,6 +286,28 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         exact_average=exact_average,
         algorithm=algorithm,
     )
+
+
+def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: torch.optim.Optimizer,
+    *,
+    model: torch.nn.Module | None = None,
+    named_parameters: NamedParameters | None = None,
+    **options: Any,
+) -> DistributedOptimizer:
+    """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
+
+    A setting of ``DistributedOptimizer``. Every step must be given its training loss: ``step(loss=loss)``.
+
+    Args:
+        optimizer: the base optimizer.
+        model: see ``DistributedOptimizer``.
+        named_parameters: see there.
+        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
+            ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
+    """
+    settings = adacomm(**options)
+    return DistributedOptimizer(optimizer, model=model, named_parameters=named_parameters, **vars(settings))
 
 
 def _detached(loss: Any) -> Any:

@@ -49,6 +49,10 @@ def test_weight_is_the_sum_over_ranks() -> None:
     assert agreed(*(Control(Event.ROUND, weight=weight) for weight in (1.0, 0.5, 0.0))).weight == 1.5
 
 
+def test_learning_rate_is_the_mean_over_ranks() -> None:
+    assert agreed(*(Control(Event.ROUND, learning_rate=rate) for rate in (0.5, 0.25, 0.0))).learning_rate == 0.25
+
+
 def test_flags_are_told_by_rank() -> None:
     assert agreed(*(Control(Event.ROUND, flag=flag) for flag in (False, True, False, True))).flagged == [1, 3]
 

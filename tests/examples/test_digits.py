@@ -34,11 +34,12 @@ def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
     assert summaries["slowmo"]["megabytes"] < summaries["allreduce"]["megabytes"] / 6
 
 
-GOSSIP = [
+METHODS = [
     ["--algorithm", "sgp"],
     ["--algorithm", "dpsgd"],
     ["--algorithm", "osgp", "--deterministic"],
     ["--algorithm", "slowmo", "--base", "osgp", "--staleness", "2", "--deterministic"],
+    ["--algorithm", "adacomm", "--slow-momentum", "0.3"],
 ]
 
 
@@ -47,7 +48,7 @@ def summary(folder: Path) -> dict[str, Any]:
     return next(line for line in lines if "summary" in line)
 
 
-@pytest.mark.parametrize("flags", GOSSIP, ids=" ".join)
+@pytest.mark.parametrize("flags", METHODS, ids=" ".join)
 def test_real_and_simulated_ranks_train_the_same_model(tmp_path: Path, flags: list[str]) -> None:
     """The same training function, unchanged: equal to the bit. The ring adds in one order everywhere."""
     common = [EXAMPLE, *flags, "--epochs", "6", "--reduction", "ring", "--report"]
@@ -60,6 +61,12 @@ def test_real_and_simulated_ranks_train_the_same_model(tmp_path: Path, flags: li
     assert real["accuracy"] >= 0.95
     assert virtual["checksum"] == real["checksum"]
     assert virtual["consensus_distance"] == real["consensus_distance"]
+    assert virtual["periods"] == real["periods"]
+    if "adacomm" in flags:
+        periods = virtual["periods"]
+        assert periods[0] == 22
+        assert periods[-1] <= 4
+        assert f"seed 0: {', '.join(map(str, periods))}" in job.output
 
 
 def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:

@@ -76,7 +76,7 @@ def test_post_local_resumes_on_either_side_of_the_switch() -> None:
     for taken in range(1, 7):
         original, resumed = PostLocal(3, Growing()), PostLocal(3, Growing())
         for step in range(1, taken + 1):
-            original.update(RoundSummary(step, step, 0.0, (0.1,), 0.0))
+            original.update(RoundSummary(step, step, 0.0, 0.1, 0.0))
         resumed.load_state_dict(original.state_dict())
         assert resumed.steps() == original.steps()
 

@@ -1,6 +1,6 @@
 """The smallest framework that a replica can drive: a vector trained by SGD with momentum, in NumPy."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -74,6 +74,7 @@ class Worker:
         start: initial parameters.
         learning_rates: of each step, a number or one number per parameter group.
         momentum: of the base optimizer.
+        loss: the training loss of a step, from the worker that takes it; None gives the replica no loss.
         settings: for ``Settings``.
     """
 
@@ -84,11 +85,13 @@ class Worker:
         start: Array,
         learning_rates: Any,
         momentum: float = 0.0,
+        loss: "Callable[[Worker], float] | None" = None,
         **settings: Any,
     ) -> None:
         self.rank = transport.rank
         self.gradient = gradient
         self.learning_rates = learning_rates
+        self.loss = loss
         self.model = NumpyModel(start, momentum=momentum)
         self.replica = Replica(transport, self.model, Settings(**settings))
 
@@ -98,6 +101,8 @@ class Worker:
             step = self.replica.inner_steps
             self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))
             self.model.gradient[:] = self.gradient(self.rank, step, self.model.x)
+            if self.loss is not None:
+                self.replica.record_loss(self.loss(self))
             if self.replica.averages_gradients:
                 self.replica.average_gradients()
             self.replica.before_step()

@@ -89,3 +89,18 @@ def test_torch_package_loads_no_tensorflow_and_no_mpi() -> None:
         "import sys, lentando.torch\nprint([m for m in ('tensorflow', 'keras', 'mpi4py.MPI') if m in sys.modules])"
     )
     assert python(program).stdout.strip() == "[]"
+
+
+def test_rank_that_forgets_the_loss_takes_the_job_down_with_the_reason(tmp_path: Path) -> None:
+    ending = """
+optimizer = lt.AdaComm(sgd, model=model)
+for step in range(100000):
+    loss = model(torch.randn(8, 4)).square().mean()
+    loss.backward()
+    optimizer.step(loss=loss if lt.rank() != 1 else None)
+"""
+    job = run(tmp_path, ending, "slowmo")
+    assert job.status not in (0, None)
+    assert "ConfigurationError: inner step 1 on rank 1 came without its training loss" in job.output
+    assert "rank 1 failed (ConfigurationError) and ends the job" in job.output
+    assert job.seconds < 20

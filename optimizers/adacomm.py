@@ -1,0 +1,216 @@
+"""AdaComm: average rarely while the loss is high, and ever more often as it falls."""
+
+from dataclasses import asdict, dataclass
+from math import ceil, inf, isclose, isfinite, sqrt
+from typing import Any, ClassVar, Literal
+
+from lentando.comm.collectives import Algorithm
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.period import Decision, Period, PostLocal, RoundSummary, check_steps
+from lentando.optimizers.settings import BaseBuffers, Settings
+from lentando.optimizers.slow_momentum import SlowMomentum, is_number
+
+__all__ = ["AdaptivePeriod", "adacomm"]
+
+ROUNDING = 1e-6
+"""Learning rates whose relative difference is below this are equal, and a period this little above an integer is it."""
+
+
+@dataclass
+class AdaptivePeriod:
+    r"""A period that follows the training loss (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
+
+    Long rounds cost little communication but leave a higher floor of error, which matters once the loss is near it. So
+    training is cut into intervals, and at the end of each the period becomes
+
+        tau_l = ceil(sqrt((eta_0 / eta_l)^e (F_l - F_inf) / (F_0 - F_inf)) tau_0)
+
+    with F_l the mean training loss over all ranks and steps of the interval, eta_l the learning rate at its end, and
+    F_0, eta_0 those of the first round, whose end begins the first interval. If that does not lower the period while
+    the learning rate stands still, the loss is on a plateau, and the period is halved instead (``refined``).
+
+    The first round is the first with a finite loss and a learning rate above 0. Later rounds whose loss is not finite
+    on some rank do not count towards F_l; an interval goes on until it has one that does. An interval that ends at a
+    learning rate of 0 leaves the period as it is.
+
+    The paper decays the learning rate only once the period is 1, from a low floor. To do the same, step the scheduler
+    only while ``report()["period"]``, which is equal on all ranks, is 1.
+
+    Args:
+        initial_period: tau_0, inner steps. The paper searches for the longest whose loss still falls fast at first.
+        interval_seconds: length of an interval by rank 0's clock; ``math.inf`` keeps the initial period.
+        interval_steps: length of an interval in inner steps instead, so that runs can be repeated to the bit.
+        refined: False leaves out the halving.
+        learning_rate_exponent: e. The theory's 3 multiplies the period by 31 where the learning rate drops by 10; the
+            paper takes 1, which multiplies it by 3.
+        loss_floor: F_inf, the least loss that can be reached.
+        min_period: no period is shorter.
+        max_period: nor longer; None for no limit.
+
+    Raises:
+        ConfigurationError: for values that cannot work.
+    """
+
+    initial_period: int = 16
+    interval_seconds: float = 60.0
+    interval_steps: int | None = None
+    refined: bool = True
+    learning_rate_exponent: Literal[1, 3] = 1
+    loss_floor: float = 0.0
+    min_period: int = 1
+    max_period: int | None = None
+
+    needs_loss: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        check_steps("initial_period", self.initial_period, 1)
+        check_steps("min_period", self.min_period, 1)
+        if self.max_period is not None:
+            check_steps("max_period", self.max_period, 1)
+        if self.interval_steps is not None:
+            check_steps("interval_steps", self.interval_steps, 1)
+        if self._within_limits(self.initial_period) != self.initial_period:
+            raise ConfigurationError(
+                f"initial_period must be from min_period={self.min_period} to max_period={self.max_period}, "
+                f"got {self.initial_period}"
+            )
+        if not (is_number(self.interval_seconds) or self.interval_seconds == inf) or self.interval_seconds <= 0:
+            raise ConfigurationError(f"interval_seconds must be > 0, got {self.interval_seconds!r}")
+        if self.learning_rate_exponent not in (1, 3):
+            raise ConfigurationError(f"learning_rate_exponent must be 1 or 3, got {self.learning_rate_exponent!r}")
+        if not is_number(self.loss_floor):
+            raise ConfigurationError(f"loss_floor must be a finite number, got {self.loss_floor!r}")
+        self._now = _Progress(self.initial_period)
+
+    def steps(self) -> int:
+        return self._now.period
+
+    def update(self, summary: RoundSummary) -> Decision | None:
+        """As ``Period.update``.
+
+        Raises:
+            ConfigurationError: if the first round's loss is not above ``loss_floor``.
+        """
+        now, place, length = self._now, summary.clock, self.interval_seconds
+        if self.interval_steps is not None:
+            place, length = summary.step, self.interval_steps
+        if now.first_rate == 0:
+            if isfinite(summary.loss) and summary.learning_rate > 0:
+                self._begin(summary, place)
+            return None
+        if isfinite(summary.loss):
+            now.loss_sum += summary.loss * now.period
+            now.loss_steps += now.period
+        if place - now.interval_start < length or not now.loss_steps:
+            return None
+        loss = now.loss_sum / now.loss_steps
+        now.loss_sum, now.loss_steps = 0.0, 0
+        now.interval_start += (place - now.interval_start) // length * length
+        if summary.learning_rate > 0:
+            now.period = self._next_period(loss, summary.learning_rate)
+            now.last_rate = summary.learning_rate
+        return Decision(summary.round, summary.step, summary.clock, loss, summary.learning_rate, now.period)
+
+    def state_dict(self) -> dict[str, Any]:
+        return asdict(self._now)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self._now = _Progress(**state)
+
+    def _begin(self, summary: RoundSummary, place: float) -> None:
+        if summary.loss <= self.loss_floor:
+            raise ConfigurationError(
+                f"AdaComm follows the training loss on its way from where it starts down to loss_floor="
+                f"{self.loss_floor:g}, but the first round's mean loss is {summary.loss:g} already. Set loss_floor to "
+                "an estimate of the least loss that can be reached"
+            )
+        self._now.first_loss = summary.loss
+        self._now.first_rate = self._now.last_rate = summary.learning_rate
+        self._now.interval_start = place
+
+    def _next_period(self, loss: float, rate: float) -> int:
+        now = self._now
+        # A mean of equal learning rates differs from them in the last bits, and from round to round.
+        still = isclose(rate, now.last_rate, rel_tol=ROUNDING)
+        slower = 1.0 if isclose(rate, now.first_rate, rel_tol=ROUNDING) else now.first_rate / rate
+        left = max(0.0, loss - self.loss_floor) / (now.first_loss - self.loss_floor)
+        factor = sqrt(slower**self.learning_rate_exponent * left)
+        by_loss = self._within_limits(ceil(factor * self.initial_period * (1 - ROUNDING)))
+        if self.refined and still and by_loss >= now.period:
+            return self._within_limits(now.period // 2)
+        return by_loss
+
+    def _within_limits(self, period: int) -> int:
+        period = max(period, self.min_period)
+        return period if self.max_period is None else min(period, self.max_period)
+
+
+@dataclass
+class _Progress:
+    """What changes while an ``AdaptivePeriod`` is at work."""
+
+    period: int
+    first_loss: float = 0.0
+    first_rate: float = 0.0  # 0 until the first round has ended
+    last_rate: float = 0.0  # at the last decision
+    interval_start: float = 0.0  # seconds or steps
+    loss_sum: float = 0.0
+    loss_steps: int = 0
+
+
+def adacomm(
+    *,
+    base: BaseAlgorithm = LocalSGD(),
+    initial_period: int = 16,
+    interval: float = 60.0,
+    interval_steps: int | None = None,
+    min_period: int = 1,
+    max_period: int | None = None,
+    refined: bool = True,
+    learning_rate_exponent: Literal[1, 3] = 1,
+    loss_floor: float = 0.0,
+    warmup_steps: int = 0,
+    slow_momentum: float = 0.0,
+    base_buffers: BaseBuffers | None = None,
+    algorithm: Algorithm = "auto",
+) -> Settings:
+    """The settings of AdaComm, for all frameworks alike.
+
+    Args:
+        base: what replicas say to each other between averages.
+        initial_period: see ``AdaptivePeriod``, like every argument that is not listed here.
+        interval: seconds by rank 0's clock between decisions; 60 in the paper.
+        interval_steps: see there.
+        min_period: see there.
+        max_period: see there.
+        refined: see there.
+        learning_rate_exponent: see there.
+        loss_floor: see there.
+        warmup_steps: inner steps at first with an average after each, before the first round. A warm-up of the
+            learning rate belongs in here: the periods go by the learning rate of the first round.
+        slow_momentum: beta of the paper's block momentum; 0 adopts the average.
+        base_buffers: what an average does to the base optimizer's state. None stands for "reset" under slow momentum,
+            which is the paper's choice, and for "maintain" without: at period 1, that is synchronous momentum SGD.
+        algorithm: how the exact average is formed.
+
+    Raises:
+        ConfigurationError: for values that cannot work.
+    """
+    period: Period = AdaptivePeriod(
+        initial_period,
+        interval,
+        interval_steps,
+        refined,
+        learning_rate_exponent,
+        loss_floor,
+        min_period,
+        max_period,
+    )
+    return Settings(
+        base,
+        SlowMomentum(1.0, slow_momentum) if slow_momentum != 0 else None,
+        PostLocal(warmup_steps, period) if warmup_steps != 0 else period,
+        base_buffers or ("reset" if slow_momentum != 0 else "maintain"),
+        algorithm=algorithm,
+    )
