@@ -238,11 +238,11 @@ def print_table(runs: Sequence[Run], size: int) -> None:
     for heading in (
         "framework",
         "algorithm",
-        "test accuracy",
+        "accuracy",
         "min .. max",
         "final loss",
         "rounds",
-        "MB sent/rank",
+        "MB/rank",
         "comm s",
         "total s",
         "consensus",
