@@ -3,12 +3,11 @@
 import re
 
 import pytest
-from launching import mpirun
-from test_ranks import PYTEST, RANKS
+from launching import PYTEST, RANKS, mpirun
 
 
 @pytest.mark.parametrize("size", [2, 4])
 def test_both_frameworks_give_the_same_weights(size: int) -> None:
-    job = mpirun(size, *PYTEST, str(RANKS / "parity/both_frameworks.py"), timeout_seconds=200)
+    job = mpirun(size, *PYTEST, str(RANKS / "parity/both_frameworks.py"), timeout_seconds=280)
     assert job.status == 0, job.output
     assert int(re.findall(r"(\d+) passed", job.output)[0]) == 48, job.output

@@ -12,6 +12,10 @@ from pathlib import Path
 
 import pytest
 
+RANKS = Path(__file__).parents[1] / "ranks"
+"""The tests that need several ranks."""
+PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no")
+"""Arguments of Python that run them."""
 GRACE_SECONDS = 10.0
 """How long mpirun may take to end its ranks when it is told to stop."""
 

@@ -58,9 +58,8 @@ def test_step_without_its_loss_is_refused_at_once(graph: bool) -> None:
         optimizer.apply([tf.ones(2)], [variable])
 
     if graph:
-        with pytest.raises(
-            Exception, match="ConfigurationError.* decides by the training loss"
-        ):  # AutoGraph's own class
+        # AutoGraph raises an error of its own class with our text.
+        with pytest.raises(Exception, match="ConfigurationError.* decides by the training loss"):
             tf.function(step)()
     else:
         with pytest.raises(lt.ConfigurationError, match="came without its training loss"):
