@@ -11,6 +11,7 @@ import os
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 from collections.abc import Callable, Iterator
+from itertools import product
 from typing import Any
 
 import keras
@@ -36,6 +37,9 @@ OPTIMIZERS: dict[str, tuple[Callable[[], Any], Callable[[Any], Any]]] = {
         lambda parameters: torch.optim.Adam(parameters, lr=RATE / 8, betas=BETAS, eps=EPSILON),
     ),
 }
+BOUNDS = {"dense": 1e-10, "convolutional": 2e-5}
+"""In float64 rounding is all that differs. In float32 too, but 60 steps with momentum and BatchNorm make it grow: up to
+3e-6 has been seen, and the bound leaves a factor of 7 for other processors' kernels."""
 METHODS: dict[str, Callable[..., Any]] = {
     "allreduce": lambda lt, base, **about: lt.DistributedOptimizer(base, **about),
     "localsgd": lambda lt, base, **about: lt.DistributedOptimizer(base, base=lt.LocalSGD(), period=PERIOD, **about),
@@ -176,11 +180,21 @@ def largest(found: list[tuple[str, NDArray[Any], torch.Tensor]]) -> float:
     return max(torch_lt.allgather_object(own))
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("how", [difference, difference_of_mixed_job])
-@pytest.mark.parametrize(("kind", "bound"), [("dense", 1e-10), ("convolutional", 2e-5)])
-def test_same_weights(kind: str, bound: float, how: Callable[..., float], optimizer: str, method: str) -> None:
+def chosen() -> Iterator[tuple[str, Callable[..., float], str, str]]:
+    """All cases for ``make parity``; the suite takes those that differ most."""
+    for case in product(BOUNDS, (difference, difference_of_mixed_job), OPTIMIZERS, METHODS):
+        kind, how, optimizer, method = case
+        short = [("nesterov", "slowmo, sgp"), *([("adam", "allreduce")] if how is difference else [])]
+        if (
+            os.environ.get("LENTANDO_PARITY") == "all"
+            or (kind == "dense" and (how is difference or optimizer == "nesterov"))
+            or (optimizer, method) in short
+        ):
+            yield case
+
+
+@pytest.mark.parametrize(("kind", "how", "optimizer", "method"), chosen())
+def test_same_weights(kind: str, how: Callable[..., float], optimizer: str, method: str) -> None:
     found = how(kind, optimizer, method)
     print(f"{kind}, {how.__name__}, {optimizer}, {method}: {found:.1e}")
-    assert found <= bound
+    assert found <= BOUNDS[kind]
