@@ -13,8 +13,9 @@ measured first.
 Synchronous SGD is here what it is in the paper, period 1: for plain SGD the average of the models after a step is the
 model after a step along the average gradient. It gets --steps steps, every other method as much time as these took.
 
-AdaComm's initial period and interval were chosen by a grid search, as in the paper, on seeds 100 to 102 with 4 workers
-and constant compute: 150 Y in all settings, and a first period of 64 at D/Y = 4 and of 4 at D/Y = 0.2, which is 16 D/Y.
+AdaComm's initial period and interval were chosen by a small grid search, as in the paper, on seeds 100 and 101 with 4
+workers and constant compute: 150 Y in all settings, and a first period of 64 at D/Y = 4 and of 4 at D/Y = 0.2, which is
+16 D/Y. That choice matters: a first period of 64 at D/Y = 0.2 is slower than synchronous SGD.
 The learning rate is the same for all methods in all settings.
 """
 
