@@ -141,7 +141,7 @@ class CountedSteps:
     def begin(self) -> Any:
         """Before the base optimizer steps, which must wait for what is returned: the first time, the replica must know.
 
-        Nothing has changed the parameters before that, so there is nothing to wait for, and the condition stays cheap.
+        The model's variables need not be named, which would cost time in every step: none is changed before.
         """
 
         def tell() -> None:
@@ -149,7 +149,7 @@ class CountedSteps:
             self._replica().before_step()
             self._begun.assign(value=True)
 
-        return _call_if(tf.logical_not(self._begun), tell, [self._begun])
+        return _call_if(tf.logical_not(self._begun), tell, [self._begun, self._sums, self._due])
 
     def average(
         self, average: Callable[..., Any], loss: Any | None, gradients: Sequence[Any], dtypes: Sequence[Any]

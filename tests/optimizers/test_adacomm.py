@@ -1,5 +1,6 @@
 """AdaComm's rule: the paper's sequences of periods (oracles O30 to O38), alone and inside replicas."""
 
+import copy
 import json
 import logging
 from itertools import pairwise
@@ -403,7 +404,7 @@ def test_resumed_at_any_step_it_decides_the_same(period: Any, outer: Any) -> Non
         for _ in range(steps):
             state = worker.replica.state_dict()
             arrays = state.pop("outer"), worker.model.x.copy()
-            saved.append((json.dumps(state), _copied(arrays[0]), arrays[1]))
+            saved.append((json.dumps(state), copy.deepcopy(arrays[0]), arrays[1]))
             worker.run(1)
         return worker.replica.report()["decisions"], worker.model.x.copy(), saved
 
@@ -426,7 +427,3 @@ def test_resumed_at_any_step_it_decides_the_same(period: Any, outer: Any) -> Non
         ):
             assert_array_equal(x, resumed)
             assert [{**d, "clock": pytest.approx(d["clock"])} for d in decisions] == again
-
-
-def _copied(outer: dict[str, Any]) -> dict[str, Any]:
-    return {name: [a if a is None else a.copy() for a in arrays] for name, arrays in outer.items()}

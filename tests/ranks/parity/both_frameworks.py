@@ -193,7 +193,7 @@ def chosen() -> Iterator[tuple[str, Callable[..., float], str, str]]:
             yield case
 
 
-@pytest.mark.parametrize(("kind", "how", "optimizer", "method"), chosen())
+@pytest.mark.parametrize(("kind", "how", "optimizer", "method"), list(chosen()))
 def test_same_weights(kind: str, how: Callable[..., float], optimizer: str, method: str) -> None:
     found = how(kind, optimizer, method)
     print(f"{kind}, {how.__name__}, {optimizer}, {method}: {found:.1e}")

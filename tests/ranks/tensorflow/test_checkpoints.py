@@ -31,8 +31,10 @@ HEIGHT, WIDTH = 6, 4
 @pytest.fixture(autouse=True)
 def wide_numbers() -> Iterator[None]:
     keras.config.set_floatx("float64")
+    keras.config.set_dtype_policy("float64")  # other tests have made the default one
     yield
     keras.config.set_floatx("float32")
+    keras.config.set_dtype_policy("float32")
 
 
 def torch_model(seed: int) -> nn.Sequential:

@@ -228,7 +228,7 @@ def test_losses_of_a_round_are_averaged(way: str) -> None:
         trained.step(START, loss=10.0 * step + lt.rank())
     mean = (lt.size() - 1) / 2
     assert [summary.loss for summary in Watched.seen] == [10.0 + mean, 40.0 + mean]
-    assert Watched.seen[0].learning_rates == (LR,)
+    assert Watched.seen[0].learning_rate == LR
 
 
 @few
