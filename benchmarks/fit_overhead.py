@@ -3,8 +3,9 @@
     python benchmarks/fit_overhead.py
     mpirun -np 2 python benchmarks/fit_overhead.py
 
-The network is that of examples/digits_tensorflow.py. Both models train in turn, an epoch each, in the same run, so that
-whatever else the machine does meets both alike. The period lies beyond the end: what is timed sends nothing.
+The network is that of examples/digits_tensorflow.py. Models train in turn, an epoch each, in the same run, so that
+whatever else the machine does meets all alike; and several of each kind, because two of the same kind differ by a few
+percent. The period lies beyond the end: what is timed sends nothing.
 """
 
 import argparse
@@ -56,7 +57,8 @@ class BatchTimes(keras.callbacks.Callback):
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--epochs", type=int, default=40, help="epochs of each model (default 40)")
+    parser.add_argument("--models", type=int, default=6, help="models of each kind (default 6)")
+    parser.add_argument("--epochs", type=int, default=12, help="epochs of each model (default 12)")
     parser.add_argument("--batches", type=int, default=50, help="batches of an epoch (default 50)")
     parser.add_argument("--batch-size", type=int, default=16, help="images of a batch (default 16)")
     options = parser.parse_args()
@@ -70,27 +72,33 @@ def main() -> None:
     labels = generator.integers(0, 10, count)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).batch(options.batch_size)
 
-    models = {}
-    for name in ("bare", "wrapped"):
-        model = models[name] = make_model()
-        optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
-        if name == "wrapped":
-            optimizer = lt.SlowMo(optimizer, model=model, period=10 * options.epochs * options.batches)
-        model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
-        model.fit(data, shuffle=False, verbose=0)
-    times: dict[str, list[float]] = {"bare": [], "wrapped": []}
-    for epoch in range(options.epochs):
-        for name in ("bare", "wrapped") if epoch % 2 else ("wrapped", "bare"):  # neither always comes second
-            callback = BatchTimes()
-            models[name].fit(data, shuffle=False, verbose=0, callbacks=[callback])
-            times[name].append(statistics.median(callback.seconds))
+    times: dict[str, list[float]] = {"bare": [], "again": [], "wrapped": []}
+    for _ in range(options.models):
+        models = {}
+        for name in times:
+            model = models[name] = make_model()
+            optimizer = keras.optimizers.SGD(0.01, momentum=0.9, nesterov=True)
+            if name == "wrapped":
+                optimizer = lt.SlowMo(optimizer, model=model, period=10 * options.epochs * options.batches)
+            model.compile(optimizer=optimizer, loss=keras.losses.SparseCategoricalCrossentropy(from_logits=True))
+            model.fit(data, shuffle=False, verbose=0)
+        for epoch in range(options.epochs):
+            for name in list(times) if epoch % 2 else reversed(list(times)):  # none always comes last
+                callback = BatchTimes()
+                models[name].fit(data, shuffle=False, verbose=0, callbacks=[callback])
+                times[name].append(statistics.median(callback.seconds))
     bare_us, wrapped_us = (1e6 * statistics.median(times[name]) for name in ("bare", "wrapped"))
-    paired = statistics.median(ours / theirs for theirs, ours in zip(times["bare"], times["wrapped"], strict=True))
+
+    def added(name: str) -> float:
+        """In percent, by epochs that followed each other, against both bare models."""
+        bare = [(one + other) / 2 for one, other in zip(times["bare"], times["again"], strict=True)]
+        return 100 * (statistics.median(ours / theirs for ours, theirs in zip(times[name], bare, strict=True)) - 1)
+
     if lt.rank() == 0:
         print(
-            f"{lt.size()} rank(s), {options.epochs} alternating epochs of {options.batches} batches, medians: bare "
-            f"{bare_us:.0f} us per batch, wrapped {wrapped_us:.0f} us; the wrapper adds {wrapped_us - bare_us:.0f} us, "
-            f"{100 * (paired - 1):.1f} % by pairs of epochs"
+            f"{lt.size()} rank(s), {options.models} models of each kind, {options.epochs} alternating epochs of "
+            f"{options.batches} batches, medians: bare {bare_us:.0f} us per batch, wrapped {wrapped_us:.0f} us; the "
+            f"wrapper adds {added('wrapped'):.1f} % (one bare model against the other: {added('again'):.1f} %)"
         )
 
 
