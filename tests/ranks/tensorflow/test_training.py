@@ -451,7 +451,7 @@ def test_models_of_every_floating_point_dtype(dtype: str, kind: str) -> None:
     if kind == "slowmo":
         assert_equal_on_all_ranks(model)
     assert {str(variable.dtype) for variable in model.weights} == {dtype}
-    assert optimizer.consensus_distance() == 0
+    assert optimizer.consensus_distance() < 1e-12  # a third of three equal numbers may be rounded
 
 
 # --- wrong use ----------------------------------------------------------------------------------------------
