@@ -105,6 +105,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return self._base_optimizer
 
     @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
+        return self._replica.period
+
+    @property
     def learning_rate(self) -> Any:
         """The base optimizer's."""
         return self._base.learning_rate
@@ -221,7 +226,10 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return self._replica.consensus_distance()
 
     def report(self) -> dict[str, Any]:
-        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
+        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
+
+        Predictions take milliseconds: nothing to ask for at every step.
+        """
         return self._replica.report()
 
     def state_dict(self) -> dict[str, Any]:

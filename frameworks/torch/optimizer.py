@@ -86,6 +86,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return self._base_optimizer
 
     @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
+        return self._replica.period
+
+    @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
         """The base optimizer's list itself."""
         return self._base_optimizer.param_groups
@@ -161,7 +166,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return self._replica.consensus_distance()
 
     def report(self) -> dict[str, Any]:
-        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
+        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
+
+        Predictions take milliseconds: nothing to ask for at every step.
+        """
         return self._replica.report()
 
     def state_dict(self) -> dict[str, Any]:
