@@ -7,6 +7,7 @@ makes the host wait for a real device.
 """
 
 import threading
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,26 @@ def _wait() -> None:
     _local.waits = waits() + 1
 
 
+@dataclass(frozen=True)
+class Device:
+    """As CuPy's."""
+
+    id: int
+
+    def use(self) -> None:
+        events.append(f"device {self.id} in {threading.current_thread().name}")
+
+
+events: list[str] = []
+"""Streams that were waited for, and devices that were made current."""
+
+
+class cuda:  # noqa: N801 - CuPy's module
+    class get_current_stream:  # noqa: N801 - CuPy's function
+        def synchronize(self) -> None:
+            events.append("stream")
+
+
 class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     """An array on the device. Basic indexing makes views, as in NumPy and CuPy.
 
@@ -34,7 +55,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __init__(self, memory: np.ndarray, device: int = 0) -> None:
         assert type(memory) is np.ndarray
         self._memory = memory
-        self.number = device
+        self.device = Device(device)
 
     def __array__(self, *arguments: Any, **options: Any) -> Any:
         raise TypeError("Implicit conversion to a NumPy array is not allowed (array of a device)")
@@ -54,6 +75,12 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     def __dlpack__(self, **options: Any) -> Any:
         raise BufferError("this device is none that DLPack knows")
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        """The address, which is all that MPI is told of a device's array. It is one in host memory here."""
+        typestr = self.dtype.str if self.dtype.kind != "V" else f"<V{self.itemsize}"
+        return {"version": 3, "shape": self.shape, "typestr": typestr, "data": (self._memory.ctypes.data, False)}
 
     def __getitem__(self, key: Any) -> "DeviceArray":
         return self._wrapped(self._memory[key])
@@ -136,7 +163,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         return self._wrapped(self._memory.argmax())
 
     def _wrapped(self, result: Any) -> "DeviceArray":
-        return DeviceArray(result if isinstance(result, np.ndarray) else np.array(result), self.number)
+        return DeviceArray(result if isinstance(result, np.ndarray) else np.array(result), self.device.id)
 
 
 def _memory(array: DeviceArray) -> np.ndarray:

@@ -119,7 +119,7 @@ class MatchingBinding:
         return bytes(range(128))
 
     def device_of(self, array: Any) -> int:
-        return array.number  # type: ignore[no-any-return]
+        return array.device.id
 
     def identity(self, device: int) -> bytes:
         return bytes(15) + bytes([self.device])
