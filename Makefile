@@ -49,7 +49,7 @@ parity: $(READY) ## the weights that PyTorch and TensorFlow train, and both in o
 	for size in 2 4; do LENTANDO_PARITY=all $(BIN)/mpirun -np $$size $(BIN)/python -m pytest -q -s \
 		-p no:cacheprovider --timeout 0 tests/ranks/parity/both_frameworks.py || exit; done
 
-gpu: $(READY) ## tests on a GPU (CUDA 13): brings CuPy and nccl4py, and PyTorch's CUDA build unless pip was told otherwise
+gpu: $(READY) ## tests that need a GPU and CUDA 13; installs CuPy and nccl4py
 	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[gpu]'
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -rs tests/gpu
 

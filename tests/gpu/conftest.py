@@ -1,6 +1,7 @@
 """Tests on a real GPU: ``make gpu``. Without one they are skipped, and say so."""
 
 import pytest
+import torch
 
 from lentando.comm.transports.nccl_binding import NCCLBinding
 
@@ -10,3 +11,5 @@ def gpu() -> None:
     problem = NCCLBinding().problem()
     if problem is not None:
         pytest.skip(f"needs a GPU, CuPy and nccl4py: {problem}")
+    if not torch.cuda.is_available():
+        pytest.skip("needs PyTorch's CUDA build")
