@@ -10,13 +10,15 @@ from typing import Literal, Protocol, TypeAlias
 import numpy as np
 
 from lentando.comm import ring
+from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.transport import Array, Request, Transport
+from lentando.comm.transport import Array, EngineHalves, Request, Transport
 
 __all__ = [
     "Algorithm",
     "EngineReduction",
+    "HalvesReduction",
     "NoReduction",
     "Reduction",
     "RingReduction",
@@ -76,13 +78,14 @@ class RingReduction:
         self._buffer = buffer
         rank, size, elements = transport.rank, transport.size, buffer.size
         self._accumulator = accumulator_dtype(buffer.dtype)
+        self._module = array_module(buffer)
         self.shard = ring.shard(rank, size, elements)
         self._next, self._previous = (rank + 1) % size, (rank - 1) % size
         count = ring.segments(size, elements, segment_bytes // self._accumulator.itemsize)
         self._in_flight = min(count, SEGMENTS_IN_FLIGHT)
         # Partial sums alternate between two chunks of scratch: the one received at this step is sent at the next.
         longest = -(-elements // size)
-        scratch = np.empty((2, longest), self._accumulator)
+        scratch: Array = self._module.empty((2, longest), self._accumulator)
         starts = [ring.chunk(number, size, elements).start for number in range(size)]
         self._sum = scratch[size % 2, : self.shard.stop - self.shard.start]  # the slot that the last step fills
 
@@ -102,7 +105,7 @@ class RingReduction:
 
     def reduce_scatter(self) -> Array:
         if self._transport.size == 1:
-            np.copyto(self._sum, self._buffer)
+            self._module.copyto(self._sum, self._buffer)
             return self._sum
         pending: deque[tuple[Request, Array, Array]] = deque()
         for sent, received, own in self._reduce_plan:
@@ -151,8 +154,9 @@ class EngineReduction:
         size = transport.size
         self.shard = ring.shard(transport.rank, size, buffer.size)
         self._shards = [ring.shard(rank, size, buffer.size) for rank in range(size)]
-        self._scratch = np.empty(buffer.size, accumulator_dtype(buffer.dtype))
-        self._padded = np.zeros(-(-buffer.size // size), buffer.dtype)  # all-gather takes equal shapes
+        self._module = array_module(buffer)
+        self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
+        self._padded = self._module.zeros(-(-buffer.size // size), buffer.dtype)  # all-gather takes equal shapes
 
     def reduce_scatter(self) -> Array:
         self._reduce()
@@ -174,8 +178,54 @@ class EngineReduction:
         _store(total, self._buffer, self._transport.size if mean else 1)
 
     def _reduce(self) -> None:
-        np.copyto(self._scratch, self._buffer)
+        self._module.copyto(self._scratch, self._buffer)
         self._transport.allreduce(self._scratch)
+
+
+class HalvesReduction:
+    """The engine's own halves (NCCL's): what a device array takes, in halves.
+
+    An engine cuts a buffer in equal parts. One that cannot be cut so, or whose sum is formed in another dtype, is
+    copied on the device, which costs little beside the network.
+    """
+
+    def __init__(self, transport: Transport, buffer: Array) -> None:
+        if not isinstance(transport, EngineHalves):
+            raise ConfigurationError(f"the engine of transport {transport.name!r} has no halves of its own")
+        self._engine = transport
+        self._buffer = buffer
+        self._size = transport.size
+        self._module = array_module(buffer)
+        accumulator = accumulator_dtype(buffer.dtype)
+        part = -(-buffer.size // transport.size)
+        start = part * transport.rank
+        self.shard = slice(min(start, buffer.size), min(start + part, buffer.size))
+        is_even = part * transport.size == buffer.size
+        self._terms = self._gathered = buffer
+        if not is_even or accumulator != buffer.dtype:
+            self._terms = self._module.zeros(part * transport.size, accumulator)
+        if not is_even:
+            self._gathered = self._module.zeros(part * transport.size, buffer.dtype)
+        self._part = self._gathered[start : start + part]
+        self._sum: Array = self._module.zeros(part, accumulator)
+
+    def reduce_scatter(self) -> Array:
+        if self._terms is not self._buffer:
+            self._module.copyto(self._terms[: self._buffer.size], self._buffer)
+        self._engine.reduce_scatter(self._terms, self._sum)
+        return self._sum[: self.shard.stop - self.shard.start]
+
+    def all_gather(self) -> None:
+        if self._gathered is self._buffer:
+            self._engine.allgather_into(self._part, self._gathered)
+            return
+        self._module.copyto(self._part[: self.shard.stop - self.shard.start], self._buffer[self.shard])
+        self._engine.allgather_into(self._part, self._gathered)
+        self._module.copyto(self._buffer, self._gathered[: self._buffer.size])
+
+    def all_reduce(self, mean: bool) -> None:
+        _store(self.reduce_scatter(), self._buffer[self.shard], self._size if mean else 1)
+        self.all_gather()
 
 
 class NoReduction:
@@ -184,10 +234,11 @@ class NoReduction:
     def __init__(self, buffer: Array) -> None:
         self._buffer = buffer
         self.shard = slice(0, buffer.size)
-        self._scratch = np.empty(buffer.size, accumulator_dtype(buffer.dtype))
+        self._module = array_module(buffer)
+        self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
 
     def reduce_scatter(self) -> Array:
-        np.copyto(self._scratch, self._buffer)
+        self._module.copyto(self._scratch, self._buffer)
         return self._scratch
 
     def all_gather(self) -> None:
@@ -208,7 +259,7 @@ def _store(total: Array, out: Array, divisor: int) -> None:
         np.true_divide(total, divisor, out=total)
     if total is not out:
         with _quiet():
-            np.copyto(out, total, casting="same_kind")
+            array_module(out).copyto(out, total, casting="same_kind")
 
 
 def plan_reduction(
@@ -219,7 +270,8 @@ def plan_reduction(
     Args:
         transport: ranks that take part; all must plan the same number of elements, dtype and algorithm.
         buffer: float32, float64, float16, bfloat16 or integers; kept, and used in place at each execution.
-        algorithm: ``"ring"``, ``"engine"`` (the transport's own all-reduce), or ``"auto"``.
+        algorithm: ``"ring"``, ``"engine"`` (the transport's own all-reduce), or ``"auto"``. For device arrays that is
+            the engine's own, by its halves if it has them.
         in_halves: it will be used by its halves, not as a whole: ``"auto"`` then chooses otherwise.
 
     Raises:
@@ -227,6 +279,8 @@ def plan_reduction(
     """
     if buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise ConfigurationError(f"a reduction needs a contiguous one-dimensional array, got shape {buffer.shape}")
+    if algorithm == "auto" and not is_on_host(buffer) and isinstance(transport, EngineHalves):
+        return HalvesReduction(transport, buffer) if in_halves else EngineReduction(transport, buffer)
     if algorithm == "auto":
         place = "several nodes"
         if transport.local_size == transport.size:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.array_module import is_on_host
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
 from lentando.comm.transport import Array
@@ -158,10 +159,14 @@ class FlatBuffer:
         return self.layout.entry_at(int(bad.argmax())).name if bad.any() else None
 
 
-def blocks(size: int) -> Iterator[slice]:
-    """A buffer cut into ranges short enough to stay in the cache while several passes are made over each."""
-    for start in range(0, size, BLOCK):
-        yield slice(start, start + BLOCK)
+def blocks(array: Array) -> Iterator[slice]:
+    """A buffer cut into ranges short enough to stay in the cache while several passes are made over each.
+
+    On a device it stays whole: there, each pass over each block would be a kernel of its own.
+    """
+    block = BLOCK if is_on_host(array) else max(array.size, 1)
+    for start in range(0, array.size, block):
+        yield slice(start, start + block)
 
 
 def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:

@@ -1,6 +1,7 @@
 """The seam to what carries messages: a small protocol that MPI, a world of one, and others implement.
 
-Arrays are C-contiguous NumPy arrays. A transport moves and reduces bytes; it knows no model and no algorithm.
+Arrays are C-contiguous NumPy arrays, and CuPy arrays where the transport takes them (``DeviceArrays``). A transport
+moves and reduces bytes; it knows no model and no algorithm.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,19 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Message", "ReduceOp", "Request", "Traffic", "Transport", "VirtualTime", "as_bytes"]
+__all__ = [
+    "Array",
+    "DeviceArrays",
+    "EngineHalves",
+    "Message",
+    "ReduceOp",
+    "Request",
+    "Traffic",
+    "Transport",
+    "VirtualTime",
+    "as_bytes",
+    "takes_device_arrays",
+]
 
 Array: TypeAlias = NDArray[Any]
 Message: TypeAlias = tuple[int, Array]
@@ -115,6 +128,56 @@ class VirtualTime(Protocol):
 
     def compute(self) -> None:
         """Let the time of one training step's computation pass."""
+
+
+@runtime_checkable
+class DeviceArrays(Protocol):
+    """A transport that also takes arrays on this rank's GPU. To one that does not say so, host memory is given.
+
+    **A round is one exchange.** On a device, what a rank sends and receives in a round goes into one ``exchange``, and
+    all ranks take their rounds in the same order, whatever the tag: each message is sent and received in exchanges of
+    the same round. A device does one thing after the other; a rank that first only received would keep its device
+    waiting in front of what the other waits for. Under this rule nobody waits forever: of the rounds that are not
+    complete, take the first; all that came before it is complete, so on every rank it is the first in line, with its
+    sends and receives, which progress together. Ranks may be any number of rounds apart meanwhile. Collectives are
+    rounds too. Arrays in host memory that go with them do not count: they travel another way.
+
+    **Who waits for whom.** An operation begins after all that its rank has enqueued before on CuPy's current stream (a
+    framework's adapter makes that the framework's current stream). The host waits for its end: when ``wait`` or a
+    collective returns, the arrays may be read and overwritten on any stream. Nothing else is waited for, and nothing
+    runs on the current stream on behalf of a transport.
+
+    Attributes:
+        takes_device_arrays: whether it does, here and now.
+    """
+
+    takes_device_arrays: bool
+
+
+def takes_device_arrays(transport: Transport) -> bool:
+    """Whether arrays on this rank's GPU may be given to the transport."""
+    return isinstance(transport, DeviceArrays) and transport.takes_device_arrays
+
+
+@runtime_checkable
+class EngineHalves(Protocol):
+    """A transport whose engine has the two halves of the all-reduce itself, for device arrays."""
+
+    def reduce_scatter(self, array: Array, out: Array) -> None:
+        """Sum ``array`` over all ranks; ``out`` becomes the part of it that is this rank's, of as many as ranks.
+
+        Args:
+            array: one-dimensional; its length is that of ``out`` times the number of ranks. Not changed.
+            out: of the same dtype.
+        """
+
+    def allgather_into(self, part: Array, out: Array) -> None:
+        """Fill ``out`` with the parts of all ranks, by rank.
+
+        Args:
+            part: one-dimensional. May be this rank's part of ``out`` itself.
+            out: as many times as long as there are ranks.
+        """
 
 
 def as_bytes(array: Array) -> NDArray[np.uint8]:

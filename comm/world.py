@@ -39,7 +39,7 @@ _log = logging.getLogger("lentando")
 LAST_WORDS_SECONDS = 1.0
 """How long a failed rank lets the others report the same failure before it ends the job."""
 
-_TRANSPORTS = ("mpi", "single")
+_TRANSPORTS = ("mpi", "nccl", "single")
 _current: Transport | None = None
 
 
@@ -168,7 +168,10 @@ def local_size() -> int:
 
 
 def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
-    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=mpi|single`` forces one.
+    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=mpi|nccl|single`` forces one.
+
+    NCCL is used only when it is asked for, over the transport that is detected: it wants a GPU for every rank, which
+    nobody knows before the models are made, and what it does here has not been seen on a GPU yet.
 
     Raises:
         LaunchError, ConfigurationError: as ``init``.
@@ -176,6 +179,14 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
     forced = os.environ.get("LENTANDO_TRANSPORT")
     if forced is not None and forced not in _TRANSPORTS:
         raise ConfigurationError(f"LENTANDO_TRANSPORT={forced!r}: expected one of {', '.join(_TRANSPORTS)}")
+    if forced == "nccl":
+        from lentando.comm.transports.nccl import NCCLTransport
+
+        return NCCLTransport(_detected(comm, None))
+    return _detected(comm, forced)
+
+
+def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
     if forced == "single" and comm is None:
         return SingleTransport()
     launch = detect_launch()

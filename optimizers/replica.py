@@ -11,6 +11,7 @@ from zlib import crc32
 
 import numpy as np
 
+from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Agreement, Control, Event, agree
 from lentando.comm.dtypes import accumulator_dtype
@@ -204,7 +205,7 @@ class Replica:
             yield
         finally:
             for buffer, array in zip(self._framework.buffers, own, strict=True):
-                np.copyto(buffer.array, array)
+                copy_into(buffer.array, array)
             self._framework.store()
             self._timing.resume()
 
@@ -347,8 +348,8 @@ class Replica:
         for buffer in self._framework.buffers:
             for part in buffer.layout.ranges:
                 if part.group is not None:
-                    elements = as_bytes(buffer.array[part.start : part.stop])
-                    self._start_checksum = crc32(elements.data, self._start_checksum)
+                    elements = to_host(buffer.array[part.start : part.stop])
+                    self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
 
     def _begin_round(self) -> None:
         self._steps = 0

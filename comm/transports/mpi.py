@@ -1,16 +1,20 @@
 """MPI through mpi4py. Works with any MPI that mpi4py was loaded with; owns nothing of the user's."""
 
+import ctypes
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
-from lentando.comm.errors import TransportError
+from lentando.comm.array_module import array_module, is_on_host
+from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
 
 __all__ = ["MPITransport"]
@@ -43,6 +47,8 @@ class MPITransport:
     """
 
     name = "mpi"
+    takes_device_arrays: bool
+    """Whether this MPI reads and writes a GPU's memory; see ``_takes_device_arrays``. Implements ``DeviceArrays``."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
@@ -54,6 +60,9 @@ class MPITransport:
         same_node = set(node.allgather(self.rank))
         node.Free()
         self._piece_bytes = [sys.maxsize if peer in same_node else EAGER_BYTES for peer in range(self.size)]
+        takes = np.array([_takes_device_arrays()], np.int32)
+        self._comm.Allreduce(MPI.IN_PLACE, takes, MPI.MIN)  # or one rank's model would be on a GPU, and another's not
+        self.takes_device_arrays = bool(takes[0])
         self.traffic = Traffic()
         self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
 
@@ -61,6 +70,7 @@ class MPITransport:
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         comm, traffic = self._comm, self.traffic
+        device = _settled(*(array for _, array in (*sends, *receives)))
         try:
             # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
             pending = [
@@ -74,23 +84,26 @@ class MPITransport:
                 traffic.bytes_sent += array.nbytes
         except MPI.Exception as error:
             raise _as_ours(error) from error
-        request = _Exchange(pending)
+        request = _Exchange(pending, device)
         if overlap and self._progress is not None:
             self._progress.submit(request)
         return request
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        _settled(array)
         with _translated():
             self._comm.Allreduce(MPI.IN_PLACE, array, _OPS[op])
         self._count(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
+        _settled(array)
         with _translated():
             self._comm.Bcast((as_bytes(array), MPI.BYTE), root)
         self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
-        gathered = np.empty((self.size, *array.shape), array.dtype)
+        gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
+        _settled(array)
         with _translated():
             self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
         self._count(array.nbytes * (self.size - 1))
@@ -118,6 +131,8 @@ class MPITransport:
     def _pieces(self, peer: int, array: Array) -> list[Array]:
         """The messages that carry an array to or from a peer."""
         memory = as_bytes(array)
+        if not is_on_host(array):
+            return [memory]  # MPI's own pipeline from the GPU wants long messages
         # A peer that does not exist is MPI's to report.
         piece_bytes = self._piece_bytes[peer] if 0 <= peer < self.size else sys.maxsize
         if memory.size <= piece_bytes:
@@ -127,6 +142,38 @@ class MPITransport:
     def _count(self, bytes_sent: int) -> None:
         self.traffic.collectives += 1
         self.traffic.bytes_sent += bytes_sent
+
+
+def _takes_device_arrays() -> bool:
+    """Whether device arrays can be given to MPI as they are: a CUDA-aware MPI, beside CuPy to make them.
+
+    MPI is asked in the standard's way (4.1) and in the older one that Open MPI and MPICH share.
+    ``LENTANDO_CUDA_AWARE_MPI=0|1`` knows better than either.
+    """
+    override = os.environ.get("LENTANDO_CUDA_AWARE_MPI")
+    if override not in (None, "0", "1"):
+        raise ConfigurationError(f"LENTANDO_CUDA_AWARE_MPI={override!r}: expected 0 or 1")
+    if override is not None:
+        return override == "1"
+    if find_spec("cupy") is None:
+        return False
+    if "cuda" in (MPI.COMM_WORLD.Get_info().Get("mpi_memory_alloc_kinds") or ""):
+        return True
+    try:
+        query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
+    except (AttributeError, OSError):  # MPI is another, or not among what the module was linked with
+        return False
+    return bool(query())
+
+
+def _settled(*arrays: Array) -> Any:
+    """The device of the arrays if they are on one, with all over that was enqueued for them: MPI knows no streams."""
+    for array in arrays:
+        if not is_on_host(array):
+            on_device: Any = array
+            array_module(array).cuda.get_current_stream().synchronize()
+            return on_device.device
+    return None
 
 
 class _translated:  # noqa: N801 - reads as a word in a with statement
@@ -147,9 +194,14 @@ def _as_ours(error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> Trans
 
 
 class _Exchange:
-    """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread."""
+    """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread.
 
-    def __init__(self, pending: list[MPI.Request]) -> None:
+    Attributes:
+        device: whose memory they read or write, None for host memory.
+    """
+
+    def __init__(self, pending: list[MPI.Request], device: Any) -> None:
+        self.device = device
         self._pending = pending
         self._completing = threading.Lock()
         self._done = False
@@ -217,5 +269,7 @@ class _ProgressThread:
 
     def _run(self) -> None:
         while (exchange := self._queue.get()) is not None:
+            if exchange.device is not None:
+                exchange.device.use()  # each thread has a current device of its own
             while not exchange.progress():
                 time.sleep(POLL_SECONDS)
