@@ -19,7 +19,7 @@ __all__ = ["Algorithm", "all_reduce", "plan_reduction"]
 
 Algorithm: TypeAlias = Literal["auto", "ring", "engine"]
 
-SHARED_FROM_BYTES = 64 * 1024
+SHARED_FROM_BYTES = 512 * 1024
 """``auto`` leaves smaller buffers to the engine: three barriers cost more than its latency."""
 RING_FROM_BYTES = {"one node": 32 * 1024 * 1024, "one node, in halves": 4 * 1024 * 1024, "several nodes": 256 * 1024}
 """``auto`` leaves smaller buffers to the engine: there, latency decides, and the ring needs 2(n - 1) steps. Between

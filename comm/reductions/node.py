@@ -94,10 +94,13 @@ class NodeReduction:
         """Sum this rank's part over the node, in pieces that stay in the cache meanwhile."""
         self._barrier.wait()  # everybody's values are there
         scratch, (first, *others) = self._scratch, self._terms
+        # Not where that would overwrite this rank's own values, the last to be added.
+        straight = into.dtype == scratch.dtype and (into is not self._own or len(self._terms) == 2)
         with quiet():
             for start in range(0, into.size, BLOCK):
                 block = slice(start, start + BLOCK)
-                total = scratch[: into[block].size]
+                out = into[block]
+                total = out if straight else scratch[: out.size]
                 if others and first.dtype == total.dtype:
                     np.add(first[block], others[0][block], out=total)  # one pass less than copying the first
                     rest = others[1:]
@@ -106,7 +109,7 @@ class NodeReduction:
                     rest = others
                 for term in rest:
                     np.add(total, term[block], out=total)
-                store(total, into[block], divisor)
+                store(total, out, divisor)
 
 
 class _Barrier:
