@@ -16,6 +16,7 @@ import numpy as np
 from lentando.comm.array_module import is_on_host
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
+from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array
 
 __all__ = [
@@ -127,11 +128,12 @@ class FlatBuffer:
     Args:
         layout: where things lie.
         array: one-dimensional memory of the layout's size and dtype; new and zero if not given.
+        shared: new memory is such that neighbours on this node can read it, where the system has such memory.
     """
 
-    def __init__(self, layout: FlatLayout, array: Array | None = None) -> None:
+    def __init__(self, layout: FlatLayout, array: Array | None = None, *, shared: bool = False) -> None:
         if array is None:
-            array = np.zeros(layout.size, layout.dtype)
+            array = (shared_zeros if shared else np.zeros)(layout.size, layout.dtype)
         if array.shape != (layout.size,) or array.dtype != layout.dtype or not array.flags.c_contiguous:
             raise ConfigurationError(
                 f"a buffer for this layout is {layout.size} contiguous elements of {layout.dtype}, "

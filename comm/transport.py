@@ -15,13 +15,16 @@ __all__ = [
     "Array",
     "DeviceArrays",
     "EngineHalves",
+    "Exchanges",
     "Message",
     "ReduceOp",
     "Request",
+    "SharedNode",
     "Traffic",
     "Transport",
     "VirtualTime",
     "as_bytes",
+    "shares_memory",
     "takes_device_arrays",
 ]
 
@@ -60,6 +63,22 @@ class Request(Protocol):
 
     def test(self) -> bool:
         """True once complete; never blocks."""
+
+
+class Exchanges(Protocol):
+    """What a ring needs of a transport: some ranks that exchange messages.
+
+    Attributes:
+        rank, size: as a ``Transport``'s.
+    """
+
+    rank: int
+    size: int
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Request:
+        """As ``Transport.exchange``."""
 
 
 @runtime_checkable
@@ -128,6 +147,22 @@ class VirtualTime(Protocol):
 
     def compute(self) -> None:
         """Let the time of one training step's computation pass."""
+
+
+@runtime_checkable
+class SharedNode(Protocol):
+    """A transport whose ranks are processes, some of which run on the same node and can read each other's memory.
+
+    Attributes:
+        same_node: the ranks of this rank's node, itself included, by local rank.
+    """
+
+    same_node: Sequence[int]
+
+
+def shares_memory(transport: Transport) -> bool:
+    """Whether this rank has neighbours that could read its memory."""
+    return isinstance(transport, SharedNode) and len(transport.same_node) > 1
 
 
 @runtime_checkable

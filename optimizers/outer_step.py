@@ -10,11 +10,13 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.array_module import array_module, copy_into
-from lentando.comm.collectives import Algorithm, NoReduction, Reduction, plan_reduction
+from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, Range
 from lentando.comm.objects import allgather_object
+from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.slow_momentum import SlowMomentum

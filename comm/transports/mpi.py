@@ -57,9 +57,9 @@ class MPITransport:
         self.size = self._comm.Get_size()
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
-        same_node = set(node.allgather(self.rank))
+        self.same_node: Sequence[int] = node.allgather(self.rank)
         node.Free()
-        self._piece_bytes = [sys.maxsize if peer in same_node else EAGER_BYTES for peer in range(self.size)]
+        self._piece_bytes = [sys.maxsize if peer in self.same_node else EAGER_BYTES for peer in range(self.size)]
         takes = np.array([_takes_device_arrays()], np.int32)
         self._comm.Allreduce(MPI.IN_PLACE, takes, MPI.MIN)  # or one rank's model would be on a GPU, and another's not
         self.takes_device_arrays = bool(takes[0])

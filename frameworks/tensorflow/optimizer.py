@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
+from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
@@ -142,7 +143,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             super().build(variables)
             self.built: bool = False  # until it is
             self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
-            self._model = KerasModel(self._base, variables, self._keras_model, self._mapping)
+            shared = shares_memory(self._world)
+            self._model = KerasModel(self._base, variables, self._keras_model, self._mapping, shared)
             mixes, period = self._settings.base.mixes_parameters, self._settings.period
             self._counted = CountedSteps(
                 self._make,

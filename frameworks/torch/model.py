@@ -31,6 +31,7 @@ class TorchModel:
         model: whose floating-point buffers (BatchNorm statistics) are averaged with them; and names for messages.
         named_parameters: names for messages, if there is no ``model``.
         takes_device_arrays: whether the transport does.
+        shares_memory: whether neighbours on this node should be able to read the flat tensors.
         staged: keep host memory apart from the parameters even on the CPU, as a GPU needs it. For tests.
 
     Attributes:
@@ -45,6 +46,7 @@ class TorchModel:
         model: torch.nn.Module | None = None,
         named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
         takes_device_arrays: bool = False,
+        shares_memory: bool = False,
         staged: bool = False,
     ) -> None:
         self.optimizer = optimizer
@@ -69,7 +71,7 @@ class TorchModel:
         entries += [_entry(name, buffer, None) for name, buffer in statistics.items()]
         device = _device(self._parameters)
         place = _place(device, takes_device_arrays, staged)
-        self._memory = [_Memory(layout, device, place) for layout in build_layouts(entries)]
+        self._memory = [_Memory(layout, device, place, shares_memory) for layout in build_layouts(entries)]
         self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
         self._bind()
@@ -196,20 +198,21 @@ class _Memory:
     """The flat tensor of one dtype on the model's device, and the buffer that travels.
 
     Attributes:
-        layout, device, place: as given.
+        layout, device, place, shared: as given.
         flat: the tensor.
         buffer: the same memory, or a copy of it in host memory that is kept apart.
     """
 
-    def __init__(self, layout: FlatLayout, device: torch.device, place: Place) -> None:
+    def __init__(self, layout: FlatLayout, device: torch.device, place: Place, shared: bool) -> None:
         self.layout = layout
         self.device = device
         self.place = place
+        self.shared = shared
         if place == "device":
             self.flat = torch.zeros(layout.size, dtype=getattr(torch, layout.dtype.name), device=device)
             self.buffer = FlatBuffer(layout, as_device_array(self.flat))
             return
-        self._host = as_tensor(FlatBuffer(layout).array)
+        self._host = as_tensor(FlatBuffer(layout, shared=shared).array)
         if device.type != "cpu":
             self._host = self._host.pin_memory()
         self.flat = torch.zeros_like(self._host, device=device) if place == "staged" else self._host
@@ -237,8 +240,9 @@ class _Gradients:
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
         self._parameters = parameters
-        device, place = memory[0].device, memory[0].place
-        self.memory = [_Memory(layout, device, place) for layout in gradient_layouts(own.layout for own in memory)]
+        device, place, shared = memory[0].device, memory[0].place, memory[0].shared
+        layouts = gradient_layouts(own.layout for own in memory)
+        self.memory = [_Memory(layout, device, place, shared) for layout in layouts]
 
     def gather(self) -> None:
         """Copy the model's gradients in."""

@@ -9,7 +9,7 @@ import torch
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.transport import takes_device_arrays
+from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
@@ -75,7 +75,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if isinstance(optimizer, DistributedOptimizer):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
         self._base_optimizer = optimizer
-        self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world))
+        self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
         # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second

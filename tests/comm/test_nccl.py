@@ -12,9 +12,11 @@ from matching_nccl import MatchingBinding, MatchingCommunicator, MatchingNCCL, r
 
 from lentando.comm import collectives
 from lentando.comm.array_module import to_host
-from lentando.comm.collectives import EngineReduction, HalvesReduction, RingReduction, all_reduce, plan_reduction
+from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError, LaunchError, TransportError
+from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
+from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, check_device_arrays, check_transport, run_ranks
 from lentando.comm.transport import Array, EngineHalves, Message, Request, takes_device_arrays
 from lentando.comm.transports.nccl import NCCLTransport
