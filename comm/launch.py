@@ -100,6 +100,8 @@ def check_world(launch: Launch | None, mpi_size: int, library: str) -> None:
             "The launcher belongs to another MPI than this library: start with the mpirun that came with it (for pip's "
             "MPIs, the one in the environment's bin/), or install the MPI whose mpirun you use"
         )
+        if "srun" in launch.launcher:
+            remedy += ". With srun, name the plugin that it speaks: srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"
     else:
         remedy = (
             "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes; "

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,8 +26,8 @@ class Job:
     """A program that ran on several ranks.
 
     Attributes:
-        status: exit status of mpirun, or None if it had to be stopped.
-        output: what all ranks and mpirun wrote, stdout and stderr together.
+        status: exit status of the launcher, or None if it had to be stopped.
+        output: what all ranks and the launcher wrote, stdout and stderr together.
         seconds: how long it took.
     """
 
@@ -43,14 +44,19 @@ def mpirun(
     Variables of ``environment`` are added to those of this process, or taken away where None.
     """
     command = [find_mpirun(), "-np", str(size), sys.executable, *arguments]
-    changed = {
+    changed: dict[str, str | None] = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
-    variables = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
+    return run_bounded(command, changed, timeout_seconds)
+
+
+def run_bounded(command: Sequence[str], environment: Mapping[str, str | None], timeout_seconds: float) -> Job:
+    """Run a command that starts ranks; variables are added to those of this process, or taken away where None."""
+    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
     started = time.perf_counter()
     process = subprocess.Popen(
         command,
