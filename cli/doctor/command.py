@@ -9,7 +9,7 @@ import typer
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, collect
 from lentando.cli.doctor.findings import Finding
-from lentando.cli.doctor.job import check_claims, check_outcome, check_tests
+from lentando.cli.doctor.job import check_claims, check_outcome, check_tests, stranger
 from lentando.cli.doctor.joining import Outcome, join
 from lentando.cli.doctor.page import print_json, print_page
 from lentando.comm.launch import read_claims
@@ -47,7 +47,7 @@ def doctor(
         if outcome.rank is not None:
             speaks = outcome.rank == 0
         if not speaks:
-            _leave_word(outcome, claims[0].rank if claims else outcome.rank)
+            _leave_word(facts, outcome, claims[0].rank if claims else outcome.rank)
             return 0  # rank 0's status is the job's; to end with another would end the job before it has spoken
         by_rank = _by_rank(facts, outcome)
         findings = _judge(facts, by_rank, outcome)
@@ -75,8 +75,8 @@ def _judge(facts: Facts, by_rank: dict[int, Facts], outcome: Outcome) -> list[Fi
     ]
 
 
-def _leave_word(outcome: Outcome, rank: int | None) -> None:
+def _leave_word(facts: Facts, outcome: Outcome, rank: int | None) -> None:
     """What rank 0 cannot see, in a line: how this rank failed, if not as all do."""
-    if outcome.rank is None and outcome.end == "died":
+    if outcome.rank is None and outcome.end == "died" and not stranger(facts):
         said = outcome.last_words[-1] if outcome.last_words else f"status {outcome.status}"
         typer.echo(f"lentando doctor: rank {rank} failed while {outcome.stage}: {said}", err=True)

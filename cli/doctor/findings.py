@@ -1,6 +1,6 @@
 """What doctor has to say: findings, and those of several ranks put together."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal, TypeAlias
 
@@ -43,7 +43,7 @@ def problem(section: str, text: str, fix: str) -> Finding:
     return Finding("problem", section, text, fix)
 
 
-def merged(by_rank: dict[int, Sequence[Finding]]) -> list[Finding]:
+def merged(by_rank: Mapping[int, Sequence[Finding]]) -> list[Finding]:
     """What several ranks found, each finding once with all who found it, in the order in which they were met."""
     ranks: dict[Finding, list[int]] = {}
     for rank, findings in by_rank.items():

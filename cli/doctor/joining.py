@@ -27,8 +27,8 @@ class Outcome:
     """How far the process came that joined.
 
     Attributes:
-        end: ``left`` after all tests; ``refused`` by an error that says why; ``hung``; ``died``; ``ended`` by the launcher,
-            with this process.
+        end: ``left`` after all tests; ``refused`` by an error that says why; ``hung``; ``died``; or ``ended`` by the
+            launcher, together with this process.
         stage: what it was about when it ended.
         refusal: the error's message.
         size: of the world that it saw, once joined.

@@ -35,8 +35,8 @@ class _Choice:
     Attributes:
         variable: its name.
         reader: who obeys it.
-        written: what it holds: names and networks; names alone; beginnings of names, ``=`` before a whole one; names of RDMA
-            devices too, with a port behind (``mlx5_0:1``).
+        written: what it holds: names and networks; names alone; beginnings of names, ``=`` before a whole one; or
+            names, those of RDMA devices too, with a port behind (``mlx5_0:1``).
         excludes: whether it names those that are not used.
     """
 
@@ -54,7 +54,7 @@ _CHOICES = (
     _Choice("PRTE_MCA_oob_tcp_if_include", "mpirun of Open MPI 5", "names and networks"),
     _Choice("FI_TCP_IFACE", "MPICH over libfabric", "names"),
     _Choice("FI_SOCKETS_IFACE", "MPICH over libfabric", "names"),
-    _Choice("UCX_NET_DEVICES", "UCX (MPICH, Open MPI)", "devices"),
+    _Choice("UCX_NET_DEVICES", "UCX of MPICH or Open MPI", "devices"),
     _Choice("HYDRA_IFACE", "mpiexec of MPICH", "names"),
     _Choice("NCCL_SOCKET_IFNAME", "NCCL", "beginnings"),
     _Choice("GLOO_SOCKET_IFNAME", "Gloo", "names"),
@@ -119,8 +119,7 @@ def same_address_on_two_hosts(by_host: dict[str, Sequence[Interface]]) -> list[F
             findings.append(
                 note(
                     SECTION,
-                    f"{address} ({name}) is an address of {len(names)} hosts: no way leads from one to the other by it, "
-                    "but MPI may try",
+                    f"{address} ({name}) is an address of {len(names)} hosts: it joins none of them, but MPI may try",
                     f"export OMPI_MCA_btl_tcp_if_exclude=lo,{name} PRTE_MCA_prte_if_exclude=lo,{name}",
                 )
             )

@@ -23,6 +23,8 @@ FORMAT = "lentando-doctor-1"
 SECTIONS = ("versions", "MPI", "launcher", "job", "transports", "Horovod", "GPU", "network", "host")
 WIDTH = 120
 INDENT = 11
+MOST_RANKS = 8
+"""Above, the page shows half as many of those that are well."""
 COLOURS = {"ok": typer.colors.GREEN, "note": typer.colors.YELLOW, "problem": typer.colors.RED}
 
 
@@ -35,7 +37,8 @@ def print_page(findings: Sequence[Finding], by_rank: dict[int, Facts]) -> None:
         found = [finding for finding in findings if finding.section == section]
         if found:
             lines += ["", section]
-        for finding in found:
+        hidden = [finding for finding in found if _is_one_of_many(finding, by_rank)]
+        for finding in [finding for finding in found if finding not in hidden]:
             text = _with_ranks(finding, by_rank)
             wrapped = textwrap.wrap(text, width - INDENT, break_long_words=False, break_on_hyphens=False)
             level = typer.style(finding.level, fg=COLOURS[finding.level], bold=finding.level == "problem")
@@ -44,6 +47,8 @@ def print_page(findings: Sequence[Finding], by_rank: dict[int, Facts]) -> None:
             lines += [" " * INDENT + line for line in wrapped[1:]]
             if finding.fix is not None:
                 lines.append(f"{' ' * INDENT}$ {finding.fix}")  # in one line, however long: it is to be pasted
+        if hidden:
+            lines.append(f"  ok       and so on for the other ranks, {len(hidden)} lines (--json tells all)")
     lines += ["", _summary(findings)]
     typer.echo("\n".join(lines))  # at once: launchers mix the lines of ranks
 
@@ -77,6 +82,13 @@ def _with_ranks(finding: Finding, by_rank: dict[int, Facts]) -> str:
     if finding.ranks is None or len(finding.ranks) == len(by_rank):
         return finding.text
     return f"{ranks_in_words(finding.ranks)}: {finding.text}"
+
+
+def _is_one_of_many(finding: Finding, by_rank: dict[int, Facts]) -> bool:
+    """Whether it is what hundreds of ranks say, each with another number in it, and as it should be."""
+    if finding.level != "ok" or len(by_rank) <= MOST_RANKS or finding.ranks is None:
+        return False
+    return len(finding.ranks) == 1 and finding.ranks[0] >= MOST_RANKS // 2
 
 
 def _summary(findings: Sequence[Finding]) -> str:

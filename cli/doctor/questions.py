@@ -37,10 +37,11 @@ def torch_cuda() -> dict[str, Any]:
     import torch
 
     available = torch.cuda.is_available()
+    nccl: Any = torch.cuda.nccl.version if available else None  # untyped
     return {
         "cuda": torch.version.cuda,
         "devices": torch.cuda.device_count() if available else 0,
-        "nccl": ".".join(map(str, torch.cuda.nccl.version())),  # type: ignore[no-untyped-call] if available else None,
+        "nccl": ".".join(map(str, nccl())) if nccl else None,
     }
 
 
