@@ -131,6 +131,8 @@ def _check_choice(choice: _Choice, value: str, found: Sequence[Interface]) -> li
     if choice.written == "beginnings" and value.startswith("^"):
         return [ok(SECTION, f"{text} excludes interfaces")]
     tokens = [token.strip() for token in value.split(",") if token.strip()]
+    if choice.written == "devices":
+        tokens = [token for token in tokens if not _is_rdma(token)]
     matches = {token: [one["name"] for one in found if _names(token, one, choice)] for token in tokens}
     if choice.excludes:
         if any("lo" in names for names in matches.values()):
@@ -138,8 +140,6 @@ def _check_choice(choice: _Choice, value: str, found: Sequence[Interface]) -> li
         return [
             note(SECTION, f"{text} does not exclude lo, as the default does", f"export {choice.variable}=lo,{value}")
         ]
-    if choice.written == "devices":
-        matches |= {token: [token] for token in tokens if not matches[token] and _is_rdma(token)}
     suggested = first_outward(found) or "lo"
     findings = [
         problem(
@@ -152,12 +152,14 @@ def _check_choice(choice: _Choice, value: str, found: Sequence[Interface]) -> li
         for token in tokens
         if not matches[token]
     ]
-    down = [
-        one["name"] for one in found if not one["is_up"] and any(one["name"] in names for names in matches.values())
+    up = {one["name"] for one in found if one["is_up"]}
+    down = [names for names in matches.values() if names and not up & {*names}]
+    findings += [
+        problem(SECTION, f"{text}: {', '.join(names)} is down", f"export {choice.variable}={suggested}")
+        for names in down
     ]
-    findings += [problem(SECTION, f"{text}: {name} is down", f"export {choice.variable}={suggested}") for name in down]
     names = sorted({name for names in matches.values() for name in names})
-    return findings or [ok(SECTION, f"{text} chooses {', '.join(names)}")]
+    return findings or [ok(SECTION, f"{text} chooses {', '.join(names) or 'devices for RDMA'}")]
 
 
 def _names(token: str, one: Interface, choice: _Choice) -> bool:
