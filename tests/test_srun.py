@@ -1,5 +1,6 @@
 """Jobs that Slurm's srun starts, on a cluster of one node. Skipped, saying so, where there can be none."""
 
+import json
 import re
 import sys
 from collections.abc import Iterator
@@ -78,6 +79,19 @@ def refused(job: Job, library: str, remedy: str) -> None:
     assert len(re.findall(rf"LaunchError: .*srun.* promises 4 ranks .*, but MPI sees 1 \({library}", job.output)) == 4
     assert job.output.count("that would train 4 separate models") == 4
     assert remedy in job.output
+
+
+def test_doctor_names_the_plugin(cluster: slurm.Cluster) -> None:
+    command = ("srun", "--ntasks=2", "--mpi=none", sys.executable, "-m", "lentando.cli", "doctor", "--json")
+    job = cluster.run(*command, environment={**ROOT, "OMP_NUM_THREADS": "1"})
+    assert job.status == 1, job.output
+    (line,) = [line for line in job.output.splitlines() if line.startswith('{"format"')]
+    (found,) = [finding for finding in json.loads(line)["findings"] if finding["level"] == "problem"]
+    assert "srun promises 2 ranks (SLURM_STEP_NUM_TASKS=2), but MPI sees 1" in found["text"]
+    assert found["fix"] == "srun --ntasks=2 --mpi=pmix lentando doctor"
+    if cluster.has_plugin("pmix"):
+        job = cluster.run(*found["fix"].split()[:3], *command[3:], environment={**ROOT, "OMP_NUM_THREADS": "1"})
+        assert job.status == 0, job.output
 
 
 def test_mpirun_inside_an_allocation_counts_its_own_ranks(cluster: slurm.Cluster) -> None:

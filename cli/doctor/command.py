@@ -2,7 +2,6 @@
 
 import os
 import sys
-import time
 from typing import Annotated
 
 import typer
@@ -21,10 +20,6 @@ TIMEOUT_SECONDS = 60.0
 """To join and to test: MPI on a thousand ranks starts within seconds, an import of a framework may take some."""
 OTHERS_WAIT_SECONDS = 10.0
 """How much longer the other ranks wait: when one of them gives up, some launchers end rank 0 before it has spoken."""
-
-LAST_WORDS_SECONDS = 2.0
-"""How long rank 0 leaves the others to fail by themselves: its status makes a launcher end them, and mpirun of Open MPI
-5.0.11 sometimes hangs when it ends a rank that is just connecting to it."""
 
 
 def doctor(
@@ -61,8 +56,6 @@ def doctor(
         else:
             print_page(findings, by_rank)
         sys.stdout.flush()
-    if claims and outcome.end in ("refused", "died", "hung"):
-        time.sleep(LAST_WORDS_SECONDS)
     return int(any(finding.level == "problem" for finding in findings))
 
 

@@ -1,6 +1,7 @@
 """Joining the job in a second process, which may refuse, hang, crash, or be ended by the launcher: what came of it."""
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lentando.cli.doctor.facts import Facts
+from lentando.comm.launch import read_claims
 
 __all__ = ["Outcome", "join"]
 
@@ -20,6 +22,9 @@ POLL_SECONDS = 0.05
 GRACE_SECONDS = 5.0
 """How long a process has to end itself."""
 LAST_LINES = 6
+LAST_WORDS_SECONDS = 2.0
+"""How long a rank that failed leaves the others to fail by themselves: its status makes launchers end them, and mpirun
+of Open MPI 5.0.11 sometimes hangs when it ends a rank that is just connecting to it."""
 
 
 @dataclass
@@ -83,6 +88,8 @@ def join(facts: Facts, timeout_seconds: float) -> Iterator[Outcome]:
             printed = words.read().decode(errors="replace").replace("\0", "")
             outcome.last_words = [line.strip() for line in printed.splitlines() if line.strip()][-LAST_LINES:]
             yield outcome
+            if outcome.end != "left":
+                ended.wait(LAST_WORDS_SECONDS if read_claims(os.environ) else 0)
         finally:
             if process.poll() is None:
                 process.terminate()

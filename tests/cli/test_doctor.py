@@ -27,8 +27,10 @@ from lentando.comm.transports.single import SingleTransport
 CHECKOUT = Path(__file__).parents[2]
 MPICH = Path(sys.prefix, "mpich/bin")
 """Of an environment with MPICH; this one has Open MPI."""
-LAUNCHERS = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "HOROVOD_RANK",
-             "HOROVOD_SIZE", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID")  # fmt: skip
+LAUNCHERS = (
+    "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE",
+    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+)  # fmt: skip
 ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 DOCTOR = ("-m", "lentando.cli", "doctor")
 
