@@ -53,6 +53,49 @@ _KINDS = (
 )
 
 
+@dataclass(frozen=True)
+class Claim:
+    """What the variables of one launcher say of this process, whether or not they can be true.
+
+    Attributes:
+        launcher: its name, as a user would say it.
+        variables: those that are set, with their values: the rank's and the size's.
+        rank: None where it is missing or no number.
+        size: None where it is missing, no number, or not told by this launcher.
+        is_complete: whether everything is there that this launcher tells.
+        mpi: whether its ranks are MPI processes.
+    """
+
+    launcher: str
+    variables: dict[str, str]
+    rank: int | None
+    size: int | None
+    is_complete: bool
+    mpi: bool
+
+
+def read_claims(environment: Mapping[str, str]) -> list[Claim]:
+    """Of every launcher that has left its variables, the one that is trusted most first."""
+    claims: list[Claim] = []
+    for kind in _KINDS:
+        by_torchrun = kind.rank == "TORCHELASTIC_RUN_ID"  # tells the launcher, not the rank
+        names = ["RANK" if by_torchrun else kind.rank, *([kind.size] if kind.size else [])]
+        variables = {name: environment[name] for name in names if name in environment}
+        is_meant = kind.both or len(variables) == len(names)  # half of what others set too tells nothing
+        if not variables or not is_meant or (by_torchrun and kind.rank not in environment):
+            continue
+        if any(variables.items() <= claim.variables.items() for claim in claims):  # torchrun's RANK and WORLD_SIZE
+            continue
+        rank, size = (_number(variables.get(name)) for name in (names[0], kind.size or ""))
+        is_complete = rank is not None and (kind.size is None or bool(size))
+        claims.append(Claim(kind.launcher, variables, rank, size, is_complete, kind.mpi))
+    return claims
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
+
+
 def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None:
     """The launcher of this process, or None if it was started alone.
 
@@ -108,46 +151,3 @@ def check_world(launch: Launch | None, mpi_size: int, library: str) -> None:
             "horovodrun --gloo and torchrun need a transport other than MPI, which this version does not have"
         )
     raise LaunchError(f"{promise}, but {found}: that would train {launch.size} separate models. {remedy}")
-
-
-@dataclass(frozen=True)
-class Claim:
-    """What the variables of one launcher say of this process, whether or not they can be true.
-
-    Attributes:
-        launcher: its name, as a user would say it.
-        variables: those that are set, with their values: the rank's and the size's.
-        rank: None where it is missing or no number.
-        size: None where it is missing, no number, or not told by this launcher.
-        is_complete: whether everything is there that this launcher tells.
-        mpi: whether its ranks are MPI processes.
-    """
-
-    launcher: str
-    variables: dict[str, str]
-    rank: int | None
-    size: int | None
-    is_complete: bool
-    mpi: bool
-
-
-def read_claims(environment: Mapping[str, str]) -> list[Claim]:
-    """Of every launcher that has left its variables, the one that is trusted most first."""
-    claims: list[Claim] = []
-    for kind in _KINDS:
-        by_torchrun = kind.rank == "TORCHELASTIC_RUN_ID"  # tells the launcher, not the rank
-        names = ["RANK" if by_torchrun else kind.rank, *([kind.size] if kind.size else [])]
-        variables = {name: environment[name] for name in names if name in environment}
-        is_meant = kind.both or len(variables) == len(names)  # half of what others set too tells nothing
-        if not variables or not is_meant or (by_torchrun and kind.rank not in environment):
-            continue
-        if any(variables.items() <= claim.variables.items() for claim in claims):  # torchrun's RANK and WORLD_SIZE
-            continue
-        rank, size = (_number(variables.get(name)) for name in (names[0], kind.size or ""))
-        is_complete = rank is not None and (kind.size is None or bool(size))
-        claims.append(Claim(kind.launcher, variables, rank, size, is_complete, kind.mpi))
-    return claims
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None

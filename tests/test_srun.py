@@ -14,7 +14,6 @@ from launching import Job, find_mpirun
 CHECKOUT = Path(__file__).parents[1]
 MPICH = Path(sys.prefix, "mpich/bin/python")
 """Python of an environment with MPICH; this one has Open MPI."""
-ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 PROGRAM = """
 import sys
 import numpy as np
@@ -41,7 +40,7 @@ def cluster() -> Iterator[slurm.Cluster]:
 def srun(cluster: slurm.Cluster, plugin: str, python: Path = Path(sys.executable)) -> Job:
     """The program on four ranks."""
     command = ("srun", "--ntasks=4", f"--mpi={plugin}", str(python), "-c", PROGRAM)
-    return cluster.run(*command, environment={**ROOT, "PYTHONPATH": str(CHECKOUT / "src")})
+    return cluster.run(*command, environment={"PYTHONPATH": str(CHECKOUT / "src")})
 
 
 def ranks_of(job: Job) -> list[str]:
@@ -83,27 +82,27 @@ def refused(job: Job, library: str, remedy: str) -> None:
 
 def test_doctor_names_the_plugin(cluster: slurm.Cluster) -> None:
     command = ("srun", "--ntasks=2", "--mpi=none", sys.executable, "-m", "lentando.cli", "doctor", "--json")
-    job = cluster.run(*command, environment={**ROOT, "OMP_NUM_THREADS": "1"})
+    job = cluster.run(*command)
     assert job.status == 1, job.output
     (line,) = [line for line in job.output.splitlines() if line.startswith('{"format"')]
     (found,) = [finding for finding in json.loads(line)["findings"] if finding["level"] == "problem"]
     assert "srun promises 2 ranks (SLURM_STEP_NUM_TASKS=2), but MPI sees 1" in found["text"]
     assert found["fix"] == "srun --ntasks=2 --mpi=pmix lentando doctor"
     if cluster.has_plugin("pmix"):
-        job = cluster.run(*found["fix"].split()[:3], *command[3:], environment={**ROOT, "OMP_NUM_THREADS": "1"})
+        job = cluster.run(*found["fix"].split()[:3], *command[3:])
         assert job.status == 0, job.output
 
 
 def test_mpirun_inside_an_allocation_counts_its_own_ranks(cluster: slurm.Cluster) -> None:
     command = ("salloc", "--quiet", "--ntasks=4", find_mpirun(), "-np", "4", sys.executable, "-c", PROGRAM)
-    job = cluster.run(*command, environment={**ROOT, "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"})
+    job = cluster.run(*command)
     assert job.status == 0, job.output
     assert ranks_of(job) == ALL_FOUR
 
 
 def test_mpirun_inside_a_step_of_one_task_counts_its_own_ranks(cluster: slurm.Cluster) -> None:
     command = ("srun", "--ntasks=1", "--mpi=none", find_mpirun(), "-np", "4", sys.executable, "-c", PROGRAM)
-    job = cluster.run(*command, environment={**ROOT, "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe"})
+    job = cluster.run(*command)
     assert job.status == 0, job.output
     assert ranks_of(job) == ALL_FOUR
 

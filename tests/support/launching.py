@@ -26,8 +26,8 @@ class Job:
     """A program that ran on several ranks.
 
     Attributes:
-        status: exit status of the launcher, or None if it had to be stopped.
-        output: what all ranks and the launcher wrote, stdout and stderr together.
+        status: exit status of mpirun, or None if it had to be stopped.
+        output: what all ranks and mpirun wrote, stdout and stderr together.
         seconds: how long it took.
     """
 
@@ -43,20 +43,19 @@ def mpirun(
 
     Variables of ``environment`` are added to those of this process, or taken away where None.
     """
-    command = [find_mpirun(), "-np", str(size), sys.executable, *arguments]
-    changed: dict[str, str | None] = {
+    return launch([find_mpirun(), "-np", str(size), sys.executable, *arguments], timeout_seconds, environment)
+
+
+def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str | None] | None = None) -> Job:
+    """Run a launcher, whichever it is, as ``mpirun`` does."""
+    changed = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMP_NUM_THREADS": "1",
         **(environment or {}),
     }
-    return run_bounded(command, changed, timeout_seconds)
-
-
-def run_bounded(command: Sequence[str], environment: Mapping[str, str | None], timeout_seconds: float) -> Job:
-    """Run a command that starts ranks; variables are added to those of this process, or taken away where None."""
-    variables = {name: value for name, value in {**os.environ, **environment}.items() if value is not None}
+    variables = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}
     started = time.perf_counter()
     process = subprocess.Popen(
         command,

@@ -17,7 +17,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from launching import Job, run_bounded
+from launching import Job, launch
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo")
 CPUS = 4
@@ -83,7 +83,7 @@ class Cluster:
         self, *command: str, timeout_seconds: float = 60.0, environment: Mapping[str, str | None] | None = None
     ) -> Job:
         """Run a command that talks to this cluster: ``run("srun", "-n", "4", "--mpi=pmi2", "hostname")``."""
-        return run_bounded(command, {**self.variables, **(environment or {})}, timeout_seconds)
+        return launch(command, timeout_seconds, {**self.variables, **(environment or {})})
 
     def has_plugin(self, name: str) -> bool:
         """Whether ``srun --mpi=NAME`` can start anything: ``srun --mpi=list`` names some that cannot be loaded."""
