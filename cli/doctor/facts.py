@@ -35,6 +35,12 @@ VARIABLES = re.compile(
 )
 """Those that decide how ranks find each other. No other variable leaves the rank."""
 
+LOCAL_RANKS = (
+    "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "HOROVOD_LOCAL_RANK", "SLURM_LOCALID",
+    "LOCAL_RANK",
+)  # fmt: skip
+"""By which launchers tell a rank its number among those of its host."""
+
 _VENDORS = (
     ("Open MPI", r"(?:Open MPI|OpenRTE)\)? v?(\d[\w.]*)"),
     ("Intel MPI", r"Intel\(R\) MPI Library\D*(\d[\w.]*)"),
@@ -105,6 +111,8 @@ def collect() -> Facts:
     versions = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     library = _library()
     gpus = _gpus()
+    # To load a framework in every rank of a host at once takes minutes where they share few cores; one can answer.
+    is_first = all(os.environ.get(name, "0") == "0" for name in LOCAL_RANKS)
     return Facts(
         host=socket.gethostname(),
         python=platform.python_version(),
@@ -119,8 +127,8 @@ def collect() -> Facts:
         shared_memory=_shared_memory(),
         is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
         gpus=gpus,
-        torch_cuda=_ask("torch_cuda") if gpus and "torch" in versions else None,
-        horovod=_ask("horovod") if importlib.util.find_spec("horovod") else None,
+        torch_cuda=_ask("torch_cuda") if is_first and gpus and "torch" in versions else None,
+        horovod=_ask("horovod") if is_first and importlib.util.find_spec("horovod") else None,
         place=None,
     )
 

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 import os
+import re
 import socket
 import sys
 from collections.abc import Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import Job, find_mpirun, mpirun, run_bounded
+from launching import Job, find_mpirun, launch, mpirun
 
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, Place, Program, collect
@@ -31,7 +32,6 @@ LAUNCHERS = (
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE",
     "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
-ROOT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 DOCTOR = ("-m", "lentando.cli", "doctor")
 
 needs_mpich = pytest.mark.skipif(not (MPICH / "mpiexec").exists(), reason=f"no {MPICH}/mpiexec")
@@ -40,8 +40,8 @@ needs_mpich = pytest.mark.skipif(not (MPICH / "mpiexec").exists(), reason=f"no {
 def alone(*options: str, **environment: str | None) -> Job:
     """Doctor in a process of no launcher, but for the variables that are given."""
     path = os.pathsep.join([str(Path(find_mpirun()).parent), os.environ["PATH"]])
-    variables: dict[str, str | None] = {**dict.fromkeys(LAUNCHERS), **ROOT, "PATH": path, **environment}
-    return run_bounded([sys.executable, *DOCTOR, *options], variables, timeout_seconds=120)
+    variables: dict[str, str | None] = {**dict.fromkeys(LAUNCHERS), "PATH": path, **environment}
+    return launch([sys.executable, *DOCTOR, *options], 120, variables)
 
 
 def document(job: Job) -> dict[str, Any]:
@@ -197,8 +197,7 @@ def test_mpich_under_the_launcher_of_open_mpi_is_told_on_one_page() -> None:
     assert job.status == 1, job.output
     assert job.output.count("lentando doctor: one process") == 1
     told = " ".join(job.output.split())
-    assert "but the library here is MPICH" in told
-    assert "which does not understand that launcher, and the rank ended with status" in told
+    assert re.search(r"problem mpirun \(Open MPI\) .*, but .* MPICH (Version: )?\d", told)
     assert f"$ {MPICH}/mpirun -np 2 lentando doctor" in told
     assert "Traceback" not in job.output
 
@@ -212,12 +211,8 @@ def test_mpich_under_its_own_launcher_is_well() -> None:
 
 
 def under(launcher: Path, python: Path) -> Job:
-    environment = {
-        **ROOT,
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "PYTHONPATH": str(CHECKOUT / "src"),
-    }
-    return run_bounded([str(launcher), "-n", "2", str(python), *DOCTOR], environment, timeout_seconds=120)
+    command = [str(launcher), "-n", "2", str(python), *DOCTOR]
+    return launch(command, 120, {"PYTHONPATH": str(CHECKOUT / "src")})
 
 
 # What hangs and what dies.
@@ -330,7 +325,8 @@ def test_root_without_leave_is_noted_where_nobody_has_started_it_yet(facts: Fact
     root = changed(facts, is_root=True, library={**facts["library"], "vendor": "Open MPI"})
     ((level, _, fix),) = judged(root)
     assert (level, fix) == ("note", "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
-    assert judged(changed(root, environment={**ROOT, "OMP_NUM_THREADS": "1"})) == []
+    leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    assert judged(changed(root, environment=leave)) == []
     started = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
     assert judged(changed(root, environment=started)) == []
 
