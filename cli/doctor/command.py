@@ -44,7 +44,7 @@ def doctor(
     speaks = not claims or claims[0].rank in (0, None)
     facts = collect()
     with join(facts, timeout if speaks else timeout + OTHERS_WAIT_SECONDS) as outcome:
-        if outcome.rank is not None:
+        if outcome.rank is not None and outcome.size != 1:  # worlds of one are all rank 0
             speaks = outcome.rank == 0
         if not speaks:
             _leave_word(facts, outcome, claims[0].rank if claims else outcome.rank)

@@ -54,11 +54,9 @@ def check_tests(outcome: Outcome, own: str | None) -> list[Finding]:
         prefix = f"transport {name}: "
         errors = [test.get("error") for test in tests]
         if any(errors):
-            if all(test.get("is_absent", True) for test in tests):
-                findings.append(ok("transports", f"{prefix}not installed"))
-            else:
-                text = grouped_by_rank([error or "opens" for error in errors]) if len(tests) > 1 else str(errors[0])
-                findings.append(note("transports", f"{prefix}does not open here: {text}"))
+            first_words = [(error or "opens").partition(". ")[0] for error in errors]
+            text = grouped_by_rank(first_words) if len(set(first_words)) > 1 else first_words[0]
+            findings.append(ok("transports", f"{prefix}not used, and does not open here: {text}"))
         elif not all(test["is_right"] for test in tests):
             wrong = [
                 "right" if test["is_right"] else f"{test['found']:g} in place of {test['expected']:g}" for test in tests
@@ -87,7 +85,7 @@ def _check_rank(facts: Facts) -> list[Finding]:
     forced = environment.get("LENTANDO_TRANSPORT")
     by = f" (LENTANDO_TRANSPORT={forced})" if forced else ""
     findings.append(ok("launcher", f"{seen}, {place['local_rank']} of {place['local_size']} on {facts['host']}{by}"))
-    if certain and certain[0].rank != place["rank"]:
+    if certain and (certain[0].rank != place["rank"] or certain[0].size not in (None, place["size"])):
         text = f"{_said(certain[0])}, but {seen}{by}"
         findings.append(
             note("launcher", text, "unset LENTANDO_TRANSPORT")

@@ -8,11 +8,12 @@ process hangs or dies, the lines before tell how far it came.
 import json
 import os
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
-from lentando.cli.doctor.facts import Place
+from lentando.cli.doctor.facts import Facts, Place
 from lentando.comm import world
 from lentando.comm.errors import LentandoError
 from lentando.comm.objects import allgather_object
@@ -36,25 +37,27 @@ def main() -> None:
             reports.write(f"{json.dumps(found)}\n")
             reports.flush()
 
-        facts = json.load(sys.stdin)
-        tell(stage="joining the job")
         try:
-            joined = world.open_transport()
+            _join_and_test(json.load(sys.stdin), tell)
         except LentandoError as error:
             tell(refused=str(error))
-            return
-        tell(stage=f"the first messages of transport {joined.name}", size=joined.size)
-        everyone = allgather_object(joined, {**facts, "place": _place(joined)})
-        tell(rank=joined.rank, everyone=everyone if joined.rank == 0 else None)
-        tell(stage=f"the all-reduce of transport {joined.name}")
-        tell(transport=joined.name, tests=allgather_object(joined, _test(joined)))
-        for name in world.transport_names():
-            if name != joined.name:
-                tell(stage=f"transport {name}")
-                tell(transport=name, tests=_try(name, joined))
-        tell(stage="leaving the job")
-        joined.close()
     # MPI is finalised at the exit of the process; the watcher waits for that too.
+
+
+def _join_and_test(facts: Facts, tell: Callable[..., None]) -> None:
+    tell(stage="joining the job")
+    joined = world.open_transport()
+    tell(stage=f"the first messages of transport {joined.name}", size=joined.size)
+    everyone = allgather_object(joined, {**facts, "place": _place(joined)})
+    tell(rank=joined.rank, everyone=everyone if joined.rank == 0 else None)
+    tell(stage=f"the all-reduce of transport {joined.name}")
+    tell(transport=joined.name, tests=allgather_object(joined, _test(joined)))
+    for name in world.transport_names():
+        if name != joined.name:
+            tell(stage=f"transport {name}")
+            tell(transport=name, tests=_try(name, joined))
+    tell(stage="leaving the job")
+    joined.close()
 
 
 def _place(joined: Transport) -> Place:
@@ -84,8 +87,7 @@ def _try(name: str, joined: Transport) -> list[dict[str, Any]]:
     try:
         opened = world.open_transport()
     except LentandoError as error:
-        is_absent = isinstance(error.__cause__, ImportError)
-        failure = {"error": str(error), "is_absent": is_absent}
+        failure = {"error": str(error)}
     failures: list[dict[str, Any]] = allgather_object(joined, failure)
     if any(failures):
         return failures

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 from launching import Job, find_mpirun, launch, mpirun
 
+from lentando.cli.app import run
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, Place, Program, collect
 from lentando.cli.doctor.job import check_tests
@@ -97,6 +98,13 @@ def test_mpi_that_cannot_be_loaded_is_no_problem_to_a_world_of_one() -> None:
     assert (found["level"], found["fix"]) == ("note", "unset MPI4PY_LIBMPI")
 
 
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "mpirun -np 4 lentando doctor" in text
+    assert "--json" in text
+
+
 # Under launchers.
 
 
@@ -112,6 +120,14 @@ def test_two_ranks_that_meet_are_well() -> None:
     assert told["joining"]["end"] == "left"
     ranks = [facts["environment"]["OMPI_COMM_WORLD_RANK"] for facts in told["ranks"].values()]
     assert ranks == ["0", "1"]
+
+
+def test_worlds_of_one_that_somebody_wanted_are_noted_on_one_page() -> None:
+    job = mpirun(2, *DOCTOR, "--json", environment={"LENTANDO_TRANSPORT": "single"}, timeout_seconds=120)
+    assert job.status == 0, job.output
+    (found,) = [one for one in document(job)["findings"] if one["fix"] == "unset LENTANDO_TRANSPORT"]
+    assert found["level"] == "note"
+    assert "but transport single sees rank 0 of 1 (LENTANDO_TRANSPORT=single)" in found["text"]
 
 
 def test_what_differs_between_ranks_is_told_with_the_rank_on_one_page() -> None:
@@ -218,18 +234,24 @@ def under(launcher: Path, python: Path) -> Job:
 # What hangs and what dies.
 
 
-def test_rank_that_never_comes_is_told_in_time() -> None:
-    program = """
+@pytest.mark.parametrize(
+    ("comes", "expected"),
+    [("", "while joining the job"), ("world.open_transport()", "during the first messages of transport mpi")],
+)
+def test_rank_that_never_answers_is_told_in_time(comes: str, expected: str) -> None:
+    program = f"""
 import os, sys, time
 from lentando.cli import main
+from lentando.comm import world
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    {comes}
     time.sleep(100)
-sys.argv = ["lentando", "doctor", "--timeout", "3"]
+sys.argv = ["lentando", "doctor", "--timeout", "4"]
 sys.exit(main())
 """
     job = mpirun(2, "-c", program, timeout_seconds=60)
     assert job.status == 1, job.output
-    assert "problem  no answer while joining the job within 3 s" in job.output
+    assert f"problem  no answer {expected} within 4 s" in job.output
     assert "$ export OMPI_MCA_btl_tcp_if_include=" in job.output
     assert job.seconds < 40
 
