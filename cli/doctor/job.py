@@ -98,13 +98,15 @@ def _check_rank(facts: Facts) -> list[Finding]:
 def _contradicting(claims: Sequence[Claim]) -> list[Claim]:
     """Those that give this process another place than the launcher that is trusted most."""
     certain = [claim for claim in claims if claim.is_complete]
+    if not certain:
+        return []
+    first = certain[0]
     return [
         other
-        for first, other in zip(certain[:1] * len(certain), certain, strict=True)
+        for other in certain[1:]
         # srun may have started mpirun or a shell, and a job of one may have started others.
-        if other.launcher != "srun"
-        and 1 not in (first.size, other.size)
-        and (other.rank != first.rank or (None not in (first.size, other.size) and first.size != other.size))
+        if other.launcher != "srun" and 1 not in (first.size, other.size)
+        if other.rank != first.rank or (None not in (first.size, other.size) and first.size != other.size)
     ]
 
 
