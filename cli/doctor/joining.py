@@ -109,6 +109,8 @@ def _wait(
         if time.monotonic() > deadline:
             return "hung"
         time.sleep(POLL_SECONDS)
+    if process.returncode == -signal.SIGTERM:  # some launchers end whatever a rank has started first
+        return "ended"
     return "died" if process.returncode else "left"
 
 
