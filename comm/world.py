@@ -32,6 +32,7 @@ __all__ = [
     "simulated_rank",
     "size",
     "transport",
+    "transport_names",
 ]
 
 _log = logging.getLogger("lentando")
@@ -209,6 +210,11 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
         library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
         check_world(launch, MPI.COMM_WORLD.Get_size(), library)
     return MPITransport(comm)
+
+
+def transport_names() -> tuple[str, ...]:
+    """What ``LENTANDO_TRANSPORT`` may say."""
+    return _TRANSPORTS
 
 
 def _mpi_is_initialized() -> bool:
