@@ -147,8 +147,8 @@ class MPITransport:
 def _takes_device_arrays() -> bool:
     """Whether device arrays can be given to MPI as they are: a CUDA-aware MPI, beside CuPy to make them.
 
-    MPI is asked in the standard's way (4.1) and in the older one that Open MPI and MPICH share.
-    ``LENTANDO_CUDA_AWARE_MPI=0|1`` knows better than either.
+    MPI is asked in the standard's way (4.1) and in Open MPI's older one. ``LENTANDO_CUDA_AWARE_MPI=0|1`` knows better
+    than either. Written, and tested with addresses in host memory; never run on a GPU.
     """
     override = os.environ.get("LENTANDO_CUDA_AWARE_MPI")
     if override not in (None, "0", "1"):
@@ -157,7 +157,10 @@ def _takes_device_arrays() -> bool:
         return override == "1"
     if find_spec("cupy") is None:
         return False
-    if "cuda" in (MPI.COMM_WORLD.Get_info().Get("mpi_memory_alloc_kinds") or ""):
+    info = MPI.COMM_WORLD.Get_info()
+    kinds = info.Get("mpi_memory_alloc_kinds")
+    info.Free()
+    if kinds is not None and "cuda" in kinds:
         return True
     try:
         query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support

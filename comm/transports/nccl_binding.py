@@ -2,13 +2,14 @@
 
 Written against nccl4py 0.6 and CuPy 14, never run on a GPU.
 
-NCCL is called through nccl4py, NVIDIA's own binding. ``cupy.cuda.nccl`` would be one package less, but it finds no NCCL
-that came by pip unless somebody else has loaded it, and raises a ``KeyError`` for the newer of NCCL's errors, the loss
-of a peer among them. Arrays, streams and events are CuPy's.
+NCCL is called through nccl4py, NVIDIA's own binding: it holds device, dtype (bfloat16 too) and length of each array
+against the call, and tells NCCL's last words on an error. ``cupy.cuda.nccl`` would be one package less, but takes bare
+addresses and numbers, and tells no more of an error than its kind. Arrays, streams and events are CuPy's.
 """
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from hashlib import blake2b
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -128,10 +129,10 @@ class NCCLBinding:
         return number
 
     def identity(self, device: int) -> bytes:
-        import cupy
+        from cuda.core import Device  # which nccl4py brings
 
-        uuid: bytes = cupy.cuda.runtime.getDeviceProperties(device)["uuid"]
-        return uuid
+        uuid: str = Device(device).uuid
+        return blake2b(uuid.encode(), digest_size=16).digest()
 
     def open(self, size: int, rank: int, unique_id: bytes, device: int) -> Communicator:
         return _NCCLCommunicator(size, rank, unique_id, device)

@@ -26,7 +26,9 @@ class KerasModel:
     """Implements ``lentando.optimizers.framework.Framework`` for Keras on TensorFlow.
 
     The variables keep their memory: they are copied into the flat buffers before each communication and out of them
-    after it, once, without conversion.
+    after it, once, without conversion. The flat buffers are in host memory even if the variables are on a GPU and the
+    transport takes device arrays: TensorFlow shares its stream with nobody, so that memory that another library lends
+    it cannot be told to be free again, and it takes all of the GPU's memory for itself by default.
 
     Args:
         optimizer: the base optimizer.

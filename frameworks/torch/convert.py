@@ -56,7 +56,8 @@ def share_stream(device: torch.device) -> None:
         cupy.cuda.Stream.null.use()
         return
     with warnings.catch_warnings():
-        # CuPy 14 wants Stream.from_external in its place, which destroys the stream in the end: it is PyTorch's.
+        # CuPy 14 wants Stream.from_external in its place, whose result, as its source reads, destroys the stream in the
+        # end. But it is PyTorch's.
         warnings.simplefilter("ignore", DeprecationWarning)
         cupy.cuda.ExternalStream(pointer, device.index).use()
 

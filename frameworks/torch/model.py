@@ -24,7 +24,7 @@ class TorchModel:
 
     The trainable parameters of the optimizer become views of one flat tensor per dtype: averaging needs no packing.
     Their values do not change. On a GPU the flat tensor is what travels, if the transport takes device arrays; else it
-    is copied to host memory and back for each communication.
+    is copied to host memory and back for each communication. Neither has been run on a GPU yet.
 
     Args:
         optimizer: the base optimizer; its parameters are averaged.

@@ -1,8 +1,11 @@
 """The PyTorch adapter where the transport takes device arrays. The tensors are the CPU's, and stand for a GPU's."""
 
 import copy
+import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import device_arrays
@@ -13,11 +16,12 @@ from matching_nccl import run_ranks_on_devices
 from torch import nn
 
 import lentando.torch as lt
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.testing import run_ranks
 from lentando.comm.transport import Array, Transport
 from lentando.comm.world import simulated_rank
 from lentando.torch import model as module
-from lentando.torch.convert import as_array
+from lentando.torch.convert import as_array, share_stream
 
 METHODS: dict[str, dict[str, Any]] = {
     "allreduce": {"base": lt.AllReduce()},
@@ -164,6 +168,43 @@ def test_checkpoint_of_a_device_is_that_of_host_memory(method: str, shared: list
             continued = run(SIZE, on_each(resumed(tmp_path / source)))
             # The shards of NCCL's halves and of the ring are different ones: loading cuts them anew.
             assert continued == uninterrupted["host"], (source, place)
+
+
+class CupyStreams:
+    """What ``share_stream`` asks of CuPy: which stream is current, and to make another so."""
+
+    def __init__(self) -> None:
+        self.current = 0
+        self.device = -1
+        self.wrapped: list[int] = []
+        self.Stream = SimpleNamespace(null=self._stream(0))
+
+    def _stream(self, pointer: int) -> Any:
+        return SimpleNamespace(ptr=pointer, use=lambda: setattr(self, "current", pointer))
+
+    def ExternalStream(self, pointer: int, device: int) -> Any:  # noqa: N802 - CuPy's name
+        warnings.warn("deprecated", DeprecationWarning, stacklevel=2)
+        self.wrapped.append(pointer)
+        return self._stream(pointer)
+
+    def Device(self, device: int) -> Any:  # noqa: N802 - CuPy's name
+        return SimpleNamespace(use=lambda: setattr(self, "device", device))
+
+    def get_current_stream(self) -> Any:
+        return self._stream(self.current)
+
+
+def test_cupy_follows_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    streams, now = CupyStreams(), SimpleNamespace(cuda_stream=0)
+    monkeypatch.setitem(sys.modules, "cupy", SimpleNamespace(cuda=streams))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: now)
+    for pointer, wrapped in ((0, []), (7, [7]), (7, [7]), (0, [7]), (9, [7, 9])):
+        now.cuda_stream = pointer
+        share_stream(torch.device("cuda", 1))
+        assert (streams.current, streams.device, streams.wrapped) == (pointer, 1, wrapped)
+    with pytest.raises(ConfigurationError, match="on cuda:0, but PyTorch's current device is cuda:1: .*set_device"):
+        share_stream(torch.device("cuda", 0))
 
 
 def test_place_follows_from_device_and_transport() -> None:
