@@ -20,6 +20,7 @@ __all__ = [
     "ReduceOp",
     "Request",
     "SharedNode",
+    "SideChannel",
     "Traffic",
     "Transport",
     "VirtualTime",
@@ -147,6 +148,20 @@ class VirtualTime(Protocol):
 
     def compute(self) -> None:
         """Let the time of one training step's computation pass."""
+
+
+@runtime_checkable
+class SideChannel(Protocol):
+    """A transport over which other threads can exchange short messages while the main thread waits or computes."""
+
+    def open_side_channel(self) -> bool:
+        """Make it; False if the engine lets one thread in only. Collective."""
+
+    def whisper(self, peer: int, content: bytes) -> None:
+        """Send without waiting, even if the peer never listens."""
+
+    def hear(self) -> tuple[int, bytes] | None:
+        """The next message that has come, with its sender; never blocks."""
 
 
 @runtime_checkable

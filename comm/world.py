@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
 from lentando.comm.launch import check_world, detect_launch
+from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 
@@ -73,7 +74,8 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
 
     Raises:
         LaunchError: if the launcher promised a world that the transport does not see.
-        ConfigurationError: if ``LENTANDO_TRANSPORT`` or ``LENTANDO_LOG_LEVEL`` is none of the legal answers.
+        ConfigurationError: if ``LENTANDO_TRANSPORT``, ``LENTANDO_LOG_LEVEL`` or ``LENTANDO_STALL_SECONDS`` is none of
+            the legal answers.
     """
     global _current
     seat = _seat.get()
@@ -87,6 +89,7 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
     if level is not None:
         _log_to_stderr(level, _current.rank)
     _log.info("rank %d of %d over %s", _current.rank, _current.size, _current.name)
+    begin_inspection(_current)
     _Hooks.install()
 
 
@@ -103,6 +106,7 @@ def shutdown() -> None:
     agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)")
     seat = _seat.get()
     if seat is None:
+        end_inspection()
         _current = None
     else:
         seat.current = None

@@ -16,6 +16,7 @@ from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Agreement, Control, Event, agree
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError
+from lentando.comm.stall import watched
 from lentando.comm.transport import Transport, VirtualTime, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
@@ -29,6 +30,12 @@ from lentando.optimizers.timing import Kind, Timing
 __all__ = ["Replica"]
 
 _log = logging.getLogger("lentando")
+
+_WAITS: dict[Kind, str] = {
+    "gradients": "the average of gradients of inner step",
+    "gossip": "the gossip of inner step",
+    "outer": "the outer step after inner step",
+}
 
 STATE_VERSION = 2
 
@@ -455,7 +462,8 @@ class Replica:
         before = self._transport.traffic.copy()
         self._timing.begin(kind, step)
         try:
-            yield
+            with watched(self._transport, f"{_WAITS[kind]} {step}"):
+                yield
         finally:
             after = self._transport.traffic
             self._timing.end()

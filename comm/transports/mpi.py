@@ -65,6 +65,8 @@ class MPITransport:
         self.takes_device_arrays = bool(takes[0])
         self.traffic = Traffic()
         self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+        self._side_channel: MPI.Intracomm | None = None
+        self._whispered: list[MPI.Request] = []
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
@@ -123,9 +125,32 @@ class MPITransport:
         self._comm.Abort(status)
         raise SystemExit(status)  # MPI_Abort does not return
 
+    def open_side_channel(self) -> bool:
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and self._side_channel is None:
+            self._side_channel = self._comm.Dup()
+        return self._side_channel is not None
+
+    def whisper(self, peer: int, content: bytes) -> None:
+        assert self._side_channel is not None
+        with _translated():
+            self._whispered = [request for request in self._whispered if not request.Test()]
+            self._whispered.append(self._side_channel.Isend((content, MPI.BYTE), peer))
+
+    def hear(self) -> tuple[int, bytes] | None:
+        assert self._side_channel is not None
+        status = MPI.Status()
+        with _translated():
+            if not self._side_channel.Iprobe(status=status):
+                return None
+            content = bytearray(status.Get_count(MPI.BYTE))
+            self._side_channel.Recv((content, MPI.BYTE), status.Get_source())
+        return status.Get_source(), bytes(content)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.close()
+        if self._side_channel is not None:
+            self._side_channel.Free()
         self._comm.Free()
 
     def _pieces(self, peer: int, array: Array) -> list[Array]:
