@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
-from lentando.comm.launch import check_world, detect_launch
+from lentando.comm.joining import patiently
+from lentando.comm.launch import Launch, check_world, detect_launch
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 
@@ -39,7 +40,7 @@ _log = logging.getLogger("lentando")
 LAST_WORDS_SECONDS = 1.0
 """How long a failed rank lets the others report the same failure before it ends the job."""
 
-_TRANSPORTS = ("mpi", "single")
+_TRANSPORTS = ("horovod", "mpi", "single")
 _current: Transport | None = None
 
 
@@ -168,7 +169,7 @@ def local_size() -> int:
 
 
 def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
-    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=mpi|single`` forces one.
+    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=horovod|mpi|single`` forces one.
 
     Raises:
         LaunchError, ConfigurationError: as ``init``.
@@ -182,6 +183,8 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
     alone = launch is None or (not launch.mpi and launch.size == 1)
     if comm is None and forced is None and alone and not _mpi_is_initialized():
         return SingleTransport()  # without loading MPI: a laptop need not have one
+    if comm is None and (forced == "horovod" or (forced is None and launch is not None and launch.horovod)):
+        return _open_horovod(launch)
 
     try:
         from mpi4py import MPI
@@ -197,7 +200,17 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
     if comm is None:
         library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
         check_world(launch, MPI.COMM_WORLD.Get_size(), library)
-    return MPITransport(comm)
+    ranks = MPI.COMM_WORLD if comm is None else comm
+    with patiently(ranks.Get_rank(), ranks.Get_size()):
+        return MPITransport(comm)
+
+
+def _open_horovod(launch: Launch | None) -> Transport:
+    from lentando.comm.transports.horovod import HorovodTransport
+
+    transport = HorovodTransport()
+    check_world(launch, transport.size, f"through {transport.binding}", engine="Horovod")
+    return transport
 
 
 def _mpi_is_initialized() -> bool:
