@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lentando.comm.errors import LaunchError
 
-__all__ = ["Launch", "check_world", "detect_launch"]
+__all__ = ["Launch", "check_library", "check_world", "detect_launch"]
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,15 @@ class _Kind:
     horovod: bool = False
 
 
+_OPEN_MPI = "mpirun (Open MPI)"
+_ANOTHER_MPI = (
+    "The launcher belongs to another MPI than this library: start with the mpirun that came with it (for pip's MPIs, "
+    "the one in the environment's bin/), or install the MPI whose mpirun you use"
+)
+
 # In order of trust: a Slurm job often runs mpirun inside, and horovodrun runs mpirun; the innermost launcher counts.
 _KINDS = (
-    _Kind("mpirun (Open MPI)", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", mpi=True, both=True),
+    _Kind(_OPEN_MPI, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", mpi=True, both=True),
     _Kind("mpiexec (MVAPICH2)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", mpi=True, both=True),
     _Kind("mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", "PMI_RANK", "PMI_SIZE", mpi=True, both=True),
     _Kind("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", mpi=False, both=True, horovod=True),
@@ -103,6 +109,24 @@ def _launch(kind: _Kind, environment: Mapping[str, str]) -> Launch:
     return Launch(kind.launcher, kind.size, int(text), kind.mpi, kind.horovod)
 
 
+def check_library(launch: Launch | None, library: str) -> None:
+    """Refuse, before it starts, an MPI that would end a process of another MPI's launcher with words of its own.
+
+    Args:
+        launch: what ``detect_launch`` found.
+        library: what ``MPI_Get_library_version`` says.
+
+    Raises:
+        LaunchError: if a library of MPICH's family was started by Open MPI's mpirun, whose language it was not built to
+            speak. The other way around, ``check_world`` finds it.
+    """
+    if launch is None or launch.launcher != _OPEN_MPI or "pmix" in library.lower():
+        return
+    if any(family in library for family in ("MPICH", "MVAPICH", "Intel(R) MPI")):
+        name = " ".join(library.split("\n", 1)[0].split())
+        raise LaunchError(f"{_promise(launch)}, but this process has loaded another MPI ({name}). {_ANOTHER_MPI}")
+
+
 def check_world(launch: Launch | None, size: int, library: str, engine: str = "MPI") -> None:
     """Refuse a world that is not the one that was promised.
 
@@ -117,18 +141,18 @@ def check_world(launch: Launch | None, size: int, library: str, engine: str = "M
     """
     if launch is None or launch.size is None or launch.size == size:
         return
-    promise = f"{launch.launcher} promises {launch.size} ranks ({launch.variable}={launch.size})"
     found = f"{engine} sees {size} ({library})"
     if engine != "MPI":
         remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={engine.lower()}"
     elif launch.mpi:
-        remedy = (
-            "The launcher belongs to another MPI than this library: start with the mpirun that came with it (for pip's "
-            "MPIs, the one in the environment's bin/), or install the MPI whose mpirun you use"
-        )
+        remedy = _ANOTHER_MPI
     else:
         remedy = (
             "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes, "
             "or with horovodrun --gloo and Horovod's own engine"
         )
-    raise LaunchError(f"{promise}, but {found}: that would train {launch.size} separate models. {remedy}")
+    raise LaunchError(f"{_promise(launch)}, but {found}: that would train {launch.size} separate models. {remedy}")
+
+
+def _promise(launch: Launch) -> str:
+    return f"{launch.launcher} promises {launch.size} ranks ({launch.variable}={launch.size})"

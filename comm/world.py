@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
 from lentando.comm.joining import patiently
-from lentando.comm.launch import Launch, check_world, detect_launch
+from lentando.comm.launch import Launch, check_library, check_world, detect_launch
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 
@@ -187,7 +187,7 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
         return _open_horovod(launch)
 
     try:
-        from mpi4py import MPI
+        MPI = _load_mpi(launch)  # noqa: N806 - the name that everybody gives it
 
         from lentando.comm.transports.mpi import MPITransport
     except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
@@ -203,6 +203,20 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
     ranks = MPI.COMM_WORLD if comm is None else comm
     with patiently(ranks.Get_rank(), ranks.Get_size()):
         return MPITransport(comm)
+
+
+def _load_mpi(launch: Launch | None) -> Any:
+    """Load and start MPI, unless the program has; in between, look whose it is."""
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc(initialize=False, finalize=True)
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        check_library(launch, MPI.Get_library_version())
+        MPI.Init_thread(getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}"))
+    return MPI
 
 
 def _open_horovod(launch: Launch | None) -> Transport:

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -42,7 +43,11 @@ def mpirun(
 
     Variables of ``environment`` are added to those of this process, or taken away where None.
     """
-    command = [find_mpirun(), "-np", str(size), sys.executable, *arguments]
+    return launch([find_mpirun(), "-np", str(size), sys.executable, *arguments], timeout_seconds, environment)
+
+
+def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str | None] | None = None) -> Job:
+    """Run a launcher, whichever it is, as ``mpirun`` does."""
     changed = {
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",

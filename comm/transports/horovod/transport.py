@@ -17,7 +17,7 @@ from lentando.comm.transports.horovod.rounds import Rounds
 __all__ = ["HorovodTransport"]
 
 COLLECTIVE = "lentando.collective"
-"""One name for all of ours: a rank that calls another one then gets Horovod's error, and does not wait for ever."""
+"""One name for all of ours: ranks that bring different shapes then get an error, and do not wait for ever."""
 ELEMENTS_AT_ONCE = 2**30
 """Horovod counts the elements of a collective in 31 bits."""
 
