@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -224,6 +225,7 @@ def _open_horovod(launch: Launch | None) -> Transport:
 
     transport = HorovodTransport()
     check_world(launch, transport.size, f"through {transport.binding}", engine="Horovod")
+    _Hooks.come_before_others()
     return transport
 
 
@@ -251,6 +253,7 @@ class _Hooks:
     """What happens to the job when this process ends."""
 
     installed = False
+    comes_first = False
     _report: ClassVar[Callable[[type[BaseException], BaseException, TracebackType | None], object]]
 
     @classmethod
@@ -260,6 +263,21 @@ class _Hooks:
         cls.installed = True
         cls._report = sys.excepthook
         sys.excepthook = cls._on_exception
+        atexit.register(cls._on_exit)
+
+    @classmethod
+    def come_before_others(cls) -> None:
+        """At the end of the program, be called before what is registered later: hvd.init() registers Horovod's end.
+
+        The interpreter calls first what was registered last, and before that it waits for threads.
+        """
+        if not cls.comes_first:
+            cls.comes_first = True
+            threading.Thread(target=cls._register_when_main_ends, name="lentando-exit").start()
+
+    @classmethod
+    def _register_when_main_ends(cls) -> None:
+        threading.main_thread().join()
         atexit.register(cls._on_exit)
 
     @classmethod

@@ -42,10 +42,10 @@ class TorchEngine:
 
     def allreduce(self, name: str, array: Array, op: ReduceOp) -> "_Collective":
         operation = {"sum": hvd.Sum, "min": hvd.Min, "max": hvd.Max}[op]
-        return _Collective(lambda: hvd.allreduce_async_(torch.from_numpy(array), name=name, op=operation))
+        return _Collective(lambda: hvd.allreduce_async_(torch.from_numpy(array), name=name, op=operation), array)
 
     def broadcast(self, name: str, memory: Array, root: int) -> "_Collective":
-        return _Collective(lambda: hvd.broadcast_async_(torch.from_numpy(memory), root, name=name))
+        return _Collective(lambda: hvd.broadcast_async_(torch.from_numpy(memory), root, name=name), memory)
 
     def allgather(self, name: str, memory: Array) -> "_Collective":
         return _Collective(lambda: hvd.allgather_async(torch.from_numpy(memory), name=name))
@@ -56,7 +56,15 @@ class TorchEngine:
 
 
 class _Collective:
-    def __init__(self, start: Callable[[], int]) -> None:
+    """An operation under way.
+
+    Args:
+        start: asks Horovod for it; returns its handle.
+        in_place: the array that it works on; None if the result is a new one.
+    """
+
+    def __init__(self, start: Callable[[], int], in_place: Array | None = None) -> None:
+        self._in_place = in_place
         with _translated():
             self._handle = start()
 
@@ -67,6 +75,10 @@ class _Collective:
     def result(self) -> Array:
         with _translated():
             found: Any = hvd.synchronize(self._handle)
+        if self._in_place is not None:
+            return self._in_place
+        if found is None:  # init() forgets the results of operations under way
+            raise TransportError("hvd.init() was called while messages were under way: call it before init(), or not")
         tensor: torch.Tensor = found[0] if isinstance(found, tuple) else found
         return tensor.numpy()
 
