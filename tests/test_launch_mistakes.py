@@ -64,7 +64,7 @@ def test_horovodrun_without_mpi_and_without_horovods_binding() -> None:
     """The Python of the MPICH environment has no Horovod."""
     WITH_MPICH.need()
     job = mistake(HOROVOD_GLOO, WITH_MPICH.python)
-    assert "LaunchError: Horovod's Python binding cannot be loaded (torch: No module named 'horovod')" in job.output
+    assert "LaunchError: Horovod's Python binding cannot be loaded (torch: No module named 'horovod'" in job.output
     assert "or start with mpirun or horovodrun --mpi" in job.output
 
 

@@ -1,4 +1,4 @@
-"""Whole jobs over Horovod's engine, from their start to their end, good or bad; beside Horovod as the program uses it."""
+"""Whole jobs over Horovod's engine, from start to end, good or bad; beside Horovod as the program uses it."""
 
 import pytest
 from launchers import HOROVOD_GLOO
@@ -25,44 +25,32 @@ ROUND = "agree(world.transport(), Control(Event.ROUND, round=3), lambda: 'begins
 WRITE = r"sys.stdout.write(f'done {world.rank()} of {world.size()}\n')" + "\n"
 
 
-def job(program: str, size: int = 3) -> Job:
+def job(program: str, size: int = 2) -> Job:
     return HOROVOD_GLOO.run(size, "-c", program, timeout_seconds=60)
 
 
 def ends_well(program: str) -> None:
     found = job(program)
     assert found.status == 0, found.output
-    assert all(found.output.count(f"done {rank} of 3") == 1 for rank in range(3)), found.output
+    assert all(found.output.count(f"done {rank} of 2") == 1 for rank in range(2)), found.output
     assert "Error" not in found.output
-
-
-def test_job_whose_ranks_end_together_succeeds() -> None:
-    ends_well(BEGIN + ROUND + WRITE)
 
 
 def test_job_can_be_joined_again_after_it_was_left() -> None:
     ends_well(BEGIN + "world.shutdown()\nworld.init()\nexchange()\n" + WRITE)
 
 
-@pytest.mark.parametrize("order", ["before", "after", "around"])
+@pytest.mark.parametrize("order", ["before", "after"])
 def test_horovod_is_the_programs_too(order: str) -> None:
-    """Who initialised it first, or last, does not matter, nor whether the program shuts it down at its end."""
-    first = "import horovod.torch as hvd\nhvd.init()\n" if order != "after" else ""
-    then = "import horovod.torch as hvd\nhvd.init()\n" if order != "before" else ""
-    use = "import torch\nassert hvd.allreduce(torch.ones(2), op=hvd.Sum, name='theirs').tolist() == [3, 3]\n"
-    ends_well(first + BEGIN + then + use + "exchange()\n" + WRITE)
+    """Who initialised it first does not matter."""
+    start = "import horovod.torch as hvd\nhvd.init()\n"
+    use = "import torch\nassert hvd.allreduce(torch.ones(2), op=hvd.Sum, name='theirs').tolist() == [2, 2]\n"
+    begin = start + BEGIN if order == "before" else BEGIN + start
+    ends_well(begin + use + "exchange()\n" + ROUND + WRITE)
 
 
 def test_program_may_shut_horovod_down_after_us() -> None:
     ends_well(BEGIN + "import horovod.torch as hvd\n" + WRITE + "world.shutdown()\nhvd.shutdown()\n")
-
-
-def test_rank_that_raises_ends_the_job_with_its_reason() -> None:
-    found = job(BEGIN + "if rank == 1: raise ValueError('boom')\n" + ROUND)
-    assert found.status not in (0, None)
-    assert "ValueError: boom" in found.output
-    assert "Lentando: rank 1 failed (ValueError) and ends the job" in found.output
-    assert found.seconds < SECONDS
 
 
 def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> None:
@@ -70,6 +58,7 @@ def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> No
     found = job(BEGIN + "if rank == 1: raise ValueError('boom')\n" + wait)
     assert found.status not in (0, None)
     assert "ValueError: boom" in found.output
+    assert "Lentando: rank 1 failed (ValueError) and ends the job" in found.output
     assert found.seconds < SECONDS
 
 
@@ -79,12 +68,12 @@ def test_rank_that_disappears_is_an_error_on_the_others(wait: str) -> None:
     # horovodrun ends the others when a rank fails; one that ends well it lets go, and they find out.
     found = job(BEGIN + "if rank == 1: os._exit(0)\n" + tell + "    sys.stdout.flush()\n    os._exit(3)\n")
     assert found.status not in (0, None)
-    assert "told 0: Horovod failed" in found.output or "told 2: Horovod failed" in found.output, found.output
+    assert "told 0: Horovod failed" in found.output, found.output
     assert found.seconds < SECONDS
 
 
 def test_rank_that_ends_before_a_round_is_named() -> None:
-    found = job(BEGIN + "if rank == 2: sys.exit()\n" + ROUND)
+    found = job(BEGIN + "if rank == 1: sys.exit()\n" + ROUND)
     assert found.status not in (0, None)
-    assert "ranks 0 and 1: begins round 3; rank 2: has ended (shutdown, or the end of the program)" in found.output
+    assert "rank 0: begins round 3; rank 1: has ended (shutdown, or the end of the program)" in found.output
     assert found.seconds < SECONDS

@@ -21,7 +21,7 @@ SHORTEST_NAP_SECONDS = 5e-5
 LONGEST_NAP_SECONDS = 1e-3
 """Of Horovod's own cycle: it looks for new operations this often."""
 
-_BINDINGS = {"torch": "torch_binding"}
+_BINDINGS = {"torch": "torch_binding", "tensorflow": "tensorflow_binding"}
 """By framework, the module that knows it."""
 
 
@@ -89,8 +89,8 @@ def load_engine() -> Engine:
         return engine
     raise LaunchError(
         f"Horovod's Python binding cannot be loaded ({'; '.join(reasons)}). Build Horovod for the framework that is "
-        "installed here (HOROVOD_WITH_PYTORCH=1 HOROVOD_WITH_GLOO=1 pip install horovod), or start with mpirun or "
-        "horovodrun --mpi, which need none"
+        "installed here (HOROVOD_WITH_PYTORCH=1 or HOROVOD_WITH_TENSORFLOW=1, and HOROVOD_WITH_GLOO=1, before pip "
+        "install --no-build-isolation horovod), or start with mpirun or horovodrun --mpi, which need none"
     )
 
 
