@@ -45,7 +45,8 @@ MPICH_NEEDS = (
 
 def main() -> None:
     wheel = built() or build()
-    install(Path(sys.executable), str(wheel), *RUNS_WITH, options=("--no-deps", "--force-reinstall"))
+    install(Path(sys.executable), *RUNS_WITH)
+    install(Path(sys.executable), str(wheel), options=("--no-deps", "--force-reinstall"))
     subprocess.run([Path(sys.executable).with_name("horovodrun"), "--check-build"], check=True)
     mpich = Path(sys.prefix, "mpich")
     if not mpich.exists():
@@ -92,8 +93,9 @@ def build() -> Path:
             "PATH": os.pathsep.join([str(place / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
         wheels = Path(temporary, "wheels")
-        command = (python, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "--wheel-dir", wheels)
-        subprocess.run([*command, HOROVOD], env=environment, check=True)
+        # pip's own cache does not know what a wheel was compiled against.
+        command = (python, "-m", "pip", "wheel", "--quiet", "--no-cache-dir", "--no-deps", "--no-build-isolation")
+        subprocess.run([*command, "--wheel-dir", wheels, HOROVOD], env=environment, check=True)
         (wheel,) = wheels.glob("*.whl")
         folder().mkdir(parents=True, exist_ok=True)
         partial = folder() / f"{wheel.name}.part"

@@ -226,4 +226,5 @@ def _words(length_bytes: int) -> int:
 
 def _quiet_seconds() -> float:
     """A third of the time after which Horovod warns."""
-    return float(os.environ.get("HOROVOD_STALL_CHECK_TIME_SECONDS") or 60.0) / 3
+    seconds = float(os.environ.get("HOROVOD_STALL_CHECK_TIME_SECONDS") or 60.0)
+    return (seconds if seconds > 0 else 60.0) / 3

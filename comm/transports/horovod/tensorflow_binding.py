@@ -86,7 +86,10 @@ class TensorFlowEngine:
 
     def _start(self, call: Callable[[], Any], in_place: Array | None = None) -> "_Collective":
         collective = _Collective(call, in_place, self._idle)
-        thread = self._idle.pop() if self._idle else _Thread()
+        try:
+            thread = self._idle.pop()
+        except IndexError:
+            thread = _Thread()
         thread.run(collective)
         return collective
 
