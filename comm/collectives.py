@@ -5,6 +5,7 @@ shard, the rank replaces its shard by whatever it makes of that, and ``all_gathe
 """
 
 from collections import deque
+from math import inf
 from typing import Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -30,10 +31,15 @@ SEGMENT_BYTES = 1024 * 1024
 """Longest message of the ring."""
 SEGMENTS_IN_FLIGHT = 4
 """Segments on their way while an earlier one is being added."""
-RING_FROM_BYTES = {"one node": 32 * 1024 * 1024, "one node, in halves": 4 * 1024 * 1024, "several nodes": 256 * 1024}
+RING_FROM_BYTES: dict[str, float] = {
+    "one node": 32 * 1024 * 1024,
+    "one node, in halves": 4 * 1024 * 1024,
+    "several nodes": 256 * 1024,
+    "horovod": inf,
+}
 """``auto`` leaves smaller buffers to the engine: there, latency decides, and the ring needs 2(n - 1) steps. Between
 nodes the ring wins early; in halves, the engine moves everything one and a half times.
-``benchmarks/all_reduce.py`` shows where the lines cross."""
+``benchmarks/all_reduce.py`` shows where the lines cross. Over Horovod, messages are collectives too: no ring wins."""
 
 
 class Reduction(Protocol):
@@ -231,6 +237,7 @@ def plan_reduction(
         place = "several nodes"
         if transport.local_size == transport.size:
             place = "one node, in halves" if in_halves else "one node"
+        place = transport.name if transport.name in RING_FROM_BYTES else place
         algorithm = "ring" if transport.size == 1 or buffer.nbytes >= RING_FROM_BYTES[place] else "engine"
     if algorithm == "ring":
         return RingReduction(transport, buffer)

@@ -12,6 +12,8 @@ import numpy as np
 import pytest
 from thread_engine import Coordinator, ThreadEngine
 
+from lentando.comm.collectives import EngineReduction, plan_reduction
+from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import TransportError
 from lentando.comm.testing import check_transport
 from lentando.comm.transports.horovod import HorovodTransport, rounds
@@ -175,6 +177,11 @@ def _refusal_of_a_long_message(transport: HorovodTransport) -> str:
     return str(refusal.value)
 
 
+def test_averages_are_left_to_the_engine_however_large() -> None:
+    large = np.zeros(2**26, np.uint8)
+    assert on_each_rank(2, lambda transport: type(plan_reduction(transport, large))) == [EngineReduction] * 2
+
+
 def test_ranks_that_call_different_collectives_get_an_error() -> None:
     def work(transport: HorovodTransport) -> str:
         with pytest.raises(TransportError) as error:
@@ -187,8 +194,6 @@ def test_ranks_that_call_different_collectives_get_an_error() -> None:
 @pytest.mark.parametrize("dtype", ["int8", "uint8", "int16", "uint16", "uint32", "uint64", "float16", "bfloat16"])
 @pytest.mark.parametrize("op", ["sum", "min", "max"])
 def test_dtypes_that_horovod_does_not_reduce_are_reduced_in_wider_ones(dtype: str, op: Any) -> None:
-    from lentando.comm.dtypes import numpy_dtype
-
     def work(transport: HorovodTransport) -> list[float]:
         array = np.array([1, 100]).astype(numpy_dtype(dtype)) + transport.rank
         array = array.astype(numpy_dtype(dtype))
