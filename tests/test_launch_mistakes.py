@@ -61,10 +61,12 @@ def test_launcher_inside_another_launcher() -> None:
 
 
 def test_horovodrun_without_mpi_and_without_horovods_binding() -> None:
-    """The Python of the MPICH environment has no Horovod."""
+    """The Python of the MPICH environment has neither Horovod nor a framework."""
     WITH_MPICH.need()
     job = mistake(HOROVOD_GLOO, WITH_MPICH.python)
-    assert "LaunchError: Horovod's Python binding cannot be loaded (torch: No module named 'horovod'" in job.output
+    assert (
+        "LaunchError: Horovod's Python binding cannot be loaded (torch is not installed; tensorflow is not installed)"
+    ) in job.output
     assert "or start with mpirun or horovodrun --mpi" in job.output
 
 

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from importlib import import_module
+from importlib.util import find_spec
 from typing import Protocol
 
 from lentando.comm.errors import LaunchError
@@ -77,6 +78,9 @@ def load_engine() -> Engine:
     """
     reasons = []
     for framework in sorted(_BINDINGS, key=lambda name: name not in sys.modules):
+        if find_spec(framework) is None:
+            reasons.append(f"{framework} is not installed")
+            continue
         try:
             binding = import_module(f"lentando.comm.transports.horovod.{_BINDINGS[framework]}")
         except ImportError as error:

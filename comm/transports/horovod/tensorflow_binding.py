@@ -53,35 +53,33 @@ class TensorFlowEngine:
     def allreduce(self, name: str, array: Array, op: ReduceOp) -> "_Collective":
         operation = {"sum": hvd.Sum, "min": hvd.Min, "max": hvd.Max}[op]
         reduce = self._function(
-            (name, op, array.dtype), array.dtype, lambda tensor: hvd.allreduce(tensor, op=operation, name=name)
+            (name, op, array.dtype), lambda tensor: hvd.allreduce(tensor, op=operation, name=name), array.dtype
         )
         return self._start(lambda: reduce(tf.constant(array)), array)
 
     def broadcast(self, name: str, memory: Array, root: int) -> "_Collective":
         broadcast = self._function(
-            (name, "broadcast", root), memory.dtype, lambda tensor: hvd.broadcast(tensor, root, name=name)
+            (name, "broadcast", root), lambda tensor: hvd.broadcast(tensor, root, name=name), memory.dtype
         )
         return self._start(lambda: broadcast(tf.constant(memory)), memory)
 
     def allgather(self, name: str, memory: Array) -> "_Collective":
-        gather = self._function((name, "allgather"), memory.dtype, lambda tensor: hvd.allgather(tensor, name=name))
+        gather = self._function((name, "allgather"), lambda tensor: hvd.allgather(tensor, name=name), memory.dtype)
         return self._start(lambda: gather(tf.constant(memory)))
 
     def alltoall(self, name: str, words: Array, splits: Sequence[int]) -> "_Collective":
-        key = (name, "alltoall")
-        if key not in self._functions:
-            self._functions[key] = tf.function(
-                lambda tensor, lengths: hvd.alltoall(tensor, lengths, name=name)[0],
-                input_signature=[tf.TensorSpec([None], words.dtype), tf.TensorSpec([self.size()], tf.int32)],
-                autograph=False,
-            )
-        function, lengths = self._functions[key], np.array(splits, np.int32)
-        return self._start(lambda: function(tf.constant(words), tf.constant(lengths)))
+        exchange = self._function(
+            (name, "alltoall"),
+            lambda tensor, lengths: hvd.alltoall(tensor, lengths, name=name)[0],
+            *(words.dtype, np.dtype(np.int32)),
+        )
+        return self._start(lambda: exchange(tf.constant(words), tf.constant(splits, tf.int32)))
 
-    def _function(self, key: tuple[object, ...], dtype: np.dtype[Any], body: Callable[[Any], Any]) -> Any:
+    def _function(self, key: tuple[object, ...], body: Callable[..., Any], *dtypes: np.dtype[Any]) -> Any:
+        """The graph of an operation on one-dimensional tensors, traced once."""
         if key not in self._functions:
-            signature = [tf.TensorSpec([None], dtype)]
-            self._functions[key] = tf.function(body, input_signature=signature, autograph=False)
+            signature = [tf.TensorSpec([None], dtype) for dtype in dtypes]
+            self._functions[key] = tf.function(body, autograph=False).get_concrete_function(*signature)
         return self._functions[key]
 
     def _start(self, call: Callable[[], Any], in_place: Array | None = None) -> "_Collective":

@@ -11,8 +11,8 @@ from lentando.comm.transport import Transport
 
 if world.transport().name != "horovod":
     pytest.skip("these ranks are not Horovod's", allow_module_level=True)
-hvd = pytest.importorskip("horovod.torch")
 torch = pytest.importorskip("torch")
+hvd = pytest.importorskip("horovod.torch")
 
 
 def neighbours(transport: Transport) -> tuple[int, int]:
