@@ -45,7 +45,7 @@ def accuracy(launcher: Launcher, script: str, *arguments: str) -> float:
 
 @pytest.mark.parametrize("script", ["lentando_torch.py", "slowmo_torch.py", "lentando_keras.py", "slowmo_keras.py"])
 def test_changed_scripts_train(script: str) -> None:
-    """Not ``horovod_keras.py``: Horovod 0.28.1 cannot be built against this TensorFlow."""
+    """Not ``horovod_keras.py``: Horovod 0.28.1 cannot be built against this TensorFlow, and does not know Keras 3."""
     assert accuracy(OPEN_MPI, script) > 0.88
 
 
