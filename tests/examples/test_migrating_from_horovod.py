@@ -63,9 +63,9 @@ def test_horovod_and_lentando_train_the_same_weights(tmp_path: Path) -> None:
         assert accuracy(launcher, script, "--save", str(tmp_path / name)) > 0.88
         weights.append(torch.load(tmp_path / name))
     original, *ours = weights
-    start = {name: tensor.abs().max() for name, tensor in original.items()}
+    largest = {name: tensor.abs().max() for name, tensor in original.items()}
     for trained in ours:
         assert trained.keys() == original.keys()
         for name, tensor in original.items():
-            # 376 steps whose gradients differ by rounding, at most: a step of another batch differs by 1e-2.
-            assert (trained[name] - tensor).abs().max() <= 1e-4 * start[name], name
+            # Rounding, at most: the last epoch in another order changes a weight by a sixth of the largest.
+            assert (trained[name] - tensor).abs().max() <= 1e-4 * largest[name], name
