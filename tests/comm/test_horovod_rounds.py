@@ -177,6 +177,26 @@ def _refusal_of_a_long_message(transport: HorovodTransport) -> str:
     return str(refusal.value)
 
 
+def test_arrays_that_are_read_only_are_only_read() -> None:
+    def work(transport: HorovodTransport) -> tuple[Any, ...]:
+        array = np.arange(3.0)
+        array.flags.writeable = False
+        if transport.rank == 0:
+            transport.broadcast(array)
+        received = np.empty(3)
+        if transport.rank == 1:
+            transport.broadcast(received)
+        with pytest.raises(TransportError, match="writes to a read-only array: give it a copy"):
+            transport.allreduce(array)
+        transport.exchange([(transport.rank, array)], [(transport.rank, own := np.empty(3))]).wait()
+        return transport.allgather(array).tolist(), own.tolist(), received.tolist()
+
+    first, second = on_each_rank(2, work)
+    expected = [0.0, 1.0, 2.0]
+    assert first[:2] == second[:2] == ([expected, expected], expected)
+    assert second[2] == expected
+
+
 def test_averages_are_left_to_the_engine_however_large() -> None:
     large = np.zeros(2**26, np.uint8)
     assert on_each_rank(2, lambda transport: type(plan_reduction(transport, large))) == [EngineReduction] * 2

@@ -65,7 +65,8 @@ class HorovodTransport:
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         self._check_peer(root, "broadcast from")
-        for piece in _pieces(as_bytes(array)):
+        memory = _writable(array) if self.rank == root else array
+        for piece in _pieces(as_bytes(memory)):
             finish(self._engine.broadcast(COLLECTIVE, piece, root))
         self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
 
@@ -73,7 +74,7 @@ class HorovodTransport:
         gathered = np.empty((self.size, *array.shape), array.dtype)
         by_rank = as_bytes(gathered).reshape(self.size, -1)
         start = 0
-        for piece in _pieces(as_bytes(array), ELEMENTS_AT_ONCE // self.size):
+        for piece in _pieces(as_bytes(_writable(array)), ELEMENTS_AT_ONCE // self.size):
             found = finish(self._engine.allgather(COLLECTIVE, piece))
             by_rank[:, start : start + piece.size] = found.reshape(self.size, -1)
             start += piece.size
@@ -104,10 +105,15 @@ class HorovodTransport:
         self.traffic.bytes_sent += bytes_sent
 
 
+def _writable(array: Array) -> Array:
+    """An array that is only read, as the bindings want it: torch warns of memory that it could not write."""
+    return array if array.flags.writeable else array.copy()
+
+
 def _pieces(array: Array, elements: int = ELEMENTS_AT_ONCE) -> Iterator[Array]:
     """The parts of a one-dimensional array that one collective takes."""
-    if not array.flags.writeable:  # torch warns of such memory, even if it is only read
-        array = array.copy()
+    if not array.flags.writeable:
+        raise TransportError("a collective that writes to a read-only array: give it a copy")
     for start in range(0, array.size, elements):
         yield array[start : start + elements]
 
