@@ -4,6 +4,7 @@ The halves are apart because the outer step lives between them: ``reduce_scatter
 shard, the rank replaces its shard by whatever it makes of that, and ``all_gather`` hands all shards out.
 """
 
+from math import inf
 from typing import Literal, TypeAlias
 
 from lentando.comm.array_module import is_on_host
@@ -21,10 +22,15 @@ Algorithm: TypeAlias = Literal["auto", "ring", "engine"]
 
 SHARED_FROM_BYTES = 512 * 1024
 """``auto`` leaves smaller buffers to the engine: three barriers cost more than its latency."""
-RING_FROM_BYTES = {"one node": 32 * 1024 * 1024, "one node, in halves": 4 * 1024 * 1024, "several nodes": 256 * 1024}
+RING_FROM_BYTES: dict[str, float] = {
+    "one node": 32 * 1024 * 1024,
+    "one node, in halves": 4 * 1024 * 1024,
+    "several nodes": 256 * 1024,
+    "horovod": inf,
+}
 """``auto`` leaves smaller buffers to the engine: there, latency decides, and the ring needs 2(n - 1) steps. Between
 nodes the ring wins early; in halves, the engine moves everything one and a half times.
-``benchmarks/all_reduce.py`` shows where the lines cross."""
+``benchmarks/all_reduce.py`` shows where the lines cross. Over Horovod, messages are collectives too: no ring wins."""
 
 
 def plan_reduction(
@@ -57,6 +63,7 @@ def plan_reduction(
         place = "several nodes"
         if transport.local_size == transport.size:
             place = "one node, in halves" if in_halves else "one node"
+        place = transport.name if transport.name in RING_FROM_BYTES else place
         algorithm = "ring" if transport.size == 1 or buffer.nbytes >= RING_FROM_BYTES[place] else "engine"
     if algorithm == "ring":
         return RingReduction(transport, buffer)

@@ -4,6 +4,7 @@ import atexit
 import logging
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
-from lentando.comm.launch import check_world, detect_launch
+from lentando.comm.joining import patiently
+from lentando.comm.launch import Launch, check_library, check_world, detect_launch
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -41,7 +43,7 @@ _log = logging.getLogger("lentando")
 LAST_WORDS_SECONDS = 1.0
 """How long a failed rank lets the others report the same failure before it ends the job."""
 
-_TRANSPORTS = ("mpi", "nccl", "single")
+_TRANSPORTS = ("horovod", "mpi", "nccl", "single")
 _current: Transport | None = None
 
 
@@ -173,7 +175,7 @@ def local_size() -> int:
 
 
 def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
-    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=mpi|nccl|single`` forces one.
+    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=horovod|mpi|nccl|single`` forces one.
 
     NCCL is used only when it is asked for, over the transport that is detected: it wants a GPU for every rank, which
     nobody knows before the models are made, and what it does here has not been seen on a GPU yet.
@@ -198,9 +200,11 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
     alone = launch is None or (not launch.mpi and launch.size == 1)
     if comm is None and forced is None and alone and not _mpi_is_initialized():
         return SingleTransport()  # without loading MPI: a laptop need not have one
+    if comm is None and (forced == "horovod" or (forced is None and launch is not None and launch.horovod)):
+        return _open_horovod(launch)
 
     try:
-        from mpi4py import MPI
+        MPI = _load_mpi(launch)  # noqa: N806 - the name that everybody gives it
 
         from lentando.comm.transports.mpi import MPITransport
     except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
@@ -213,7 +217,32 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
     if comm is None:
         library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
         check_world(launch, MPI.COMM_WORLD.Get_size(), library)
-    return MPITransport(comm)
+    ranks = MPI.COMM_WORLD if comm is None else comm
+    with patiently(ranks.Get_rank(), ranks.Get_size()):
+        return MPITransport(comm)
+
+
+def _load_mpi(launch: Launch | None) -> Any:
+    """Load and start MPI, unless the program has; in between, look whose it is."""
+    import mpi4py
+
+    if "mpi4py.MPI" not in sys.modules:
+        mpi4py.rc(initialize=False, finalize=True)
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        check_library(launch, MPI.Get_library_version())
+        MPI.Init_thread(getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}"))
+    return MPI
+
+
+def _open_horovod(launch: Launch | None) -> Transport:
+    from lentando.comm.transports.horovod import HorovodTransport
+
+    transport = HorovodTransport()
+    check_world(launch, transport.size, f"through {transport.binding}", engine="Horovod")
+    _Hooks.come_before_others()
+    return transport
 
 
 def transport_names() -> tuple[str, ...]:
@@ -245,6 +274,7 @@ class _Hooks:
     """What happens to the job when this process ends."""
 
     installed = False
+    comes_first = False
     _report: ClassVar[Callable[[type[BaseException], BaseException, TracebackType | None], object]]
 
     @classmethod
@@ -254,6 +284,21 @@ class _Hooks:
         cls.installed = True
         cls._report = sys.excepthook
         sys.excepthook = cls._on_exception
+        atexit.register(cls._on_exit)
+
+    @classmethod
+    def come_before_others(cls) -> None:
+        """At the end of the program, be called before what is registered later: hvd.init() registers Horovod's end.
+
+        The interpreter calls first what was registered last, and before that it waits for threads.
+        """
+        if not cls.comes_first:
+            cls.comes_first = True
+            threading.Thread(target=cls._register_when_main_ends, name="lentando-exit").start()
+
+    @classmethod
+    def _register_when_main_ends(cls) -> None:
+        threading.main_thread().join()
         atexit.register(cls._on_exit)
 
     @classmethod

@@ -131,7 +131,6 @@ def test_mpi_can_be_forced_in_a_program_that_was_started_alone() -> None:
     ("variables", "promise"),
     [
         (("PMI_RANK", "PMI_SIZE"), "mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2 promises 4 ranks (PMI_SIZE=4)"),
-        (("HOROVOD_RANK", "HOROVOD_SIZE"), "horovodrun promises 4 ranks (HOROVOD_SIZE=4)"),
         (("RANK", "WORLD_SIZE"), "a launcher that sets RANK and WORLD_SIZE promises 4 ranks (WORLD_SIZE=4)"),
     ],
 )

@@ -13,6 +13,7 @@ OPEN_MPI = {
     "PMIX_RANK": "2",
     "PMIX_NAMESPACE": "prterun-host-5368@1",
 }
+OPEN_MPI_OF_ONE = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
 HYDRA = {"PMI_RANK": "1", "PMI_SIZE": "3", "PMI_FD": "7", "MPI_LOCALNRANKS": "3"}
 MVAPICH = {"MV2_COMM_WORLD_RANK": "0", "MV2_COMM_WORLD_SIZE": "2", "PMI_RANK": "0", "PMI_SIZE": "2"}
 SLURM_BATCH = {"SLURM_JOB_ID": "17", "SLURM_NTASKS": "8", "SLURM_NPROCS": "8", "SLURM_PROCID": "0", "SLURM_NODEID": "0"}
@@ -40,13 +41,18 @@ OTHER = {"HOME": "/home/me", "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
         ({**SLURM_BATCH, **OPEN_MPI}, "mpirun (Open MPI)", 4, True),
         ({**SLURM_STEP, **OPEN_MPI}, "mpirun (Open MPI)", 4, True),
         (HOROVOD_GLOO, "horovodrun", 2, False),
-        ({**HOROVOD_GLOO, **OPEN_MPI}, "mpirun (Open MPI)", 4, True),
+        ({"HOROVOD_CONTROLLER": "mpi", **OPEN_MPI}, "mpirun (Open MPI)", 4, True),
+        ({**HOROVOD_GLOO, **OPEN_MPI_OF_ONE}, "horovodrun", 2, False),
+        ({**OPEN_MPI, "PMI_RANK": "0", "PMI_SIZE": "1"}, "mpirun (Open MPI)", 4, True),
+        (OPEN_MPI_OF_ONE, "mpirun (Open MPI)", 1, True),
+        ({**HOROVOD_GLOO, "PMI_RANK": "1", "PMI_SIZE": "2"}, "mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", 2, True),
         (TORCHRUN, "torchrun", 4, False),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "a launcher that sets RANK and WORLD_SIZE", 2, False),
     ],
     ids=[
         "Open MPI", "Hydra", "MVAPICH2", "PMIx", "srun", "srun --mpi=pmi2", "mpirun in a Slurm batch script",
-        "mpirun in a Slurm step", "horovodrun --gloo", "horovodrun --mpi", "torchrun", "RANK and WORLD_SIZE",
+        "mpirun in a Slurm step", "horovodrun --gloo", "horovodrun --mpi", "horovodrun --gloo in a world of one",
+        "mpirun in a world of one", "world of one", "Horovod in Hydra", "torchrun", "RANK and WORLD_SIZE",
     ],
 )  # fmt: skip
 def test_launcher_is_told_by_its_variables(environment: dict[str, str], launcher: str, size: int, mpi: bool) -> None:
@@ -78,6 +84,28 @@ def test_half_of_a_promise_is_an_error_that_names_both_variables(
 ) -> None:
     with pytest.raises(LaunchError, match=f"set {present} but not {missing}: .* or unset"):
         detect_launch(environment)
+
+
+@pytest.mark.parametrize(
+    ("environment", "first", "second"),
+    [
+        ({**OPEN_MPI, **HYDRA}, "mpirun (Open MPI) says rank 2 of 4 (OMPI_COMM_WORLD_RANK=2, OMPI_COMM_WORLD_SIZE=4)",
+         "mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2 says rank 1 of 3 (PMI_RANK=1, PMI_SIZE=3)"),
+        ({**OPEN_MPI, **HOROVOD_GLOO}, "mpirun (Open MPI) says rank 2 of 4",
+         "horovodrun says rank 1 of 2 (HOROVOD_RANK=1, HOROVOD_SIZE=2)"),
+        ({**OPEN_MPI, "PMI_RANK": "0", "PMI_SIZE": "4"}, "mpirun (Open MPI) says rank 2 of 4",
+         "mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2 says rank 0 of 4"),
+    ],
+    ids=["two MPIs", "MPI and Horovod", "ranks"],
+)  # fmt: skip
+def test_launchers_that_disagree_are_an_error_that_names_both(
+    environment: dict[str, str], first: str, second: str
+) -> None:
+    with pytest.raises(LaunchError) as error:
+        detect_launch(environment)
+    assert f"two launchers started this process and disagree: {first}" in str(error.value)
+    assert f" but {second}" in str(error.value)
+    assert "Start through one of them only" in str(error.value)
 
 
 @pytest.mark.parametrize("size", ["", "many", "0", "-4", "4.0", "0x4"])

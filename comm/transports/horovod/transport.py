@@ -1,0 +1,131 @@
+"""The transport: collectives by Horovod's engine, messages in rounds."""
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from lentando.comm.dtypes import bfloat16
+from lentando.comm.errors import TransportError
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
+from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
+from lentando.comm.transports.horovod.rounds import Rounds
+
+__all__ = ["HorovodTransport"]
+
+COLLECTIVE = "lentando.collective"
+"""One name for all of ours: ranks that bring different shapes then get an error, and do not wait for ever."""
+ELEMENTS_AT_ONCE = 2**30
+"""Horovod counts the elements of a collective in 31 bits."""
+
+_WIDER = {"bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
+
+
+class HorovodTransport:
+    """Ranks of Horovod's job, beside the program's own use of Horovod.
+
+    Horovod stays as it is when the transport is closed.
+
+    Args:
+        engine: Horovod, initialised; by default, through the binding that fits the program.
+    """
+
+    name = "horovod"
+
+    def __init__(self, engine: Engine | None = None) -> None:
+        self._engine = engine = load_engine() if engine is None else engine
+        self.rank, self.size = engine.rank(), engine.size()
+        self.local_rank, self.local_size = engine.local_rank(), engine.local_size()
+        self.binding = engine.binding
+        self.traffic = Traffic()
+        self._rounds = Rounds(engine)
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Request:
+        for peer, _ in (*sends, *receives):
+            self._check_peer(peer, "exchange with")
+        request = self._rounds.exchange(sends, receives, tag)
+        self.traffic.messages += len(sends)
+        self.traffic.bytes_sent += sum(array.nbytes for _, array in sends)
+        return request
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        flat = array.reshape(-1)
+        reduced = flat.astype(_reduced_as(array.dtype, op), copy=False)
+        for piece in _pieces(reduced):
+            finish(self._engine.allreduce(COLLECTIVE, piece, op))
+        if reduced is not flat:
+            with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
+                flat[...] = reduced.astype(array.dtype)
+        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        self._check_peer(root, "broadcast from")
+        memory = _writable(array) if self.rank == root else array
+        for piece in _pieces(as_bytes(memory)):
+            finish(self._engine.broadcast(COLLECTIVE, piece, root))
+        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+
+    def allgather(self, array: Array) -> Array:
+        gathered = np.empty((self.size, *array.shape), array.dtype)
+        by_rank = as_bytes(gathered).reshape(self.size, -1)
+        start = 0
+        for piece in _pieces(as_bytes(_writable(array)), ELEMENTS_AT_ONCE // self.size):
+            found = finish(self._engine.allgather(COLLECTIVE, piece))
+            by_rank[:, start : start + piece.size] = found.reshape(self.size, -1)
+            start += piece.size
+        self._count(array.nbytes * (self.size - 1))
+        return gathered
+
+    def barrier(self) -> None:
+        finish(self._engine.allreduce(COLLECTIVE, np.zeros(1, np.int32), "sum"))
+        self._count(0)
+
+    def clock(self) -> float:
+        return time.perf_counter()
+
+    def abort(self, status: int = 1) -> NoReturn:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status)  # the launcher ends the others when a rank ends so
+
+    def close(self) -> None:
+        self._rounds.close()
+
+    def _check_peer(self, peer: int, doing: str) -> None:
+        if not 0 <= peer < self.size:
+            raise TransportError(f"{doing} rank {peer}: expected a rank from 0 to {self.size - 1}")
+
+    def _count(self, bytes_sent: int) -> None:
+        self.traffic.collectives += 1
+        self.traffic.bytes_sent += bytes_sent
+
+
+def _writable(array: Array) -> Array:
+    """An array that is only read, as the bindings want it: torch warns of memory that it could not write."""
+    return array if array.flags.writeable else array.copy()
+
+
+def _pieces(array: Array, elements: int = ELEMENTS_AT_ONCE) -> Iterator[Array]:
+    """The parts of a one-dimensional array that one collective takes."""
+    if not array.flags.writeable:
+        raise TransportError("a collective that writes to a read-only array: give it a copy")
+    for start in range(0, array.size, elements):
+        yield array[start : start + elements]
+
+
+def _reduced_as(dtype: np.dtype[Any], op: ReduceOp) -> np.dtype[Any]:
+    """The dtype in which Horovod reduces arrays of ``dtype``: its own, or a wider one whose result fits."""
+    if dtype == bfloat16 or dtype == np.float16:
+        return np.dtype(np.float32)
+    if dtype.name in REDUCED_HERE:
+        return dtype
+    if dtype == np.uint64 and op == "sum":
+        return np.dtype(np.int64)  # equal to the bit, carries and all
+    if dtype.name in _WIDER:
+        return np.dtype(_WIDER[dtype.name])
+    raise TransportError(f"Horovod has no all-reduce ({op}) for {dtype}: expected floating point or integers")

@@ -1,0 +1,79 @@
+"""Whole jobs over Horovod's engine, from start to end, good or bad; beside Horovod as the program uses it."""
+
+import pytest
+from launchers import HOROVOD_GLOO
+from launching import Job
+
+SECONDS = 20.0
+"""In which a job must have ended when one of its ranks cannot go on."""
+
+BEGIN = """
+import os, sys, time
+import numpy as np
+from lentando.comm import world
+from lentando.comm.control import Control, Event, agree
+from lentando.comm.errors import TransportError
+world.init()
+rank, size = world.rank(), world.size()
+def exchange():
+    received = np.empty(1)
+    world.transport().exchange([((rank + 1) % size, np.ones(1))], [((rank - 1) % size, received)]).wait()
+    assert received[0] == 1
+exchange()
+"""
+ROUND = "agree(world.transport(), Control(Event.ROUND, round=3), lambda: 'begins round 3')\n"
+WRITE = r"sys.stdout.write(f'done {world.rank()} of {world.size()}\n')" + "\n"
+
+
+def job(program: str, size: int = 2) -> Job:
+    return HOROVOD_GLOO.run(size, "-c", program, timeout_seconds=60)
+
+
+def ends_well(program: str) -> None:
+    found = job(program)
+    assert found.status == 0, found.output
+    assert all(found.output.count(f"done {rank} of 2") == 1 for rank in range(2)), found.output
+    assert "Error" not in found.output
+
+
+def test_job_can_be_joined_again_after_it_was_left() -> None:
+    ends_well(BEGIN + "world.shutdown()\nworld.init()\nexchange()\n" + WRITE)
+
+
+@pytest.mark.parametrize("order", ["before", "after"])
+def test_horovod_is_the_programs_too(order: str) -> None:
+    """Who initialised it first does not matter."""
+    start = "import horovod.torch as hvd\nhvd.init()\n"
+    use = "import torch\nassert hvd.allreduce(torch.ones(2), op=hvd.Sum, name='theirs').tolist() == [2, 2]\n"
+    begin = start + BEGIN if order == "before" else BEGIN + start
+    ends_well(begin + use + "exchange()\n" + ROUND + WRITE)
+
+
+def test_program_may_shut_horovod_down_after_us() -> None:
+    ends_well(BEGIN + "import horovod.torch as hvd\n" + WRITE + "world.shutdown()\nhvd.shutdown()\n")
+
+
+def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> None:
+    wait = "world.transport().exchange([], [(1, np.empty(1))]).wait()\n"
+    found = job(BEGIN + "if rank == 1: raise ValueError('boom')\n" + wait)
+    assert found.status not in (0, None)
+    assert "ValueError: boom" in found.output
+    assert "Lentando: rank 1 failed (ValueError) and ends the job" in found.output
+    assert found.seconds < SECONDS
+
+
+@pytest.mark.parametrize("wait", ["exchange()", "world.transport().barrier()"])
+def test_rank_that_disappears_is_an_error_on_the_others(wait: str) -> None:
+    tell = f"try:\n    {wait}\nexcept TransportError as error:\n    sys.stdout.write(f'told {{rank}}: {{error}}\\n')\n"
+    # horovodrun ends the others when a rank fails; one that ends well it lets go, and they find out.
+    found = job(BEGIN + "if rank == 1: os._exit(0)\n" + tell + "    sys.stdout.flush()\n    os._exit(3)\n")
+    assert found.status not in (0, None)
+    assert "told 0: Horovod failed" in found.output, found.output
+    assert found.seconds < SECONDS
+
+
+def test_rank_that_ends_before_a_round_is_named() -> None:
+    found = job(BEGIN + "if rank == 1: sys.exit()\n" + ROUND)
+    assert found.status not in (0, None)
+    assert "rank 0: begins round 3; rank 1: has ended (shutdown, or the end of the program)" in found.output
+    assert found.seconds < SECONDS

@@ -1,0 +1,79 @@
+"""The launchers that users have: how each starts Python on several ranks, and whether it is here.
+
+`make horovod` builds Horovod and installs MPICH. Without it, tests that need them skip and say so, unless
+LENTANDO_REQUIRE_LAUNCHERS=1 says that they must run.
+"""
+
+import os
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+from launching import Job, find_mpirun, launch
+
+MPICH = Path(sys.prefix, "mpich/bin")
+"""Where `make horovod` installs it: an environment of its own, because one Python finds one MPI."""
+HOROVODRUN = Path(sys.executable).with_name("horovodrun")
+# horovodrun spells them as Open MPI 4 did.
+OPEN_MPI_5 = "--binding-args=--bind-to none --map-by slot:oversubscribe"
+
+
+@dataclass(frozen=True)
+class Launcher:
+    """A way to start Python.
+
+    Attributes:
+        name: for messages.
+        command: what comes before the number of ranks.
+        python: the interpreter of its environment.
+        options: what comes after the number of ranks.
+        transport: what ranks then stand on.
+        missing: why it cannot be used here; empty if it can.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    python: str
+    options: tuple[str, ...]
+    transport: str
+    missing: str = ""
+
+    def run(
+        self,
+        size: int,
+        *arguments: str,
+        timeout_seconds: float = 60.0,
+        environment: Mapping[str, str | None] | None = None,
+    ) -> Job:
+        """``python ARGUMENTS`` on ``size`` ranks; skips the test if the launcher is missing."""
+        self.need()
+        command = [*self.command, str(size), *self.options, self.python, *arguments]
+        return launch(command, timeout_seconds, {**NO_LAUNCHER, **(environment or {})})
+
+    def need(self) -> None:
+        """Skip the test, or fail it, if the launcher is missing."""
+        if self.missing and os.environ.get("LENTANDO_REQUIRE_LAUNCHERS") == "1":
+            pytest.fail(f"{self.missing}, and LENTANDO_REQUIRE_LAUNCHERS=1 asks for it")
+        if self.missing:
+            pytest.skip(self.missing)
+
+
+NO_LAUNCHER: dict[str, str | None] = {"LENTANDO_TRANSPORT": None, "HOROVOD_RANK": None, "HOROVOD_SIZE": None}
+
+_without_horovod = "" if find_spec("horovod") and HOROVODRUN.exists() else "Horovod is not built here: make horovod"
+_without_mpich = "" if (MPICH / "mpiexec").exists() else "MPICH is not installed here: make horovod"
+
+OPEN_MPI = Launcher("mpirun (Open MPI)", (find_mpirun(), "-np"), sys.executable, (), "mpi")
+WITH_MPICH = Launcher(
+    "mpiexec (MPICH)", (str(MPICH / "mpiexec"), "-np"), str(MPICH / "python"), (), "mpi", _without_mpich
+)
+HOROVOD_GLOO = Launcher(
+    "horovodrun --gloo", (str(HOROVODRUN), "--gloo", "-np"), sys.executable, (), "horovod", _without_horovod
+)
+HOROVOD_MPI = Launcher(
+    "horovodrun --mpi", (str(HOROVODRUN), "--mpi", "-np"), sys.executable, (OPEN_MPI_5,), "mpi", _without_horovod
+)
+LAUNCHERS = (OPEN_MPI, WITH_MPICH, HOROVOD_GLOO, HOROVOD_MPI)

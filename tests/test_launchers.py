@@ -1,0 +1,69 @@
+"""One program under every launcher, and the tests that need ranks under those that ``test_ranks.py`` does not start."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from launchers import HOROVOD_GLOO, LAUNCHERS, OPEN_MPI, WITH_MPICH, Launcher
+from launching import PYTEST, RANKS
+
+PROGRAM = str(Path(__file__).parent / "launchers/same_results.py")
+SIZE = 3
+
+
+@pytest.fixture(scope="module")
+def simulated() -> dict[str, Any]:
+    """What the program computes when it is started alone."""
+    run = subprocess.run(
+        [sys.executable, PROGRAM, "--simulate", str(SIZE)], capture_output=True, text=True, timeout=60, check=True
+    )
+    return results(run.stdout)
+
+
+def results(output: str) -> dict[str, Any]:
+    """The one line that rank 0 writes; horovodrun puts the rank before it."""
+    (line,) = re.findall(r"RESULTS (.*)", output)
+    found: dict[str, Any] = json.loads(line)
+    return found
+
+
+@pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda launcher: launcher.name)
+def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: dict[str, Any]) -> None:
+    """To the bit, what our own ring adds; within rounding, what the engine does in an order of its own."""
+    job = launcher.run(SIZE, PROGRAM, timeout_seconds=90)
+    assert job.status == 0, job.output
+    found, expected = results(job.output), dict(simulated)
+    assert found.pop("transport") == launcher.transport
+    assert expected.pop("transport") == "simulation"
+    by_engine, exact = np.array(found.pop("engine")), np.array(expected.pop("engine"))
+    assert found == expected
+    # The sum of three normal values: each is below 8, and each addition rounds to half a unit in the last place.
+    assert (np.abs(by_engine - exact) <= (SIZE - 1) * 16 * np.finfo(np.float64).eps).all()
+
+
+@pytest.mark.parametrize(
+    ("launcher", "size", "folder"),
+    [
+        (WITH_MPICH, 3, "comm"),
+        (HOROVOD_GLOO, 3, "comm"),
+        (HOROVOD_GLOO, 2, "optimizers"),
+        (HOROVOD_GLOO, 2, "torch/test_gossip.py"),
+    ],
+    ids=lambda value: getattr(value, "name", None),
+)
+def test_tests_that_need_ranks_pass(launcher: Launcher, size: int, folder: str) -> None:
+    job = launcher.run(size, *PYTEST, str(RANKS / folder), timeout_seconds=240)
+    assert job.status == 0, job.output
+    assert int(re.findall(r"(\d+) passed", job.output)[0]) > 0, job.output
+
+
+def test_horovods_engine_can_be_forced_under_mpirun() -> None:
+    HOROVOD_GLOO.need()
+    job = OPEN_MPI.run(SIZE, PROGRAM, environment={"LENTANDO_TRANSPORT": "horovod"})
+    assert job.status == 0, job.output
+    assert results(job.output)["transport"] == "horovod"
