@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What would lead .venv's Python to packages, or mpi4py to an MPI, outside .venv.
 unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 
-.PHONY: help demo test horovod lint parity bench wheel constraints clean
+.PHONY: help demo test horovod lint parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -51,6 +51,10 @@ lint: $(READY) ## linters and type check
 parity: $(READY) ## the weights that PyTorch and TensorFlow train, and both in one job: how far they differ
 	for size in 2 4; do LENTANDO_PARITY=all $(BIN)/mpirun -np $$size $(BIN)/python -m pytest -q -s \
 		-p no:cacheprovider --timeout 0 tests/ranks/parity/both_frameworks.py || exit; done
+
+gpu: $(READY) ## tests that need a GPU and CUDA 13; installs CuPy and nccl4py
+	$(PIP) install --quiet --constraint constraints.txt --no-build-isolation --editable '.[gpu]'
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -rs tests/gpu
 
 bench: $(READY) ## all-reduce by size and algorithm against MPI_Allreduce
 	$(BIN)/mpirun -np 2 $(BIN)/python $(BENCHMARK)

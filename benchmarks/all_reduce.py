@@ -17,6 +17,7 @@ from mpi4py import MPI
 from tqdm import tqdm
 
 from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transports.mpi import MPITransport
 
 MPI_ALLREDUCE = "MPI_Allreduce"
@@ -40,8 +41,9 @@ def in_words(size: int) -> str:
 
 def cases(transport: MPITransport, size: int) -> dict[str, Callable[[], object]]:
     """The same sum of the same buffer by each algorithm. Zeros stay zeros, however often they are summed."""
-    buffer = np.zeros(size // 4, np.float32)
-    found: dict[str, Callable[[], object]] = {MPI_ALLREDUCE: lambda: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, buffer)}
+    plain = np.zeros(size // 4, np.float32)
+    buffer = shared_zeros(plain.size, plain.dtype)  # as a model's parameters
+    found: dict[str, Callable[[], object]] = {MPI_ALLREDUCE: lambda: MPI.COMM_WORLD.Allreduce(MPI.IN_PLACE, plain)}
     for algorithm in ALGORITHMS:
         found[algorithm] = partial(plan_reduction(transport, buffer, algorithm).all_reduce, mean=False)
     return found

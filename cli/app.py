@@ -7,6 +7,7 @@ from typing import Annotated
 import typer
 
 import lentando
+from lentando.cli.doctor.command import doctor
 from lentando.cli.measure import measure
 from lentando.cli.plan import plan
 from lentando.comm.errors import LentandoError
@@ -29,6 +30,7 @@ app = typer.Typer(
 )
 app.command()(plan)
 app.command()(measure)
+app.command()(doctor)
 
 
 def _version(asked: bool) -> None:

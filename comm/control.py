@@ -14,6 +14,7 @@ import numpy as np
 
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.objects import allgather_object
+from lentando.comm.stall import watched
 from lentando.comm.transport import Transport
 
 __all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint"]
@@ -30,6 +31,18 @@ class Event(IntEnum):
     OPERATION = 5
     SAVE = 6
     LOAD = 7
+
+
+_WORDS = {
+    Event.SHUTDOWN: "shutdown(), or the end of the program",
+    Event.CONSTRUCT: "the construction of an optimizer",
+    Event.GRADIENTS: "an average of gradients",
+    Event.ROUND: "an outer step",
+    Event.EVALUATE: "an evaluation",
+    Event.OPERATION: "a collective operation",
+    Event.SAVE: "saving a checkpoint",
+    Event.LOAD: "loading a checkpoint",
+}
 
 
 @dataclass(frozen=True)
@@ -108,7 +121,8 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
     Raises:
         MismatchError: on every rank, with what each is doing, if they are not about to do the same.
     """
-    rows = transport.allgather(np.array(astuple(control), np.float64))
+    with watched(transport, _WORDS[control.event]):
+        rows = transport.allgather(np.array(astuple(control), np.float64))
     columns = {field.name: rows[:, number] for number, field in enumerate(fields(Control))}
     if any((columns[name] != columns[name][0]).any() for name in _COMPARED):
         found = grouped_by_rank(allgather_object(transport, doing()))

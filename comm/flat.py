@@ -13,8 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.array_module import is_on_host
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
+from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array
 
 __all__ = [
@@ -126,11 +128,12 @@ class FlatBuffer:
     Args:
         layout: where things lie.
         array: one-dimensional memory of the layout's size and dtype; new and zero if not given.
+        shared: new memory is such that neighbours on this node can read it, where the system has such memory.
     """
 
-    def __init__(self, layout: FlatLayout, array: Array | None = None) -> None:
+    def __init__(self, layout: FlatLayout, array: Array | None = None, *, shared: bool = False) -> None:
         if array is None:
-            array = np.zeros(layout.size, layout.dtype)
+            array = (shared_zeros if shared else np.zeros)(layout.size, layout.dtype)
         if array.shape != (layout.size,) or array.dtype != layout.dtype or not array.flags.c_contiguous:
             raise ConfigurationError(
                 f"a buffer for this layout is {layout.size} contiguous elements of {layout.dtype}, "
@@ -158,10 +161,14 @@ class FlatBuffer:
         return self.layout.entry_at(int(bad.argmax())).name if bad.any() else None
 
 
-def blocks(size: int) -> Iterator[slice]:
-    """A buffer cut into ranges short enough to stay in the cache while several passes are made over each."""
-    for start in range(0, size, BLOCK):
-        yield slice(start, start + BLOCK)
+def blocks(array: Array) -> Iterator[slice]:
+    """A buffer cut into ranges short enough to stay in the cache while several passes are made over each.
+
+    On a device it stays whole: there, each pass over each block would be a kernel of its own.
+    """
+    block = BLOCK if is_on_host(array) else max(array.size, 1)
+    for start in range(0, array.size, block):
+        yield slice(start, start + block)
 
 
 def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:

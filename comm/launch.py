@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lentando.comm.errors import LaunchError
 
-__all__ = ["Launch", "check_library", "check_world", "detect_launch"]
+__all__ = ["Claim", "Launch", "check_library", "check_world", "detect_launch", "read_claims"]
 
 
 @dataclass(frozen=True)
@@ -60,6 +60,49 @@ _KINDS = (
     _Kind("a PMIx launcher (prun, or srun --mpi=pmix)", "PMIX_RANK", None, mpi=True),
     _Kind("a launcher that sets RANK and WORLD_SIZE", "RANK", "WORLD_SIZE", mpi=False),
 )
+
+
+@dataclass(frozen=True)
+class Claim:
+    """What the variables of one launcher say of this process, whether or not they can be true.
+
+    Attributes:
+        launcher: its name, as a user would say it.
+        variables: those that are set, with their values: the rank's and the size's.
+        rank: None where it is missing or no number.
+        size: None where it is missing, no number, or not told by this launcher.
+        is_complete: whether everything is there that this launcher tells.
+        mpi: whether its ranks are MPI processes.
+    """
+
+    launcher: str
+    variables: dict[str, str]
+    rank: int | None
+    size: int | None
+    is_complete: bool
+    mpi: bool
+
+
+def read_claims(environment: Mapping[str, str]) -> list[Claim]:
+    """Of every launcher that has left its variables, the one that is trusted most first."""
+    claims: list[Claim] = []
+    for kind in _KINDS:
+        by_torchrun = kind.rank == "TORCHELASTIC_RUN_ID"  # tells the launcher, not the rank
+        names = ["RANK" if by_torchrun else kind.rank, *([kind.size] if kind.size else [])]
+        variables = {name: environment[name] for name in names if name in environment}
+        is_meant = kind.both or len(variables) == len(names)  # half of what others set too tells nothing
+        if not variables or not is_meant or (by_torchrun and kind.rank not in environment):
+            continue
+        if any(variables.items() <= claim.variables.items() for claim in claims):  # torchrun's RANK and WORLD_SIZE
+            continue
+        rank, size = (_number(variables.get(name)) for name in (names[0], kind.size or ""))
+        is_complete = rank is not None and (kind.size is None or bool(size))
+        claims.append(Claim(kind.launcher, variables, rank, size, is_complete, kind.mpi))
+    return claims
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isdecimal() else None
 
 
 def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None:
@@ -146,6 +189,8 @@ def check_world(launch: Launch | None, size: int, library: str, engine: str = "M
         remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={engine.lower()}"
     elif launch.mpi:
         remedy = _ANOTHER_MPI
+        if "srun" in launch.launcher:
+            remedy += ". With srun, name the plugin that it speaks: srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"
     else:
         remedy = (
             "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes, "

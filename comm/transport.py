@@ -1,6 +1,7 @@
 """The seam to what carries messages: a small protocol that MPI, a world of one, and others implement.
 
-Arrays are C-contiguous NumPy arrays. A transport moves and reduces bytes; it knows no model and no algorithm.
+Arrays are C-contiguous NumPy arrays, and CuPy arrays where the transport takes them (``DeviceArrays``). A transport
+moves and reduces bytes; it knows no model and no algorithm.
 """
 
 from collections.abc import Sequence
@@ -10,7 +11,23 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["Array", "Message", "ReduceOp", "Request", "Traffic", "Transport", "VirtualTime", "as_bytes"]
+__all__ = [
+    "Array",
+    "DeviceArrays",
+    "EngineHalves",
+    "Exchanges",
+    "Message",
+    "ReduceOp",
+    "Request",
+    "SharedNode",
+    "SideChannel",
+    "Traffic",
+    "Transport",
+    "VirtualTime",
+    "as_bytes",
+    "shares_memory",
+    "takes_device_arrays",
+]
 
 Array: TypeAlias = NDArray[Any]
 Message: TypeAlias = tuple[int, Array]
@@ -47,6 +64,22 @@ class Request(Protocol):
 
     def test(self) -> bool:
         """True once complete; never blocks."""
+
+
+class Exchanges(Protocol):
+    """What a ring needs of a transport: some ranks that exchange messages.
+
+    Attributes:
+        rank, size: as a ``Transport``'s.
+    """
+
+    rank: int
+    size: int
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Request:
+        """As ``Transport.exchange``."""
 
 
 @runtime_checkable
@@ -115,6 +148,86 @@ class VirtualTime(Protocol):
 
     def compute(self) -> None:
         """Let the time of one training step's computation pass."""
+
+
+@runtime_checkable
+class SideChannel(Protocol):
+    """A transport over which other threads can exchange short messages while the main thread waits or computes."""
+
+    def open_side_channel(self) -> bool:
+        """Make it; False if the engine lets one thread in only. Collective."""
+
+    def whisper(self, peer: int, content: bytes) -> None:
+        """Send without waiting, even if the peer never listens."""
+
+    def hear(self) -> tuple[int, bytes] | None:
+        """The next message that has come, with its sender; never blocks."""
+
+
+@runtime_checkable
+class SharedNode(Protocol):
+    """A transport whose ranks are processes, some of which run on the same node and can read each other's memory.
+
+    Attributes:
+        same_node: the ranks of this rank's node, itself included, by local rank.
+    """
+
+    same_node: Sequence[int]
+
+
+def shares_memory(transport: Transport) -> bool:
+    """Whether this rank has neighbours that could read its memory."""
+    return isinstance(transport, SharedNode) and len(transport.same_node) > 1
+
+
+@runtime_checkable
+class DeviceArrays(Protocol):
+    """A transport that also takes arrays on this rank's GPU. To one that does not say so, host memory is given.
+
+    **A round is one exchange.** On a device, what a rank sends and receives in a round goes into one ``exchange``, and
+    all ranks take their rounds in the same order, whatever the tag: each message is sent and received in exchanges of
+    the same round. A device does one thing after the other; a rank that first only received would keep its device
+    waiting in front of what the other waits for. Under this rule nobody waits forever: of the rounds that are not
+    complete, take the first; all that came before it is complete, so on every rank it is the first in line, with its
+    sends and receives, which progress together. Ranks may be any number of rounds apart meanwhile. Collectives are
+    rounds too. Arrays in host memory that go with them do not count: they travel another way.
+
+    **Who waits for whom.** An operation begins after all that its rank has enqueued before on CuPy's current stream (a
+    framework's adapter makes that the framework's current stream). The host waits for its end: when ``wait`` or a
+    collective returns, the arrays may be read and overwritten on any stream. Nothing else is waited for, and nothing
+    runs on the current stream on behalf of a transport.
+
+    Attributes:
+        takes_device_arrays: whether it does, here and now.
+    """
+
+    takes_device_arrays: bool
+
+
+def takes_device_arrays(transport: Transport) -> bool:
+    """Whether arrays on this rank's GPU may be given to the transport."""
+    return isinstance(transport, DeviceArrays) and transport.takes_device_arrays
+
+
+@runtime_checkable
+class EngineHalves(Protocol):
+    """A transport whose engine has the two halves of the all-reduce itself, for device arrays."""
+
+    def reduce_scatter(self, array: Array, out: Array) -> None:
+        """Sum ``array`` over all ranks; ``out`` becomes the part of it that is this rank's, of as many as ranks.
+
+        Args:
+            array: one-dimensional; its length is that of ``out`` times the number of ranks. Not changed.
+            out: of the same dtype.
+        """
+
+    def allgather_into(self, part: Array, out: Array) -> None:
+        """Fill ``out`` with the parts of all ranks, by rank.
+
+        Args:
+            part: one-dimensional. May be this rank's part of ``out`` itself.
+            out: as many times as long as there are ranks.
+        """
 
 
 def as_bytes(array: Array) -> NDArray[np.uint8]:

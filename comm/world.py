@@ -17,6 +17,7 @@ from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
 from lentando.comm.joining import patiently
 from lentando.comm.launch import Launch, check_library, check_world, detect_launch
+from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 
@@ -34,6 +35,7 @@ __all__ = [
     "simulated_rank",
     "size",
     "transport",
+    "transport_names",
 ]
 
 _log = logging.getLogger("lentando")
@@ -41,7 +43,7 @@ _log = logging.getLogger("lentando")
 LAST_WORDS_SECONDS = 1.0
 """How long a failed rank lets the others report the same failure before it ends the job."""
 
-_TRANSPORTS = ("horovod", "mpi", "single")
+_TRANSPORTS = ("horovod", "mpi", "nccl", "single")
 _current: Transport | None = None
 
 
@@ -74,7 +76,8 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
 
     Raises:
         LaunchError: if the launcher promised a world that the transport does not see.
-        ConfigurationError: if ``LENTANDO_TRANSPORT`` or ``LENTANDO_LOG_LEVEL`` is none of the legal answers.
+        ConfigurationError: if ``LENTANDO_TRANSPORT``, ``LENTANDO_LOG_LEVEL`` or ``LENTANDO_STALL_SECONDS`` is none of
+            the legal answers.
     """
     global _current
     seat = _seat.get()
@@ -88,6 +91,7 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
     if level is not None:
         _log_to_stderr(level, _current.rank)
     _log.info("rank %d of %d over %s", _current.rank, _current.size, _current.name)
+    begin_inspection(_current)
     _Hooks.install()
 
 
@@ -104,6 +108,7 @@ def shutdown() -> None:
     agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)")
     seat = _seat.get()
     if seat is None:
+        end_inspection()
         _current = None
     else:
         seat.current = None
@@ -170,7 +175,10 @@ def local_size() -> int:
 
 
 def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
-    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=horovod|mpi|single`` forces one.
+    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
+
+    NCCL is used only when it is asked for, over the transport that is detected: it wants a GPU for every rank, which
+    nobody knows before the models are made, and what it does here has not been seen on a GPU yet.
 
     Raises:
         LaunchError, ConfigurationError: as ``init``.
@@ -178,6 +186,14 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
     forced = os.environ.get("LENTANDO_TRANSPORT")
     if forced is not None and forced not in _TRANSPORTS:
         raise ConfigurationError(f"LENTANDO_TRANSPORT={forced!r}: expected one of {', '.join(_TRANSPORTS)}")
+    if forced == "nccl":
+        from lentando.comm.transports.nccl import NCCLTransport
+
+        return NCCLTransport(_detected(comm, None))
+    return _detected(comm, forced)
+
+
+def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
     if forced == "single" and comm is None:
         return SingleTransport()
     launch = detect_launch()
@@ -227,6 +243,11 @@ def _open_horovod(launch: Launch | None) -> Transport:
     check_world(launch, transport.size, f"through {transport.binding}", engine="Horovod")
     _Hooks.come_before_others()
     return transport
+
+
+def transport_names() -> tuple[str, ...]:
+    """What ``LENTANDO_TRANSPORT`` may say."""
+    return _TRANSPORTS
 
 
 def _mpi_is_initialized() -> bool:

@@ -62,8 +62,9 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="slowmo", help="how the ranks train together")
     parser.add_argument(
-        "--compare", action="store_true", help=f"train with {', '.join(COMPARED)} over --seeds seeds, then compare"
-    )
+        "--compare", nargs="*", choices=ALGORITHMS, default=argparse.SUPPRESS, metavar="ALGORITHM",
+        help=f"train with several ({', '.join(COMPARED)} if none is named) over --seeds seeds, then compare",
+    )  # fmt: skip
     parser.add_argument("--base", choices=("localsgd", "allreduce", "sgp", "osgp", "dpsgd"), default="localsgd",
                         help="what slowmo and adacomm work over")  # fmt: skip
     parser.add_argument("--staleness", type=int, default=1, help="inner steps after which osgp waits for a message")
@@ -88,8 +89,11 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
     parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py, by the report")
     options = parser.parse_args(argv)
-    if options.slow_momentum is None:
-        options.slow_momentum = 0.0 if options.algorithm == "adacomm" else 0.5
+    options.algorithms = [options.algorithm]
+    if "compare" in options:
+        options.algorithms = options.compare or COMPARED
+    else:
+        options.seeds = 1
     return options
 
 
@@ -167,7 +171,7 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
             model=model,
             base=bases[options.base],
             period=options.period,
-            slow_momentum=options.slow_momentum,
+            slow_momentum=0.5 if options.slow_momentum is None else options.slow_momentum,
             slow_lr=options.slow_lr,
             base_buffers=options.base_buffers,
             algorithm=options.reduction,
@@ -179,7 +183,7 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
             base=bases[options.base],
             initial_period=options.initial_period,
             interval_steps=options.interval_steps,
-            slow_momentum=options.slow_momentum,
+            slow_momentum=options.slow_momentum or 0.0,
             algorithm=options.reduction,
         )
     return lt.DistributedOptimizer(
@@ -208,10 +212,7 @@ def train_all(
         train: trains with an algorithm and a seed.
         gather: collects an object of every rank.
     """
-    if options.compare:
-        plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in COMPARED]
-    else:
-        plan = [(options.algorithm, options.seed)]
+    plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in options.algorithms]
     own, runs = [], []
     for algorithm, seed in plan:
         own.append(train(algorithm, seed))

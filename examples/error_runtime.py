@@ -107,8 +107,7 @@ def main_simulated(options: argparse.Namespace) -> list[report.Result]:
         settings = FULL[:1]
     if options.workers or options.ratio is not None or options.compute:
         ratio = 4.0 if options.ratio is None else options.ratio
-        methods = tuple(method for method in METHODS if method in (SYNCHRONOUS, *(options.methods or METHODS)))
-        settings = (Setting(options.workers or 4, ratio, options.compute or "constant", methods),)
+        settings = (Setting(options.workers or 4, ratio, options.compute or "constant", chosen_methods(options)),)
     seeds = range(options.seed, options.seed + options.seeds)
     # Longest first, so that no process is left with a long one at the end.
     tasks = sorted(((s, seed) for s in settings for seed in seeds), key=lambda t: -t[0].workers * len(t[0].methods))
@@ -163,7 +162,8 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
     mean = float(np.mean(times))
     options = with_initial_period(options, average_seconds / mean)
     seeds = range(options.seed, options.seed + options.seeds)
-    bar = tqdm(total=len(seeds) * len(METHODS), desc="training", unit="training", disable=lt.rank() != 0)
+    methods = chosen_methods(options)
+    bar = tqdm(total=len(seeds) * len(methods), desc="training", unit="training", disable=lt.rank() != 0)
 
     def run(work: Callable[[], Course]) -> Course:
         course = work()
@@ -172,7 +172,7 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
         course.seconds = lt.broadcast_object(course.seconds)
         return course
 
-    real = [train_each(METHODS, seed, options, mean, run) for seed in seeds]
+    real = [train_each(methods, seed, options, mean, run) for seed in seeds]
     bar.close()
     if lt.rank() != 0:
         return []
@@ -181,7 +181,7 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
     network = network_for(workers, average_seconds, options)
     model = Compute(distribution="trace", trace=times)
     virtual = [
-        simulated(METHODS, seed, options, network, model, workers) for seed in tqdm(seeds, "simulating", unit="seed")
+        simulated(methods, seed, options, network, model, workers) for seed in tqdm(seeds, "simulating", unit="seed")
     ]
     y, d = mean * 1e3, average_seconds * 1e3
     words = f"{workers} ranks, Y = {y:.3g} ms, D = {d:.3g} ms, D/Y = {d / y:.3g}"
@@ -189,6 +189,11 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
         report.Result(f"measured: {words}", mean, average_seconds, real),
         report.Result(f"simulated with these Y and D: {words}", mean, average_seconds, virtual),
     ]
+
+
+def chosen_methods(options: argparse.Namespace) -> tuple[str, ...]:
+    """In the order of the table, synchronous SGD always among them."""
+    return tuple(method for method in METHODS if method in (SYNCHRONOUS, *(options.methods or METHODS)))
 
 
 def with_initial_period(options: argparse.Namespace, ratio: float) -> argparse.Namespace:
@@ -208,7 +213,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--workers", type=int, help="simulated workers, instead of the whole table")
     parser.add_argument("--ratio", type=float, help="D/Y, instead of the whole table")
     parser.add_argument("--compute", choices=("constant", "exponential", "lognormal"), help="of Y")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="besides synchronous SGD, in such a setting")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="besides synchronous SGD (not for the table)")
     parser.add_argument("--steps", type=int, help="steps of synchronous SGD (default: 1600; 400 with --quick)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
     parser.add_argument("--seeds", type=int, help="how many (default: 5; 1 with --quick or --real)")

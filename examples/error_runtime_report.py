@@ -165,17 +165,19 @@ def draw(results: Sequence[Result]) -> bytes:
         2, len(results), figsize=(5.2 * len(results), 6.4), layout="constrained", squeeze=False, sharex="col",
         height_ratios=(3, 1),
     )  # fmt: skip
+    methods = dict.fromkeys(method for result in results for method in result.courses[0])
+    colors = {method: f"C{number}" for number, method in enumerate(methods)}
     for (upper, lower), result in zip(axes.T, results, strict=True):
         budget = statistics.fmean(next(iter(courses.values())).seconds for courses in result.courses)
         grid = np.linspace(0, budget, 300)
         floor = statistics.fmean(figures(result)[next(iter(result.courses[0]))]["final_loss"])
         lowest = floor
-        for number, method in enumerate(result.courses[0]):
+        for method in result.courses[0]:
             curves: list[Any] = []
             for courses in result.courses:
                 seconds, losses = smoothed(courses[method], courses[next(iter(courses))].seconds)
                 curves.append(np.interp(grid, seconds, losses))
-            color = f"C{number}"
+            color = colors[method]
             lowest = min(lowest, np.min(np.mean(curves, axis=0)))
             upper.plot(grid / result.step_seconds, np.mean(curves, axis=0), color=color, label=method, linewidth=1.6)
             upper.fill_between(

@@ -152,7 +152,7 @@ def train(
     started, checked = clock(), 0
     course = Course()
     snapshots = [(0.0, model.flat.detach().numpy().copy())]
-    ends = period = optimizer.report()["period"]
+    ends = period = optimizer.period
     course.periods.append((0.0, period))
     for batch in batches(seed, options):
         optimizer.step(loss=compute(model, batch, options))
@@ -161,7 +161,7 @@ def train(
             continue
         # A round has ended: every replica is the average.
         seconds = clock() - started
-        after = optimizer.report()["period"]
+        after = optimizer.period
         if after != period:
             course.periods.append((seconds, after))
         ends, period = course.steps + after, after

@@ -35,7 +35,7 @@ class AdaptivePeriod:
     learning rate of 0 leaves the period as it is.
 
     The paper decays the learning rate only once the period is 1, from a low floor. To do the same, step the scheduler
-    only while ``report()["period"]``, which is equal on all ranks, is 1.
+    only while ``optimizer.period``, which is equal on all ranks, is 1.
 
     Args:
         initial_period: tau_0, inner steps. The paper searches for the longest whose loss still falls fast at first.

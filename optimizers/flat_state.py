@@ -7,6 +7,7 @@ out in another order, can find in them what belongs to each of its parameters.
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+from lentando.comm.array_module import to_host
 from lentando.comm.transport import Array
 
 __all__ = ["flat_state", "is_flat_state"]
@@ -16,11 +17,12 @@ def flat_state(arrays: Sequence[Array | None], starts: Sequence[int] | None = No
     """A part of a state dict: one array per flat buffer, which holds what the buffer's elements have.
 
     Args:
-        arrays: one-dimensional; None where there is nothing to hold.
+        arrays: one-dimensional; None where there is nothing to hold. Those of a device are copied into host memory.
         starts: for arrays that are this rank's shards: the buffers' elements at which they begin. None says that this
             rank has the whole buffer's, or all parameters', as its own.
     """
-    return {"flat": list(arrays), "starts": None if starts is None else list(starts)}
+    on_host = [None if array is None else to_host(array) for array in arrays]
+    return {"flat": on_host, "starts": None if starts is None else list(starts)}
 
 
 def is_flat_state(value: Any) -> TypeGuard[dict[str, Any]]:

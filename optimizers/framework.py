@@ -14,7 +14,8 @@ class Framework(Protocol):
 
     Attributes:
         name: "torch", "tensorflow" or the like.
-        buffers: parameters, then statistics, flat, one buffer per dtype, in host memory.
+        buffers: parameters, then statistics, flat, one buffer per dtype: in host memory, or all on the rank's device if
+            the transport takes device arrays (``lentando.comm.transport.DeviceArrays``).
         gradients: gradients of the parameters, flat, one buffer per dtype; asked for only by base algorithms that
             average gradients.
     """
@@ -28,6 +29,8 @@ class Framework(Protocol):
 
     def load(self) -> None:
         """Bring ``buffers`` up to date with the framework's tensors; nothing to do where they share memory.
+
+        On a device, from here on CuPy's current stream is one that is in order with the framework's.
 
         Raises:
             ConfigurationError: if the framework's tensors are no longer those that were wrapped.

@@ -9,11 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.collectives import Algorithm, NoReduction, Reduction, plan_reduction
+from lentando.comm.array_module import array_module, copy_into
+from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, Range
 from lentando.comm.objects import allgather_object
+from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.slow_momentum import SlowMomentum
@@ -78,10 +81,7 @@ class OuterStep:
     def state_dict(self) -> dict[str, Any]:
         """Anchors and slow momenta of this rank's shards: arrays by buffer."""
         starts = [shard.start for shard in self._shards] if self._sharded else None
-        return {
-            "anchors": flat_state([shard.anchor for shard in self._shards], starts),
-            "slow_buffers": flat_state([shard.slow_buffer for shard in self._shards], starts),
-        }
+        return {name: flat_state(arrays, starts) for name, arrays in self._arrays().items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them.
@@ -89,14 +89,20 @@ class OuterStep:
         Raises:
             ConfigurationError: if they are of another shape, which means another model, world size or rule.
         """
-        for name, mine in self.state_dict().items():
-            for own, saved in zip(mine["flat"], state[name]["flat"], strict=True):
+        for name, arrays in self._arrays().items():
+            for own, saved in zip(arrays, state[name]["flat"], strict=True):
                 if (own is None) != (saved is None) or (own is not None and own.shape != saved.shape):
                     found = "none" if saved is None else f"{saved.size} elements"
                     wanted = "none" if own is None else f"{own.size} elements"
                     raise ConfigurationError(f"{name} of the outer step: expected {wanted}, found {found} in the state")
                 if own is not None:
-                    np.copyto(own, saved)
+                    copy_into(own, saved)
+
+    def _arrays(self) -> dict[str, list[Array | None]]:
+        return {
+            "anchors": [shard.anchor for shard in self._shards],
+            "slow_buffers": [shard.slow_buffer for shard in self._shards],
+        }
 
     def _check_finite(self, finite: bool) -> None:
         if self._sharded:
@@ -122,19 +128,20 @@ class _Shard:
         self.start = reduction.shard.start
         self._reduction = reduction
         self._rule = rule
+        self._module = array_module(buffer.array)
         self._own = buffer.array[reduction.shard]
         self._ranges = _ranges_within(buffer.layout.ranges, reduction.shard)
         dtype = accumulator_dtype(buffer.array.dtype)
-        self.anchor: Array | None = None if rule is None else np.empty(self._own.size, dtype)
+        self.anchor: Array | None = None if rule is None else self._module.empty(self._own.size, dtype)
         self.slow_buffer: Array | None = None
         if rule is not None and rule.slow_momentum > 0:
-            self.slow_buffer = np.zeros(self._own.size, dtype)
+            self.slow_buffer = self._module.zeros(self._own.size, dtype)
         self._mean: Array = self._own
         self.restart()
 
     def restart(self) -> None:
         if self.anchor is not None:
-            np.copyto(self.anchor, self._own)
+            self._module.copyto(self.anchor, self._own)
 
     def reduce(self, divisor: int) -> bool:
         """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite."""
@@ -148,20 +155,20 @@ class _Shard:
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean and hand the result out."""
         if self._rule is None or self.anchor is None:
-            np.copyto(self._own, self._mean, casting="same_kind")
+            self._module.copyto(self._own, self._mean, casting="same_kind")
         else:
             for part in self._ranges:
                 elements = slice(part.start, part.stop)
                 anchor, mean = self.anchor[elements], self._mean[elements]
                 if part.group is None:
-                    np.copyto(anchor, mean)
+                    self._module.copyto(anchor, mean)
                 else:
                     slow = None if self.slow_buffer is None else self.slow_buffer[elements]
                     self._rule.step(anchor, slow, mean, learning_rates[part.group])
-            np.copyto(self._own, self.anchor, casting="same_kind")
+            self._module.copyto(self._own, self.anchor, casting="same_kind")
             if self._own.dtype != self.anchor.dtype:
                 # The next round starts from what the model can hold, so that is what its movement is measured from.
-                np.copyto(self.anchor, self._own)
+                self._module.copyto(self.anchor, self._own)
         self._reduction.all_gather()
 
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.array_module import array_module, copy_into, is_on_host
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import MismatchError
 from lentando.comm.flat import FlatBuffer, blocks
@@ -60,7 +61,8 @@ class PushSum(InnerSteps):
         self._deterministic = deterministic
         self._weighted = weighted
         self._model = [buffer.parameters for buffer in parameters]
-        self.biased = [np.empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
+        self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
+        self._on_device = not all(map(is_on_host, self._model))
         self.weight = 1.0
         self.round = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
@@ -87,14 +89,14 @@ class PushSum(InnerSteps):
     def expose(self) -> None:
         self.drain()
         for x, z in zip(self.biased, self._model, strict=True):
-            np.copyto(z, x, casting="same_kind")
+            array_module(z).copyto(z, x, casting="same_kind")
 
     def retract(self) -> None:
         self._mix(show=True)
 
     def restart(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
-            np.copyto(x, z)
+            array_module(x).copyto(x, z)
         self.weight = 1.0
 
     def follow(self) -> None:
@@ -112,7 +114,7 @@ class PushSum(InnerSteps):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round, self.weight = state["round"], state["weight"]
         for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
-            np.copyto(own, saved)
+            copy_into(own, saved)
         self._under_way.clear()
         for saved in state["under_way"]:
             slot = self._slots[saved["number"] % len(self._slots)]
@@ -133,13 +135,17 @@ class PushSum(InnerSteps):
     def _exchange(self, outgoing: "_Outgoing") -> None:
         """Send them, and expect what the in-neighbours send."""
         slot, peers = outgoing.slot, outgoing.peers
-        sends = [(peer, outgoing.messages[share].memory) for peer, share in peers.out_neighbors]
+        sends = [(peer, part) for peer, share in peers.out_neighbors for part in outgoing.messages[share].parts]
         received = slot.received[: len(peers.in_neighbors)]
         sources = [peer for peer, _ in peers.in_neighbors]
-        receives = [(peer, message.memory) for peer, message in zip(sources, received, strict=True)]
+        receives = [(peer, part) for peer, m in zip(sources, received, strict=True) for part in m.parts]
         overlap = self._staleness > 0
-        arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
-        slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=overlap) if sends else None
+        arrival: Request | None
+        if self._on_device:  # a round is one exchange there: ``DeviceArrays`` says why
+            arrival = slot.request = self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)
+        else:  # apart, so that nobody who waits for what arrives waits until what was sent has been taken, too
+            arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
+            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=overlap) if sends else None
         self._under_way.append(_Round(self.round, arrival, received, sources))
 
     def _take(self, due: int) -> list["_Message"]:
@@ -185,7 +191,7 @@ class PushSum(InnerSteps):
             if self._weighted:
                 self.weight *= kept
         for number, (whole_x, whole_z) in enumerate(zip(self.biased, self._model, strict=True)):
-            for block in blocks(whole_x.size):
+            for block in blocks(whole_x):
                 x, z = whole_x[block], whole_z[block]
                 now = _moved(x, z, before) if moved else x
                 for message in arrived:
@@ -216,30 +222,48 @@ def _moved(x: Array, z: Array, weight: float) -> Array:
 def _show(x: Array, z: Array, weight: float) -> None:
     """Put z = x / w into the model."""
     if weight == 1:
-        np.copyto(z, x, casting="same_kind")
+        array_module(z).copyto(z, x, casting="same_kind")
     elif x.dtype == z.dtype:
         np.divide(x, weight, out=z)
     else:
-        np.copyto(z, x / weight, casting="same_kind")
+        array_module(z).copyto(z, x / weight, casting="same_kind")
 
 
 class _Message:
-    """One contiguous message: a header of two float64 (w, round) and a share of each buffer of x."""
+    """A header of two float64 (w, round) and a share of each buffer of x, as one contiguous message.
+
+    On a device the header is a message of its own, in host memory: the host goes by it, and would have to wait for all
+    that the device has been given to do, if it had to fetch it there.
+
+    Attributes:
+        parts: the arrays that travel.
+        shares: of each buffer.
+    """
 
     HEADER = 2
 
     def __init__(self, like: Sequence[Array]) -> None:
-        # Eight-byte numbers first, so that each part lies at a multiple of its size.
+        # Eight-byte numbers first, so that each share lies at a multiple of its size.
         ordered = sorted(range(len(like)), key=lambda number: -like[number].itemsize)
-        self.memory = np.zeros(8 * self.HEADER + sum(x.nbytes for x in like), np.uint8)
-        self._header = self.memory[: 8 * self.HEADER].view(np.float64)
-        parts: dict[int, Array] = {}
-        start = 8 * self.HEADER
+        header_bytes, size_bytes = 8 * self.HEADER, sum(x.nbytes for x in like)
+        if all(map(is_on_host, like)):
+            memory = np.zeros(header_bytes + size_bytes, np.uint8)
+            header, memory_of_shares = memory[:header_bytes], memory[header_bytes:]
+            self.parts = [memory]
+        else:
+            header, memory_of_shares = (
+                np.zeros(header_bytes, np.uint8),
+                array_module(like[0]).zeros(size_bytes, np.uint8),
+            )
+            self.parts = [header, memory_of_shares]
+        self._header = header.view(np.float64)
+        by_number: dict[int, Array] = {}
+        start = 0
         for number in ordered:
             x = like[number]
-            parts[number] = self.memory[start : start + x.nbytes].view(x.dtype)
+            by_number[number] = memory_of_shares[start : start + x.nbytes].view(x.dtype)
             start += x.nbytes
-        self.shares = [parts[number] for number in range(len(like))]
+        self.shares = [by_number[number] for number in range(len(like))]
 
     @property
     def weight(self) -> float:
@@ -252,7 +276,7 @@ class _Message:
         """As if it had come again."""
         self._header[:] = weight, number
         for part, share in zip(self.shares, shares, strict=True):
-            np.copyto(part, share)
+            copy_into(part, share)
 
     def check(self, peer: int, number: int) -> None:
         """A message that was lost or doubled would change the sums, and with them every rank's model."""

@@ -11,10 +11,12 @@ from zlib import crc32
 
 import numpy as np
 
+from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Agreement, Control, Event, agree
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError
+from lentando.comm.stall import watched
 from lentando.comm.transport import Transport, VirtualTime, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
@@ -28,6 +30,12 @@ from lentando.optimizers.timing import Kind, Timing
 __all__ = ["Replica"]
 
 _log = logging.getLogger("lentando")
+
+_WAITS: dict[Kind, str] = {
+    "gradients": "the average of gradients of inner step",
+    "gossip": "the gossip of inner step",
+    "outer": "the outer step after inner step",
+}
 
 STATE_VERSION = 2
 
@@ -204,7 +212,7 @@ class Replica:
             yield
         finally:
             for buffer, array in zip(self._framework.buffers, own, strict=True):
-                np.copyto(buffer.array, array)
+                copy_into(buffer.array, array)
             self._framework.store()
             self._timing.resume()
 
@@ -347,8 +355,8 @@ class Replica:
         for buffer in self._framework.buffers:
             for part in buffer.layout.ranges:
                 if part.group is not None:
-                    elements = as_bytes(buffer.array[part.start : part.stop])
-                    self._start_checksum = crc32(elements.data, self._start_checksum)
+                    elements = to_host(buffer.array[part.start : part.stop])
+                    self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
 
     def _begin_round(self) -> None:
         self._steps = 0
@@ -454,7 +462,8 @@ class Replica:
         before = self._transport.traffic.copy()
         self._timing.begin(kind, step)
         try:
-            yield
+            with watched(self._transport, f"{_WAITS[kind]} {step}"):
+                yield
         finally:
             after = self._transport.traffic
             self._timing.end()

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from lentando.comm.array_module import is_on_host
 from lentando.comm.control import Control, Event, agree, fingerprint
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.flat import describe, first_difference
@@ -21,12 +22,19 @@ def check_equal(transport: Transport, framework: Framework, settings: Settings) 
     """
     agree(transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
     subject = fingerprint([describe(buffer.layout for buffer in framework.buffers), settings.in_words()])
-    subjects = transport.allgather(np.array([subject], np.int64))
-    if (subjects == subject).all():
+    on_host = all(is_on_host(buffer.array) for buffer in framework.buffers)
+    by_rank = transport.allgather(np.array([subject, on_host], np.int64))
+    if len(set(by_rank[:, 1].tolist())) > 1:
+        found = grouped_by_rank(["host memory" if host else "the memory of a GPU" for host in by_rank[:, 1]])
+        raise MismatchError(
+            f"the ranks' transport takes models where they are, and they are in different places. {found}. Train on "
+            "GPUs on every rank, or on none"
+        )
+    if (by_rank[:, 0] == subject).all():
         return subject
-    by_rank = allgather_object(transport, settings.in_words())
-    if len(set(by_rank)) > 1:
-        raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(by_rank)}")
+    methods = allgather_object(transport, settings.in_words())
+    if len(set(methods)) > 1:
+        raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(methods)}")
     layouts = allgather_object(transport, describe(buffer.layout for buffer in framework.buffers))
     raise MismatchError(
         f"the models differ between ranks. First difference: {first_difference(layouts)}. Build the same model, "

@@ -6,6 +6,7 @@ from numbers import Real
 
 import numpy as np
 
+from lentando.comm.array_module import array_module
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import blocks
 from lentando.comm.transport import Array
@@ -67,9 +68,9 @@ class SlowMomentum:
             learning_rate: gamma_t, the mean over the round's inner steps.
         """
         if abs(learning_rate) < SMALLEST_LEARNING_RATE:
-            np.copyto(anchor, mean)
+            array_module(anchor).copyto(anchor, mean)
             return
-        for block in blocks(anchor.size):
+        for block in blocks(anchor):
             self._step_block(
                 anchor[block], None if slow_buffer is None else slow_buffer[block], mean[block], learning_rate
             )
@@ -81,7 +82,7 @@ class SlowMomentum:
         beta = self.slow_momentum
         if u is None:
             if self.slow_lr == 1:
-                np.copyto(anchor, mean)
+                array_module(anchor).copyto(anchor, mean)
             else:
                 anchor -= self.slow_lr * (anchor - mean)
             return

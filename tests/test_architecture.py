@@ -58,7 +58,7 @@ def test_lentando_comm_and_optimizers_load_neither_a_framework_nor_mpi():
     chosen_by_the_user = {"lentando.comm.transports.mpi", *bindings}
     assert chosen_by_the_user < set(core)
     modules = ["lentando", *(name for name in core if name not in chosen_by_the_user)]
-    assert first_loaded_by(modules, ["torch", "tensorflow", "keras", "mpi4py.MPI"]) == {}
+    assert first_loaded_by(modules, ["torch", "tensorflow", "keras", "mpi4py.MPI", "cupy", "nccl"]) == {}
 
 
 @pytest.mark.parametrize("package", sorted(FRAMEWORKS.keys() & PACKAGES))

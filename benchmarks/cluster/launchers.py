@@ -25,6 +25,8 @@ def environment(hosts: Hosts) -> dict[str, str]:
         "OMPI_MCA_pml": "ob1",
         "OMPI_MCA_btl": "tcp,self,sm",
         "OMPI_MCA_btl_tcp_if_include": f"{NETWORK}.0/24",
+        # It sees one rank on each host and would spin, while the hosts share this machine's cores.
+        "OMPI_MCA_mpi_yield_when_idle": "1",
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         # MPICH. UCX would find that the hosts share memory.

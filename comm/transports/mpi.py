@@ -1,16 +1,20 @@
 """MPI through mpi4py. Works with any MPI that mpi4py was loaded with; owns nothing of the user's."""
 
+import ctypes
+import os
 import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from queue import SimpleQueue
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import numpy as np
 from mpi4py import MPI
 
-from lentando.comm.errors import TransportError
+from lentando.comm.array_module import array_module, is_on_host
+from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
 
 __all__ = ["MPITransport"]
@@ -43,6 +47,8 @@ class MPITransport:
     """
 
     name = "mpi"
+    takes_device_arrays: bool
+    """Whether this MPI reads and writes a GPU's memory; see ``_takes_device_arrays``. Implements ``DeviceArrays``."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
@@ -51,16 +57,22 @@ class MPITransport:
         self.size = self._comm.Get_size()
         node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
         self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
-        same_node = set(node.allgather(self.rank))
+        self.same_node: Sequence[int] = node.allgather(self.rank)
         node.Free()
-        self._piece_bytes = [sys.maxsize if peer in same_node else EAGER_BYTES for peer in range(self.size)]
+        self._piece_bytes = [sys.maxsize if peer in self.same_node else EAGER_BYTES for peer in range(self.size)]
+        takes = np.array([_takes_device_arrays()], np.int32)
+        self._comm.Allreduce(MPI.IN_PLACE, takes, MPI.MIN)  # or one rank's model would be on a GPU, and another's not
+        self.takes_device_arrays = bool(takes[0])
         self.traffic = Traffic()
         self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
+        self._side_channel: MPI.Intracomm | None = None
+        self._whispered: list[MPI.Request] = []
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         comm, traffic = self._comm, self.traffic
+        device = _settled(*(array for _, array in (*sends, *receives)))
         try:
             # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
             pending = [
@@ -74,23 +86,26 @@ class MPITransport:
                 traffic.bytes_sent += array.nbytes
         except MPI.Exception as error:
             raise _as_ours(error) from error
-        request = _Exchange(pending)
+        request = _Exchange(pending, device)
         if overlap and self._progress is not None:
             self._progress.submit(request)
         return request
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        _settled(array)
         with _translated():
             self._comm.Allreduce(MPI.IN_PLACE, array, _OPS[op])
         self._count(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
+        _settled(array)
         with _translated():
             self._comm.Bcast((as_bytes(array), MPI.BYTE), root)
         self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
-        gathered = np.empty((self.size, *array.shape), array.dtype)
+        gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
+        _settled(array)
         with _translated():
             self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
         self._count(array.nbytes * (self.size - 1))
@@ -110,14 +125,39 @@ class MPITransport:
         self._comm.Abort(status)
         raise SystemExit(status)  # MPI_Abort does not return
 
+    def open_side_channel(self) -> bool:
+        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and self._side_channel is None:
+            self._side_channel = self._comm.Dup()
+        return self._side_channel is not None
+
+    def whisper(self, peer: int, content: bytes) -> None:
+        assert self._side_channel is not None
+        with _translated():
+            self._whispered = [request for request in self._whispered if not request.Test()]
+            self._whispered.append(self._side_channel.Isend((content, MPI.BYTE), peer))
+
+    def hear(self) -> tuple[int, bytes] | None:
+        assert self._side_channel is not None
+        status = MPI.Status()
+        with _translated():
+            if not self._side_channel.Iprobe(status=status):
+                return None
+            content = bytearray(status.Get_count(MPI.BYTE))
+            self._side_channel.Recv((content, MPI.BYTE), status.Get_source())
+        return status.Get_source(), bytes(content)
+
     def close(self) -> None:
         if self._progress is not None:
             self._progress.close()
+        if self._side_channel is not None:
+            self._side_channel.Free()
         self._comm.Free()
 
     def _pieces(self, peer: int, array: Array) -> list[Array]:
         """The messages that carry an array to or from a peer."""
         memory = as_bytes(array)
+        if not is_on_host(array):
+            return [memory]  # MPI's own pipeline from the GPU wants long messages
         # A peer that does not exist is MPI's to report.
         piece_bytes = self._piece_bytes[peer] if 0 <= peer < self.size else sys.maxsize
         if memory.size <= piece_bytes:
@@ -127,6 +167,41 @@ class MPITransport:
     def _count(self, bytes_sent: int) -> None:
         self.traffic.collectives += 1
         self.traffic.bytes_sent += bytes_sent
+
+
+def _takes_device_arrays() -> bool:
+    """Whether device arrays can be given to MPI as they are: a CUDA-aware MPI, beside CuPy to make them.
+
+    MPI is asked in the standard's way (4.1) and in Open MPI's older one. ``LENTANDO_CUDA_AWARE_MPI=0|1`` knows better
+    than either. Written, and tested with addresses in host memory; never run on a GPU.
+    """
+    override = os.environ.get("LENTANDO_CUDA_AWARE_MPI")
+    if override not in (None, "0", "1"):
+        raise ConfigurationError(f"LENTANDO_CUDA_AWARE_MPI={override!r}: expected 0 or 1")
+    if override is not None:
+        return override == "1"
+    if find_spec("cupy") is None:
+        return False
+    info = MPI.COMM_WORLD.Get_info()
+    kinds = info.Get("mpi_memory_alloc_kinds")
+    info.Free()
+    if kinds is not None and "cuda" in kinds:
+        return True
+    try:
+        query = ctypes.CDLL(MPI.__file__).MPIX_Query_cuda_support
+    except (AttributeError, OSError):  # MPI is another, or not among what the module was linked with
+        return False
+    return bool(query())
+
+
+def _settled(*arrays: Array) -> Any:
+    """The device of the arrays if they are on one, with all over that was enqueued for them: MPI knows no streams."""
+    for array in arrays:
+        if not is_on_host(array):
+            on_device: Any = array
+            array_module(array).cuda.get_current_stream().synchronize()
+            return on_device.device
+    return None
 
 
 class _translated:  # noqa: N801 - reads as a word in a with statement
@@ -147,9 +222,14 @@ def _as_ours(error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> Trans
 
 
 class _Exchange:
-    """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread."""
+    """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread.
 
-    def __init__(self, pending: list[MPI.Request]) -> None:
+    Attributes:
+        device: whose memory they read or write, None for host memory.
+    """
+
+    def __init__(self, pending: list[MPI.Request], device: Any) -> None:
+        self.device = device
         self._pending = pending
         self._completing = threading.Lock()
         self._done = False
@@ -217,5 +297,7 @@ class _ProgressThread:
 
     def _run(self) -> None:
         while (exchange := self._queue.get()) is not None:
+            if exchange.device is not None:
+                exchange.device.use()  # each thread has a current device of its own
             while not exchange.progress():
                 time.sleep(POLL_SECONDS)

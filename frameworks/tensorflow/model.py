@@ -26,7 +26,9 @@ class KerasModel:
     """Implements ``lentando.optimizers.framework.Framework`` for Keras on TensorFlow.
 
     The variables keep their memory: they are copied into the flat buffers before each communication and out of them
-    after it, once, without conversion.
+    after it, once, without conversion. The flat buffers are in host memory even if the variables are on a GPU and the
+    transport takes device arrays: TensorFlow shares its stream with nobody, so that memory that another library lends
+    it cannot be told to be free again, and it takes all of the GPU's memory for itself by default.
 
     Args:
         optimizer: the base optimizer.
@@ -43,7 +45,9 @@ class KerasModel:
         variables: Sequence[Any],
         model: keras.Model | None = None,
         mapping: Mapping | None = None,
+        shares_memory: bool = False,
     ) -> None:
+        self._shares_memory = shares_memory
         self._optimizer = optimizer
         if not variables:
             raise ConfigurationError("the optimizer has no trainable variable: nothing could be averaged")
@@ -64,7 +68,7 @@ class KerasModel:
         self._mapping = mapping or Mapping(Rule(name, name) for name in by_name)
         self._places = {place.entry.name: place for place in canonical_places(self._mapping, entries)}
         layouts = build_layouts(place.entry for place in self._places.values())
-        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in layouts]
+        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout, shared=shares_memory) for layout in layouts]
         self._own_names = [self._places[entry.name].own for layout in layouts for entry in layout.entries]
         self._views = [view for buffer in self.buffers for view in self._in_own_axes(buffer, buffer.layout.entries)]
         self.variables = [native(by_name[name]) for name in self._own_names]
@@ -78,7 +82,8 @@ class KerasModel:
     @cached_property
     def flat_gradients(self) -> "_Gradients":
         """Where gradients are averaged."""
-        buffers = [FlatBuffer(layout) for layout in gradient_layouts(buffer.layout for buffer in self.buffers)]
+        layouts = gradient_layouts(buffer.layout for buffer in self.buffers)
+        buffers = [FlatBuffer(layout, shared=self._shares_memory) for layout in layouts]
         memory = {}
         for buffer in buffers:
             *trained, _ = buffer.layout.entries

@@ -11,6 +11,7 @@ import tensorflow as tf
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
+from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
@@ -105,6 +106,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return self._base_optimizer
 
     @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
+        return self._replica.period
+
+    @property
     def learning_rate(self) -> Any:
         """The base optimizer's."""
         return self._base.learning_rate
@@ -137,7 +143,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             super().build(variables)
             self.built: bool = False  # until it is
             self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
-            self._model = KerasModel(self._base, variables, self._keras_model, self._mapping)
+            shared = shares_memory(self._world)
+            self._model = KerasModel(self._base, variables, self._keras_model, self._mapping, shared)
             mixes, period = self._settings.base.mixes_parameters, self._settings.period
             self._counted = CountedSteps(
                 self._make,
@@ -221,7 +228,10 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return self._replica.consensus_distance()
 
     def report(self) -> dict[str, Any]:
-        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
+        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
+
+        Predictions take milliseconds: nothing to ask for at every step.
+        """
         return self._replica.report()
 
     def state_dict(self) -> dict[str, Any]:

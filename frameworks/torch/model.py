@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from typing import Literal, TypeAlias
 
 import torch
 
@@ -9,21 +10,28 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
 from lentando.optimizers.gradients import gradient_layouts
-from lentando.torch.convert import as_array, as_tensor, dtype_name
+from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 
 __all__ = ["TorchModel"]
+
+Place: TypeAlias = Literal["host", "staged", "device"]
+"""Where the flat tensors lie: in host memory, from where they travel; on a device, from where they are copied there; on
+a device, from where they travel."""
 
 
 class TorchModel:
     """Implements ``lentando.optimizers.framework.Framework`` for PyTorch.
 
     The trainable parameters of the optimizer become views of one flat tensor per dtype: averaging needs no packing.
-    Their values do not change. On a GPU the flat tensor is copied to host memory and back for each communication.
+    Their values do not change. On a GPU the flat tensor is what travels, if the transport takes device arrays; else it
+    is copied to host memory and back for each communication. Neither has been run on a GPU yet.
 
     Args:
         optimizer: the base optimizer; its parameters are averaged.
         model: whose floating-point buffers (BatchNorm statistics) are averaged with them; and names for messages.
         named_parameters: names for messages, if there is no ``model``.
+        takes_device_arrays: whether the transport does.
+        shares_memory: whether neighbours on this node should be able to read the flat tensors.
         staged: keep host memory apart from the parameters even on the CPU, as a GPU needs it. For tests.
 
     Attributes:
@@ -37,6 +45,8 @@ class TorchModel:
         optimizer: torch.optim.Optimizer,
         model: torch.nn.Module | None = None,
         named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
+        takes_device_arrays: bool = False,
+        shares_memory: bool = False,
         staged: bool = False,
     ) -> None:
         self.optimizer = optimizer
@@ -60,8 +70,9 @@ class TorchModel:
             raise ConfigurationError(f"parameters and buffers must have different names, both have {clash}")
         entries += [_entry(name, buffer, None) for name, buffer in statistics.items()]
         device = _device(self._parameters)
-        self._memory = [_Memory(layout, device, staged) for layout in build_layouts(entries)]
-        self.buffers: Sequence[FlatBuffer] = [memory.host for memory in self._memory]
+        place = _place(device, takes_device_arrays, staged)
+        self._memory = [_Memory(layout, device, place, shares_memory) for layout in build_layouts(entries)]
+        self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
         self._bind()
 
@@ -78,7 +89,7 @@ class TorchModel:
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:
-        return [memory.host for memory in self.flat_gradients.memory]
+        return [memory.buffer for memory in self.flat_gradients.memory]
 
     @cached_property
     def flat_gradients(self) -> "_Gradients":
@@ -116,12 +127,12 @@ class TorchModel:
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is None:
                     memory.view(number, statistics[entry.name]).copy_(statistics[entry.name])
-            memory.to_host()
+            memory.load()
 
     def store(self) -> None:
         statistics = self._statistics()
         for memory in self._memory:
-            memory.from_host()
+            memory.store()
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is None:
                     statistics[entry.name].copy_(memory.view(number, statistics[entry.name]))
@@ -184,17 +195,28 @@ class TorchModel:
 
 
 class _Memory:
-    """The flat tensor of one dtype on the model's device, and the host memory that travels: the same on a CPU."""
+    """The flat tensor of one dtype on the model's device, and the buffer that travels.
 
-    def __init__(self, layout: FlatLayout, device: torch.device, staged: bool) -> None:
+    Attributes:
+        layout, device, place, shared: as given.
+        flat: the tensor.
+        buffer: the same memory, or a copy of it in host memory that is kept apart.
+    """
+
+    def __init__(self, layout: FlatLayout, device: torch.device, place: Place, shared: bool) -> None:
         self.layout = layout
         self.device = device
-        self.staged = staged or device.type != "cpu"
-        self._host = as_tensor(FlatBuffer(layout).array)
+        self.place = place
+        self.shared = shared
+        if place == "device":
+            self.flat = torch.zeros(layout.size, dtype=getattr(torch, layout.dtype.name), device=device)
+            self.buffer = FlatBuffer(layout, as_device_array(self.flat))
+            return
+        self._host = as_tensor(FlatBuffer(layout, shared=shared).array)
         if device.type != "cpu":
             self._host = self._host.pin_memory()
-        self.flat = torch.zeros_like(self._host, device=device) if self.staged else self._host
-        self.host = FlatBuffer(layout, as_array(self._host))
+        self.flat = torch.zeros_like(self._host, device=device) if place == "staged" else self._host
+        self.buffer = FlatBuffer(layout, as_array(self._host))
 
     def view(self, number: int, like: torch.Tensor) -> torch.Tensor:
         """Entry ``number`` with the shape and memory order of ``like``."""
@@ -202,12 +224,14 @@ class _Memory:
         flat = self.flat[start : start + entry.size]
         return flat.view(entry.shape) if entry.order == "C" else flat.as_strided(like.shape, like.stride())
 
-    def to_host(self) -> None:
-        if self.staged:
+    def load(self) -> None:
+        if self.place == "staged":
             self._host.copy_(self.flat)
+        elif self.place == "device":
+            share_stream(self.device)
 
-    def from_host(self) -> None:
-        if self.staged:
+    def store(self) -> None:
+        if self.place == "staged":
             self.flat.copy_(self._host)
 
 
@@ -216,8 +240,9 @@ class _Gradients:
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
         self._parameters = parameters
-        device, staged = memory[0].device, memory[0].staged
-        self.memory = [_Memory(layout, device, staged) for layout in gradient_layouts(own.layout for own in memory)]
+        device, place, shared = memory[0].device, memory[0].place, memory[0].shared
+        layouts = gradient_layouts(own.layout for own in memory)
+        self.memory = [_Memory(layout, device, place, shared) for layout in layouts]
 
     def gather(self) -> None:
         """Copy the model's gradients in."""
@@ -238,12 +263,12 @@ class _Gradients:
                 elif gradient.data_ptr() != view.data_ptr():
                     view.copy_(gradient)
             presence.copy_(torch.tensor(present, dtype=presence.dtype))
-            memory.to_host()
+            memory.load()
 
     def scatter(self) -> None:
         """Give the model the averaged gradients, as views of the flat memory."""
         for memory in self.memory:
-            memory.from_host()
+            memory.store()
             *trained, _ = memory.layout.entries
             present = memory.view(len(trained), memory.flat).tolist()
             for number, entry in enumerate(trained):
@@ -281,6 +306,12 @@ def _device(parameters: Mapping[str, torch.Tensor]) -> torch.device:
         found = ", ".join(f"{name!r} on {device}" for device, name in by_device.items())
         raise ConfigurationError(f"all trainable parameters of a replica must be on one device, found {found}")
     return next(iter(by_device))
+
+
+def _place(device: torch.device, takes_device_arrays: bool, staged: bool) -> Place:
+    if staged or (device.type != "cpu" and not (device.type == "cuda" and takes_device_arrays)):
+        return "staged"
+    return "host" if device.type == "cpu" else "device"
 
 
 def _trainability(name: str, what: str) -> ConfigurationError:

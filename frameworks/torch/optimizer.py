@@ -9,6 +9,7 @@ import torch
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
@@ -74,7 +75,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if isinstance(optimizer, DistributedOptimizer):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
         self._base_optimizer = optimizer
-        self._model = TorchModel(optimizer, model, named_parameters)
+        self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
         # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
@@ -84,6 +85,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def base_optimizer(self) -> torch.optim.Optimizer:
         """The optimizer that was wrapped."""
         return self._base_optimizer
+
+    @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
+        return self._replica.period
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
@@ -161,7 +167,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return self._replica.consensus_distance()
 
     def report(self) -> dict[str, Any]:
-        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``."""
+        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
+
+        Predictions take milliseconds: nothing to ask for at every step.
+        """
         return self._replica.report()
 
     def state_dict(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+from lentando.comm.array_module import copy_into
 from lentando.comm.control import Event
 from lentando.comm.dtypes import is_floating, numpy_dtype
 from lentando.comm.errors import CheckpointError, ConfigurationError
@@ -133,7 +134,7 @@ class _Loading:
             framework.load()
             for buffer in framework.buffers:
                 for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):
-                    buffer.array[start : start + entry.size] = in_memory_order(model[entry.name], entry)
+                    copy_into(buffer.array[start : start + entry.size], in_memory_order(model[entry.name], entry))
             framework.store()
             framework.store_not_averaged(rest)
             replica.load_state_dict(state)

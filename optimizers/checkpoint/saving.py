@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.array_module import to_host
 from lentando.comm.control import Event
 from lentando.comm.errors import CheckpointError, ConfigurationError, grouped_by_rank
 from lentando.comm.flat import describe
@@ -97,8 +98,9 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
     layouts = [buffer.layout for buffer in framework.buffers]
     tensors: dict[str, Array] = {}
     for buffer in framework.buffers:
+        elements = to_host(buffer.array)
         for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):
-            tensors[f"model/{entry.name}"] = in_shape(buffer.array[start : start + entry.size], entry)
+            tensors[f"model/{entry.name}"] = in_shape(elements[start : start + entry.size], entry)
     for name, array in framework.not_averaged().items():
         tensors[f"model/{name}"] = array
     state = training.optimizer_state()

@@ -8,7 +8,7 @@ import numpy as np
 
 from lentando.comm.control import CONTROL_BYTES, Control, Event, agree
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
-from lentando.comm.transport import Transport, VirtualTime
+from lentando.comm.transport import Transport, VirtualTime, shares_memory
 from lentando.optimizers.base_algorithms import AllReduce
 from lentando.optimizers.delay_model.records import Measurement, Points
 from lentando.optimizers.gossip import OSGP, SGP
@@ -43,7 +43,8 @@ def measure_delays(
     delays: dict[str, Points] = {"control": [(CONTROL_BYTES, clock.median(lambda: _control(transport)))]}
     for fraction in FRACTIONS:
         count = max(1, elements // fraction)
-        buffer = FlatBuffer(build_layouts([Entry("parameters", (count,), dtype, 0)])[0])
+        (layout,) = build_layouts([Entry("parameters", (count,), dtype, 0)])
+        buffer = FlatBuffer(layout, shared=shares_memory(transport))
         buffer.array[:] = 1
         size_bytes = buffer.array.nbytes
         for name, seconds in _operations(transport, buffer, clock, slow_momentum).items():

@@ -12,9 +12,12 @@ from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm import collectives, ring
-from lentando.comm.collectives import EngineReduction, NoReduction, RingReduction, all_reduce, plan_reduction
+from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.reductions.engine import EngineReduction
+from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Array
 from lentando.comm.transports.single import SingleTransport

@@ -29,6 +29,24 @@ def test_rank_that_raises_ends_the_job_with_its_reason() -> None:
     assert job.seconds < SECONDS
 
 
+def test_nccl_that_one_rank_cannot_use_is_refused_on_every_rank() -> None:
+    program = """
+import os, sys
+from lentando.comm import world
+from lentando.comm.transports import nccl_binding
+sys.modules["cupy"] = None
+nccl_binding.find_spec = lambda name: object()
+if os.environ["OMPI_COMM_WORLD_RANK"] != "1":
+    nccl_binding.NCCLBinding.problem = lambda self: None
+world.init()
+"""
+    job = mpirun(3, "-c", program, timeout_seconds=30, environment={"LENTANDO_TRANSPORT": "nccl"})
+    assert job.status not in (0, None)
+    found = "ranks 0 and 2: nothing is missing; rank 1: CuPy or nccl4py cannot be loaded"
+    assert job.output.count(f"LaunchError: NCCL cannot be used: {found}") == 3, job.output
+    assert job.seconds < SECONDS
+
+
 def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> None:
     wait = "world.transport().exchange([], [(1, np.empty(1))]).wait()\n"
     job = mpirun(3, "-c", BEGIN + "if rank == 1: raise ValueError('boom')\n" + wait, timeout_seconds=30)

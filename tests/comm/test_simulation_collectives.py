@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
-from lentando.comm.collectives import RingReduction, all_reduce, plan_reduction
+from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import MismatchError, SimulationError
 from lentando.comm.objects import allgather_object, broadcast_object
+from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.simulation import Compute, Link, Network, Sent, SharedLink, SimulatedTransport, simulate
 from lentando.comm.transport import Array
 

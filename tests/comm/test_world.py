@@ -6,10 +6,12 @@ import sys
 from collections.abc import Iterator
 
 import pytest
+from matching_nccl import MatchingBinding, MatchingNCCL
 
 from lentando.comm import world
 from lentando.comm.errors import ConfigurationError, LaunchError, NotInitializedError
 from lentando.comm.testing import ThreadTransport, run_ranks
+from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.single import SingleTransport
 
 VARIABLES = (
@@ -86,9 +88,8 @@ def test_transport_that_does_not_exist_is_refused_with_those_that_do(
     monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
     monkeypatch.setenv("LENTANDO_TRANSPORT", choice)
-    with pytest.raises(
-        ConfigurationError, match=f"LENTANDO_TRANSPORT='{choice}': expected one of horovod, mpi, single"
-    ):
+    legal = "horovod, mpi, nccl, single"
+    with pytest.raises(ConfigurationError, match=f"LENTANDO_TRANSPORT='{choice}': expected one of {legal}"):
         world.init()
     assert not world.is_initialized()
 
@@ -114,6 +115,40 @@ def test_mpi_that_cannot_be_loaded_is_an_error_under_a_launcher_of_mpi(
 def test_forced_mpi_that_cannot_be_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENTANDO_TRANSPORT", "mpi")
     with pytest.raises(LaunchError, match="LENTANDO_TRANSPORT=mpi, but MPI cannot be loaded"):
+        world.init()
+
+
+def test_forced_nccl_goes_over_the_transport_that_is_detected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENTANDO_TRANSPORT", "nccl")
+    monkeypatch.setattr(
+        "lentando.comm.transports.nccl.NCCLBinding", lambda: MatchingBinding(MatchingNCCL(1, 1.0, 0.0), 0)
+    )
+    world.init()
+    assert isinstance(world.transport(), NCCLTransport)
+    assert (world.size(), world.transport().traffic.messages) == (1, 0)
+    world.shutdown()
+
+
+@pytest.mark.parametrize("missing", ["cupy", "nccl"])
+def test_forced_nccl_without_its_packages_says_what_to_install(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    monkeypatch.setenv("LENTANDO_TRANSPORT", "nccl")
+    monkeypatch.setattr(
+        "lentando.comm.transports.nccl_binding.find_spec", lambda name: None if name == missing else object()
+    )
+    package = {"cupy": "CuPy", "nccl": "nccl4py"}[missing]
+    with pytest.raises(
+        LaunchError,
+        match=rf"NCCL cannot be used: rank 0: {package} is not installed \(pip install 'lentando\[gpu\]' brings both",
+    ):
+        world.init()
+    assert not world.is_initialized()
+
+
+def test_forced_nccl_whose_packages_cannot_be_loaded_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENTANDO_TRANSPORT", "nccl")
+    monkeypatch.setattr("lentando.comm.transports.nccl_binding.find_spec", lambda name: object())
+    monkeypatch.setitem(sys.modules, "cupy", None)  # importing it is an ImportError
+    with pytest.raises(LaunchError, match=r"CuPy or nccl4py cannot be loaded \(import of cupy halted"):
         world.init()
 
 

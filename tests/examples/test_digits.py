@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import pytest
 from launching import mpirun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -22,51 +21,60 @@ def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
     assert job.output.count("0/6 [00:00<?, ?epoch/s]") == 3  # the start of one progress bar per training: rank 0's
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    summaries = {line["algorithm"]: line for line in lines if "summary" in line}
-    assert summaries.keys() == {"slowmo", "localsgd", "allreduce"}
-    for algorithm, summary in summaries.items():
+    found = summaries(tmp_path)
+    assert found.keys() == {"slowmo", "localsgd", "allreduce"}
+    for algorithm, summary in found.items():
         assert summary["accuracy"] >= 0.95
         assert f"{summary['accuracy']:.4f}" in job.output
         losses = [line["loss"] for line in lines if line["algorithm"] == algorithm and "epoch" in line]
         assert len(losses) == 6
         assert losses[-1] < losses[0] / 4
-    assert summaries["slowmo"]["rounds"] == summaries["localsgd"]["rounds"] == 6 * 22 // 12
-    assert summaries["slowmo"]["megabytes"] < summaries["allreduce"]["megabytes"] / 6
-
-
-METHODS = [
-    ["--algorithm", "sgp"],
-    ["--algorithm", "dpsgd"],
-    ["--algorithm", "osgp", "--deterministic"],
-    ["--algorithm", "slowmo", "--base", "osgp", "--staleness", "2", "--deterministic"],
-    ["--algorithm", "adacomm", "--slow-momentum", "0.3"],
-]
+    assert found["slowmo"]["rounds"] == found["localsgd"]["rounds"] == 6 * 22 // 12
+    assert found["slowmo"]["megabytes"] < found["allreduce"]["megabytes"] / 6
 
 
 def summary(folder: Path) -> dict[str, Any]:
+    (found,) = summaries(folder).values()
+    return found
+
+
+def summaries(folder: Path) -> dict[str, dict[str, Any]]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return next(line for line in lines if "summary" in line)
+    return {line["algorithm"]: line for line in lines if "summary" in line}
 
 
-@pytest.mark.parametrize("flags", METHODS, ids=" ".join)
-def test_real_and_simulated_ranks_train_the_same_model(tmp_path: Path, flags: list[str]) -> None:
+def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
     """The same training function, unchanged: equal to the bit. The ring adds in one order everywhere."""
-    common = [EXAMPLE, *flags, "--epochs", "6", "--reduction", "ring", "--report"]
-    job = mpirun(4, *common, str(tmp_path / "real"), timeout_seconds=120)
+    algorithms = ["sgp", "dpsgd", "osgp", "slowmo", "adacomm"]
+    common = [
+        EXAMPLE,
+        "--compare",
+        *algorithms,
+        "--seeds",
+        "1",
+        "--epochs",
+        "6",
+        "--reduction",
+        "ring",
+        "--base",
+        "osgp",
+    ]
+    common += ["--staleness", "2", "--deterministic", "--slow-momentum", "0.3", "--report"]
+    job = mpirun(4, *common, str(tmp_path / "real"), timeout_seconds=200)
     assert job.status == 0, job.output
     simulated = [sys.executable, *common, str(tmp_path / "simulated"), "--simulate", "4"]
     run = subprocess.run(simulated, capture_output=True, text=True, timeout=120, check=False)
     assert run.returncode == 0, run.stderr
-    real, virtual = summary(tmp_path / "real"), summary(tmp_path / "simulated")
-    assert real["accuracy"] >= 0.95
-    assert virtual["checksum"] == real["checksum"]
-    assert virtual["consensus_distance"] == real["consensus_distance"]
-    assert virtual["periods"] == real["periods"]
-    if "adacomm" in flags:
-        periods = virtual["periods"]
-        assert periods[0] == 22
-        assert periods[-1] <= 4
-        assert f"seed 0: {', '.join(map(str, periods))}" in job.output
+    real, virtual = summaries(tmp_path / "real"), summaries(tmp_path / "simulated")
+    assert list(real) == list(virtual) == algorithms
+    for algorithm in algorithms:
+        assert real[algorithm]["accuracy"] >= 0.95
+        for what in ("checksum", "consensus_distance", "periods"):
+            assert virtual[algorithm][what] == real[algorithm][what], (algorithm, what)
+    periods = virtual["adacomm"]["periods"]
+    assert periods[0] == 22
+    assert periods[-1] <= 4
+    assert f"seed 0: {', '.join(map(str, periods))}" in job.output
 
 
 def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
@@ -74,15 +82,14 @@ def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
     job = mpirun(4, TENSORFLOW, *flags, timeout_seconds=200)
     assert job.status == 0, job.output
     assert "test accuracy" not in job.output
-    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
-    summaries = {line["algorithm"]: line for line in lines if "summary" in line}
-    assert summaries.keys() == {"slowmo", "localsgd", "allreduce"}
-    assert min(summary["accuracy"] for summary in summaries.values()) >= 0.95
-    assert summaries["slowmo"]["rounds"] == 6 * 22 // 12
+    found = summaries(tmp_path)
+    assert found.keys() == {"slowmo", "localsgd", "allreduce"}
+    assert min(summary["accuracy"] for summary in found.values()) >= 0.95
+    assert found["slowmo"]["rounds"] == 6 * 22 // 12
     table = [sys.executable, str(EXAMPLES / "digits_table.py"), str(tmp_path), str(tmp_path)]
     printed = subprocess.run(table, capture_output=True, text=True, timeout=60, check=True).stdout
     assert "4 ranks, 1 seed" in printed
-    assert f"{summaries['slowmo']['accuracy']:.4f}" in printed
+    assert f"{found['slowmo']['accuracy']:.4f}" in printed
 
 
 def test_real_and_simulated_keras_ranks_train_alike(tmp_path: Path) -> None:
@@ -112,15 +119,8 @@ def test_alone_it_runs_without_a_launcher(tmp_path: Path) -> None:
     assert "1 rank, 1 seed" in run.stdout
 
 
-@pytest.mark.parametrize(
-    ("flags", "text"),
-    [
-        (["--period", "0"], "period must be an integer >= 1"),
-        (["--slow-momentum", "1"], "slow_momentum must be a number"),
-    ],
-)
-def test_bad_flags_end_every_rank_with_a_reason(flags: list[str], text: str) -> None:
-    job = mpirun(3, EXAMPLE, *flags)
+def test_bad_flag_ends_every_rank_with_a_reason() -> None:
+    job = mpirun(3, EXAMPLE, "--period", "0")
     assert job.status not in (0, None)
-    assert job.output.count(f"ConfigurationError: {text}") == 3
-    assert job.seconds < 30
+    assert job.output.count("ConfigurationError: period must be an integer >= 1") == 3
+    assert job.seconds < 60

@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica import Replica
@@ -18,20 +19,27 @@ class NumpyModel:
         start: initial parameters, one-dimensional.
         learning_rates: of the two groups.
         momentum: heavy-ball momentum.
+        place: where its memory lies: host memory, or ``device_arrays.asarray``.
     """
 
     name = "numpy"
 
-    def __init__(self, start: Array, learning_rates: Sequence[float] = (0.1, 0.1), momentum: float = 0.0) -> None:
+    def __init__(
+        self,
+        start: Array,
+        learning_rates: Sequence[float] = (0.1, 0.1),
+        momentum: float = 0.0,
+        place: Callable[[Array], Array] = np.asarray,
+    ) -> None:
         half = start.size // 2
         entries = [Entry(f"part{g}", (n,), start.dtype.name, g) for g, n in enumerate((half, start.size - half))]
-        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in build_layouts(entries)]
-        self.gradients: Sequence[FlatBuffer] = [FlatBuffer(buffer.layout) for buffer in self.buffers]
-        self.x, self.gradient = self.buffers[0].array, self.gradients[0].array
-        self.x[:] = start
+        (layout,) = build_layouts(entries)
+        self.x, self.gradient, self.momentum_buffer = (place(np.zeros_like(start)) for _ in range(3))
+        self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout, self.x)]
+        self.gradients: Sequence[FlatBuffer] = [FlatBuffer(layout, self.gradient)]
+        copy_into(self.x, start)
         self.rates = list(learning_rates)
         self.momentum = momentum
-        self.momentum_buffer = np.zeros_like(self.x)
 
     def load(self) -> None:
         """The flat buffer is the model."""
@@ -49,10 +57,10 @@ class NumpyModel:
         return self.rates
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
-        return {"momentum": self.momentum_buffer}
+        return {"momentum": to_host(self.momentum_buffer)}
 
     def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
-        self.momentum_buffer[:] = averaged["momentum"]
+        copy_into(self.momentum_buffer, averaged["momentum"])
 
     def reset_optimizer(self) -> None:
         self.momentum_buffer[:] = 0
@@ -75,6 +83,7 @@ class Worker:
         learning_rates: of each step, a number or one number per parameter group.
         momentum: of the base optimizer.
         loss: the training loss of a step, from the worker that takes it; None gives the replica no loss.
+        place: see ``NumpyModel``.
         settings: for ``Settings``.
     """
 
@@ -86,13 +95,14 @@ class Worker:
         learning_rates: Any,
         momentum: float = 0.0,
         loss: "Callable[[Worker], float] | None" = None,
+        place: Callable[[Array], Array] = np.asarray,
         **settings: Any,
     ) -> None:
         self.rank = transport.rank
         self.gradient = gradient
         self.learning_rates = learning_rates
         self.loss = loss
-        self.model = NumpyModel(start, momentum=momentum)
+        self.model = NumpyModel(start, momentum=momentum, place=place)
         self.replica = Replica(transport, self.model, Settings(**settings))
 
     def run(self, steps: int) -> Array:
@@ -100,7 +110,7 @@ class Worker:
         for _ in range(steps):
             step = self.replica.inner_steps
             self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))
-            self.model.gradient[:] = self.gradient(self.rank, step, self.model.x)
+            copy_into(self.model.gradient, self.gradient(self.rank, step, to_host(self.model.x)))
             if self.loss is not None:
                 self.replica.record_loss(self.loss(self))
             if self.replica.averages_gradients:

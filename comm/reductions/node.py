@@ -1,0 +1,176 @@
+"""All-reduce where ranks of a node read each other's memory, and only sums of a node cross the links.
+
+Each rank of a node sums one part of the buffer over the node, straight from its neighbours' memory; between nodes that
+part goes round the ring of the ranks that have the same part; at the end each rank copies the finished parts of its
+node. A link so carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lentando.comm import ring
+from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.objects import allgather_object
+from lentando.comm.reductions.reduction import quiet, store
+from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.shared_memory import offer, open_offer
+from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
+
+__all__ = ["NodeReduction", "plan_node_reduction"]
+
+BLOCK = 64 * 1024
+"""Elements that are summed over the node before the next ones are."""
+TAG = 32_767
+"""Keeps the barrier's messages apart from all others."""
+
+
+class NodeReduction:
+    """One buffer, reduced within nodes by shared memory and between them by rings.
+
+    Within one node sums are formed in the order of ``RingReduction``, and so equal its to the bit.
+
+    Args:
+        transport: ranks that take part.
+        nodes: the ranks of each node, equally many, by local rank.
+        buffer: one-dimensional and contiguous; lies in shared memory.
+        neighbors: the buffers of all ranks of this node, by local rank; this rank's own is ``buffer``.
+    """
+
+    def __init__(
+        self, transport: Transport, nodes: Sequence[Sequence[int]], buffer: Array, neighbors: Sequence[Array]
+    ) -> None:
+        self._traffic = transport.traffic
+        self._buffer = buffer
+        node = next(node for node in nodes if transport.rank in node)
+        own = node.index(transport.rank)
+        count, elements = len(node), buffer.size
+        self._size = transport.size
+        self._barrier = _Barrier(transport, node)
+        part = ring.shard(own, count, elements)
+        # The ring's order: a part is summed from the rank after its own round to itself.
+        self._terms = [neighbors[(own + 1 + step) % count][part] for step in range(count)]
+        self._own = buffer[part]
+        self._others = [
+            (buffer[theirs], neighbors[rank][theirs])
+            for rank in ((own + step) % count for step in range(1, count))
+            for theirs in [ring.shard(rank, count, elements)]
+        ]
+        self._sent_bytes = 2 * buffer.nbytes * (count - 1) // count  # what the others read here
+        self._scratch = np.empty(min(BLOCK, self._own.size), accumulator_dtype(buffer.dtype))
+        self._sum = np.empty(self._own.size, accumulator_dtype(buffer.dtype))
+        self._reduce_between = self._gather_between = None
+        self.shard = part
+        if len(nodes) > 1:
+            between = _Counterparts(transport, [ranks[own] for ranks in nodes])
+            self._reduce_between = RingReduction(between, self._sum)
+            self._gather_between = RingReduction(between, self._own)
+            within = self._gather_between.shard
+            self.shard = slice(part.start + within.start, part.start + within.stop)
+
+    def reduce_scatter(self) -> Array:
+        self._sum_node(1, self._sum)
+        return self._sum if self._reduce_between is None else self._reduce_between.reduce_scatter()
+
+    def all_gather(self) -> None:
+        if self._gather_between is not None:
+            self._gather_between.all_gather()
+        self._barrier.wait()  # everybody's part is finished, and nobody reads the values of before any more
+        for own, theirs in self._others:
+            np.copyto(own, theirs)
+        self._barrier.wait()  # nobody reads here any more: the caller may write
+        self._traffic.collectives += 1
+        self._traffic.bytes_sent += self._sent_bytes
+
+    def all_reduce(self, mean: bool) -> None:
+        divisor = self._size if mean else 1
+        if self._reduce_between is None:
+            self._sum_node(divisor, self._own)
+        else:
+            store(self.reduce_scatter(), self._buffer[self.shard], divisor)
+        self.all_gather()
+
+    def _sum_node(self, divisor: int, into: Array) -> None:
+        """Sum this rank's part over the node, in pieces that stay in the cache meanwhile."""
+        self._barrier.wait()  # everybody's values are there
+        scratch, (first, *others) = self._scratch, self._terms
+        # Not where that would overwrite this rank's own values, the last to be added.
+        straight = into.dtype == scratch.dtype and (into is not self._own or len(self._terms) == 2)
+        with quiet():
+            for start in range(0, into.size, BLOCK):
+                block = slice(start, start + BLOCK)
+                out = into[block]
+                total = out if straight else scratch[: out.size]
+                if others and first.dtype == total.dtype:
+                    np.add(first[block], others[0][block], out=total)  # one pass less than copying the first
+                    rest = others[1:]
+                else:
+                    np.copyto(total, first[block])
+                    rest = others
+                for term in rest:
+                    np.add(total, term[block], out=total)
+                store(total, out, divisor)
+
+
+class _Barrier:
+    """Ranks of one node wait for each other, by messages: what was written before it is seen after it.
+
+    In round k, each tells the one 2^k places further (Hensgen, Finkel and Manber, IJPP 1988).
+    """
+
+    def __init__(self, transport: Transport, ranks: Sequence[int]) -> None:
+        self._transport = transport
+        own, count = ranks.index(transport.rank), len(ranks)
+        word = np.zeros(1, np.uint8)
+        self._rounds = [
+            ([(ranks[(own + 2**k) % count], word)], [(ranks[(own - 2**k) % count], np.empty_like(word))])
+            for k in range((count - 1).bit_length())
+        ]
+
+    def wait(self) -> None:
+        for sends, receives in self._rounds:
+            self._transport.exchange(sends, receives, TAG, overlap=False).wait()
+
+
+class _Counterparts:
+    """Some of a transport's ranks, numbered anew: what a ring among them needs."""
+
+    def __init__(self, transport: Transport, ranks: Sequence[int]) -> None:
+        self._transport = transport
+        self._ranks = ranks
+        self.rank, self.size = ranks.index(transport.rank), len(ranks)
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Request:
+        return self._transport.exchange(
+            [(self._ranks[peer], array) for peer, array in sends],
+            [(self._ranks[peer], array) for peer, array in receives],
+            tag,
+            overlap=overlap,
+        )
+
+
+def plan_node_reduction(transport: Transport, buffer: Array) -> NodeReduction | None:
+    """Plan it, if the ranks of each node can read each other's ``buffer`` and every node has equally many of them.
+
+    Collective if the transport knows of neighbours: all ranks come to the same answer.
+    """
+    if not isinstance(transport, SharedNode):
+        return None
+    same_node = transport.same_node
+    about = allgather_object(transport, [list(same_node), offer(buffer)])
+    nodes = sorted({tuple(node) for node, _ in about})
+    if len({len(node) for node in nodes}) > 1 or len(nodes[0]) < 2:
+        return None
+    neighbors = []
+    for rank in same_node:
+        offered = about[rank][1]
+        if rank == transport.rank and offered is not None:
+            neighbors.append(buffer)
+        elif offered is not None and (opened := open_offer(offered, buffer.size, buffer.dtype)) is not None:
+            neighbors.append(opened)
+    reached = np.array([len(neighbors) == len(same_node)])
+    if not transport.allgather(reached).all():
+        return None
+    return NodeReduction(transport, nodes, buffer, neighbors)

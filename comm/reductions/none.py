@@ -1,0 +1,27 @@
+"""No all-reduce, behind the same interface."""
+
+from lentando.comm.array_module import array_module
+from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.transport import Array
+
+__all__ = ["NoReduction"]
+
+
+class NoReduction:
+    """The same two halves without the others: this rank alone owns all of the buffer, and nothing is sent."""
+
+    def __init__(self, buffer: Array) -> None:
+        self._buffer = buffer
+        self.shard = slice(0, buffer.size)
+        self._module = array_module(buffer)
+        self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
+
+    def reduce_scatter(self) -> Array:
+        self._module.copyto(self._scratch, self._buffer)
+        return self._scratch
+
+    def all_gather(self) -> None:
+        return
+
+    def all_reduce(self, mean: bool) -> None:
+        return

@@ -1,0 +1,87 @@
+"""Memory of one process that the other processes of its node can read: an average within a node then needs no message.
+
+Anonymous files of Linux's: they have no name that could be left behind or guessed, and live as long as something maps
+them. Another process opens one through ``/proc``, which the kernel allows to the same user alone. Where a system has
+none of this, memory is ordinary memory and nothing can be offered.
+
+A forked child (a data loader's worker) shares this memory with its parent rather than receiving a copy of it.
+"""
+
+import mmap
+import os
+from pathlib import Path
+from typing import Any
+from weakref import WeakValueDictionary, finalize
+
+import numpy as np
+
+from lentando.comm.transport import Array
+
+__all__ = ["Offer", "offer", "open_offer", "shared_zeros"]
+
+Offer = list[int]
+"""Where another process finds an array: process, file descriptor, the file's device and number, first byte."""
+
+
+class _Segment(mmap.mmap):
+    """A mapped file, which knows its descriptor and where it lies."""
+
+    descriptor: int
+    address: int
+
+
+_segments: WeakValueDictionary[int, _Segment] = WeakValueDictionary()
+"""By address: an array begins where its segment does, or somewhere behind."""
+
+
+def shared_zeros(size: int, dtype: np.dtype[Any]) -> Array:
+    """Zeroed memory for ``size`` elements that can be offered, if this system has such memory."""
+    length = size * dtype.itemsize
+    if length == 0 or not hasattr(os, "memfd_create"):
+        return np.zeros(size, dtype)
+    try:
+        descriptor = os.memfd_create("lentando")
+    except OSError:  # a sandbox that forbids it
+        return np.zeros(size, dtype)
+    os.ftruncate(descriptor, length)
+    segment = _Segment(descriptor, length)
+    array: Array = np.frombuffer(segment, dtype)
+    segment.descriptor, segment.address = descriptor, _address(array)
+    _segments[segment.address] = segment
+    finalize(segment, os.close, descriptor)
+    return array
+
+
+def offer(array: Array) -> Offer | None:
+    """What another process of this node needs to open a contiguous array; None if its memory is not shared."""
+    start = _address(array)
+    for address, segment in _segments.items():
+        if address <= start < address + len(segment):
+            about = os.fstat(segment.descriptor)
+            return [os.getpid(), segment.descriptor, about.st_dev, about.st_ino, start - address]
+    return None
+
+
+def open_offer(offered: Offer, size: int, dtype: np.dtype[Any]) -> Array | None:
+    """The array of the process that offered it, read-only; None if it cannot be reached from here."""
+    pid, number, device, inode, start = offered
+    try:
+        descriptor = os.open(Path("/proc", str(pid), "fd", str(number)), os.O_RDONLY)
+    except OSError:
+        return None
+    try:
+        about = os.fstat(descriptor)
+        # In another container the same numbers may be another process's.
+        if (about.st_dev, about.st_ino) != (device, inode):
+            return None
+        segment = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+    return np.frombuffer(segment, dtype, size, start)
+
+
+def _address(array: Array) -> int:
+    address: int = array.__array_interface__["data"][0]
+    return address

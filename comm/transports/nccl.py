@@ -1,0 +1,230 @@
+"""NCCL for arrays on GPUs, over the transport that started the job, which carries all that lies in host memory.
+
+Written, and tested with a stand-in for NCCL that matches calls as NCCL does; never run on a GPU.
+
+One rank has one GPU: that of the first device array that it gives to a collective, which is when the communicator is
+made. All of NCCL's calls go to one communicator and one stream, in the order of the rank's own calls: the rules of
+``lentando.comm.transport.DeviceArrays`` say why nobody waits forever then, and who waits for whom. NCCL connects two
+ranks when they first exchange, and holds up the caller of ``exchange`` until both have come.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import numpy as np
+
+from lentando.comm.array_module import array_module, is_on_host
+from lentando.comm.errors import ConfigurationError, LaunchError, TransportError, grouped_by_rank, ranks_in_words
+from lentando.comm.objects import allgather_object, broadcast_object
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes
+from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBinding
+
+__all__ = ["NCCLTransport"]
+
+TESTED_AT_ONCE = 100
+"""How often a rank that waits asks before it begins to sleep in between: most waits are short."""
+POLL_SECONDS = 20e-6
+ABORT_SECONDS = 5.0
+"""How long a failed job waits for NCCL to let go of the GPU."""
+
+
+class NCCLTransport:
+    """Ranks that have a GPU each. Implements ``DeviceArrays`` and ``EngineHalves``.
+
+    Args:
+        bootstrap: the same ranks over MPI or the like. It is closed with this transport.
+        binding: what there is of NCCL; nccl4py by default.
+
+    Raises:
+        LaunchError: on every rank, if NCCL cannot be used on one of them.
+    """
+
+    name = "nccl"
+    takes_device_arrays = True
+
+    def __init__(self, bootstrap: Transport, binding: Binding | None = None) -> None:
+        self._bootstrap = bootstrap
+        self._binding = NCCLBinding() if binding is None else binding
+        self.rank, self.size = bootstrap.rank, bootstrap.size
+        self.local_rank, self.local_size = bootstrap.local_rank, bootstrap.local_size
+        self.traffic = bootstrap.traffic  # one count for both
+        self._communicator: Communicator | None = None
+        problems = allgather_object(bootstrap, self._binding.problem())
+        if any(problems):
+            found = grouped_by_rank([problem or "nothing is missing" for problem in problems])
+            raise LaunchError(
+                f"NCCL cannot be used: {found}. Without LENTANDO_TRANSPORT=nccl, models on a GPU are averaged over "
+                f"{bootstrap.name!r}"
+            )
+
+    def exchange(
+        self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
+    ) -> Request:
+        sends_here, receives_here = _on_device(sends), _on_device(receives)
+        if not sends_here and not receives_here:
+            return self._bootstrap.exchange(sends, receives, tag, overlap=overlap)
+        for peer, _ in (*sends_here, *receives_here):
+            self._check_peer(peer, "exchange with")
+        on_host: Request | None = None
+        if len(sends_here) < len(sends) or len(receives_here) < len(receives):
+            # First: NCCL may hold this rank up until its peers have come to the same exchange.
+            on_host = self._bootstrap.exchange(_on_host(sends), _on_host(receives), tag, overlap=overlap)
+        communicator = self._opened(*(array for _, array in (*sends_here, *receives_here)))
+        with communicator.group():
+            for peer, array in receives_here:
+                if array.size:  # an empty message needs no call: both sides know its length
+                    communicator.receive(as_bytes(array), peer)
+            for peer, array in sends_here:
+                if array.size:
+                    communicator.send(as_bytes(array), peer)
+                self.traffic.messages += 1
+                self.traffic.bytes_sent += array.nbytes
+        return _Exchange(self.rank, communicator, [*sends, *receives], on_host)
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        if is_on_host(array):
+            self._bootstrap.allreduce(array, op)
+            return
+        self._run(lambda communicator: communicator.allreduce(array, op), array)
+        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+
+    def broadcast(self, array: Array, root: int = 0) -> None:
+        if is_on_host(array):
+            self._bootstrap.broadcast(array, root)
+            return
+        self._check_peer(root, "broadcast from")
+        self._run(lambda communicator: communicator.broadcast(as_bytes(array), root), array)
+        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+
+    def allgather(self, array: Array) -> Array:
+        if is_on_host(array):
+            return self._bootstrap.allgather(array)
+        gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
+        self.allgather_into(array, gathered)
+        return gathered
+
+    def reduce_scatter(self, array: Array, out: Array) -> None:
+        self._run(lambda communicator: communicator.reduce_scatter(array, out), array, out)
+        self._count(array.nbytes * (self.size - 1) // self.size)
+
+    def allgather_into(self, part: Array, out: Array) -> None:
+        self._run(lambda communicator: communicator.allgather(as_bytes(part), as_bytes(out)), part, out)
+        self._count(part.nbytes * (self.size - 1))
+
+    def barrier(self) -> None:
+        self._bootstrap.barrier()
+
+    def clock(self) -> float:
+        return self._bootstrap.clock()
+
+    def abort(self, status: int = 1) -> NoReturn:
+        if self._communicator is not None:
+            # In a thread of its own: the job ends even if NCCL does not.
+            aborting = threading.Thread(target=self._communicator.abort, daemon=True)
+            aborting.start()
+            aborting.join(ABORT_SECONDS)
+        self._bootstrap.abort(status)
+
+    def close(self) -> None:
+        if self._communicator is not None:
+            self._communicator.close()
+            self._communicator = None
+        self._bootstrap.close()
+
+    def _run(self, operation: Callable[[Communicator], None], *arrays: Array) -> None:
+        """A collective operation, to its end."""
+        if self._communicator is None:
+            self._communicator = self._open(arrays[0])
+        communicator = self._opened(*arrays)
+        if all(array.size for array in arrays):
+            with communicator.group():
+                operation(communicator)
+            _Exchange(self.rank, communicator, [], None).wait()
+
+    def _opened(self, *arrays: Array) -> Communicator:
+        if self._communicator is None:
+            raise TransportError(
+                "the first operation on arrays on a GPU must be a collective one, which all ranks join to connect: "
+                "broadcast the model"
+            )
+        for array in arrays:
+            device = self._binding.device_of(array)
+            if device != self._communicator.device:
+                raise TransportError(
+                    f"rank {self.rank} talks for GPU {self._communicator.device}, where its first array was, and was "
+                    f"given an array on GPU {device}: keep all of a rank's models on one GPU"
+                )
+        return self._communicator
+
+    def _open(self, array: Array) -> Communicator:
+        """Collective: connect the ranks' GPUs."""
+        device = self._binding.device_of(array)
+        identities = self._bootstrap.allgather(np.frombuffer(self._binding.identity(device), np.uint8))
+        by_identity: dict[bytes, list[int]] = {}
+        for rank, identity in enumerate(identities):
+            by_identity.setdefault(identity.tobytes(), []).append(rank)
+        shared = [ranks_in_words(ranks) for ranks in by_identity.values() if len(ranks) > 1]
+        if shared:
+            raise ConfigurationError(
+                f"NCCL needs a GPU for every rank, but one is used by {'; another by '.join(shared)}. Choose it before "
+                "the model is made (torch.cuda.set_device(lt.local_rank())), and start no more ranks on a node than it "
+                "has GPUs; several ranks can share one over MPI, without LENTANDO_TRANSPORT=nccl"
+            )
+        made = np.frombuffer(self._binding.unique_id(), np.uint8) if self.rank == 0 else None
+        unique_id = broadcast_object(self._bootstrap, made).tobytes()
+        return self._binding.open(self.size, self.rank, unique_id, device)
+
+    def _check_peer(self, peer: int, doing: str) -> None:
+        if not 0 <= peer < self.size:
+            raise TransportError(f"{doing} rank {peer}: expected a rank from 0 to {self.size - 1}")
+
+    def _count(self, bytes_sent: int) -> None:
+        self.traffic.collectives += 1
+        self.traffic.bytes_sent += bytes_sent
+
+
+class _Exchange:
+    """What has been enqueued up to here, and the messages in host memory that go with it."""
+
+    def __init__(
+        self, rank: int, communicator: Communicator, messages: Sequence[Message], on_host: Request | None
+    ) -> None:
+        self._rank = rank
+        self._communicator = communicator
+        self._mark = communicator.mark()
+        self._kept = messages  # NCCL knows no more than where they are
+        self._on_host = on_host
+        self._done = False
+
+    def wait(self) -> None:
+        if self._on_host is not None:
+            self._on_host.wait()
+        asked = 0
+        while not self._has_arrived():
+            asked += 1
+            if asked > TESTED_AT_ONCE:
+                time.sleep(POLL_SECONDS)
+
+    def test(self) -> bool:
+        arrived = self._has_arrived()
+        return arrived and (self._on_host is None or self._on_host.test())
+
+    def _has_arrived(self) -> bool:
+        if not self._done:
+            error = self._communicator.error()
+            if error is not None:
+                raise TransportError(f"NCCL failed on rank {self._rank}: {error}")
+            self._done = self._mark.done
+            if self._done:
+                self._kept = []
+        return self._done
+
+
+def _on_device(messages: Sequence[Message]) -> list[Message]:
+    return [message for message in messages if not is_on_host(message[1])]
+
+
+def _on_host(messages: Sequence[Message]) -> list[Message]:
+    return [message for message in messages if is_on_host(message[1])]

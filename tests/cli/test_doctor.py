@@ -1,0 +1,453 @@
+"""``lentando doctor`` in real processes: alone, under launchers that work, and under those that do not."""
+
+import importlib.metadata
+import json
+import os
+import re
+import socket
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from launching import Job, find_mpirun, launch, mpirun
+
+from lentando.cli.app import run
+from lentando.cli.doctor.checks import check_facts
+from lentando.cli.doctor.facts import Facts, Place, Program, collect
+from lentando.cli.doctor.job import check_tests
+from lentando.cli.doctor.joining import Outcome
+from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
+from lentando.cli.doctor.probe import _test
+from lentando.comm import world
+from lentando.comm.launch import Claim, read_claims
+from lentando.comm.testing import run_ranks
+from lentando.comm.transport import Array, ReduceOp
+from lentando.comm.transports.single import SingleTransport
+
+CHECKOUT = Path(__file__).parents[2]
+MPICH = Path(sys.prefix, "mpich/bin")
+"""Of an environment with MPICH; this one has Open MPI."""
+LAUNCHERS = (
+    "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE",
+    "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "RANK", "WORLD_SIZE", "TORCHELASTIC_RUN_ID",
+)  # fmt: skip
+DOCTOR = ("-m", "lentando.cli", "doctor")
+
+needs_mpich = pytest.mark.skipif(not (MPICH / "mpiexec").exists(), reason=f"no {MPICH}/mpiexec")
+
+
+def alone(*options: str, **environment: str | None) -> Job:
+    """Doctor in a process of no launcher, but for the variables that are given."""
+    path = os.pathsep.join([str(Path(find_mpirun()).parent), os.environ["PATH"]])
+    variables: dict[str, str | None] = {**dict.fromkeys(LAUNCHERS), "PATH": path, **environment}
+    return launch([sys.executable, *DOCTOR, *options], 120, variables)
+
+
+def document(job: Job) -> dict[str, Any]:
+    """The one document that ``--json`` prints, whatever launchers say around it."""
+    (line,) = [line for line in job.output.splitlines() if line.startswith('{"format"')]
+    told: dict[str, Any] = json.loads(line)
+    return told
+
+
+def problems(job: Job) -> list[dict[str, Any]]:
+    assert "Traceback" not in job.output
+    return [finding for finding in document(job)["findings"] if finding["level"] == "problem"]
+
+
+# Alone.
+
+
+def test_alone_nothing_is_wrong_and_everything_is_told() -> None:
+    job = alone("--json")
+    assert job.status == 0, job.output
+    told = document(job)
+    assert told["format"] == "lentando-doctor-1"
+    assert told["problems"] == 0
+    assert told["notes"] == sum(finding["level"] == "note" for finding in told["findings"])
+    assert {finding["section"] for finding in told["findings"]} >= {"versions", "MPI", "launcher", "transports", "GPU",
+                                                                  "network", "host"}  # fmt: skip
+    assert set(told["transports"]) == set(world.transport_names())
+    assert told["transports"]["single"][0]["is_right"] is True
+    (facts,) = told["ranks"].values()
+    assert set(facts) == set(Facts.__annotations__)
+    assert facts["versions"]["mpi4py"] == importlib.metadata.version("mpi4py")
+    assert facts["library"]["vendor"] in ("Open MPI", "MPICH")
+    assert Path(facts["library"]["path"]).exists()
+    assert any(one["on_path"] and one["vendor"] == facts["library"]["vendor"] for one in facts["programs"])
+    assert facts["cores"] == sorted(os.sched_getaffinity(0))
+    assert facts["place"] == {"transport": "single", "rank": 0, "size": 1, "local_rank": 0, "local_size": 1}
+
+
+def test_alone_the_page_is_plain_text() -> None:
+    job = alone()
+    assert job.status == 0, job.output
+    assert job.output.startswith("lentando doctor: 1 rank on 1 host, started alone\n")
+    assert "\x1b" not in job.output
+    assert "ok       transport mpi: opens, and sums right; a world of 1 sends nothing\n" in job.output
+    assert "thread level MULTIPLE" in job.output
+    assert max(map(len, job.output.splitlines())) <= 120
+
+
+def test_mpi_that_cannot_be_loaded_is_no_problem_to_a_world_of_one() -> None:
+    job = alone("--json", MPI4PY_LIBMPI="/no/such/libmpi.so")
+    assert job.status == 0, job.output
+    (found,) = [finding for finding in document(job)["findings"] if "no MPI can be loaded" in finding["text"]]
+    assert (found["level"], found["fix"]) == ("note", "unset MPI4PY_LIBMPI")
+
+
+def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["doctor", "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "mpirun -np 4 lentando doctor" in text
+    assert "--json" in text
+
+
+# Under launchers.
+
+
+def test_two_ranks_that_meet_are_well() -> None:
+    job = mpirun(2, *DOCTOR, "--json", timeout_seconds=120)
+    assert job.status == 0, job.output
+    told = document(job)
+    assert list(told["ranks"]) == ["0", "1"]
+    places = [facts["place"] for facts in told["ranks"].values()]
+    assert [(place["transport"], place["rank"], place["size"]) for place in places] == [("mpi", 0, 2), ("mpi", 1, 2)]
+    assert [test["is_right"] for test in told["transports"]["mpi"]] == [True, True]
+    assert all(0 < test["seconds"] < 10 for test in told["transports"]["mpi"])
+    assert told["joining"]["end"] == "left"
+    ranks = [facts["environment"]["OMPI_COMM_WORLD_RANK"] for facts in told["ranks"].values()]
+    assert ranks == ["0", "1"]
+
+
+def test_worlds_of_one_that_somebody_wanted_are_noted_on_one_page() -> None:
+    job = mpirun(2, *DOCTOR, "--json", environment={"LENTANDO_TRANSPORT": "single"}, timeout_seconds=120)
+    assert job.status == 0, job.output
+    (found,) = [one for one in document(job)["findings"] if one["fix"] == "unset LENTANDO_TRANSPORT"]
+    assert found["level"] == "note"
+    assert "but transport single sees rank 0 of 1 (LENTANDO_TRANSPORT=single)" in found["text"]
+
+
+def test_what_differs_between_ranks_is_told_with_the_rank_on_one_page() -> None:
+    program = """
+import os, sys
+from lentando.cli import main
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    os.environ["FI_TCP_IFACE"] = "nosuch9"
+sys.argv = ["lentando", "doctor"]
+sys.exit(main())
+"""
+    job = mpirun(2, "-c", program, timeout_seconds=120)
+    assert job.status == 1, job.output
+    assert job.output.count("lentando doctor: 2 ranks on 1 host, started by mpirun (Open MPI)") == 1
+    assert (
+        "problem  rank 1: FI_TCP_IFACE=nosuch9 (MPICH over libfabric): this host has no interface nosuch9" in job.output
+    )
+    assert "ok       rank 0: mpirun (Open MPI) says rank 0 of 2" in job.output
+    assert "\n1 problem, " in job.output
+
+
+def test_network_that_this_host_does_not_have_is_a_problem() -> None:
+    job = mpirun(2, *DOCTOR, "--json", environment={"OMPI_MCA_btl_tcp_if_include": "lo,nosuch9"}, timeout_seconds=120)
+    assert job.status == 1, job.output
+    (found,) = problems(job)
+    assert (
+        "OMPI_MCA_btl_tcp_if_include=lo,nosuch9 (Open MPI): this host has no interface or network nosuch9"
+        in found["text"]
+    )
+    assert found["fix"].startswith("export OMPI_MCA_btl_tcp_if_include=")
+    assert found["fix"].partition("=")[2] in [name for _, name in socket.if_nameindex()]
+    assert found["ranks"] == [0, 1]
+
+
+def test_two_launchers_that_disagree_are_a_problem() -> None:
+    job = mpirun(2, *DOCTOR, "--json", environment={"HOROVOD_RANK": "1", "HOROVOD_SIZE": "3"}, timeout_seconds=120)
+    assert job.status == 1, job.output
+    found = next(one for one in problems(job) if one["section"] == "launcher")
+    said = "mpirun (Open MPI) says rank 0 of 2 (OMPI_COMM_WORLD_RANK=0, OMPI_COMM_WORLD_SIZE=2), horovodrun says"
+    assert f"two launchers disagree about this rank: {said}" in found["text"]
+    assert found["fix"] == "unset HOROVOD_RANK HOROVOD_SIZE"
+
+
+def test_half_of_a_promise_is_a_problem() -> None:
+    job = alone("--json", PMI_RANK="0")
+    assert job.status == 1, job.output
+    assert {found["fix"] for found in problems(job)} == {"unset PMI_RANK"}
+
+
+@pytest.mark.parametrize(
+    ("variables", "promise"),
+    [
+        ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "promises 4 ranks (PMI_SIZE=4), but MPI sees 1"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "7"},
+            "torchrun promises 4 ranks (WORLD_SIZE=4), but MPI",
+        ),
+    ],
+)
+def test_ranks_that_never_meet_are_told_by_rank_0(variables: dict[str, str], promise: str) -> None:
+    job = alone("--json", **variables)
+    assert job.status == 1, job.output
+    (found,) = [one for one in problems(job) if one["section"] == "job"]
+    assert promise in found["text"]
+    assert found["fix"] == "mpirun -np 4 lentando doctor"
+    others = {name: "2" if name.endswith("RANK") else value for name, value in variables.items()}
+    assert alone(**others).output == ""
+
+
+@needs_mpich
+def test_launcher_of_mpich_beside_open_mpi_is_told_on_one_page() -> None:
+    job = under(MPICH / "mpiexec", Path(sys.executable))
+    assert job.status == 1, job.output
+    assert job.output.count("lentando doctor: one process") == 1
+    assert job.output.count("promises 2 ranks (PMI_SIZE=2), but MPI") == 1
+    assert "Traceback" not in job.output
+
+
+@needs_mpich
+def test_mpich_under_the_launcher_of_open_mpi_is_told_on_one_page() -> None:
+    """MPICH ends a process that this launcher started, from within MPI_Init."""
+    job = under(Path(find_mpirun()), MPICH / "python")
+    assert job.status == 1, job.output
+    assert job.output.count("lentando doctor: one process") == 1
+    told = " ".join(job.output.split())
+    assert re.search(r"problem mpirun \(Open MPI\) .*, but .* MPICH (Version: )?\d", told)
+    assert f"$ {MPICH}/mpirun -np 2 lentando doctor" in told
+    assert "Traceback" not in job.output
+
+
+@needs_mpich
+def test_mpich_under_its_own_launcher_is_well() -> None:
+    job = under(MPICH / "mpiexec", MPICH / "python")
+    assert job.status == 0, job.output
+    assert "lentando doctor: 2 ranks on 1 host" in job.output
+    assert "library MPICH" in job.output
+
+
+def under(launcher: Path, python: Path) -> Job:
+    command = [str(launcher), "-n", "2", str(python), *DOCTOR]
+    return launch(command, 120, {"PYTHONPATH": str(CHECKOUT / "src")})
+
+
+# What hangs and what dies.
+
+
+@pytest.mark.parametrize(
+    ("comes", "expected"),
+    [("", "while joining the job"), ("world.open_transport()", "during the first messages of transport mpi")],
+)
+def test_rank_that_never_answers_is_told_in_time(comes: str, expected: str) -> None:
+    program = f"""
+import os, sys, time
+from lentando.cli import main
+from lentando.comm import world
+if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
+    {comes}
+    time.sleep(100)
+sys.argv = ["lentando", "doctor", "--timeout", "4"]
+sys.exit(main())
+"""
+    job = mpirun(2, "-c", program, timeout_seconds=60)
+    assert job.status == 1, job.output
+    assert f"problem  no answer {expected} within 4 s" in job.output
+    assert "$ export OMPI_MCA_btl_tcp_if_include=" in job.output
+    assert job.seconds < 40
+
+
+def test_mpi_that_ends_the_process_is_told_with_its_last_words() -> None:
+    job = mpirun(2, *DOCTOR, "--json", environment={"OMPI_MCA_pml": "nosuch"}, timeout_seconds=60)
+    assert job.status == 1, job.output
+    (found,) = problems(job)
+    assert "while joining the job. It said: " in found["text"]
+    assert "MPI_Init" in found["text"]
+    assert found["fix"] == "unset OMPI_MCA_pml"
+
+
+class WrongTransport(SingleTransport):
+    """Forgets itself in every sum."""
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        array -= 1
+
+
+def test_sums_that_are_wrong_are_a_problem() -> None:
+    test = _test(WrongTransport())
+    assert (test["is_right"], test["found"], test["expected"]) == (False, 0.0, 1.0)
+    (found,) = check_tests(Outcome(end="left", tests={"wrong": [test, {**test, "is_right": True}]}), "wrong")
+    assert found.level == "problem"
+    assert "gives wrong sums (rank 0: 0 in place of 1; rank 1: right)" in found.text
+
+
+def test_sums_of_threads_are_right() -> None:
+    assert all(test["is_right"] and test["seconds"] > 0 for test in run_ranks(3, _test))
+
+
+# Judgements.
+
+
+@pytest.fixture(scope="module")
+def facts() -> Facts:
+    """Of this process, as those of one of the ranks of a host."""
+    found = collect()
+    found["environment"] = {"OMP_NUM_THREADS": "1"}
+    found["is_root"] = False
+    found["cores"] = [0, 1]
+    found["place"] = Place(transport="mpi", rank=0, size=2, local_rank=0, local_size=2)
+    return found
+
+
+def judged(*ranks: Facts) -> list[tuple[str, str, str | None]]:
+    """What is not as it should be: level, text, line to paste."""
+    findings = check_facts(dict(enumerate(ranks)))
+    return [(one.level, one.text, one.fix) for one in findings if one.level != "ok" and one.section != "network"]
+
+
+def changed(facts: Facts, **values: Any) -> Facts:
+    return {**facts, **values}  # type: ignore[typeddict-item]
+
+
+def test_two_ranks_on_two_cores_are_well(facts: Facts) -> None:
+    assert judged(facts, facts) == []
+
+
+def test_more_ranks_than_cores_are_noted(facts: Facts) -> None:
+    found = [("note", "this host: 3 ranks on 2 cores: they take turns, and wait for each other",
+              "mpirun -np 2 lentando doctor")]  # fmt: skip
+    assert judged(facts, facts, facts) == found
+
+
+def test_ranks_bound_to_one_core_are_noted(facts: Facts) -> None:
+    bound = changed(facts, cores=[1])
+    found = [("note", "this host: all 2 ranks are bound to core 1: they take turns",
+              "mpirun --bind-to none lentando doctor")]  # fmt: skip
+    assert judged(bound, bound) == found
+
+
+def test_threads_of_ranks_that_share_cores_are_noted(facts: Facts) -> None:
+    greedy = changed(facts, environment={})
+    assert judged(greedy) == []  # alone, all cores are its own
+    found = [("note", "this host: OMP_NUM_THREADS is not set: each of 2 ranks would compute with 2 threads",
+              "export OMP_NUM_THREADS=1")]  # fmt: skip
+    assert judged(greedy, greedy) == found
+    bound = changed(facts, environment={}, cores=[0]), changed(facts, environment={}, cores=[1])
+    assert judged(*bound) == []  # a launcher that binds tells every rank its own
+
+
+def test_shared_memory_of_a_container_is_noted(facts: Facts) -> None:
+    small = changed(facts, shared_memory={"size_bytes": 67108864, "free_bytes": 67000000})
+    ((level, text, fix),) = judged(small, small)
+    assert (level, fix) == ("note", "docker run --shm-size=1g")
+    assert "this host: /dev/shm has 67 MB free of 67.11 MB, little for 2 ranks" in text
+    assert judged(changed(facts, shared_memory={"size_bytes": 67108864, "free_bytes": 67108864})) == []
+
+
+def test_root_without_leave_is_noted_where_nobody_has_started_it_yet(facts: Facts) -> None:
+    root = changed(facts, is_root=True, library={**facts["library"], "vendor": "Open MPI"})
+    ((level, _, fix),) = judged(root)
+    assert (level, fix) == ("note", "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
+    leave = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    assert judged(changed(root, environment=leave)) == []
+    started = {"OMPI_COMM_WORLD_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}
+    assert judged(changed(root, environment=started)) == []
+
+
+@pytest.mark.parametrize(
+    ("size", "vendor", "version", "expected"),
+    [(1, "MPICH", "5.0.2", "problem"), (2, "MPICH", "5.0.2", "note"), (1, "Open MPI", "4.1.4", "note"),
+     (1, None, None, "note"), (1, "Open MPI", "5.0.11", None)],
+)  # fmt: skip
+def test_mpirun_of_another_mpi(
+    facts: Facts, size: int, vendor: str | None, version: str | None, expected: str | None
+) -> None:
+    library = {"vendor": "Open MPI", "version": "5.0.11", "path": None, "error": None}
+    programs = [
+        Program(path="/usr/bin/mpirun", vendor=vendor, version=version, on_path=True),
+        Program(path="/env/bin/mpirun", vendor="Open MPI", version="5.0.11", on_path=False),
+    ]
+    place = {**facts["place"], "size": size} if facts["place"] else None
+    found = judged(changed(facts, library=library, programs=programs, place=place, is_root=False))
+    assert [level for level, _, _ in found] == ([expected] if expected else [])
+    assert all("/usr/bin/mpirun" in text for _, text, _ in found)
+    if vendor == "MPICH":
+        assert found[0][2] == "export PATH=/env/bin:$PATH"
+
+
+def test_horovod_and_gpus_are_judged_by_what_they_tell(facts: Facts) -> None:
+    built = {"bindings": ["torch"], "controllers": ["mpi", "gloo"], "nccl": False}
+    assert judged(changed(facts, horovod=built)) == []
+    ((level, text, _),) = judged(changed(facts, horovod={**built, "controllers": []}))
+    assert (level, text) == ("problem", "Horovod was built with neither MPI nor Gloo: it starts nothing")
+    versions = {"torch": "2.13.0+cpu"}
+    blind = changed(facts, gpus=["NVIDIA H200, 580.1"], versions=versions, torch_cuda={"cuda": None, "devices": 0})
+    ((level, text, _),) = judged(blind)
+    assert (level, text) == ("note", "torch 2.13.0+cpu is built without CUDA and sees no GPU")
+
+
+ETHERNET = Interface(name="eth0", is_up=True, addresses=["10.0.0.2/24", "fd00::2/64"])
+LOOPBACK = Interface(name="lo", is_up=True, addresses=["127.0.0.1/8"])
+DOCKER = Interface(name="docker0", is_up=True, addresses=["172.17.0.1/16"])
+DOWN = Interface(name="eth1", is_up=False, addresses=[])
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"OMPI_MCA_btl_tcp_if_include": "10.0.0.0/24"}, None),
+        ({"OMPI_MCA_btl_tcp_if_include": "10.0.1.0/24"}, "no interface or network 10.0.1.0/24"),
+        ({"PRTE_MCA_prte_if_include": "fd00::/64"}, None),
+        ({"OMPI_MCA_btl_tcp_if_include": "eth"}, "no interface or network eth;"),
+        ({"NCCL_SOCKET_IFNAME": "eth"}, None),
+        ({"NCCL_SOCKET_IFNAME": "=eth"}, "no interface =eth"),
+        ({"NCCL_SOCKET_IFNAME": "^docker"}, None),
+        ({"UCX_NET_DEVICES": "eth0:1"}, None),
+        ({"UCX_NET_DEVICES": "mlx5_9:1"}, "no interface mlx5_9:1"),
+        ({"FI_TCP_IFACE": "eth1"}, "eth1 is down"),
+        ({"OMPI_MCA_btl_tcp_if_exclude": "lo,docker0"}, None),
+        ({"OMPI_MCA_btl_tcp_if_exclude": "docker0"}, "does not exclude lo, as the default does"),
+        ({"OMPI_MCA_btl_tcp_if_exclude": "lo", "OMPI_MCA_btl_tcp_if_include": "eth0"}, "are both set"),
+    ],
+)
+def test_variables_that_choose_interfaces(environment: Mapping[str, str], expected: str | None) -> None:
+    found = check_interfaces(dict(environment), [LOOPBACK, DOCKER, ETHERNET, DOWN], "Open MPI")
+    wrong = [one for one in found if one.level != "ok"]
+    assert [one.text for one in wrong if expected is None or expected not in one.text] == []
+    assert len(wrong) == (expected is not None)
+    assert all(one.fix for one in wrong)
+
+
+def test_mpi_is_not_sent_over_a_bridge_that_every_host_has() -> None:
+    assert same_address_on_two_hosts({"a": [LOOPBACK, ETHERNET, DOCKER]}) == []
+    (found,) = same_address_on_two_hosts({"a": [LOOPBACK, DOCKER, ETHERNET], "b": [LOOPBACK, DOCKER]})
+    assert found.text.startswith("172.17.0.1/16 (docker0) is an address of 2 hosts")
+    assert found.fix == "export OMPI_MCA_btl_tcp_if_exclude=lo,docker0 PRTE_MCA_prte_if_exclude=lo,docker0"
+    (told,) = [one for one in check_interfaces({}, [LOOPBACK, DOCKER, ETHERNET], "Open MPI") if "chooses" in one.text]
+    assert told.text.endswith("all that lead out: docker0, eth0 (OMPI_MCA_btl_tcp_if_include)")
+
+
+def test_interfaces_of_this_host_have_their_addresses() -> None:
+    found = {one["name"]: one for one in interfaces()}
+    assert set(found) == {name for _, name in socket.if_nameindex()}
+    assert "127.0.0.1/8" in found["lo"]["addresses"]
+    assert found["lo"]["is_up"]
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "9"}, [("torchrun", 1, 2, True)]),
+        ({"RANK": "1", "WORLD_SIZE": "2"}, [("a launcher that sets RANK and WORLD_SIZE", 1, 2, True)]),
+        ({"RANK": "1"}, []),
+        ({"SLURM_PROCID": "0"}, []),
+        ({"HOROVOD_RANK": "x", "HOROVOD_SIZE": "0"}, [("horovodrun", None, 0, False)]),
+        ({"PMIX_RANK": "3"}, [("a PMIx launcher (prun, or srun --mpi=pmix)", 3, None, True)]),
+    ],
+)
+def test_claims_of_launchers(
+    environment: dict[str, str], expected: list[tuple[str, int | None, int | None, bool]]
+) -> None:
+    def told(claim: Claim) -> tuple[str, int | None, int | None, bool]:
+        return claim.launcher, claim.rank, claim.size, claim.is_complete
+
+    assert [told(claim) for claim in read_claims(environment)] == expected

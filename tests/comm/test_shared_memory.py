@@ -1,0 +1,90 @@
+"""Memory that other processes of the node can read."""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lentando.comm import shared_memory
+from lentando.comm.dtypes import bfloat16
+from lentando.comm.shared_memory import offer, open_offer, shared_zeros
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no anonymous files")
+
+FLOAT = np.dtype(np.float32)
+
+
+def descriptors() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, np.int8])
+def test_it_is_zeroed_and_writable(dtype: type) -> None:
+    array = shared_zeros(1003, np.dtype(dtype))
+    assert array.dtype == dtype
+    assert not array.any()
+    array[7] = 3
+    assert array[7] == 3
+
+
+def test_another_process_reads_what_is_written_before_and_after_it_opened() -> None:
+    array = shared_zeros(10, FLOAT)
+    array[:] = range(10)
+    program = (
+        "import json, sys\nimport numpy as np\nfrom lentando.comm.shared_memory import open_offer\n"
+        "theirs = open_offer(json.loads(sys.argv[1]), 6, np.dtype(np.float32))\n"
+        "print(theirs.tolist(), theirs.flags.writeable, flush=True)\ninput()\nprint(theirs.tolist())"
+    )
+    command = [sys.executable, "-c", program, json.dumps(offer(array[4:]))]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdout.readline() == "[4.0, 5.0, 6.0, 7.0, 8.0, 9.0] False\n"
+        array[4] = -1
+        output, _ = process.communicate("\n", timeout=60)
+    assert output == "[-1.0, 5.0, 6.0, 7.0, 8.0, 9.0]\n"
+
+
+def test_nothing_is_left_when_the_last_view_is_gone() -> None:
+    gc.collect()
+    before = descriptors()
+    view = shared_zeros(1000, FLOAT)[10:20]
+    assert descriptors() > before
+    opened = open_offer(offer(view) or [], 10, FLOAT)
+    assert opened is not None
+    del view
+    gc.collect()
+    assert not opened.any()  # the memory lives on while somebody maps it
+    del opened
+    gc.collect()
+    assert descriptors() == before
+
+
+def test_ordinary_memory_cannot_be_offered() -> None:
+    assert offer(np.zeros(3)) is None
+    assert offer(shared_zeros(0, FLOAT)) is None
+
+
+def test_file_of_another_process_under_the_same_numbers_is_refused() -> None:
+    array = shared_zeros(4, FLOAT)
+    found = offer(array)
+    assert found is not None
+    pid, descriptor, device, inode, start = found
+    assert open_offer([pid, descriptor, device, inode + 1, start], 4, FLOAT) is None
+    assert open_offer([pid, 10**6, device, inode, start], 4, FLOAT) is None
+    assert open_offer([2**22 + 1, descriptor, device, inode, start], 4, FLOAT) is None  # no such process
+
+
+def test_system_that_forbids_it_gets_ordinary_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    def forbidden(name: str) -> int:
+        raise PermissionError(name)
+
+    monkeypatch.setattr(shared_memory.os, "memfd_create", forbidden)
+    array = shared_zeros(5, FLOAT)
+    assert array.tolist() == [0] * 5
+    assert offer(array) is None

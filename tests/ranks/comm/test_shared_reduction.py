@@ -1,0 +1,165 @@
+"""The all-reduce through shared memory, over a real MPI."""
+
+import gc
+import time
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import DTypeLike
+from ring_reference import along_the_ring, values_by_rank
+
+from lentando.comm import collectives
+from lentando.comm.collectives import plan_reduction
+from lentando.comm.dtypes import bfloat16
+from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+from lentando.comm.reductions.engine import EngineReduction
+from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
+from lentando.comm.shared_memory import offer, open_offer, shared_zeros
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.outer_step import OuterStep
+from lentando.optimizers.slow_momentum import SlowMomentum
+
+FLOATS = (np.float32, np.float64, np.float16, bfloat16)
+LENGTHS = (1, 3, 7, 1003, 70_001)
+
+
+@pytest.fixture
+def several(transport: Transport) -> Transport:
+    if transport.size == 1:
+        pytest.skip("one rank has no neighbour")
+    return transport
+
+
+def shared(values: Array) -> Array:
+    array = shared_zeros(values.size, values.dtype)
+    array[:] = values
+    return array
+
+
+def planned(transport: Transport, buffer: Array) -> NodeReduction:
+    reduction = plan_node_reduction(transport, buffer)
+    assert reduction is not None
+    return reduction
+
+
+def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
+    return {copy.tobytes() for copy in transport.allgather(array)}
+
+
+@pytest.mark.parametrize("mean", [False, True])
+@pytest.mark.parametrize("elements", LENGTHS)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_it_equals_the_ring_to_the_bit(several: Transport, dtype: DTypeLike, elements: int, mean: bool) -> None:
+    """Whole, and by its halves: also with fewer elements than ranks."""
+    by_rank = values_by_rank(several.size, elements, dtype)
+    expected = along_the_ring(by_rank, mean=mean)
+    array = shared(by_rank[several.rank])
+    planned(several, array).all_reduce(mean)
+    assert bits_on_each_rank(several, array) == {expected.tobytes()}
+    array[:] = by_rank[several.rank]
+    halves = planned(several, array)
+    total = halves.reduce_scatter()
+    assert (array == by_rank[several.rank]).all()
+    several.barrier()  # as the outer step's question whether all is finite
+    array[halves.shard] = (total / several.size if mean else total).astype(dtype)
+    halves.all_gather()
+    assert bits_on_each_rank(several, array) == {expected.tobytes()}
+
+
+def test_no_rank_reads_too_early_or_writes_too_soon(several: Transport) -> None:
+    """Ranks come late by turns, and write into their buffers as soon as they may."""
+    size, rank = several.size, several.rank
+    array = shared(np.zeros(5000, np.int64))
+    reduction = planned(several, array)
+    generator = np.random.default_rng(rank)
+    for step in range(60):
+        array[:] = np.arange(5000) * step + rank
+        if generator.random() < 0.3:
+            time.sleep(0.002)
+        reduction.all_reduce(mean=False)
+        expected = size * np.arange(5000) * step + size * (size - 1) // 2
+        assert (array == expected).all()
+        array[:] = -1
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_between_nodes_only_sums_of_a_node_travel(several: Transport, dtype: DTypeLike) -> None:
+    """Two nodes with half of the ranks each, by turns: their memory is shared here, but read on their node alone."""
+    size, rank, elements = several.size, several.rank, 10_007
+    if size % 2:
+        pytest.skip("two nodes with equally many ranks")
+    nodes = [list(range(0, size, 2)), list(range(1, size, 2))]
+    by_rank = values_by_rank(size, elements, dtype)
+    array = shared(by_rank[rank])
+    offers = several.allgather(np.array(offer(array)))
+    neighbors = [
+        array if other == rank else open_offer(offers[other].tolist(), elements, array.dtype)
+        for other in nodes[rank % 2]
+    ]
+    reduction = NodeReduction(several, nodes, array, [found for found in neighbors if found is not None])
+    before = several.traffic.copy()
+    reduction.all_reduce(mean=False)
+    sent_bytes = several.traffic.bytes_sent - before.bytes_sent
+    wide = np.sum([values.astype(np.float64) for values in by_rank], axis=0)
+    magnitude = np.sum([np.abs(values.astype(np.float64)) for values in by_rank], axis=0)
+    precision = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(np.dtype(dtype).name, 0.0)
+    wide_epsilon = 2.0**-52 if dtype is np.float64 else 2.0**-23
+    assert (np.abs(array.astype(np.float64) - wide) <= (size * wide_epsilon + precision) * magnitude).all()
+    assert len(bits_on_each_rank(several, array)) == 1
+    # Of each half: this rank's part of the buffer, once, minus what stays on the node.
+    own, local = -(-elements // len(nodes[0])), len(nodes[0])
+    item_bytes = array.itemsize + max(4, array.itemsize)
+    read_here_bytes = 2 * array.nbytes * (local - 1) // local
+    assert sent_bytes - read_here_bytes <= (own + 1) / 2 * item_bytes + 64  # barriers
+    shards = several.allgather(np.array([reduction.shard.start, reduction.shard.stop]))
+    covered = sorted((start, stop) for start, stop in shards.tolist() if stop > start)
+    assert covered[0][0] == 0
+    assert covered[-1][1] == elements
+    assert all(first[1] == second[0] for first, second in pairwise(covered))
+
+
+def flat(elements: int, *, is_shared: bool) -> FlatBuffer:
+    (layout,) = build_layouts([Entry("weights", (elements,), "float32", 0)])
+    return FlatBuffer(layout, shared=is_shared)
+
+
+def test_auto_takes_it_where_all_ranks_can(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "SHARED_FROM_BYTES", 0)
+    assert type(plan_reduction(several, flat(100, is_shared=True).array)) is NodeReduction
+    one_is_not = flat(100, is_shared=several.rank != 0)
+    assert type(plan_reduction(several, one_is_not.array)) is EngineReduction
+    one_is_not.array[:] = several.rank
+    plan_reduction(several, one_is_not.array).all_reduce(mean=True)
+    assert (one_is_not.array == (several.size - 1) / 2).all()
+
+
+def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(collectives, "SHARED_FROM_BYTES", 0)
+    results = []
+    for algorithm in ("auto", "ring"):
+        buffer = flat(1003, is_shared=True)
+        outer = OuterStep(several, [buffer], SlowMomentum(0.9, 0.6), algorithm=algorithm)  # type: ignore[arg-type]
+        outer.restart()
+        for step in range(5):
+            buffer.array += np.sin(np.arange(1003) * (several.rank + 1) + step).astype(np.float32)
+            outer.run([0.1])
+        results.append(buffer.array.copy())
+    assert results[0].tobytes() == results[1].tobytes()
+
+
+def test_memory_is_not_kept_once_the_plan_is_gone(several: Transport) -> None:
+    def maps() -> int:
+        return Path("/proc/self/maps").read_text().count("memfd:lentando")
+
+    gc.collect()
+    before = maps()
+    keep: Any = planned(several, shared(np.zeros(3000, np.float32)))
+    keep.all_reduce(mean=False)
+    assert maps() == before + several.size
+    several.barrier()
+    del keep
+    gc.collect()
+    assert maps() == before
