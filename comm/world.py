@@ -175,7 +175,7 @@ def local_size() -> int:
 
 
 def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
-    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT=horovod|mpi|nccl|single`` forces one.
+    """The transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
 
     NCCL is used only when it is asked for, over the transport that is detected: it wants a GPU for every rank, which
     nobody knows before the models are made, and what it does here has not been seen on a GPU yet.

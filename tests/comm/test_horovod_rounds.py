@@ -12,9 +12,10 @@ import numpy as np
 import pytest
 from thread_engine import Coordinator, ThreadEngine
 
-from lentando.comm.collectives import EngineReduction, plan_reduction
+from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import TransportError
+from lentando.comm.reductions.engine import EngineReduction
 from lentando.comm.testing import check_transport
 from lentando.comm.transports.horovod import HorovodTransport, rounds
 from lentando.comm.transports.horovod import transport as horovod_transport

@@ -88,9 +88,8 @@ def test_transport_that_does_not_exist_is_refused_with_those_that_do(
     monkeypatch: pytest.MonkeyPatch, choice: str
 ) -> None:
     monkeypatch.setenv("LENTANDO_TRANSPORT", choice)
-    with pytest.raises(
-        ConfigurationError, match=f"LENTANDO_TRANSPORT='{choice}': expected one of horovod, mpi, nccl, single"
-    ):
+    legal = "horovod, mpi, nccl, single"
+    with pytest.raises(ConfigurationError, match=f"LENTANDO_TRANSPORT='{choice}': expected one of {legal}"):
         world.init()
     assert not world.is_initialized()
 

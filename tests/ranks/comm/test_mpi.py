@@ -63,6 +63,8 @@ def test_mpi_alone_makes_no_progress_while_the_caller_computes(transport: Transp
     """So the progress thread earns its keep, and the conformance suite notices when it is missing."""
     if transport.size == 1:
         pytest.skip("a message to oneself needs no progress")
+    if "Open MPI" not in MPI.Get_library_version():
+        pytest.skip("MPICH's shared memory may take the message whole")
     mutant = WithoutProgress()
     check = _TransportCheck(mutant, patience_seconds=0.5)
     check.next, check.previous = (mutant.rank + 1) % mutant.size, (mutant.rank - 1) % mutant.size
