@@ -207,6 +207,8 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
         MPI = _load_mpi(launch)  # noqa: N806 - the name that everybody gives it
 
         from lentando.comm.transports.mpi import MPITransport
+    except LaunchError:
+        raise
     except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
         wanted = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
         raise LaunchError(
