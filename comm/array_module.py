@@ -17,8 +17,8 @@ __all__ = ["array_module", "copy_into", "is_on_host", "to_host"]
 
 
 def is_on_host(array: Array) -> bool:
-    """Whether this is a NumPy array; any other lies on a device."""
-    return isinstance(array, np.ndarray)
+    """Whether this is a NumPy array, or a NumPy scalar; any other lies on a device."""
+    return isinstance(array, np.ndarray | np.generic)
 
 
 def array_module(array: Array) -> Any:

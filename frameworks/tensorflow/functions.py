@@ -167,7 +167,7 @@ def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], sha
     """Call ``function`` with copies of the tensors as arrays; its results as tensors. Now, or when the graph runs."""
 
     def on_tensors(*eager: Any) -> list[Any]:
-        return [tf.constant(array) for array in function(*(tensor.numpy() for tensor in eager))]
+        return [tf.constant(array) for array in function(*(np.asarray(tensor.numpy()) for tensor in eager))]
 
     check_can_wait(transport())
     if tf.executing_eagerly():
