@@ -30,6 +30,7 @@ class Event(IntEnum):
     OPERATION = 5
     SAVE = 6
     LOAD = 7
+    STEP = 8
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Control:
         step: inner steps completed.
         subject: fingerprint of what the event is about (layout and settings of a model, name and shape of a tensor).
         loss: mean loss of this rank since the last message, NaN if it has none.
-        weight: this rank's share in averages.
+        weight: this rank's share in averages: 0 if it has run out of batches, and only adopts them.
         learning_rate: mean learning rate of this rank since the last message.
         flag: true if something happened on this rank that all should know.
         clock: this rank's clock in seconds; decisions about time go by rank 0's.
