@@ -115,7 +115,8 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         found = grouped_by_rank(allgather_object(transport, doing()))
         raise MismatchError(
             f"the ranks are not about to do the same thing. {found}. Every rank must take the same steps in the same "
-            "order: check that all have equally many batches, the same model and the same settings"
+            "order: check that all have equally many batches (or train inside join), the same model and the same "
+            "settings"
         )
     losses = [float(loss) for loss in columns["loss"] if not isnan(loss)]
     return Agreement(

@@ -132,7 +132,7 @@ class Replica:
             if self._is_everybodys(agreement):
                 self._base.average_gradients()
             else:
-                self._rates_of_active(agreement)
+                self._rates_of_active()
                 self._base.average_gradients(self._share(agreement))
         return agreement
 
@@ -186,7 +186,7 @@ class Replica:
                 if self.joined and not self.averages_gradients:
                     agreement = self._agree(Event.STEP, "gossips about")
                     if not self._is_everybodys(agreement):
-                        self._rates_of_active(agreement)
+                        self._rates_of_active()
                 self._gossip()
         self._in_step = False
         self._count(count, rate_sums)
@@ -419,7 +419,7 @@ class Replica:
                 agreement = self._agree(Event.GRADIENTS, "averages the gradients of")
                 if not agreement.weight:
                     return False
-                rates = self._rates_of_active(agreement)
+                rates = self._rates_of_active()
                 self._base.average_gradients(self._share(agreement))
             if not step_along(rates, bool(agreement.flagged)):
                 return True
@@ -429,7 +429,7 @@ class Replica:
                     agreement = self._agree(Event.STEP, "gossips about")
                     if not agreement.weight:
                         return False
-                    rates = self._rates_of_active(agreement)
+                    rates = self._rates_of_active()
                 self._gossip()
         self._count(1, rates)
         self._steps_along += 1
@@ -445,7 +445,7 @@ class Replica:
         gossips = self._settings.base.mixes_parameters
         return Share(is_active, round(agreement.weight), self._transport.size, gossips)
 
-    def _rates_of_active(self, agreement: Agreement) -> list[float]:
+    def _rates_of_active(self) -> list[float]:
         """The learning rates of this step on the first rank that takes it. Collective."""
         own = [float(not self._ended), *self._framework.learning_rates()]
         by_rank = self._transport.allgather(np.array(own, np.float64))

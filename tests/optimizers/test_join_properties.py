@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import pytest
 import reference
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -112,3 +113,19 @@ def test_gossip(
     assert {steps for _, _, _, steps in outcome} == {max(counts)}
     if period is not None:
         assert all((z == outcome[0][0]).all() for z, _, _, _ in outcome)
+
+
+@pytest.mark.parametrize("base", [LocalSGD(), AllReduce(), SGP()])
+def test_waiting_for_others_is_no_computing(base: Any) -> None:
+    """Rank 1 takes 0.5 s for a step, and then waits for rank 0, which takes 0.1 s for each of many."""
+
+    def program(transport: Transport) -> Any:
+        worker = Worker(transport, QUADRATIC, START, changing, base=base, period=3)
+        for _ in range(2):
+            worker.run_joined([24, 6][transport.rank])
+        return worker.replica.report()
+
+    fast, slow = simulate(program, 2, compute=Compute(0.1, stragglers={1: 5.0}))
+    assert fast["compute_seconds"] == pytest.approx(0.1)
+    assert slow["compute_seconds"] == pytest.approx(0.5)
+    assert slow["seconds_per_step"] < 0.6

@@ -1,6 +1,7 @@
 """Uneven data in PyTorch: ``with lt.join(optimizer):`` round loops of unequal length."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -157,6 +158,25 @@ def test_statistics_over_gossip_are_those_of_the_ranks_that_took_steps() -> None
         train(optimizer, model, 7 if lt.rank() == last else 0, last)
     torch.testing.assert_close(model.norm.running_mean, alone.norm.running_mean)
     torch.testing.assert_close(model.norm.running_var, alone.norm.running_var)
+
+
+def test_training_that_was_joined_is_saved_and_goes_on_alike(shared_path: Path) -> None:
+    model, again = net(), net()
+    optimizer, resumed = (
+        lt.SlowMo(torch.optim.SGD(m.parameters(), lr=0.05), model=m, period=3, slow_momentum=0.5)
+        for m in (model, again)
+    )
+    with lt.join(optimizer):
+        train(optimizer, model, counts()[lt.rank()], lt.rank())
+    lt.save(shared_path, optimizer)
+    lt.load(shared_path, resumed)
+    for own, of in ((optimizer, model), (resumed, again)):
+        with lt.join(own):
+            train(own, of, 1 + lt.rank(), lt.rank())
+        assert_equal_on_all_ranks(dict(of.named_parameters()))
+        assert_equal_on_all_ranks({"mean": of.norm.running_mean, "variance": of.norm.running_var})
+    for mine, theirs in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
 
 
 def test_closures_and_synchronize_are_refused_where_gradients_are_averaged() -> None:
