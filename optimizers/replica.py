@@ -420,6 +420,7 @@ class Replica:
                 if not agreement.weight:
                     return False
                 rates = self._rates_of_active()
+                self._framework.load()  # on a device, what follows is then in order with the framework
                 self._base.average_gradients(self._share(agreement))
             if not step_along(rates, bool(agreement.flagged)):
                 return True

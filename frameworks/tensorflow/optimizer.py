@@ -332,7 +332,10 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self._counted.refresh()
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
-        """Step along the averaged gradients, as the ranks do that still have batches. None overflows unknown to it."""
+        """Step along the averaged gradients, as the ranks do that still have batches.
+
+        ``overflow`` is never set here: a ``LossScaleOptimizer`` finds it in the averaged gradients, on all ranks alike.
+        """
         gradients = self._model.flat_gradients.scatter()
         own, (rate,) = float(self.learning_rate), rates
         if rate != own:
