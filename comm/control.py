@@ -31,6 +31,7 @@ class Event(IntEnum):
     OPERATION = 5
     SAVE = 6
     LOAD = 7
+    STEP = 8
 
 
 _WORDS = {
@@ -55,7 +56,7 @@ class Control:
         step: inner steps completed.
         subject: fingerprint of what the event is about (layout and settings of a model, name and shape of a tensor).
         loss: mean loss of this rank since the last message, NaN if it has none.
-        weight: this rank's share in averages.
+        weight: this rank's share in averages: 0 if it has run out of batches, and only adopts them.
         learning_rate: mean learning rate of this rank since the last message.
         flag: true if something happened on this rank that all should know.
         clock: this rank's clock in seconds; decisions about time go by rank 0's.
@@ -128,7 +129,8 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         found = grouped_by_rank(allgather_object(transport, doing()))
         raise MismatchError(
             f"the ranks are not about to do the same thing. {found}. Every rank must take the same steps in the same "
-            "order: check that all have equally many batches, the same model and the same settings"
+            "order: check that all have equally many batches (or train inside join), the same model and the same "
+            "settings"
         )
     losses = [float(loss) for loss in columns["loss"] if not isnan(loss)]
     return Agreement(

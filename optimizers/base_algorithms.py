@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Transport
+from lentando.optimizers.join import Share, mean_over_some
 
 __all__ = ["AllReduce", "BaseAlgorithm", "InnerSteps", "LocalSGD"]
 
@@ -14,8 +15,12 @@ __all__ = ["AllReduce", "BaseAlgorithm", "InnerSteps", "LocalSGD"]
 class InnerSteps:
     """A base algorithm at work in one job. Does nothing at any moment that a subclass does not override."""
 
-    def average_gradients(self) -> None:
-        """After the gradients of a step are there, before the base optimizer uses them."""
+    def average_gradients(self, share: Share | None = None) -> None:
+        """After the gradients of a step are there, before the base optimizer uses them.
+
+        Args:
+            share: of this rank, if the average is not over all ranks (``join``).
+        """
 
     def after_step(self) -> None:
         """After the base optimizer has stepped."""
@@ -98,8 +103,12 @@ class AllReduce:
 
 class _AveragedGradients(InnerSteps):
     def __init__(self, transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm) -> None:
+        self._gradients = gradients
         self._reductions = [plan_reduction(transport, buffer.array, algorithm) for buffer in gradients]
 
-    def average_gradients(self) -> None:
-        for reduction in self._reductions:
-            reduction.all_reduce(mean=True)
+    def average_gradients(self, share: Share | None = None) -> None:
+        for buffer, reduction in zip(self._gradients, self._reductions, strict=True):
+            if share is None:
+                reduction.all_reduce(mean=True)
+            else:
+                mean_over_some(reduction, buffer.array, share)

@@ -9,12 +9,21 @@ from lentando.comm.errors import MismatchError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts, describe, first_difference
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.join import Share, mean_over_some
 
 __all__ = ["average"]
 
 
-def average(transport: Transport, arrays: Mapping[str, Array], algorithm: Algorithm = "auto") -> dict[str, Array]:
+def average(
+    transport: Transport, arrays: Mapping[str, Array], algorithm: Algorithm = "auto", share: Share | None = None
+) -> dict[str, Array]:
     """The mean over ranks of named arrays, sent as one message per dtype.
+
+    Args:
+        transport: ranks that take part.
+        arrays: by name.
+        algorithm: how the mean is formed.
+        share: of this rank, if the mean is not over all ranks.
 
     Raises:
         MismatchError: on every rank, if names, shapes or dtypes differ.
@@ -32,6 +41,10 @@ def average(transport: Transport, arrays: Mapping[str, Array], algorithm: Algori
         flat = FlatBuffer(layout)
         for entry, view in zip(layout.entries, flat.views, strict=True):
             np.copyto(view, arrays[entry.name])
-        plan_reduction(transport, flat.array, algorithm).all_reduce(mean=True)
+        reduction = plan_reduction(transport, flat.array, algorithm)
+        if share is None:
+            reduction.all_reduce(mean=True)
+        else:
+            mean_over_some(reduction, flat.array, share)
         averaged |= {entry.name: view for entry, view in zip(layout.entries, flat.views, strict=True)}
     return averaged

@@ -19,6 +19,7 @@ from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.flat_state import flat_state
+from lentando.optimizers.join import Share
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 __all__ = ["OuterStep"]
@@ -62,19 +63,25 @@ class OuterStep:
         for shard in self._shards:
             shard.restart()
 
-    def run(self, learning_rates: Sequence[float]) -> None:
+    def run(self, learning_rates: Sequence[float], share: Share | None = None) -> None:
         """Take one outer step on all buffers.
 
         Args:
             learning_rates: mean over the round's inner steps, per parameter group.
+            share: of this rank, if the average is not over all ranks.
 
         Raises:
             NonFiniteError: on every rank, naming parameter and rank, if the average is not finite; all parameters are
                 then still what they were.
         """
         divisor = self._transport.size if self._sharded else 1
-        finite = [shard.reduce(divisor) for shard in self._shards]
-        self._check_finite(all(finite))
+        finite = [shard.reduce(divisor, share) for shard in self._shards]
+        try:
+            self._check_finite(all(finite))
+        except NonFiniteError:
+            for shard in self._shards:
+                shard.retract()
+            raise
         for shard in self._shards:
             shard.step(learning_rates)
 
@@ -137,20 +144,36 @@ class _Shard:
         if rule is not None and rule.slow_momentum > 0:
             self.slow_buffer = self._module.zeros(self._own.size, dtype)
         self._mean: Array = self._own
+        self._left_out: list[tuple[Array, Array]] = []
         self.restart()
 
     def restart(self) -> None:
         if self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
 
-    def reduce(self, divisor: int) -> bool:
-        """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite."""
+    def reduce(self, divisor: int, share: Share | None) -> bool:
+        """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite.
+
+        The buffer of a rank that has no share is zero from then on, until ``step`` or ``retract``: in between,
+        neighbours may read it.
+        """
+        self._left_out = [] if share is None else share.leave_out(self.buffer)
         self._mean = self._reduction.reduce_scatter()
-        if divisor != 1:
+        if share is not None:
+            for part in self._ranges:
+                mean = self._mean[part.start : part.stop]
+                np.true_divide(mean, share.divisor(part), out=mean)
+        elif divisor != 1:
             np.true_divide(self._mean, divisor, out=self._mean)
         # A sum is not finite if any of its terms is not. It can also overflow: only then look at every element.
         with np.errstate(over="ignore", invalid="ignore"):
             return bool(np.isfinite(self._mean.sum())) or bool(np.isfinite(self._mean).all())
+
+    def retract(self) -> None:
+        """The average is not adopted. Every rank has formed its part of it, so nobody reads here any more."""
+        for own, kept in self._left_out:
+            self._module.copyto(own, kept)
+        self._left_out = []
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean and hand the result out."""
@@ -170,6 +193,7 @@ class _Shard:
                 # The next round starts from what the model can hold, so that is what its movement is measured from.
                 self._module.copyto(self.anchor, self._own)
         self._reduction.all_gather()
+        self._left_out = []
 
 
 def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:

@@ -13,13 +13,14 @@ import numpy as np
 
 from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.collectives import plan_reduction
-from lentando.comm.control import Agreement, Control, Event, agree
+from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError
 from lentando.comm.stall import watched
 from lentando.comm.transport import Transport, VirtualTime, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
+from lentando.optimizers.join import Share, StepAlong
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.period import Decision, RoundSummary, needs_loss
 from lentando.optimizers.rest_of_model import take_over
@@ -38,6 +39,8 @@ _WAITS: dict[Kind, str] = {
 }
 
 STATE_VERSION = 2
+JOINED = fingerprint("inside a join block")
+"""Makes the subject of a message another one, so that ranks inside the block and outside it do not mistake theirs."""
 
 
 class Replica:
@@ -59,8 +62,9 @@ class Replica:
     Attributes:
         averages_gradients: whether each step must begin with ``average_gradients``.
         needs_loss: whether the loss of each step must be recorded, since the period goes by it.
-        inner_steps: optimizer steps taken.
+        inner_steps: optimizer steps taken; on uneven data, by the rank that took most of them in each round.
         rounds: outer steps taken.
+        joined: whether the ranks may have unequal numbers of batches; see ``join``.
     """
 
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
@@ -93,6 +97,8 @@ class Replica:
                 _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
         self._in_step = False
+        self.joined = False
+        self._ended = False
         self._started = False
         self._clock_origin = transport.clock()
         self._start_checksum = 0
@@ -130,7 +136,11 @@ class Replica:
         self._begin_step()
         with self._communication("gradients", self.inner_steps + 1):
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
-            self._base.average_gradients()
+            if self._is_everybodys(agreement):
+                self._base.average_gradients()
+            else:
+                self._rates_of_active()
+                self._base.average_gradients(self._share(agreement))
         return agreement
 
     def before_step(self) -> None:
@@ -180,19 +190,44 @@ class Replica:
                 self._virtual_time.compute()
         if self._settings.base.mixes_parameters:
             with self._communication("gossip", self.inner_steps + 1):
-                self._framework.load()
-                self._base.after_step()
-                self._framework.store()
+                if self.joined and not self.averages_gradients:
+                    agreement = self._agree(Event.STEP, "gossips about")
+                    if not self._is_everybodys(agreement):
+                        self._rates_of_active()
+                self._gossip()
         self._in_step = False
-        self.inner_steps += count
-        self._steps += count
-        sums = self._rate_sums
-        for group, rate in enumerate(rate_sums):
-            sums[group] += rate
+        self._count(count, rate_sums)
         if not self._timing.is_started:
             self._timing.start(self.inner_steps)
         if self._steps == self._steps_in_round:
             self._outer_step()
+
+    @contextmanager
+    def join(self, step_along: StepAlong) -> Iterator[None]:
+        """Let ranks have unequal numbers of batches inside the block; see ``lentando.optimizers.join.join``.
+
+        Args:
+            step_along: called where the base algorithm averages gradients, when these have been averaged.
+        """
+        if self.joined:
+            raise ConfigurationError("join blocks of one optimizer cannot be nested: leave one before the next")
+        if not self._settings.exact_average and not self._settings.base.communicates:
+            raise ConfigurationError(
+                f"{self._settings.base!r} with exact_average=False sends nothing, so that no rank waits for another: "
+                "leave join out"
+            )
+        self.joined = True
+        try:
+            yield
+            self._ended = True
+            self._timing.pause()
+            if not self._started:
+                self._clock_origin = self._transport.clock()
+                self._start()
+            self._take_part(step_along)
+            self._timing.resume()
+        finally:
+            self.joined = self._ended = False
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -358,37 +393,137 @@ class Replica:
                     elements = to_host(buffer.array[part.start : part.stop])
                     self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
 
+    def _gossip(self) -> None:
+        self._framework.load()
+        self._base.after_step()
+        self._framework.store()
+
+    def _count(self, steps: int, rate_sums: Sequence[float]) -> None:
+        self.inner_steps += steps
+        self._steps += steps
+        sums = self._rate_sums
+        for group, rate in enumerate(rate_sums):
+            sums[group] += rate
+
+    def _take_part(self, step_along: StepAlong) -> None:
+        """This rank has run out of batches: do what the others need of it, until all have."""
+        base = self._settings.base
+        if base.averages_gradients or base.mixes_parameters:
+            while self._step_with_others(step_along):
+                if self._steps == self._steps_in_round:
+                    self._outer_step()
+            if self._outer is not None and self._settings.exact_average and self._steps:
+                self._outer_step()
+            self.drain()
+        else:
+            while self._outer_step():
+                pass
+
+    def _step_with_others(self, step_along: StepAlong) -> bool:
+        """Take part in a step of the others. Tells whether there was one."""
+        if self.averages_gradients:
+            with self._communication("gradients", self.inner_steps):
+                agreement = self._agree(Event.GRADIENTS, "averages the gradients of")
+                if not agreement.weight:
+                    return False
+                rates = self._rates_of_active()
+                self._framework.load()  # on a device, what follows is then in order with the framework
+                self._base.average_gradients(self._share(agreement))
+            if not step_along(rates, bool(agreement.flagged)):
+                return True
+        if self._settings.base.mixes_parameters:
+            with self._communication("gossip", self.inner_steps):
+                if not self.averages_gradients:
+                    agreement = self._agree(Event.STEP, "gossips about")
+                    if not agreement.weight:
+                        return False
+                    rates = self._rates_of_active()
+                self._gossip()
+        self._count(1, rates)
+        self._steps_along += 1
+        self._timing.skip(1)
+        return True
+
+    def _is_everybodys(self, agreement: Agreement) -> bool:
+        return agreement.weight == self._transport.size
+
+    def _share(self, agreement: Agreement, is_active: bool | None = None) -> Share:
+        """This rank's share in an average over some of the ranks."""
+        is_active = not self._ended if is_active is None else is_active
+        gossips = self._settings.base.mixes_parameters
+        return Share(is_active, round(agreement.weight), self._transport.size, gossips)
+
+    def _rates_of_active(self) -> list[float]:
+        """The learning rates of this step on the first rank that takes it. Collective."""
+        own = [float(not self._ended), *self._framework.learning_rates()]
+        by_rank = self._transport.allgather(np.array(own, np.float64))
+        rates: list[float] = by_rank[int(by_rank[:, 0].argmax()), 1:].tolist()
+        return rates
+
+    def _settle_uneven_round(self, rates: Sequence[float]) -> list[float]:
+        """Count the round's steps as the rank did that took most, by whose learning rates all step outward. Collective.
+
+        A rank with more steps has seen more of a learning rate that changes; where one took them all, gamma is what it
+        would be on even data.
+        """
+        own = [self._steps - self._steps_along, self._steps, *rates]
+        by_rank = self._transport.allgather(np.array(own, np.float64))
+        missed = int(by_rank[:, 1].max()) - self._steps
+        self.inner_steps += missed
+        self._timing.skip(missed)
+        leading: list[float] = by_rank[int(by_rank[:, 0].argmax()), 2:].tolist()
+        return leading
+
     def _begin_round(self) -> None:
         self._steps = 0
+        self._steps_along = 0
         self._steps_in_round = None if self._period is None else self._period.steps()
         self._rate_sums = [0.0] * len(self._framework.learning_rates())
 
-    def _outer_step(self) -> None:
+    def _outer_step(self) -> bool:
+        """Take it; unless this is inside ``join``, and no rank has taken a step in this round. Tells whether it did."""
         assert self._outer is not None and self._period is not None
-        rates = tuple(total / self._steps for total in self._rate_sums)
+        rates = [total / max(self._steps, 1) for total in self._rate_sums]
+        share: Share | None = None
         with self._communication("outer", self.inner_steps):
+            rate = sum(rates) / len(rates)
             if self._settings.exact_average:
-                doing = f"begins outer step {self.rounds + 1} of"
-                agreement = self._agree(Event.ROUND, doing, self._take_loss(), learning_rate=sum(rates) / len(rates))
+                is_active = self._steps > self._steps_along
+                agreement = self._agree(
+                    Event.ROUND,
+                    f"begins outer step {self.rounds + 1} of",
+                    self._take_loss(),
+                    flag=self._ended,
+                    learning_rate=rate,
+                    is_active=is_active,
+                )
                 loss, rate, clock = agreement.loss, agreement.learning_rate, agreement.clock
+                if agreement.flagged:
+                    if not agreement.weight:
+                        return False
+                    rates = self._settle_uneven_round(rates)
+                    rate = sum(rates) / len(rates)
+                if not self._is_everybodys(agreement):
+                    share = self._share(agreement, is_active)
             else:
-                loss, rate, clock = self._take_loss(), sum(rates) / len(rates), self._clock()
-            self._step_outward(rates)
-            self._treat_base_buffers()
+                loss, clock = self._take_loss(), self._clock()
+            self._step_outward(rates, share)
+            self._treat_base_buffers(share)
         self.rounds += 1
         decision = self._period.update(RoundSummary(self.rounds, self.inner_steps, loss, rate, clock))
         if decision is not None:
             self._record(decision)
         self._begin_round()
         _log.debug("outer step %d after inner step %d, loss %g", self.rounds, self.inner_steps, loss)
+        return True
 
-    def _step_outward(self, learning_rates: Sequence[float]) -> None:
+    def _step_outward(self, learning_rates: Sequence[float], share: Share | None) -> None:
         assert self._outer is not None
         self._framework.load()
         try:
             if self._settings.exact_average:
                 self._base.expose()
-                self._outer.run(learning_rates)
+                self._outer.run(learning_rates, share)
                 self._base.restart()
             else:
                 self._outer.run(learning_rates)
@@ -399,12 +534,12 @@ class Replica:
         finally:
             self._framework.store()
 
-    def _treat_base_buffers(self) -> None:
+    def _treat_base_buffers(self, share: Share | None) -> None:
         if self._settings.base_buffers == "reset":
             self._framework.reset_optimizer()
         elif self._settings.base_buffers == "average":
             buffers = self._framework.optimizer_buffers()
-            self._framework.store_optimizer_buffers(average(self._transport, buffers, self._settings.algorithm))
+            self._framework.store_optimizer_buffers(average(self._transport, buffers, self._settings.algorithm, share))
 
     def _record(self, decision: Decision) -> None:
         self._decisions.append(decision)
@@ -424,17 +559,30 @@ class Replica:
         return self._transport.clock() - self._clock_origin
 
     def _agree(
-        self, event: Event, doing: str, loss: float = nan, flag: bool = False, learning_rate: float = 0.0
+        self,
+        event: Event,
+        doing: str,
+        loss: float = nan,
+        flag: bool = False,
+        learning_rate: float = 0.0,
+        is_active: bool | None = None,
     ) -> Agreement:
+        """Send a control message. ``is_active``: whether this rank counts; by default, unless it has no batch left."""
         about, checksum = self._subject ^ self._start_checksum, self._start_checksum
         self._start_checksum = 0
+        step = self.inner_steps
+        if self.joined:
+            about ^= JOINED
+            if event is Event.ROUND:
+                step -= self._steps  # where the round began: ranks may have taken unequally many steps in it
         started = self._transport.clock()
         control = Control(
             event,
             self.rounds,
-            self.inner_steps,
+            step,
             about,
             loss,
+            weight=float(not self._ended if is_active is None else is_active),
             learning_rate=learning_rate,
             flag=flag,
             clock=self._clock(),
@@ -443,7 +591,9 @@ class Replica:
 
         def words() -> str:
             since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{self.rounds} rounds"
-            return f"{doing} its model, after {self.inner_steps} steps and {since}"
+            where = " inside join" if self.joined else ""
+            where = " with the others, having run out of its own batches," if self._ended else where
+            return f"{doing} its model{where}, after {self.inner_steps} steps and {since}"
 
         agreement = agree(self._transport, control, words)
         self._timing.heard(agreement, self._transport.clock() - started)
@@ -460,12 +610,14 @@ class Replica:
     def _communication(self, kind: Kind, step: int) -> Iterator[None]:
         """Counts what the block costs; see ``Timing.begin``."""
         before = self._transport.traffic.copy()
-        self._timing.begin(kind, step)
+        if not self._ended:
+            self._timing.begin(kind, step)
         try:
             with watched(self._transport, f"{_WAITS[kind]} {step}"):
                 yield
         finally:
             after = self._transport.traffic
-            self._timing.end()
+            if not self._ended:
+                self._timing.end()
             self._bytes += after.bytes_sent - before.bytes_sent
             self._messages += after.messages + after.collectives - before.messages - before.collectives

@@ -214,6 +214,11 @@ class Timing:
             self._ended_at += paused
         self._paused_at = None
 
+    def skip(self, steps: int) -> None:
+        """So many steps were counted that this rank has not taken."""
+        self._first_step += steps
+        self._last_step += steps
+
     def report(self, base: BaseAlgorithm, period: int | None) -> dict[str, Any]:
         """Plain numbers, measured from the second step on, evaluation left out; None for what is not known, or not yet.
 

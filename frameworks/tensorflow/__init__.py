@@ -33,6 +33,7 @@ from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.join import join
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.callbacks import (
@@ -108,6 +109,7 @@ __all__ = [
     "broadcast_variables",
     "init",
     "is_initialized",
+    "join",
     "layers",
     "load",
     "local_rank",

@@ -1,8 +1,8 @@
 """The optimizers that Keras users write: a wrapper round their own, which the replica drives."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as Dictionary
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import nan
 from typing import Any
 
@@ -213,6 +213,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """As the base optimizer's: puts this rank's own moving average into the model, if it keeps one."""
         self._base_optimizer.finalize_variable_values(var_list)
 
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Let ranks have unequal numbers of batches inside the block; see ``lentando.tensorflow.join``."""
+        with self._replica.join(self._step_along):
+            yield
+            self._counted.settle()
+        self._counted.refresh()
+
     def averaged(self) -> AbstractContextManager[None]:
         """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
 
@@ -322,6 +330,21 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if int(self.iterations) != before:
             replica.after_steps(1, rates)
             self._counted.refresh()
+
+    def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
+        """Step along the averaged gradients, as the ranks do that still have batches.
+
+        ``overflow`` is never set here: a ``LossScaleOptimizer`` finds it in the averaged gradients, on all ranks alike.
+        """
+        gradients = self._model.flat_gradients.scatter()
+        own, (rate,) = float(self.learning_rate), rates
+        if rate != own:
+            self.learning_rate = rate
+        before = int(self.iterations)
+        self._base_step(list(zip(gradients, self._trainable_variables, strict=True)))
+        if rate != own:
+            self.learning_rate = own
+        return int(self.iterations) != before
 
     def _trace_step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
         counted = self._counted

@@ -33,6 +33,7 @@ from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.join import join
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.checkpoint import load, save
@@ -104,6 +105,7 @@ __all__ = [
     "broadcast_parameters",
     "init",
     "is_initialized",
+    "join",
     "layers",
     "load",
     "local_rank",

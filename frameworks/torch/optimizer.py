@@ -1,6 +1,6 @@
 """The optimizers that PyTorch users write: a wrapper round their own, which the replica drives."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from math import nan
 from typing import Any
@@ -118,9 +118,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
         Raises:
             MismatchError, NonFiniteError: on every rank; see ``lentando.optimizers.replica.Replica``.
-            ConfigurationError: if the wrapped parameters were replaced, or the loss is needed and missing.
+            ConfigurationError: if the wrapped parameters were replaced, the loss is needed and missing, or there is a
+                closure for ``AllReduce`` inside ``join``.
         """
         replica = self._replica
+        if closure is not None:
+            self._check_joinable("step(closure), which may average gradients several times in a step,")
         if loss is not None:
             loss = _detached(loss)
             replica.record_loss(loss)
@@ -143,6 +146,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def synchronize(self) -> None:
         """Average the gradients now, to clip them before ``step``, which will not average them again."""
+        self._check_joinable("synchronize()")
         if self._replica.averages_gradients:
             self._average_gradients(nan, overflow=False)
             self._gradients_are_averaged = True
@@ -151,6 +155,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def skip_synchronize(self) -> Iterator[None]:
         """Horovod's way to say that ``synchronize`` was called. Not needed here; does no harm."""
         yield
+
+    def joined(self) -> AbstractContextManager[None]:
+        """Let ranks have unequal numbers of batches inside the block; see ``lentando.torch.join``."""
+        return self._replica.join(self._step_along)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
@@ -223,6 +231,25 @@ class DistributedOptimizer(torch.optim.Optimizer):
         agreement = self._replica.average_gradients(loss, overflow)
         gradients.scatter()
         return agreement.loss, bool(agreement.flagged)
+
+    def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
+        """Step along the averaged gradients, as the ranks do that still have batches."""
+        self._model.flat_gradients.scatter()
+        if not overflow:
+            own = [float(group["lr"]) for group in self.param_groups]
+            for group, rate in zip(self.param_groups, rates, strict=True):
+                _set_rate(group, rate)
+            self._base_optimizer.step()
+            for group, rate in zip(self.param_groups, own, strict=True):
+                _set_rate(group, rate)
+        return True
+
+    def _check_joinable(self, what: str) -> None:
+        if self._replica.joined and self._replica.averages_gradients:
+            raise ConfigurationError(
+                f"{what} is not possible inside join with a base algorithm that averages gradients: ranks that have "
+                "run out of batches step along the averaged gradients and cannot know what is done to them in between"
+            )
 
     def _observed(self, closure: Callable[[], Any], record: bool) -> Callable[[], Any]:
         """The closure, with its gradients averaged if the base algorithm does that, and its loss recorded."""
@@ -317,6 +344,14 @@ def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
     """
     settings = adacomm(**options)
     return DistributedOptimizer(optimizer, model=model, named_parameters=named_parameters, **vars(settings))
+
+
+def _set_rate(group: dict[str, Any], rate: float) -> None:
+    """A learning rate that is a tensor (``capturable``) stays that tensor."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(rate)
+    else:
+        group["lr"] = rate
 
 
 def _detached(loss: Any) -> Any:

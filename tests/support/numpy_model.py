@@ -120,6 +120,17 @@ class Worker:
             self.replica.after_step()
         return self.model.x
 
+    def run_joined(self, steps: int) -> Array:
+        """As ``run``, where other ranks may take more or fewer steps."""
+        with self.replica.join(self._step_along):
+            return self.run(steps)
+
+    def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
+        self.model.rates = list(rates)
+        if not overflow:
+            self.model.step()
+        return True
+
     def run_counted(self, steps: int, at_once: int) -> Array:
         """As ``run`` with local steps, but tells the replica only when it must, or after so many steps."""
         count, sums = 0, np.zeros(2)

@@ -4,7 +4,7 @@ A state is an array of shape (workers, dimension): row i is worker i's parameter
 worker's stochastic gradient.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,6 +75,60 @@ def slowmo(
             anchor, u = x.copy(), new_u
             m = {"maintain": m, "reset": np.zeros_like(m), "average": m.mean(axis=0) * np.ones_like(m)}[buffers]
     return Outcome(x, u)
+
+
+def uneven_slowmo(
+    counts: Sequence[int],
+    start: Vector,
+    gradient: Gradient,
+    period: int,
+    learning_rates: Callable[[int], float],
+    alpha: float = 1.0,
+    beta: float = 0.0,
+    adapted: Callable[[list[float]], int] | None = None,
+    loss: Callable[[Vector], float] = lambda x: 0.0,
+) -> Outcome:
+    """Algorithm 1 of SlowMo where worker i has only ``counts[i]`` batches: means are over those that took steps.
+
+    ``adapted`` gives the next period from the mean losses of all rounds so far.
+    """
+    x, u, left, first = np.tile(start, (len(counts), 1)), np.zeros_like(start), np.array(counts), 0
+    round_losses: list[float] = []
+    while left.any():
+        anchor, taken, losses = x[0].copy(), np.minimum(left, period), []
+        for i, count in enumerate(taken):
+            seen = []
+            for step in range(first, first + count):
+                seen.append(loss(x[i]))
+                x[i] -= learning_rates(step) * gradient(i, step, x[i])
+            losses += [np.mean(seen)] if count else []
+        gamma = np.mean([learning_rates(step) for step in range(first, first + taken.max())])
+        u = beta * u + (anchor - x[taken > 0].mean(axis=0)) / gamma
+        x[:] = anchor - alpha * gamma * u
+        left, first = left - taken, first + int(taken.max())
+        round_losses.append(float(np.mean(losses)))
+        period = adapted(round_losses) if adapted else period
+    return Outcome(x, np.tile(u, (len(counts), 1)))
+
+
+def uneven_synchronous_sgd(
+    counts: Sequence[int],
+    start: Vector,
+    gradient: Gradient,
+    learning_rates: Callable[[int], float],
+    momentum: float = 0.0,
+) -> Vector:
+    """Heavy-ball SGD on the gradient averaged over the workers that still have batches; shape (dimension,)."""
+    x, m = start.copy(), np.zeros_like(start)
+    for step in range(max(counts)):
+        m = momentum * m + np.mean([gradient(i, step, x) for i, count in enumerate(counts) if step < count], axis=0)
+        x = x - learning_rates(step) * m
+    return x
+
+
+def until(counts: Sequence[int], gradient: Gradient) -> Gradient:
+    """The gradient, zero for a worker that has run out of batches."""
+    return lambda worker, step, x: gradient(worker, step, x) if step < counts[worker] else np.zeros_like(x)
 
 
 def synchronous_sgd(

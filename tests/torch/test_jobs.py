@@ -57,6 +57,30 @@ def test_rank_that_raises_takes_the_job_down(tmp_path: Path, method: str) -> Non
     assert job.seconds < 20
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_inside_join_a_rank_may_have_fewer_batches(tmp_path: Path, method: str) -> None:
+    ending = "with lt.join(optimizer): train(10 if lt.rank() == 1 else 16)\nprint('done', model.weight.data.tolist())"
+    job = run(tmp_path, ending, method)
+    assert job.status == 0, job.output
+    done = [line for line in job.output.splitlines() if line.startswith("done")]
+    assert len(done) == 3
+    assert len(set(done)) == 1
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_rank_that_raises_inside_join_takes_the_job_down(tmp_path: Path, method: str) -> None:
+    ending = """
+with lt.join(optimizer):
+    if lt.rank() == 2: train(5); raise RuntimeError('disk is on fire')
+    train(1000000 if lt.rank() == 1 else 3)
+"""
+    job = run(tmp_path, ending, method)
+    assert job.status not in (0, None)
+    assert "RuntimeError: disk is on fire" in job.output
+    assert "rank 2 failed (RuntimeError) and ends the job" in job.output
+    assert job.seconds < 20
+
+
 def test_equal_steps_end_well(tmp_path: Path) -> None:
     job = run(tmp_path, "train(10)\nprint('done', optimizer.report()['rounds'])", "slowmo")
     assert job.status == 0, job.output
