@@ -17,6 +17,7 @@ from lentando.comm.control import Agreement, Control, Event, agree
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError
 from lentando.comm.transport import Transport, VirtualTime, as_bytes
+from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
@@ -259,6 +260,11 @@ class Replica:
     def parts(self) -> tuple[Transport, Framework, Settings]:
         """What it was made of."""
         return self._transport, self._framework, self._settings
+
+    @property
+    def base(self) -> InnerSteps:
+        """The base algorithm at work."""
+        return self._base
 
     def meet(self, event: Event) -> None:
         """Collective: every rank is about to save, or to load, at the same step.

@@ -1,5 +1,6 @@
 """Loading: every rank reads and checks all that it needs; only when no rank objects is anything changed."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,14 @@ from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.checkpoint.part import read_part
 from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.together import together
 from lentando.optimizers.checkpoint.training import Training
 from lentando.optimizers.checkpoint.tree import flat_nodes, tensor, unpack
 
 __all__ = ["OptimizerStateChoice", "load"]
+
+_log = logging.getLogger("lentando")
 
 OptimizerStateChoice: TypeAlias = Literal["saved", "new"]
 
@@ -70,10 +74,12 @@ def load(
 
     def prepare() -> None:
         loading = _Loading(training, Path(found["folder"]), found["content"], mapping, optimizer_state)
-        ready.update(adopt=loading.prepared(), extra=loading.extra)
+        ready.update(adopt=loading.prepared(), extra=loading.extra, warning=loading.approximations)
 
     together(transport, doing, prepare)
     together(transport, doing, ready["adopt"])
+    if transport.rank == 0 and ready["warning"] is not None:
+        _log.warning("%s", ready["warning"])
     return ready["extra"]
 
 
@@ -98,11 +104,6 @@ class _Loading:
         self._optimizer_state = optimizer_state
         transport, self._framework, settings = training.replica.parts
         self._rank = transport.rank
-        if content["world_size"] != transport.size:
-            raise CheckpointError(
-                f"it was saved by {content['world_size']} ranks, this job has {transport.size}: start as many as saved "
-                "it (continuing on another number of ranks is not possible yet)"
-            )
         if content["settings"] != settings.in_words():
             raise CheckpointError(
                 f"it was saved by training with {content['settings']}, the settings here are {settings.in_words()}"
@@ -111,9 +112,27 @@ class _Loading:
         self._layouts = [buffer.layout for buffer in self._framework.buffers]
         self._own = [entry for layout in self._layouts for entry in layout.entries]
         self._not_averaged = dict(self._framework.not_averaged())
-        self._tensors, self._about = self._part(self._rank)
+        self._resizing: Resizing | None = None
+        if content["world_size"] == transport.size:
+            self._tensors, self._about = self._part(self._rank)
+        else:
+            self._resizing = Resizing(
+                content["world_size"],
+                self._part,
+                build_layouts(self._saved),
+                training.replica.base,
+                self._rank,
+                transport.size,
+                self._framework.name,
+            )
+            self._tensors, self._about = self._resizing.part()
         self._is_native = self._about["framework"] == self._framework.name and mapping is None
         self._mapping = self._completed(mapping)
+
+    @property
+    def approximations(self) -> str | None:
+        """What the user should know of a checkpoint of another number of ranks; None of one of as many."""
+        return None if self._resizing is None else self._resizing.in_words(self._optimizer_state == "saved")
 
     @property
     def extra(self) -> Any:
@@ -212,7 +231,12 @@ class _Loading:
         return read_part(self._folder, self._content["parts"]["shared"])[0]
 
     def _shards(self) -> list[tuple[dict[str, Array], Any]]:
-        """What every rank holds a shard of; read rank by rank, so that the rest of the parts is not held in memory."""
+        """What every rank holds a shard of, or what has been put together of it.
+
+        Read rank by rank, so that the rest of the parts is not held in memory.
+        """
+        if self._resizing is not None:
+            return [(self._tensors, self._about)]
         found = []
         for rank in range(self._content["world_size"]):
             tensors, about = self._part(rank)
@@ -226,6 +250,8 @@ class _Loading:
         mine = (self._tensors, self._about)
         relaying = Relaying(self._mapping, saved, self._layouts, own, mine, self._shards)
         state: dict[str, Any] = unpack(self._about["replica"], self._tensors, relaying.flat_state)
+        if self._resizing is not None:
+            state |= {key: own[key] for key in ("rank", "size")}
         if not self._is_native:
             state["subject"] = own["subject"]
             state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
