@@ -40,6 +40,8 @@ def load(
 ) -> Any:
     """Continue from a checkpoint. Collective: every rank calls it, between steps.
 
+    Of another number of ranks it continues from their average; rank 0 logs what is exact then and what is not.
+
     Args:
         training: what continues: the same model and settings, in any framework.
         path: as it was given to ``save``.
@@ -47,7 +49,7 @@ def load(
         optimizer_state: "new" leaves the saved state of the base optimizer aside.
 
     Returns:
-        ``extra`` as this rank saved it.
+        ``extra`` as the rank of this number saved it, or else as rank 0 did.
 
     Raises:
         CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed
@@ -123,7 +125,6 @@ class _Loading:
                 training.replica.base,
                 self._rank,
                 transport.size,
-                self._framework.name,
             )
             self._tensors, self._about = self._resizing.part()
         self._is_native = self._about["framework"] == self._framework.name and mapping is None

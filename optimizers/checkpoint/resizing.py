@@ -32,8 +32,6 @@ class Resizing:
         base: the base algorithm at work here, which knows what its saved state stands for.
         rank: this rank.
         new_size: how many ranks there are now.
-        framework: this rank's. Of ranks that ran several, the base optimizer's state comes from those that ran this
-            one, or else from those that ran what rank 0 did.
 
     Raises:
         CheckpointError: if the parts do not make up a whole.
@@ -47,7 +45,6 @@ class Resizing:
         base: InnerSteps,
         rank: int,
         new_size: int,
-        framework: str,
     ) -> None:
         self._size, self._new_size = size, new_size
         self._layouts = layouts
@@ -55,17 +52,15 @@ class Resizing:
         self._replicas = _Average()
         self._outer = _OuterState(layouts)
         self._states: list[dict[str, Any]] = []
-        self._optimizers: dict[str, _Optimizers] = {}
+        self._optimizers = _Optimizers()
         self._extra: tuple[Tensors, Any] = ({}, None)
         self._gossips = False
         for saved in range(size):
             tensors, about = read(saved)
             self._add(tensors, about)
-            self._optimizers.setdefault(about["framework"], _Optimizers()).add(tensors, about)
+            self._optimizers.add(tensors, about)
             if saved in (0, rank):
                 self._extra = {name: a for name, a in tensors.items() if _is_below("extra", name)}, about["extra"]
-        first = next(iter(self._optimizers.values()))
-        self._optimizer = self._optimizers.get(framework, first)
 
     def part(self) -> Part:
         """Tensors, and what is said about them, like those of a rank; whole where ranks hold shards."""
@@ -73,7 +68,7 @@ class Resizing:
         state = self._state([self._flattened(layout, model)[: parameters_of(layout)] for layout in self._layouts])
         structure, tensors = pack(state, self._layouts, "replica")
         tensors |= {f"model/{name}": array for name, array in model.items()}
-        own, about = self._optimizer.merged()
+        own, about = self._optimizers.merged()
         return {**tensors, **own, **self._extra[0]}, {**about, "replica": structure, "extra": self._extra[1]}
 
     def in_words(self, with_optimizer: bool) -> str:
@@ -87,17 +82,21 @@ class Resizing:
             if own and self._replicas.equal(own):
                 exact.append(f"{what} (equal on all ranks)")
             elif own:
-                inside = f", {first['steps']} steps into a round of {first['steps_in_round']}" if first["steps"] else ""
-                approximated.append(f"{what} (the mean of the replicas{'' if is_statistic else inside})")
+                approximated.append(f"{what} (the mean of the replicas)")
         outer = "anchors and slow momenta"
         if self._outer.is_sharded:
             exact.append(f"{outer} (cut anew)")
         elif self._outer.equal() is not None:
             (exact if self._outer.equal() else approximated).append(f"{outer} (the mean of the replicas')")
-        if with_optimizer and self._optimizer.equal():
+        if with_optimizer and self._optimizers.equal():
             exact.append("the base optimizer's state (equal on all ranks)")
         elif with_optimizer:
             approximated.append("the base optimizer's state (the mean of the ranks')")
+        if first["steps_in_round"] is not None and first["steps"] and approximated:
+            taken = (
+                f"{first['steps']} of its {first['steps_in_round']} steps were taken apart, by the replicas that were"
+            )
+            approximated.append(f"the round under way ({taken})")
         if any(_rest_of_round(state) != _rest_of_round(first) for state in self._states):
             approximated.append("loss and learning rate of the round under way (the mean of the ranks')")
         if self._gossips:
@@ -244,7 +243,7 @@ class _OuterState:
 
 
 class _Optimizers:
-    """The base optimizers of the ranks of one framework."""
+    """The base optimizers of all ranks, and what is said of the rest."""
 
     def __init__(self) -> None:
         self._average = _Average()
@@ -255,9 +254,10 @@ class _Optimizers:
     def add(self, tensors: Tensors, about: Any) -> None:
         if not self._abouts:
             self._first = {f"model/{name}": tensor(tensors, f"model/{name}") for name, _, _ in about["not_averaged"]}
-        elif about["optimizer"]["kind"] != self._abouts[0]["optimizer"]["kind"]:
-            kinds = f"{self._abouts[0]['optimizer']['kind']} and {about['optimizer']['kind']}"
-            raise CheckpointError(f"the ranks that saved it had several base optimizers ({kinds})")
+        else:
+            kinds = [f"{one['optimizer']['kind']} of {one['framework']}" for one in (self._abouts[0], about)]
+            if kinds[0] != kinds[1]:
+                raise CheckpointError(f"the ranks that saved it had different base optimizers: {' and '.join(kinds)}")
         self._abouts.append(about)
         self._rests.append(unpack(about["optimizer rest"], tensors, _no_flat_state))
         for key, names in about["optimizer"]["names"].items():
