@@ -311,7 +311,7 @@ class Replica:
         """
         mine = {
             "version": (STATE_VERSION, "the format of the state"),
-            "size": (self._transport.size, "the world size"),
+            "size": (self._transport.size, "the world size (to change it, use lt.save and lt.load)"),
             "rank": (self._transport.rank, "the rank (each rank must load the state that it saved itself)"),
             "subject": (self._subject, "the fingerprint of model and settings"),
         }

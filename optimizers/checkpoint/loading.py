@@ -23,7 +23,7 @@ from lentando.optimizers.checkpoint.relaying import Relaying
 from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.together import together
 from lentando.optimizers.checkpoint.training import Training
-from lentando.optimizers.checkpoint.tree import flat_nodes, tensor, unpack
+from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 
 __all__ = ["OptimizerStateChoice", "load"]
 
@@ -138,7 +138,7 @@ class _Loading:
     @property
     def extra(self) -> Any:
         """What this rank saved beside."""
-        return unpack(self._about["extra"], self._tensors, _no_flat_state)
+        return unpack(self._about["extra"], self._tensors, no_flat_state)
 
     def prepared(self) -> Callable[[], None]:
         """Read and check everything; returns what then changes the training."""
@@ -284,7 +284,7 @@ class _Loading:
             key: {name: tensor(self._tensors, f"optimizer/{key}/{name}") for name in names}
             for key, names in about["names"].items()
         }
-        rest = unpack(self._about["optimizer rest"], self._tensors, _no_flat_state)
+        rest = unpack(self._about["optimizer rest"], self._tensors, no_flat_state)
         state = OptimizerState.from_json(about, tensors, rest)
         if self._optimizer_state == "new":
             return training.new_optimizer_state
@@ -306,7 +306,3 @@ class _Loading:
             for quantity, by_name in state.quantities.items()
         }
         return NeutralState(state.kind, state.rule, quantities, state.steps)
-
-
-def _no_flat_state(node: dict[str, Any]) -> dict[str, Any]:
-    raise CheckpointError(f"the state of flat buffers is not expected at {node['path']!r}")

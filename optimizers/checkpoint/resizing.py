@@ -16,8 +16,8 @@ from lentando.comm.transport import Array
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.checkpoint.elements import in_memory_order, in_shape
 from lentando.optimizers.checkpoint.relaying import Part, Tensors, held, parameters_of
-from lentando.optimizers.checkpoint.tree import pack, tensor, unpack
-from lentando.optimizers.flat_state import flat_state, is_flat_state
+from lentando.optimizers.checkpoint.tree import no_flat_state, pack, tensor, unpack
+from lentando.optimizers.flat_state import flat_state
 
 __all__ = ["Resizing"]
 
@@ -97,8 +97,8 @@ class Resizing:
                 f"{first['steps']} of its {first['steps_in_round']} steps were taken apart, by the replicas that were"
             )
             approximated.append(f"the round under way ({taken})")
-        if any(_rest_of_round(state) != _rest_of_round(first) for state in self._states):
-            approximated.append("loss and learning rate of the round under way (the mean of the ranks')")
+            if any(_sums(state) != _sums(first) for state in self._states):
+                approximated.append("its loss and learning rate so far (the mean of the ranks')")
         if self._gossips:
             approximated.append("gossip (begins anew: w = 1, nothing under way)")
         if self._extra[1] is not None:
@@ -259,7 +259,7 @@ class _Optimizers:
             if kinds[0] != kinds[1]:
                 raise CheckpointError(f"the ranks that saved it had different base optimizers: {' and '.join(kinds)}")
         self._abouts.append(about)
-        self._rests.append(unpack(about["optimizer rest"], tensors, _no_flat_state))
+        self._rests.append(unpack(about["optimizer rest"], tensors, no_flat_state))
         for key, names in about["optimizer"]["names"].items():
             for name in names:
                 self._average.add(f"optimizer/{key}/{name}", tensor(tensors, f"optimizer/{key}/{name}"))
@@ -293,7 +293,7 @@ def _joined(name: str, pieces: Sequence[tuple[int, Array]], layout: FlatLayout) 
 def _merged(trees: Sequence[Any]) -> Any:
     """Trees of the same kind as one: floating-point numbers and arrays averaged, all else the first's."""
     first = trees[0]
-    if isinstance(first, dict) and not is_flat_state(first):
+    if isinstance(first, dict):
         same = [tree for tree in trees if isinstance(tree, dict)]
         keys = dict.fromkeys(key for tree in same for key in tree)
         return {key: _merged([tree[key] for tree in same if key in tree]) for key in keys}
@@ -323,7 +323,7 @@ def _same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def _rest_of_round(state: dict[str, Any]) -> list[str]:
+def _sums(state: dict[str, Any]) -> list[str]:
     """What a rank has added up in the round under way; as text, in which NaN equals NaN."""
     return [repr(state[key]) for key in ("rate_sums", "loss_sum", "loss_count")]
 
@@ -335,7 +335,3 @@ def _mean(numbers: Sequence[float]) -> float:
 
 def _is_below(path: str, name: str) -> bool:
     return name == path or name.startswith(f"{path}/")
-
-
-def _no_flat_state(node: dict[str, Any]) -> dict[str, Any]:
-    raise CheckpointError(f"the state of flat buffers is not expected at {node['path']!r}")

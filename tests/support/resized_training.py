@@ -30,7 +30,6 @@ def settings(lt: Any, method: str) -> dict[str, Any]:
     osgp = lt.OSGP(lt.StaticExponential(), staleness=2, deterministic=True)
     found: dict[str, dict[str, Any]] = {
         "allreduce": {},
-        "localsgd": {"base": lt.LocalSGD(), "period": lt.PostLocal(2, ROUND)},
         "adacomm": {"base": lt.LocalSGD(), "period": lt.AdaptivePeriod(4, interval_steps=4)},
         "slowmo": {"base": lt.LocalSGD(), **slow},
         "slowmo by ring": {"base": lt.LocalSGD(), "algorithm": "ring", **slow},

@@ -1,5 +1,6 @@
 """A checkpoint of three ranks that run TensorFlow, continued by two."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,42 @@ from numpy.testing import assert_allclose, assert_array_equal
 from resized_training import LAST, ROUND, left, whole
 
 PROGRAM = Path(__file__).parents[1] / "support/resized_training.py"
+FROM_TORCH = """
+import json, sys
+import torch
+import lentando.torch as lt
+
+lt.init()
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.Linear(3, 1)).double()
+adam = torch.optim.Adam(model.parameters(), lr=0.01)
+optimizer = lt.SlowMo(adam, model=model, period=3, base_buffers="maintain")
+for step in range(7):
+    optimizer.zero_grad()
+    model(torch.randn(8, 4, dtype=torch.float64)).sub(lt.rank()).square().mean().backward()
+    optimizer.step()
+lt.save(sys.argv[1], optimizer)
+moment = lt.allreduce(adam.state[model[0].weight]["exp_avg"])
+with optimizer.averaged():
+    found = [model[0].weight.T, moment.T]
+    if lt.rank() == 0:
+        print("found", json.dumps([tensor.tolist() for tensor in found]))
+"""
+TO_KERAS = """
+import json, sys
+import keras
+import lentando.tensorflow as lt
+
+lt.init()
+keras.config.set_floatx("float64")
+model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3), keras.layers.Dense(1)])
+optimizer = lt.SlowMo(keras.optimizers.Adam(0.01), model=model, period=3, base_buffers="maintain")
+lt.load(sys.argv[1], optimizer)
+kernel = model.weights[0]
+moment = next(v for v in optimizer.variables if v.shape == kernel.shape and "momentum" in v.path)
+if lt.rank() == 0:
+    print("found", json.dumps([kernel.numpy().tolist(), moment.numpy().tolist()]))
+"""
 METHODS = ["slowmo", "slowmo over osgp"]
 STEP = 2 * ROUND + 1
 
@@ -55,3 +92,16 @@ def test_training_goes_on_to_the_same_loss(method: str, folder: Path) -> None:
     found = left(folder, f"{method} continued on 2")[0]["about"]
     assert found["inner_steps"] == LAST
     assert found["loss"] == pytest.approx(expected, rel=0.05)
+
+
+def test_two_ranks_of_tensorflow_go_on_from_three_of_pytorch(tmp_path: Path) -> None:
+    """Names, axes and the number of ranks change at once."""
+    found = []
+    for size, program in ((3, FROM_TORCH), (2, TO_KERAS)):
+        job = mpirun(size, "-c", program, str(tmp_path / "saved"), timeout_seconds=120)
+        assert job.status == 0, job.output
+        said = next(line for line in job.output.splitlines() if line.startswith("found "))
+        found.append([np.array(tensor) for tensor in json.loads(said.removeprefix("found "))])
+    for saved, loaded in zip(*found, strict=True):
+        assert loaded.shape == (4, 3)
+        assert_allclose(loaded, saved, rtol=1e-12)

@@ -11,7 +11,7 @@ from resized_training import FEATURES, LAST, MOMENTUM, RATE, ROUND, SLOW_MOMENTU
 
 PROGRAM = Path(__file__).parents[1] / "support/resized_training.py"
 METHODS = [
-    "allreduce", "localsgd", "adacomm", "slowmo", "slowmo by ring", "slowmo without average", "sgp", "osgp",
+    "allreduce", "adacomm", "slowmo", "slowmo by ring", "slowmo without average", "sgp", "osgp",
     "slowmo over osgp",
 ]  # fmt: skip
 STEPS = [2 * ROUND, 2 * ROUND + 1]  # right after an outer step, and inside a round
@@ -102,7 +102,7 @@ def test_counts_and_schedule_go_on_and_the_user_is_told(continued: tuple[Path, i
     own = [arrays["model weight" if method == "slowmo" else "model 1.weight"] for arrays in before]
     are_equal = all(np.array_equal(array, own[0]) for array in own)
     assert ("the parameters (equal" in exact) == are_equal
-    assert ("the round under way (" in approximated) == (in_round and not are_equal)
+    assert ("; the round under way (" in approximated) == (in_round and not are_equal)
     assert ("momenta (cut anew)" in exact) == ("slowmo" in method and "without" not in method)
     assert ("slow momenta" in approximated) == ("without" in method)
     assert ("base optimizer's state (equal" in exact) == (method == "allreduce" or "over osgp 6" in f"{method} {step}")
