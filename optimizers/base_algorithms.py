@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
-from lentando.comm.transport import Transport
+from lentando.comm.transport import Array, Transport
 from lentando.optimizers.join import Share, mean_over_some
 
 __all__ = ["AllReduce", "BaseAlgorithm", "InnerSteps", "LocalSGD"]
@@ -46,6 +47,34 @@ class InnerSteps:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()`` of an earlier run."""
+
+    # A checkpoint that goes on with another number of ranks goes on from the average. These two change nothing here.
+
+    def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
+        """What ``expose`` would have put into the buffers of a rank.
+
+        Args:
+            state: its ``state_dict()``.
+            parameters: of its buffers, then.
+        """
+        return parameters
+
+    def continued(self, state: dict[str, Any], parameters: Sequence[Array]) -> dict[str, Any]:
+        """The state with which a world of another size begins from the average.
+
+        Args:
+            state: ``state_dict()`` of one of the ranks that there were.
+            parameters: the average.
+
+        Raises:
+            ConfigurationError: if that is not known.
+        """
+        if state:
+            raise ConfigurationError(
+                f"{type(self).__name__} does not say how it continues on another number of ranks (``continued``): "
+                "start as many ranks as saved the checkpoint"
+            )
+        return {}
 
 
 class BaseAlgorithm(Protocol):

@@ -123,6 +123,21 @@ class PushSum(InnerSteps):
                 message.restore(saved["number"], content["weight"], content["shares"]["flat"])
             self._under_way.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"])))
 
+    def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
+        found = []
+        for number, (saved, z) in enumerate(zip(state["biased"]["flat"], parameters, strict=True)):
+            x = saved.copy()
+            total = _moved(x, z, state["weight"])  # not moved, unless the user has changed the model after the step
+            for under_way in state["under_way"]:
+                for message in under_way["messages"]:
+                    total = total + message["shares"]["flat"][number]
+            found.append(total)
+        return found
+
+    def continued(self, state: dict[str, Any], parameters: Sequence[Array]) -> dict[str, Any]:
+        biased = [z.astype(accumulator_dtype(z.dtype)) for z in parameters]
+        return {"round": state["round"], "weight": 1.0, "biased": flat_state(biased), "under_way": []}
+
     def _next_messages(self) -> "_Outgoing":
         """Where this round's messages are written: one for each share that out-neighbours get."""
         peers = self._graphs.peers(self._transport.rank, self.round)

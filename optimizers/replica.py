@@ -18,6 +18,7 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError, NonFiniteError
 from lentando.comm.stall import watched
 from lentando.comm.transport import Transport, VirtualTime, as_bytes
+from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.join import Share, StepAlong
@@ -302,6 +303,11 @@ class Replica:
         """What it was made of."""
         return self._transport, self._framework, self._settings
 
+    @property
+    def base(self) -> InnerSteps:
+        """The base algorithm at work."""
+        return self._base
+
     def meet(self, event: Event) -> None:
         """Collective: every rank is about to save, or to load, at the same step.
 
@@ -347,7 +353,7 @@ class Replica:
         """
         mine = {
             "version": (STATE_VERSION, "the format of the state"),
-            "size": (self._transport.size, "the world size"),
+            "size": (self._transport.size, "the world size (to change it, use lt.save and lt.load)"),
             "rank": (self._transport.rank, "the rank (each rank must load the state that it saved itself)"),
             "subject": (self._subject, "the fingerprint of model and settings"),
         }

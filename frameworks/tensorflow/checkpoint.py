@@ -49,10 +49,13 @@ def load(
     *,
     optimizer_state: OptimizerStateChoice = "saved",
 ) -> Any:
-    """Continue from a checkpoint: to the bit, if the same framework has saved it.
+    """Continue from a checkpoint: to the bit, if as many ranks of the same framework have saved it.
 
     Collective: every rank calls it, eagerly. The variables are filled in place; learning rate and count of iterations
     are restored with the base optimizer's state, except from another framework, whose learning rate stays there.
+
+    Another number of ranks continues from the average of those that there were, with the outer step's state as it was;
+    one warning says what is exact then and what is approximated.
 
     Args:
         path: as given to ``save``: a checkpoint, or a folder of several, of which the newest is taken.
@@ -62,7 +65,7 @@ def load(
         optimizer_state: "new" starts the base optimizer afresh, whatever was saved.
 
     Returns:
-        ``extra`` as this rank saved it, with arrays for tensors.
+        ``extra`` as the rank of this number saved it, or else as rank 0 did, with arrays for tensors.
 
     Raises:
         CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed

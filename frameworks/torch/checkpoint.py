@@ -49,10 +49,13 @@ def load(
     *,
     optimizer_state: OptimizerStateChoice = "saved",
 ) -> Any:
-    """Continue from a checkpoint: to the bit, if the same framework has saved it.
+    """Continue from a checkpoint: to the bit, if as many ranks of the same framework have saved it.
 
     Collective: every rank calls it. The model is filled in place; the learning rates and other settings of the base
     optimizer are restored with its state, except from another framework.
+
+    Another number of ranks continues from the average of those that there were, with the outer step's state as it was;
+    one warning says what is exact then and what is approximated.
 
     Args:
         path: as given to ``save``: a checkpoint, or a folder of several, of which the newest is taken.
@@ -62,7 +65,7 @@ def load(
         optimizer_state: "new" starts the base optimizer afresh, whatever was saved.
 
     Returns:
-        ``extra`` as this rank saved it.
+        ``extra`` as the rank of this number saved it, or else as rank 0 did.
 
     Raises:
         CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed

@@ -1,5 +1,6 @@
 """Loading: every rank reads and checks all that it needs; only when no rank objects is anything changed."""
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -19,11 +20,14 @@ from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.checkpoint.part import read_part
 from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.together import together
 from lentando.optimizers.checkpoint.training import Training
-from lentando.optimizers.checkpoint.tree import flat_nodes, tensor, unpack
+from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 
 __all__ = ["OptimizerStateChoice", "load"]
+
+_log = logging.getLogger("lentando")
 
 OptimizerStateChoice: TypeAlias = Literal["saved", "new"]
 
@@ -36,6 +40,8 @@ def load(
 ) -> Any:
     """Continue from a checkpoint. Collective: every rank calls it, between steps.
 
+    Of another number of ranks it continues from their average; rank 0 logs what is exact then and what is not.
+
     Args:
         training: what continues: the same model and settings, in any framework.
         path: as it was given to ``save``.
@@ -43,7 +49,7 @@ def load(
         optimizer_state: "new" leaves the saved state of the base optimizer aside.
 
     Returns:
-        ``extra`` as this rank saved it.
+        ``extra`` as the rank of this number saved it, or else as rank 0 did.
 
     Raises:
         CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed
@@ -70,10 +76,12 @@ def load(
 
     def prepare() -> None:
         loading = _Loading(training, Path(found["folder"]), found["content"], mapping, optimizer_state)
-        ready.update(adopt=loading.prepared(), extra=loading.extra)
+        ready.update(adopt=loading.prepared(), extra=loading.extra, warning=loading.approximations)
 
     together(transport, doing, prepare)
     together(transport, doing, ready["adopt"])
+    if transport.rank == 0 and ready["warning"] is not None:
+        _log.warning("%s", ready["warning"])
     return ready["extra"]
 
 
@@ -98,11 +106,6 @@ class _Loading:
         self._optimizer_state = optimizer_state
         transport, self._framework, settings = training.replica.parts
         self._rank = transport.rank
-        if content["world_size"] != transport.size:
-            raise CheckpointError(
-                f"it was saved by {content['world_size']} ranks, this job has {transport.size}: start as many as saved "
-                "it (continuing on another number of ranks is not possible yet)"
-            )
         if content["settings"] != settings.in_words():
             raise CheckpointError(
                 f"it was saved by training with {content['settings']}, the settings here are {settings.in_words()}"
@@ -111,14 +114,31 @@ class _Loading:
         self._layouts = [buffer.layout for buffer in self._framework.buffers]
         self._own = [entry for layout in self._layouts for entry in layout.entries]
         self._not_averaged = dict(self._framework.not_averaged())
-        self._tensors, self._about = self._part(self._rank)
+        self._resizing: Resizing | None = None
+        if content["world_size"] == transport.size:
+            self._tensors, self._about = self._part(self._rank)
+        else:
+            self._resizing = Resizing(
+                content["world_size"],
+                self._part,
+                build_layouts(self._saved),
+                training.replica.base,
+                self._rank,
+                transport.size,
+            )
+            self._tensors, self._about = self._resizing.part()
         self._is_native = self._about["framework"] == self._framework.name and mapping is None
         self._mapping = self._completed(mapping)
 
     @property
+    def approximations(self) -> str | None:
+        """What the user should know of a checkpoint of another number of ranks; None of one of as many."""
+        return None if self._resizing is None else self._resizing.in_words(self._optimizer_state == "saved")
+
+    @property
     def extra(self) -> Any:
         """What this rank saved beside."""
-        return unpack(self._about["extra"], self._tensors, _no_flat_state)
+        return unpack(self._about["extra"], self._tensors, no_flat_state)
 
     def prepared(self) -> Callable[[], None]:
         """Read and check everything; returns what then changes the training."""
@@ -212,7 +232,12 @@ class _Loading:
         return read_part(self._folder, self._content["parts"]["shared"])[0]
 
     def _shards(self) -> list[tuple[dict[str, Array], Any]]:
-        """What every rank holds a shard of; read rank by rank, so that the rest of the parts is not held in memory."""
+        """What every rank holds a shard of, or what has been put together of it.
+
+        Read rank by rank, so that the rest of the parts is not held in memory.
+        """
+        if self._resizing is not None:
+            return [(self._tensors, self._about)]
         found = []
         for rank in range(self._content["world_size"]):
             tensors, about = self._part(rank)
@@ -226,6 +251,8 @@ class _Loading:
         mine = (self._tensors, self._about)
         relaying = Relaying(self._mapping, saved, self._layouts, own, mine, self._shards)
         state: dict[str, Any] = unpack(self._about["replica"], self._tensors, relaying.flat_state)
+        if self._resizing is not None:
+            state |= {key: own[key] for key in ("rank", "size")}
         if not self._is_native:
             state["subject"] = own["subject"]
             state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
@@ -257,7 +284,7 @@ class _Loading:
             key: {name: tensor(self._tensors, f"optimizer/{key}/{name}") for name in names}
             for key, names in about["names"].items()
         }
-        rest = unpack(self._about["optimizer rest"], self._tensors, _no_flat_state)
+        rest = unpack(self._about["optimizer rest"], self._tensors, no_flat_state)
         state = OptimizerState.from_json(about, tensors, rest)
         if self._optimizer_state == "new":
             return training.new_optimizer_state
@@ -279,7 +306,3 @@ class _Loading:
             for quantity, by_name in state.quantities.items()
         }
         return NeutralState(state.kind, state.rule, quantities, state.steps)
-
-
-def _no_flat_state(node: dict[str, Any]) -> dict[str, Any]:
-    raise CheckpointError(f"the state of flat buffers is not expected at {node['path']!r}")

@@ -15,7 +15,7 @@ from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.checkpoint.tree import FlatNode, flat_nodes, pack, tensor
 from lentando.optimizers.flat_state import flat_state
 
-__all__ = ["Relaying"]
+__all__ = ["Part", "Relaying", "Tensors", "held", "parameters_of"]
 
 Tensors = dict[str, Array]
 Part = tuple[Tensors, Any]
@@ -63,11 +63,7 @@ class Relaying:
         known = self._wanted.get(node["path"])
         wanted = self._whole(node) if known is None else known["ranges"]
         if self._is_same and wanted == node["ranges"]:
-            tensors = self._own[0]
-            arrays = [
-                extent and _elements(layout, node["path"], extent, tensors)
-                for layout, extent in zip(self._saved, wanted, strict=True)
-            ]
+            arrays = held(self._saved, node["path"], wanted, self._own[0])
         else:
             values = self._by_name(node)
             arrays = [
@@ -84,10 +80,10 @@ class Relaying:
         dtypes = {
             layout.dtype: extent and extent[2] for layout, extent in zip(self._saved, node["ranges"], strict=True)
         }
-        with_statistics = sum(stop for _, stop, _ in extents) > sum(map(_parameters, self._saved))
+        with_statistics = sum(stop for _, stop, _ in extents) > sum(map(parameters_of, self._saved))
         return [
             dtypes.get(layout.dtype)
-            and [0, layout.size if with_statistics else _parameters(layout), dtypes[layout.dtype]]
+            and [0, layout.size if with_statistics else parameters_of(layout), dtypes[layout.dtype]]
             for layout in self._layouts
         ]
 
@@ -99,7 +95,7 @@ class Relaying:
             holders = [(flat_nodes(about["replica"])[path], tensors) for tensors, about in self._all]
         values: dict[str, Array] = {}
         for number, layout in enumerate(self._saved):
-            extents = [(held["ranges"][number], tensors) for held, tensors in holders]
+            extents = [(own["ranges"][number], tensors) for own, tensors in holders]
             extents = [(extent, tensors) for extent, tensors in extents if extent is not None]
             if not extents:
                 continue
@@ -135,6 +131,23 @@ class Relaying:
         return self._everyone()
 
 
+def held(layouts: Sequence[FlatLayout], path: str, ranges: Sequence[Any], tensors: Tensors) -> list[Array | None]:
+    """What a rank has saved of each buffer: arrays as they were given to ``flat_state``.
+
+    Args:
+        layouts: of the buffers when the checkpoint was saved.
+        path: of the ``FlatNode``.
+        ranges: of the ``FlatNode``.
+        tensors: the rank's.
+    """
+    return [extent and _elements(layout, path, extent, tensors) for layout, extent in zip(layouts, ranges, strict=True)]
+
+
+def parameters_of(layout: FlatLayout) -> int:
+    """Elements that are not statistics."""
+    return sum(entry.size for entry in layout.entries if entry.group is not None)
+
+
 def _elements(layout: FlatLayout, path: str, extent: Sequence[Any], tensors: Tensors) -> Array:
     """What was saved of a range of a buffer."""
     start, stop, dtype = extent
@@ -143,8 +156,3 @@ def _elements(layout: FlatLayout, path: str, extent: Sequence[Any], tensors: Ten
         saved = tensor(tensors, f"{path}/{entry.name}")
         elements[here] = in_memory_order(saved, entry) if own == slice(0, entry.size) else saved
     return elements
-
-
-def _parameters(layout: FlatLayout) -> int:
-    """Elements that are not statistics."""
-    return sum(entry.size for entry in layout.entries if entry.group is not None)

@@ -12,7 +12,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import entries_within, in_shape
 from lentando.optimizers.flat_state import is_flat_state
 
-__all__ = ["FlatNode", "flat_nodes", "pack", "unpack"]
+__all__ = ["FlatNode", "flat_nodes", "no_flat_state", "pack", "tensor", "unpack"]
 
 FlatNode = dict[str, Any]
 """Stands for a ``flat_state``. ``path``: of its tensors, called ``path/NAME OF PARAMETER``; ``ranges``: start, stop and
@@ -94,6 +94,15 @@ def flat_nodes(structure: Any) -> dict[str, FlatNode]:
                 yield from walk(item)
 
     return {node["path"]: node for node in walk(from_json(structure))}
+
+
+def no_flat_state(node: FlatNode) -> dict[str, Any]:
+    """For ``unpack``, where there should be none.
+
+    Raises:
+        CheckpointError: always.
+    """
+    raise CheckpointError(f"the state of flat buffers is not expected at {node['path']!r}")
 
 
 def tensor(tensors: Mapping[str, Array], name: str) -> Array:

@@ -14,11 +14,13 @@ from numpy.testing import assert_array_equal
 
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, FlatLayout, build_layouts
+from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.checkpoint.part import read_part, write_part
 from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.tree import pack, unpack
 from lentando.optimizers.flat_state import flat_state, is_flat_state
 
@@ -137,6 +139,96 @@ def test_shards_find_their_new_places(before: int, after: int, seed: int) -> Non
         for layout, shard, array in zip(wanted, shards, found["flat"], strict=True):
             expected = [mapping.rules[e.name].apply(values[mapping.rules[e.name].source]) for e in layout.entries]
             assert_array_equal(array, np.concatenate([e.reshape(-1) for e in expected])[shard])
+
+
+# --- another number of ranks --------------------------------------------------------------------------------
+
+
+def resized(
+    layouts: list[FlatLayout], models: list[dict[str, Any]], outer: list[Any], steps: list[float], momenta: list[Any]
+) -> tuple[dict[str, Any], Any]:
+    """What is made of ranks that held these models, shards, counts of steps and momenta."""
+
+    def read(rank: int) -> tuple[dict[str, Any], Any]:
+        state = {
+            "started": True, "base": {}, "outer": {"u": outer[rank]}, "rate_sums": [0.1], "loss_sum": 3.0 * rank,
+            "loss_count": 2, "steps": 2, "steps_in_round": 4, "inner_steps": 6, "rounds": 1,
+        }  # fmt: skip
+        structure, tensors = pack(state, layouts, "replica")
+        rest, found = pack({"step": np.float32(steps[rank]), "name": f"rank {rank}"}, layouts, "optimizer rest")
+        tensors |= found | {f"model/{name}": array for name, array in models[rank].items()}
+        tensors |= {f"optimizer/momentum/{name}": array for name, array in momenta[rank].items()}
+        optimizer = {"kind": "SGD", "reading": None, "obstacle": "", "is_empty": not momenta[rank]}
+        about = {
+            "framework": "torch", "not_averaged": [], "replica": structure, "optimizer rest": rest, "extra": rank,
+            "optimizer": {**optimizer, "names": {"momentum": list(momenta[rank])}},
+        }  # fmt: skip
+        return tensors, about
+
+    return Resizing(len(models), read, layouts, InnerSteps(), 1, 7).part()
+
+
+@given(st.integers(1, 4), st.integers(0, 3), st.data())
+def test_shards_of_any_partition_become_whole(ranks: int, seed: int, data: Any) -> None:
+    """Whoever has which: a reduction over several nodes gives rank 1 another shard than a ring does."""
+    generator = np.random.default_rng(seed)
+    layouts = build_layouts(
+        [Entry("a", (2, 3), "float64", 0), Entry("b", (4,), "float32", 1), Entry("c", (5,), "float64", None)]
+    )
+    models = [{e.name: generator.normal(size=e.shape).astype(e.dtype) for x in layouts for e in x.entries}] * ranks
+    u = [generator.normal(size=layout.size) for layout in layouts]
+    shards = []
+    for layout in layouts:
+        cuts = sorted(data.draw(st.lists(st.integers(0, layout.size), min_size=ranks - 1, max_size=ranks - 1)))
+        ranges = [slice(*pair) for pair in zip([0, *cuts], [*cuts, layout.size], strict=True)]
+        shards.append(data.draw(st.permutations(ranges)))
+    outer = [
+        flat_state([u[number][own[rank]] for number, own in enumerate(shards)], [own[rank].start for own in shards])
+        for rank in range(ranks)
+    ]
+    tensors, about = resized(layouts, models, outer, [1.0] * ranks, [{}] * ranks)
+    found = unpack(about["replica"], tensors, lambda node: {"node": node})["outer"]["u"]["node"]
+    assert found["sharded"]
+    for array, extent, layout in zip(u, found["ranges"], layouts, strict=True):
+        assert extent[:2] == [0, layout.size]
+        whole = np.concatenate([tensors[f"replica/outer/u/{entry.name}"].reshape(-1) for entry in layout.entries])
+        assert_array_equal(whole, array)
+    for entry in layouts[0].entries:
+        assert_array_equal(tensors[f"model/{entry.name}"], models[0][entry.name])
+
+
+def test_ranks_that_differ_become_their_mean() -> None:
+    """In numbers that add up exactly; a parameter that only some ranks have stepped has the mean of those."""
+    layouts = build_layouts([Entry("a", (2,), "float32", 0), Entry("c", (1,), "float32", None)])
+    models = [{"a": np.full(2, rank, np.float32), "c": np.array([2.0 * rank], np.float32)} for rank in range(3)]
+    momenta = [{}, {"a": np.full(2, 4, np.float32)}, {"a": np.full(2, 8, np.float32)}]
+    outer = [flat_state([np.full(3, 6.0 * rank)]) for rank in range(3)]
+    tensors, about = resized(layouts, models, outer, [4.0, 5.0, 9.0], momenta)
+    assert_array_equal(tensors["model/a"], [1, 1])
+    assert_array_equal(tensors["model/c"], [2])
+    assert tensors["model/a"].dtype == np.float32
+    assert_array_equal(tensors["optimizer/momentum/a"], [6, 6])
+    assert_array_equal(tensors["replica/outer/u/a"], [6, 6])
+    assert about["optimizer"]["names"] == {"momentum": ["a"]}
+    assert not about["optimizer"]["is_empty"]
+    assert unpack(about["optimizer rest"], tensors, lambda node: node) == {"step": np.float32(6), "name": "rank 0"}
+    state = unpack(about["replica"], tensors, lambda node: node)
+    assert (state["loss_sum"], state["loss_count"], state["rate_sums"]) == (3.0, 2, [0.1])
+    assert about["extra"] == 1
+
+
+def test_shards_that_leave_a_gap_are_refused() -> None:
+    layouts = build_layouts([Entry("a", (6,), "float32", 0)])
+    models = [{"a": np.zeros(6, np.float32)}] * 2
+    outer = [flat_state([np.zeros(2)], [0]), flat_state([np.zeros(3)], [3])]
+    with pytest.raises(CheckpointError, match="shards of u do not make up the whole of 6 elements"):
+        resized(layouts, models, outer, [1.0] * 2, [{}] * 2)
+
+
+def test_base_algorithm_that_does_not_say_how_it_continues_is_refused() -> None:
+    assert InnerSteps().continued({}, []) == {}
+    with pytest.raises(ConfigurationError, match="InnerSteps does not say how it continues on another number of ranks"):
+        InnerSteps().continued({"round": 3}, [])
 
 
 # --- the base optimizer's state -----------------------------------------------------------------------------

@@ -12,7 +12,6 @@ from safetensors import safe_open
 from torch import nn
 
 import lentando.torch as lt
-from lentando.optimizers.checkpoint import folder as folder_module
 
 ROUND = 3
 
@@ -208,13 +207,6 @@ def test_other_model_is_refused(shared_path: Path) -> None:
 def test_other_settings_are_refused(shared_path: Path) -> None:
     saved_at(shared_path)
     refused(shared_path, *slowmo(period=4), r"saved by training with .*period=3.*, the settings here are .*period=4")
-
-
-def test_other_world_size_is_refused(shared_path: Path) -> None:
-    saved_at(shared_path)
-    manifest = json.loads((shared_path / "checkpoint.json").read_text())["content"] | {"world_size": 77}
-    on_rank_0(lambda: folder_module.commit(shared_path, manifest))
-    refused(shared_path, *slowmo(1), rf"it was saved by 77 ranks, this job has {lt.size()}: start as many")
 
 
 def test_other_optimizer_is_refused_unless_its_state_is_not_wanted(shared_path: Path) -> None:
