@@ -257,8 +257,11 @@ sys.exit(main())
 
 
 def test_mpi_that_ends_the_process_is_told_with_its_last_words() -> None:
-    job = mpirun(2, *DOCTOR, "--json", environment={"OMPI_MCA_pml": "nosuch"}, timeout_seconds=60)
-    assert job.status == 1, job.output
+    for _ in range(3):  # mpirun kills rank 0, too: on a busy machine sometimes before it has told
+        job = mpirun(2, *DOCTOR, "--json", environment={"OMPI_MCA_pml": "nosuch"}, timeout_seconds=60)
+        assert job.status == 1, job.output
+        if '{"format"' in job.output:
+            break
     (found,) = problems(job)
     assert "while joining the job. It said: " in found["text"]
     assert "MPI_Init" in found["text"]

@@ -33,6 +33,8 @@ def pytest_configure(config: pytest.Config) -> None:
         phases=[hypothesis.Phase.explicit, hypothesis.Phase.generate],
     )
     hypothesis.settings.load_profile("ranks")
+    # The stall inspector asks MPI once a second, which lets messages progress: a test sees that nothing else does.
+    os.environ["LENTANDO_STALL_SECONDS"] = "0"
     world.init()
     # Ranks that share pytest's own temporary folder tidy it at the same moment, and trip over each other.
     folder = tempfile.TemporaryDirectory(prefix="lentando-rank-")

@@ -52,6 +52,13 @@ def test_all_functions(way: Any) -> None:
     assert_array_equal(root, np.full((3, 2), lt.size()))
 
 
+@pytest.mark.parametrize("shape", [(), (3,)])
+def test_broadcast_gives_everybody_the_roots_values(shape: tuple[int, ...], way: Any) -> None:
+    own = tf.fill(shape, float(lt.rank()))
+    found = way(lambda: lt.broadcast(own, root_rank=lt.size() - 1))()
+    assert_array_equal(found.numpy(), np.full(shape, lt.size() - 1.0))
+
+
 def test_broadcast_variables(way: Any) -> None:
     keras.utils.set_random_seed(lt.rank())
     layer = keras.layers.Dense(3, name="layer")
