@@ -213,7 +213,7 @@ def test_mpich_under_the_launcher_of_open_mpi_is_told_on_one_page() -> None:
     assert job.status == 1, job.output
     assert job.output.count("lentando doctor: one process") == 1
     told = " ".join(job.output.split())
-    assert re.search(r"problem mpirun \(Open MPI\) .*, but .* MPICH (Version: )?\d", told)
+    assert re.search(r"problem mpirun \(Open MPI\) .*, but .*MPICH (Version: )?\d", told)
     assert f"$ {MPICH}/mpirun -np 2 lentando doctor" in told
     assert "Traceback" not in job.output
 
