@@ -52,6 +52,7 @@ def main() -> None:
     if not mpich.exists():
         venv.create(mpich, with_pip=True)
     install(mpich / "bin/python", *MPICH_NEEDS)
+    see(mpich / "bin/python", ROOT / "src")
 
 
 def folder() -> Path:
@@ -74,10 +75,7 @@ def build() -> Path:
         python = place / "bin/python"
         install(python, *BUILDS_WITH)
         install(python, *RUNS_WITH)
-        asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
-        own = subprocess.run([python, "-c", asked], check=True, capture_output=True, text=True).stdout.strip()
-        here = subprocess.run([sys.executable, "-c", asked], check=True, capture_output=True, text=True).stdout
-        Path(own, "packages_of_the_other_environment.pth").write_text(here)
+        see(python, packages(Path(sys.executable)))
         compiler = Path(temporary, "c++")
         compiler.write_text(COMPILER)
         compiler.chmod(0o755)
@@ -101,6 +99,17 @@ def build() -> Path:
         partial = folder() / f"{wheel.name}.part"
         partial.write_bytes(wheel.read_bytes())
         return partial.rename(folder() / wheel.name)
+
+
+def see(python: Path, folder: Path) -> None:
+    """Have an environment find what lies in a folder, too."""
+    Path(packages(python), "of_another_environment.pth").write_text(f"{folder}\n")
+
+
+def packages(python: Path) -> Path:
+    """Where an environment's packages are."""
+    asked = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    return Path(subprocess.run([python, "-c", asked], check=True, capture_output=True, text=True).stdout.strip())
 
 
 def install(python: Path, *packages: str, options: tuple[str, ...] = ()) -> None:

@@ -43,6 +43,7 @@ _WORDS = {
     Event.OPERATION: "a collective operation",
     Event.SAVE: "saving a checkpoint",
     Event.LOAD: "loading a checkpoint",
+    Event.STEP: "a gossip step inside join",
 }
 
 

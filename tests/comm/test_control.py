@@ -110,3 +110,8 @@ def test_fingerprint_ignores_the_order_of_keys() -> None:
 
 def test_fingerprint_is_the_same_in_every_process() -> None:
     assert fingerprint(["period", 12]) == 225483604222625
+
+
+def test_every_wait_has_words() -> None:
+    for event in Event:
+        run_ranks(2, lambda transport, event=event: agree(transport, Control(event), str))
