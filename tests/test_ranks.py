@@ -8,7 +8,7 @@ import pytest
 from launching import PYTEST, RANKS, mpirun
 
 FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test_*.py")})
-SIZES = {"tensorflow": [1, 3], "torch": [1, 2, 3, 5]}
+SIZES = {"tensorflow": [1, 3], "torch": [1, 3]}
 """For folders whose ranks take long to start: what they call is tested with more ranks in the others."""
 
 

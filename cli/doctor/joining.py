@@ -58,10 +58,11 @@ class Outcome:
 
 
 @contextmanager
-def join(facts: Facts, timeout_seconds: float) -> Iterator[Outcome]:
+def join(facts: Facts, timeout_seconds: float, last_words_seconds: float = LAST_WORDS_SECONDS) -> Iterator[Outcome]:
     """Start the process and wait for it. Inside, it may still be there, hanging; at the end it is gone.
 
-    To kill a rank makes some launchers end the whole job, so whoever has something to say says it inside.
+    To kill a rank makes some launchers end the whole job, so whoever has something to say says it inside. So does a
+    rank that leaves a job which it could not join: it stays for ``last_words_seconds``, or until it is told to end.
     """
     with tempfile.TemporaryFile("w+") as given, tempfile.TemporaryFile() as told, tempfile.TemporaryFile() as words:
         json.dump(facts, given)
@@ -89,7 +90,7 @@ def join(facts: Facts, timeout_seconds: float) -> Iterator[Outcome]:
             outcome.last_words = [line.strip() for line in printed.splitlines() if line.strip()][-LAST_LINES:]
             yield outcome
             if outcome.end != "left":
-                ended.wait(LAST_WORDS_SECONDS if read_claims(os.environ) else 0)
+                ended.wait(last_words_seconds if read_claims(os.environ) else 0)
         finally:
             if process.poll() is None:
                 process.terminate()
