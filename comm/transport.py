@@ -11,6 +11,8 @@ from typing import Any, Literal, NoReturn, Protocol, TypeAlias, runtime_checkabl
 import numpy as np
 from numpy.typing import NDArray
 
+from lentando.comm.errors import TransportError
+
 __all__ = [
     "Array",
     "DeviceArrays",
@@ -25,6 +27,7 @@ __all__ = [
     "Transport",
     "VirtualTime",
     "as_bytes",
+    "check_rank",
     "shares_memory",
     "takes_device_arrays",
 ]
@@ -50,6 +53,11 @@ class Traffic:
     messages: int = 0
     collectives: int = 0
     bytes_sent: int = 0
+
+    def count_collective(self, bytes_sent: int) -> None:
+        """One more that this rank has taken part in, and what it has sent for it."""
+        self.collectives += 1
+        self.bytes_sent += bytes_sent
 
     def copy(self) -> "Traffic":
         """A snapshot to subtract from later."""
@@ -228,6 +236,16 @@ class EngineHalves(Protocol):
             part: one-dimensional. May be this rank's part of ``out`` itself.
             out: as many times as long as there are ranks.
         """
+
+
+def check_rank(rank: int, size: int, doing: str) -> None:
+    """Refuse a peer or root that does not exist.
+
+    Raises:
+        TransportError: that says what was ``doing`` with it.
+    """
+    if not 0 <= rank < size:
+        raise TransportError(f"{doing} rank {rank}: expected a rank from 0 to {size - 1}")
 
 
 def as_bytes(array: Array) -> NDArray[np.uint8]:

@@ -79,8 +79,7 @@ class NodeReduction:
         for own, theirs in self._others:
             np.copyto(own, theirs)
         self._barrier.wait()  # nobody reads here any more: the caller may write
-        self._traffic.collectives += 1
-        self._traffic.bytes_sent += self._sent_bytes
+        self._traffic.count_collective(self._sent_bytes)
 
     def all_reduce(self, mean: bool) -> None:
         divisor = self._size if mean else 1

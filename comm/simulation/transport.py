@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
+from lentando.comm.errors import ConfigurationError, SimulationError
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.compute import StepTimes
 from lentando.comm.simulation.messages import Exchange, Mail
 from lentando.comm.simulation.scheduler import Scheduler, Task
-from lentando.comm.transport import Array, Message, ReduceOp, Traffic
+from lentando.comm.transport import Array, Message, ReduceOp, Traffic, check_rank
 
 __all__ = ["SimulatedTransport"]
 
@@ -62,25 +62,24 @@ class SimulatedTransport:
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         """As ``Transport.allreduce``: in the array's dtype, in the order of ranks."""
         self._collectives.allreduce(self._task, _contiguous(array), op)
-        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """As ``Transport.broadcast``. All ranks, the root too, go on when it is there."""
-        if not 0 <= root < self.size:
-            raise TransportError(f"broadcast from rank {root}: expected a rank from 0 to {self.size - 1}")
+        check_rank(root, self.size, "broadcast from")
         self._collectives.broadcast(self._task, _contiguous(array), root)
-        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+        self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         """As ``Transport.allgather``."""
         gathered = self._collectives.allgather(self._task, _contiguous(array))
-        self._count(array.nbytes * (self.size - 1))
+        self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
         """As ``Transport.barrier``."""
         self._collectives.barrier(self._task)
-        self._count(0)
+        self.traffic.count_collective(0)
 
     def clock(self) -> float:
         """Virtual seconds since the simulation began."""
@@ -107,10 +106,6 @@ class SimulatedTransport:
 
     def close(self) -> None:
         """Nothing to release: ``init()`` may join again."""
-
-    def _count(self, bytes_sent: int) -> None:
-        self.traffic.collectives += 1
-        self.traffic.bytes_sent += bytes_sent
 
 
 def _contiguous(array: Array) -> Array:

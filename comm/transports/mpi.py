@@ -95,26 +95,26 @@ class MPITransport:
         _settled(array)
         with _translated():
             self._comm.Allreduce(MPI.IN_PLACE, array, _OPS[op])
-        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         _settled(array)
         with _translated():
             self._comm.Bcast((as_bytes(array), MPI.BYTE), root)
-        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+        self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
         _settled(array)
         with _translated():
             self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
-        self._count(array.nbytes * (self.size - 1))
+        self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
         with _translated():
             self._comm.Barrier()
-        self._count(0)
+        self.traffic.count_collective(0)
 
     def clock(self) -> float:
         return time.perf_counter()
@@ -163,10 +163,6 @@ class MPITransport:
         if memory.size <= piece_bytes:
             return [memory]
         return [memory[start : start + piece_bytes] for start in range(0, memory.size, piece_bytes)]
-
-    def _count(self, bytes_sent: int) -> None:
-        self.traffic.collectives += 1
-        self.traffic.bytes_sent += bytes_sent
 
 
 def _takes_device_arrays() -> bool:

@@ -18,7 +18,7 @@ import numpy as np
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, LaunchError, TransportError, grouped_by_rank, ranks_in_words
 from lentando.comm.objects import allgather_object, broadcast_object
-from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes, check_rank
 from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBinding
 
 __all__ = ["NCCLTransport"]
@@ -66,7 +66,7 @@ class NCCLTransport:
         if not sends_here and not receives_here:
             return self._bootstrap.exchange(sends, receives, tag, overlap=overlap)
         for peer, _ in (*sends_here, *receives_here):
-            self._check_peer(peer, "exchange with")
+            check_rank(peer, self.size, "exchange with")
         on_host: Request | None = None
         if len(sends_here) < len(sends) or len(receives_here) < len(receives):
             # First: NCCL may hold this rank up until its peers have come to the same exchange.
@@ -88,15 +88,15 @@ class NCCLTransport:
             self._bootstrap.allreduce(array, op)
             return
         self._run(lambda communicator: communicator.allreduce(array, op), array)
-        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         if is_on_host(array):
             self._bootstrap.broadcast(array, root)
             return
-        self._check_peer(root, "broadcast from")
+        check_rank(root, self.size, "broadcast from")
         self._run(lambda communicator: communicator.broadcast(as_bytes(array), root), array)
-        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+        self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         if is_on_host(array):
@@ -107,11 +107,11 @@ class NCCLTransport:
 
     def reduce_scatter(self, array: Array, out: Array) -> None:
         self._run(lambda communicator: communicator.reduce_scatter(array, out), array, out)
-        self._count(array.nbytes * (self.size - 1) // self.size)
+        self.traffic.count_collective(array.nbytes * (self.size - 1) // self.size)
 
     def allgather_into(self, part: Array, out: Array) -> None:
         self._run(lambda communicator: communicator.allgather(as_bytes(part), as_bytes(out)), part, out)
-        self._count(part.nbytes * (self.size - 1))
+        self.traffic.count_collective(part.nbytes * (self.size - 1))
 
     def barrier(self) -> None:
         self._bootstrap.barrier()
@@ -175,14 +175,6 @@ class NCCLTransport:
         made = np.frombuffer(self._binding.unique_id(), np.uint8) if self.rank == 0 else None
         unique_id = broadcast_object(self._bootstrap, made).tobytes()
         return self._binding.open(self.size, self.rank, unique_id, device)
-
-    def _check_peer(self, peer: int, doing: str) -> None:
-        if not 0 <= peer < self.size:
-            raise TransportError(f"{doing} rank {peer}: expected a rank from 0 to {self.size - 1}")
-
-    def _count(self, bytes_sent: int) -> None:
-        self.traffic.collectives += 1
-        self.traffic.bytes_sent += bytes_sent
 
 
 class _Exchange:

@@ -10,7 +10,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, check_rank
 from lentando.comm.transports.mailbox import Mailbox, Receive
 
 __all__ = ["ThreadTransport", "run_ranks"]
@@ -66,7 +66,7 @@ class ThreadTransport:
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         for peer, _ in (*sends, *receives):
-            self._check_peer(peer, "exchange with")
+            check_rank(peer, self.size, "exchange with")
         with self._world.changed:
             expected = [Receive(array) for _, array in receives]
             for (peer, _), receive in zip(receives, expected, strict=True):
@@ -82,21 +82,21 @@ class ThreadTransport:
         by_rank = self._world.meet(self.rank, array.copy())
         with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
             array[...] = reduce(_OPS[op], by_rank)
-        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        self._check_peer(root, "broadcast from")
+        check_rank(root, self.size, "broadcast from")
         array[...] = self._world.meet(self.rank, array.copy() if self.rank == root else None)[root]
-        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+        self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         gathered = np.stack(self._world.meet(self.rank, array.copy()))
-        self._count(array.nbytes * (self.size - 1))
+        self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
         self._world.meet(self.rank, None)
-        self._count(0)
+        self.traffic.count_collective(0)
 
     def clock(self) -> float:
         return time.perf_counter()
@@ -107,14 +107,6 @@ class ThreadTransport:
 
     def close(self) -> None:
         return
-
-    def _check_peer(self, peer: int, doing: str) -> None:
-        if not 0 <= peer < self.size:
-            raise TransportError(f"{doing} rank {peer}: expected a rank from 0 to {self.size - 1}")
-
-    def _count(self, bytes_sent: int) -> None:
-        self.traffic.collectives += 1
-        self.traffic.bytes_sent += bytes_sent
 
 
 class _World:

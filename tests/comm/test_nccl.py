@@ -18,7 +18,7 @@ from lentando.comm.errors import ConfigurationError, LaunchError, TransportError
 from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, check_device_arrays, check_transport, run_ranks
-from lentando.comm.transport import Array, EngineHalves, Message, Request, takes_device_arrays
+from lentando.comm.transport import Array, EngineHalves, Message, Request, Traffic, takes_device_arrays
 from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.nccl_binding import NCCLBinding
 
@@ -84,9 +84,15 @@ class WrongHalf(NCCLTransport):
         out += 1
 
 
+class WithoutBytes(Traffic):
+    def count_collective(self, bytes_sent: int) -> None:
+        self.collectives += 1
+
+
 class UncountedBytes(NCCLTransport):
-    def _count(self, bytes_sent: int) -> None:
-        self.traffic.collectives += 1
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self.traffic = self._bootstrap.traffic = WithoutBytes()
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import numpy as np
 
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
 from lentando.comm.transports.horovod.rounds import Rounds
 
@@ -47,7 +47,7 @@ class HorovodTransport:
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         for peer, _ in (*sends, *receives):
-            self._check_peer(peer, "exchange with")
+            check_rank(peer, self.size, "exchange with")
         request = self._rounds.exchange(sends, receives, tag)
         self.traffic.messages += len(sends)
         self.traffic.bytes_sent += sum(array.nbytes for _, array in sends)
@@ -61,14 +61,14 @@ class HorovodTransport:
         if reduced is not flat:
             with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
                 flat[...] = reduced.astype(array.dtype)
-        self._count(2 * array.nbytes * (self.size - 1) // self.size)
+        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        self._check_peer(root, "broadcast from")
+        check_rank(root, self.size, "broadcast from")
         memory = _writable(array) if self.rank == root else array
         for piece in _pieces(as_bytes(memory)):
             finish(self._engine.broadcast(COLLECTIVE, piece, root))
-        self._count(array.nbytes if self.rank == root and self.size > 1 else 0)
+        self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         gathered = np.empty((self.size, *array.shape), array.dtype)
@@ -78,12 +78,12 @@ class HorovodTransport:
             found = finish(self._engine.allgather(COLLECTIVE, piece))
             by_rank[:, start : start + piece.size] = found.reshape(self.size, -1)
             start += piece.size
-        self._count(array.nbytes * (self.size - 1))
+        self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
         finish(self._engine.allreduce(COLLECTIVE, np.zeros(1, np.int32), "sum"))
-        self._count(0)
+        self.traffic.count_collective(0)
 
     def clock(self) -> float:
         return time.perf_counter()
@@ -95,14 +95,6 @@ class HorovodTransport:
 
     def close(self) -> None:
         self._rounds.close()
-
-    def _check_peer(self, peer: int, doing: str) -> None:
-        if not 0 <= peer < self.size:
-            raise TransportError(f"{doing} rank {peer}: expected a rank from 0 to {self.size - 1}")
-
-    def _count(self, bytes_sent: int) -> None:
-        self.traffic.collectives += 1
-        self.traffic.bytes_sent += bytes_sent
 
 
 def _writable(array: Array) -> Array:
