@@ -1,6 +1,7 @@
 """The errors that users see. Each message says what was expected, what was found, on which rank, and what to do."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Iterable, Sequence
+from typing import TypeVar
 
 __all__ = [
     "CheckpointError",
@@ -11,11 +12,15 @@ __all__ = [
     "MismatchError",
     "NonFiniteError",
     "NotInitializedError",
+    "RankLostError",
     "SimulationError",
     "TransportError",
     "grouped_by_rank",
     "ranks_in_words",
+    "ranks_of",
 ]
+
+_T = TypeVar("_T", bound=Hashable)
 
 
 class LentandoError(Exception):
@@ -40,6 +45,10 @@ class LaunchError(LentandoError, RuntimeError):
 
 class TransportError(LentandoError, RuntimeError):
     """The engine underneath (MPI, ...) failed, or cannot do what was asked."""
+
+
+class RankLostError(TransportError):
+    """A rank has died, or found one dead and said so. An elastic job goes on without it; see ``transport.Elastic``."""
 
 
 class MismatchError(LentandoError, RuntimeError):
@@ -69,7 +78,13 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
 
 def grouped_by_rank(texts: Sequence[str]) -> str:
     """Says who says what: ``ranks 0 and 1: red; rank 2: blue`` for the texts of ranks 0, 1 and 2."""
-    saying: dict[str, list[int]] = {}
-    for rank, text in enumerate(texts):
-        saying.setdefault(text, []).append(rank)
+    saying = ranks_of(enumerate(texts))
     return "; ".join(f"{ranks_in_words(ranks)}: {text}" for text, ranks in saying.items())
+
+
+def ranks_of(pairs: Iterable[tuple[int, _T]]) -> dict[_T, list[int]]:
+    """Who has what: each value with the ranks that have it, in the order in which they come as (rank, value)."""
+    having: dict[_T, list[int]] = {}
+    for rank, value in pairs:
+        having.setdefault(value, []).append(rank)
+    return having

@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Any
 
 import lentando
-from lentando.comm.errors import ConfigurationError, ranks_in_words
+from lentando.comm.errors import ConfigurationError, ranks_in_words, ranks_of
 from lentando.comm.transport import SideChannel, Transport
 
 __all__ = ["STALLED_STATUS", "StallInspector", "Thresholds", "begin_inspection", "end_inspection", "watched"]
@@ -241,7 +241,7 @@ class StallInspector:
         if self._channel is None:
             return f"{text}. Who is missing, transport {self.transport.name!r} has no way to ask"
         missing = [
-            f"rank {rank} {_in_words(answers.get(rank))}" for rank in range(self.transport.size) if rank not in present
+            f"rank {rank} {_standing(answers.get(rank))}" for rank in range(self.transport.size) if rank not in present
         ]
         if not missing:
             return f"{text}. All ranks are there: the network or the engine underneath does not get on"
@@ -250,15 +250,13 @@ class StallInspector:
 
 def _grouped(answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
     """Where each of these ranks stands, those at the same place together."""
-    places: dict[str, list[int]] = {}
-    for rank in ranks:
-        places.setdefault(answers[rank]["at"], []).append(rank)
+    places = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
     if len(places) == 1:
         return f"at {next(iter(places))}"
     return "; ".join(f"{ranks_in_words(same)} at {place}" for place, same in places.items())
 
 
-def _in_words(answer: dict[str, Any] | None) -> str:
+def _standing(answer: dict[str, Any] | None) -> str:
     if answer is None:
         return "does not answer: its process is stopped, gone or out of reach"
     if answer["waits_in"] is not None:

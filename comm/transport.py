@@ -16,6 +16,7 @@ from lentando.comm.errors import TransportError
 __all__ = [
     "Array",
     "DeviceArrays",
+    "Elastic",
     "EngineHalves",
     "Exchanges",
     "Message",
@@ -235,6 +236,32 @@ class EngineHalves(Protocol):
         Args:
             part: one-dimensional. May be this rank's part of ``out`` itself.
             out: as many times as long as there are ranks.
+        """
+
+
+@runtime_checkable
+class Elastic(Protocol):
+    """A transport whose other ranks can go on when some die.
+
+    What needs a rank that is dead raises ``RankLostError``: an exchange with it, and each collective on some ranks at
+    least. That rank calls ``repair``, and from then on whatever the others do with the transport, or wait in, raises
+    ``RankLostError`` too, until they call ``repair`` as well.
+    """
+
+    def vote(self, yes: bool) -> bool:
+        """Whether all ranks say yes: the same answer on all that live, also when some die in the middle of it.
+
+        False if any has died since the last repair, or somebody has begun one. Collective.
+        """
+
+    def repair(self) -> list[int]:
+        """Leave out the dead. Collective over the living; survives deaths meanwhile.
+
+        ``rank``, ``size`` and what else depends on who is there are then new, in the order of before. Messages under
+        way are gone, and whatever was planned on this transport must be planned anew.
+
+        Returns:
+            the ranks of before of those that are left, by their rank of now.
         """
 
 

@@ -115,13 +115,16 @@ def without_docstring(folders: list[Path]) -> list[str]:
     classes = {node.name: node for _, node in definitions if isinstance(node, ast.ClassDef)}
     protocols = [public_methods(node) for node in classes.values() if "Protocol" in base_names(node)]
 
+    def with_inherited(owner: ast.ClassDef) -> dict[str, bool]:
+        inherited = [with_inherited(classes[base]) for base in base_names(owner) & classes.keys()]
+        found = public_methods(owner)
+        for methods in inherited:
+            found = {name: found.get(name, False) or methods.get(name, False) for name in found | methods}
+        return found
+
     def is_documented(owner: ast.ClassDef, method: str) -> bool:
-        own = public_methods(owner)
-        return (
-            own.get(method, False)
-            or any(protocol.get(method) for protocol in protocols if protocol.keys() <= own.keys())
-            or any(is_documented(classes[base], method) for base in base_names(owner) & classes.keys())
-        )
+        own = with_inherited(owner)
+        return own[method] or any(protocol.get(method) for protocol in protocols if protocol.keys() <= own.keys())
 
     missing = [where for where, node in definitions if ast.get_docstring(node) is None]
     for where, node in definitions:

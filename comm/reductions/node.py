@@ -59,22 +59,21 @@ class NodeReduction:
         self._sent_bytes = 2 * buffer.nbytes * (count - 1) // count  # what the others read here
         self._scratch = np.empty(min(BLOCK, self._own.size), accumulator_dtype(buffer.dtype))
         self._sum = np.empty(self._own.size, accumulator_dtype(buffer.dtype))
-        self._reduce_between = self._gather_between = None
+        self._between: RingReduction | None = None
         self.shard = part
         if len(nodes) > 1:
-            between = _Counterparts(transport, [ranks[own] for ranks in nodes])
-            self._reduce_between = RingReduction(between, self._sum)
-            self._gather_between = RingReduction(between, self._own)
-            within = self._gather_between.shard
+            counterparts = _Counterparts(transport, [ranks[own] for ranks in nodes])
+            self._between = RingReduction(counterparts, self._own, terms=self._sum)
+            within = self._between.shard
             self.shard = slice(part.start + within.start, part.start + within.stop)
 
     def reduce_scatter(self) -> Array:
         self._sum_node(1, self._sum)
-        return self._sum if self._reduce_between is None else self._reduce_between.reduce_scatter()
+        return self._sum if self._between is None else self._between.reduce_scatter()
 
     def all_gather(self) -> None:
-        if self._gather_between is not None:
-            self._gather_between.all_gather()
+        if self._between is not None:
+            self._between.all_gather()
         self._barrier.wait()  # everybody's part is finished, and nobody reads the values of before any more
         for own, theirs in self._others:
             np.copyto(own, theirs)
@@ -83,7 +82,7 @@ class NodeReduction:
 
     def all_reduce(self, mean: bool) -> None:
         divisor = self._size if mean else 1
-        if self._reduce_between is None:
+        if self._between is None:
             self._sum_node(divisor, self._own)
         else:
             store(self.reduce_scatter(), self._buffer[self.shard], divisor)

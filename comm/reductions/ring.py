@@ -28,11 +28,15 @@ class RingReduction:
         transport: ranks that take part.
         buffer: one-dimensional and contiguous; read and written in place at every execution.
         segment_bytes: longest message.
+        terms: what is summed, of the buffer's length, where that is not what the buffer holds.
     """
 
-    def __init__(self, transport: Exchanges, buffer: Array, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self, transport: Exchanges, buffer: Array, segment_bytes: int = SEGMENT_BYTES, terms: Array | None = None
+    ) -> None:
         self._transport = transport
         self._buffer = buffer
+        self._terms = buffer if terms is None else terms
         rank, size, elements = transport.rank, transport.size, buffer.size
         self._accumulator = accumulator_dtype(buffer.dtype)
         self._module = array_module(buffer)
@@ -52,9 +56,9 @@ class RingReduction:
 
         self._reduce_plan = []
         for hop in ring.reduce_hops(rank, size, elements, count):
-            own = buffer[hop.receive]
+            own = self._terms[hop.receive]
             received = slot(hop.step, rank - 1 - hop.step, hop.receive)
-            sent = slot(hop.step - 1, rank - hop.step, hop.send) if hop.step else buffer[hop.send]
+            sent = slot(hop.step - 1, rank - hop.step, hop.send) if hop.step else self._terms[hop.send]
             self._reduce_plan.append((sent, received, own))
         self._gather_plan = [
             (buffer[hop.send], buffer[hop.receive]) for hop in ring.gather_hops(rank, size, elements, count)
@@ -62,7 +66,7 @@ class RingReduction:
 
     def reduce_scatter(self) -> Array:
         if self._transport.size == 1:
-            self._module.copyto(self._sum, self._buffer)
+            self._module.copyto(self._sum, self._terms)
             return self._sum
         pending: deque[tuple[Request, Array, Array]] = deque()
         for sent, received, own in self._reduce_plan:

@@ -16,7 +16,14 @@ from typing import NoReturn
 import numpy as np
 
 from lentando.comm.array_module import array_module, is_on_host
-from lentando.comm.errors import ConfigurationError, LaunchError, TransportError, grouped_by_rank, ranks_in_words
+from lentando.comm.errors import (
+    ConfigurationError,
+    LaunchError,
+    TransportError,
+    grouped_by_rank,
+    ranks_in_words,
+    ranks_of,
+)
 from lentando.comm.objects import allgather_object, broadcast_object
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes, check_rank
 from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBinding
@@ -162,9 +169,7 @@ class NCCLTransport:
         """Collective: connect the ranks' GPUs."""
         device = self._binding.device_of(array)
         identities = self._bootstrap.allgather(np.frombuffer(self._binding.identity(device), np.uint8))
-        by_identity: dict[bytes, list[int]] = {}
-        for rank, identity in enumerate(identities):
-            by_identity.setdefault(identity.tobytes(), []).append(rank)
+        by_identity = ranks_of((rank, identity.tobytes()) for rank, identity in enumerate(identities))
         shared = [ranks_in_words(ranks) for ranks in by_identity.values() if len(ranks) > 1]
         if shared:
             raise ConfigurationError(

@@ -3,7 +3,7 @@ import inspect
 import pytest
 
 from lentando.comm import errors
-from lentando.comm.errors import LentandoError, grouped_by_rank, ranks_in_words
+from lentando.comm.errors import LentandoError, grouped_by_rank, ranks_in_words, ranks_of
 
 
 @pytest.mark.parametrize(
@@ -24,7 +24,11 @@ def test_grouped_by_rank_says_who_says_what_in_order_of_rank() -> None:
     assert grouped_by_rank(["red", "blue", "red"]) == "ranks 0 and 2: red; rank 1: blue"
 
 
-@pytest.mark.parametrize("name", sorted({*errors.__all__} - {"grouped_by_rank", "ranks_in_words"}))
+def test_ranks_of_collects_who_has_what_in_the_order_in_which_it_comes() -> None:
+    assert ranks_of([(2, "red"), (0, "blue"), (1, "red")]) == {"red": [2, 1], "blue": [0]}
+
+
+@pytest.mark.parametrize("name", sorted({*errors.__all__} - {"grouped_by_rank", "ranks_in_words", "ranks_of"}))
 def test_every_error_is_a_lentando_error(name: str) -> None:
     kind = getattr(errors, name)
     assert inspect.isclass(kind)

@@ -8,12 +8,12 @@ import time
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Protocol
+from typing import Any, Protocol
 
 from lentando.comm.errors import LaunchError
 from lentando.comm.transport import Array, ReduceOp
 
-__all__ = ["REDUCED_HERE", "Collective", "Engine", "finish", "load_engine"]
+__all__ = ["REDUCED_HERE", "Collective", "Engine", "HorovodWorld", "finish", "load_engine"]
 
 REDUCED_HERE = ("int32", "int64", "float32", "float64")
 """Dtypes that Horovod reduces well: float16 it rounds after each addition."""
@@ -68,6 +68,36 @@ class Engine(Protocol):
 
     def alltoall(self, name: str, words: Array, splits: Sequence[int]) -> Collective:
         """Send the first ``splits[0]`` words to rank 0, and so on; what came follows by rank, without its lengths."""
+
+
+class HorovodWorld:
+    """The part of an ``Engine`` that is the same in every binding: who is there.
+
+    Args:
+        hvd: the binding's module of Horovod's. Joins Horovod's job, unless the program has.
+    """
+
+    def __init__(self, hvd: Any) -> None:
+        self._hvd = hvd
+        self._operations = {"sum": hvd.Sum, "min": hvd.Min, "max": hvd.Max}
+        if not hvd.is_initialized():
+            hvd.init()
+
+    def size(self) -> int:
+        """Number of ranks."""
+        return int(self._hvd.size())
+
+    def rank(self) -> int:
+        """This process among them."""
+        return int(self._hvd.rank())
+
+    def local_size(self) -> int:
+        """Number of ranks on this node."""
+        return int(self._hvd.local_size())
+
+    def local_rank(self) -> int:
+        """This process among those."""
+        return int(self._hvd.local_rank())
 
 
 def load_engine() -> Engine:

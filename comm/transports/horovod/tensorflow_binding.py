@@ -10,7 +10,7 @@ import tensorflow as tf
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import Engine
+from lentando.comm.transports.horovod.engine import Engine, HorovodWorld
 
 __all__ = ["TensorFlowEngine", "open_engine"]
 
@@ -20,12 +20,10 @@ if not hasattr(hvd, "init"):  # its Python part imports without the compiled one
 
 def open_engine() -> Engine:
     """Join Horovod's job, unless the program has."""
-    if not hvd.is_initialized():
-        hvd.init()
     return TensorFlowEngine()
 
 
-class TensorFlowEngine:
+class TensorFlowEngine(HorovodWorld):
     """Horovod as built for TensorFlow.
 
     An operation of TensorFlow's returns when it is done, and Horovod sees a name only within a ``tf.function``. So each
@@ -35,23 +33,12 @@ class TensorFlowEngine:
     binding = "horovod.tensorflow"
 
     def __init__(self) -> None:
+        super().__init__(hvd)
         self._functions: dict[tuple[object, ...], Any] = {}
         self._idle: list[_Thread] = []
 
-    def size(self) -> int:
-        return int(hvd.size())
-
-    def rank(self) -> int:
-        return int(hvd.rank())
-
-    def local_size(self) -> int:
-        return int(hvd.local_size())
-
-    def local_rank(self) -> int:
-        return int(hvd.local_rank())
-
     def allreduce(self, name: str, array: Array, op: ReduceOp) -> "_Collective":
-        operation = {"sum": hvd.Sum, "min": hvd.Min, "max": hvd.Max}[op]
+        operation = self._operations[op]
         reduce = self._function(
             (name, op, array.dtype), lambda tensor: hvd.allreduce(tensor, op=operation, name=name), array.dtype
         )

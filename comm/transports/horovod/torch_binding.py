@@ -8,7 +8,7 @@ import torch
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import Engine
+from lentando.comm.transports.horovod.engine import Engine, HorovodWorld
 
 __all__ = ["TorchEngine", "open_engine"]
 
@@ -18,30 +18,19 @@ if not hasattr(hvd, "init"):  # its Python part imports without the compiled one
 
 def open_engine() -> Engine:
     """Join Horovod's job, unless the program has."""
-    if not hvd.is_initialized():
-        hvd.init()
     return TorchEngine()
 
 
-class TorchEngine:
+class TorchEngine(HorovodWorld):
     """Horovod as built for PyTorch."""
 
     binding = "horovod.torch"
 
-    def size(self) -> int:
-        return int(hvd.size())
-
-    def rank(self) -> int:
-        return int(hvd.rank())
-
-    def local_size(self) -> int:
-        return int(hvd.local_size())
-
-    def local_rank(self) -> int:
-        return int(hvd.local_rank())
+    def __init__(self) -> None:
+        super().__init__(hvd)
 
     def allreduce(self, name: str, array: Array, op: ReduceOp) -> "_Collective":
-        operation = {"sum": hvd.Sum, "min": hvd.Min, "max": hvd.Max}[op]
+        operation = self._operations[op]
         return _Collective(lambda: hvd.allreduce_async_(torch.from_numpy(array), name=name, op=operation), array)
 
     def broadcast(self, name: str, memory: Array, root: int) -> "_Collective":
