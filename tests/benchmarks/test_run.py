@@ -17,13 +17,13 @@ def test_peers_take_turns_and_end_in_a_table_and_pictures(tmp_path: Path) -> Non
         "node", "--sizes", "64KB,1MB", "--repeats", "2", "--libraries", "Open MPI,Gloo", "--results", str(tmp_path)
     )
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "peers_node.md").read_text()
+    table = (tmp_path / "node.md").read_text()
     assert table.strip() in done.stdout
     for line in ("| float32 buffer | ", "| 64 KB ", "| 1 MB ", "2 ranks on one node. ", "4 ranks on one node. "):
         assert line in table
     assert sorted(path.name for path in tmp_path.glob("*.png")) == [
-        "peers_node_2_ranks.png",
-        "peers_node_4_ranks.png",
+        "node_2_ranks.png",
+        "node_4_ranks.png",
     ]
 
 
