@@ -160,7 +160,8 @@ class PushSum(InnerSteps):
             arrival = slot.request = self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)
         else:  # apart, so that nobody who waits for what arrives waits until what was sent has been taken, too
             arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
-            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=overlap) if sends else None
+            # This rank may compute next while the out-neighbours still wait for the rest of its message.
+            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True) if sends else None
         self._under_way.append(_Round(self.round, arrival, received, sources))
 
     def _take(self, due: int) -> list["_Message"]:
