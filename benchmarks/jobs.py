@@ -56,9 +56,13 @@ class Place:
         each = "a rank" if self.slots == 1 else f"{self.slots} ranks"
         return f"{each} on each of {self.hosts} hosts, {self.rate / 1e9:g} Gbit/s"
 
+    def link_seconds(self, size: float) -> float:
+        """What so many bytes take on a link at least."""
+        return size * 8 / (self.rate * PAYLOAD)
+
     def limit_seconds(self, size: int) -> float:
         """An all-reduce of so many bytes: 2(N - 1)/N of them through each link, in each direction."""
-        return 2 * (self.hosts - 1) / self.hosts * size * 8 / (self.rate * PAYLOAD)
+        return self.link_seconds(2 * (self.hosts - 1) / self.hosts * size)
 
     def command(self, library: str, program: str, arguments: Sequence[str]) -> list[str]:
         """The job in which ``library`` runs a program of ``peers/``."""

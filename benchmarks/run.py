@@ -30,9 +30,13 @@ PAIRS = {"AllReduce": ("DDP", "Horovod"), "SlowMo": ("PostLocalSGD",), "SGP": ()
 def all_reduces(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
     """A table of all-reduces by size and library, and a picture."""
     sizes = options.sizes or [25 * MB] if place.hosts else options.sizes or [MB, 25 * MB, 100 * MB]
-    given = {name: [str(size) for size in sizes] for name in libraries}
-    by_library = alternate(place, libraries, "all_reduce.py", given, options.repeats)
-    found = {size: {name: by_library[name][str(size)] for name in libraries} for size in sizes}
+    given = {name: [f"all_reduce:{size}" for size in sizes] for name in libraries}
+    given[OURS] += [f"outer_step:{size}" for size in sizes]
+    if exchanges(place, libraries):
+        for name in (OURS, "Open MPI"):
+            given[name] += [f"exchange:{size}" for size in sizes]
+    by_library = alternate(place, libraries, "operations.py", given, options.repeats)
+    found = {size: {name: by_library[name][f"all_reduce:{size}"] for name in libraries} for size in sizes}
     rows = []
     for size, samples in found.items():
         best = min((name for name in libraries if name != OURS), key=lambda name: samples[name].median, default=OURS)
@@ -46,9 +50,34 @@ def all_reduces(options: argparse.Namespace, place: Place, libraries: Sequence[s
     )
     if place.hosts:
         caption += " The limit is what the link's frames can carry of 2(N - 1)/N of the buffer."
-    publish(options, place, table(header, rows), caption)
+    text = f"{table(header, rows)}\n\n{beyond(place, sizes, by_library)}"
+    publish(options, place, text, caption)
     if options.results is not None:
         draw(place, found, options.results / f"{options.what}_{place.ranks}_ranks.png")
+
+
+def exchanges(place: Place, libraries: Sequence[str]) -> bool:
+    """Whether to measure what gossip does: each rank sends to one other, over a link of its own."""
+    return place.hosts > 0 and place.slots == 1 and "Open MPI" in libraries
+
+
+def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[str, Sample]]) -> str:
+    """In words, what the same jobs tell of the outer step, and of one peer's exchange."""
+    ours = by_library[OURS]
+    told = []
+    for size in sizes:
+        outer, bare = ours[f"outer_step:{size}"], ours[f"all_reduce:{size}"]
+        told.append(
+            f"An outer step of SlowMo on {in_words(size)} takes {bare.times_faster_than(outer):.2f} of its all-reduce."
+        )
+        if exchanges(place, list(by_library)):
+            mine, theirs = (by_library[name][f"exchange:{size}"] for name in (OURS, "Open MPI"))
+            share = place.link_seconds(size) / mine.median
+            told.append(
+                f"To send {in_words(size)} to the next rank and receive as much takes {mine}, {100 * share:.0f} % of "
+                f"the link's speed; by MPI_Sendrecv {theirs}."
+            )
+    return " ".join(told)
 
 
 def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:

@@ -1,8 +1,8 @@
-"""One rank of a job that times all-reduces by one library. ``benchmarks/run.py`` starts such jobs in turn.
+"""One rank of a job that times operations of one library. ``benchmarks/run.py`` starts such jobs in turn.
 
-    mpirun -np 4 python benchmarks/peers/all_reduce.py lentando 1000000 25000000
+    mpirun -np 4 python benchmarks/peers/operations.py lentando all_reduce:1000000 exchange:25000000 outer_step:25000000
 
-Prints a line of JSON: for each size in bytes, the seconds of the slowest rank, median of a few samples.
+Prints a line of JSON: for each operation and its bytes, the seconds of the slowest rank, median of a few samples.
 """
 
 import json
@@ -21,11 +21,11 @@ SAMPLE_SECONDS = 0.05
 
 
 class Library(Protocol):
-    """Who all-reduces."""
+    """Who all-reduces; some can do more."""
 
     rank: int
 
-    def prepare(self, elements: int) -> Callable[[], object]:
+    def all_reduce(self, elements: int) -> Callable[[], object]:
         """What sums a buffer of so many float32 zeros in place, time and again."""
 
     def slowest(self, seconds: float) -> float:
@@ -41,9 +41,14 @@ class MPI:
         self._mpi, self._comm = MPI, MPI.COMM_WORLD
         self.rank = self._comm.rank
 
-    def prepare(self, elements: int) -> Callable[[], object]:
+    def all_reduce(self, elements: int) -> Callable[[], object]:
         buffer = np.zeros(elements, np.float32)
         return lambda: self._comm.Allreduce(self._mpi.IN_PLACE, buffer)
+
+    def exchange(self, elements: int) -> Callable[[], object]:
+        sent, received = np.zeros(elements, np.float32), np.empty(elements, np.float32)
+        to, source = (self.rank + 1) % self._comm.size, (self.rank - 1) % self._comm.size
+        return lambda: self._comm.Sendrecv(sent, to, recvbuf=received, source=source)
 
     def slowest(self, seconds: float) -> float:
         return float(self._comm.allreduce(seconds, self._mpi.MAX))
@@ -58,12 +63,27 @@ class Lentando:
         self._transport = MPITransport()
         self.rank = self._transport.rank
 
-    def prepare(self, elements: int) -> Callable[[], object]:
+    def all_reduce(self, elements: int) -> Callable[[], object]:
         from lentando.comm.collectives import plan_reduction
         from lentando.comm.shared_memory import shared_zeros
 
         reduction = plan_reduction(self._transport, shared_zeros(elements, np.dtype(np.float32)))
         return lambda: reduction.all_reduce(mean=False)
+
+    def exchange(self, elements: int) -> Callable[[], object]:
+        sent, received = np.zeros(elements, np.float32), np.empty(elements, np.float32)
+        size = self._transport.size
+        sends, receives = [((self.rank + 1) % size, sent)], [((self.rank - 1) % size, received)]
+        return lambda: self._transport.exchange(sends, receives, overlap=False).wait()
+
+    def outer_step(self, elements: int) -> Callable[[], object]:
+        from lentando.comm.flat import Entry, FlatBuffer, FlatLayout
+        from lentando.optimizers.outer_step import OuterStep
+        from lentando.optimizers.slow_momentum import SlowMomentum
+
+        model = FlatBuffer(FlatLayout([Entry("weights", (elements,), "float32", 0)]), shared=True)
+        outer = OuterStep(self._transport, [model], SlowMomentum(slow_momentum=0.5))
+        return lambda: outer.run([0.1])
 
     def slowest(self, seconds: float) -> float:
         longest = np.array([seconds])
@@ -82,7 +102,7 @@ class Gloo:
         dist.init_process_group("gloo")
         self.rank = dist.get_rank()
 
-    def prepare(self, elements: int) -> Callable[[], object]:
+    def all_reduce(self, elements: int) -> Callable[[], object]:
         buffer = self._torch.zeros(elements)
         return lambda: self._dist.all_reduce(buffer)
 
@@ -103,7 +123,7 @@ class Horovod:
         self._hvd, self._torch = hvd, torch
         self.rank = hvd.rank()
 
-    def prepare(self, elements: int) -> Callable[[], object]:
+    def all_reduce(self, elements: int) -> Callable[[], object]:
         buffer = self._torch.zeros(elements)
         return lambda: self._hvd.allreduce_(buffer, op=self._hvd.Sum, name="benchmark")
 
@@ -124,14 +144,15 @@ def seconds_per_call(library: Library, call: Callable[[], object], calls: int) -
 
 
 def main() -> None:
-    name, *sizes = sys.argv[1:]
+    name, *wanted = sys.argv[1:]
     library: Library = LIBRARIES[name]()
     found = {}
-    for size in sizes:
-        call = library.prepare(int(size) // 4)
+    for each in wanted:
+        operation, _, size = each.partition(":")
+        call = getattr(library, operation)(int(size) // 4)
         seconds_per_call(library, call, 2)
         calls = min(200, max(1, round(SAMPLE_SECONDS / seconds_per_call(library, call, 1))))
-        found[size] = statistics.median(seconds_per_call(library, call, calls) for _ in range(SAMPLES))
+        found[each] = statistics.median(seconds_per_call(library, call, calls) for _ in range(SAMPLES))
     if library.rank == 0:
         print(json.dumps(found), flush=True)
     library.slowest(0.0)
