@@ -51,7 +51,8 @@ def rounded_into(out: Array, values: Array) -> Array:
     """
     largest = _LARGEST[out.dtype]
     with quiet():
-        finite = np.minimum(np.maximum(values, -largest), largest)
+        finite = np.maximum(values, -largest)
+        np.minimum(finite, largest, out=finite)
         np.add(finite, values - values, out=finite)
         array_module(out).copyto(out, finite, casting="same_kind")
     return out.astype(values.dtype)
