@@ -14,6 +14,7 @@ from functools import cache
 from typing import Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from lentando.comm.array_module import copy_into
 from lentando.comm.errors import LentandoError, RankLostError, TransportError
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
@@ -88,16 +89,30 @@ def without_vote(transport: Transport, attempt: Callable[[], object]) -> bool:
     return job.without_vote(transport, attempt)
 
 
-def in_place(transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T]) -> T:
-    """A transaction that changes arrays and nothing else."""
+def in_place(
+    transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T], copies: list[Array] | None = None
+) -> T:
+    """A transaction that changes arrays and nothing else.
+
+    Args:
+        transport: of the job.
+        arrays: that ``attempt`` changes.
+        attempt: see ``transaction``.
+        copies: a list for who does the same again: filled by the first call, and used by the next ones.
+    """
     job = _job(transport)
     if job is None or job.is_busy:
         return attempt()
-    kept = [array.copy() for array in arrays]
+    kept = [] if copies is None else copies
+    if kept:
+        for own, array in zip(kept, arrays, strict=True):
+            copy_into(own, array)
+    else:
+        kept.extend(array.copy() for array in arrays)
 
     def undo() -> None:
         for array, own in zip(arrays, kept, strict=True):
-            array[...] = own
+            copy_into(array, own)
 
     return job.transaction(transport, attempt, undo)
 
