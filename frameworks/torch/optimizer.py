@@ -147,6 +147,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if not overflow:
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
         replica.after_step()
+        replica.stop_if_agreed()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:

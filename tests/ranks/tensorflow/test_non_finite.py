@@ -1,4 +1,4 @@
-"""Ranks of Keras whose values are not finite: named by variable on every rank, or left out; eager, in a graph, in fit."""
+"""Ranks of Keras whose values are not finite: named on every rank, or left out; eagerly, in a graph, in fit."""
 
 from typing import Any
 
