@@ -80,7 +80,7 @@ def test_outer_step_names_variable_and_loss(way: str) -> None:
 @pytest.mark.parametrize(
     ("base", "way"),
     [*((lt.LocalSGD(), way) for way in WAYS), (lt.SGP(), "graph"), (lt.AllReduce(), "graph")],
-    ids=lambda value: str(value),
+    ids=str,
 )
 def test_rank_is_restored_with_a_new_optimizer(base: Any, way: str) -> None:
     model = make_model()
