@@ -64,6 +64,7 @@ class Control:
         compute_seconds: mean compute time of this rank's steps, NaN if none was measured.
         compute_deviation_seconds: standard deviation of a step's, NaN if unknown.
         agreed_seconds: how long this rank's last control message of a round took, waiting included, NaN if none did.
+        early: what of this rank's gradients its buckets hold; see ``lentando.optimizers.buckets``.
     """
 
     event: Event
@@ -78,6 +79,7 @@ class Control:
     compute_seconds: float = nan
     compute_deviation_seconds: float = nan
     agreed_seconds: float = nan
+    early: int = 0
 
 
 _COMPARED = ("event", "round", "step", "subject")
@@ -98,6 +100,7 @@ class Agreement:
         compute_seconds: by rank, like the next two; see ``Control``.
         compute_deviation_seconds: by rank.
         agreed_seconds: by rank.
+        early: the least of what any rank's buckets hold.
     """
 
     loss: float
@@ -108,6 +111,7 @@ class Agreement:
     compute_seconds: list[float]
     compute_deviation_seconds: list[float]
     agreed_seconds: list[float]
+    early: int
 
 
 def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
@@ -143,6 +147,7 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         compute_seconds=columns["compute_seconds"].tolist(),
         compute_deviation_seconds=columns["compute_deviation_seconds"].tolist(),
         agreed_seconds=columns["agreed_seconds"].tolist(),
+        early=int(columns["early"].min()),
     )
 
 

@@ -137,6 +137,7 @@ class Replica:
         self._begin_step()
         with self._communication("gradients", self.inner_steps + 1):
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
+            self._base.settle(agreement.early)
             if self._is_everybodys(agreement):
                 self._base.average_gradients()
             else:
@@ -592,6 +593,7 @@ class Replica:
             learning_rate=learning_rate,
             flag=flag,
             clock=self._clock(),
+            early=self._base.early,
             **self._timing.shares(),
         )
 

@@ -12,7 +12,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 
-__all__ = ["TorchModel"]
+__all__ = ["TorchModel", "dense", "view_of"]
 
 Place: TypeAlias = Literal["host", "staged", "device"]
 """Where the flat tensors lie: in host memory, from where they travel; on a device, from where they are copied there; on
@@ -95,6 +95,11 @@ class TorchModel:
     def flat_gradients(self) -> "_Gradients":
         """Where gradients are averaged."""
         return _Gradients(self._parameters, self._memory)
+
+    @property
+    def trained(self) -> Mapping[str, torch.Tensor]:
+        """The trainable parameters, by name."""
+        return self._parameters
 
     def not_averaged(self) -> Mapping[str, Array]:
         return {name: as_array(tensor.cpu()) for name, tensor in self._rest().items()}
@@ -194,6 +199,27 @@ class TorchModel:
                 raise _trainability(name, "made trainable")
 
 
+def view_of(flat: torch.Tensor, layout: FlatLayout, number: int, like: torch.Tensor) -> torch.Tensor:
+    """Entry ``number`` of a flat tensor with the shape and memory order of ``like``."""
+    start, entry = layout.offsets[number], layout.entries[number]
+    part = flat[start : start + entry.size]
+    return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
+
+
+def dense(parameter: torch.Tensor, name: str) -> torch.Tensor:
+    """The parameter's gradient, which must be there.
+
+    Raises:
+        ConfigurationError: if it is sparse.
+    """
+    assert parameter.grad is not None
+    if parameter.grad.is_sparse:
+        raise ConfigurationError(
+            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
+        )
+    return parameter.grad
+
+
 class _Memory:
     """The flat tensor of one dtype on the model's device, and the buffer that travels.
 
@@ -220,9 +246,7 @@ class _Memory:
 
     def view(self, number: int, like: torch.Tensor) -> torch.Tensor:
         """Entry ``number`` with the shape and memory order of ``like``."""
-        start, entry = self.layout.offsets[number], self.layout.entries[number]
-        flat = self.flat[start : start + entry.size]
-        return flat.view(entry.shape) if entry.order == "C" else flat.as_strided(like.shape, like.stride())
+        return view_of(self.flat, self.layout, number, like)
 
     def load(self) -> None:
         if self.place == "staged":
@@ -252,15 +276,11 @@ class _Gradients:
             present = []
             for number, entry in enumerate(trained):
                 parameter = self._parameters[entry.name]
-                view, gradient = memory.view(number, parameter), parameter.grad
-                present.append(gradient is not None)
-                if gradient is None:
+                view = memory.view(number, parameter)
+                present.append(parameter.grad is not None)
+                if parameter.grad is None:
                     view.zero_()
-                elif gradient.is_sparse:
-                    raise ConfigurationError(
-                        f"parameter {entry.name!r} has a sparse gradient, which is not averaged here: use sparse=False"
-                    )
-                elif gradient.data_ptr() != view.data_ptr():
+                elif (gradient := dense(parameter, entry.name)).data_ptr() != view.data_ptr():
                     view.copy_(gradient)
             presence.copy_(torch.tensor(present, dtype=presence.dtype))
             memory.load()
