@@ -9,7 +9,7 @@ from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Background, Transport
-from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, Buckets, copy_means
+from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, Buckets
 from lentando.optimizers.join import Share, mean_over_some
 
 __all__ = ["AllReduce", "BaseAlgorithm", "EarlyGradients", "InnerSteps", "LocalSGD"]
@@ -127,11 +127,12 @@ class AllReduce:
 
     Args:
         algorithm: how the all-reduce is done; see ``lentando.comm.collectives.plan_reduction``.
-        overlap: average gradients in buckets while the backward pass still computes others; PyTorch only, in host
-            memory, over MPI that lets threads in. Elsewhere, and inside ``join``, it changes nothing. What is done to
-            a gradient between the backward pass and ``step()`` (clipping, a ``GradScaler``, another backward pass) is
-            noticed, and all are averaged again, which costs more than not to overlap: call ``synchronize()`` before
-            clipping, and ``no_sync()`` around all backward passes of a step but the last.
+        overlap: average gradients in buckets while the backward pass still computes others: in PyTorch, on CPUs, over
+            an MPI that lets threads in. Over other transports, and inside ``join``, it changes nothing. What is done
+            to a gradient between the backward pass and ``step()`` (clipping, a ``GradScaler``, another backward pass)
+            is noticed, and all are averaged again, which costs more than not to overlap: call ``synchronize()`` before
+            clipping, and ``no_sync()`` around all backward passes of a step but the last. Gradients that are zeroed in
+            place set out at ``step()``: leave ``set_to_none`` as it is.
         bucket_bytes: of the buckets, with ``overlap``.
 
     Raises:
@@ -203,7 +204,7 @@ class EarlyGradients(_AveragedGradients):
         if share is not None or agreed == NONE:
             super().average_gradients(share)
             return
-        copy_means(self.buckets, [buffer.array for buffer in self._gradients])
+        self.buckets.take_over()
         if agreed == ALL_THERE_ARE:
             for reduction in self._presence:
                 reduction.all_reduce(mean=True)

@@ -3,13 +3,15 @@
 Backward passes find the gradients of the last layers first. So buckets are cut from the end of the flat gradients, a
 small one first, which begins early (as PyTorch's DistributedDataParallel does: Li et al., VLDB 2020, arXiv 2006.15704),
 and all ranks average them in this order, by a thread and a transport of their own. They have memory of their own, too:
-what the framework holds are its own rank's gradients until all are averaged, so that another way is always left.
+the flat gradients stay those of their rank until all are averaged, so that another way is always left.
 """
 
 import threading
 from collections.abc import Sequence
 from queue import SimpleQueue
 from weakref import finalize
+
+import numpy as np
 
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
@@ -30,12 +32,11 @@ class Buckets:
 
     Args:
         transport: for the thread that averages them alone.
-        gradients: how they are laid out: parameters, then how many ranks have which (``gradient_layouts``).
+        gradients: of parameters, and behind them, which there are (``gradient_layouts``).
         algorithm: how each is averaged.
         bucket_bytes: of each but the first and the last.
 
     Attributes:
-        memory: what is averaged, laid out alike.
         transport: as given.
     """
 
@@ -43,10 +44,11 @@ class Buckets:
         self, transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
     ) -> None:
         self.transport = transport
-        self.memory = [FlatBuffer(own.layout, shared=shares_memory(transport)) for own in gradients]
+        self._gradients = gradients
+        self._memory = [FlatBuffer(own.layout, shared=shares_memory(transport)) for own in gradients]
         self._buckets: list[_Bucket] = []
         self._of: dict[str, _Bucket] = {}
-        for buffer in self.memory:
+        for own, buffer in zip(gradients, self._memory, strict=True):
             *trained, presence = buffer.layout.offsets
             stop, names = presence, list[str]()
             for number in reversed(range(len(trained))):
@@ -55,7 +57,8 @@ class Buckets:
                 wanted = bucket_bytes if self._buckets else min(FIRST_BYTES, bucket_bytes)
                 if (stop - start) * buffer.array.itemsize >= wanted or number == 0:
                     part = buffer.array[start:stop]
-                    bucket = _Bucket(plan_reduction(transport, part, algorithm), frozenset(names))
+                    reduction = plan_reduction(transport, part, algorithm)
+                    bucket = _Bucket(own.array[start:stop], part, reduction, frozenset(names))
                     self._of |= dict.fromkeys(names, bucket)
                     self._buckets.append(bucket)
                     stop, names = start, []
@@ -71,22 +74,22 @@ class Buckets:
         return self._started > 0
 
     def is_open(self, name: str) -> bool:
-        """Whether the memory of this parameter's gradient may be written to: its bucket has not started."""
+        """Whether the flat gradient of this parameter may be written to: its bucket has not started."""
         return not self._of[name].started
 
     def filled(self, name: str) -> None:
-        """The gradient of this parameter is in the memory. Starts what is full now, and next in order."""
+        """The flat gradient of this parameter is there. Starts what is full now, and next in order."""
         self._of[name].missing.discard(name)
         while self._started < len(self._buckets) and not self._buckets[self._started].missing:
             self._start_next()
 
     def start_all(self) -> None:
-        """Start the rest, full or not. What is not in there must be zero by now."""
+        """Start the rest, full or not. What is not there must be zero by now."""
         while self._started < len(self._buckets):
             self._start_next()
 
     def wait(self) -> None:
-        """Return when the memory holds the means. Buckets may be filled again."""
+        """Return when all that has started is averaged. Buckets may be filled again."""
         buckets, self._started = self._buckets[: self._started], 0
         for bucket in buckets:
             bucket.done.wait()
@@ -95,6 +98,12 @@ class Buckets:
             bucket.reset()
         if errors:
             raise errors[0]
+
+    def take_over(self) -> None:
+        """The flat gradients become the means; which there are stays as it is."""
+        for own, buffer in zip(self._gradients, self._memory, strict=True):
+            stop = own.layout.offsets[-1]
+            own.array[:stop] = buffer.array[:stop]
 
     def _start_next(self) -> None:
         if self._thread is None:
@@ -109,7 +118,9 @@ class Buckets:
 class _Bucket:
     """Some parameters whose gradients lie side by side."""
 
-    def __init__(self, reduction: Reduction, names: frozenset[str]) -> None:
+    def __init__(self, gradients: Array, out: Array, reduction: Reduction, names: frozenset[str]) -> None:
+        self._gradients = gradients
+        self._out = out
         self._reduction = reduction
         self._names = names
         self.done = threading.Event()
@@ -123,6 +134,7 @@ class _Bucket:
 
     def average(self) -> None:
         try:
+            np.copyto(self._out, self._gradients)
             self._reduction.all_reduce(mean=True)
         except Exception as error:  # noqa: BLE001 - it is raised again, in the thread that waits
             self.error = error
@@ -140,10 +152,3 @@ class _Thread:
 def _run(queue: "SimpleQueue[_Bucket | None]") -> None:
     while (bucket := queue.get()) is not None:
         bucket.average()
-
-
-def copy_means(buckets: Buckets, out: Sequence[Array]) -> None:
-    """Copy the averaged gradients, without the counts behind them, into buffers of the same layout."""
-    for buffer, own in zip(buckets.memory, out, strict=True):
-        stop = buffer.layout.offsets[-1]
-        own[:stop] = buffer.array[:stop]

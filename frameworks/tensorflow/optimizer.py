@@ -74,6 +74,10 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         world = transport()
         settings = Settings(base, outer, period, base_buffers, exact_average, algorithm)
         _check_surroundings()
+        if isinstance(base, AllReduce) and base.overlap:
+            raise ConfigurationError(
+                "AllReduce(overlap=True) is for PyTorch, whose backward pass tells of each gradient"
+            )
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigurationError(
                 f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"

@@ -8,33 +8,29 @@ import torch
 
 from lentando.optimizers.base_algorithms import EarlyGradients
 from lentando.optimizers.buckets import ALL, ALL_THERE_ARE, NONE
-from lentando.torch.convert import as_tensor
-from lentando.torch.model import dense, view_of
+from lentando.torch.model import dense_gradient
 
 __all__ = ["EarlyHooks"]
 
 
 class EarlyHooks:
-    """Copies each gradient into its bucket when a backward pass has accumulated it.
+    """Copies each gradient into the flat ones when a backward pass has accumulated it, for its bucket to set out.
 
-    What the model holds in ``grad`` stays its own rank's until the optimizer takes over the means. What was done to a
-    gradient after it was copied is seen by PyTorch's counter of changes in place, as its backward pass sees it.
+    What the model holds in ``grad`` stays its own until the optimizer takes over the means. By that the step sees what
+    has been done to it meanwhile.
 
     Args:
         parameters: by name.
+        homes: the flat gradients, as views, by name.
         early: the base algorithm.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor], early: EarlyGradients) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], homes: Mapping[str, torch.Tensor], early: EarlyGradients
+    ) -> None:
         self._early = early
         self._parameters = parameters
-        self._homes: dict[str, torch.Tensor] = {}
-        for buffer in early.buckets.memory:
-            flat = as_tensor(buffer.array)
-            for number, entry in enumerate(buffer.layout.entries[:-1]):
-                self._homes[entry.name] = view_of(flat, buffer.layout, number, parameters[entry.name])
-        self._copied: dict[str, tuple[torch.Tensor, int]] = {}
-        self._accumulated_again = False
+        self._homes = homes
         self._is_paused = False
         self._is_finished = False
         own = ref(self)
@@ -57,46 +53,40 @@ class EarlyHooks:
 
     def accumulated(self, name: str) -> None:
         """A backward pass has added to this parameter's gradient."""
-        if self._is_paused or self._is_finished:
-            return
-        buckets = self._early.buckets
-        if not buckets.is_open(name):
-            self._accumulated_again = True
-            return
-        self._copy(name)
-        buckets.filled(name)
+        buckets, home = self._early.buckets, self._homes[name]
+        if self._is_paused or self._is_finished or not buckets.is_open(name):
+            return  # what is added to a gradient that has set out, ``finish`` sees
+        gradient = dense_gradient(name, self._parameters[name])
+        # One that was zeroed in place lies in the flat gradients itself, where nothing could be seen of later changes.
+        if gradient is not None and gradient.data_ptr() != home.data_ptr():
+            home.copy_(gradient)
+            buckets.filled(name)
 
-    def finish(self) -> None:
-        """The gradients of a step are there: start what has not been, and say what the buckets hold."""
-        buckets = self._early.buckets
-        holds = NONE if self._accumulated_again else ALL
+    def finish(self) -> bool:
+        """The gradients of a step are there: start the buckets that have not, and say what all of them hold.
+
+        Returns:
+            Whether the flat gradients are up to date, for none that had set out was changed since.
+        """
+        buckets, holds = self._early.buckets, ALL
         for name, parameter in self._parameters.items():
-            if buckets.is_open(name):
-                if parameter.grad is None:
-                    self._homes[name].zero_()
-                    holds = min(holds, ALL_THERE_ARE)
-                elif not self._is_as_copied(name):
-                    self._copy(name)
-            elif not self._is_as_copied(name):
-                holds = NONE
+            gradient, home = dense_gradient(name, parameter), self._homes[name]
+            if not buckets.is_open(name):
+                if gradient is None or gradient.data_ptr() == home.data_ptr() or not torch.equal(gradient, home):
+                    holds = NONE
+            elif gradient is None:
+                home.zero_()
+                holds = min(holds, ALL_THERE_ARE)
+            elif gradient.data_ptr() != home.data_ptr():
+                home.copy_(gradient)
         buckets.start_all()
         self._early.early = holds
-        self._copied.clear()
-        self._accumulated_again = False
         self._is_finished = True
+        return holds != NONE
 
     def restart(self) -> None:
         """The step is over."""
         self._is_finished = False
-
-    def _copy(self, name: str) -> None:
-        gradient = dense(self._parameters[name], name)
-        self._homes[name].copy_(gradient)
-        self._copied[name] = gradient, gradient._version
-
-    def _is_as_copied(self, name: str) -> bool:
-        copied, version = self._copied.get(name, (None, 0))
-        return copied is not None and self._parameters[name].grad is copied and copied._version == version
 
 
 def _attach(parameter: torch.Tensor, name: str, hooks: "ref[EarlyHooks]") -> None:
@@ -109,4 +99,4 @@ def _attach(parameter: torch.Tensor, name: str, hooks: "ref[EarlyHooks]") -> Non
         else:
             alive.accumulated(name)
 
-    handle = parameter.register_post_accumulate_grad_hook(hook)
+    handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]

@@ -12,7 +12,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 
-__all__ = ["TorchModel", "dense", "view_of"]
+__all__ = ["TorchModel", "dense_gradient"]
 
 Place: TypeAlias = Literal["host", "staged", "device"]
 """Where the flat tensors lie: in host memory, from where they travel; on a device, from where they are copied there; on
@@ -88,6 +88,11 @@ class TorchModel:
                     self._homes[entry.name] = view.data_ptr()
 
     @property
+    def is_on_host(self) -> bool:
+        """Whether the parameters are where they travel from, in host memory."""
+        return self._memory[0].place == "host"
+
+    @property
     def gradients(self) -> Sequence[FlatBuffer]:
         return [memory.buffer for memory in self.flat_gradients.memory]
 
@@ -95,11 +100,6 @@ class TorchModel:
     def flat_gradients(self) -> "_Gradients":
         """Where gradients are averaged."""
         return _Gradients(self._parameters, self._memory)
-
-    @property
-    def trained(self) -> Mapping[str, torch.Tensor]:
-        """The trainable parameters, by name."""
-        return self._parameters
 
     def not_averaged(self) -> Mapping[str, Array]:
         return {name: as_array(tensor.cpu()) for name, tensor in self._rest().items()}
@@ -199,27 +199,6 @@ class TorchModel:
                 raise _trainability(name, "made trainable")
 
 
-def view_of(flat: torch.Tensor, layout: FlatLayout, number: int, like: torch.Tensor) -> torch.Tensor:
-    """Entry ``number`` of a flat tensor with the shape and memory order of ``like``."""
-    start, entry = layout.offsets[number], layout.entries[number]
-    part = flat[start : start + entry.size]
-    return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
-
-
-def dense(parameter: torch.Tensor, name: str) -> torch.Tensor:
-    """The parameter's gradient, which must be there.
-
-    Raises:
-        ConfigurationError: if it is sparse.
-    """
-    assert parameter.grad is not None
-    if parameter.grad.is_sparse:
-        raise ConfigurationError(
-            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
-        )
-    return parameter.grad
-
-
 class _Memory:
     """The flat tensor of one dtype on the model's device, and the buffer that travels.
 
@@ -246,7 +225,9 @@ class _Memory:
 
     def view(self, number: int, like: torch.Tensor) -> torch.Tensor:
         """Entry ``number`` with the shape and memory order of ``like``."""
-        return view_of(self.flat, self.layout, number, like)
+        start, entry = self.layout.offsets[number], self.layout.entries[number]
+        flat = self.flat[start : start + entry.size]
+        return flat.view(entry.shape) if entry.order == "C" else flat.as_strided(like.shape, like.stride())
 
     def load(self) -> None:
         if self.place == "staged":
@@ -260,27 +241,45 @@ class _Memory:
 
 
 class _Gradients:
-    """Flat gradients, and for each parameter whether it has one."""
+    """Flat gradients, and for each parameter whether it has one.
+
+    Attributes:
+        parameters: the trainable ones, by name.
+        memory: by dtype.
+    """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
-        self._parameters = parameters
+        self.parameters = parameters
         device, place, shared = memory[0].device, memory[0].place, memory[0].shared
         layouts = gradient_layouts(own.layout for own in memory)
         self.memory = [_Memory(layout, device, place, shared) for layout in layouts]
 
-    def gather(self) -> None:
-        """Copy the model's gradients in."""
+    @property
+    def views(self) -> Mapping[str, torch.Tensor]:
+        """Where each parameter's gradient belongs."""
+        return {
+            entry.name: memory.view(number, self.parameters[entry.name])
+            for memory in self.memory
+            for number, entry in enumerate(memory.layout.entries[:-1])
+        }
+
+    def gather(self, present_already: bool = False) -> None:
+        """Copy the model's gradients in.
+
+        Args:
+            present_already: they are there, and only which there are must be noted.
+        """
         for memory in self.memory:
             *trained, _ = memory.layout.entries
             presence = memory.view(len(trained), memory.flat)
             present = []
             for number, entry in enumerate(trained):
-                parameter = self._parameters[entry.name]
-                view = memory.view(number, parameter)
-                present.append(parameter.grad is not None)
-                if parameter.grad is None:
+                parameter = self.parameters[entry.name]
+                view, gradient = memory.view(number, parameter), dense_gradient(entry.name, parameter)
+                present.append(gradient is not None)
+                if gradient is None:
                     view.zero_()
-                elif (gradient := dense(parameter, entry.name)).data_ptr() != view.data_ptr():
+                elif not present_already and gradient.data_ptr() != view.data_ptr():
                     view.copy_(gradient)
             presence.copy_(torch.tensor(present, dtype=presence.dtype))
             memory.load()
@@ -292,8 +291,21 @@ class _Gradients:
             *trained, _ = memory.layout.entries
             present = memory.view(len(trained), memory.flat).tolist()
             for number, entry in enumerate(trained):
-                parameter = self._parameters[entry.name]
+                parameter = self.parameters[entry.name]
                 parameter.grad = memory.view(number, parameter) if present[number] > 0 else None
+
+
+def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a parameter, if it has one.
+
+    Raises:
+        ConfigurationError: if it is sparse.
+    """
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        raise ConfigurationError(
+            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
+        )
+    return parameter.grad
 
 
 def _entry(name: str, tensor: torch.Tensor, group: int | None) -> Entry:

@@ -77,12 +77,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
         self._base_optimizer = optimizer
         self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
+        if isinstance(base, AllReduce) and base.overlap and not self._model.is_on_host:
+            raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
         base_algorithm = self._replica.base
         self._early: EarlyHooks | None = None
         if isinstance(base_algorithm, EarlyGradients):
-            self._early = EarlyHooks(self._model.trained, base_algorithm)
+            gradients = self._model.flat_gradients
+            self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
         # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
         # profiler scope, which costs more than all that is done here between outer steps.
 
@@ -253,9 +256,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _average_gradients(self, loss: float, overflow: bool) -> tuple[float, bool]:
         """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
         gradients = self._model.flat_gradients
-        if self._early is not None and not self._replica.joined:
-            self._early.finish()
-        gradients.gather()
+        if self._early is None or self._replica.joined:
+            gradients.gather()
+        else:
+            gradients.gather(present_already=self._early.finish())
         agreement = self._replica.average_gradients(loss, overflow)
         gradients.scatter()
         return agreement.loss, bool(agreement.flagged)
