@@ -76,7 +76,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         _check_surroundings()
         if isinstance(base, AllReduce) and base.overlap:
             raise ConfigurationError(
-                "AllReduce(overlap=True) is for PyTorch, whose backward pass tells of each gradient"
+                "AllReduce(overlap=True) is PyTorch's: leave overlap out"
             )
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigurationError(
