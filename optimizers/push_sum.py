@@ -10,18 +10,20 @@ Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push", ICML 2019, arXiv 181
 from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from lentando.comm.array_module import array_module, copy_into, is_on_host
 from lentando.comm.dtypes import accumulator_dtype, numpy_dtype
-from lentando.comm.errors import MismatchError
+from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.flat_state import flat_state
+from lentando.optimizers.non_finite import ADVICE
 from lentando.optimizers.wire import WireDtype, rounded_into
 
 __all__ = ["PushSum"]
@@ -67,6 +69,8 @@ class PushSum(InnerSteps):
         self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
         self._on_device = not all(map(is_on_host, self._model))
         self.weight = 1.0
+        self._lost = 0.0  # of the weight, by ``lose``
+        self._steps_lost = 0
         self.round = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
@@ -79,14 +83,36 @@ class PushSum(InnerSteps):
 
     def after_step(self) -> None:
         outgoing = self._next_messages()
+        moved = not self._lost  # or x is gone, and what the base optimizer has moved is not finite
         if self._staleness:
-            self._mix(moved=True, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
+            self._mix(moved=moved, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
             self._exchange(outgoing)
         else:
-            self._mix(moved=True, outgoing=outgoing)
+            self._mix(moved=moved, outgoing=outgoing)
             self._exchange(outgoing)
             self._mix(arrived=self._take(self.round), show=True)
         self.round += 1
+
+    def expect_losses(self) -> None:
+        self._weighted = True  # a rank that sends nothing would count as zeros
+
+    def lose(self) -> None:
+        """Send nothing, which is x = 0 and w = 0, until shares of neighbours arrive.
+
+        z = x / w is then theirs, and with the weight that was lost this rank goes on from it: the sum of all weights
+        stays the number of ranks, as if it had been restored from a rank that lies between these neighbours.
+        """
+        self._steps_lost = self._steps_lost + 1 if self._lost else 1
+        limit = self._graphs.phases * self._transport.size + self._staleness
+        if self._steps_lost > limit:
+            raise NonFiniteError(
+                f"parameters of rank {self._transport.rank} are not finite, and no neighbour has had finite ones to "
+                f"restore them from for {limit} steps. {ADVICE}"
+            )
+        self._lost += self.weight
+        self.weight = 0.0
+        for x in self.biased:
+            x[...] = 0
 
     def drain(self) -> None:
         self._mix(arrived=self._take(self.round), show=True)
@@ -95,6 +121,8 @@ class PushSum(InnerSteps):
         self.drain()
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(z).copyto(z, x, casting="same_kind")
+            if self._lost:
+                z[...] = nan  # no sum of which it is missing is an average
 
     def retract(self) -> None:
         self._mix(show=True)
@@ -102,7 +130,7 @@ class PushSum(InnerSteps):
     def restart(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(x).copyto(x, z)
-        self.weight = 1.0
+        self.weight, self._lost = 1.0, 0.0
 
     def follow(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
@@ -114,10 +142,11 @@ class PushSum(InnerSteps):
             under_way.wait()  # arrived, not used: resuming uses it when this run would have
             messages = [{"weight": m.weight, "shares": flat_state(m.whole_shares())} for m in under_way.received]
             pending.append({"number": under_way.number, "messages": messages})
-        return {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
+        state = {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
+        return {**state, "lost": self._lost} if self._lost else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.round, self.weight = state["round"], state["weight"]
+        self.round, self.weight, self._lost = state["round"], state["weight"], state.get("lost", 0.0)
         for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
             copy_into(own, saved)
         self._under_way.clear()
@@ -165,7 +194,8 @@ class PushSum(InnerSteps):
             arrival = slot.request = self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)
         else:  # apart, so that nobody who waits for what arrives waits until what was sent has been taken, too
             arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
-            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=overlap) if sends else None
+            # This rank may compute next while the out-neighbours still wait for the rest of its message.
+            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True) if sends else None
         self._under_way.append(_Round(self.round, arrival, received, sources))
 
     def _take(self, due: int) -> list["_Message"]:
@@ -203,6 +233,10 @@ class PushSum(InnerSteps):
         if self._weighted:
             for message in arrived:
                 self.weight += message.weight
+        restored = 1.0
+        if self._lost and self.weight:
+            restored = (self.weight + self._lost) / self.weight
+            self.weight, self._lost = self.weight + self._lost, 0.0
         shares, kept, copies = {}, 1.0, Counter[float]()
         if outgoing is not None:
             shares, kept = outgoing.messages, outgoing.peers.self_weight
@@ -217,6 +251,8 @@ class PushSum(InnerSteps):
                 now = _moved(x, z, before) if moved else x
                 for message in arrived:
                     now = np.add(now, message.share(number, block), out=x)
+                if restored != 1:
+                    now = np.multiply(now, restored, out=x)
                 if shares and self._rounds:
                     sent = [
                         rounded_into(message.shares[number][block], now * share) * copies[share]
@@ -227,7 +263,7 @@ class PushSum(InnerSteps):
                     for share, message in shares.items():
                         np.multiply(now, share, out=message.shares[number][block])
                     np.multiply(now, kept, out=x)
-                if show:
+                if show and self.weight:
                     _show(x, z, self.weight)
 
     def _in_neighbors(self, number: int) -> list[int]:
