@@ -68,6 +68,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--base", choices=("localsgd", "allreduce", "sgp", "osgp", "dpsgd"), default="localsgd",
                         help="what slowmo and adacomm work over")  # fmt: skip
     parser.add_argument("--staleness", type=int, default=1, help="inner steps after which osgp waits for a message")
+    parser.add_argument("--wire-dtype", choices=("bfloat16", "float16"), help="what sgp, osgp and dpsgd send in")
     parser.add_argument("--deterministic", action="store_true", help="osgp uses messages at the bound, never earlier")
     parser.add_argument(
         "--reduction", choices=("auto", "ring", "engine"), default="auto", help="how averages are formed"
@@ -86,6 +87,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
     parser.add_argument("--seeds", type=int, default=3, help="with --compare: how many seeds, counted up from --seed")
     parser.add_argument("--simulate", type=int, metavar="N", help="train on N simulated ranks in this process")
+    parser.add_argument("--elastic", action="store_true", help="go on when ranks die (mpirun --with-ft ulfm)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
     parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py, by the report")
     options = parser.parse_args(argv)
@@ -161,9 +163,11 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
     bases = {
         "allreduce": lt.AllReduce(),
         "localsgd": lt.LocalSGD(),
-        "sgp": lt.SGP(),
-        "osgp": lt.OSGP(staleness=options.staleness, deterministic=options.deterministic),
-        "dpsgd": lt.DPSGD(),
+        "sgp": lt.SGP(wire_dtype=options.wire_dtype),
+        "osgp": lt.OSGP(
+            staleness=options.staleness, deterministic=options.deterministic, wire_dtype=options.wire_dtype
+        ),
+        "dpsgd": lt.DPSGD(wire_dtype=options.wire_dtype),
     }
     if algorithm == "slowmo":
         return lt.SlowMo(
@@ -196,32 +200,24 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
     )
 
 
-def train_all(
-    options: argparse.Namespace,
-    rank: int,
-    size: int,
-    train: Callable[[str, int], Run],
-    gather: Callable[[Any], list[Any]],
-) -> list[Run]:
+def train_all(options: argparse.Namespace, lt: Any, train: Callable[[str, int], Run]) -> list[Run]:
     """Train as the flags say, and let rank 0 print the table and write the report. Returns this rank's runs.
 
     Args:
         options: the flags.
-        rank: of this process.
-        size: number of ranks.
+        lt: ``lentando.torch`` or ``lentando.tensorflow``.
         train: trains with an algorithm and a seed.
-        gather: collects an object of every rank.
     """
     plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in options.algorithms]
     own, runs = [], []
     for algorithm, seed in plan:
         own.append(train(algorithm, seed))
-        runs.append(Run.mean([Run(**run) for run in gather(asdict(own[-1]))]))
-    if rank == 0:
+        runs.append(Run.mean([Run(**run) for run in lt.allgather_object(asdict(own[-1]))]))
+    if lt.rank() == 0:
         if not options.no_table:
-            print_table(runs, size)
+            print_table(runs, lt.size())
         if options.report is not None:
-            write_report(options.report, runs, size)
+            write_report(options.report, runs, lt.size())
     return own
 
 

@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lentando.comm.elastic import transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import VirtualTime
@@ -84,7 +85,8 @@ class SaveOnSignal:
         self._told = False
         names = [signal.Signals(number).name for number in signals]
         replica.expect_stop(self)
-        described = allgather_object(transport, f"save_on_signal({', '.join(names)}; {every=}, {automatic=})")
+        own = f"save_on_signal({', '.join(names)}; {every=}, {automatic=})"
+        described = transaction(transport, lambda: allgather_object(transport, own))
         if len(set(described)) > 1:
             raise MismatchError(f"the ranks do not save on signals alike: {grouped_by_rank(described)}")
         self._previous: dict[int, Any] = {}
@@ -104,8 +106,8 @@ class SaveOnSignal:
         return self._told
 
     def agree(self, ranks: Sequence[int]) -> None:
-        """All ranks know now that these were told to stop."""
-        if self._agreed and not self._has_warned and self._replica.parts[0].rank == 0:
+        """All ranks know now that these were told to stop, or that none was: who was may have died since."""
+        if ranks and self._agreed and not self._has_warned and self._replica.parts[0].rank == 0:
             self._has_warned = True
             _log.warning(
                 "%s: told to stop, all ranks know it, and nothing has saved them since. From a graph nothing can: give "

@@ -9,7 +9,8 @@ from mpi4py import MPI
 
 from lentando.comm import world
 from lentando.comm.errors import TransportError
-from lentando.comm.testing import _TransportCheck, check_transport
+from lentando.comm.testing import check_transport
+from lentando.comm.testing.transports import _TransportCheck
 from lentando.comm.transport import Message, Request, Transport
 from lentando.comm.transports.mpi import MPITransport
 

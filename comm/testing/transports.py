@@ -1,7 +1,4 @@
-"""Conformance suites: what every implementation of a seam must pass, ours and a third party's.
-
-Each ``check_*`` raises ``AssertionError`` and says in words which promise is broken. They need no test framework.
-"""
+"""What every transport must pass: the promises of ``Transport``, kept with arrays in host memory."""
 
 import time
 from collections.abc import Callable, Iterable
@@ -10,22 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
-from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.dtypes import bfloat16
-from lentando.comm.errors import ConfigurationError, TransportError
-from lentando.comm.topology import Topology, check_graphs
-from lentando.comm.transport import (
-    Array,
-    EngineHalves,
-    ReduceOp,
-    Request,
-    Traffic,
-    Transport,
-    takes_device_arrays,
-)
-from lentando.comm.transports.threads import ThreadTransport, run_ranks
+from lentando.comm.errors import TransportError
+from lentando.comm.transport import Array, ReduceOp, Request, Traffic, Transport
 
-__all__ = ["ThreadTransport", "check_device_arrays", "check_topology", "check_transport", "run_ranks"]
+__all__ = ["DTYPES", "LARGE_ELEMENTS", "LATE_SECONDS", "check_transport"]
 
 DTYPES: tuple[DTypeLike, ...] = (
     np.float32, np.float64, np.float16, bfloat16, np.int64, np.int32, np.uint8, np.bool_,
@@ -53,6 +39,8 @@ def check_transport(transport: Transport, *, patience_seconds: float = 30.0) -> 
 
 
 class _TransportCheck:
+    """The checks of ``check_transport``, one a method; see there for the arguments."""
+
     def __init__(self, transport: Transport, patience_seconds: float) -> None:
         self.transport = transport
         self.patience_seconds = patience_seconds
@@ -368,211 +356,6 @@ class _TransportCheck:
         return f"transport {getattr(self.transport, 'name', '?')!r} on rank {getattr(self.transport, 'rank', '?')}"
 
 
-def check_device_arrays(
-    transport: Transport, on_device: Callable[[Array], Array], *, patience_seconds: float = 30.0
-) -> None:
-    """Check that ``transport`` keeps the promises of ``DeviceArrays``, and of ``EngineHalves`` if it makes them.
-
-    Called by all ranks together, like ``check_transport``, whose promises about host memory hold beside.
-
-    Args:
-        transport: open, with no exchange under way. It is left open.
-        on_device: makes an array of this rank's device out of one in host memory: ``cupy.asarray``.
-        patience_seconds: see ``check_transport``.
-
-    Raises:
-        AssertionError: says which promise is broken, on which rank.
-    """
-    _DeviceCheck(transport, on_device, patience_seconds).run()
-
-
-class _DeviceCheck(_TransportCheck):
-    """Every exchange here is a round of its own: what a rank sends and receives in it, in one call."""
-
-    def __init__(self, transport: Transport, on_device: Callable[[Array], Array], patience_seconds: float) -> None:
-        super().__init__(transport, patience_seconds)
-        self.on_device = on_device
-
-    def run(self) -> None:
-        self.holds(takes_device_arrays(self.transport), "it does not take device arrays")
-        self.next = (self.transport.rank + 1) % self.transport.size
-        self.previous = (self.transport.rank - 1) % self.transport.size
-        for check in (
-            self.broadcast_from_every_root,  # first a collective operation: it may connect the devices
-            self.round_in_both_directions,
-            self.rounds_over_every_distance,
-            self.rounds_of_every_dtype,
-            self.rounds_in_which_not_all_take_part,
-            self.rounds_apart,
-            self.round_with_host_memory,
-            self.round_after_one_without_elements,
-            self.what_was_enqueued_before_a_round,
-            self.allgather,
-            self.allreduce,
-            self.halves,
-            self.traffic,
-            self.ranks_that_do_not_exist,
-        ):
-            self.accepts(check)
-
-    def round_in_both_directions(self) -> None:
-        sent = [self.put(self.numbers(self.transport.rank, number, LARGE_ELEMENTS)) for number in (1, 2)]
-        received = [self.blank(LARGE_ELEMENTS) for _ in range(2)]
-        request = self.transport.exchange(
-            [(self.next, sent[0]), (self.previous, sent[1])], [(self.previous, received[0]), (self.next, received[1])]
-        )
-        self.becomes_complete(request, "test() of a round")
-        request.wait()
-        for number, source in ((1, self.previous), (2, self.next)):
-            self.same(to_host(received[number - 1]), self.numbers(source, number, LARGE_ELEMENTS), "a round's message")
-
-    def rounds_over_every_distance(self) -> None:
-        rank, size = self.transport.rank, self.transport.size
-        for distance in range(size):  # 0: to oneself
-            received = self.blank()
-            request = self.transport.exchange(
-                [((rank + distance) % size, self.put(self.numbers(rank, distance)))],
-                [((rank - distance) % size, received)],
-            )
-            self.blank().fill(-1)  # the request must keep what was sent alive
-            request.wait()
-            self.same(to_host(received), self.numbers((rank - distance) % size, distance), f"from {distance} away")
-
-    def rounds_of_every_dtype(self) -> None:
-        for dtype in DTYPES:
-            received = self.put(np.zeros((3, 7), dtype))
-            sent = self.put(self.numbers(self.transport.rank, 4, 21, dtype).reshape(3, 7))
-            self.transport.exchange([(self.next, sent)], [(self.previous, received)]).wait()
-            expected = self.numbers(self.previous, 4, 21, dtype).reshape(3, 7)
-            self.same(to_host(received), expected, f"a round of {np.dtype(dtype)}")
-
-    def rounds_in_which_not_all_take_part(self) -> None:
-        rank, size = self.transport.rank, self.transport.size
-        for first in range(size - 1):  # a chain: only two ranks at a time
-            received = self.blank()
-            sends = [(first + 1, self.put(self.numbers(rank, first)))] if rank == first else []
-            receives = [(first, received)] if rank == first + 1 else []
-            self.transport.exchange(sends, receives).wait()
-            if receives:
-                self.same(to_host(received), self.numbers(first, first), "a round of two ranks")
-
-    def rounds_apart(self) -> None:
-        # Rank 0 is as many rounds ahead as it likes; the messages are matched by their order, whatever their tags.
-        if self.transport.rank:
-            time.sleep(LATE_SECONDS)
-        received = [self.blank(1 + 1000 * number) for number in range(8)]
-        requests = [
-            self.transport.exchange(
-                [(self.next, self.put(self.numbers(self.transport.rank, number, array.size)))],
-                [(self.previous, array)],
-                tag=number % 2,
-            )
-            for number, array in enumerate(received)
-        ]
-        for number in reversed(range(8)):
-            requests[number].wait()
-            expected = self.numbers(self.previous, number, received[number].size)
-            self.same(to_host(received[number]), expected, f"round {number} of 8 under way")
-
-    def round_with_host_memory(self) -> None:
-        rank = self.transport.rank
-        header, body = self.empty(), self.blank()
-        self.transport.exchange(
-            [(self.next, self.numbers(rank, 1)), (self.next, self.put(self.numbers(rank, 2)))],
-            [(self.previous, header), (self.previous, body)],
-        ).wait()
-        self.same(header, self.numbers(self.previous, 1), "the part of a round in host memory")
-        self.same(to_host(body), self.numbers(self.previous, 2), "the part of a round beside one in host memory")
-
-    def round_after_one_without_elements(self) -> None:
-        nothing, received = self.put(np.empty(0, np.float32)), self.blank()
-        self.transport.exchange([(self.next, nothing)], [(self.previous, nothing)]).wait()
-        self.transport.exchange(
-            [(self.next, self.put(self.numbers(self.transport.rank)))], [(self.previous, received)]
-        ).wait()
-        self.same(to_host(received), self.numbers(self.previous), "the round after one without elements")
-
-    def what_was_enqueued_before_a_round(self) -> None:
-        sent, received = self.put(np.zeros(LARGE_ELEMENTS, np.float32)), self.blank(LARGE_ELEMENTS)
-        for _ in range(50):
-            sent += 1
-        self.transport.exchange([(self.next, sent)], [(self.previous, received)]).wait()
-        received += 1
-        expected = np.full(LARGE_ELEMENTS, 51, np.float32)
-        self.same(to_host(received), expected, "a message between computations that were not waited for")
-
-    def broadcast_from_every_root(self) -> None:
-        for root in range(self.transport.size):
-            for dtype in DTYPES:
-                array = self.put(self.numbers(self.transport.rank, root, 6, dtype).reshape(2, 3))
-                self.transport.broadcast(array, root)
-                expected = self.numbers(root, root, 6, dtype).reshape(2, 3)
-                self.same(to_host(array), expected, f"a broadcast of {np.dtype(dtype)} from rank {root}")
-
-    def allgather(self) -> None:
-        for dtype in DTYPES:
-            for shape in ((5,), (2, 3), (0,)):
-                elements = int(np.prod(shape))
-                array = self.put(self.numbers(self.transport.rank, 0, elements, dtype).reshape(shape))
-                expected = [
-                    self.numbers(rank, 0, elements, dtype).reshape(shape) for rank in range(self.transport.size)
-                ]
-                found = to_host(self.transport.allgather(array))
-                self.same(found, np.stack(expected), f"an allgather of {np.dtype(dtype)}, shape {shape}")
-
-    def allreduce(self) -> None:
-        functions: dict[ReduceOp, Any] = {"sum": np.add, "min": np.minimum, "max": np.maximum}
-        for op, function in functions.items():
-            for dtype in (np.float32, np.float64, np.int64, np.int32):
-                array = self.put(self.numbers(self.transport.rank, 0, 7, dtype))
-                self.transport.allreduce(array, op)
-                by_rank = [self.numbers(rank, 0, 7, dtype) for rank in range(self.transport.size)]
-                expected = function.reduce(by_rank).astype(dtype)
-                self.same(to_host(array), expected, f"an allreduce ({op}) of {np.dtype(dtype)}")
-
-    def halves(self) -> None:
-        transport, rank, size = self.transport, self.transport.rank, self.transport.size
-        if not isinstance(transport, EngineHalves):
-            return
-        for dtype in (np.float32, np.float64, np.int64):
-            whole, part = self.put(self.numbers(rank, 0, 5 * size, dtype)), self.put(np.zeros(5, dtype))
-            transport.reduce_scatter(whole, part)
-            total = np.add.reduce([self.numbers(r, 0, 5 * size, dtype) for r in range(size)])
-            own = total[5 * rank : 5 * (rank + 1)]
-            self.same(to_host(part), own, f"this rank's part of a reduce_scatter of {np.dtype(dtype)}")
-            self.same(to_host(whole), self.numbers(rank, 0, 5 * size, dtype), "the array given to reduce_scatter")
-            for given in (part, whole[5 * rank : 5 * (rank + 1)]):
-                copy_into(given, own)
-                transport.allgather_into(given, whole)
-                self.same(to_host(whole), total, f"an allgather_into of {np.dtype(dtype)}")
-
-    def put(self, array: Array) -> Array:
-        return self.on_device(array)
-
-    def blank(self, elements: int = 33) -> Array:
-        return self.on_device(self.empty(elements))
-
-
 def _shown(array: Array) -> str:
     first: Iterable[Any] = array.reshape(-1)[:6].tolist()
     return f"{array.dtype} {array.shape} {', '.join(map(str, first))}{', ...' if array.size > 6 else ''}"
-
-
-def check_topology(topology: Topology, sizes: Iterable[int] = (1, 2, 3, 4, 5, 8, 12)) -> None:
-    """Check that ``topology`` keeps the promises that gossip relies on, for worlds of these sizes.
-
-    Neighbours exist, are others, and come once; what one rank sends, the other expects; a rank's shares are positive
-    and sum to 1; over a period, everybody hears of everybody; mixing matrices agree with what the ranks see.
-
-    Raises:
-        AssertionError: says which promise is broken, in which world.
-    """
-    for size in sizes:
-        try:
-            graphs = topology.for_size(size)
-            check_graphs(graphs)
-        except ConfigurationError as error:
-            raise AssertionError(f"{topology!r} among {size} ranks: {error}") from error
-        for step in range(graphs.phases):
-            total = graphs.mixing_matrix(step).sum(axis=0)
-            assert np.allclose(total, 1), f"{topology!r} among {size} ranks: columns of step {step} sum to {total}"
