@@ -336,6 +336,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if int(self.iterations) != before:
             replica.after_steps(1, rates)
             self._counted.refresh()
+            replica.stop_if_agreed()
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         """Step along the averaged gradients, as the ranks do that still have batches.

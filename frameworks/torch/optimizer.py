@@ -157,6 +157,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if self._early is not None:
             self._early.restart()
         replica.after_step()
+        replica.stop_if_agreed()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
