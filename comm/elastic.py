@@ -10,9 +10,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
+from lentando.comm.array_module import copy_into
 from lentando.comm.errors import LentandoError, RankLostError, TransportError
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
@@ -52,7 +54,12 @@ class Member(Protocol):
 
 def is_elastic(transport: Transport) -> bool:
     """Whether the other ranks go on when one dies."""
-    return isinstance(transport, Elastic)
+    return _is_elastic(type(transport))
+
+
+@cache  # asked at every step
+def _is_elastic(kind: type[Transport]) -> bool:
+    return issubclass(kind, Elastic)
 
 
 def transaction(transport: Transport, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
@@ -82,16 +89,30 @@ def without_vote(transport: Transport, attempt: Callable[[], object]) -> bool:
     return job.without_vote(transport, attempt)
 
 
-def in_place(transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T]) -> T:
-    """A transaction that changes arrays and nothing else."""
+def in_place(
+    transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T], copies: list[Array] | None = None
+) -> T:
+    """A transaction that changes arrays and nothing else.
+
+    Args:
+        transport: of the job.
+        arrays: that ``attempt`` changes.
+        attempt: see ``transaction``.
+        copies: a list for who does the same again: filled by the first call, and used by the next ones.
+    """
     job = _job(transport)
     if job is None or job.is_busy:
         return attempt()
-    kept = [array.copy() for array in arrays]
+    kept = [] if copies is None else copies
+    if kept:
+        for own, array in zip(kept, arrays, strict=True):
+            copy_into(own, array)
+    else:
+        kept.extend(array.copy() for array in arrays)
 
     def undo() -> None:
         for array, own in zip(arrays, kept, strict=True):
-            array[...] = own
+            copy_into(array, own)
 
     return job.transaction(transport, attempt, undo)
 
@@ -173,7 +194,9 @@ class _Job:
                 yes, error = True, same_on_all
             else:
                 yes = True
-            if transport.vote(yes):
+            with watched(transport, "a vote"):
+                is_done = transport.vote(yes)
+            if is_done:
                 if error is not None:
                     raise error
                 return result[0]
@@ -244,7 +267,7 @@ _jobs: WeakKeyDictionary[Transport, _Job] = WeakKeyDictionary()
 
 def _job(transport: Transport) -> _Job | None:
     """The job of a transport, if it is elastic."""
-    if not isinstance(transport, Elastic):
+    if not is_elastic(transport):
         return None
     job = _jobs.get(transport)
     if job is None:

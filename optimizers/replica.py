@@ -126,6 +126,7 @@ class Replica:
         self._start_checksum = 0
         self._is_exposed = False
         self._recoveries = 0
+        self._gradient_copies: list[Array] = []  # in an elastic job
         self._steps_in_round: int | None
         self._loss_sum: Any = 0.0
         self._loss_count = 0
@@ -184,7 +185,7 @@ class Replica:
 
         with self._communication("gradients", step):
             gradients = [buffer.array for buffer in self._framework.gradients]
-            agreement, verdict = in_place(self._transport, gradients, attempt)
+            agreement, verdict = in_place(self._transport, gradients, attempt, self._gradient_copies)
         self._start_checksum = 0  # has been compared
         return agreement if verdict is None else replace(agreement, loss=verdict.loss)
 
