@@ -72,6 +72,8 @@ class PushSum(InnerSteps):
         self._lost = 0.0  # of the weight, by ``lose``
         self._steps_lost = 0
         self.round = 0
+        self._begun = 0
+        self._furthest = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
         degree = max((len(p.in_neighbors) for p in peers), default=0)
@@ -81,7 +83,23 @@ class PushSum(InnerSteps):
         self._under_way: deque[_Round] = deque()
         self.restart()
 
+    @property
+    def begun(self) -> int:
+        return self._begun
+
+    def go_on(self, begun: int, furthest: int) -> None:
+        # x / w is an estimate of the mean whatever was lost on the way; with w = 1 the weights' sum is right again.
+        self.restart()
+        self.round = self._begun = begun
+        self._furthest = furthest
+
     def after_step(self) -> None:
+        self._begun = self.round + 1
+        if self.round < self._furthest:  # some ranks have taken this step already, with ranks that are no more
+            if not self._lost:
+                self.follow()
+            self.round += 1
+            return
         outgoing = self._next_messages()
         moved = not self._lost  # or x is gone, and what the base optimizer has moved is not finite
         if self._staleness:
@@ -146,7 +164,9 @@ class PushSum(InnerSteps):
         return {**state, "lost": self._lost} if self._lost else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.round, self.weight, self._lost = state["round"], state["weight"], state.get("lost", 0.0)
+        self.round = self._begun = state["round"]
+        self._furthest = 0
+        self.weight, self._lost = state["weight"], state.get("lost", 0.0)
         for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
             copy_into(own, saved)
         self._under_way.clear()
