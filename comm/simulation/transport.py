@@ -59,7 +59,7 @@ class SimulatedTransport:
         living = self._faults.messages_before_death(len(sends))
         request = self._post(sends if living is None else sends[:living], receives, tag)
         if living is not None:
-            self._scheduler.die(self._task)
+            self.die()
         traffic = self.traffic
         for _, array in sends:
             traffic.messages += 1
@@ -131,6 +131,10 @@ class SimulatedTransport:
     def abort(self, status: int = 1) -> NoReturn:
         """End the simulation: ``simulate`` raises ``SimulationError`` with this rank and status."""
         raise SimulationError(f"rank {self.rank} ended the job with status {status} at {self.clock():g} s")
+
+    def die(self) -> NoReturn:
+        """Let this rank die now, as a ``Death`` would."""
+        self._scheduler.die(self._task)
 
     def close(self) -> None:
         """Nothing to release: ``init()`` may join again."""
