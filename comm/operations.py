@@ -12,6 +12,7 @@ from lentando.comm import objects
 from lentando.comm.collectives import all_reduce
 from lentando.comm.control import Control, Event, agree, fingerprint
 from lentando.comm.dtypes import accumulator_dtype, is_floating
+from lentando.comm.elastic import began_as, in_place, number_now, transaction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array, Transport
 from lentando.comm.world import transport
@@ -62,13 +63,17 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
         raise ConfigurationError(
             f"Average of {array.dtype} is not of that dtype: use op=Sum, or convert to floating point"
         )
-    _agree(world, "allreduce", [*_described(array), op.value], name)
-    if op is Average or op is Sum:
-        all_reduce(world, array, mean=op is Average)
-        return
-    wide = np.ascontiguousarray(array, accumulator_dtype(array.dtype))
-    world.allreduce(wide, "min" if op is Min else "max")
-    np.copyto(array, wide, casting="same_kind")
+
+    def attempt() -> None:
+        _agree(world, "allreduce", [*_described(array), op.value], name)
+        if op is Average or op is Sum:
+            all_reduce(world, array, mean=op is Average)
+            return
+        wide = np.ascontiguousarray(array, accumulator_dtype(array.dtype))
+        world.allreduce(wide, "min" if op is Min else "max")
+        np.copyto(array, wide, casting="same_kind")
+
+    in_place(world, [array], attempt)
 
 
 def allgather(array: Array, name: str | None = None) -> Array:
@@ -80,12 +85,16 @@ def allgather(array: Array, name: str | None = None) -> Array:
     world = transport()
     if array.ndim == 0:
         array = array.reshape(1)
-    _agree(world, "allgather", ["any length", *array.shape[1:], array.dtype.name], name)
-    lengths = world.allgather(np.array([array.shape[0]], np.int64))[:, 0]
-    padded = np.zeros((int(lengths.max()), *array.shape[1:]), array.dtype)
-    padded[: array.shape[0]] = array
-    gathered = world.allgather(padded)
-    return np.concatenate([gathered[rank, :length] for rank, length in enumerate(lengths)])
+
+    def attempt() -> Array:
+        _agree(world, "allgather", ["any length", *array.shape[1:], array.dtype.name], name)
+        lengths = world.allgather(np.array([array.shape[0]], np.int64))[:, 0]
+        padded = np.zeros((int(lengths.max()), *array.shape[1:]), array.dtype)
+        padded[: array.shape[0]] = array
+        gathered = world.allgather(padded)
+        return np.concatenate([gathered[rank, :length] for rank, length in enumerate(lengths)])
+
+    return transaction(world, attempt)
 
 
 def broadcast(array: Array, root_rank: int = 0, name: str | None = None) -> None:
@@ -95,38 +104,61 @@ def broadcast(array: Array, root_rank: int = 0, name: str | None = None) -> None
         MismatchError: on every rank, if shape, dtype or root differ.
     """
     world = transport()
-    _check_root(world, root_rank)
-    _agree(world, "broadcast", [*_described(array), f"from rank {root_rank}"], name)
-    world.broadcast(array, root_rank)
+    root = _Root(world, root_rank)
+
+    def attempt() -> None:
+        _agree(world, "broadcast", [*_described(array), f"from rank {root.now}"], name)
+        world.broadcast(array, root.now)
+
+    in_place(world, [array], attempt)
 
 
 def broadcast_object(value: Any, root_rank: int = 0, name: str | None = None) -> Any:
     """The root's object on every rank: numbers, strings, lists, tuples, dicts and arrays, without pickle."""
     world = transport()
-    _check_root(world, root_rank)
-    _agree(world, "broadcast_object", [f"from rank {root_rank}"], name)
-    return objects.broadcast_object(world, value, root_rank)
+    root = _Root(world, root_rank)
+
+    def attempt() -> Any:
+        _agree(world, "broadcast_object", [f"from rank {root.now}"], name)
+        return objects.broadcast_object(world, value, root.now)
+
+    return transaction(world, attempt)
 
 
 def allgather_object(value: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
     world = transport()
-    _agree(world, "allgather_object", [], name)
-    return objects.allgather_object(world, value)
+
+    def attempt() -> list[Any]:
+        _agree(world, "allgather_object", [], name)
+        return objects.allgather_object(world, value)
+
+    return transaction(world, attempt)
 
 
 def barrier() -> None:
     """Return once every rank has come here."""
-    _agree(transport(), "barrier", [], None)  # all ranks have agreed: that is a barrier
+    world = transport()
+    transaction(world, lambda: _agree(world, "barrier", [], None))  # all ranks have agreed: that is a barrier
 
 
 def _described(array: Array) -> list[Any]:
     return [list(array.shape), array.dtype.name]
 
 
-def _check_root(world: Transport, root: int) -> None:
-    if not 0 <= root < world.size:
-        raise ConfigurationError(f"root_rank must be a rank of this job, 0 to {world.size - 1}, got {root}")
+class _Root:
+    """The rank whose value the others get: the same process, even if others die meanwhile and its number changes."""
+
+    def __init__(self, world: Transport, rank: int) -> None:
+        if not 0 <= rank < world.size:
+            raise ConfigurationError(f"root_rank must be a rank of this job, 0 to {world.size - 1}, got {rank}")
+        self._world = world
+        self._number = began_as(world, rank)
+
+    @property
+    def now(self) -> int:
+        """Its rank."""
+        return number_now(self._world, self._number, "broadcast")
 
 
 def _agree(world: Transport, operation: str, arguments: list[Any], name: str | None) -> None:

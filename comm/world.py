@@ -14,6 +14,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from lentando.comm.control import Control, Event, agree
+from lentando.comm.elastic import HOW_TO_START, begin, is_elastic, transaction
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
 from lentando.comm.joining import patiently
 from lentando.comm.launch import Launch, check_library, check_world, detect_launch
@@ -65,7 +66,7 @@ class _Seat:
 _seat: ContextVar[_Seat | None] = ContextVar("lentando_seat", default=None)
 
 
-def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
+def init(comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = False) -> None:
     """Join the job that mpirun, horovodrun or srun started; a program started alone becomes a world of 1.
 
     From here on, an exception that ends this rank ends the whole job with a non-zero status, and the normal end of the
@@ -73,26 +74,42 @@ def init(comm: "MPI.Intracomm | Transport | None" = None) -> None:
 
     Args:
         comm: the ranks that take part: an mpi4py communicator, or any ``Transport``. All ranks of the job by default.
+        elastic: when the process of a rank dies (is killed, runs out of memory), the others go on without it, from
+            then on with ``rank()`` and ``size()`` of those that live. Needs Open MPI 5 under ``mpirun --with-ft ulfm``.
 
     Raises:
         LaunchError: if the launcher promised a world that the transport does not see.
         ConfigurationError: if ``LENTANDO_TRANSPORT``, ``LENTANDO_LOG_LEVEL`` or ``LENTANDO_STALL_SECONDS`` is none of
-            the legal answers.
+            the legal answers, or this job cannot be elastic.
     """
     global _current
     seat = _seat.get()
     if seat is not None:
+        if elastic:
+            _check_elastic(seat.offered)
         seat.current, seat.is_program = seat.offered, True
         return
     if _current is not None:
         return
     level = _log_level()
-    _current = comm if isinstance(comm, Transport) else open_transport(comm)
+    joined = comm if isinstance(comm, Transport) else open_transport(comm, elastic=elastic)
+    if elastic:
+        _check_elastic(joined)
+    _current = joined
     if level is not None:
         _log_to_stderr(level, _current.rank)
     _log.info("rank %d of %d over %s", _current.rank, _current.size, _current.name)
     begin_inspection(_current)
+    begin(_current)
     _Hooks.install()
+
+
+def _check_elastic(transport: Transport) -> None:
+    if transport.size > 1 and not is_elastic(transport):
+        raise ConfigurationError(
+            f"elastic=True is not possible over transport {transport.name!r}, which ends when a rank dies. "
+            f"{HOW_TO_START}"
+        )
 
 
 def shutdown() -> None:
@@ -105,7 +122,10 @@ def shutdown() -> None:
     leaving = _joined()
     if leaving is None:
         return
-    agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)")
+    transaction(
+        leaving,
+        lambda: agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)"),
+    )
     seat = _seat.get()
     if seat is None:
         end_inspection()
@@ -174,7 +194,7 @@ def local_size() -> int:
     return transport().local_size
 
 
-def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
+def open_transport(comm: "MPI.Intracomm | None" = None, *, elastic: bool = False) -> Transport:
     """The transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
 
     NCCL is used only when it is asked for, over the transport that is detected: it wants a GPU for every rank, which
@@ -190,10 +210,10 @@ def open_transport(comm: "MPI.Intracomm | None" = None) -> Transport:
         from lentando.comm.transports.nccl import NCCLTransport
 
         return NCCLTransport(_detected(comm, None))
-    return _detected(comm, forced)
+    return _detected(comm, forced, elastic)
 
 
-def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
+def _detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = False) -> Transport:
     if forced == "single" and comm is None:
         return SingleTransport()
     launch = detect_launch()
@@ -204,10 +224,11 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
         return _open_horovod(launch)
 
     try:
-        MPI = _load_mpi(launch)  # noqa: N806 - the name that everybody gives it
+        MPI = _load_mpi(launch, elastic)  # noqa: N806 - the name that everybody gives it
 
+        from lentando.comm.transports.elastic_mpi import ElasticMPITransport
         from lentando.comm.transports.mpi import MPITransport
-    except LaunchError:
+    except LentandoError:
         raise
     except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
         wanted = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
@@ -221,15 +242,23 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None) -> Transport:
         check_world(launch, MPI.COMM_WORLD.Get_size(), library)
     ranks = MPI.COMM_WORLD if comm is None else comm
     with patiently(ranks.Get_rank(), ranks.Get_size()):
-        return MPITransport(comm)
+        return ElasticMPITransport(comm) if elastic else MPITransport(comm)
 
 
-def _load_mpi(launch: Launch | None) -> Any:
-    """Load and start MPI, unless the program has; in between, look whose it is."""
+def _load_mpi(launch: Launch | None, elastic: bool) -> Any:
+    """Load and start MPI, unless the program has; in between, look whose it is.
+
+    An elastic job ends without MPI_Finalize, which in Open MPI 5.0 now and then waits for the dead.
+    """
     import mpi4py
 
     if "mpi4py.MPI" not in sys.modules:
-        mpi4py.rc(initialize=False, finalize=True)
+        mpi4py.rc(initialize=False, finalize=not elastic)
+    elif elastic and mpi4py.rc.finalize is not False:
+        raise ConfigurationError(
+            "elastic=True: this program has loaded MPI itself, in such a way that its end may wait for ranks that have "
+            "died. Call init() first, or before mpi4py.MPI is imported: import mpi4py; mpi4py.rc.finalize = False"
+        )
     from mpi4py import MPI
 
     if not MPI.Is_initialized():

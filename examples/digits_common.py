@@ -86,6 +86,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
     parser.add_argument("--seeds", type=int, default=3, help="with --compare: how many seeds, counted up from --seed")
     parser.add_argument("--simulate", type=int, metavar="N", help="train on N simulated ranks in this process")
+    parser.add_argument("--elastic", action="store_true", help="go on when ranks die (mpirun --with-ft ulfm)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
     parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py, by the report")
     options = parser.parse_args(argv)
@@ -196,32 +197,24 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
     )
 
 
-def train_all(
-    options: argparse.Namespace,
-    rank: int,
-    size: int,
-    train: Callable[[str, int], Run],
-    gather: Callable[[Any], list[Any]],
-) -> list[Run]:
+def train_all(options: argparse.Namespace, lt: Any, train: Callable[[str, int], Run]) -> list[Run]:
     """Train as the flags say, and let rank 0 print the table and write the report. Returns this rank's runs.
 
     Args:
         options: the flags.
-        rank: of this process.
-        size: number of ranks.
+        lt: ``lentando.torch`` or ``lentando.tensorflow``.
         train: trains with an algorithm and a seed.
-        gather: collects an object of every rank.
     """
     plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in options.algorithms]
     own, runs = [], []
     for algorithm, seed in plan:
         own.append(train(algorithm, seed))
-        runs.append(Run.mean([Run(**run) for run in gather(asdict(own[-1]))]))
-    if rank == 0:
+        runs.append(Run.mean([Run(**run) for run in lt.allgather_object(asdict(own[-1]))]))
+    if lt.rank() == 0:
         if not options.no_table:
-            print_table(runs, size)
+            print_table(runs, lt.size())
         if options.report is not None:
-            write_report(options.report, runs, size)
+            write_report(options.report, runs, lt.size())
     return own
 
 

@@ -46,11 +46,12 @@ def make_model(seed: int) -> keras.Model:
 
 def main(options: argparse.Namespace) -> list[Run]:
     """Train as the flags say; the runs, as this rank saw them."""
-    lt.init()
+    lt.init(elastic=options.elastic)
     data = load_digits(lt.rank(), lt.size())
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
 
     def train(algorithm: str, seed: int) -> Run:
+        nonlocal data
         model = make_model(seed)
         sgd = keras.optimizers.SGD(options.lr, momentum=options.momentum, nesterov=options.momentum > 0)
         optimizer = make_optimizer(lt, options, algorithm, sgd, model)
@@ -69,6 +70,9 @@ def main(options: argparse.Namespace) -> list[Run]:
         about = f"{algorithm}, seed {seed}"
         epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)
         for _ in epochs:
+            if options.elastic:
+                lt.barrier()  # after it, all ranks agree on how many there are
+                data = load_digits(lt.rank(), lt.size())
             losses = []
             for images, labels in data.batches(options.batch_size, generator):
                 losses.append(step(tf.constant(images.transpose(0, 2, 3, 1)), tf.constant(labels)))
@@ -84,7 +88,7 @@ def main(options: argparse.Namespace) -> list[Run]:
         run.count(optimizer.report(), options)
         return run
 
-    return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)
+    return train_all(options, lt, train)
 
 
 if __name__ == "__main__":

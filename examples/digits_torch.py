@@ -5,6 +5,7 @@ On real ranks, or on simulated ones in one process:
     python examples/digits_torch.py
     mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --base sgp --period 12
     mpirun -np 4 python examples/digits_torch.py --algorithm adacomm --slow-momentum 0.3
+    mpirun --with-ft ulfm -np 4 python examples/digits_torch.py --elastic
     mpirun -np 4 python examples/digits_torch.py --compare --report runs/digits
     python examples/digits_torch.py --algorithm osgp --simulate 16 --batch-size 8
 """
@@ -41,11 +42,12 @@ def make_model(seed: int) -> nn.Module:
 
 def main(options: argparse.Namespace) -> list[Run]:
     """Train as the flags say; the runs, as this rank saw them."""
-    lt.init()
+    lt.init(elastic=options.elastic)
     torch.set_num_threads(1)  # ranks share the cores
     data = load_digits(lt.rank(), lt.size())
 
     def train(algorithm: str, seed: int) -> Run:
+        nonlocal data
         model = make_model(seed)
         sgd = torch.optim.SGD(
             model.parameters(), lr=options.lr, momentum=options.momentum, nesterov=options.momentum > 0
@@ -57,6 +59,9 @@ def main(options: argparse.Namespace) -> list[Run]:
         about = f"{algorithm}, seed {seed}"
         epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)
         for _ in epochs:
+            if options.elastic:
+                lt.barrier()  # after it, all ranks agree on how many there are
+                data = load_digits(lt.rank(), lt.size())
             losses = []
             for images, labels in data.batches(options.batch_size, generator):
                 optimizer.zero_grad()
@@ -77,7 +82,7 @@ def main(options: argparse.Namespace) -> list[Run]:
         run.count(optimizer.report(), options)
         return run
 
-    return train_all(options, lt.rank(), lt.size(), train, lt.allgather_object)
+    return train_all(options, lt, train)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,22 @@ class InnerSteps:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()`` of an earlier run."""
 
+    # A job that loses ranks makes its base algorithm anew (``bind``). Then these two, for one that exchanges messages.
+
+    @property
+    def begun(self) -> int:
+        """How many times it has begun to exchange messages with some of the ranks."""
+        return 0
+
+    def go_on(self, begun: int, furthest: int) -> None:
+        """Begin from the parameters, with no exchange before as many have been left out as the furthest rank has begun.
+
+        Args:
+            begun: of this rank, by the one before.
+            furthest: the most of any rank.
+        """
+        self.restart()
+
     # A checkpoint that goes on with another number of ranks goes on from the average. These two change nothing here.
 
     def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:

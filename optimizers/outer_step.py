@@ -2,6 +2,9 @@
 
 Reduce-scatter gives each rank the mean of 1/n of the parameters; it applies slow momentum to that shard alone, and the
 all-gather hands the results out. Slow momentum thus costs no message, 1/n of the arithmetic and 1/n of the memory.
+
+In an elastic job every rank holds all of it instead, so that no momentum dies with a rank, and no parameter changes
+before all ranks have the average. The same bytes travel, and the numbers are the same to the bit.
 """
 
 from collections.abc import Sequence
@@ -12,11 +15,13 @@ import numpy as np
 from lentando.comm.array_module import array_module, copy_into
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, Range
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
+from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.join import Share
@@ -46,44 +51,63 @@ class OuterStep:
         algorithm: Algorithm = "auto",
     ) -> None:
         self._transport = transport
-        self._sharded = exact_average
-        self._shards = [
-            _Shard(
-                buffer,
-                plan_reduction(transport, buffer.array, algorithm, in_halves=True)
-                if exact_average
-                else NoReduction(buffer.array),
-                rule,
-            )
-            for buffer in buffers
-        ]
+        self._averages = exact_average
+        self._sharded = exact_average and not is_elastic(transport)
+
+        def reduction(buffer: FlatBuffer) -> Reduction:
+            if not exact_average:
+                return NoReduction(buffer.array)
+            if not self._sharded:
+                return WholeReduction(transport, buffer.array, algorithm)
+            return plan_reduction(transport, buffer.array, algorithm, in_halves=True)
+
+        self._shards = [_Shard(buffer, reduction(buffer), rule) for buffer in buffers]
 
     def restart(self) -> None:
         """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins."""
         for shard in self._shards:
             shard.restart()
 
-    def run(self, learning_rates: Sequence[float], share: Share | None = None) -> None:
-        """Take one outer step on all buffers.
+    def replan(self) -> None:
+        """There are fewer ranks now. Collective over them."""
+        for shard in self._shards:
+            shard.replan()
+
+    def average(self, share: Share | None = None) -> None:
+        """Form the average; the buffers stay what they are.
 
         Args:
-            learning_rates: mean over the round's inner steps, per parameter group.
             share: of this rank, if the average is not over all ranks.
 
         Raises:
-            NonFiniteError: on every rank, naming parameter and rank, if the average is not finite; all parameters are
-                then still what they were.
+            NonFiniteError: on every rank, naming parameter and rank, if the average is not finite.
         """
-        divisor = self._transport.size if self._sharded else 1
+        divisor = self._transport.size if self._averages else 1
         finite = [shard.reduce(divisor, share) for shard in self._shards]
         try:
             self._check_finite(all(finite))
         except NonFiniteError:
-            for shard in self._shards:
-                shard.retract()
+            self.retract()
             raise
+
+    def retract(self) -> None:
+        """The average is not adopted."""
+        for shard in self._shards:
+            shard.retract()
+
+    def step(self, learning_rates: Sequence[float]) -> None:
+        """Step outward from the anchor through the average, on all buffers.
+
+        Args:
+            learning_rates: mean over the round's inner steps, per parameter group.
+        """
         for shard in self._shards:
             shard.step(learning_rates)
+
+    def run(self, learning_rates: Sequence[float]) -> None:
+        """Take one outer step on all buffers: ``average``, then ``step``."""
+        self.average()
+        self.step(learning_rates)
 
     def state_dict(self) -> dict[str, Any]:
         """Anchors and slow momenta of this rank's shards: arrays by buffer."""
@@ -112,7 +136,7 @@ class OuterStep:
         }
 
     def _check_finite(self, finite: bool) -> None:
-        if self._sharded:
+        if self._averages:
             # Each rank has seen its shard alone: all must know before any of them changes a parameter.
             finite = bool(self._transport.allgather(np.array([finite])).all())
         if finite:
@@ -120,7 +144,7 @@ class OuterStep:
         names = [shard.buffer.first_non_finite() for shard in self._shards]
         own = next((name for name in names if name is not None), None)
         text = f"{own!r} is not finite" if own else "all parameters are finite"
-        found = grouped_by_rank(allgather_object(self._transport, text)) if self._sharded else text
+        found = grouped_by_rank(allgather_object(self._transport, text)) if self._averages else text
         raise NonFiniteError(
             f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {found}. "
             "Training has diverged there: lower the learning rate, clip gradients, or shorten the period"
@@ -146,6 +170,10 @@ class _Shard:
         self._mean: Array = self._own
         self._left_out: list[tuple[Array, Array]] = []
         self.restart()
+
+    def replan(self) -> None:
+        if isinstance(self._reduction, WholeReduction):
+            self._reduction.plan()
 
     def restart(self) -> None:
         if self.anchor is not None:

@@ -65,6 +65,8 @@ class PushSum(InnerSteps):
         self._on_device = not all(map(is_on_host, self._model))
         self.weight = 1.0
         self.round = 0
+        self._begun = 0
+        self._furthest = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
         degree = max((len(p.in_neighbors) for p in peers), default=0)
@@ -72,7 +74,22 @@ class PushSum(InnerSteps):
         self._under_way: deque[_Round] = deque()
         self.restart()
 
+    @property
+    def begun(self) -> int:
+        return self._begun
+
+    def go_on(self, begun: int, furthest: int) -> None:
+        # x / w is an estimate of the mean whatever was lost on the way; with w = 1 the weights' sum is right again.
+        self.restart()
+        self.round = self._begun = begun
+        self._furthest = furthest
+
     def after_step(self) -> None:
+        self._begun = self.round + 1
+        if self.round < self._furthest:  # some ranks have taken this step already, with ranks that are no more
+            self.follow()
+            self.round += 1
+            return
         outgoing = self._next_messages()
         if self._staleness:
             self._mix(moved=True, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
@@ -112,7 +129,9 @@ class PushSum(InnerSteps):
         return {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.round, self.weight = state["round"], state["weight"]
+        self.round = self._begun = state["round"]
+        self._furthest = 0
+        self.weight = state["weight"]
         for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
             copy_into(own, saved)
         self._under_way.clear()

@@ -2,11 +2,11 @@
 
 import copy
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple
+from dataclasses import astuple, dataclass
 from math import inf, isnan, nan, sqrt
-from typing import Any
+from typing import Any, TypeVar
 from zlib import crc32
 
 import numpy as np
@@ -15,9 +15,10 @@ from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.errors import ConfigurationError, NonFiniteError
+from lentando.comm.elastic import enlist, in_place, is_elastic, transaction, without_vote
+from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.stall import watched
-from lentando.comm.transport import Transport, VirtualTime, as_bytes
+from lentando.comm.transport import Array, Transport, VirtualTime, as_bytes
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
@@ -33,6 +34,8 @@ __all__ = ["Replica"]
 
 _log = logging.getLogger("lentando")
 
+T = TypeVar("T")
+
 _WAITS: dict[Kind, str] = {
     "gradients": "the average of gradients of inner step",
     "gossip": "the gossip of inner step",
@@ -42,6 +45,25 @@ _WAITS: dict[Kind, str] = {
 STATE_VERSION = 2
 JOINED = fingerprint("inside a join block")
 """Makes the subject of a message another one, so that ranks inside the block and outside it do not mistake theirs."""
+
+
+@dataclass(frozen=True)
+class _Average:
+    """What an outer step adopts.
+
+    Attributes:
+        loss: of the round, the mean over ranks.
+        rate: learning rate of the round, the mean over ranks and parameter groups.
+        clock: rank 0's.
+        rates: learning rates that it steps with, by parameter group.
+        buffers: of the base optimizer, averaged, if they are to be.
+    """
+
+    loss: float
+    rate: float
+    clock: float
+    rates: Sequence[float]
+    buffers: Mapping[str, Array] | None
 
 
 class Replica:
@@ -77,25 +99,16 @@ class Replica:
         self.rounds = 0
         self._bytes, self._messages = 0, 0
         self._timing = Timing(transport)
-        self._subject = check_equal(transport, framework, settings)
-        framework.load()
-        for buffer in framework.buffers:
-            transport.broadcast(buffer.array)
-        framework.store()
-        framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
-        self._base = settings.base.bind(
-            transport, framework.buffers, framework.gradients if self.averages_gradients else []
-        )
         self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
         self.needs_loss = self._period is not None and needs_loss(self._period)
         self._decisions: list[Decision] = []
-        self._outer = None
-        if self._period is not None:
-            self._outer = OuterStep(
-                transport, framework.buffers, settings.outer, settings.exact_average, settings.algorithm
-            )
-            if not settings.exact_average and not settings.base.communicates and transport.size > 1:
-                _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
+        self._subject: int
+        self._base: InnerSteps
+        self._outer: OuterStep | None = None
+        in_place(transport, [buffer.array for buffer in framework.buffers], self._begin_together)
+        enlist(transport, self)
+        if self._outer and not settings.exact_average and not settings.base.communicates and transport.size > 1:
+            _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
         self._in_step = False
         self.joined = False
@@ -103,6 +116,8 @@ class Replica:
         self._started = False
         self._clock_origin = transport.clock()
         self._start_checksum = 0
+        self._is_exposed = False
+        self._recoveries = 0
         self._steps_in_round: int | None
         self._loss_sum: Any = 0.0
         self._loss_count = 0
@@ -135,13 +150,19 @@ class Replica:
             MismatchError: on every rank, if the ranks are not at the same step.
         """
         self._begin_step()
-        with self._communication("gradients", self.inner_steps + 1):
+
+        def attempt() -> Agreement:
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
             if self._is_everybodys(agreement):
                 self._base.average_gradients()
             else:
                 self._rates_of_active()
                 self._base.average_gradients(self._share(agreement))
+            return agreement
+
+        with self._communication("gradients", self.inner_steps + 1):
+            agreement = in_place(self._transport, [buffer.array for buffer in self._framework.gradients], attempt)
+        self._start_checksum = 0
         return agreement
 
     def before_step(self) -> None:
@@ -210,6 +231,10 @@ class Replica:
         Args:
             step_along: called where the base algorithm averages gradients, when these have been averaged.
         """
+        if is_elastic(self._transport):
+            raise ConfigurationError(
+                "join is not possible in an elastic job (init(elastic=True)) yet: give all ranks equally many batches"
+            )
         if self.joined:
             raise ConfigurationError("join blocks of one optimizer cannot be nested: leave one before the next")
         if not self._settings.exact_average and not self._settings.base.communicates:
@@ -237,18 +262,31 @@ class Replica:
         Collective: every rank enters.
         """
         self._timing.pause()
-        self._agree(Event.EVALUATE, "evaluates the average of")
-        self.drain()
-        own = [buffer.array.copy() for buffer in self._framework.buffers]
-        self._base.expose()
-        for buffer in self._framework.buffers:
-            plan_reduction(self._transport, buffer.array, self._settings.algorithm).all_reduce(mean=True)
+        buffers = self._framework.buffers
+        own: list[Array] = []
+
+        def attempt() -> None:
+            self._agree(Event.EVALUATE, "evaluates the average of")
+            self.drain()
+            own.extend(buffer.array.copy() for buffer in buffers)
+            self._base.expose()
+            for buffer in buffers:
+                plan_reduction(self._transport, buffer.array, self._settings.algorithm).all_reduce(mean=True)
+
+        def put_back() -> None:
+            for buffer, array in zip(buffers, own, strict=bool(own)):
+                copy_into(buffer.array, array)
+            own.clear()
+
+        self._together(attempt, put_back)
         self._framework.store()
+        recoveries = self._recoveries
         try:
             yield
         finally:
-            for buffer, array in zip(self._framework.buffers, own, strict=True):
-                copy_into(buffer.array, array)
+            put_back()
+            if self._recoveries != recoveries:  # which took the average for this replica's parameters
+                self._base.follow()
             self._framework.store()
             self._timing.resume()
 
@@ -264,15 +302,7 @@ class Replica:
         Collective: every rank calls it.
         """
         self._timing.pause()
-        self._agree(Event.EVALUATE, "measures the consensus distance of")
-        self._framework.load()
-        squared = 0.0
-        for buffer in self._framework.buffers:
-            own = buffer.parameters.astype(accumulator_dtype(buffer.array.dtype))
-            mean = own.copy()
-            plan_reduction(self._transport, mean, self._settings.algorithm).all_reduce(mean=True)
-            squared += float(np.square(own - mean, dtype=np.float64).sum())
-        distance = sqrt(float(self._transport.allgather(np.array([squared])).mean()))
+        distance = self._together(self._measure_distance)
         self._timing.resume()
         return distance
 
@@ -340,7 +370,7 @@ class Replica:
             "rate_sums": list(self._rate_sums),
             "loss_sum": float(self._loss_sum),
             "loss_count": self._loss_count,
-            "base": self._base.state_dict(),
+            "base": self._base_state(),
             "period": None if self._period is None else self._period.state_dict(),
             "outer": None if self._outer is None else self._outer.state_dict(),
         }
@@ -361,6 +391,7 @@ class Replica:
             if state[key] != wanted:
                 raise ConfigurationError(f"cannot resume: {what} is {wanted} here, but {state[key]} in the saved state")
         self._started = state["started"]
+        self._start_checksum = 0
         self._clock_origin = self._transport.clock() - state["clock"]
         self._decisions = [Decision(*decision) for decision in state["decisions"]]
         self.inner_steps, self.rounds = state["inner_steps"], state["rounds"]
@@ -372,6 +403,70 @@ class Replica:
             self._period.load_state_dict(state["period"])
         if self._outer is not None:
             self._outer.load_state_dict(state["outer"])
+
+    def recover(self) -> None:
+        """Ranks have died: plan anew what was planned with them. Collective over those that live.
+
+        Each takes what it has for its estimate of the average, and gossip begins anew from there, with the step after
+        the last that any rank has begun to exchange: those that are behind take the steps until there by themselves.
+        """
+        begun = self._base.begun
+        furthest = int(self._transport.allgather(np.array([begun], np.int64)).max())
+        self._framework.load()
+        base = self._bind()
+        base.go_on(begun, furthest)
+        self._base = base
+        if self._outer is not None:
+            self._outer.replan()
+        self._timing.forget_ranks()
+        self._recoveries += 1
+
+    def place(self) -> str:
+        """Where it is, in words."""
+        return f"after inner step {self.inner_steps} and {self.rounds} rounds"
+
+    def _begin_together(self) -> None:
+        """Check that all ranks have the same, take over rank 0's model, plan what is sent from now on. Collective."""
+        transport, framework, settings = self._transport, self._framework, self._settings
+        self._subject = check_equal(transport, framework, settings)
+        framework.load()
+        for buffer in framework.buffers:
+            transport.broadcast(buffer.array)
+        framework.store()
+        framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
+        self._base = self._bind()
+        if self._period is not None:
+            self._outer = OuterStep(
+                transport, framework.buffers, settings.outer, settings.exact_average, settings.algorithm
+            )
+
+    def _bind(self) -> InnerSteps:
+        gradients = self._framework.gradients if self.averages_gradients else []
+        return self._settings.base.bind(self._transport, self._framework.buffers, gradients)
+
+    def _together(self, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
+        """Do something with all ranks; see ``lentando.comm.elastic.transaction``."""
+        result = transaction(self._transport, attempt, undo)
+        self._start_checksum = 0  # has been compared
+        return result
+
+    def _measure_distance(self) -> float:
+        self._agree(Event.EVALUATE, "measures the consensus distance of")
+        self._framework.load()
+        squared = 0.0
+        for buffer in self._framework.buffers:
+            own = buffer.parameters.astype(accumulator_dtype(buffer.array.dtype))
+            mean = own.copy()
+            plan_reduction(self._transport, mean, self._settings.algorithm).all_reduce(mean=True)
+            squared += float(np.square(own - mean, dtype=np.float64).sum())
+        return sqrt(float(self._transport.allgather(np.array([squared])).mean()))
+
+    def _base_state(self) -> dict[str, Any]:
+        """The base algorithm's, which may wait for messages."""
+        state: dict[str, Any] = {}
+        while not without_vote(self._transport, lambda: state.update(self._base.state_dict())):
+            pass
+        return state
 
     def _begin_step(self) -> None:
         """The gradients of a step are there."""
@@ -401,8 +496,8 @@ class Replica:
 
     def _gossip(self) -> None:
         self._framework.load()
-        self._base.after_step()
-        self._framework.store()
+        if without_vote(self._transport, self._base.after_step):
+            self._framework.store()
 
     def _count(self, steps: int, rate_sums: Sequence[float]) -> None:
         self.inner_steps += steps
@@ -489,63 +584,90 @@ class Replica:
     def _outer_step(self) -> bool:
         """Take it; unless this is inside ``join``, and no rank has taken a step in this round. Tells whether it did."""
         assert self._outer is not None and self._period is not None
-        rates = [total / max(self._steps, 1) for total in self._rate_sums]
-        share: Share | None = None
         with self._communication("outer", self.inner_steps):
-            rate = sum(rates) / len(rates)
-            if self._settings.exact_average:
-                is_active = self._steps > self._steps_along
-                agreement = self._agree(
-                    Event.ROUND,
-                    f"begins outer step {self.rounds + 1} of",
-                    self._take_loss(),
-                    flag=self._ended,
-                    learning_rate=rate,
-                    is_active=is_active,
-                )
-                loss, rate, clock = agreement.loss, agreement.learning_rate, agreement.clock
-                if agreement.flagged:
-                    if not agreement.weight:
-                        return False
-                    rates = self._settle_uneven_round(rates)
-                    rate = sum(rates) / len(rates)
-                if not self._is_everybodys(agreement):
-                    share = self._share(agreement, is_active)
+            if self._settings.exact_average or self._settings.base_buffers == "average":
+                average = self._together(self._form_average, self._retract)
             else:
-                loss, clock = self._take_loss(), self._clock()
-            self._step_outward(rates, share)
-            self._treat_base_buffers(share)
+                average = self._form_average()
+            if average is None:
+                return False
+            self._adopt(average)
+        self._loss_sum, self._loss_count = 0.0, 0
         self.rounds += 1
-        decision = self._period.update(RoundSummary(self.rounds, self.inner_steps, loss, rate, clock))
+        decision = self._period.update(
+            RoundSummary(self.rounds, self.inner_steps, average.loss, average.rate, average.clock)
+        )
         if decision is not None:
             self._record(decision)
         self._begin_round()
-        _log.debug("outer step %d after inner step %d, loss %g", self.rounds, self.inner_steps, loss)
+        _log.debug("outer step %d after inner step %d, loss %g", self.rounds, self.inner_steps, average.loss)
         return True
 
-    def _step_outward(self, learning_rates: Sequence[float], share: Share | None) -> None:
+    def _form_average(self) -> "_Average | None":
+        """All of an outer step that can fail. Changes nothing that ``_retract`` does not put back.
+
+        None if this is inside ``join``, and no rank has taken a step in this round.
+        """
         assert self._outer is not None
+        rates = [total / max(self._steps, 1) for total in self._rate_sums]
+        rate, loss, clock = sum(rates) / len(rates), self._mean_loss(), self._clock()
+        share: Share | None = None
+        if self._settings.exact_average:
+            is_active = self._steps > self._steps_along
+            agreement = self._agree(
+                Event.ROUND,
+                f"begins outer step {self.rounds + 1} of",
+                loss,
+                flag=self._ended,
+                learning_rate=rate,
+                is_active=is_active,
+            )
+            loss, rate, clock = agreement.loss, agreement.learning_rate, agreement.clock
+            if agreement.flagged:
+                if not agreement.weight:
+                    return None
+                rates = self._settle_uneven_round(rates)
+                rate = sum(rates) / len(rates)
+            if not self._is_everybodys(agreement):
+                share = self._share(agreement, is_active)
         self._framework.load()
+        buffers: Mapping[str, Array] | None = None
         try:
             if self._settings.exact_average:
+                self._is_exposed = True
                 self._base.expose()
-                self._outer.run(learning_rates, share)
-                self._base.restart()
-            else:
-                self._outer.run(learning_rates)
-                self._base.follow()
-        except NonFiniteError:
-            self._base.retract()
+            self._outer.average(share)
+            if self._settings.base_buffers == "average":
+                own = self._framework.optimizer_buffers()
+                buffers = average(self._transport, own, self._settings.algorithm, share)
+        except (NonFiniteError, MismatchError):
+            self._retract()
             raise
-        finally:
-            self._framework.store()
+        return _Average(loss, rate, clock, rates, buffers)
 
-    def _treat_base_buffers(self, share: Share | None) -> None:
-        if self._settings.base_buffers == "reset":
+    def _retract(self) -> None:
+        """The average is not adopted."""
+        assert self._outer is not None
+        self._outer.retract()
+        if self._is_exposed:
+            self._is_exposed = False
+            self._base.retract()
+        self._framework.store()
+
+    def _adopt(self, average: "_Average") -> None:
+        """Step outward through the average."""
+        assert self._outer is not None
+        self._is_exposed = False
+        self._outer.step(average.rates)
+        if self._settings.exact_average:
+            self._base.restart()
+        else:
+            self._base.follow()
+        self._framework.store()
+        if average.buffers is not None:
+            self._framework.store_optimizer_buffers(average.buffers)
+        elif self._settings.base_buffers == "reset":
             self._framework.reset_optimizer()
-        elif self._settings.base_buffers == "average":
-            buffers = self._framework.optimizer_buffers()
-            self._framework.store_optimizer_buffers(average(self._transport, buffers, self._settings.algorithm, share))
 
     def _record(self, decision: Decision) -> None:
         self._decisions.append(decision)
@@ -575,7 +697,8 @@ class Replica:
     ) -> Agreement:
         """Send a control message. ``is_active``: whether this rank counts; by default, unless it has no batch left."""
         about, checksum = self._subject ^ self._start_checksum, self._start_checksum
-        self._start_checksum = 0
+        if not is_elastic(self._transport):  # where the message may be repeated, with ranks that have not sent it yet
+            self._start_checksum = 0
         step = self.inner_steps
         if self.joined:
             about ^= JOINED
@@ -605,11 +728,11 @@ class Replica:
         self._timing.heard(agreement, self._transport.clock() - started)
         return agreement
 
-    def _take_loss(self) -> float:
+    def _mean_loss(self) -> float:
+        """Of the round so far."""
         mean = float(self._loss_sum) / self._loss_count if self._loss_count else nan
         if self._loss_count and isnan(mean):
             mean = inf  # in a control message, NaN says that there is none
-        self._loss_sum, self._loss_count = 0.0, 0
         return mean
 
     @contextmanager

@@ -89,6 +89,7 @@ class _Now:
     kind: Kind
     began: float
     agreed_seconds: float = 0.0
+    is_usual: bool = True
 
 
 @dataclass
@@ -177,7 +178,7 @@ class Timing:
         self._now = None
         seconds = self._ended_at - now.began
         self.communication_seconds += seconds
-        if self._started_at is not None:
+        if self._started_at is not None and now.is_usual:
             self._delays[now.kind].add(seconds - now.agreed_seconds)
 
     def shares(self) -> dict[str, float]:
@@ -201,6 +202,13 @@ class Timing:
             self._control.add(shortest)
             self.waiting_seconds += self._agreed_seconds - shortest
         self._agreed_seconds = seconds
+
+    def forget_ranks(self) -> None:
+        """They are others now; the communication under way, if any, has lasted as none does."""
+        self._compute_by_rank, self._deviation_by_rank = [], []
+        self._agreed_seconds = nan
+        if self._now is not None:
+            self._now.is_usual = False
 
     def pause(self) -> None:
         """What follows is no training."""

@@ -55,7 +55,8 @@ def test_lentando_comm_and_optimizers_load_neither_a_framework_nor_mpi():
     core = [*modules_in("lentando.comm"), *modules_in("lentando.optimizers")]
     assert "lentando.comm.ring" in core
     bindings = {f"lentando.comm.transports.horovod.{framework}_binding" for framework in FRAMEWORKS.values()}
-    chosen_by_the_user = {"lentando.comm.transports.mpi", *bindings}
+    of_mpi = {"lentando.comm.transports.mpi", "lentando.comm.transports.elastic_mpi"}
+    chosen_by_the_user = {*of_mpi, *bindings}
     assert chosen_by_the_user < set(core)
     modules = ["lentando", *(name for name in core if name not in chosen_by_the_user)]
     assert first_loaded_by(modules, ["torch", "tensorflow", "keras", "mpi4py.MPI", "cupy", "nccl"]) == {}

@@ -17,7 +17,7 @@ from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
 
-__all__ = ["MPITransport"]
+__all__ = ["Exchange", "MPITransport"]
 
 _OPS: dict[str, MPI.Op] = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
 
@@ -51,15 +51,13 @@ class MPITransport:
     """Whether this MPI reads and writes a GPU's memory; see ``_takes_device_arrays``. Implements ``DeviceArrays``."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
-        self._comm = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        self._comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns the codes into exceptions
-        self.rank = self._comm.Get_rank()
-        self.size = self._comm.Get_size()
-        node = self._comm.Split_type(MPI.COMM_TYPE_SHARED)
-        self.local_rank, self.local_size = node.Get_rank(), node.Get_size()
-        self.same_node: Sequence[int] = node.allgather(self.rank)
+        self._translated = _Translated(self._as_ours)
+        self._comm: MPI.Intracomm
+        self.same_node: Sequence[int]
+        ranks = (MPI.COMM_WORLD if comm is None else comm).Dup()
+        node = ranks.Split_type(MPI.COMM_TYPE_SHARED)
+        self._sit_down(ranks, node.allgather(ranks.Get_rank()))
         node.Free()
-        self._piece_bytes = [sys.maxsize if peer in self.same_node else EAGER_BYTES for peer in range(self.size)]
         takes = np.array([_takes_device_arrays()], np.int32)
         self._comm.Allreduce(MPI.IN_PLACE, takes, MPI.MIN)  # or one rank's model would be on a GPU, and another's not
         self.takes_device_arrays = bool(takes[0])
@@ -72,47 +70,48 @@ class MPITransport:
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         comm, traffic = self._comm, self.traffic
-        device = _settled(*(array for _, array in (*sends, *receives)))
+        pending: list[MPI.Request] = []
+        request = Exchange(pending, _settled(*(array for _, array in (*sends, *receives))), self._as_ours)
+        self._begins(request)
         try:
             # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
-            pending = [
+            pending.extend(
                 comm.Irecv((piece, MPI.BYTE), peer, tag)
                 for peer, array in receives
                 for piece in self._pieces(peer, array)
-            ]
+            )
             for peer, array in sends:
-                pending += [comm.Isend((piece, MPI.BYTE), peer, tag) for piece in self._pieces(peer, array)]
+                pending.extend(comm.Isend((piece, MPI.BYTE), peer, tag) for piece in self._pieces(peer, array))
                 traffic.messages += 1
                 traffic.bytes_sent += array.nbytes
         except MPI.Exception as error:
-            raise _as_ours(error) from error
-        request = _Exchange(pending, device)
+            raise self._as_ours(error) from error
         if overlap and self._progress is not None:
             self._progress.submit(request)
         return request
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         _settled(array)
-        with _translated():
+        with self._translated:
             self._comm.Allreduce(MPI.IN_PLACE, array, _OPS[op])
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         _settled(array)
-        with _translated():
+        with self._translated:
             self._comm.Bcast((as_bytes(array), MPI.BYTE), root)
         self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
         _settled(array)
-        with _translated():
+        with self._translated:
             self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
-        with _translated():
+        with self._translated:
             self._comm.Barrier()
         self.traffic.count_collective(0)
 
@@ -132,14 +131,14 @@ class MPITransport:
 
     def whisper(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
-        with _translated():
+        with self._translated:
             self._whispered = [request for request in self._whispered if not request.Test()]
             self._whispered.append(self._side_channel.Isend((content, MPI.BYTE), peer))
 
     def hear(self) -> tuple[int, bytes] | None:
         assert self._side_channel is not None
         status = MPI.Status()
-        with _translated():
+        with self._translated:
             if not self._side_channel.Iprobe(status=status):
                 return None
             content = bytearray(status.Get_count(MPI.BYTE))
@@ -152,6 +151,23 @@ class MPITransport:
         if self._side_channel is not None:
             self._side_channel.Free()
         self._comm.Free()
+
+    def _sit_down(self, comm: MPI.Intracomm, same_node: Sequence[int]) -> None:
+        """Take this rank's place in a communicator, some of whose ranks are on its node."""
+        comm.Set_errhandler(MPI.ERRORS_RETURN)  # mpi4py turns the codes into exceptions
+        self._comm = comm
+        self.rank, self.size = comm.Get_rank(), comm.Get_size()
+        self.same_node = same_node
+        self.local_rank, self.local_size = same_node.index(self.rank), len(same_node)
+        self._piece_bytes = [sys.maxsize if peer in same_node else EAGER_BYTES for peer in range(self.size)]
+
+    def _begins(self, request: "Exchange") -> None:
+        """An exchange is about to start: for subclasses that keep account of them."""
+
+    def _as_ours(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> TransportError:
+        # An error "in status" is told apart by the status of each request; those that never started are only pending.
+        codes = [code for status in statuses if (code := status.Get_error()) not in (MPI.SUCCESS, MPI.ERR_PENDING)]
+        return TransportError(f"MPI failed: {MPI.Get_error_string(codes[0]) if codes else error.Get_error_string()}")
 
     def _pieces(self, peer: int, array: Array) -> list[Array]:
         """The messages that carry an array to or from a peer."""
@@ -200,33 +216,41 @@ def _settled(*arrays: Array) -> Any:
     return None
 
 
-class _translated:  # noqa: N801 - reads as a word in a with statement
-    """Turns an error of MPI's into ours."""
+class _Translated:
+    """Turns an error of MPI's that is raised inside into one of ours."""
+
+    def __init__(self, as_ours: Callable[[MPI.Exception], TransportError]) -> None:
+        self._as_ours = as_ours
 
     def __enter__(self) -> None:
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, MPI.Exception):
-            raise _as_ours(error) from error
+            raise self._as_ours(error) from error
 
 
-def _as_ours(error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> TransportError:
-    # An error "in status" is told apart by the status of each request; those that never started are only pending.
-    codes = [code for status in statuses if (code := status.Get_error()) not in (MPI.SUCCESS, MPI.ERR_PENDING)]
-    return TransportError(f"MPI failed: {MPI.Get_error_string(codes[0]) if codes else error.Get_error_string()}")
-
-
-class _Exchange:
+class Exchange:
     """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread.
 
     Attributes:
         device: whose memory they read or write, None for host memory.
+
+    Args:
+        pending: the requests.
+        device: see above.
+        as_ours: makes an error of MPI's one of ours.
     """
 
-    def __init__(self, pending: list[MPI.Request], device: Any) -> None:
+    def __init__(
+        self,
+        pending: list[MPI.Request],
+        device: Any,
+        as_ours: Callable[[MPI.Exception, Sequence[MPI.Status]], TransportError],
+    ) -> None:
         self.device = device
         self._pending = pending
+        self._as_ours = as_ours
         self._completing = threading.Lock()
         self._done = False
         self._error: TransportError | None = None
@@ -254,6 +278,17 @@ class _Exchange:
                 self._completing.release()
         return self._done
 
+    @property
+    def is_under_way(self) -> bool:
+        """Whether MPI may still read or write the arrays."""
+        return bool(self._pending)
+
+    def settle(self) -> bool:
+        """True once MPI has finished with the arrays, in whatever way: one message that fails ends the wait for all."""
+        with self._completing:
+            self._pending[:] = [request for request in self._pending if not _is_over(request)]
+        return not self._pending
+
     def _finish(self, call: Callable[[Sequence[MPI.Request], list[MPI.Status]], bool]) -> None:
         """Complete the requests that ``call`` says are complete, in order, up to the first that is not."""
         # Without statuses to fill, Open MPI 5 does not always report a message that is longer than its receive.
@@ -264,8 +299,15 @@ class _Exchange:
                     return
                 del self._pending[:TESTED_AT_ONCE]
         except MPI.Exception as error:
-            self._error = _as_ours(error, statuses)
+            self._error = self._as_ours(error, statuses)
         self._done = True
+
+
+def _is_over(request: MPI.Request) -> bool:
+    try:
+        return request.Test()
+    except MPI.Exception:
+        return True
 
 
 class _ProgressThread:
@@ -277,10 +319,10 @@ class _ProgressThread:
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[_Exchange | None] = SimpleQueue()
+        self._queue: SimpleQueue[Exchange | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def submit(self, exchange: _Exchange) -> None:
+    def submit(self, exchange: Exchange) -> None:
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lentando-progress", daemon=True)
             self._thread.start()
