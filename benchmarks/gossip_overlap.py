@@ -1,4 +1,4 @@
-"""How much of the gossip's messages hides behind computation: SGP against OSGP, in the same run.
+"""How much of the gossip's messages hides behind computation, and what rounding them to 16 bits saves, in one run.
 
     mpirun -np 2 python benchmarks/gossip_overlap.py
     mpirun -np 4 python benchmarks/gossip_overlap.py --size 12.5MB --markdown gossip_overlap.md
@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 from all_reduce import in_words, number_of_bytes
 from measuring import Sample, facts, measure, report, table
 from mpi4py import MPI
@@ -77,10 +78,14 @@ def main() -> None:
     where = facts(comm)
     layout = FlatLayout([Entry("weights", (options.size // 4,), "float32", 0)])
     model = FlatBuffer(layout)
+    model.array[:] = np.random.default_rng(0).normal(size=layout.size)  # or there would be nothing to round
     topology = OnePeerExponential()
     methods = {
         "SGP": SGP(topology).bind(transport, [model], []),
         "OSGP": OSGP(topology, options.staleness).bind(transport, [model], []),
+        "SGP in bfloat16": SGP(topology, "bfloat16").bind(transport, [model], []),
+        "SGP in float16": SGP(topology, "float16").bind(transport, [model], []),
+        "OSGP in bfloat16": OSGP(topology, options.staleness, wire_dtype="bfloat16").bind(transport, [model], []),
     }
     waited: dict[str, list[float]] = {name: [] for name in methods}
 

@@ -77,9 +77,14 @@ def _seconds(comm: MPI.Intracomm, case: Callable[[], object], calls: int) -> flo
 def facts(comm: MPI.Intracomm) -> str:
     """Where and when this ran, in one line. Collective: it counts the nodes."""
     nodes = len(set(comm.allgather(platform.node())))
+    return f"{comm.Get_size()} ranks on {nodes} node(s), {machine()}"
+
+
+def machine() -> str:
+    """The processor, the versions and the date, in one line."""
     library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
     return (
-        f"{comm.Get_size()} ranks on {nodes} node(s), {os.cpu_count()} cores of {_processor()} each; {library}; "
+        f"{os.cpu_count()} cores of {_processor()} each; {library}; "
         f"mpi4py {mpi4py.__version__}, NumPy {np.__version__}, "
         f"Python {platform.python_version()}, lentando {lentando.__version__}{_commit()}; "
         f"{dt.datetime.now(dt.timezone.utc):%Y-%m-%d}"

@@ -32,6 +32,7 @@ class Event(IntEnum):
     SAVE = 6
     LOAD = 7
     STEP = 8
+    STOP = 9
 
 
 _WORDS = {
@@ -44,6 +45,7 @@ _WORDS = {
     Event.SAVE: "saving a checkpoint",
     Event.LOAD: "loading a checkpoint",
     Event.STEP: "a gossip step inside join",
+    Event.STOP: "a look at whether a rank was told to stop",
 }
 
 
@@ -64,6 +66,8 @@ class Control:
         compute_seconds: mean compute time of this rank's steps, NaN if none was measured.
         compute_deviation_seconds: standard deviation of a step's, NaN if unknown.
         agreed_seconds: how long this rank's last control message of a round took, waiting included, NaN if none did.
+        finite: false if this rank has found values of its own that are not finite.
+        stopping: true if this rank was told to stop.
     """
 
     event: Event
@@ -78,6 +82,8 @@ class Control:
     compute_seconds: float = nan
     compute_deviation_seconds: float = nan
     agreed_seconds: float = nan
+    finite: bool = True
+    stopping: bool = False
 
 
 _COMPARED = ("event", "round", "step", "subject")
@@ -98,6 +104,9 @@ class Agreement:
         compute_seconds: by rank, like the next two; see ``Control``.
         compute_deviation_seconds: by rank.
         agreed_seconds: by rank.
+        losses: by rank, NaN where there is none.
+        non_finite: ranks that have found values of their own that are not finite.
+        stopping: ranks that were told to stop.
     """
 
     loss: float
@@ -108,6 +117,9 @@ class Agreement:
     compute_seconds: list[float]
     compute_deviation_seconds: list[float]
     agreed_seconds: list[float]
+    losses: list[float]
+    non_finite: list[int]
+    stopping: list[int]
 
 
 def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
@@ -143,6 +155,9 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         compute_seconds=columns["compute_seconds"].tolist(),
         compute_deviation_seconds=columns["compute_deviation_seconds"].tolist(),
         agreed_seconds=columns["agreed_seconds"].tolist(),
+        losses=columns["loss"].tolist(),
+        non_finite=[int(rank) for rank in np.flatnonzero(columns["finite"] == 0)],
+        stopping=[int(rank) for rank in np.flatnonzero(columns["stopping"])],
     )
 
 

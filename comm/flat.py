@@ -24,6 +24,7 @@ __all__ = [
     "FlatBuffer",
     "FlatLayout",
     "Range",
+    "all_finite",
     "blocks",
     "build_layouts",
     "describe",
@@ -157,6 +158,8 @@ class FlatBuffer:
 
     def first_non_finite(self) -> str | None:
         """Name of the first entry with a NaN or an infinity, or None."""
+        if all_finite(self.array):
+            return None
         bad = ~np.isfinite(self.array)
         return self.layout.entry_at(int(bad.argmax())).name if bad.any() else None
 
@@ -169,6 +172,16 @@ def blocks(array: Array) -> Iterator[slice]:
     block = BLOCK if is_on_host(array) else max(array.size, 1)
     for start in range(0, array.size, block):
         yield slice(start, start + block)
+
+
+def all_finite(array: Array) -> bool:
+    """Whether no element is a NaN or an infinity, in one pass over memory."""
+    if array.dtype.itemsize == 2:  # to add these up, NumPy converts one by one; their bits tell it as well
+        infinity = np.array(np.inf, array.dtype).view(np.uint16)
+        return all(int((array[block].view(np.uint16) & 0x7FFF).max()) < infinity for block in blocks(array))
+    # A sum is not finite if any of its terms is not. It can also overflow: only then look at every element.
+    with np.errstate(over="ignore", invalid="ignore"):
+        return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
 
 
 def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:

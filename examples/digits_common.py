@@ -68,6 +68,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--base", choices=("localsgd", "allreduce", "sgp", "osgp", "dpsgd"), default="localsgd",
                         help="what slowmo and adacomm work over")  # fmt: skip
     parser.add_argument("--staleness", type=int, default=1, help="inner steps after which osgp waits for a message")
+    parser.add_argument("--wire-dtype", choices=("bfloat16", "float16"), help="what sgp, osgp and dpsgd send in")
     parser.add_argument("--deterministic", action="store_true", help="osgp uses messages at the bound, never earlier")
     parser.add_argument(
         "--reduction", choices=("auto", "ring", "engine"), default="auto", help="how averages are formed"
@@ -162,9 +163,11 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
     bases = {
         "allreduce": lt.AllReduce(),
         "localsgd": lt.LocalSGD(),
-        "sgp": lt.SGP(),
-        "osgp": lt.OSGP(staleness=options.staleness, deterministic=options.deterministic),
-        "dpsgd": lt.DPSGD(),
+        "sgp": lt.SGP(wire_dtype=options.wire_dtype),
+        "osgp": lt.OSGP(
+            staleness=options.staleness, deterministic=options.deterministic, wire_dtype=options.wire_dtype
+        ),
+        "dpsgd": lt.DPSGD(wire_dtype=options.wire_dtype),
     }
     if algorithm == "slowmo":
         return lt.SlowMo(

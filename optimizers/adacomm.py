@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.period import Decision, Period, PostLocal, RoundSummary, check_steps
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum, is_number
@@ -174,6 +175,7 @@ def adacomm(
     slow_momentum: float = 0.0,
     base_buffers: BaseBuffers | None = None,
     algorithm: Algorithm = "auto",
+    on_nonfinite: OnNonFinite = "raise",
 ) -> Settings:
     """The settings of AdaComm, for all frameworks alike.
 
@@ -193,6 +195,7 @@ def adacomm(
         base_buffers: what an average does to the base optimizer's state. None stands for "reset" under slow momentum,
             which is the paper's choice, and for "maintain" without: at period 1, that is synchronous momentum SGD.
         algorithm: how the exact average is formed.
+        on_nonfinite: see ``Settings``.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -213,4 +216,5 @@ def adacomm(
         PostLocal(warmup_steps, period) if warmup_steps != 0 else period,
         base_buffers or ("reset" if slow_momentum != 0 else "maintain"),
         algorithm=algorithm,
+        on_nonfinite=on_nonfinite,
     )

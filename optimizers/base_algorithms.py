@@ -26,6 +26,20 @@ class InnerSteps:
     def after_step(self) -> None:
         """After the base optimizer has stepped."""
 
+    def expect_losses(self) -> None:
+        """From now on, ``lose`` may be called.
+
+        Raises:
+            ConfigurationError: by base algorithms that mix parameters and do not know how to go on then.
+        """
+        raise ConfigurationError(
+            f"{type(self).__name__} does not say how replicas go on without the parameters of a rank that are not "
+            "finite (``expect_losses``): use on_nonfinite='raise'"
+        )
+
+    def lose(self) -> None:
+        """Before ``after_step``: this rank's parameters are not finite, and must not reach another."""
+
     def drain(self) -> None:
         """Bring home what is still under way."""
 

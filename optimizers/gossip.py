@@ -10,6 +10,7 @@ from lentando.comm.topology import OnePeerExponential, Topology
 from lentando.comm.transport import Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.push_sum import PushSum
+from lentando.optimizers.wire import WireDtype, check_wire_dtype
 
 __all__ = ["DPSGD", "OSGP", "SGP"]
 
@@ -21,6 +22,11 @@ class _Gossip:
     communicates: ClassVar[bool] = True
     mixes_parameters: ClassVar[bool] = True
 
+    wire_dtype: WireDtype | None
+
+    def __post_init__(self) -> None:
+        check_wire_dtype(self.wire_dtype)
+
 
 @dataclass(frozen=True)
 class SGP(_Gossip):
@@ -28,14 +34,21 @@ class SGP(_Gossip):
 
     Args:
         topology: who sends to whom; directed graphs and unequal degrees are welcome.
+        wire_dtype: "bfloat16" or "float16" rounds the parameters in messages to 16 bits, which halves the bytes of
+            float32; the error of rounding stays with the sender. float16 is the finer one, for parameters below 65504.
+
+    Raises:
+        ConfigurationError: for another ``wire_dtype``.
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
+    wire_dtype: WireDtype | None = None
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> InnerSteps:
-        return PushSum(transport, parameters, self.topology.for_size(transport.size))
+        graphs = self.topology.for_size(transport.size)
+        return PushSum(transport, parameters, graphs, wire_dtype=self.wire_dtype)
 
 
 @dataclass(frozen=True)
@@ -50,16 +63,19 @@ class OSGP(_Gossip):
         staleness: steps after which a message is waited for (the papers' other tau); so many rounds may be under way.
         deterministic: use a message exactly ``staleness`` steps after it was sent, even if it came earlier, so that
             results do not depend on the speed of the network. By default it is used as soon as it has come.
+        wire_dtype: see ``SGP``.
 
     Raises:
-        ConfigurationError: if ``staleness`` is not an integer >= 0.
+        ConfigurationError: if ``staleness`` is not an integer >= 0, or for another ``wire_dtype``.
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
     staleness: int = 1
     deterministic: bool = False
+    wire_dtype: WireDtype | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if not isinstance(self.staleness, int) or isinstance(self.staleness, bool) or self.staleness < 0:
             raise ConfigurationError(f"staleness must be an integer >= 0 (inner steps), got {self.staleness!r}")
 
@@ -67,7 +83,7 @@ class OSGP(_Gossip):
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> InnerSteps:
         graphs = self.topology.for_size(transport.size)
-        return PushSum(transport, parameters, graphs, self.staleness, self.deterministic)
+        return PushSum(transport, parameters, graphs, self.staleness, self.deterministic, wire_dtype=self.wire_dtype)
 
 
 @dataclass(frozen=True)
@@ -78,12 +94,15 @@ class DPSGD(_Gossip):
 
     Args:
         topology: who talks to whom; each row of its mixing matrices must sum to 1, as each column does.
+        wire_dtype: see ``SGP``.
 
     Raises:
-        ConfigurationError: when the optimizer is made, if the topology is not doubly stochastic.
+        ConfigurationError: for another ``wire_dtype``; when the optimizer is made, if the topology is not doubly
+            stochastic.
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
+    wire_dtype: WireDtype | None = None
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
@@ -94,4 +113,4 @@ class DPSGD(_Gossip):
                 f"DPSGD needs doubly stochastic mixing matrices, but {graphs} has rows that do not sum to 1: without "
                 "push-sum weights it would not find the mean. Use SGP, which has them, or another topology"
             )
-        return PushSum(transport, parameters, graphs, weighted=False)
+        return PushSum(transport, parameters, graphs, weighted=False, wire_dtype=self.wire_dtype)

@@ -31,15 +31,19 @@ class Share:
     Attributes:
         is_active: whether this rank's numbers count.
         active: on how many ranks they do.
-        total: of how many ranks.
+        total: of how many ranks that have finite values.
         gossips: parameters count on all ranks: gossip has carried the active ranks' share of them to the others, and
             only the sum over all is what training has found. Statistics do not travel by gossip.
+        is_finite: false if nothing of this rank counts, because it is not finite.
+        of_estimates: where parameters gossip, the average is of the ranks' de-biased ones: some rank's are missing.
     """
 
     is_active: bool
     active: int
     total: int
     gossips: bool = False
+    is_finite: bool = True
+    of_estimates: bool = False
 
     def divisor(self, part: Range) -> int:
         """On how many ranks this part of a buffer counts."""
@@ -47,11 +51,11 @@ class Share:
 
     def leave_out(self, buffer: FlatBuffer) -> list[tuple[Array, Array]]:
         """Put zeros where this rank's numbers do not count. Returns these parts, and copies of what was there."""
-        if self.is_active:
+        if self.is_active and self.is_finite:
             return []
         left_out = []
         for part in buffer.layout.ranges:
-            if not self._is_everyones(part):
+            if not (self.is_finite and self._is_everyones(part)):
                 own = buffer.array[part.start : part.stop]
                 left_out.append((own, own.copy()))
                 own[...] = 0
@@ -63,7 +67,7 @@ class Share:
 
 def mean_over_some(reduction: Reduction, buffer: Array, share: Share) -> None:
     """Replace ``buffer``, which ``reduction`` was planned for, by its mean over the active ranks, on all ranks."""
-    if not share.is_active:
+    if not (share.is_active and share.is_finite):
         array_module(buffer).copyto(buffer, 0)
     store(reduction.reduce_scatter(), buffer[reduction.shard], share.active)
     reduction.all_gather()

@@ -17,7 +17,7 @@ from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
-from lentando.comm.flat import FlatBuffer, Range
+from lentando.comm.flat import FlatBuffer, Range, all_finite
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
@@ -25,6 +25,7 @@ from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.join import Share
+from lentando.optimizers.non_finite import ADVICE
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 __all__ = ["OuterStep"]
@@ -147,7 +148,7 @@ class OuterStep:
         found = grouped_by_rank(allgather_object(self._transport, text)) if self._averages else text
         raise NonFiniteError(
             f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {found}. "
-            "Training has diverged there: lower the learning rate, clip gradients, or shorten the period"
+            f"{ADVICE}"
         )
 
 
@@ -193,9 +194,7 @@ class _Shard:
                 np.true_divide(mean, share.divisor(part), out=mean)
         elif divisor != 1:
             np.true_divide(self._mean, divisor, out=self._mean)
-        # A sum is not finite if any of its terms is not. It can also overflow: only then look at every element.
-        with np.errstate(over="ignore", invalid="ignore"):
-            return bool(np.isfinite(self._mean.sum())) or bool(np.isfinite(self._mean).all())
+        return all_finite(self._mean)
 
     def retract(self) -> None:
         """The average is not adopted. Every rank has formed its part of it, so nobody reads here any more."""

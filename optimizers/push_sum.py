@@ -7,21 +7,24 @@ every z_i approaches the mean of all, whatever the graph and however late the me
 Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push", ICML 2019, arXiv 1811.10792).
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import nan
 from typing import Any
 
 import numpy as np
 
 from lentando.comm.array_module import array_module, copy_into, is_on_host
-from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.errors import MismatchError
+from lentando.comm.dtypes import accumulator_dtype, numpy_dtype
+from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.flat_state import flat_state
+from lentando.optimizers.non_finite import ADVICE
+from lentando.optimizers.wire import WireDtype, rounded_into
 
 __all__ = ["PushSum"]
 
@@ -39,6 +42,7 @@ class PushSum(InnerSteps):
         staleness: rounds that may be under way.
         deterministic: consume each round exactly at the bound.
         weighted: whether w travels; without it w is 1.
+        wire_dtype: what x is rounded to on its way; None sends it as it is.
 
     Attributes:
         weight: w, the push-sum weight.
@@ -54,6 +58,7 @@ class PushSum(InnerSteps):
         staleness: int = 0,
         deterministic: bool = True,
         weighted: bool = True,
+        wire_dtype: WireDtype | None = None,
     ) -> None:
         self._transport = transport
         self._graphs = graphs
@@ -64,13 +69,17 @@ class PushSum(InnerSteps):
         self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
         self._on_device = not all(map(is_on_host, self._model))
         self.weight = 1.0
+        self._lost = 0.0  # of the weight, by ``lose``
+        self._steps_lost = 0
         self.round = 0
         self._begun = 0
         self._furthest = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
         degree = max((len(p.in_neighbors) for p in peers), default=0)
-        self._slots = [_Slot(self.biased, shares, degree) for _ in range(staleness + 1)]
+        self._rounds = wire_dtype is not None
+        travelling = [x.dtype if wire_dtype is None else numpy_dtype(wire_dtype) for x in self.biased]
+        self._slots = [_Slot(self.biased, travelling, shares, degree) for _ in range(staleness + 1)]
         self._under_way: deque[_Round] = deque()
         self.restart()
 
@@ -87,18 +96,41 @@ class PushSum(InnerSteps):
     def after_step(self) -> None:
         self._begun = self.round + 1
         if self.round < self._furthest:  # some ranks have taken this step already, with ranks that are no more
-            self.follow()
+            if not self._lost:
+                self.follow()
             self.round += 1
             return
         outgoing = self._next_messages()
+        moved = not self._lost  # or x is gone, and what the base optimizer has moved is not finite
         if self._staleness:
-            self._mix(moved=True, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
+            self._mix(moved=moved, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
             self._exchange(outgoing)
         else:
-            self._mix(moved=True, outgoing=outgoing)
+            self._mix(moved=moved, outgoing=outgoing)
             self._exchange(outgoing)
             self._mix(arrived=self._take(self.round), show=True)
         self.round += 1
+
+    def expect_losses(self) -> None:
+        self._weighted = True  # a rank that sends nothing would count as zeros
+
+    def lose(self) -> None:
+        """Send nothing, which is x = 0 and w = 0, until shares of neighbours arrive.
+
+        z = x / w is then theirs, and with the weight that was lost this rank goes on from it: the sum of all weights
+        stays the number of ranks, as if it had been restored from a rank that lies between these neighbours.
+        """
+        self._steps_lost = self._steps_lost + 1 if self._lost else 1
+        limit = self._graphs.phases * self._transport.size + self._staleness
+        if self._steps_lost > limit:
+            raise NonFiniteError(
+                f"parameters of rank {self._transport.rank} are not finite, and no neighbour has had finite ones to "
+                f"restore them from for {limit} steps. {ADVICE}"
+            )
+        self._lost += self.weight
+        self.weight = 0.0
+        for x in self.biased:
+            x[...] = 0
 
     def drain(self) -> None:
         self._mix(arrived=self._take(self.round), show=True)
@@ -107,6 +139,8 @@ class PushSum(InnerSteps):
         self.drain()
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(z).copyto(z, x, casting="same_kind")
+            if self._lost:
+                z[...] = nan  # no sum of which it is missing is an average
 
     def retract(self) -> None:
         self._mix(show=True)
@@ -114,7 +148,7 @@ class PushSum(InnerSteps):
     def restart(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(x).copyto(x, z)
-        self.weight = 1.0
+        self.weight, self._lost = 1.0, 0.0
 
     def follow(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
@@ -124,14 +158,15 @@ class PushSum(InnerSteps):
         pending = []
         for under_way in self._under_way:
             under_way.wait()  # arrived, not used: resuming uses it when this run would have
-            messages = [{"weight": m.weight, "shares": flat_state(m.shares)} for m in under_way.received]
+            messages = [{"weight": m.weight, "shares": flat_state(m.whole_shares())} for m in under_way.received]
             pending.append({"number": under_way.number, "messages": messages})
-        return {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
+        state = {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
+        return {**state, "lost": self._lost} if self._lost else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round = self._begun = state["round"]
         self._furthest = 0
-        self.weight = state["weight"]
+        self.weight, self._lost = state["weight"], state.get("lost", 0.0)
         for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
             copy_into(own, saved)
         self._under_way.clear()
@@ -179,7 +214,8 @@ class PushSum(InnerSteps):
             arrival = slot.request = self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)
         else:  # apart, so that nobody who waits for what arrives waits until what was sent has been taken, too
             arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
-            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=overlap) if sends else None
+            # This rank may compute next while the out-neighbours still wait for the rest of its message.
+            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True) if sends else None
         self._under_way.append(_Round(self.round, arrival, received, sources))
 
     def _take(self, due: int) -> list["_Message"]:
@@ -217,9 +253,14 @@ class PushSum(InnerSteps):
         if self._weighted:
             for message in arrived:
                 self.weight += message.weight
-        shares, kept = {}, 1.0
+        restored = 1.0
+        if self._lost and self.weight:
+            restored = (self.weight + self._lost) / self.weight
+            self.weight, self._lost = self.weight + self._lost, 0.0
+        shares, kept, copies = {}, 1.0, Counter[float]()
         if outgoing is not None:
             shares, kept = outgoing.messages, outgoing.peers.self_weight
+            copies = Counter(share for _, share in outgoing.peers.out_neighbors)
             for share, message in shares.items():
                 message.begin(self.round, share * self.weight)
             if self._weighted:
@@ -229,12 +270,20 @@ class PushSum(InnerSteps):
                 x, z = whole_x[block], whole_z[block]
                 now = _moved(x, z, before) if moved else x
                 for message in arrived:
-                    now = np.add(now, message.shares[number][block], out=x)
-                for share, message in shares.items():
-                    np.multiply(now, share, out=message.shares[number][block])
-                if outgoing is not None:
+                    now = np.add(now, message.share(number, block), out=x)
+                if restored != 1:
+                    now = np.multiply(now, restored, out=x)
+                if shares and self._rounds:
+                    sent = [
+                        rounded_into(message.shares[number][block], now * share) * copies[share]
+                        for share, message in shares.items()
+                    ]
+                    np.subtract(now, sum(sent[1:], start=sent[0]), out=x)
+                elif outgoing is not None:
+                    for share, message in shares.items():
+                        np.multiply(now, share, out=message.shares[number][block])
                     np.multiply(now, kept, out=x)
-                if show:
+                if show and self.weight:
                     _show(x, z, self.weight)
 
     def _in_neighbors(self, number: int) -> list[int]:
@@ -269,17 +318,22 @@ class _Message:
     On a device the header is a message of its own, in host memory: the host goes by it, and would have to wait for all
     that the device has been given to do, if it had to fetch it there.
 
+    Args:
+        like: the buffers of x.
+        dtypes: in which they travel.
+
     Attributes:
         parts: the arrays that travel.
-        shares: of each buffer.
+        shares: of each buffer, as they travel.
     """
 
     HEADER = 2
 
-    def __init__(self, like: Sequence[Array]) -> None:
+    def __init__(self, like: Sequence[Array], dtypes: Sequence[np.dtype[Any]]) -> None:
         # Eight-byte numbers first, so that each share lies at a multiple of its size.
-        ordered = sorted(range(len(like)), key=lambda number: -like[number].itemsize)
-        header_bytes, size_bytes = 8 * self.HEADER, sum(x.nbytes for x in like)
+        ordered = sorted(range(len(like)), key=lambda number: -dtypes[number].itemsize)
+        lengths = [x.size * dtype.itemsize for x, dtype in zip(like, dtypes, strict=True)]
+        header_bytes, size_bytes = 8 * self.HEADER, sum(lengths)
         if all(map(is_on_host, like)):
             memory = np.zeros(header_bytes + size_bytes, np.uint8)
             header, memory_of_shares = memory[:header_bytes], memory[header_bytes:]
@@ -294,14 +348,22 @@ class _Message:
         by_number: dict[int, Array] = {}
         start = 0
         for number in ordered:
-            x = like[number]
-            by_number[number] = memory_of_shares[start : start + x.nbytes].view(x.dtype)
-            start += x.nbytes
+            by_number[number] = memory_of_shares[start : start + lengths[number]].view(dtypes[number])
+            start += lengths[number]
         self.shares = [by_number[number] for number in range(len(like))]
+        self._dtypes = [x.dtype for x in like]
 
     @property
     def weight(self) -> float:
         return float(self._header[0])
+
+    def share(self, number: int, block: slice) -> Array:
+        """A part of what has come for a buffer, in the buffer's dtype; no copy if it travels in that."""
+        return self.shares[number][block].astype(self._dtypes[number], copy=False)
+
+    def whole_shares(self) -> list[Array]:
+        """All of what has come."""
+        return [self.share(number, slice(None)) for number in range(len(self.shares))]
 
     def begin(self, number: int, weight: float) -> None:
         self._header[:] = weight, number
@@ -310,7 +372,7 @@ class _Message:
         """As if it had come again."""
         self._header[:] = weight, number
         for part, share in zip(self.shares, shares, strict=True):
-            copy_into(part, share)
+            copy_into(part, share)  # what was rounded once is not rounded again
 
     def check(self, peer: int, number: int) -> None:
         """A message that was lost or doubled would change the sums, and with them every rank's model."""
@@ -324,9 +386,9 @@ class _Message:
 class _Slot:
     """Buffers of one round, used again when no round that is under way needs them."""
 
-    def __init__(self, like: Sequence[Array], shares: int, degree: int) -> None:
-        self.sent = [_Message(like) for _ in range(shares)]
-        self.received = [_Message(like) for _ in range(degree)]
+    def __init__(self, like: Sequence[Array], dtypes: Sequence[np.dtype[Any]], shares: int, degree: int) -> None:
+        self.sent = [_Message(like, dtypes) for _ in range(shares)]
+        self.received = [_Message(like, dtypes) for _ in range(degree)]
         self.request: Request | None = None
 
 

@@ -4,8 +4,8 @@ import copy
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
-from math import inf, isnan, nan, sqrt
+from dataclasses import astuple, dataclass, replace
+from math import nan, sqrt
 from typing import Any, TypeVar
 from zlib import crc32
 
@@ -23,6 +23,7 @@ from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.join import Share, StepAlong
+from lentando.optimizers.non_finite import NonFinite, Verdict, first_non_finite, told_loss
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.period import Decision, RoundSummary, needs_loss
 from lentando.optimizers.rest_of_model import take_over
@@ -57,6 +58,7 @@ class _Average:
         clock: rank 0's.
         rates: learning rates that it steps with, by parameter group.
         buffers: of the base optimizer, averaged, if they are to be.
+        was_finite: whether this rank's part in it was.
     """
 
     loss: float
@@ -64,6 +66,7 @@ class _Average:
     clock: float
     rates: Sequence[float]
     buffers: Mapping[str, Array] | None
+    was_finite: bool
 
 
 class Replica:
@@ -88,6 +91,7 @@ class Replica:
         inner_steps: optimizer steps taken; on uneven data, by the rank that took most of them in each round.
         rounds: outer steps taken.
         joined: whether the ranks may have unequal numbers of batches; see ``join``.
+        deferred_error: of ``average_gradients``, for who asked to have it kept.
     """
 
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
@@ -99,6 +103,8 @@ class Replica:
         self.rounds = 0
         self._bytes, self._messages = 0, 0
         self._timing = Timing(transport)
+        self._non_finite = NonFinite(transport, settings.on_nonfinite)
+        self.deferred_error: NonFiniteError | None = None
         self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
         self.needs_loss = self._period is not None and needs_loss(self._period)
         self._decisions: list[Decision] = []
@@ -136,34 +142,48 @@ class Replica:
         self._loss_sum = self._loss_sum + loss
         self._loss_count += count
 
-    def average_gradients(self, loss: float = nan, flag: bool = False) -> Agreement:
+    def average_gradients(
+        self, loss: float | None = None, flag: bool = False, *, is_scaled: bool = False, defer: bool = False
+    ) -> Agreement:
         """Average the framework's gradient buffers over all ranks, in place.
 
         Args:
             loss: the training loss that these gradients belong to, to be averaged with them.
-            flag: something about these gradients that all ranks should know.
+            flag: these gradients have overflowed, and no rank will use them.
+            is_scaled: the base optimizer looks for overflow in the average itself, by which it scales the loss.
+            defer: do not yet raise ``NonFiniteError``, but keep it as ``deferred_error``, and average all the same.
 
         Returns:
             The ranks' mean loss, and the ranks that raised the flag.
 
         Raises:
             MismatchError: on every rank, if the ranks are not at the same step.
+            NonFiniteError: on every rank, if gradients or losses are not finite.
         """
         self._begin_step()
+        step = self.inner_steps + 1
+        found = None if flag or is_scaled else first_non_finite(self._framework.gradients)
+        told = nan if flag or is_scaled else told_loss(loss)
 
-        def attempt() -> Agreement:
-            agreement = self._agree(Event.GRADIENTS, "averages the gradients of", loss, flag)
-            if self._is_everybodys(agreement):
-                self._base.average_gradients()
-            else:
+        def attempt() -> tuple[Agreement, Verdict | None]:
+            agreement = self._agree(Event.GRADIENTS, "averages the gradients of", told, flag, found=found)
+            verdict = self.deferred_error = None
+            try:
+                verdict = self._judge_gradients(agreement, step, found)
+            except NonFiniteError as error:
+                if not defer:
+                    raise
+                self.deferred_error = error
+            if not self._is_everybodys(agreement):
                 self._rates_of_active()
-                self._base.average_gradients(self._share(agreement))
-            return agreement
+            self._base.average_gradients(self._share_of_gradients(agreement, verdict))
+            return agreement, verdict
 
-        with self._communication("gradients", self.inner_steps + 1):
-            agreement = in_place(self._transport, [buffer.array for buffer in self._framework.gradients], attempt)
-        self._start_checksum = 0
-        return agreement
+        with self._communication("gradients", step):
+            gradients = [buffer.array for buffer in self._framework.gradients]
+            agreement, verdict = in_place(self._transport, gradients, attempt)
+        self._start_checksum = 0  # has been compared
+        return agreement if verdict is None else replace(agreement, loss=verdict.loss)
 
     def before_step(self) -> None:
         """Call right before the base optimizer steps."""
@@ -311,7 +331,8 @@ class Replica:
 
         ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``size``, ``model_bytes``,
         and by gradients, gossip and outer steps, not by evaluation: ``bytes_sent``, ``messages`` (point-to-point and
-        collective) and ``communication_seconds`` (waiting for other ranks included). ``decisions`` of a period that
+        collective) and ``communication_seconds`` (waiting for other ranks included). ``left_out``: how often this
+        rank's values were left out of an average because they were not finite. ``decisions`` of a period that
         adapts: dicts with the keys of ``lentando.optimizers.period.Decision``, oldest first. Beside them what
         ``lentando.optimizers.timing.Timing.report`` tells of computing, delays, stragglers and the time saved.
         """
@@ -325,6 +346,7 @@ class Replica:
             "messages": self._messages,
             "communication_seconds": self._timing.communication_seconds,
             "decisions": [dict(vars(decision)) for decision in self._decisions],
+            "left_out": self._non_finite.left_out,
             **self._timing.report(self._settings.base, self.period),
         }
 
@@ -441,8 +463,18 @@ class Replica:
             )
 
     def _bind(self) -> InnerSteps:
-        gradients = self._framework.gradients if self.averages_gradients else []
-        return self._settings.base.bind(self._transport, self._framework.buffers, gradients)
+        settings, buffers = self._settings, self._framework.buffers
+        base = settings.base.bind(
+            self._transport, buffers, self._framework.gradients if self.averages_gradients else []
+        )
+        if self._non_finite.skips and settings.base.mixes_parameters:
+            base.expect_losses()
+            if settings.period is None and any(part.group is None for b in buffers for part in b.layout.ranges):
+                raise ConfigurationError(
+                    "on_nonfinite='skip' cannot restore the statistics of the model (BatchNorm's) here, for gossip "
+                    "does not carry them: give a period, so that outer steps do"
+                )
+        return base
 
     def _together(self, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
         """Do something with all ranks; see ``lentando.comm.elastic.transaction``."""
@@ -496,8 +528,14 @@ class Replica:
 
     def _gossip(self) -> None:
         self._framework.load()
+        found = first_non_finite(self._framework.buffers, statistics=False) if self._non_finite.skips else None
+        if found is not None:
+            self._non_finite.lose(found)
+            self._base.lose()
         if without_vote(self._transport, self._base.after_step):
             self._framework.store()
+        if found is not None:
+            self._framework.reset_optimizer()
 
     def _count(self, steps: int, rate_sums: Sequence[float]) -> None:
         self.inner_steps += steps
@@ -527,9 +565,10 @@ class Replica:
                 agreement = self._agree(Event.GRADIENTS, "averages the gradients of")
                 if not agreement.weight:
                     return False
+                verdict = self._judge_gradients(agreement, self.inner_steps + 1)
                 rates = self._rates_of_active()
                 self._framework.load()  # on a device, what follows is then in order with the framework
-                self._base.average_gradients(self._share(agreement))
+                self._base.average_gradients(self._share_of_gradients(agreement, verdict))
             if not step_along(rates, bool(agreement.flagged)):
                 return True
         if self._settings.base.mixes_parameters:
@@ -553,6 +592,28 @@ class Replica:
         is_active = not self._ended if is_active is None else is_active
         gossips = self._settings.base.mixes_parameters
         return Share(is_active, round(agreement.weight), self._transport.size, gossips)
+
+    def _judge_gradients(self, agreement: Agreement, step: int, found: str | None = None) -> Verdict | None:
+        """What is left out of an average of gradients. Those that have overflowed are their scaler's affair."""
+        if agreement.flagged:
+            return None
+        lasting = None
+        if found is not None and self._non_finite.skips and self._outer is None:
+            self._framework.load()
+            lasting = first_non_finite(self._framework.buffers)
+        words = f"the gradient of {found!r}" if lasting is None else repr(lasting)
+        return self._non_finite.judge(
+            agreement,
+            f"average of gradients of inner step {step}",
+            None if found is None else words,
+            is_active=not self._ended,
+            is_lasting=lasting is not None,
+        )
+
+    def _share_of_gradients(self, agreement: Agreement, verdict: Verdict | None) -> Share | None:
+        if verdict is not None and verdict.share is not None:
+            return verdict.share
+        return None if self._is_everybodys(agreement) else self._share(agreement)
 
     def _rates_of_active(self) -> list[float]:
         """The learning rates of this step on the first rank that takes it. Collective."""
@@ -612,6 +673,8 @@ class Replica:
         rates = [total / max(self._steps, 1) for total in self._rate_sums]
         rate, loss, clock = sum(rates) / len(rates), self._mean_loss(), self._clock()
         share: Share | None = None
+        self._framework.load()
+        found = first_non_finite(self._framework.buffers) if self._non_finite.skips else None
         if self._settings.exact_average:
             is_active = self._steps > self._steps_along
             agreement = self._agree(
@@ -621,6 +684,7 @@ class Replica:
                 flag=self._ended,
                 learning_rate=rate,
                 is_active=is_active,
+                found=found,
             )
             loss, rate, clock = agreement.loss, agreement.learning_rate, agreement.clock
             if agreement.flagged:
@@ -630,12 +694,21 @@ class Replica:
                 rate = sum(rates) / len(rates)
             if not self._is_everybodys(agreement):
                 share = self._share(agreement, is_active)
-        self._framework.load()
+            verdict = self._non_finite.judge(
+                agreement,
+                f"outer step {self.rounds + 1}",
+                None if found is None else repr(found),
+                is_active=is_active,
+                gossips=self._settings.base.mixes_parameters,
+                look=lambda: first_non_finite(self._framework.buffers),
+            )
+            if verdict is not None:
+                loss, share = verdict.loss, verdict.share or share
         buffers: Mapping[str, Array] | None = None
         try:
             if self._settings.exact_average:
                 self._is_exposed = True
-                self._base.expose()
+                self._base.drain() if share is not None and share.of_estimates else self._base.expose()
             self._outer.average(share)
             if self._settings.base_buffers == "average":
                 own = self._framework.optimizer_buffers()
@@ -643,7 +716,7 @@ class Replica:
         except (NonFiniteError, MismatchError):
             self._retract()
             raise
-        return _Average(loss, rate, clock, rates, buffers)
+        return _Average(loss, rate, clock, rates, buffers, was_finite=found is None)
 
     def _retract(self) -> None:
         """The average is not adopted."""
@@ -666,7 +739,7 @@ class Replica:
         self._framework.store()
         if average.buffers is not None:
             self._framework.store_optimizer_buffers(average.buffers)
-        elif self._settings.base_buffers == "reset":
+        elif self._settings.base_buffers == "reset" or not average.was_finite:
             self._framework.reset_optimizer()
 
     def _record(self, decision: Decision) -> None:
@@ -694,8 +767,19 @@ class Replica:
         flag: bool = False,
         learning_rate: float = 0.0,
         is_active: bool | None = None,
+        found: str | None = None,
     ) -> Agreement:
-        """Send a control message. ``is_active``: whether this rank counts; by default, unless it has no batch left."""
+        """Send a control message.
+
+        Args:
+            event: see ``Control``, like every argument that is not listed here.
+            doing: that in words.
+            loss: see there.
+            flag: see there.
+            learning_rate: see there.
+            is_active: whether this rank counts; by default, unless it has no batch left.
+            found: its values that are not finite.
+        """
         about, checksum = self._subject ^ self._start_checksum, self._start_checksum
         if not is_elastic(self._transport):  # where the message may be repeated, with ranks that have not sent it yet
             self._start_checksum = 0
@@ -715,6 +799,8 @@ class Replica:
             learning_rate=learning_rate,
             flag=flag,
             clock=self._clock(),
+            finite=self._non_finite.is_clean(found),
+            stopping=False,
             **self._timing.shares(),
         )
 
@@ -730,10 +816,7 @@ class Replica:
 
     def _mean_loss(self) -> float:
         """Of the round so far."""
-        mean = float(self._loss_sum) / self._loss_count if self._loss_count else nan
-        if self._loss_count and isnan(mean):
-            mean = inf  # in a control message, NaN says that there is none
-        return mean
+        return told_loss(float(self._loss_sum) / self._loss_count if self._loss_count else None)
 
     @contextmanager
     def _communication(self, kind: Kind, step: int) -> Iterator[None]:

@@ -15,13 +15,14 @@ __all__ = ["check_equal"]
 
 
 def check_equal(transport: Transport, framework: Framework, settings: Settings) -> int:
-    """Collective: every rank calls it with what it has. Returns the fingerprint of model and settings that all share.
+    """Collective: every rank calls it with what it has. Returns the fingerprint of model and method that all share.
 
     Raises:
         MismatchError: on every rank, with the first difference and the ranks that have it.
     """
     agree(transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
-    subject = fingerprint([describe(buffer.layout for buffer in framework.buffers), settings.in_words()])
+    layouts = describe(buffer.layout for buffer in framework.buffers)
+    subject = fingerprint([layouts, settings.in_words()])
     on_host = all(is_on_host(buffer.array) for buffer in framework.buffers)
     by_rank = transport.allgather(np.array([subject, on_host], np.int64))
     if len(set(by_rank[:, 1].tolist())) > 1:
@@ -31,12 +32,12 @@ def check_equal(transport: Transport, framework: Framework, settings: Settings) 
             "GPUs on every rank, or on none"
         )
     if (by_rank[:, 0] == subject).all():
-        return subject
+        return fingerprint([layouts, settings.method_in_words()])
     methods = allgather_object(transport, settings.in_words())
     if len(set(methods)) > 1:
         raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(methods)}")
-    layouts = allgather_object(transport, describe(buffer.layout for buffer in framework.buffers))
+    described = allgather_object(transport, layouts)
     raise MismatchError(
-        f"the models differ between ranks. First difference: {first_difference(layouts)}. Build the same model, "
+        f"the models differ between ranks. First difference: {first_difference(described)}. Build the same model, "
         "with the same parameter groups, on every rank"
     )

@@ -3,18 +3,23 @@
 Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
 """
 
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import MappingProxyType
 from typing import Any, Literal, TypeAlias, get_args
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
+from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_loss
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 __all__ = ["BaseBuffers", "Settings"]
 
 BaseBuffers: TypeAlias = Literal["reset", "maintain", "average"]
+
+UNSAID = MappingProxyType({"unsaid": True})
+"""Of a choice whose default goes without saying: checkpoints of before it existed have the same words."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,9 @@ class Settings:
             it, "average" averages its buffers over the ranks.
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed.
+        on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
+            communicate. "raise" is an error on every rank; "skip" leaves them out of the average, which that rank then
+            adopts, with a new base optimizer.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -40,8 +48,16 @@ class Settings:
     base_buffers: BaseBuffers = "maintain"
     exact_average: bool = True
     algorithm: Algorithm = "auto"
+    on_nonfinite: OnNonFinite = field(default="raise", metadata=UNSAID)
 
     def __post_init__(self) -> None:
+        if self.on_nonfinite not in get_args(OnNonFinite):
+            legal = ", ".join(map(repr, get_args(OnNonFinite)))
+            raise ConfigurationError(f"on_nonfinite must be one of {legal}, got {self.on_nonfinite!r}")
+        if self.on_nonfinite == "skip" and not self.exact_average:
+            raise ConfigurationError(
+                "on_nonfinite='skip' restores a rank from the average of the others, and exact_average=False forms none"
+            )
         if self.base_buffers not in get_args(BaseBuffers):
             legal = ", ".join(map(repr, get_args(BaseBuffers)))
             raise ConfigurationError(f"base_buffers must be one of {legal}, got {self.base_buffers!r}")
@@ -67,6 +83,10 @@ class Settings:
         """The settings, the same on every rank that has the same."""
         return _in_words(self)
 
+    def method_in_words(self) -> str:
+        """Those that a checkpoint must be continued with."""
+        return _in_words(replace(self, on_nonfinite="raise"))
+
     def make_period(self) -> Period | None:
         """The period as a schedule."""
         return None if self.period is None else as_period(self.period)
@@ -76,7 +96,8 @@ def _in_words(value: Any) -> str:
     """``repr``, without the address in memory that Python's default puts there for a user's own classes."""
     name = type(value).__name__
     if is_dataclass(value):
-        inside = [f"{field.name}={_in_words(getattr(value, field.name))}" for field in fields(value)]
+        shown = [f for f in fields(value) if f.metadata is not UNSAID or getattr(value, f.name) != f.default]
+        inside = [f"{f.name}={_in_words(getattr(value, f.name))}" for f in shown]
         return f"{name}({', '.join(inside)})"
     text = repr(value)
     return name if hex(id(value)) in text else text

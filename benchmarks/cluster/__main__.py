@@ -25,7 +25,7 @@ import sys
 from pathlib import Path
 
 from hosts import DIE_WITH_PARENT, Hosts, build
-from launchers import environment, one_process_per_host
+from launchers import environment, one_process_per_slot
 
 HOLDER = Path("/run/lentando-cluster")
 """What ``up`` leaves: process number, number of hosts and slots."""
@@ -50,7 +50,7 @@ def main() -> int:
     for verb in (run, inside):
         verb.add_argument(
             "--each", action="store_true",
-            help="start the command once on each host, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set",
+            help="start the command in each slot of each host, with RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT set",
         )  # fmt: skip
         verb.add_argument(
             "command", nargs=argparse.REMAINDER, metavar="-- COMMAND", help="what to run on the first host"
@@ -143,7 +143,7 @@ def _inside(options: argparse.Namespace) -> int:
         while True:
             signal.pause()
     if options.each:
-        return one_process_per_host(hosts, command)
+        return one_process_per_slot(hosts, command)
     return subprocess.run(
         hosts.on(hosts.names[0], command), env=os.environ | environment(hosts), check=False
     ).returncode

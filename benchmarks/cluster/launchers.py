@@ -43,16 +43,18 @@ def environment(hosts: Hosts) -> dict[str, str]:
     }
 
 
-def one_process_per_host(hosts: Hosts, command: Sequence[str]) -> int:
-    """Start the command on each host as torch.distributed expects it. The first that fails ends the others.
+def one_process_per_slot(hosts: Hosts, command: Sequence[str]) -> int:
+    """Start the command in each slot of each host as torch.distributed expects it. One that fails ends the others.
 
     Returns:
         The exit status of that one, or 0.
     """
-    shared = {"MASTER_ADDR": hosts.address(hosts.names[0]), "MASTER_PORT": str(PORT), "WORLD_SIZE": str(hosts.count)}
+    size = hosts.count * hosts.slots
+    shared = {"MASTER_ADDR": hosts.address(hosts.names[0]), "MASTER_PORT": str(PORT), "WORLD_SIZE": str(size)}
     processes = []
-    for rank, name in enumerate(hosts.names):
-        own = {"RANK": str(rank), "LOCAL_RANK": "0"}
+    for rank in range(size):
+        name = hosts.names[rank // hosts.slots]
+        own = {"RANK": str(rank), "LOCAL_RANK": str(rank % hosts.slots)}
         processes.append(subprocess.Popen(hosts.on(name, command), env=os.environ | environment(hosts) | shared | own))
     while processes:
         for process in processes:

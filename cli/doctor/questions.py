@@ -4,6 +4,7 @@
 """
 
 import importlib
+import importlib.util
 import json
 import sys
 from pathlib import Path
@@ -23,12 +24,17 @@ def library() -> dict[str, Any]:
 
 
 def horovod() -> dict[str, Any]:
-    """What Horovod was built with: its own check, by which ``horovodrun --check-build`` prints."""
-    util: Any = importlib.import_module("horovod.common.util")
+    """What Horovod was built with; its own check imports each framework several times."""
+    package = importlib.util.find_spec("horovod")
+    folders = [Path(folder) for folder in (package.submodule_search_locations or [])] if package else []
+    bindings = [
+        name for name in ("torch", "tensorflow") if any(any(folder.glob(f"{name}/mpi_lib*")) for folder in folders)
+    ]
+    engines: list[Any] = [importlib.import_module(f"horovod.{name}") for name in bindings[:1]]  # compiled together
     return {
-        "bindings": [name for name in ("torch", "tensorflow") if util.extension_available(name)],
-        "controllers": [name for name in ("mpi", "gloo") if getattr(util, f"{name}_built")()],
-        "nccl": bool(util.nccl_built()),
+        "bindings": bindings,
+        "controllers": [name for name in ("mpi", "gloo") if any(getattr(hvd, f"{name}_built")() for hvd in engines)],
+        "nccl": any(bool(hvd.nccl_built()) for hvd in engines),
     }
 
 

@@ -25,7 +25,7 @@ class BaseOptimizer:
 
     Args:
         optimizer: the user's.
-        resets: whether outer steps make it new.
+        resets: whether outer steps may make it new.
         iterations: counts all steps, which its own count does not if it is made new. Set to what it has taken so far.
 
     Raises:
@@ -47,8 +47,9 @@ class BaseOptimizer:
             )
         if resets and self._stepping.use_ema:
             raise ConfigurationError(
-                "base_buffers='reset' sets the optimizer's count of iterations to zero, by which Keras also begins its "
-                "moving average of the model (use_ema=True): use base_buffers='maintain' or 'average'"
+                "base_buffers='reset' and on_nonfinite='skip' set the optimizer's count of iterations to zero, by "
+                "which Keras also begins its moving average of the model (use_ema=True): use base_buffers='maintain' "
+                "or 'average', and on_nonfinite='raise'"
             )
         (self.own_iterations,) = [v for v in self._stepping.variables if v.name == "iteration"]
         iterations.assign(self.own_iterations)
@@ -91,6 +92,11 @@ class BaseOptimizer:
     def variables(self) -> list[Any]:
         """All that it holds, as ``tf.Variable``."""
         return [native(variable) for variable in self.optimizer.variables]
+
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a ``LossScaleOptimizer`` is round it."""
+        return self._stepping is not self.optimizer
 
     @property
     def stepping(self) -> Any:

@@ -1,7 +1,7 @@
 """How a graph calls Python, and how it counts the steps that Python need not hear of."""
 
 from collections.abc import Callable, Sequence
-from math import nan
+from math import isfinite, nan
 from typing import Any, Literal, TypeVar, cast
 
 import tensorflow as tf
@@ -11,7 +11,7 @@ from lentando.comm.transport import Transport, VirtualTime
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.model import KerasModel
 
-__all__ = ["CountedSteps", "call_python", "check_can_wait", "unconverted"]
+__all__ = ["CountedSteps", "call_python", "check_can_wait", "record_loss", "unconverted"]
 
 NEVER = 2.0**52
 
@@ -76,6 +76,12 @@ def _in_no_context() -> bool:
     return found
 
 
+def record_loss(replica: Replica, model: KerasModel, loss: float, count: int = 1) -> None:
+    """As ``Replica.record_loss``. In a step that is skipped to scale the loss anew, it may well be infinite."""
+    if isfinite(loss) or not model.is_scaled or replica.needs_loss:
+        replica.record_loss(loss, count)
+
+
 class CountedSteps:
     """Steps that a graph has taken and the replica has not been told of.
 
@@ -113,7 +119,7 @@ class CountedSteps:
         self._sums.assign(tf.zeros(4, tf.float64))
         replica = self._replica()
         if loss_count:
-            replica.record_loss(loss_sum, int(loss_count))
+            record_loss(replica, self._model, loss_sum, int(loss_count))
         if count:
             replica.after_steps(int(count), [rate_sum])
         self.refresh()

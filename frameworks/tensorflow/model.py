@@ -148,6 +148,11 @@ class KerasModel:
     def learning_rates(self) -> Sequence[float]:
         return [float(tf.convert_to_tensor(self._optimizer.learning_rate))]
 
+    @property
+    def is_scaled(self) -> bool:
+        """Whether a ``LossScaleOptimizer`` looks for overflow in the gradients."""
+        return self._optimizer.is_scaled
+
     def optimizer_buffers(self) -> Dictionary[str, Array]:
         return self._optimizer.buffers()
 

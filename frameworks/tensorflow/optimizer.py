@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as Dictionary
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from math import nan
 from typing import Any
 
 import keras
@@ -16,12 +15,13 @@ from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.period import Period, PeriodSetting, needs_loss
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
-from lentando.tensorflow.graph import CountedSteps, check_can_wait, unconverted
+from lentando.tensorflow.graph import CountedSteps, check_can_wait, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
 
@@ -50,6 +50,9 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed: "auto", "ring" or "engine".
+        on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
+            communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
+            that, with a new base optimizer. A ``LossScaleOptimizer`` sees to gradients itself.
         mapping: for a job whose other ranks run PyTorch: from that model's names and axes to this one's.
 
     Raises:
@@ -69,10 +72,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         base_buffers: BaseBuffers = "maintain",
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
+        on_nonfinite: OnNonFinite = "raise",
         mapping: Mapping | None = None,
     ) -> None:
         world = transport()
-        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm)
+        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite)
         _check_surroundings()
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigurationError(
@@ -89,7 +93,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._world = world
         self._mapping = mapping
         self._settings = settings
-        self._base = BaseOptimizer(optimizer, base_buffers == "reset", self._iterations)
+        self._base = BaseOptimizer(optimizer, base_buffers == "reset" or on_nonfinite == "skip", self._iterations)
         self._base_optimizer = optimizer
         self._keras_model = model
         self._model: KerasModel
@@ -319,10 +323,10 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         rates = self._model.learning_rates()  # of this step: a schedule goes on with it
         if loss is not None:
             loss = float(loss)
-            replica.record_loss(loss)
+            record_loss(replica, self._model, loss)
         if replica.averages_gradients:
             given = self._by_variable(pairs)
-            averaged = self._average([None if g is None else _dense(g) for g in given], nan if loss is None else loss)
+            averaged = self._average([None if g is None else _dense(g) for g in given], loss)
             pairs = [(averaged[self._number(variable)], variable) for _, variable in pairs]
         replica.before_step()
         before = int(self.iterations)
@@ -374,20 +378,22 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._base_optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         self._iterations.assign_add(1)
 
-    def _average(self, gradients: Sequence[Any | None], loss: float) -> list[Any | None]:
+    def _average(self, gradients: Sequence[Any | None], loss: float | None) -> list[Any | None]:
         """The mean of the ranks' gradients, by number of the variable."""
         flat = self._model.flat_gradients
         flat.gather(gradients)
-        self._replica.average_gradients(loss)
+        self._replica.average_gradients(loss, is_scaled=self._model.is_scaled)
         return flat.scatter()
 
     def _traced_averages(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> list[tuple[Any, Any]]:
         given = self._by_variable(pairs)
         present = [number for number, gradient in enumerate(given) if gradient is not None]
 
-        def average(loss: Any, *gradients: Any) -> list[Any]:
+        def average(told: Any, *gradients: Any) -> list[Any]:
             by_number = dict(zip(present, gradients, strict=True))
-            averaged = self._average([by_number.get(number) for number in range(len(given))], float(loss))
+            averaged = self._average(
+                [by_number.get(number) for number in range(len(given))], None if loss is None else float(told)
+            )
             found = [number for number, gradient in enumerate(averaged) if gradient is not None]
             if found != present:
                 names = [self._model.names[number] for number in set(found) - set(present)]
@@ -429,6 +435,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     exact_average: bool = True,
     base_buffers: BaseBuffers = "reset",
     algorithm: Algorithm = "auto",
+    on_nonfinite: OnNonFinite = "raise",
     mapping: Mapping | None = None,
 ) -> DistributedOptimizer:
     """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
@@ -444,6 +451,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         exact_average: see there.
         base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
         algorithm: see there.
+        on_nonfinite: see there.
         mapping: see there.
     """
     return DistributedOptimizer(
@@ -455,6 +463,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         base_buffers=base_buffers,
         exact_average=exact_average,
         algorithm=algorithm,
+        on_nonfinite=on_nonfinite,
         mapping=mapping,
     )
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from math import nan
 from typing import Any
 
 import torch
@@ -13,6 +12,7 @@ from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.period import Period, PeriodSetting
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
@@ -44,6 +44,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed: "auto", "ring" or "engine".
+        on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
+            communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
+            that, with a new base optimizer.
 
     Raises:
         NotInitializedError: before ``init()``.
@@ -67,9 +70,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         base_buffers: BaseBuffers = "maintain",
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
+        on_nonfinite: OnNonFinite = "raise",
     ) -> None:
         world = transport()
-        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm)
+        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         if isinstance(optimizer, DistributedOptimizer):
@@ -124,14 +128,19 @@ class DistributedOptimizer(torch.optim.Optimizer):
         replica = self._replica
         if closure is not None:
             self._check_joinable("step(closure), which may average gradients several times in a step,")
+        overflow = self._unscale()
         if loss is not None:
             loss = _detached(loss)
-            replica.record_loss(loss)
-        overflow = self._unscale()
+            if not overflow or replica.needs_loss:  # of a step that is not taken it may well be infinite
+                replica.record_loss(loss)
+        if replica.deferred_error is not None:
+            error, replica.deferred_error = replica.deferred_error, None
+            if getattr(self, "found_inf", None) is None:
+                raise error
         if closure is not None:
             closure = self._observed(closure, record=loss is None)
         elif replica.averages_gradients and not self._gradients_are_averaged:
-            overflow = self._average_gradients(nan if loss is None else float(loss), overflow)[1]
+            overflow = self._average_gradients(None if loss is None else float(loss), overflow)[1]
         self._gradients_are_averaged = False
         replica.before_step()
         result = None
@@ -148,7 +157,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Average the gradients now, to clip them before ``step``, which will not average them again."""
         self._check_joinable("synchronize()")
         if self._replica.averages_gradients:
-            self._average_gradients(nan, overflow=False)
+            # Whether a GradScaler, which expects overflow now and then, is at work, step() knows.
+            self._average_gradients(None, overflow=False, defer=True)
             self._gradients_are_averaged = True
 
     @contextmanager
@@ -224,11 +234,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self._base_optimizer!r})"
 
-    def _average_gradients(self, loss: float, overflow: bool) -> tuple[float, bool]:
+    def _average_gradients(self, loss: float | None, overflow: bool, defer: bool = False) -> tuple[float, bool]:
         """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
         gradients = self._model.flat_gradients
         gradients.gather()
-        agreement = self._replica.average_gradients(loss, overflow)
+        agreement = self._replica.average_gradients(loss, overflow, defer=defer)
         gradients.scatter()
         return agreement.loss, bool(agreement.flagged)
 
@@ -263,7 +273,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
                 self._replica.record_loss(_detached(loss))
             if self._replica.averages_gradients:
                 # The mean loss, so that an optimizer that decides by it (LBFGS) decides alike on all ranks.
-                return self._average_gradients(nan if loss is None else float(_detached(loss)), overflow=False)[0]
+                return self._average_gradients(None if loss is None else float(_detached(loss)), overflow=False)[0]
             return loss
 
         return observed
@@ -295,6 +305,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     exact_average: bool = True,
     base_buffers: BaseBuffers = "reset",
     algorithm: Algorithm = "auto",
+    on_nonfinite: OnNonFinite = "raise",
 ) -> DistributedOptimizer:
     """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
 
@@ -310,6 +321,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         exact_average: see there.
         base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
         algorithm: see there.
+        on_nonfinite: see there.
     """
     return DistributedOptimizer(
         optimizer,
@@ -321,6 +333,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         base_buffers=base_buffers,
         exact_average=exact_average,
         algorithm=algorithm,
+        on_nonfinite=on_nonfinite,
     )
 
 

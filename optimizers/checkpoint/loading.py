@@ -106,10 +106,9 @@ class _Loading:
         self._optimizer_state = optimizer_state
         transport, self._framework, settings = training.replica.parts
         self._rank = transport.rank
-        if content["settings"] != settings.in_words():
-            raise CheckpointError(
-                f"it was saved by training with {content['settings']}, the settings here are {settings.in_words()}"
-            )
+        here = settings.method_in_words()
+        if content["settings"] != here:
+            raise CheckpointError(f"it was saved by training with {content['settings']}, the settings here are {here}")
         self._saved = [Entry(name, tuple(shape), *rest) for name, shape, *rest in content["entries"]]
         self._layouts = [buffer.layout for buffer in self._framework.buffers]
         self._own = [entry for layout in self._layouts for entry in layout.entries]

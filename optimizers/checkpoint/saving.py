@@ -130,7 +130,7 @@ def _described(training: Training) -> dict[str, Any]:
         "world_size": training.replica.parts[0].size,
         "inner_steps": training.replica.inner_steps,
         "rounds": training.replica.rounds,
-        "settings": settings.in_words(),
+        "settings": settings.method_in_words(),
         "entries": describe(buffer.layout for buffer in framework.buffers),
         "layers": layers,
         "why_no_layers": reason,

@@ -64,11 +64,13 @@ def test_status_of_the_command_is_that_of_the_run() -> None:
     assert cluster("run", "--hosts", "1", "--", "sh", "-c", "exit 7").returncode == 7
 
 
-def test_each_starts_one_process_per_host() -> None:
-    told = 'echo "$(hostname) $RANK of $WORLD_SIZE at $MASTER_ADDR"'
-    done = cluster("run", "--hosts", "2", "--each", "--", "sh", "-c", told)
+def test_each_starts_one_process_per_slot() -> None:
+    told = 'echo "$(hostname) $RANK of $WORLD_SIZE ($LOCAL_RANK) at $MASTER_ADDR"'
+    done = cluster("run", "--hosts", "2", "--slots", "2", "--each", "--", "sh", "-c", told)
     assert done.returncode == 0, done.stderr
-    assert sorted(done.stdout.splitlines()) == ["h0 0 of 2 at 10.77.0.1", "h1 1 of 2 at 10.77.0.1"]
+    assert sorted(done.stdout.splitlines()) == [
+        f"h{rank // 2} {rank} of 4 ({rank % 2}) at 10.77.0.1" for rank in range(4)
+    ]
 
 
 def test_process_that_fails_on_one_host_ends_those_on_the_others() -> None:

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
-from lentando.comm.errors import ConfigurationError
+from lentando.comm.errors import ConfigurationError, NonFiniteError
 from lentando.comm.simulation import Compute, Network, SimulatedTransport, simulate
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -278,15 +278,34 @@ def test_replicas_at_different_learning_rates_decide_alike() -> None:
     assert max(found[0]) > 4
 
 
-def test_one_rank_whose_loss_is_not_a_number_is_not_left_out_of_the_mean() -> None:
+@pytest.mark.parametrize("bad", [nan, inf, -inf])
+def test_loss_of_one_rank_that_is_not_a_number_is_an_error_or_left_out_of_the_mean(bad: float) -> None:
+    def loss(worker: Worker) -> float:
+        broken = worker.rank == 1 and worker.replica.rounds == 1
+        return bad if broken else (1.0 if worker.replica.rounds == 0 else 0.25)
+
+    def refused(transport: Transport) -> str:
+        with pytest.raises(NonFiniteError) as error:
+            train(transport, 12, loss, period=every_round(4, refined=False))
+        return str(error.value)
+
+    def left_out(transport: Transport) -> list[int]:
+        return decided(train(transport, 8, loss, period=every_round(4, refined=False), on_nonfinite="skip"))
+
+    (message,) = set(run_ranks(3, refused))
+    assert message.startswith("outer step 2: not all values are finite, so nothing was averaged. ranks 0 and 2: all is")
+    assert "rank 1: its loss is not finite" in message
+    assert run_ranks(3, left_out) == [[2]] * 3
+
+
+def test_round_in_which_no_rank_has_a_finite_loss_decides_nothing() -> None:
     def work(transport: Transport) -> list[int]:
         def loss(worker: Worker) -> float:
-            broken = worker.rank == 1 and worker.replica.rounds == 1
-            return nan if broken else (1.0 if worker.replica.rounds == 0 else 0.25)
+            return {0: 1.0, 1: nan}.get(worker.replica.rounds, 0.25)
 
-        return decided(train(transport, 12, loss, period=every_round(4, refined=False)))
+        return decided(train(transport, 12, loss, period=every_round(4, refined=False), on_nonfinite="skip"))
 
-    assert run_ranks(3, work) == [[2]] * 3  # the second round decided nothing
+    assert run_ranks(3, work) == [[2]] * 3
 
 
 @pytest.mark.parametrize("missing", [0, 1, 5])

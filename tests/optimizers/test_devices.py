@@ -35,6 +35,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "DPSGD": {"base": DPSGD(Complete())},
     "OSGP": {"base": OSGP(deterministic=True), "period": 5, "outer": SlowMomentum()},
     "OSGP, two rounds late": {"base": OSGP(staleness=2, deterministic=True)},
+    "SGP in bfloat16": {"base": SGP(wire_dtype="bfloat16"), "period": 5, "outer": SlowMomentum()},
+    "OSGP in float16": {"base": OSGP(Ring(), deterministic=True, wire_dtype="float16")},
 }
 STEPS = 11
 
@@ -100,7 +102,14 @@ def test_gossip_comes_to_its_end_whoever_is_late(base: Any) -> None:
 
 @pytest.mark.parametrize(
     ("method", "at_most"),
-    [("Local SGD", [0, 0, 4]), ("SlowMo", [0, 0, 4]), ("DiLoCo", [0, 0, 4]), ("OSGP", [0, 0, 0, 0, 4]), ("SGP", [0])],
+    [
+        ("Local SGD", [0, 0, 4]),
+        ("SlowMo", [0, 0, 4]),
+        ("DiLoCo", [0, 0, 4]),
+        ("OSGP", [0, 0, 0, 0, 4]),
+        ("SGP", [0]),
+        ("OSGP in float16", [0]),
+    ],
 )
 def test_host_reads_nothing_back_from_the_device_between_outer_steps(method: str, at_most: list[int]) -> None:
     def train(transport: Transport) -> list[int]:
@@ -122,7 +131,7 @@ def test_host_reads_nothing_back_from_the_device_between_outer_steps(method: str
             assert count <= at_most[step % period], counts
 
 
-@pytest.mark.parametrize("method", ["SlowMo", "OSGP", "OSGP, two rounds late"])
+@pytest.mark.parametrize("method", ["SlowMo", "OSGP", "OSGP, two rounds late", "OSGP in float16"])
 def test_state_is_in_host_memory_and_resumes_on_the_device_to_the_bit(method: str) -> None:
     def resume(transport: Transport) -> tuple[bytes, bytes]:
         first = worker(transport, method, np.float32, device_arrays.asarray)

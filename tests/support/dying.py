@@ -3,7 +3,8 @@
     mpirun --with-ft ulfm -np 4 python tests/support/dying.py torch --kill 2:exchange:17 --algorithm sgp
     mpirun --with-ft ulfm -np 4 python tests/support/dying.py tensorflow --seed-of-deaths 7 --deaths 2 --base osgp
 
-``--kill`` is as in ``killing.parsed``; without it, ranks and moments are drawn. All other flags are the example's. Each rank that lives to the end prints a line of JSON.
+``--kill`` is as in ``killing.parsed``; without it, ranks and moments are drawn. All other flags are the example's.
+Each rank that lives to the end prints a line of JSON.
 """
 
 import argparse
@@ -15,7 +16,6 @@ from pathlib import Path
 from killing import drawn, kill_at, parsed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-METHODS = ("exchange", "allgather", "allreduce", "broadcast", "vote", "repair")
 
 
 def main() -> None:

@@ -8,8 +8,6 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from lentando.comm.transports.elastic_mpi import ElasticMPITransport
-
 Death = tuple[int, str, float]
 """Number of the rank at the start; method of its transport, "any" of them, or "seconds"; how many of these."""
 
@@ -41,12 +39,14 @@ def die() -> None:
 
 
 def kill_at(method: str, count: float) -> None:
-    """Kill this process there, counted from now."""
+    """Kill this process there, counted from now: after ``init()``."""
     if method == "seconds":
         timer = threading.Timer(count, die)
         timer.daemon = True
         timer.start()
         return
+    from lentando.comm.transports.elastic_mpi import ElasticMPITransport  # loads MPI, which is for init() to do
+
     calls: Counter[str] = Counter()
 
     def dying(name: str, original: Callable[..., Any]) -> Callable[..., Any]:

@@ -177,8 +177,12 @@ def push_sum_sgd(
     alpha: float = 1.0,
     beta: float = 0.0,
     exact_average: bool = True,
+    wire_dtype: Any = np.float64,
 ) -> Gossip:
-    """SGP (arXiv 1811.10792), with messages ``staleness`` steps late; SlowMo over it if there is a period."""
+    """SGP (arXiv 1811.10792), with messages ``staleness`` steps late; SlowMo over it if there is a period.
+
+    Each message is rounded to ``wire_dtype``; who sends it keeps the rest.
+    """
     x, w = np.tile(start, (workers, 1)), np.ones(workers)
     anchor, u = x.copy(), np.zeros_like(x)
     under_way: list[tuple[Vector, Vector]] = []
@@ -191,8 +195,9 @@ def push_sum_sgd(
             arrived_x, arrived_w = under_way.pop(0)
             x, w = x + arrived_x, w + arrived_w
         others = matrix - np.diag(kept)
-        under_way.append((others @ x, others @ w))
-        x, w = kept[:, None] * x, kept * w
+        messages = (others[:, :, None] * x).astype(wire_dtype).astype(np.float64)  # by receiver, by sender
+        under_way.append((messages.sum(axis=1), others @ w))
+        x, w = x - messages.sum(axis=0), kept * w
         if not staleness:
             arrived_x, arrived_w = under_way.pop(0)
             x, w = x + arrived_x, w + arrived_w

@@ -8,6 +8,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ def settings(lt: Any, method: str) -> dict[str, Any]:
         "slowmo without average": {"base": lt.SGP(), "exact_average": False, **slow},
         "sgp": {"base": lt.SGP(lt.Ring())},
         "osgp": {"base": osgp},
+        "osgp in bfloat16": {"base": replace(osgp, wire_dtype="bfloat16")},
         "slowmo over osgp": {"base": osgp, "base_buffers": "average", **slow},
     }
     return found[method]

@@ -12,7 +12,7 @@ from resized_training import FEATURES, LAST, MOMENTUM, RATE, ROUND, SLOW_MOMENTU
 PROGRAM = Path(__file__).parents[1] / "support/resized_training.py"
 METHODS = [
     "allreduce", "adacomm", "slowmo", "slowmo by ring", "slowmo without average", "sgp", "osgp",
-    "slowmo over osgp",
+    "osgp in bfloat16", "slowmo over osgp",
 ]  # fmt: skip
 STEPS = [2 * ROUND, 2 * ROUND + 1]  # right after an outer step, and inside a round
 WANTED = [f"{method}:{','.join(map(str, STEPS))}" for method in METHODS]

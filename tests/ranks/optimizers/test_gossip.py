@@ -10,7 +10,8 @@ import reference
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
-from lentando.comm.errors import ConfigurationError
+from lentando.comm.dtypes import bfloat16
+from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.topology import (
     Complete,
     FromGraph,
@@ -25,11 +26,13 @@ from lentando.comm.transport import Array, Transport
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.push_sum import PushSum
 from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.wire import WireDtype
 
 DIMENSION = 13
 START = np.linspace(-1, 1, DIMENSION)
 QUADRATIC = reference.quadratic(DIMENSION)
 EXACT = {"rtol": 1e-11, "atol": 1e-11}
+WIRE_DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16}
 
 
 def irregular(size: int) -> Topology:
@@ -86,6 +89,46 @@ def test_gossip_equals_the_reference(transport: Transport, name: str, staleness:
     assert_allclose(mine.model.x, outcome.x[transport.rank] / outcome.w[transport.rank], **EXACT)
 
 
+@pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("name", TOPOLOGIES)
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_gossip_in_16_bits_equals_the_reference(
+    transport: Transport, name: str, staleness: int, wire_dtype: WireDtype
+) -> None:
+    """To the precision of float64: the reference rounds the same messages, and keeps the same rests."""
+    topology = TOPOLOGIES[name](transport.size)
+    base = OSGP(topology, staleness, True, wire_dtype) if staleness else SGP(topology, wire_dtype)
+    mine = worker(transport, base)
+    mine.run(14)
+    outcome = expected(transport, topology, 14, staleness, wire_dtype=WIRE_DTYPES[wire_dtype])
+    assert_allclose(push_sum(mine).biased[0], outcome.x[transport.rank], **EXACT)
+    assert_allclose(push_sum(mine).weight, outcome.w[transport.rank], **EXACT)
+    if transport.size > 1:
+        exact = expected(transport, topology, 14, staleness)
+        assert np.abs(mine.model.x - exact.z[transport.rank]).max() > 1e-6  # it does round
+
+
+@pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
+def test_dpsgd_in_16_bits_equals_the_reference(transport: Transport, wire_dtype: WireDtype) -> None:
+    outcome = expected(transport, StaticExponential(), 14, wire_dtype=WIRE_DTYPES[wire_dtype])
+    assert_allclose(
+        worker(transport, DPSGD(StaticExponential(), wire_dtype)).run(14), outcome.x[transport.rank], **EXACT
+    )
+
+
+@pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
+def test_exact_average_of_rounded_gossip_is_that_of_all_that_there_was(
+    transport: Transport, wire_dtype: WireDtype
+) -> None:
+    """Errors of rounding are part of x, so that the average is that without rounding: gradients do not depend on z."""
+    gradient = reference.constant(DIMENSION)
+    rounded, exact = (
+        worker(transport, OSGP(staleness=2, deterministic=True, wire_dtype=dtype), gradient, period=12)
+        for dtype in (wire_dtype, None)
+    )
+    assert_allclose(rounded.run(12), exact.run(12), rtol=1e-13, atol=1e-13)
+
+
 @pytest.mark.parametrize("name", TOPOLOGIES)
 def test_staleness_0_is_sgp_to_the_bit(transport: Transport, name: str) -> None:
     """O50."""
@@ -114,7 +157,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
         x, w = running.biased[0].copy(), running.weight
         for pending in running._under_way:
             for message in pending.received:
-                x += message.shares[0]
+                x += message.share(0, slice(None))
                 w += message.weight
         assert len(late) <= staleness
         assert_allclose(everyones(transport, x).sum(axis=0), total, rtol=1e-12, atol=1e-12)
@@ -269,7 +312,15 @@ def test_slow_momentum_without_average_keeps_gossip_going(transport: Transport) 
 
 
 @pytest.mark.parametrize("taken", range(9))
-@pytest.mark.parametrize("base", [SGP(StaticExponential()), OSGP(Ring(), staleness=2, deterministic=True)])
+@pytest.mark.parametrize(
+    "base",
+    [
+        SGP(StaticExponential()),
+        OSGP(Ring(), staleness=2, deterministic=True),
+        OSGP(Ring(), staleness=2, deterministic=True, wire_dtype="bfloat16"),
+        OSGP(staleness=1, deterministic=True, wire_dtype="float16"),
+    ],
+)
 def test_resuming_with_messages_under_way_is_the_same_to_the_bit(transport: Transport, base: Any, taken: int) -> None:
     """O52: what is under way is saved as mass, neither lost nor doubled."""
     import copy
@@ -309,3 +360,21 @@ def test_one_gossip_step_is_one_message_per_peer_of_the_parameters_size(transpor
     assert transport.traffic.messages - before.messages == len(peers) == (transport.size > 1)
     assert transport.traffic.bytes_sent - before.bytes_sent == len(peers) * (8 * DIMENSION + 16)
     assert transport.traffic.collectives == before.collectives
+
+
+@pytest.mark.parametrize("wire_dtype", WIRE_DTYPES)
+@pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16])
+def test_messages_in_16_bits_carry_two_bytes_a_parameter(
+    transport: Transport, wire_dtype: WireDtype, dtype: Any
+) -> None:
+    mine = Worker(transport, QUADRATIC, START.astype(dtype), lambda step: 0.1, base=SGP(wire_dtype=wire_dtype))
+    mine.run(3)
+    peers = transport.size > 1
+    assert mine.replica.report()["bytes_sent"] == 3 * peers * (2 * DIMENSION + 16)
+
+
+def test_ranks_that_round_differently_are_told(transport: Transport) -> None:
+    if transport.size == 1:
+        return
+    with pytest.raises(MismatchError, match=r"settings differ .*wire_dtype=None.*wire_dtype='bfloat16'"):
+        worker(transport, SGP(wire_dtype=None if transport.rank == 0 else "bfloat16"))

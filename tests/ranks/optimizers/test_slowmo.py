@@ -327,7 +327,7 @@ def test_one_ring_all_reduce_per_round_and_nothing_between(transport: Transport,
             collectives = transport.traffic.collectives - before.collectives
             assert collectives == (2 if buffers != "average" else 4)  # control, finite; layout of the momenta
             extra = transport.traffic.bytes_sent - before.bytes_sent - averages * elements * 8
-            control = (96 + 1) * (size - 1)  # twelve numbers and one truth value, all-gathered
+            control = (112 + 1) * (size - 1)  # fourteen numbers and one truth value, all-gathered
             assert extra == control if buffers != "average" else control <= extra < control + 300 * size
 
 

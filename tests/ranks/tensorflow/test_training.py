@@ -12,6 +12,7 @@ from keras_training import Vector, batches, make_model
 from numpy.testing import assert_allclose
 
 import lentando.tensorflow as lt
+from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.transport import Transport
 
 DIMENSION = 13
@@ -80,6 +81,7 @@ BASES: dict[str, Any] = {
     "sgp, static exponential": lt.SGP(lt.StaticExponential()),
     "osgp, three steps late": lt.OSGP(staleness=3, deterministic=True),
     "dpsgd": lt.DPSGD(),
+    "sgp in bfloat16": lt.SGP(wire_dtype="bfloat16"),
 }
 
 
@@ -89,7 +91,10 @@ def test_gossip_in_keras_equals_the_reference(name: str, way: str) -> None:
     trained = vector(lt.DistributedOptimizer(sgd(), base=BASES[name]), way)
     graphs = BASES[name].topology.for_size(lt.size())
     staleness = getattr(BASES[name], "staleness", 0)
-    expected = reference.push_sum_sgd(lt.size(), 12, START, QUADRATIC, graphs.mixing_matrix, LR, staleness)
+    wire_dtype = numpy_dtype(BASES[name].wire_dtype or "float64")
+    expected = reference.push_sum_sgd(
+        lt.size(), 12, START, QUADRATIC, graphs.mixing_matrix, LR, staleness, wire_dtype=wire_dtype
+    )
     assert_allclose(train_vector(trained, 12), expected.z[lt.rank()], rtol=1e-10)
 
 

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import lentando.torch as lt
+from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.topology import OnePeerExponential
 
 DIMENSION = 13
@@ -22,6 +23,8 @@ BASES: dict[str, Any] = {
     "osgp": lt.OSGP(deterministic=True),
     "osgp, three steps late": lt.OSGP(staleness=3, deterministic=True),
     "dpsgd": lt.DPSGD(),
+    "sgp in bfloat16": lt.SGP(wire_dtype="bfloat16"),
+    "osgp in float16": lt.OSGP(staleness=2, deterministic=True, wire_dtype="float16"),
 }
 
 
@@ -57,7 +60,10 @@ def test_gossip_in_torch_equals_the_reference(name: str) -> None:
         optimizer.step()
     graphs = BASES[name].topology.for_size(lt.size())
     staleness = getattr(BASES[name], "staleness", 0)
-    expected = reference.push_sum_sgd(lt.size(), 12, START, QUADRATIC, graphs.mixing_matrix, 0.1, staleness)
+    wire_dtype = numpy_dtype(BASES[name].wire_dtype or "float64")
+    expected = reference.push_sum_sgd(
+        lt.size(), 12, START, QUADRATIC, graphs.mixing_matrix, 0.1, staleness, wire_dtype=wire_dtype
+    )
     assert_allclose(model.weight.detach().numpy()[0], expected.z[lt.rank()], rtol=1e-10)
 
 

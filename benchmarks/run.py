@@ -1,0 +1,172 @@
+"""Lentando beside its peers, in jobs that take turns: tables and pictures for benchmarks/results/.
+
+    python benchmarks/run.py node                       all-reduce, 2 and 4 ranks on this machine
+    sudo python benchmarks/run.py links                 all-reduce, 4 hosts, each behind a link of 1 Gbit/s
+    sudo python benchmarks/run.py links --slots 2       2 ranks on each of them
+    sudo python benchmarks/run.py iterations            training on 4 hosts; an iteration computes as long as it sends
+    python benchmarks/run.py node --results benchmarks/results
+
+Peers are what is here of Open MPI, MPICH (`make horovod` installs it), Gloo (torch.distributed) and Horovod. No two of
+them can live in one process, so each measurement is a job of its own, and the jobs alternate: whatever else the machine
+does meets all. A ratio above 1 says that Lentando was faster.
+"""
+
+import argparse
+import statistics
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from all_reduce import in_words, number_of_bytes
+from jobs import OURS, Place, alternate, found_here
+from measuring import Sample, machine, report, table
+
+MB = 1_000_000
+LAYERS = 6
+MODEL_BYTES = LAYERS * 512 * 512 * 4
+PAIRS = {"AllReduce": ("DDP", "Horovod"), "SlowMo": ("PostLocalSGD",), "SGP": (), "OSGP": ()}
+"""Our methods, and the peers' that do the same."""
+
+
+def all_reduces(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
+    """A table of all-reduces by size and library, and a picture."""
+    sizes = options.sizes or [25 * MB] if place.hosts else options.sizes or [MB, 25 * MB, 100 * MB]
+    given = {name: [f"all_reduce:{size}" for size in sizes] for name in libraries}
+    given[OURS] += [f"outer_step:{size}" for size in sizes]
+    if exchanges(place, libraries):
+        for name in (OURS, "Open MPI"):
+            given[name] += [f"exchange:{size}" for size in sizes]
+    by_library = alternate(place, libraries, "operations.py", given, options.repeats)
+    found = {size: {name: by_library[name][f"all_reduce:{size}"] for name in libraries} for size in sizes}
+    rows = []
+    for size, samples in found.items():
+        best = min((name for name in libraries if name != OURS), key=lambda name: samples[name].median, default=OURS)
+        ratio = f"{samples[OURS].times_faster_than(samples[best]):.2f} ({best})"
+        limit = [f"{100 * place.limit_seconds(size) / samples[OURS].median:.0f} %"] if place.hosts else []
+        rows.append([in_words(size), *map(str, samples.values()), ratio, *limit])
+    header = ["float32 buffer", *libraries, "times faster than the best", *(["of the limit"] if place.hosts else [])]
+    caption = (
+        "each the median of a few samples of the slowest rank. Times faster: the fastest peer's time / Lentando's, "
+        "median of the pairs."
+    )
+    if place.hosts:
+        caption += " The limit is what the link's frames can carry of 2(N - 1)/N of the buffer."
+    text = f"{table(header, rows)}\n\n{beyond(place, sizes, by_library)}"
+    publish(options, place, text, caption)
+    if options.results is not None:
+        draw(place, found, options.results / f"{options.what}_{place.ranks}_ranks.png")
+
+
+def exchanges(place: Place, libraries: Sequence[str]) -> bool:
+    """Whether to measure what gossip does: each rank sends to one other, over a link of its own."""
+    return place.hosts > 0 and place.slots == 1 and "Open MPI" in libraries
+
+
+def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[str, Sample]]) -> str:
+    """In words, what the same jobs tell of the outer step, and of one peer's exchange."""
+    ours = by_library[OURS]
+    told = []
+    for size in sizes:
+        outer, bare = ours[f"outer_step:{size}"], ours[f"all_reduce:{size}"]
+        told.append(
+            f"An outer step of SlowMo on {in_words(size)} takes {bare.times_faster_than(outer):.2f} of its all-reduce."
+        )
+        if exchanges(place, list(by_library)):
+            mine, theirs = (by_library[name][f"exchange:{size}"] for name in (OURS, "Open MPI"))
+            share = place.link_seconds(size) / mine.median
+            told.append(
+                f"To send {in_words(size)} to the next rank and receive as much takes {mine}, {100 * share:.0f} % of "
+                f"the link's speed; by MPI_Sendrecv {theirs}."
+            )
+    return " ".join(told)
+
+
+def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
+    """A table of training iterations by method and library."""
+    seconds = options.compute_seconds or place.limit_seconds(MODEL_BYTES)
+    given = ["--compute-seconds", f"{seconds:.6f}", "--layers", str(LAYERS)]
+    with_methods = [name for name in libraries if name in (OURS, "Gloo", "Horovod")]
+    by_library = alternate(place, with_methods, "iterations.py", dict.fromkeys(with_methods, given), options.repeats)
+    ours = by_library.pop(OURS)
+    peers = {name: sample for figures in by_library.values() for name, sample in figures.items()}
+    compute = ours.pop("compute alone")
+    rows = [["compute alone", "", str(compute), "", ""]]
+    for method, sample in ours.items():
+        over = f"{statistics.median(a / b for a, b in zip(sample.seconds, compute.seconds, strict=True)):.2f}"
+        rows.append([method, OURS, str(sample), over, ""])
+        rows += [
+            [method, peer, str(peers[peer]), "", f"{sample.times_faster_than(peers[peer]):.2f}"]
+            for peer in PAIRS[method]
+            if peer in peers
+        ]
+    header = ["method", "by", "iteration", "of compute alone", "Lentando times faster"]
+    caption = (
+        f"a mean of 24 iterations, two rounds of the period 12. The model has {in_words(MODEL_BYTES)}; an iteration "
+        f"computes for {1e3 * seconds:.0f} ms and somewhat more (slept, so that sharing cores counts little)."
+    )
+    publish(options, place, table(header, rows), caption)
+
+
+def publish(options: argparse.Namespace, place: Place, text: str, caption: str) -> None:
+    about = f"{place}. {machine()}. Median and quartiles of {options.repeats} jobs in turn, {caption}"
+    file = None if options.results is None else options.results / f"{options.what}.md"
+    report(f"{text}\n\n{about}", file)
+
+
+def draw(place: Place, found: Mapping[int, Mapping[str, Sample]], file: Path) -> None:
+    """Bars: the speed of each library, as bytes of the buffer per second."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    libraries = list(next(iter(found.values())))
+    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    width = 0.8 / len(libraries)
+    for number, name in enumerate(libraries):
+        speeds = [size / samples[name].median / 1e9 for size, samples in found.items()]
+        axes.bar([x + width * number for x in range(len(found))], speeds, 0.9 * width, label=name)
+    axes.set_xticks([x + 0.4 for x in range(len(found))], [in_words(size) for size in found])
+    axes.set(xlabel="float32 buffer", ylabel="all-reduced, GB/s", title=str(place))
+    if place.hosts:
+        fastest = statistics.median(size / place.limit_seconds(size) / 1e9 for size in found)
+        axes.axhline(fastest, color="black", linestyle="--", label="limit of the link")
+    axes.legend()
+    figure.savefig(file)
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=("node", "links", "iterations"))
+    parser.add_argument("--hosts", type=int, default=4, help="for links and iterations (default %(default)s)")
+    parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
+    parser.add_argument("--rate", type=float, default=1e9, help="bits per second of each link (default %(default)g)")
+    parser.add_argument(
+        "--sizes",
+        type=lambda text: [number_of_bytes(size) for size in text.split(",")],
+        help="of the buffer that is all-reduced (default 1MB,25MB,100MB; over links 25MB)",
+    )
+    parser.add_argument("--compute-seconds", type=float, help="of an iteration (default: as long as its all-reduce)")
+    parser.add_argument(
+        "--libraries", type=lambda text: text.split(","), help="which peers (default: all that are here)"
+    )
+    parser.add_argument("--repeats", type=int, default=7, help="jobs of each library, in turn (default %(default)s)")
+    parser.add_argument("--results", type=Path, metavar="FOLDER", help="append the table there, and draw the pictures")
+    options = parser.parse_args()
+
+    libraries = found_here()
+    if options.libraries is not None:
+        unknown = set(options.libraries) - set(libraries)
+        if unknown:
+            parser.error(f"not here: {', '.join(sorted(unknown))}; here are {', '.join(libraries)}")
+        libraries = [name for name in libraries if name == OURS or name in options.libraries]
+    if options.what == "node":
+        for ranks in (2, 4):
+            all_reduces(options, Place(0, ranks), libraries)
+    else:
+        place = Place(options.hosts, options.slots, options.rate)
+        (all_reduces if options.what == "links" else iterations)(options, place, libraries)
+
+
+if __name__ == "__main__":
+    main()

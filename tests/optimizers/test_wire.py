@@ -1,0 +1,106 @@
+"""Rounding of what travels: what is sent and what is kept make up what there was."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as arrays
+from numpy.testing import assert_allclose, assert_array_equal
+from numpy_model import Worker
+
+from lentando.comm.dtypes import bfloat16
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.simulation import simulate
+from lentando.comm.topology import Complete, OnePeerExponential, Topology
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.push_sum import PushSum
+from lentando.optimizers.wire import WireDtype, rounded_into
+
+UNIT_ROUNDOFF: dict[WireDtype, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16}
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@given(values=arrays.arrays(np.float32, 5, elements=st.floats(-60000, 60000, width=32)))
+def test_rounding_is_to_the_nearest_and_tells_what_was_sent(name: WireDtype, values: Array) -> None:
+    out = np.empty(5, DTYPES[name])
+    sent = rounded_into(out, values)
+    assert sent.dtype == np.float32
+    assert_array_equal(sent, out.astype(np.float32))
+    assert_array_equal(out, values.astype(DTYPES[name]))  # the casts of NumPy and ml_dtypes
+    assert_allclose(sent, values, rtol=UNIT_ROUNDOFF[name], atol=2.0**-25)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_float16_never_overflows(dtype: Any) -> None:
+    out = np.empty(4, np.float16)
+    values = np.array([70000.0, -65520.0, 65504.0, 1e38], dtype)
+    assert_array_equal(rounded_into(out, values), [65504.0, -65504.0, 65504.0, 65504.0])
+    assert np.isfinite(out).all()
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_the_largest_numbers_do_not_become_infinite(name: WireDtype) -> None:
+    for dtype in (np.float32, np.float64):
+        values = np.array([np.finfo(dtype).max, np.finfo(dtype).min], dtype)
+        assert np.isfinite(rounded_into(np.empty(2, DTYPES[name]), values)).all()
+
+
+@pytest.mark.parametrize("name", DTYPES)
+def test_what_is_not_finite_is_not_made_finite(name: WireDtype) -> None:
+    out = np.empty(4, DTYPES[name])
+    assert_array_equal(np.isnan(rounded_into(out, np.array([np.inf, -np.inf, np.nan, 1.0], np.float32))), [1, 1, 1, 0])
+
+
+@pytest.mark.parametrize("bad", ["float32", "int8", "", 16, np.float16])
+@pytest.mark.parametrize("base", [SGP, OSGP, DPSGD])
+def test_other_dtypes_are_refused_by_name(base: Any, bad: Any) -> None:
+    with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16' or None"):
+        base(wire_dtype=bad)
+
+
+MEAN = 1 + np.arange(64) / 67
+
+
+def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[Array, Array]:
+    """Steps without gradients: how far z is from the mean of all at most, in the last half, and where it ends.
+
+    The replicas begin some steps of rounding apart: if they were equal, what they send and receive would be, too.
+    """
+    worker = Worker(transport, lambda *_: np.zeros(64), np.zeros(64), lambda _: 0.1, base=base)
+    running = worker.replica._base
+    assert isinstance(running, PushSum)
+    worker.model.x[:] = scale * (MEAN + 0.05 * (transport.rank - (transport.size - 1) / 2))
+    worker.replica._started = True
+    running.restart()
+    farthest = np.zeros(64)
+    worker.run(steps // 2)
+    for _ in range(steps // 2):
+        np.maximum(farthest, np.abs(worker.run(1) / scale / MEAN - 1), out=farthest)
+    worker.replica.drain()
+    return farthest, worker.model.x / scale
+
+
+@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize(
+    ("base", "topology", "kept"),
+    [(SGP, OnePeerExponential(), 0.5), (DPSGD, Complete(), 0.25), (OSGP, OnePeerExponential(), 0.5)],
+)
+def test_noise_of_a_replica_is_that_of_the_dtype(name: WireDtype, base: Any, topology: Topology, kept: float) -> None:
+    """Replicas that agree: a step adds what the module's text says, and mixing forgets what earlier ones added."""
+    outcome = simulate(lambda transport: mixing(transport, base(topology, wire_dtype=name), 1.0, 40), 4)
+    added = 2 * (1 - kept) * UNIT_ROUNDOFF[name] / (kept if base is OSGP else 1.0)
+    for farthest, _ in outcome:
+        assert added / 10 < farthest.max() <= 2 * added
+
+
+@pytest.mark.parametrize("base", [SGP, DPSGD, OSGP])
+def test_parameters_that_float16_cannot_hold_are_kept_where_they_do_not_fit(base: Any) -> None:
+    """Clipped, with what was clipped kept: nobody gets an infinity, and the mean stays what it was."""
+    outcome = simulate(lambda transport: mixing(transport, base(wire_dtype="float16"), 1e6, 12), 4)
+    everyone = np.array([z for _, z in outcome])
+    assert np.isfinite(everyone).all()
+    assert_allclose(everyone.mean(axis=0), MEAN, rtol=1e-12)
