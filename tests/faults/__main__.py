@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from fnmatch import fnmatch
@@ -24,20 +24,29 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from mishaps import Broken, Kill, Moment, holds
+from tqdm import tqdm
+from trainings import write_digits
+
 HERE = Path(__file__).parent
 sys.path.append(str(HERE.parent / "support"))
-from launching import find_mpirun, launch
-from mishaps import Kill, Moment
+
+from launching import find_mpirun, launch  # noqa: E402 - it is found only now
 
 FRAMEWORKS = ("torch", "tensorflow")
 METHODS = ("slowmo", "sgp", "osgp", "allreduce")
 MISHAPS = ("stopped", "slow", "uneven", "not a number", "corrupted byte", "full disk")
-MOMENTS: dict[str, Moment] = {"instant": "instant", "outer": "outer", "checkpoint": "checkpoint"}
+ENDING: dict[Moment, str] = {
+    "instant": "kill -9, then resume",
+    "outer": "kill in an outer step, then resume",
+    "checkpoint": "kill in a checkpoint, then resume",
+}
+PERIOD = 6
 START_SECONDS = {"torch": 30.0, "tensorflow": 60.0}
 """How long a job of several ranks may take to start, on busy cores."""
 END_SECONDS = 30.0
 """How long a job may take to end when a rank of it has died."""
-STEPS = 120
+STEPS = 180
 
 
 @dataclass
@@ -59,19 +68,12 @@ class Result:
     seconds: float = 0.0
 
 
-class Broken(Exception):
-    """A promise was broken. The message says which."""
-
-
-def holds(claim: bool, otherwise: str) -> None:
-    if not claim:
-        raise Broken(otherwise)
-
-
 class Runner:
-    def __init__(self, options: argparse.Namespace) -> None:
+    def __init__(self, options: argparse.Namespace, digits: Path) -> None:
         self.options = options
+        self.digits = digits
         self.results: dict[str, Result] = {}
+        self.references: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
         self.kills = 0
 
     def wanted(self, name: str) -> bool:
@@ -93,7 +95,9 @@ class Runner:
         return finished.status, finished.output, found
 
     def order(self, framework: str, folder: str, seed: int, **more: Any) -> dict[str, Any]:
-        return {"framework": framework, "folder": folder, "seed": seed, "steps": STEPS, **more}
+        return {
+            "framework": framework, "folder": folder, "seed": seed, "steps": STEPS, "digits": str(self.digits), **more
+        }  # fmt: skip
 
     @contextmanager
     def case(self, name: str, seed: int) -> Iterator[Result]:
@@ -128,7 +132,7 @@ class Runner:
                 status, output, found = self.job(3, order, 4 * self.options.stop_seconds + 240)
                 holds(status == 0 and len(found) == 3, f"it ended with status {status}\n{output[-2000:]}")
             except Broken as error:
-                with self.case(f"{framework}/{methods[cases[0]] if cases[0] in methods else '*'}/{cases[0]}", seed):
+                with self.case(f"{framework}/*/{' or '.join(cases)}", seed):
                     raise Broken(str(error)) from error
                 return
         for by_rank in zip(*found, strict=True):
@@ -145,50 +149,50 @@ class Runner:
 
     # --- ranks that are killed, and the job with them ----------------------------------------------------------
 
-    def kills_that_end_the_job(self, framework: str, method: str, fault: str) -> None:
-        """Kill the job again and again; each start goes on from the newest checkpoint, and the last comes to the end."""
-        name = f"{framework}/{method}/kill {fault}, resume"
-        if not self.wanted(name):
+    def kills_that_end_the_job(self, framework: str, method: str) -> None:
+        """Kill the job again and again; each start goes on from the newest checkpoint, the last to the end."""
+        names = {moment: f"{framework}/{method}/{fault}" for moment, fault in ENDING.items()}
+        if not any(map(self.wanted, names.values())):
             return
-        size, count = 3, self.options.resumed_kills
-        seed = self.options.seed
-        random = Random(f"{name} {seed}")
-        with self.case(name, seed) as result, tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
+        size, seed = 2, self.options.seed
+        random = Random(f"{framework}/{method} {seed}")
+        with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
             order = self.order(framework, folder, seed, task="train", methods=[method])
-            window = STEPS // (count + 1)
-            resumed = []
-            for number in range(count):
-                # A window is longer than the distance of checkpoints, so that each kill finds its step before it.
-                kill = Kill.draw(random, random.randrange(size), [MOMENTS[fault]], (number + 1) * window - 14, (number + 1) * window)
-                status, output, found = self.job(size, {**order, "kills": [str(kill)]}, END_SECONDS)
-                self.kills += 1
-                holds(status not in (0, None), f"{kill}: the job ended with status {status}, as if nobody had died")
-                holds(not found, f"{kill}: {len(found)} ranks came to the end of a job that had lost one")
-                signals = ("signal 9", "Killed", "exit code")
-                holds(any(text in output for text in signals), f"{kill}: nothing was said of the death:\n{output[-500:]}")
-            status, output, found = self.job(size, {**order, "kills": []}, 60.0)
-            holds(status == 0 and len(found) == size, f"what was left could not be resumed\n{output[-2000:]}")
-            resumed.append(found[0][0]["resumed_at"])
-            holds(resumed[-1] > 0, "no checkpoint was found after the kills")
-            expected = self.reference(framework, method, size)
-            for rank, (own, undisturbed) in enumerate(zip(found, expected, strict=True)):
-                same = own[0]["checksum"] == undisturbed["checksum"]
-                holds(same, f"rank {rank}: the parameters are not those of the undisturbed training")
-            result.detail = f"{count} kills; the last start went on from step {resumed[-1]}"
+            window = STEPS // (len(ENDING) + 1)
+            for number, (moment, name) in enumerate(names.items(), 1):
+                # A checkpoint is due every second round, so that the step of each kill is after the last one before it.
+                last = number * window
+                kill = Kill.draw(random, random.randrange(size), [moment], last - 2 * PERIOD, last)
+                with self.case(name, seed) as result:
+                    self.kills += 1
+                    result.detail = str(kill)
+                    status, output, found = self.job(size, {**order, "kills": [str(kill)]}, END_SECONDS)
+                    holds(status not in (0, None), f"{kill}: the job ended with status {status}, as if nobody had died")
+                    holds(not found, f"{kill}: {len(found)} ranks came to the end of a job that had lost one")
+                    told = any(text in output for text in ("signal 9", "Killed"))
+                    holds(told, f"{kill}: nothing was said of the death\n{output[-2000:]}")
+            status, output, found = self.job(size, {**order, "kills": []}, END_SECONDS)
+        for name in names.values():
+            with self.case(name, seed) as result:
+                result.tried -= 1
+                holds(status == 0 and len(found) == size, f"what was left could not be resumed\n{output[-2000:]}")
+                resumed_at = found[0][0]["resumed_at"]
+                holds(resumed_at >= len(ENDING) * window - 4 * PERIOD, f"resumed at step {resumed_at}")
+                expected = self.reference(framework, method, size)
+                for rank, (own, undisturbed) in enumerate(zip(found, expected, strict=True)):
+                    same = own[0]["checksum"] == undisturbed["checksum"]
+                    holds(same, f"rank {rank}: the parameters are not those of the undisturbed training")
 
     def reference(self, framework: str, method: str, size: int) -> list[dict[str, Any]]:
         """What the ranks of an undisturbed job find, by rank."""
-        key = (framework, size)
-        cache = self.__dict__.setdefault("references", {})
-        if key not in cache:
+        if (framework, size) not in self.references:
             with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
-                methods = [m for m in METHODS if any(self.wanted(f"{framework}/{m}/kill{x}") for x in (" ", "s")) or self.options.only]
-                order = self.order(framework, folder, 0, task="train", methods=methods, kills=[], saves=False)
+                order = self.order(framework, folder, 0, task="train", methods=METHODS, kills=[], saves=False)
                 status, output, found = self.job(size, order, 120.0)
                 holds(status == 0 and len(found) == size, f"the undisturbed training failed\n{output[-2000:]}")
-                cache[key] = {own[0]["method"]: list(own) for own in zip(*found, strict=True)}
-        expected: list[dict[str, Any]] = cache[key][method]
-        return expected
+                by_method = {own[0]["method"]: list(own) for own in zip(*found, strict=True)}
+                self.references[framework, size] = by_method
+        return self.references[framework, size][method]
 
     # --- ranks that are killed, and the rest goes on -----------------------------------------------------------
 
@@ -256,44 +260,50 @@ def print_table(results: Sequence[Result], kills: int, seed: int, seconds: float
     print(f"\n{len(results)} cases, {kills} kills, seeds from {seed} on, {seconds:.0f} s: {broken} broken")
 
 
+def run(runner: Runner) -> None:
+    work: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
+    for framework in FRAMEWORKS:
+        work.append((f"{framework}, what no rank dies of", runner.mishaps, (framework,)))
+        for method in METHODS:
+            work.append((f"{framework}/{method}, kill and resume", runner.kills_that_end_the_job, (framework, method)))
+            jobs = runner.options.jobs or {"torch": 8, "tensorflow": 2}[framework]
+            work.append((f"{framework}/{method}, kills", runner.elastic_kills, (framework, method, jobs)))
+    progress = tqdm(work, unit="", disable=not sys.stderr.isatty())
+    for about, action, arguments in progress:
+        progress.set_description(about)
+        action(*arguments)
+
+
 def main() -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(
         prog="faults", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seed", type=int, default=1, help="of the first job of each case; the next have the next ones")
-    parser.add_argument("--only", action="append", metavar="PATTERN",
-                        help="framework/method/fault, or its beginning; * stands for anything; may be repeated")  # fmt: skip
+    parser.add_argument(
+        "--seed", type=int, default=1, help="of the first job of each case; the next have the next ones"
+    )
+    parser.add_argument(
+        "--only", action="append", metavar="PATTERN",
+        help="framework/method/fault, or its beginning; * stands for anything; may be repeated",
+    )  # fmt: skip
     parser.add_argument("--kills", type=int, default=5, help="ranks that die in an elastic job (default 5)")
     parser.add_argument("--ranks", type=int, default=6, help="ranks of an elastic job (default 6)")
-    parser.add_argument("--jobs", type=int, help="elastic jobs for each method and framework (default: 200 kills in all)")
-    parser.add_argument("--resumed-kills", type=int, default=2, help="kills in a row that end the job (default 2)")
+    parser.add_argument("--jobs", type=int, help="elastic jobs for each method and framework (default: 8 and 2)")
     parser.add_argument("--stop-seconds", type=float, default=20.0, help="how long SIGSTOP lasts (default 20)")
     parser.add_argument("--verbose", action="store_true", help="print what the jobs write")
     options = parser.parse_args()
     if not 0 < options.kills < options.ranks:
         parser.error("--kills must be at least 1, and less than --ranks")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job under way ends, too
-    runner = Runner(options)
-    work = []
-    for framework in FRAMEWORKS:
-        work.append((f"{framework}, what no rank dies of", runner.mishaps, (framework,)))
-        for method in METHODS:
-            for fault in MOMENTS:
-                work.append(
-                    (f"{framework}/{method}/kill {fault}", runner.kills_that_end_the_job, (framework, method, fault))
-                )
-            jobs = options.jobs or {"torch": 9, "tensorflow": 1}[framework]
-            work.append((f"{framework}/{method}/kills", runner.elastic_kills, (framework, method, jobs)))
-    started = time.perf_counter()
-    from tqdm import tqdm
-
-    progress = tqdm(work, unit="", disable=not sys.stderr.isatty())
-    for about, action, arguments in progress:
-        progress.set_description(about)
-        action(*arguments)
+    with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
+        digits = Path(folder, "digits.npz")
+        write_digits(digits)
+        runner = Runner(options, digits)
+        started = time.perf_counter()
+        run(runner)
+        seconds = time.perf_counter() - started
     results = list(runner.results.values())
-    print_table(results, runner.kills, options.seed, time.perf_counter() - started)
+    print_table(results, runner.kills, options.seed, seconds)
     return 1 if not results or any(result.broken for result in results) else 0
 
 

@@ -16,6 +16,15 @@ Moment = Literal["instant", "outer", "checkpoint"]
 OPERATIONS = ("exchange", "allreduce", "broadcast", "allgather", "barrier", "vote", "repair")
 
 
+class Broken(Exception):  # noqa: N818 - it is a promise, not a program, that is
+    """A promise was broken. The message says which."""
+
+
+def holds(claim: bool, otherwise: str) -> None:
+    if not claim:
+        raise Broken(otherwise)
+
+
 @dataclass(frozen=True)
 class Kill:
     """A rank gets SIGKILL.

@@ -3,12 +3,14 @@
 Started by the program of this folder: ``python rank.py ORDER``, with the order as JSON.
 """
 
+# ruff: noqa: E402
+
 import os
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-from mishaps import Assassin, Fate, Kill
+from mishaps import Assassin, Broken, Fate, Kill, holds
 
-ASSASSIN = Assassin()
+ASSASSIN = Assassin()  # a fork of a process that has loaded nothing yet
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import json
 import resource
@@ -22,15 +24,6 @@ from trainings import FRAMEWORKS, METHODS, PERIOD, Training
 
 from lentando.comm import operations, world
 from lentando.comm.errors import CheckpointError, NonFiniteError
-
-
-class Broken(Exception):
-    """A promise was broken. The message says which."""
-
-
-def holds(claim: bool, otherwise: str) -> None:
-    if not claim:
-        raise Broken(otherwise)
 
 
 def exists(folder: Path) -> bool:
@@ -54,7 +47,7 @@ class Rank:
         world.shutdown()
 
     def make(self, method: str, **options: Any) -> Training:
-        return self.make_training(method, self.identity, **options)  # type: ignore[call-arg]
+        return self.make_training(method, Path(self.order["digits"]), self.identity, **options)  # type: ignore[call-arg]
 
     # --- a job that ranks of are killed in -------------------------------------------------------------------
 
@@ -79,13 +72,9 @@ class Rank:
 
     def report(self, method: str, case: str, training: Training, **more: Any) -> None:
         accuracy, average = training.averaged()
-        self.found.append(
-            {
-                "method": method, "case": case, "broken": None, "accuracy": accuracy, "average": average,
-                "checksum": training.checksum(), "steps": training.steps, "size": world.size(), "rank": world.rank(),
-                **more,
-            }  # fmt: skip
-        )
+        own = {"accuracy": accuracy, "average": average, "checksum": training.checksum(), "steps": training.steps}
+        place = {"size": world.size(), "rank": world.rank()}
+        self.found.append({"method": method, "case": case, "broken": None, **own, **place, **more})
 
     # --- one job in which everything goes wrong that no rank dies of --------------------------------------------
 
@@ -181,7 +170,7 @@ class Rank:
         training.load(self.folder / method)
         self.to_the_end(training)
         self.same_as_undisturbed(training)
-        return text.split(". ")[0]
+        return text.split(". ", maxsplit=1)[0]
 
     def corrupted_byte(self, method: str) -> str:
         folder = self.folder / method

@@ -8,13 +8,8 @@ from zlib import crc32
 import numpy as np
 from numpy.typing import NDArray
 
-sys.path.append(str(Path(__file__).parents[2] / "examples"))
-from digits_common import load_digits
-
 PERIOD = 6
 METHODS = ("slowmo", "sgp", "osgp", "allreduce")
-SHARES = 8
-"""The data are cut in so many, whatever the number of ranks."""
 
 
 def settings(lt: Any, method: str) -> dict[str, Any]:
@@ -26,21 +21,31 @@ def settings(lt: Any, method: str) -> dict[str, Any]:
     }[method]
 
 
+def write_digits(path: Path) -> None:
+    """The handwritten digits, as the examples split them: ranks read a file sooner than they import scikit-learn."""
+    sys.path.append(str(Path(__file__).parents[2] / "examples"))
+    from digits_common import load_digits
+
+    np.savez(path, **vars(load_digits(0, 1)))
+
+
 class Training:
-    """One rank's. ``share`` says which part of the data is its own, and stays when ranks are renumbered."""
+    """One rank's. ``share`` says in what order it sees the data, and stays when ranks are renumbered."""
 
     lt: Any
     optimizer: Any
 
-    def __init__(self, share: int) -> None:
+    def __init__(self, digits: Path, share: int) -> None:
         self.share = share
-        self.data = load_digits(share, SHARES)
+        with np.load(digits) as data:
+            self.images, self.labels = data["train_images"].reshape(-1, 64), data["train_labels"]
+            self.test_images, self.test_labels = data["test_images"].reshape(-1, 64), data["test_labels"]
         self.steps = 0
         self.poisoned_at: int | None = None
 
     def batch(self) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        chosen = np.random.default_rng([self.share, self.steps]).integers(0, len(self.data.train_labels), 32)
-        return self.data.train_images[chosen].reshape(-1, 64), self.data.train_labels[chosen]
+        chosen = np.random.default_rng([self.share, self.steps]).integers(0, len(self.labels), 256)
+        return self.images[chosen], self.labels[chosen]
 
     def step(self) -> None:
         images, labels = self.batch()
@@ -66,7 +71,7 @@ class Training:
     def averaged(self) -> tuple[float, int]:
         """Accuracy and checksum of the average of all replicas. Collective."""
         with self.optimizer.averaged():
-            right = self.predicted(self.data.test_images.reshape(-1, 64)) == self.data.test_labels
+            right = self.predicted(self.test_images) == self.test_labels
             return float(right.mean()), self.checksum()
 
     def save(self, path: Path) -> None:
@@ -85,8 +90,8 @@ def torch_training() -> type[Training]:
     torch.set_num_threads(1)
 
     class TorchTraining(Training):
-        def __init__(self, method: str, share: int, **options: Any) -> None:
-            super().__init__(share)
+        def __init__(self, method: str, digits: Path, share: int, **options: Any) -> None:
+            super().__init__(digits, share)
             self.lt = lt
             torch.manual_seed(0)
             self.model = nn.Sequential(nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10))
@@ -119,8 +124,8 @@ def tensorflow_training() -> type[Training]:
     tf.config.threading.set_inter_op_parallelism_threads(1)
 
     class KerasTraining(Training):
-        def __init__(self, method: str, share: int, **options: Any) -> None:
-            super().__init__(share)
+        def __init__(self, method: str, digits: Path, share: int, **options: Any) -> None:
+            super().__init__(digits, share)
             self.lt = lt
             keras.utils.set_random_seed(0)
             layers = [keras.Input((64,)), keras.layers.Dense(32, activation="tanh"), keras.layers.Dense(10)]
