@@ -19,7 +19,7 @@ class _Assembly(Wait):
 
     def __init__(self, crew: "Crew", what: str) -> None:
         self._crew, self._what = crew, what
-        self.come: dict[int, tuple[Task, bool]] = {}
+        self.come: dict[int, Task] = {}
         self.is_over = False
         self.end_seconds = 0.0
         self.verdict = False
@@ -67,6 +67,7 @@ class Crew:
         self.collectives = Collectives(self._scheduler, self._wires, self.members, self._chance)
         self._dead: dict[int, str] = {}
         self._ended: str | None = None
+        self._is_broken = False
         self._voted: dict[int, int] = {}
         self._votes: dict[int, _Assembly] = {}
         self._repair: _Assembly | None = None
@@ -103,7 +104,9 @@ class Crew:
         number = self._voted.get(task.rank, 0)
         self._voted[task.rank] = number + 1
         vote = self._votes.setdefault(number, _Assembly(self, f"vote (number {number})"))
-        vote.come[task.rank] = task, yes
+        vote.come[task.rank] = task
+        if not yes:
+            self._break(f"rank {self.members.index(task)} has voted no: call repair(), too", task.clock)
         self._settle_vote(vote, task.clock)
         self._stay(task, vote)
         return vote.verdict
@@ -112,13 +115,10 @@ class Crew:
         """As ``Elastic.repair``."""
         self._scheduler.check_alive(task)
         if self._repair is None:
-            repair = self._repair = _Assembly(self, "repair")
-            why = f"rank {self.members.index(task)} has begun a repair: call repair(), too"
-            for vote in self._votes.values():
-                self._settle_vote(vote, task.clock)
-            self._scheduler.at(task.clock + self._notice_seconds, lambda now: self._end(repair, why, now))
+            self._repair = _Assembly(self, "repair")
+            self._break(f"rank {self.members.index(task)} has begun a repair: call repair(), too", task.clock)
         repair = self._repair
-        repair.come[task.rank] = task, True
+        repair.come[task.rank] = task
         self._settle_repair(repair, task.clock)
         self._stay(task, repair)
         return list(repair.survivors)
@@ -143,23 +143,31 @@ class Crew:
         if self._repair is not None:
             self._settle_repair(self._repair, now)
 
-    def _end(self, repair: _Assembly, why: str, now: float) -> None:
-        if repair is self._repair and self._ended is None:
+    def _break(self, why: str, now: float) -> None:
+        """Nothing goes on before all have repaired."""
+        if not self._is_broken:
+            self._is_broken = True
+            for vote in self._votes.values():
+                self._settle_vote(vote, now)
+            members = self.members
+            self._scheduler.at(now + self._notice_seconds, lambda then: self._end(members, why, then))
+
+    def _end(self, members: Sequence[Task], why: str, now: float) -> None:
+        if members is self.members and self._ended is None:
             self._ended = why
             self._mail.end(why, now)
             self.collectives.end(why, now)
 
     def _settle_vote(self, vote: _Assembly, now: float) -> None:
-        """Decide, if all have voted; or if one repairs, which will not vote."""
-        if not vote.is_over and (self._repair is not None or self._all_have_come(vote)):
-            agreed = all(yes for _, yes in vote.come.values())
-            vote.verdict = agreed and self._repair is None and not any(task.died for task in self.members)
+        """Decide, if all have voted; or if one says no, or repairs, which will not vote."""
+        if not vote.is_over and (self._is_broken or self._all_have_come(vote)):
+            vote.verdict = not self._is_broken and not any(task.died for task in self.members)
             self._close(vote, now)
 
     def _settle_repair(self, repair: _Assembly, now: float) -> None:
         if repair.is_over or not self._all_have_come(repair):
             return
-        self._end(repair, "repaired", now)
+        self._end(self.members, "repaired", now)
         before = self.members
         living = self.living
         repair.survivors = [before.index(task) for task in living]
@@ -174,7 +182,7 @@ class Crew:
     def _close(self, assembly: _Assembly, now: float) -> None:
         assembly.is_over = True
         assembly.end_seconds = now + self._wires.collective_seconds("barrier", 0)
-        for task, _ in assembly.come.values():
+        for task in assembly.come.values():
             if task.waiting is assembly:
                 self._scheduler.wake(task, assembly.end_seconds)
 

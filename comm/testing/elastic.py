@@ -50,6 +50,7 @@ class _ElasticCheck:
             (self.repair_that_nobody_needs, 0),
             (self.repair_wakes_who_waits_for_a_message, 0),
             (self.repair_wakes_who_waits_in_a_collective, 0),
+            (self.no_wakes_who_waits, 0),
             (self.messages_under_way_are_gone, 0),
             (self.death_of_the_last_while_others_wait_for_it, 1),
             (self.death_of_the_first_in_collectives, 1),
@@ -88,6 +89,13 @@ class _ElasticCheck:
             for _ in range(2):
                 self.raises(self.transport.barrier, "a barrier, while rank 0 repairs")
             self.holds(not self.transport.vote(True), "rank 0 repairs, but the vote is yes")
+        self.repaired([])
+
+    def no_wakes_who_waits(self) -> None:
+        last = self.transport.size - 1
+        if self.transport.rank < last:
+            self.raises(self.wait_for_previous, f"a receive that nobody sends to, while rank {last} has voted no")
+        self.holds(not self.transport.vote(self.transport.rank != last), f"rank {last} voted no, but the vote is yes")
         self.repaired([])
 
     def messages_under_way_are_gone(self) -> None:
