@@ -8,7 +8,6 @@ from elastic_schedules import Schedule, failures
 from lentando.comm.elastic import _Job
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.replica import Replica
 
 CHUNK = 250
 
@@ -56,7 +55,6 @@ go_on, transaction = PushSum.go_on, _Job.transaction
     [
         (PushSum, "go_on", keeps_the_weight),
         (PushSum, "go_on", forgets_where_others_are),
-        (Replica, "_retract", lambda self: None),
         (OuterStep, "replan", lambda self: None),
         (_Job, "transaction", votes_yes_whatever_happened),
     ],
