@@ -1,6 +1,7 @@
 """The job that this process belongs to: joined by ``init()``, left by ``shutdown()``. One per process."""
 
 import atexit
+import faulthandler
 import logging
 import os
 import sys
@@ -16,7 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import HOW_TO_START, begin, is_elastic, transaction
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
-from lentando.comm.joining import patiently
+from lentando.comm.joining import join_seconds, patiently
 from lentando.comm.launch import Launch, check_library, check_world, detect_launch
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
@@ -263,7 +264,13 @@ def _load_mpi(launch: Launch | None, elastic: bool) -> Any:
 
     if not MPI.Is_initialized():
         check_library(launch, MPI.Get_library_version())
-        MPI.Init_thread(getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}"))
+        level = getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}")
+        if elastic:  # else the launcher ends the job when a rank dies before it has come here
+            faulthandler.dump_traceback_later(join_seconds(), exit=True)
+            MPI.Init_thread(level)
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            MPI.Init_thread(level)
     return MPI
 
 

@@ -10,6 +10,7 @@ from lentando.comm.errors import (
     MismatchError,
     NonFiniteError,
     NotInitializedError,
+    RankLostError,
     TransportError,
 )
 from lentando.comm.operations import Average, Max, Min, Sum, barrier
@@ -84,6 +85,7 @@ __all__ = [
     "PPeerExponential",
     "Period",
     "PostLocal",
+    "RankLostError",
     "Ring",
     "RoundSummary",
     "Rule",

@@ -9,6 +9,7 @@ from typing import Any, Literal, TypeAlias, get_args
 from lentando.comm.array_module import copy_into
 from lentando.comm.control import Event
 from lentando.comm.dtypes import is_floating, numpy_dtype
+from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, build_layouts, describe, in_words
 from lentando.comm.objects import broadcast_object
@@ -60,6 +61,13 @@ def load(
         raise ConfigurationError(f"optimizer_state must be 'saved' or 'new', got {optimizer_state!r}")
     if mapping is not None and not isinstance(mapping, mappings.Mapping):
         raise ConfigurationError(f"mapping must be a Mapping of Rules, got {type(mapping).__name__}")
+    transport, _, _ = training.replica.parts
+    return transaction(transport, lambda: _load(training, path, mapping, optimizer_state))
+
+
+def _load(
+    training: Training, path: Path, mapping: mappings.Mapping | None, optimizer_state: OptimizerStateChoice
+) -> Any:
     transport, _, _ = training.replica.parts
     training.replica.meet(Event.LOAD)
     found: dict[str, Any] = {}

@@ -9,7 +9,8 @@ import numpy as np
 
 from lentando.comm.array_module import to_host
 from lentando.comm.control import Event
-from lentando.comm.errors import CheckpointError, ConfigurationError, grouped_by_rank
+from lentando.comm.elastic import transaction
+from lentando.comm.errors import CheckpointError, ConfigurationError, RankLostError, grouped_by_rank
 from lentando.comm.flat import describe
 from lentando.comm.objects import broadcast_object
 from lentando.comm.transport import Array, Transport, as_bytes
@@ -44,6 +45,11 @@ def save(training: Training, path: Path, extra: Any = None, keep: int | None = N
     if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
         raise ConfigurationError(f"keep must be an integer >= 1 (checkpoints), or None for one alone, got {keep!r}")
     transport, _, _ = training.replica.parts
+    return transaction(transport, lambda: _save(training, path, extra, keep))
+
+
+def _save(training: Training, path: Path, extra: Any, keep: int | None) -> Path:
+    transport, _, _ = training.replica.parts
     steps = training.replica.inner_steps
     training.replica.meet(Event.SAVE)
     places = together(transport, "saving a checkpoint", lambda: f"saves to {path}, keep={keep}")
@@ -73,7 +79,7 @@ def save(training: Training, path: Path, extra: Any = None, keep: int | None = N
 
     try:
         parts = together(transport, f"saving a checkpoint to {folder}", write)
-    except CheckpointError:
+    except (CheckpointError, RankLostError):
         folders.discard(folder, [own_file, *([shared_file] if is_first else [])])
         raise
 

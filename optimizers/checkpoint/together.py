@@ -5,7 +5,7 @@ from typing import Any, TypeVar
 
 from safetensors import SafetensorError
 
-from lentando.comm.errors import CheckpointError, LentandoError, grouped_by_rank
+from lentando.comm.errors import CheckpointError, LentandoError, RankLostError, grouped_by_rank
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 
@@ -27,6 +27,8 @@ def together(transport: Transport, doing: str, action: Callable[[], T]) -> list[
     outcome: dict[str, Any] = {}
     try:
         outcome["result"] = action()
+    except RankLostError:
+        raise
     except FAILURES as error:
         failure = error
         outcome["error"] = str(error) if isinstance(error, LentandoError) else f"{type(error).__name__}: {error}"
