@@ -15,6 +15,7 @@ from lentando.comm.errors import TransportError
 
 __all__ = [
     "Array",
+    "Background",
     "DeviceArrays",
     "Elastic",
     "EngineHalves",
@@ -59,6 +60,13 @@ class Traffic:
         """One more that this rank has taken part in, and what it has sent for it."""
         self.collectives += 1
         self.bytes_sent += bytes_sent
+
+    def take_over(self, other: "Traffic") -> None:
+        """Count what another counter has counted, which begins anew."""
+        self.messages += other.messages
+        self.collectives += other.collectives
+        self.bytes_sent += other.bytes_sent
+        other.messages = other.collectives = other.bytes_sent = 0
 
     def copy(self) -> "Traffic":
         """A snapshot to subtract from later."""
@@ -171,6 +179,17 @@ class SideChannel(Protocol):
 
     def hear(self) -> tuple[int, bytes] | None:
         """The next message that has come, with its sender; never blocks."""
+
+
+@runtime_checkable
+class Background(Protocol):
+    """A transport whose ranks can also be reached by another thread while the main thread computes."""
+
+    def for_thread(self) -> Transport | None:
+        """Another transport of the same ranks, for one other thread; None if the engine lets one thread in only.
+
+        Collective. It is closed with this one.
+        """
 
 
 @runtime_checkable

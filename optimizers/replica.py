@@ -167,6 +167,7 @@ class Replica:
 
         def attempt() -> tuple[Agreement, Verdict | None]:
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", told, flag, found=found)
+            self._base.settle(agreement.early)
             verdict = self.deferred_error = None
             try:
                 verdict = self._judge_gradients(agreement, step, found)
@@ -801,6 +802,7 @@ class Replica:
             clock=self._clock(),
             finite=self._non_finite.is_clean(found),
             stopping=False,
+            early=self._base.early,
             **self._timing.shares(),
         )
 

@@ -78,6 +78,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         world = transport()
         settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite)
         _check_surroundings()
+        if isinstance(base, AllReduce) and base.overlap:
+            raise ConfigurationError("AllReduce(overlap=True) is PyTorch's: leave overlap out")
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigurationError(
                 f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"
