@@ -214,7 +214,7 @@ class Runner:
                 try:
                     self.survivors(framework, method, size, order)
                 except Broken as error:
-                    raise Broken(f"{' '.join(map(str, kills))}: {error}") from error
+                    raise Broken(f"kills {' '.join(map(str, kills))}: {error}") from error
                 self.kills += count
                 result.detail = f"{result.tried * count} kills, {count} of {size} ranks in each job"
 
@@ -272,6 +272,8 @@ def run(runner: Runner) -> None:
     for about, action, arguments in progress:
         progress.set_description(about)
         action(*arguments)
+        if progress.disable:
+            print(f"{about}: done", file=sys.stderr, flush=True)
 
 
 def main() -> int:
