@@ -49,10 +49,12 @@ class Collectives:
         scheduler: lets ranks wait for each other.
         wires: tell how long a collective takes.
         members: the ranks, in order.
-        chance: decides who is told of a death, where real engines differ.
+        chance: of elastic ranks: decides who is told of a death, where real engines differ.
     """
 
-    def __init__(self, scheduler: Scheduler, wires: Wires, members: Sequence[Task], chance: Random) -> None:
+    def __init__(
+        self, scheduler: Scheduler, wires: Wires, members: Sequence[Task], chance: Random | None = None
+    ) -> None:
         self._scheduler, self._wires, self._members, self._chance = scheduler, wires, members, chance
         self._joined: dict[int, int] = {}
         self._open: dict[int, _Gathering] = {}
@@ -95,7 +97,12 @@ class Collectives:
             self._leave(task, gathering)
         except RankLostError:
             others = [member.rank for member in self._members if not (member.died or member is source)]
-            if self._ended or source.rank not in gathering.come or task.rank == max(others, default=task.rank):
+            if (
+                self._chance is None
+                or self._ended
+                or source.rank not in gathering.come
+                or task.rank == max(others, default=task.rank)
+            ):
                 raise
             if self._chance.random() < 0.5:
                 raise
@@ -163,7 +170,7 @@ class Collectives:
         _, array, (operation, *_) = gathering.come[task.rank]
         # Ranks run in the order of their clocks, so the last to come is the latest.
         end = task.clock + self._wires.collective_seconds(str(operation), array.nbytes)
-        if any(member.died for member in self._members):
+        if self._chance is not None and any(member.died for member in self._members):
             gathering.spoilt = {member.rank for member in self._members if self._chance.random() < 0.5}
         for other, _, _ in gathering.come.values():
             if other is not task:

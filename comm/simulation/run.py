@@ -77,7 +77,7 @@ def simulate(
     scheduler = Scheduler(isolated.enter if isolated is not None else None)
     wires = Wires(network, size, local_size, seed)
     mail = Mail(scheduler, wires, network, MessageFaults(faults, seed), check_buffers, observe)
-    collectives = Collectives(scheduler, wires, scheduler.tasks, Random(f"collectives {seed}"))
+    collectives = Collectives(scheduler, wires, scheduler.tasks)
     crew: Crew | None = None
     if notice_seconds is not None:
         crew = Crew(scheduler, mail, wires, notice_seconds, local_size, Random(f"crew {seed}"))

@@ -80,6 +80,12 @@ class Runner:
         patterns = self.options.only
         return not patterns or any(fnmatch(name, f"{pattern}*") for pattern in patterns)
 
+    def changed(self) -> str:
+        """The options that decide what a job does, where they are not the default."""
+        given = {"--kills": 5, "--ranks": 6, "--stop-seconds": 20.0}
+        own = {name: getattr(self.options, name[2:].replace("-", "_")) for name in given}
+        return "".join(f" {name} {own[name]}" for name, default in given.items() if own[name] != default)
+
     def job(self, size: int, order: dict[str, Any], seconds: float, *mpirun: str) -> tuple[int | None, str, list[Any]]:
         """Run it; exit status, what was written, and what each rank found that came to its end."""
         folder = Path(order["folder"])
@@ -108,7 +114,7 @@ class Runner:
         try:
             yield result
         except Broken as error:
-            again = f"python tests/faults --only {shlex.quote(name)} --seed {seed} --jobs 1"
+            again = f"python tests/faults --only {shlex.quote(name)} --seed {seed} --jobs 1{self.changed()}"
             result.broken.append(f"{error}\n    again: {again}")
             print(f"{name}, seed {seed}: {error}\n    again: {again}", file=sys.stderr, flush=True)
         result.seconds += time.perf_counter() - started
@@ -232,7 +238,7 @@ class Runner:
             holds(len({one["checksum"] for one in own}) == 1, "the parameters differ after the last average")
         undisturbed = self.reference(framework, method, size)[0]["accuracy"]
         accuracy = own[0]["accuracy"]
-        holds(accuracy > undisturbed - 0.01, f"accuracy {accuracy:.4f}, undisturbed {undisturbed:.4f}")
+        holds(accuracy >= undisturbed - self.options.margin, f"accuracy {accuracy:.4f}, undisturbed {undisturbed:.4f}")
 
 
 @contextmanager
@@ -292,6 +298,9 @@ def main() -> int:
     parser.add_argument("--ranks", type=int, default=6, help="ranks of an elastic job (default 6)")
     parser.add_argument("--jobs", type=int, help="elastic jobs for each method and framework (default: 8 and 2)")
     parser.add_argument("--stop-seconds", type=float, default=20.0, help="how long SIGSTOP lasts (default 20)")
+    parser.add_argument(
+        "--margin", type=float, default=0.01, help="by how much the accuracy of an elastic job may fall (default 0.01)"
+    )
     parser.add_argument("--verbose", action="store_true", help="print what the jobs write")
     options = parser.parse_args()
     if not 0 < options.kills < options.ranks:
