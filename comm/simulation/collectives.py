@@ -96,15 +96,10 @@ class Collectives:
         try:
             self._leave(task, gathering)
         except RankLostError:
-            others = [member.rank for member in self._members if not (member.died or member is source)]
-            if (
-                self._chance is None
-                or self._ended
-                or source.rank not in gathering.come
-                or task.rank == max(others, default=task.rank)
-            ):
+            if self._chance is None or self._ended is not None or source.rank not in gathering.come:
                 raise
-            if self._chance.random() < 0.5:
+            others = [member.rank for member in self._members if not member.died and member is not source]
+            if task.rank == max(others, default=task.rank) or self._chance.random() < 0.5:
                 raise
         as_bytes(array)[...] = as_bytes(gathering.result)
 
