@@ -305,17 +305,21 @@ def main() -> int:
     options = parser.parse_args()
     if not 0 < options.kills < options.ranks:
         parser.error("--kills must be at least 1, and less than --ranks")
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the job under way ends, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the job under way ends, too
     with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
         digits = Path(folder, "digits.npz")
         write_digits(digits)
         runner = Runner(options, digits)
         started = time.perf_counter()
-        run(runner)
+        try:
+            run(runner)
+            interrupted = False
+        except KeyboardInterrupt:
+            interrupted = True
         seconds = time.perf_counter() - started
     results = list(runner.results.values())
     print_table(results, runner.kills, options.seed, seconds)
-    return 1 if not results or any(result.broken for result in results) else 0
+    return 1 if interrupted or not results or any(result.broken for result in results) else 0
 
 
 if __name__ == "__main__":
