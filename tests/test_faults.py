@@ -18,7 +18,7 @@ def faults(*arguments: str, seconds: float = 280) -> "subprocess.CompletedProces
 @pytest.mark.parametrize(
     ("only", "options", "cases"),
     [
-        ("torch/slowmo/[!k]", ["--stop-seconds", "3"], 6),
+        ("torch/slowmo/[!k]", ["--stop-seconds", "3"], 8),
         ("torch/osgp/kill", ["--jobs", "2", "--ranks", "4", "--kills", "3"], 4),
     ],
 )

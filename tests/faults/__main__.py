@@ -35,7 +35,9 @@ from launching import find_mpirun, launch  # noqa: E402 - it is found only now
 
 FRAMEWORKS = ("torch", "tensorflow")
 METHODS = ("slowmo", "sgp", "osgp", "allreduce")
-MISHAPS = ("stopped", "slow", "uneven", "not a number", "corrupted byte", "full disk")
+MISHAPS = (
+    "stopped", "slow", "uneven", "not a number", "not a number left out", "corrupted byte", "full disk",
+)  # fmt: skip
 ENDING: dict[Moment, str] = {
     "instant": "kill -9, then resume",
     "outer": "kill in an outer step, then resume",
@@ -121,9 +123,12 @@ class Runner:
 
     # --- what no rank dies of: one job per framework -----------------------------------------------------------
 
-    def mishaps(self, framework: str) -> None:
+    def mishaps(self, framework: str, elastic: bool = False) -> None:
+        """In an elastic job, a rank that stands still must not be taken for a dead one."""
+        every, suffix = (("stopped",), ", elastic") if elastic else (MISHAPS, "")
         methods = {
-            method: [case for case in MISHAPS if self.wanted(f"{framework}/{method}/{case}")] for method in METHODS
+            method: [case for case in every if self.wanted(f"{framework}/{method}/{case}{suffix}")]
+            for method in METHODS
         }
         cases = sorted({case for own in methods.values() for case in own})
         if not cases:
@@ -132,20 +137,22 @@ class Runner:
         with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder, tiny_disk() as disk:
             order = self.order(
                 framework, folder, seed, task="mishaps", methods=[method for method, own in methods.items() if own],
-                cases=cases, disk=disk, stop_seconds=self.options.stop_seconds,
+                cases=cases, disk=disk, stop_seconds=self.options.stop_seconds, elastic=elastic,
             )  # fmt: skip
             try:
-                status, output, found = self.job(3, order, 4 * self.options.stop_seconds + 240)
+                ft = ("--with-ft", "ulfm") if elastic else ()
+                status, output, found = self.job(3, order, 4 * self.options.stop_seconds + 240, *ft)
                 holds(status == 0 and len(found) == 3, f"it ended with status {status}\n{output[-2000:]}")
             except Broken as error:
-                with self.case(f"{framework}/*/{' or '.join(cases)}", seed):
+                with self.case(f"{framework}/*/{' or '.join(cases)}{suffix}", seed):
                     raise Broken(str(error)) from error
                 return
         for by_rank in zip(*found, strict=True):
             method, case = by_rank[0]["method"], by_rank[0]["case"]
-            if case == "undisturbed" or not self.wanted(f"{framework}/{method}/{case}"):
+            name = f"{framework}/{method}/{case}{suffix}"
+            if case == "undisturbed" or not self.wanted(name):
                 continue
-            with self.case(f"{framework}/{method}/{case}", seed) as result:
+            with self.case(name, seed) as result:
                 result.seconds += by_rank[0]["seconds"]
                 result.detail = by_rank[0]["detail"] or ""
                 if case == "full disk":
@@ -270,6 +277,7 @@ def run(runner: Runner) -> None:
     work: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
     for framework in FRAMEWORKS:
         work.append((f"{framework}, what no rank dies of", runner.mishaps, (framework,)))
+        work.append((f"{framework}, what no rank of an elastic job dies of", runner.mishaps, (framework, True)))
         for method in METHODS:
             work.append((f"{framework}/{method}, kill and resume", runner.kills_that_end_the_job, (framework, method)))
             jobs = runner.options.jobs or {"torch": 8, "tensorflow": 2}[framework]

@@ -80,7 +80,8 @@ class Rank:
 
     def mishaps(self) -> None:
         cases: list[Callable[[str], Any]] = [
-            self.stopped, self.slow, self.uneven, self.not_a_number, self.corrupted_byte, self.full_disk,
+            self.stopped, self.slow, self.uneven, self.not_a_number, self.not_a_number_left_out, self.corrupted_byte,
+            self.full_disk,
         ]  # fmt: skip
         for method in METHODS:
             if method not in self.order["methods"]:
@@ -149,9 +150,7 @@ class Rank:
                 training.step()
         checksums = operations.allgather_object(training.checksum())
         holds(len(set(checksums)) == 1, f"the parameters differ between ranks: {checksums}")
-        accuracy, undisturbed = training.averaged()[0], self.reference.averaged()[0]
-        holds(accuracy > undisturbed - 0.02, f"accuracy {accuracy:.4f}, undisturbed {undisturbed:.4f}")
-        return f"accuracy {accuracy:.4f}, undisturbed {undisturbed:.4f}"
+        return self.accurate(training)
 
     def not_a_number(self, method: str) -> str:
         training = self.make(method)
@@ -171,6 +170,20 @@ class Rank:
         self.to_the_end(training)
         self.same_as_undisturbed(training)
         return text.split(". ", maxsplit=1)[0]
+
+    def not_a_number_left_out(self, method: str) -> str:
+        training = self.make(method, on_nonfinite="skip")
+        if self.is_victim():
+            training.poisoned_at = self.steps // 2 + 2
+        self.to_the_end(training)
+        holds(training.is_finite(), "the parameters are not finite")
+        return self.accurate(training)
+
+    def accurate(self, training: Training) -> str:
+        accuracy, undisturbed = training.averaged()[0], self.reference.averaged()[0]
+        text = f"accuracy {accuracy:.4f}, undisturbed {undisturbed:.4f}"
+        holds(accuracy >= undisturbed - 0.01, text)
+        return text
 
     def corrupted_byte(self, method: str) -> str:
         folder = self.folder / method
