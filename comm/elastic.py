@@ -10,6 +10,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
 from typing import Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
@@ -52,7 +53,12 @@ class Member(Protocol):
 
 def is_elastic(transport: Transport) -> bool:
     """Whether the other ranks go on when one dies."""
-    return isinstance(transport, Elastic)
+    return _is_elastic(type(transport))
+
+
+@cache  # asked at every step
+def _is_elastic(kind: type[Transport]) -> bool:
+    return issubclass(kind, Elastic)
 
 
 def transaction(transport: Transport, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
@@ -173,7 +179,9 @@ class _Job:
                 yes, error = True, same_on_all
             else:
                 yes = True
-            if transport.vote(yes):
+            with watched(transport, "a vote"):
+                is_done = transport.vote(yes)
+            if is_done:
                 if error is not None:
                     raise error
                 return result[0]
@@ -244,7 +252,7 @@ _jobs: WeakKeyDictionary[Transport, _Job] = WeakKeyDictionary()
 
 def _job(transport: Transport) -> _Job | None:
     """The job of a transport, if it is elastic."""
-    if not isinstance(transport, Elastic):
+    if not is_elastic(transport):
         return None
     job = _jobs.get(transport)
     if job is None:

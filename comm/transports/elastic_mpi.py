@@ -97,8 +97,12 @@ class ElasticMPITransport(MPITransport):
             super().whisper(peer, content)
 
     def hear(self) -> tuple[int, bytes] | None:
-        with self._channel_lock, suppress(RankLostError):
-            return super().hear()
+        with self._channel_lock:
+            try:
+                return super().hear()
+            except RankLostError:
+                if self._side_channel is not None:
+                    self._side_channel.Ack_failed()  # and the living are heard again, also before the repair
         return None
 
     def close(self) -> None:

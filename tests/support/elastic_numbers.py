@@ -8,10 +8,11 @@ Small enough that a test can afford a job for every moment at which a rank may d
 import json
 import logging
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
-from killing import kill_at, parsed
+from killing import die, kill_at, parsed
 from numpy_model import Worker
 from reference import quadratic
 
@@ -22,12 +23,14 @@ from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.push_sum import PushSum
+from lentando.optimizers.replica import Replica
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 DIMENSION = 50
 RANKS = 4
 RATE = 0.1
 STEPS = 40
+SEEN = 8
 
 SLOW = SlowMomentum(1.0, 0.6)
 METHODS: dict[str, dict[str, Any]] = {
@@ -60,29 +63,57 @@ def loss(numbers: list[int], x: Array) -> float:
     return total / len(numbers)
 
 
-def main(method: str, kill: list[str], steps: int = STEPS, momentum: float = 0.0, folder: str = "") -> None:
-    """Train; write the state after the eighth step and the last one into a folder, if one is given."""
+def state(worker: Worker) -> dict[str, Array]:
+    """Parameters, and slow momentum if there is one."""
+    outer = worker.replica.state_dict()["outer"]
+    found = {"x": worker.model.x.copy()}
+    if outer is not None and outer["slow_buffers"]["flat"][0] is not None:
+        found["u"] = outer["slow_buffers"]["flat"][0].copy()
+    return found
+
+
+def main(method: str, kill: list[str], momentum: float = 0.0, folder: str = "", still: bool = False) -> None:
+    """Train.
+
+    Args:
+        method: of ``METHODS``.
+        kill: see ``killing.parsed``; "step" is an inner step, before which the rank dies.
+        momentum: of the base optimizer.
+        folder: where each rank writes what it holds after step ``SEEN``, at each recovery, and in the end.
+        still: no gradients, but parameters that differ from rank to rank: gossip alone.
+    """
     logging.basicConfig(format="%(message)s")
     world.init(elastic=True)
     transport = world.transport()
     number = transport.rank
+    last_step = STEPS
     for victim, where, count in parsed(kill):
-        if victim == number:
+        if victim == number and where == "step":
+            last_step = int(count)
+        elif victim == number:
             kill_at(where, count)
-    worker = Worker(
-        transport,
-        quadratic(DIMENSION),
-        start(),
-        lambda step: RATE,
-        momentum,
-        (lambda worker: loss([worker.rank], worker.model.x)) if method == "adacomm" else None,
-        **METHODS[method],
-    )
-    for step in range(steps):
-        worker.run(1)
-        if folder and step in (7, steps - 1):
-            outer = worker.replica.state_dict()["outer"]
-            np.savez(f"{folder}/{number}-{step}.npz", x=worker.model.x, u=outer["slow_buffers"]["flat"][0])
+    gradient = (lambda number, step, x: np.zeros_like(x)) if still else quadratic(DIMENSION)
+    told = (lambda worker: loss([worker.rank], worker.model.x)) if method == "adacomm" else None
+    worker = Worker(transport, gradient, start(), lambda step: RATE, momentum, told, **METHODS[method])
+    estimates = []
+
+    def recover() -> None:
+        estimates.append(worker.model.x.copy())
+        Replica.recover(worker.replica)
+
+    worker.replica.recover = recover  # type: ignore[method-assign]
+    worker.run(1)
+    if still:  # after the first step, before which all must be equal
+        worker.model.x[:] += number**2
+    worker.run(min(SEEN, last_step) - 1)
+    seen = state(worker)
+    worker.run(last_step - SEEN)
+    if last_step < STEPS:
+        die()
+    if folder:
+        np.savez(
+            Path(folder, f"{number}.npz"), *estimates, **seen, **{f"last_{k}": v for k, v in state(worker).items()}
+        )
     base = worker.replica.base
     distance = worker.replica.consensus_distance()
     with worker.replica.averaged():
