@@ -263,14 +263,14 @@ class Elastic(Protocol):
     """A transport whose other ranks can go on when some die.
 
     What needs a rank that is dead raises ``RankLostError``: an exchange with it, and each collective on some ranks at
-    least. That rank calls ``repair``, and from then on whatever the others do with the transport, or wait in, raises
-    ``RankLostError`` too, until they call ``repair`` as well.
+    least. That rank calls ``repair``, or votes no and then calls it, and from then on whatever the others do with the
+    transport, or wait in, raises ``RankLostError`` too, until they call ``repair`` as well.
     """
 
     def vote(self, yes: bool) -> bool:
         """Whether all ranks say yes: the same answer on all that live, also when some die in the middle of it.
 
-        False if any has died since the last repair, or somebody has begun one. Collective.
+        False if any has died since the last repair, or somebody has begun one. After a no, all repair. Collective.
         """
 
     def repair(self) -> list[int]:

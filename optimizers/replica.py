@@ -185,7 +185,11 @@ class Replica:
 
         with self._communication("gradients", step):
             gradients = [buffer.array for buffer in self._framework.gradients]
-            agreement, verdict = in_place(self._transport, gradients, attempt, self._gradient_copies)
+            try:
+                agreement, verdict = in_place(self._transport, gradients, attempt, self._gradient_copies)
+            except NonFiniteError:
+                self._in_step = False  # it is not taken, so that a checkpoint may be loaded here
+                raise
         self._start_checksum = 0  # has been compared
         return agreement if verdict is None else replace(agreement, loss=verdict.loss)
 
