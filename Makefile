@@ -26,7 +26,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What would lead .venv's Python to packages, or mpi4py to an MPI, outside .venv.
 unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 
-.PHONY: help demo test horovod lint parity gpu bench wheel constraints clean
+.PHONY: help demo test faults horovod lint parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,9 @@ demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each
 
 test: lint ## linters, type check and the whole test suite
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+
+faults: $(READY) ## kill ranks of real jobs, fill disks, flip bytes (half an hour); a table of what was kept
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults
 
 horovod: $(READY) ## compile Horovod for .venv (once: the wheel is kept), and MPICH beside it: more launchers for make test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/build_horovod.py

@@ -5,13 +5,14 @@ shard, the rank replaces its shard by whatever it makes of that, and ``all_gathe
 """
 
 from math import inf
-from typing import Literal, TypeAlias
+from typing import Literal, TypeAlias, get_args
 
 from lentando.comm.array_module import is_on_host
 from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
 from lentando.comm.reductions.node import plan_node_reduction
+from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.transport import Array, EngineHalves, Transport
@@ -53,6 +54,10 @@ def plan_reduction(
     """
     if buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise ConfigurationError(f"a reduction needs a contiguous one-dimensional array, got shape {buffer.shape}")
+    if algorithm not in get_args(Algorithm):
+        raise ConfigurationError(f"algorithm must be 'auto', 'ring' or 'engine', got {algorithm!r}")
+    if transport.size == 1:
+        return NoReduction(buffer)
     if algorithm == "auto" and not is_on_host(buffer) and isinstance(transport, EngineHalves):
         return HalvesReduction(transport, buffer) if in_halves else EngineReduction(transport, buffer)
     if algorithm == "auto" and not once and buffer.nbytes >= SHARED_FROM_BYTES and is_on_host(buffer):
@@ -64,12 +69,8 @@ def plan_reduction(
         if transport.local_size == transport.size:
             place = "one node, in halves" if in_halves else "one node"
         place = transport.name if transport.name in RING_FROM_BYTES else place
-        algorithm = "ring" if transport.size == 1 or buffer.nbytes >= RING_FROM_BYTES[place] else "engine"
-    if algorithm == "ring":
-        return RingReduction(transport, buffer)
-    if algorithm == "engine":
-        return EngineReduction(transport, buffer)
-    raise ConfigurationError(f"algorithm must be 'auto', 'ring' or 'engine', got {algorithm!r}")
+        algorithm = "ring" if buffer.nbytes >= RING_FROM_BYTES[place] else "engine"
+    return RingReduction(transport, buffer) if algorithm == "ring" else EngineReduction(transport, buffer)
 
 
 def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algorithm: Algorithm = "auto") -> None:

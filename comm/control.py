@@ -68,6 +68,7 @@ class Control:
         agreed_seconds: how long this rank's last control message of a round took, waiting included, NaN if none did.
         finite: false if this rank has found values of its own that are not finite.
         stopping: true if this rank was told to stop.
+        early: what of this rank's gradients its buckets hold; see ``lentando.optimizers.buckets``.
     """
 
     event: Event
@@ -84,6 +85,7 @@ class Control:
     agreed_seconds: float = nan
     finite: bool = True
     stopping: bool = False
+    early: int = 0
 
 
 _COMPARED = ("event", "round", "step", "subject")
@@ -107,6 +109,7 @@ class Agreement:
         losses: by rank, NaN where there is none.
         non_finite: ranks that have found values of their own that are not finite.
         stopping: ranks that were told to stop.
+        early: the least of what any rank's buckets hold.
     """
 
     loss: float
@@ -120,6 +123,7 @@ class Agreement:
     losses: list[float]
     non_finite: list[int]
     stopping: list[int]
+    early: int
 
 
 def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
@@ -158,6 +162,7 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         losses=columns["loss"].tolist(),
         non_finite=[int(rank) for rank in np.flatnonzero(columns["finite"] == 0)],
         stopping=[int(rank) for rank in np.flatnonzero(columns["stopping"])],
+        early=int(columns["early"].min()),
     )
 
 

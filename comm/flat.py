@@ -176,7 +176,7 @@ def blocks(array: Array) -> Iterator[slice]:
 
 def all_finite(array: Array) -> bool:
     """Whether no element is a NaN or an infinity, in one pass over memory."""
-    if array.dtype.itemsize == 2:  # to add these up, NumPy converts one by one; their bits tell it as well
+    if array.dtype.itemsize == 2 and is_on_host(array):  # NumPy would convert them one by one; their bits tell as well
         infinity = np.array(np.inf, array.dtype).view(np.uint16)
         return all(int((array[block].view(np.uint16) & 0x7FFF).max()) < infinity for block in blocks(array))
     # A sum is not finite if any of its terms is not. It can also overflow: only then look at every element.

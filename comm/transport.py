@@ -15,6 +15,7 @@ from lentando.comm.errors import TransportError
 
 __all__ = [
     "Array",
+    "Background",
     "DeviceArrays",
     "Elastic",
     "EngineHalves",
@@ -59,6 +60,13 @@ class Traffic:
         """One more that this rank has taken part in, and what it has sent for it."""
         self.collectives += 1
         self.bytes_sent += bytes_sent
+
+    def take_over(self, other: "Traffic") -> None:
+        """Count what another counter has counted, which begins anew."""
+        self.messages += other.messages
+        self.collectives += other.collectives
+        self.bytes_sent += other.bytes_sent
+        other.messages = other.collectives = other.bytes_sent = 0
 
     def copy(self) -> "Traffic":
         """A snapshot to subtract from later."""
@@ -174,6 +182,17 @@ class SideChannel(Protocol):
 
 
 @runtime_checkable
+class Background(Protocol):
+    """A transport whose ranks can also be reached by another thread while the main thread computes."""
+
+    def for_thread(self) -> Transport | None:
+        """Another transport of the same ranks, for one other thread; None if the engine lets one thread in only.
+
+        Collective. It is closed with this one.
+        """
+
+
+@runtime_checkable
 class SharedNode(Protocol):
     """A transport whose ranks are processes, some of which run on the same node and can read each other's memory.
 
@@ -244,14 +263,14 @@ class Elastic(Protocol):
     """A transport whose other ranks can go on when some die.
 
     What needs a rank that is dead raises ``RankLostError``: an exchange with it, and each collective on some ranks at
-    least. That rank calls ``repair``, and from then on whatever the others do with the transport, or wait in, raises
-    ``RankLostError`` too, until they call ``repair`` as well.
+    least. That rank calls ``repair``, or votes no and then calls it, and from then on whatever the others do with the
+    transport, or wait in, raises ``RankLostError`` too, until they call ``repair`` as well.
     """
 
     def vote(self, yes: bool) -> bool:
         """Whether all ranks say yes: the same answer on all that live, also when some die in the middle of it.
 
-        False if any has died since the last repair, or somebody has begun one. Collective.
+        False if any has died since the last repair, or somebody has begun one. After a no, all repair. Collective.
         """
 
     def repair(self) -> list[int]:

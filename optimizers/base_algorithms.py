@@ -4,17 +4,28 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
+from lentando.comm.array_module import is_on_host
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
-from lentando.comm.transport import Array, Transport
+from lentando.comm.transport import Array, Background, Transport
+from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, Buckets
 from lentando.optimizers.join import Share, mean_over_some
 
-__all__ = ["AllReduce", "BaseAlgorithm", "InnerSteps", "LocalSGD"]
+__all__ = ["AllReduce", "BaseAlgorithm", "EarlyGradients", "InnerSteps", "LocalSGD"]
 
 
 class InnerSteps:
-    """A base algorithm at work in one job. Does nothing at any moment that a subclass does not override."""
+    """A base algorithm at work in one job. Does nothing at any moment that a subclass does not override.
+
+    Attributes:
+        early: what of this step's gradients was averaged while the others were computed; see ``buckets``.
+    """
+
+    early = NONE
+
+    def settle(self, early: int) -> None:
+        """Before ``average_gradients``, unless this rank has run out of batches: what all ranks know to be averaged."""
 
     def average_gradients(self, share: Share | None = None) -> None:
         """After the gradients of a step are there, before the base optimizer uses them.
@@ -146,18 +157,40 @@ class AllReduce:
 
     Args:
         algorithm: how the all-reduce is done; see ``lentando.comm.collectives.plan_reduction``.
+        overlap: average gradients in buckets while the backward pass still computes others: in PyTorch, on CPUs, over
+            an MPI that lets threads in. Over other transports, and inside ``join``, it changes nothing. What is done
+            to a gradient between the backward pass and ``step()`` (clipping, a ``GradScaler``, another backward pass)
+            is noticed, and all are averaged again, which costs more than not to overlap: call ``synchronize()`` before
+            clipping, and ``no_sync()`` around all backward passes of a step but the last. Gradients that are zeroed in
+            place set out at ``step()``: leave ``set_to_none`` as it is.
+        bucket_bytes: of the buckets, with ``overlap``.
+
+    Raises:
+        ConfigurationError: if ``bucket_bytes`` is not an integer > 0.
     """
 
     algorithm: Algorithm = "auto"
+    overlap: bool = False
+    bucket_bytes: int = 25 * 1024 * 1024
 
     averages_gradients: ClassVar[bool] = True
     communicates: ClassVar[bool] = True
     mixes_parameters: ClassVar[bool] = False
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.bucket_bytes, int) or self.bucket_bytes < 1:
+            raise ConfigurationError(f"bucket_bytes must be an integer > 0, got {self.bucket_bytes!r}")
+
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> InnerSteps:
-        return _AveragedGradients(transport, gradients, self.algorithm)
+        background = None
+        if self.overlap and transport.size > 1 and all(is_on_host(buffer.array) for buffer in gradients):
+            background = transport.for_thread() if isinstance(transport, Background) else None
+        if background is None:
+            return _AveragedGradients(transport, gradients, self.algorithm)
+        buckets = Buckets(background, gradients, self.algorithm, self.bucket_bytes)
+        return EarlyGradients(transport, gradients, self.algorithm, buckets)
 
 
 class _AveragedGradients(InnerSteps):
@@ -171,3 +204,37 @@ class _AveragedGradients(InnerSteps):
                 reduction.all_reduce(mean=True)
             else:
                 mean_over_some(reduction, buffer.array, share)
+
+
+class EarlyGradients(_AveragedGradients):
+    """Takes what buckets hold for the mean, where they hold it on all ranks.
+
+    Attributes:
+        buckets: an adapter fills them, starts them all before each ``average_gradients`` of a replica outside
+            ``join``, and sets ``early``.
+    """
+
+    def __init__(
+        self, transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm, buckets: Buckets
+    ) -> None:
+        super().__init__(transport, gradients, algorithm)
+        self.buckets = buckets
+        self._traffic = transport.traffic
+        self._presence = [plan_reduction(transport, own.array[own.layout.offsets[-1] :], "engine") for own in gradients]
+        self._agreed = NONE
+
+    def settle(self, early: int) -> None:
+        self._agreed, self.early = early, NONE
+        if self.buckets.under_way:
+            self.buckets.wait()
+            self._traffic.take_over(self.buckets.transport.traffic)
+
+    def average_gradients(self, share: Share | None = None) -> None:
+        agreed, self._agreed = self._agreed, NONE
+        if share is not None or agreed == NONE:
+            super().average_gradients(share)
+            return
+        self.buckets.take_over()
+        if agreed == ALL_THERE_ARE:
+            for reduction in self._presence:
+                reduction.all_reduce(mean=True)

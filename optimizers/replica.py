@@ -29,6 +29,7 @@ from lentando.optimizers.period import Decision, RoundSummary, needs_loss
 from lentando.optimizers.rest_of_model import take_over
 from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
+from lentando.optimizers.stopping import SaveOnSignal
 from lentando.optimizers.timing import Kind, Timing
 
 __all__ = ["Replica"]
@@ -108,6 +109,7 @@ class Replica:
         self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
         self.needs_loss = self._period is not None and needs_loss(self._period)
         self._decisions: list[Decision] = []
+        self._stop: SaveOnSignal | None = None
         self._subject: int
         self._base: InnerSteps
         self._outer: OuterStep | None = None
@@ -168,6 +170,7 @@ class Replica:
 
         def attempt() -> tuple[Agreement, Verdict | None]:
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", told, flag, found=found)
+            self._base.settle(agreement.early)
             verdict = self.deferred_error = None
             try:
                 verdict = self._judge_gradients(agreement, step, found)
@@ -182,7 +185,11 @@ class Replica:
 
         with self._communication("gradients", step):
             gradients = [buffer.array for buffer in self._framework.gradients]
-            agreement, verdict = in_place(self._transport, gradients, attempt, self._gradient_copies)
+            try:
+                agreement, verdict = in_place(self._transport, gradients, attempt, self._gradient_copies)
+            except NonFiniteError:
+                self._in_step = False  # it is not taken, so that a checkpoint may be loaded here
+                raise
         self._start_checksum = 0  # has been compared
         return agreement if verdict is None else replace(agreement, loss=verdict.loss)
 
@@ -207,7 +214,10 @@ class Replica:
         """
         if self._settings.base.mixes_parameters:
             return 1
-        return None if self._steps_in_round is None else self._steps_in_round - self._steps
+        due = [] if self._steps_in_round is None else [self._steps_in_round - self._steps]
+        if (every := self._steps_between_looks()) is not None:
+            due.append(every - self.inner_steps % every)
+        return min(due, default=None)
 
     def after_steps(self, count: int, rate_sums: Sequence[float]) -> None:
         """As ``after_step``, for several steps of the base optimizer at once.
@@ -244,6 +254,30 @@ class Replica:
             self._timing.start(self.inner_steps)
         if self._steps == self._steps_in_round:
             self._outer_step()
+        every = self._steps_between_looks()
+        if every is not None and self.inner_steps % every == 0:
+            self._timing.pause()
+            looks = "looks whether a rank was told to stop training"
+            transaction(self._transport, lambda: self._agree(Event.STOP, looks))
+            self._timing.resume()
+
+    def expect_stop(self, stop: SaveOnSignal) -> None:
+        """Ask in every control message from now on whether a rank was told to stop. Collective."""
+        transaction(self._transport, lambda: self._agree(Event.STOP, "prepares to save on signals"))
+        self._stop = stop
+
+    def expect_no_stop(self) -> None:
+        """No longer ask: all ranks call it at the same step."""
+        self._stop = None
+
+    def stop_if_agreed(self, automatic: bool = True) -> None:
+        """Between steps: do what the ranks have agreed to when one was told to stop.
+
+        Args:
+            automatic: nobody has asked to do so here.
+        """
+        if self._stop is not None and (self._stop.automatic or not automatic):
+            self._stop.check()
 
     @contextmanager
     def join(self, step_along: StepAlong) -> Iterator[None]:
@@ -275,6 +309,7 @@ class Replica:
             self._timing.resume()
         finally:
             self.joined = self._ended = False
+        self.stop_if_agreed(automatic=False)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -527,6 +562,10 @@ class Replica:
                     elements = to_host(buffer.array[part.start : part.stop])
                     self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
 
+    def _steps_between_looks(self) -> int | None:
+        """How often a message asks nothing but whether to stop. Inside ``join``, ranks are at unequal steps."""
+        return None if self._stop is None or self.joined else self._stop.every
+
     def _gossip(self) -> None:
         self._framework.load()
         found = first_non_finite(self._framework.buffers, statistics=False) if self._non_finite.skips else None
@@ -552,12 +591,13 @@ class Replica:
             while self._step_with_others(step_along):
                 if self._steps == self._steps_in_round:
                     self._outer_step()
+                self.stop_if_agreed(automatic=False)
             if self._outer is not None and self._settings.exact_average and self._steps:
                 self._outer_step()
             self.drain()
         else:
             while self._outer_step():
-                pass
+                self.stop_if_agreed(automatic=False)
 
     def _step_with_others(self, step_along: StepAlong) -> bool:
         """Take part in a step of the others. Tells whether there was one."""
@@ -801,7 +841,8 @@ class Replica:
             flag=flag,
             clock=self._clock(),
             finite=self._non_finite.is_clean(found),
-            stopping=False,
+            stopping=self._stop is not None and self._stop.told,
+            early=self._base.early,
             **self._timing.shares(),
         )
 
@@ -812,6 +853,8 @@ class Replica:
             return f"{doing} its model{where}, after {self.inner_steps} steps and {since}"
 
         agreement = agree(self._transport, control, words)
+        if self._stop is not None:
+            self._stop.agree(agreement.stopping)
         self._timing.heard(agreement, self._transport.clock() - started)
         return agreement
 

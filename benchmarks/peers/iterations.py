@@ -12,6 +12,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -28,28 +29,35 @@ class _Takes(torch.autograd.Function):
     """Identity that lets some time pass, on the way there and on the way back."""
 
     @staticmethod
-    def forward(context: Any, inputs: torch.Tensor, seconds: float) -> torch.Tensor:
-        context.seconds = seconds
-        time.sleep(seconds)
+    def forward(context: Any, inputs: torch.Tensor, take: Callable[[], object]) -> torch.Tensor:
+        context.take = take
+        take()
         return inputs.view_as(inputs)
 
     @staticmethod
     def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
-        time.sleep(2 * context.seconds)
+        for _ in range(2):
+            context.take()
         return gradients[0], None
 
 
 class Model(nn.Module):
-    """Layers of 1 MB, which together compute for ``seconds`` and somewhat more: a third of it in forward."""
+    """Layers of 1 MB, which together compute for ``seconds`` and somewhat more: a third of it in forward.
 
-    def __init__(self, layers: int, seconds: float) -> None:
+    Args:
+        layers: how many.
+        seconds: of all.
+        take: passes the time of one layer in forward; it sleeps by default.
+    """
+
+    def __init__(self, layers: int, seconds: float, take: Callable[[], object] | None = None) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Linear(512, 511) for _ in range(layers))
-        self._seconds = seconds / 3 / layers
+        self._take = partial(time.sleep, seconds / 3 / layers) if take is None else take
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            inputs = nn.functional.pad(torch.relu(layer(_Takes.apply(inputs, self._seconds))), (0, 1))
+            inputs = nn.functional.pad(torch.relu(layer(_Takes.apply(inputs, self._take))), (0, 1))
         return inputs
 
 

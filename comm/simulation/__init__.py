@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from lentando.comm.process_state import ProcessState, register_process_state
 from lentando.comm.simulation.compute import Compute
-from lentando.comm.simulation.faults import Death, Delay, Drop, Duplicate, Fault
+from lentando.comm.simulation.faults import Death, Delay, Drop, Duplicate, Fault, Pause, Slow
 from lentando.comm.simulation.network import Link, Network, SharedLink
 
 if TYPE_CHECKING:
@@ -26,10 +26,12 @@ __all__ = [
     "Fault",
     "Link",
     "Network",
+    "Pause",
     "ProcessState",
     "Sent",
     "SharedLink",
     "SimulatedTransport",
+    "Slow",
     "register_process_state",
     "simulate",
 ]

@@ -58,11 +58,12 @@ class StepTimes:
         compute: the model.
         rank: whose steps.
         seed: of the simulation; each rank has its own stream.
+        slowness: factor by which they take longer, beside the model's own.
     """
 
-    def __init__(self, compute: Compute, rank: int, seed: int) -> None:
+    def __init__(self, compute: Compute, rank: int, seed: int, slowness: float = 1.0) -> None:
         self._compute = compute
-        self._factor = compute.stragglers.get(rank, 1.0)
+        self._factor = compute.stragglers.get(rank, 1.0) * slowness
         self._random = Random(f"compute {seed} {rank}")
         self._place = self._random.randrange(len(compute.trace)) if compute.trace else 0
         # Of a lognormal variable with mean m and standard deviation v m: the logarithm's parameters.

@@ -1,13 +1,25 @@
-"""Faults by script: which messages are late, lost or doubled, and which rank dies when."""
+"""Faults by script: which messages are late, lost or doubled, which rank dies when, stops, or is slow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from math import inf
+from math import inf, prod
 from random import Random
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["Death", "Delay", "Drop", "Duplicate", "Fault", "MessageFaults"]
+__all__ = [
+    "Death",
+    "Delay",
+    "Drop",
+    "Duplicate",
+    "Fault",
+    "MessageFault",
+    "MessageFaults",
+    "Pause",
+    "RankFault",
+    "RankFaults",
+    "Slow",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,16 +77,67 @@ class Duplicate(_MessageFault):
 class Death:
     """A rank dies: what it has sent arrives, nothing more comes from it, and its result is None.
 
+    Exactly one moment is given. What a rank does is numbered from 0.
+
+    Args:
+        rank: which, by its number when the simulation began.
+        at_seconds: virtual time.
+        at_message: instead of sending its message of this number; those before it have left, of the same exchange too.
+        in_collective: when it has joined its collective (or vote) of this number, and before it leaves it.
+        in_repair: when it has joined its repair of this number, and before it leaves it.
+    """
+
+    rank: int
+    at_seconds: float | None = None
+    at_message: int | None = field(default=None, kw_only=True)
+    in_collective: int | None = field(default=None, kw_only=True)
+    in_repair: int | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        moments = (self.at_seconds, self.at_message, self.in_collective, self.in_repair)
+        if sum(moment is not None for moment in moments) != 1:
+            raise ConfigurationError(f"a death has one moment, expected one of four, got {self}")
+
+
+@dataclass(frozen=True)
+class Pause:
+    """A rank stops, as one that is swapped out or got SIGSTOP, and goes on later. What is sent to it arrives.
+
     Args:
         rank: which.
-        at_seconds: virtual time.
+        at_seconds: it stops before what it does first at this virtual time or later.
+        seconds: for how long.
     """
 
     rank: int
     at_seconds: float
+    seconds: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seconds < inf:
+            raise ConfigurationError(f"seconds must be finite and >= 0, got {self.seconds}")
 
 
-Fault = Delay | Drop | Duplicate | Death
+@dataclass(frozen=True)
+class Slow:
+    """A rank's training steps take so many times longer, beside what the compute model says.
+
+    Args:
+        rank: which.
+        factor: how many times.
+    """
+
+    rank: int
+    factor: float
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.factor < inf:
+            raise ConfigurationError(f"factor must be finite and >= 0, got {self.factor}")
+
+
+MessageFault = Delay | Drop | Duplicate
+RankFault = Death | Pause | Slow
+Fault = MessageFault | RankFault
 """What can go wrong in a simulation."""
 
 
@@ -82,12 +145,12 @@ class MessageFaults:
     """The message faults of a running simulation.
 
     Args:
-        faults: what was asked for; deaths are none of its business.
+        faults: what was asked for; what befalls ranks is none of its business.
         seed: of the probabilities.
     """
 
     def __init__(self, faults: Sequence[Fault], seed: int) -> None:
-        self._faults = [fault for fault in faults if not isinstance(fault, Death)]
+        self._faults = [fault for fault in faults if isinstance(fault, MessageFault)]
         self._met = [0] * len(self._faults)
         self._random = Random(f"faults {seed}")
 
@@ -119,3 +182,45 @@ class MessageFaults:
             else:
                 copies = 0 if isinstance(fault, Drop) else 2 * copies
         return late_seconds, copies
+
+
+class RankFaults:
+    """What befalls one rank of a running simulation, by what it does.
+
+    Args:
+        faults: what was asked for.
+        rank: whose.
+    """
+
+    def __init__(self, faults: Sequence[Fault], rank: int) -> None:
+        own = [fault for fault in faults if isinstance(fault, RankFault) and fault.rank == rank]
+        deaths = [fault for fault in own if isinstance(fault, Death)]
+        self.dies_at_seconds = min((d.at_seconds for d in deaths if d.at_seconds is not None), default=None)
+        self._at_messages = {death.at_message for death in deaths}
+        self._in_collectives = {death.in_collective for death in deaths}
+        self._in_repairs = {death.in_repair for death in deaths}
+        self._pauses = [fault for fault in own if isinstance(fault, Pause)]
+        self.slowness = prod(fault.factor for fault in own if isinstance(fault, Slow))
+        self._messages = self._collectives = self._repairs = 0
+
+    def pause_seconds(self, now: float) -> float:
+        """How long the rank stops, now that it is about to do something."""
+        begun = [pause for pause in self._pauses if pause.at_seconds <= now]
+        self._pauses = [pause for pause in self._pauses if pause not in begun]
+        return sum(pause.seconds for pause in begun)
+
+    def messages_before_death(self, count: int) -> int | None:
+        """How many of the next ``count`` messages it still sends, if it does not live to send them all."""
+        first = self._messages
+        self._messages += count
+        return next((number for number in range(count) if first + number in self._at_messages), None)
+
+    def dies_in_collective(self) -> bool:
+        """Whether it dies in the collective that it is about to join."""
+        self._collectives += 1
+        return self._collectives - 1 in self._in_collectives
+
+    def dies_in_repair(self) -> bool:
+        """Whether it dies in the repair that it is about to join."""
+        self._repairs += 1
+        return self._repairs - 1 in self._in_repairs

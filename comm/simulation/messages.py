@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from lentando.comm.errors import ConfigurationError, TransportError
+from lentando.comm.errors import ConfigurationError, RankLostError, TransportError
 from lentando.comm.simulation.faults import MessageFaults
 from lentando.comm.simulation.network import Network, Wires
 from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
@@ -69,7 +69,9 @@ class _Channel:
     def _hand_over(
         self, data: bytes, sender: "Exchange | None", receiver: "Exchange", array: Array, time: float
     ) -> None:
-        if len(data) == array.nbytes:
+        if receiver.lost is not None:
+            pass  # its rank has been told that the exchange has failed, and may use the array for something else
+        elif len(data) == array.nbytes:
             as_bytes(array).data[:] = data
         else:
             rank, peer, tag = self.name
@@ -108,6 +110,25 @@ class Mail:
         self._wires, self._network, self._faults = wires, network, faults
         self._check_buffers, self._observe = check_buffers, observe
         self._channels: dict[tuple[int, int, int], _Channel] = {}
+        self._under_way: dict[Exchange, set[int]] = {}
+
+    def watch(self, request: "Exchange", peers: set[int]) -> None:
+        """Let an exchange with these ranks fail when one of them dies."""
+        if request.missing:
+            self._under_way = {other: ranks for other, ranks in self._under_way.items() if other.can_be_lost}
+            self._under_way[request] = peers
+
+    def lose(self, task: Task, why: str, time: float) -> None:
+        """The exchanges with a rank that is dead fail."""
+        for request, peers in self._under_way.items():
+            if task.rank in peers:
+                request.lose(why, time)
+
+    def end(self, why: str, time: float) -> None:
+        """Everything under way fails, and is gone."""
+        for request in self._under_way:
+            request.lose(why, time)
+        self._under_way, self._channels = {}, {}
 
     def exchange(self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "Exchange":
         """Start an exchange of ``task``'s."""
@@ -194,9 +215,10 @@ class Exchange(Wait):
         sent: (receiver, array, its bytes when it was sent), to see whether it is left alone.
         unacknowledged: (sender, receiver, tag) of sends that have not been taken, if they must be.
         error: what became of a message that did not fit.
+        lost: why it will never be complete.
     """
 
-    __slots__ = ("_mail", "_polled_at", "error", "left_at", "missing", "sent", "task", "unacknowledged")
+    __slots__ = ("_mail", "_polled_at", "error", "left_at", "lost", "missing", "sent", "task", "unacknowledged")
 
     def __init__(self, mail: Mail, task: Task) -> None:
         self._mail, self.task = mail, task
@@ -205,14 +227,15 @@ class Exchange(Wait):
         self.sent: list[tuple[int, Array, bytes]] = []
         self.unacknowledged: list[tuple[int, int, int]] = []
         self.error: TransportError | None = None
+        self.lost: str | None = None
         self._polled_at = -1.0
 
     def wait(self) -> None:
         """Block until complete."""
         scheduler, task = self._mail.scheduler, self.task
-        if self.missing:
+        if self.missing and self.lost is None:
             scheduler.block(task, self)
-        if self.left_at > task.clock:
+        if self.left_at > task.clock and self.lost is None:
             scheduler.advance(task, self.left_at)
         self._finish()
 
@@ -220,15 +243,31 @@ class Exchange(Wait):
         """True once complete. Asked again at the same moment, it lets time pass until something happens somewhere."""
         scheduler, task = self._mail.scheduler, self.task
         scheduler.check_alive(task)
-        if self._polled_at == task.clock and not self._is_complete():
+        if self._polled_at == task.clock and not self.is_complete():
             if not self.missing:
                 scheduler.at(self.left_at, lambda time: None)  # something that happens: the send has left
             scheduler.poll(task, self)
         self._polled_at = task.clock
-        if not self._is_complete():
+        if not self.is_complete():
             return False
         self._finish()
         return True
+
+    @property
+    def can_be_lost(self) -> bool:
+        """Whether it waits for other ranks."""
+        return self.missing > 0 and self.lost is None
+
+    def is_complete(self) -> bool:
+        """Whether there is nothing to wait for."""
+        return self.lost is not None or (not self.missing and self.left_at <= self.task.clock)
+
+    def lose(self, why: str, time: float) -> None:
+        """It has failed, unless all that it waited for has come."""
+        if self.can_be_lost:
+            self.lost = why
+            if self.task.waiting is self:
+                self._mail.scheduler.wake(self.task, time)
 
     def one_less(self, time: float) -> None:
         """A receive has been filled, or a send taken."""
@@ -240,10 +279,9 @@ class Exchange(Wait):
         """As ``Wait.in_words``."""
         return self._mail.missing_in_words(self)
 
-    def _is_complete(self) -> bool:
-        return not self.missing and self.left_at <= self.task.clock
-
     def _finish(self) -> None:
+        if self.lost is not None:
+            raise RankLostError(self.lost)
         if self.error is not None:
             raise self.error
         for peer, array, data in self.sent:

@@ -3,13 +3,16 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 from inspect import Parameter, signature
+from math import inf
+from random import Random
 from typing import Any
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.process_state import IsolatedRanks
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.compute import Compute, StepTimes
-from lentando.comm.simulation.faults import Death, Fault, MessageFaults
+from lentando.comm.simulation.elastic import Crew, ElasticTransport
+from lentando.comm.simulation.faults import Fault, MessageFaults, RankFault, RankFaults
 from lentando.comm.simulation.messages import Mail, Sent
 from lentando.comm.simulation.network import Network, Wires
 from lentando.comm.simulation.scheduler import Scheduler
@@ -30,6 +33,7 @@ def simulate(
     compute: Compute = DEFAULT_COMPUTE,
     seed: int = 0,
     faults: Sequence[Fault] = (),
+    notice_seconds: float | None = None,
     local_size: int = 1,
     isolate: bool | None = None,
     check_buffers: bool = True,
@@ -50,6 +54,8 @@ def simulate(
         compute: how long training steps take.
         seed: of everything random in the models. Another seed is another run.
         faults: what goes wrong.
+        notice_seconds: makes the ranks' transports ``Elastic``: those that live are told of a death so long after it,
+            and can go on. Without it, who waits for the dead waits forever.
         local_size: ranks per node: rank r is on node r // local_size; the last node may have fewer.
         isolate: whether each rank has its own state of Python's, NumPy's and registered global random generators, as
             processes have. By default if ``worker`` takes no parameter: then it is a program, which may use them.
@@ -65,25 +71,33 @@ def simulate(
         DeadlockError: if ranks wait forever; names them, what they wait for, and where.
         ConfigurationError: for settings that cannot be.
     """
-    _check(size, local_size, compute, faults)
+    _check(size, local_size, compute, faults, notice_seconds)
     takes_transport = _needs_argument(worker)
     isolated = IsolatedRanks(seed) if (not takes_transport if isolate is None else isolate) else None
     scheduler = Scheduler(isolated.enter if isolated is not None else None)
     wires = Wires(network, size, local_size, seed)
     mail = Mail(scheduler, wires, network, MessageFaults(faults, seed), check_buffers, observe)
-    collectives = Collectives(scheduler, wires)
+    collectives = Collectives(scheduler, wires, scheduler.tasks)
+    crew: Crew | None = None
+    if notice_seconds is not None:
+        crew = Crew(scheduler, mail, wires, notice_seconds, local_size, Random(f"crew {seed}"))
 
     def live(transport: SimulatedTransport) -> Any:
         with simulated_rank(transport):
             return worker(transport) if takes_transport else worker()
 
     for rank in range(size):
-        times = StepTimes(compute, rank, seed)
-        transport = SimulatedTransport(rank, size, local_size, scheduler, mail, collectives, times)
+        own = RankFaults(faults, rank)
+        times = StepTimes(compute, rank, seed, own.slowness)
+        kind = SimulatedTransport if crew is None else ElasticTransport
+        transport = kind(rank, size, local_size, scheduler, mail, collectives, times, own)
         transport.sit_on(scheduler.add(partial(live, transport)))
-    for fault in faults:
-        if isinstance(fault, Death):
-            scheduler.kill(scheduler.tasks[fault.rank], fault.at_seconds)
+        if crew is not None and isinstance(transport, ElasticTransport):
+            transport.join(crew)
+        if own.dies_at_seconds is not None:
+            scheduler.kill(scheduler.tasks[rank], own.dies_at_seconds)
+    if crew is not None:
+        crew.begin()
     try:
         scheduler.run()
     finally:
@@ -103,12 +117,14 @@ def _needs_argument(worker: Callable[..., Any]) -> bool:
     return bool(needed)
 
 
-def _check(size: int, local_size: int, compute: Compute, faults: Sequence[Fault]) -> None:
+def _check(size: int, local_size: int, compute: Compute, faults: Sequence[Fault], notice_seconds: float | None) -> None:
+    if notice_seconds is not None and not 0 <= notice_seconds < inf:
+        raise ConfigurationError(f"notice_seconds must be finite and >= 0, got {notice_seconds}")
     if size < 1 or local_size < 1:
         raise ConfigurationError(f"size and local_size must be >= 1, got size={size}, local_size={local_size}")
     named = [("stragglers", rank) for rank in compute.stragglers]
     for fault in faults:
-        if isinstance(fault, Death):
+        if isinstance(fault, RankFault):
             named.append((f"{fault}", fault.rank))
         else:
             named += [(f"{fault}", rank) for rank in (fault.sender, fault.receiver) if rank is not None]

@@ -39,10 +39,11 @@ class Task:
         waiting: what it waits for; None while it could run.
         blocked: whether only ``wake`` lets it go on.
         ended: how it ended, in words; None before.
+        died: whether it ended by a death.
         result: what it returned.
     """
 
-    __slots__ = ("blocked", "clock", "ended", "greenlet", "rank", "result", "waiting")
+    __slots__ = ("blocked", "clock", "died", "ended", "greenlet", "rank", "result", "waiting")
 
     def __init__(self, rank: int, run: Callable[[], Any]) -> None:
         self.rank = rank
@@ -50,6 +51,7 @@ class Task:
         self.waiting: Wait | None = None
         self.blocked = False
         self.ended: str | None = None
+        self.died = False
         self.result: Any = None
         self.greenlet = greenlet(run)
 
@@ -68,6 +70,7 @@ class Scheduler:
         self._polling: list[Task] = []
         self._hub = getcurrent()
         self._switched = switched
+        self._mourners: list[Callable[[Task, float], None]] = []
         self._failure: tuple[Task, BaseException] | None = None
         self._over = False
 
@@ -86,6 +89,10 @@ class Scheduler:
     def kill(self, task: Task, time: float) -> None:
         """Let a task die at ``time``."""
         heappush(self._events, (time, _DEATH, task.rank, task))
+
+    def on_death(self, mourn: Callable[[Task, float], None]) -> None:
+        """Have ``mourn`` called with each task that dies, and when."""
+        self._mourners.append(mourn)
 
     def run(self) -> None:
         """Run until every task has ended.
@@ -160,6 +167,11 @@ class Scheduler:
         task.waiting, task.blocked = None, False
         heappush(self._events, (time, _RESUME, task.rank, task))
 
+    def die(self, task: Task) -> NoReturn:
+        """Let the task, which runs, die now."""
+        self._bury(task, task.clock)
+        raise GreenletExit
+
     def check_alive(self, task: Task) -> None:
         """End a task that still runs its ``finally`` blocks, but has died or whose simulation is over."""
         if self._over or task.ended is not None:
@@ -181,10 +193,15 @@ class Scheduler:
 
     def _die(self, task: Task, time: float) -> None:
         if task.ended is None:
-            task.ended = f"died at {time:g} s"
-            task.waiting, task.blocked = None, False
+            self._bury(task, time)
             self._enter(task)
             task.greenlet.throw(GreenletExit)
+
+    def _bury(self, task: Task, time: float) -> None:
+        task.ended, task.died = f"died at {time:g} s", True
+        task.waiting, task.blocked = None, False
+        for mourn in self._mourners:
+            mourn(task, time)
 
     def _report_failure(self, task: Task, error: BaseException) -> NoReturn:
         if isinstance(error, KeyboardInterrupt):

@@ -6,6 +6,7 @@ from typing import NoReturn
 from lentando.comm.errors import ConfigurationError, SimulationError
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.compute import StepTimes
+from lentando.comm.simulation.faults import RankFaults
 from lentando.comm.simulation.messages import Exchange, Mail
 from lentando.comm.simulation.scheduler import Scheduler, Task
 from lentando.comm.transport import Array, Message, ReduceOp, Traffic, check_rank
@@ -30,6 +31,7 @@ class SimulatedTransport:
         mail: Mail,
         collectives: Collectives,
         times: StepTimes,
+        faults: RankFaults,
     ) -> None:
         self.rank = rank
         self.size = size
@@ -37,6 +39,7 @@ class SimulatedTransport:
         self.local_size = min(local_size, size - (rank - self.local_rank))
         self.traffic = Traffic()
         self._scheduler, self._mail, self._collectives, self._times = scheduler, mail, collectives, times
+        self._faults = faults
         self._task: Task
 
     def sit_on(self, task: Task) -> None:
@@ -52,7 +55,11 @@ class SimulatedTransport:
             TransportError: for a peer that does not exist.
             ConfigurationError: for a tag that does not exist, or an array that is not contiguous.
         """
-        request = self._mail.exchange(self._task, sends, receives, tag)
+        self._pause()
+        living = self._faults.messages_before_death(len(sends))
+        request = self._post(sends if living is None else sends[:living], receives, tag)
+        if living is not None:
+            self.die()
         traffic = self.traffic
         for _, array in sends:
             traffic.messages += 1
@@ -61,23 +68,27 @@ class SimulatedTransport:
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         """As ``Transport.allreduce``: in the array's dtype, in the order of ranks."""
+        self._begin_collective()
         self._collectives.allreduce(self._task, _contiguous(array), op)
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         """As ``Transport.broadcast``. All ranks, the root too, go on when it is there."""
         check_rank(root, self.size, "broadcast from")
+        self._begin_collective()
         self._collectives.broadcast(self._task, _contiguous(array), root)
         self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         """As ``Transport.allgather``."""
+        self._begin_collective()
         gathered = self._collectives.allgather(self._task, _contiguous(array))
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
         """As ``Transport.barrier``."""
+        self._begin_collective()
         self._collectives.barrier(self._task)
         self.traffic.count_collective(0)
 
@@ -98,11 +109,32 @@ class SimulatedTransport:
             seconds = self._times.next_seconds()
         elif not seconds >= 0:
             raise ConfigurationError(f"seconds must be >= 0, got {seconds}")
+        self._pause()
         self._scheduler.advance(self._task, self._task.clock + seconds)
+
+    def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Exchange:
+        return self._mail.exchange(self._task, sends, receives, tag)
+
+    def _begin_collective(self) -> None:
+        self._pause()
+        if self._faults.dies_in_collective():
+            self._die_while_waiting()
+
+    def _die_while_waiting(self) -> None:
+        self._scheduler.kill(self._task, self._task.clock)
+
+    def _pause(self) -> None:
+        seconds = self._faults.pause_seconds(self._task.clock)
+        if seconds:
+            self._scheduler.advance(self._task, self._task.clock + seconds)
 
     def abort(self, status: int = 1) -> NoReturn:
         """End the simulation: ``simulate`` raises ``SimulationError`` with this rank and status."""
         raise SimulationError(f"rank {self.rank} ended the job with status {status} at {self.clock():g} s")
+
+    def die(self) -> NoReturn:
+        """Let this rank die now, as a ``Death`` would."""
+        self._scheduler.die(self._task)
 
     def close(self) -> None:
         """Nothing to release: ``init()`` may join again."""

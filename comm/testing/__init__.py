@@ -4,8 +4,9 @@ Each ``check_*`` raises ``AssertionError`` and says in words which promise is br
 """
 
 from lentando.comm.testing.device_arrays import check_device_arrays
+from lentando.comm.testing.elastic import check_elastic
 from lentando.comm.testing.topology import check_topology
 from lentando.comm.testing.transports import check_transport
 from lentando.comm.transports.threads import ThreadTransport, run_ranks
 
-__all__ = ["ThreadTransport", "check_device_arrays", "check_topology", "check_transport", "run_ranks"]
+__all__ = ["ThreadTransport", "check_device_arrays", "check_elastic", "check_topology", "check_transport", "run_ranks"]

@@ -89,6 +89,9 @@ class ElasticMPITransport(MPITransport):
     def open_side_channel(self) -> bool:
         return self._side_channel is not None
 
+    def for_thread(self) -> None:
+        return None  # it would have to be repaired too, in the middle of what its thread does
+
     def whisper(self, peer: int, content: bytes) -> None:
         with self._channel_lock, suppress(TransportError):  # to the dead, or to a rank that there is no more
             super().whisper(peer, content)

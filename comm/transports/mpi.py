@@ -15,7 +15,7 @@ from mpi4py import MPI
 
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
 
 __all__ = ["Exchange", "MPITransport"]
 
@@ -64,6 +64,7 @@ class MPITransport:
         self.traffic = Traffic()
         self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
         self._side_channel: MPI.Intracomm | None = None
+        self._others: list[MPITransport] = []
         self._whispered: list[MPI.Request] = []
 
     def exchange(
@@ -129,6 +130,14 @@ class MPITransport:
             self._side_channel = self._comm.Dup()
         return self._side_channel is not None
 
+    def for_thread(self) -> Transport | None:
+        from lentando.comm.transports.mpi_background import BackgroundMPITransport
+
+        if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
+            return None
+        self._others.append(BackgroundMPITransport(self._comm))
+        return self._others[-1]
+
     def whisper(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
         with self._translated:
@@ -146,6 +155,8 @@ class MPITransport:
         return status.Get_source(), bytes(content)
 
     def close(self) -> None:
+        for other in self._others:
+            other.close()
         if self._progress is not None:
             self._progress.close()
         if self._side_channel is not None:

@@ -42,7 +42,7 @@ from lentando.tensorflow.callbacks import (
     LentandoCallback,
     MetricAverageCallback,
 )
-from lentando.tensorflow.checkpoint import load, save
+from lentando.tensorflow.checkpoint import load, save, save_on_signal
 from lentando.tensorflow.functions import (
     DistributedGradientTape,
     allgather,
@@ -118,6 +118,7 @@ __all__ = [
     "local_size",
     "rank",
     "save",
+    "save_on_signal",
     "shutdown",
     "size",
 ]

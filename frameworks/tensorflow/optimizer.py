@@ -78,6 +78,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         world = transport()
         settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite)
         _check_surroundings()
+        if isinstance(base, AllReduce) and base.overlap:
+            raise ConfigurationError("AllReduce(overlap=True) is PyTorch's: leave overlap out")
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigurationError(
                 f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"
@@ -334,6 +336,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         if int(self.iterations) != before:
             replica.after_steps(1, rates)
             self._counted.refresh()
+            replica.stop_if_agreed()
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         """Step along the averaged gradients, as the ranks do that still have batches.

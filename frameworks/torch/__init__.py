@@ -37,7 +37,7 @@ from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.join import join
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
-from lentando.torch.checkpoint import load, save
+from lentando.torch.checkpoint import load, save, save_on_signal
 from lentando.torch.functions import (
     allgather,
     allgather_object,
@@ -114,6 +114,7 @@ __all__ = [
     "local_size",
     "rank",
     "save",
+    "save_on_signal",
     "shutdown",
     "size",
 ]

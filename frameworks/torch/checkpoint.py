@@ -1,18 +1,21 @@
 """Saving and loading for PyTorch; what a checkpoint is, ``lentando.optimizers.checkpoint`` knows."""
 
+from collections.abc import Sequence
 from os import PathLike
 from pathlib import Path
+from signal import SIGTERM
 from typing import Any
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint import loading, saving
 from lentando.optimizers.checkpoint.loading import OptimizerStateChoice
 from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.stopping import SaveOnSignal
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.optimizer import DistributedOptimizer
 from lentando.torch.training import TorchTraining
 
-__all__ = ["load", "save"]
+__all__ = ["load", "save", "save_on_signal"]
 
 
 def save(
@@ -40,6 +43,50 @@ def save(
         MismatchError: on every rank, if the ranks are not at the same step.
     """
     return saving.save(_training(optimizer), Path(path), to_plain(extra), keep)
+
+
+def save_on_signal(
+    path: str | PathLike[str],
+    optimizer: DistributedOptimizer,
+    extra: Any = None,
+    signals: Sequence[int] = (SIGTERM,),
+    *,
+    keep: int | None = None,
+    every: int | None = None,
+    automatic: bool = True,
+) -> SaveOnSignal:
+    """Save all ranks and end them with status 85 when one is told to stop, by a batch system that wants the machines.
+
+    Collective: every rank calls it, once, after it has made the optimizer, and in the main thread. A rank that receives
+    one of the signals tells the others in the next message that ranks exchange anyway: an outer step's, or that of an
+    average of gradients; gossip and outer steps without an average send one of their own every 16 steps. All then save
+    at the end of the same step, as ``save`` does, and exit. Resumed by ``load``, the run is the uninterrupted one, to
+    the bit. A second signal ends a rank at once.
+
+    Args:
+        path: as for ``save``.
+        optimizer: the optimizer.
+        extra: as for ``save``; or a function that returns it, called by each rank when it saves. By then ``step`` has
+            taken the step; what comes after it in your loop, a scheduler's step, has not been done.
+        signals: that tell a rank to stop.
+        keep: as for ``save``.
+        every: send a message of its own every so many inner steps, for rounds that last longer than the batch system
+            waits.
+        automatic: False saves where the loop calls ``check()`` of what is returned, and not at the end of ``step``.
+
+    Returns:
+        Whose ``check()`` saves and exits if the ranks have agreed to, and whose ``close()``, or end as a block, puts
+        the handlers of before back.
+
+    Raises:
+        ConfigurationError: outside the main thread, or in a simulation.
+        MismatchError: on every rank, if the ranks do not call it alike.
+    """
+
+    def save_now(found: Any) -> Path:
+        return save(path, optimizer, found, keep=keep)
+
+    return SaveOnSignal(_training(optimizer).replica, save_now, extra, signals, every, automatic)
 
 
 def load(

@@ -12,7 +12,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 
-__all__ = ["TorchModel"]
+__all__ = ["TorchModel", "dense_gradient"]
 
 Place: TypeAlias = Literal["host", "staged", "device"]
 """Where the flat tensors lie: in host memory, from where they travel; on a device, from where they are copied there; on
@@ -86,6 +86,11 @@ class TorchModel:
                     view.copy_(parameter.detach())
                     parameter.data = view
                     self._homes[entry.name] = view.data_ptr()
+
+    @property
+    def is_on_host(self) -> bool:
+        """Whether the parameters are where they travel from, in host memory."""
+        return self._memory[0].place == "host"
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:
@@ -236,31 +241,45 @@ class _Memory:
 
 
 class _Gradients:
-    """Flat gradients, and for each parameter whether it has one."""
+    """Flat gradients, and for each parameter whether it has one.
+
+    Attributes:
+        parameters: the trainable ones, by name.
+        memory: by dtype.
+    """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
-        self._parameters = parameters
+        self.parameters = parameters
         device, place, shared = memory[0].device, memory[0].place, memory[0].shared
         layouts = gradient_layouts(own.layout for own in memory)
         self.memory = [_Memory(layout, device, place, shared) for layout in layouts]
 
-    def gather(self) -> None:
-        """Copy the model's gradients in."""
+    @property
+    def views(self) -> Mapping[str, torch.Tensor]:
+        """Where each parameter's gradient belongs."""
+        return {
+            entry.name: memory.view(number, self.parameters[entry.name])
+            for memory in self.memory
+            for number, entry in enumerate(memory.layout.entries[:-1])
+        }
+
+    def gather(self, present_already: bool = False) -> None:
+        """Copy the model's gradients in.
+
+        Args:
+            present_already: they are there, and only which there are must be noted.
+        """
         for memory in self.memory:
             *trained, _ = memory.layout.entries
             presence = memory.view(len(trained), memory.flat)
             present = []
             for number, entry in enumerate(trained):
-                parameter = self._parameters[entry.name]
-                view, gradient = memory.view(number, parameter), parameter.grad
+                parameter = self.parameters[entry.name]
+                view, gradient = memory.view(number, parameter), dense_gradient(entry.name, parameter)
                 present.append(gradient is not None)
                 if gradient is None:
                     view.zero_()
-                elif gradient.is_sparse:
-                    raise ConfigurationError(
-                        f"parameter {entry.name!r} has a sparse gradient, which is not averaged here: use sparse=False"
-                    )
-                elif gradient.data_ptr() != view.data_ptr():
+                elif not present_already and gradient.data_ptr() != view.data_ptr():
                     view.copy_(gradient)
             presence.copy_(torch.tensor(present, dtype=presence.dtype))
             memory.load()
@@ -272,8 +291,21 @@ class _Gradients:
             *trained, _ = memory.layout.entries
             present = memory.view(len(trained), memory.flat).tolist()
             for number, entry in enumerate(trained):
-                parameter = self._parameters[entry.name]
+                parameter = self.parameters[entry.name]
                 parameter.grad = memory.view(number, parameter) if present[number] > 0 else None
+
+
+def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
+    """The gradient of a parameter, if it has one.
+
+    Raises:
+        ConfigurationError: if it is sparse.
+    """
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        raise ConfigurationError(
+            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
+        )
+    return parameter.grad
 
 
 def _entry(name: str, tensor: torch.Tensor, group: int | None) -> Entry:

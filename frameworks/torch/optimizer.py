@@ -1,7 +1,7 @@
 """The optimizers that PyTorch users write: a wrapper round their own, which the replica drives."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -11,13 +11,14 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients, LocalSGD
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.period import Period, PeriodSetting
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.convert import to_plain, to_torch
+from lentando.torch.early import EarlyHooks
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
 
@@ -80,8 +81,15 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
         self._base_optimizer = optimizer
         self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
+        if isinstance(base, AllReduce) and base.overlap and not self._model.is_on_host:
+            raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
+        base_algorithm = self._replica.base
+        self._early: EarlyHooks | None = None
+        if isinstance(base_algorithm, EarlyGradients):
+            gradients = self._model.flat_gradients
+            self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
         # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
         # profiler scope, which costs more than all that is done here between outer steps.
 
@@ -146,7 +154,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
         result = None
         if not overflow:
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
+        if self._early is not None:
+            self._early.restart()
         replica.after_step()
+        replica.stop_if_agreed()
         return result
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -166,9 +177,28 @@ class DistributedOptimizer(torch.optim.Optimizer):
         """Horovod's way to say that ``synchronize`` was called. Not needed here; does no harm."""
         yield
 
-    def joined(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def no_sync(self) -> Iterator[None]:
+        """Backward passes inside the block only accumulate gradients: all of a step's but the last.
+
+        They do so outside it, too, but with ``AllReduce(overlap=True)`` gradients set out as soon as they are there.
+        """
+        with nullcontext() if self._early is None else self._early.paused():
+            yield
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
         """Let ranks have unequal numbers of batches inside the block; see ``lentando.torch.join``."""
-        return self._replica.join(self._step_along)
+        if self._early is None:
+            with self._replica.join(self._step_along):
+                yield
+            return
+        if self._early.under_way:
+            raise ConfigurationError(
+                "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
+            )
+        with self._early.paused(), self._replica.join(self._step_along):
+            yield
 
     def averaged(self) -> AbstractContextManager[None]:
         """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
@@ -237,7 +267,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
     def _average_gradients(self, loss: float | None, overflow: bool, defer: bool = False) -> tuple[float, bool]:
         """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
         gradients = self._model.flat_gradients
-        gradients.gather()
+        if self._early is None or self._replica.joined:
+            gradients.gather()
+        else:
+            gradients.gather(present_already=self._early.finish())
         agreement = self._replica.average_gradients(loss, overflow, defer=defer)
         gradients.scatter()
         return agreement.loss, bool(agreement.flagged)

@@ -57,6 +57,15 @@ def test_flags_are_told_by_rank() -> None:
     assert agreed(*(Control(Event.ROUND, flag=flag) for flag in (False, True, False, True))).flagged == [1, 3]
 
 
+def test_ranks_with_values_that_are_not_finite_and_those_told_to_stop_are_told_by_rank() -> None:
+    controls = [Control(Event.ROUND, loss=1.0, finite=False), Control(Event.ROUND, stopping=True), Control(Event.ROUND)]
+    found = agreed(*controls)
+    assert found.non_finite == [0]
+    assert found.stopping == [1]
+    assert found.losses[0] == 1.0
+    assert math.isnan(found.losses[1])
+
+
 def test_clock_is_that_of_rank_0() -> None:
     assert agreed(Control(Event.ROUND, clock=10.25), Control(Event.ROUND, clock=99.0)).clock == 10.25
 

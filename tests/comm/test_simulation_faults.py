@@ -6,16 +6,19 @@ from math import inf
 import numpy as np
 import pytest
 
-from lentando.comm.errors import ConfigurationError, DeadlockError
+from lentando.comm.errors import ConfigurationError, DeadlockError, RankLostError
 from lentando.comm.simulation import (
+    Compute,
     Death,
     Delay,
     Drop,
     Duplicate,
     Fault,
     Network,
+    Pause,
     Sent,
     SimulatedTransport,
+    Slow,
     simulate,
 )
 
@@ -157,6 +160,57 @@ def test_a_death_after_the_end_changes_nothing() -> None:
     assert simulate(lambda transport: transport.rank, 2, faults=[Death(0, 9.0)]) == [0, 1]
 
 
+def test_a_rank_dies_at_a_message_and_those_before_it_have_left() -> None:
+    assert heard(Death(0, at_message=3)) == [(0, 1), (1, 2), (2, 3)]
+
+    def worker(transport: SimulatedTransport) -> float:
+        received = [np.zeros(1) for _ in range(2)]
+        if transport.rank == 0:
+            transport.exchange([(1, np.ones(1)), (2, np.ones(1))], []).wait()
+        request = transport.exchange([], [(0, received[0])])
+        transport.compute(1.0)
+        return float(received[0][0]) if request.test() else 0.0
+
+    assert simulate(worker, 3, faults=[Death(0, at_message=1)]) == [None, 1.0, 0.0]  # of one exchange
+
+
+def test_a_rank_dies_in_a_collective_to_which_it_has_given_its_part() -> None:
+    def worker(transport: SimulatedTransport) -> float:
+        total = np.ones(1)
+        for _ in range(2):
+            transport.allreduce(total)
+        return float(total[0])
+
+    with pytest.raises(DeadlockError, match=r"collective number 1 \(rank 1 died"):
+        simulate(worker, 3, faults=[Death(1, in_collective=0)])
+    assert simulate(worker, 3, faults=[Death(1, in_collective=1)]) == [9.0, None, 9.0]
+
+
+def test_elastic_ranks_are_told_so_long_after_a_death() -> None:
+    def worker(transport: SimulatedTransport) -> float:
+        if transport.rank == 1:
+            transport.compute(9.0)
+        with pytest.raises(RankLostError, match="rank 1 of the start died at 2 s"):
+            transport.exchange([], [(1, np.empty(1))]).wait()
+        return transport.clock()
+
+    assert simulate(worker, 3, faults=[Death(1, 2.0)], notice_seconds=0.5) == [2.5, None, 2.5]
+
+
+def test_a_rank_that_stands_still_goes_on_later_and_gets_what_was_sent_to_it() -> None:
+    assert heard(Pause(0, 1.5, 10.0)) == [(0, 1), (1, 2), (2, 13), (3, 14), (4, 15)]
+    assert heard(Pause(1, 2.0, 3.0)) == [(0, 1), (1, 2), (2, 5.5), (3, 6), (4, 6.5)]
+
+
+def test_steps_of_a_slow_rank_take_longer() -> None:
+    def worker(transport: SimulatedTransport) -> float:
+        transport.compute()
+        return transport.clock()
+
+    compute = Compute(1.0, stragglers={0: 2.0})
+    assert simulate(worker, 3, compute=compute, faults=[Slow(0, 3.0), Slow(1, 5.0)]) == [6.0, 5.0, 1.0]
+
+
 def test_who_waits_for_the_dead_is_told() -> None:
     def worker(transport: SimulatedTransport) -> None:
         transport.compute(1.0)
@@ -185,6 +239,12 @@ def test_a_lost_message_of_a_synchronous_program_is_a_deadlock() -> None:
         (lambda: Delay(-1.0), "seconds must be finite and >= 0"),
         (lambda: Delay(inf), "seconds must be finite"),
         (lambda: Drop(probability=1.5), "probability must be between 0 and 1, got 1.5"),
+        (lambda: Death(0), "a death has one moment"),
+        (lambda: Death(0, 1.0, in_repair=0), "a death has one moment"),
+        (lambda: Pause(0, 1.0, inf), "seconds must be finite"),
+        (lambda: Slow(0, -1.0), "factor must be finite and >= 0"),
+        (lambda: simulate(listen, 2, notice_seconds=-1.0), "notice_seconds must be finite and >= 0"),
+        (lambda: simulate(listen, 2, faults=[Slow(2, 1.0)]), "there is no rank 2"),
         (lambda: simulate(listen, 2, faults=[Drop(sender=2)]), "there is no rank 2, expected 0 to 1"),
         (lambda: simulate(listen, 2, faults=[Death(-1, 1.0)]), "there is no rank -1"),
     ],

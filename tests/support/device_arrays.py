@@ -153,6 +153,9 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def sum(self) -> "DeviceArray":
         return self._wrapped(self._memory.sum())
 
+    def max(self) -> "DeviceArray":
+        return self._wrapped(self._memory.max())
+
     def all(self) -> "DeviceArray":
         return self._wrapped(self._memory.all())
 

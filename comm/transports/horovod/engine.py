@@ -10,10 +10,10 @@ from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
-from lentando.comm.errors import LaunchError
+from lentando.comm.errors import LaunchError, TransportError
 from lentando.comm.transport import Array, ReduceOp
 
-__all__ = ["REDUCED_HERE", "Collective", "Engine", "HorovodWorld", "finish", "load_engine"]
+__all__ = ["REDUCED_HERE", "Collective", "Engine", "HorovodWorld", "as_ours", "finish", "load_engine"]
 
 REDUCED_HERE = ("int32", "int64", "float32", "float64")
 """Dtypes that Horovod reduces well: float16 it rounds after each addition."""
@@ -126,6 +126,20 @@ def load_engine() -> Engine:
         "installed here (HOROVOD_WITH_PYTORCH=1 or HOROVOD_WITH_TENSORFLOW=1, and HOROVOD_WITH_GLOO=1, before pip "
         "install --no-build-isolation horovod), or start with mpirun or horovodrun --mpi, which need none"
     )
+
+
+_LOST = ("Horovod has been shut down", "gloo/transport/", "Connection reset", "Connection closed", "Broken pipe")
+"""What Horovod says, in its own words or Gloo's, when another rank is gone. Each rank notices something else of it."""
+
+
+def as_ours(error: BaseException | None) -> TransportError:
+    """An error of Horovod's, of which a lost rank reads the same on all that are left; theirs is its cause."""
+    if any(words in str(error) for words in _LOST):
+        return TransportError(
+            "Horovod failed: a rank has died, or has left the job without the others. What it wrote last tells why, or "
+            "what horovodrun says of how it ended. Start the job again from the last checkpoint"
+        )
+    return TransportError(f"Horovod failed: {error}")
 
 
 def finish(collective: Collective) -> Array:

@@ -8,9 +8,8 @@ import horovod.tensorflow as hvd
 import numpy as np
 import tensorflow as tf
 
-from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import Engine, HorovodWorld
+from lentando.comm.transports.horovod.engine import Engine, HorovodWorld, as_ours
 
 __all__ = ["TensorFlowEngine", "open_engine"]
 
@@ -110,7 +109,7 @@ class _Collective:
 
     def result(self) -> Array:
         if self._error is not None or self._found is None:
-            raise TransportError(f"Horovod failed: {self._error}") from self._error
+            raise as_ours(self._error) from self._error
         if self._in_place is None:
             return self._found
         self._in_place[...] = self._found

@@ -8,7 +8,7 @@ import torch
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import Engine, HorovodWorld
+from lentando.comm.transports.horovod.engine import Engine, HorovodWorld, as_ours
 
 __all__ = ["TorchEngine", "open_engine"]
 
@@ -81,4 +81,4 @@ class _translated:  # noqa: N801 - reads as a word in a with statement
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         # HorovodInternalError is one; ValueError says that it was shut down.
         if isinstance(error, RuntimeError | ValueError):
-            raise TransportError(f"Horovod failed: {error}") from error
+            raise as_ours(error) from error

@@ -11,6 +11,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
 from lentando.comm import ring
+from lentando.comm.control import CONTROL_BYTES
 from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.transport import Array, Transport
 from lentando.comm.transports.single import SingleTransport
@@ -327,7 +328,7 @@ def test_one_ring_all_reduce_per_round_and_nothing_between(transport: Transport,
             collectives = transport.traffic.collectives - before.collectives
             assert collectives == (2 if buffers != "average" else 4)  # control, finite; layout of the momenta
             extra = transport.traffic.bytes_sent - before.bytes_sent - averages * elements * 8
-            control = (112 + 1) * (size - 1)  # fourteen numbers and one truth value, all-gathered
+            control = (CONTROL_BYTES + 1) * (size - 1)  # and one truth value, all-gathered
             assert extra == control if buffers != "average" else control <= extra < control + 300 * size
 
 

@@ -17,13 +17,13 @@ import keras
 import numpy as np
 import tensorflow as tf
 import torch
+from methods import ROUND, methods
 from numpy.testing import assert_allclose, assert_array_equal
 from torch import nn
 
 import lentando.tensorflow as ltf
 import lentando.torch as lt
 
-ROUND = 3
 RATE, BETAS = 1 / 16, (0.875, 1 - 2**-10)  # Keras rounds them to float32, which holds these
 HEIGHT, WIDTH = 6, 4
 
@@ -85,7 +85,7 @@ class TorchRun:
             own: Any = torch.optim.SGD(self.model.parameters(), lr=RATE, momentum=0.875, nesterov=True)
         else:
             own = torch.optim.Adam(self.model.parameters(), lr=RATE, betas=BETAS, eps=1e-20, amsgrad=True)
-        self.optimizer = lt.DistributedOptimizer(own, model=self.model, **settings(method))
+        self.optimizer = lt.DistributedOptimizer(own, model=self.model, **methods()[method])
 
     def train(self, first: int, last: int) -> None:
         for step in range(first, last):
@@ -107,13 +107,13 @@ class TorchRun:
 
 
 class KerasRun:
-    def __init__(self, method: str, base: str, seed: int = 0, graph: bool = False) -> None:
-        self.model = keras_model(seed)
+    def __init__(self, method: str, base: str, seed: int = 0, graph: bool = False, model: Any = keras_model) -> None:
+        self.model = model(seed)
         if base == "sgd":
             own: Any = keras.optimizers.SGD(RATE, momentum=0.875, nesterov=True)
         else:
             own = keras.optimizers.Adam(RATE, *BETAS, epsilon=1e-20, amsgrad=True)
-        self.optimizer = ltf.DistributedOptimizer(own, model=self.model, **settings(method))
+        self.optimizer = ltf.DistributedOptimizer(own, model=self.model, **methods()[method])
         self.loss = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
         self.step: Callable[..., None] = tf.function(self._step) if graph else self._step
 
@@ -140,37 +140,40 @@ class KerasRun:
         return [*self.model.weights, *self.optimizer.base_optimizer.variables]
 
 
-SLOW = {"outer": lt.SlowMomentum(1.0, 0.5), "period": ROUND}
+def small_model(seed: int) -> Any:
+    keras.utils.set_random_seed(seed)
+    return keras.Sequential([keras.Input((HEIGHT, WIDTH, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
 
 
-def settings(method: str) -> dict[str, Any]:
-    return {
-        "allreduce": {},
-        "slowmo": {"base": lt.LocalSGD(), "base_buffers": "reset", **SLOW},
-        "slowmo, maintained": {"base": lt.LocalSGD(), **SLOW},
-        "slowmo over osgp": {"base": lt.OSGP(staleness=2, deterministic=True), **SLOW},
-    }[method]
-
-
-@pytest.mark.parametrize(
-    ("method", "base"),
-    [("slowmo", "sgd"), ("slowmo, maintained", "adam"), ("slowmo over osgp", "sgd"), ("allreduce", "adam")],
-)
-def test_tensorflow_resumes_to_the_bit(method: str, base: str, shared_path: Path) -> None:
-    """O20, at every inner step of two rounds."""
-    run = KerasRun(method, base)
+def resumes_to_the_bit(make: Callable[[int], KerasRun], path: Path) -> None:
+    """O20, at every inner step of two rounds: in a model that was built anew, and then in one that is further on."""
+    run = make(0)
     last = 2 * ROUND + 1
     for step in range(last):
-        run.save(shared_path / str(step))
+        run.save(path / str(step))
         run.train(step, step + 1)
-    for step in range(last):
-        again = KerasRun(method, base, seed=1 + lt.rank())
-        again.train(0, step % 2)
-        again.load(shared_path / str(step))
+    again = make(1 + lt.rank())
+    for step in reversed(range(last)):
+        again.load(path / str(step))
         again.train(step, last)
         assert int(again.optimizer.iterations) == last
         for (name, mine), other in zip(run.tensors().items(), again.tensors().values(), strict=True):
             assert_array_equal(mine, other, err_msg=f"{name} from step {step}")
+
+
+@pytest.mark.parametrize(
+    ("method", "base"),
+    [*((method, "sgd") for method in methods()), ("slowmo", "adam"), ("bmuf", "adam"), ("slowmo over osgp", "adam")],
+)
+def test_tensorflow_resumes_to_the_bit(method: str, base: str, shared_path: Path) -> None:
+    resumes_to_the_bit(lambda seed: KerasRun(method, base, seed, model=small_model), shared_path)
+
+
+@pytest.mark.parametrize(("method", "base"), [("slowmo over osgp", "sgd"), ("allreduce", "adam")])
+def test_tensorflow_resumes_to_the_bit_with_statistics_and_frozen_layers(
+    method: str, base: str, shared_path: Path
+) -> None:
+    resumes_to_the_bit(lambda seed: KerasRun(method, base, seed), shared_path)
 
 
 def test_tensorflow_resumes_to_the_bit_in_a_graph(shared_path: Path) -> None:
@@ -191,8 +194,8 @@ def test_tensorflow_resumes_to_the_bit_in_a_graph(shared_path: Path) -> None:
     [
         ("slowmo", "sgd", (ROUND, 2 * ROUND)),
         ("slowmo", "adam", (1, ROUND + 1)),
-        ("slowmo, maintained", "sgd", (ROUND, 2 * ROUND)),
-        ("slowmo, maintained", "adam", (2, 4)),
+        ("bmuf", "sgd", (ROUND, 2 * ROUND)),
+        ("bmuf", "adam", (2, 4)),
         ("slowmo over osgp", "sgd", (2, ROUND + 2)),
         ("allreduce", "adam", (1, 3)),
     ],
@@ -224,13 +227,13 @@ def test_training_goes_from_torch_to_tensorflow_and_back(
 
 def test_going_over_and_back_without_a_step_changes_nothing(shared_path: Path) -> None:
     """BatchNorm's variance, frozen layers and moments included; RATE is a power of two, so that no bit is lost."""
-    run = TorchRun("slowmo, maintained", "sgd")
+    run = TorchRun("bmuf", "sgd")
     run.train(0, 2)
     run.save(shared_path / "there")
-    between = KerasRun("slowmo, maintained", "sgd", seed=3)
+    between = KerasRun("bmuf", "sgd", seed=3)
     between.load(shared_path / "there")
     between.save(shared_path / "back")
-    back = TorchRun("slowmo, maintained", "sgd", seed=4)
+    back = TorchRun("bmuf", "sgd", seed=4)
     back.load(shared_path / "back")
     found = back.tensors()
     for name, expected in run.tensors().items():

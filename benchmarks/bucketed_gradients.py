@@ -1,0 +1,95 @@
+"""How much of averaging gradients hides behind the backward pass: all at its end, in buckets, and by PyTorch's DDP.
+
+    mpirun -np 2 python benchmarks/bucketed_gradients.py
+    sudo python benchmarks/cluster run --hosts 4 -- mpirun -np 4 python benchmarks/bucketed_gradients.py
+
+A stack of equal layers learns noise. By default each layer sleeps beside its computation, as if it ran on a device, and
+ranks did not share the machine's cores; all sleep for as long as the average takes at its end. ``--busy`` computes for
+that time instead: buckets then need a core of their own to hide behind it. DDP goes over Gloo, in the same processes.
+"""
+
+import argparse
+import os
+import platform
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from all_reduce import in_words
+from measuring import facts, measure, report, table
+from mpi4py import MPI
+from overlap import matrix_products
+from peers.iterations import Model, sgd, training
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import lentando.torch as lt
+
+LAYER_BYTES = 512 * 512 * 4
+ALONE, AT_ONCE, IN_BUCKETS, DDP = "compute alone", "AllReduce()", "AllReduce(overlap=True)", "DDP over Gloo"
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=12, help="of 1 MB each (default %(default)s)")
+    parser.add_argument("--bucket-mb", type=int, default=2, help="of ours and of DDP's (default %(default)s)")
+    parser.add_argument("--busy", action="store_true", help="compute instead of sleeping")
+    parser.add_argument("--repeats", type=int, default=7, help="measurements of each, in turn (default %(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    options = parser.parse_args()
+
+    comm = MPI.COMM_WORLD
+    if comm.size == 1:
+        parser.error("this needs at least two ranks: mpirun -np 2 python benchmarks/bucketed_gradients.py")
+    lt.init()
+    where = facts(comm)
+    torch.manual_seed(1)
+    torch.set_num_threads(1)
+    store = dist.TCPStore(comm.bcast(platform.node()), 29_481, comm.size, comm.rank == 0)
+    dist.init_process_group("gloo", store=store, rank=comm.rank, world_size=comm.size)
+
+    def wrapped(model: torch.nn.Module, **options: object) -> lt.DistributedOptimizer:
+        return lt.DistributedOptimizer(sgd(model), model=model, base=lt.AllReduce(**options))  # type: ignore[arg-type]
+
+    quick, bare = Model(options.layers, 0.0), Model(options.layers, 0.0)
+    setting_out = {ALONE: training(bare, sgd(bare)), AT_ONCE: training(quick, wrapped(quick))}
+    found = measure(comm, setting_out, 3)
+    seconds = comm.bcast(found[AT_ONCE].median - found[ALONE].median)
+    products = matrix_products(comm, seconds / 3 / options.layers) if options.busy else None
+    make = partial(Model, options.layers, seconds, products)
+    alone, at_once, in_buckets, parallel = make(), make(), make(), make()
+    ddp = DistributedDataParallel(parallel, bucket_cap_mb=options.bucket_mb)
+    cases = {
+        ALONE: training(alone, sgd(alone)),
+        AT_ONCE: training(at_once, wrapped(at_once)),
+        IN_BUCKETS: training(in_buckets, wrapped(in_buckets, overlap=True, bucket_bytes=options.bucket_mb * 2**20)),
+        DDP: training(ddp, sgd(ddp)),
+    }
+    with tqdm(total=options.repeats * len(cases), disable=comm.rank != 0, leave=False) as progress:
+        found = measure(comm, cases, options.repeats, progress)
+    if comm.rank == 0:
+        rows = []
+        for name, sample in found.items():
+            in_turn = zip(sample.seconds, found[ALONE].seconds, found[AT_ONCE].seconds, strict=True)
+            exposed = statistics.median((own - bare) / (whole - bare) for own, bare, whole in in_turn)
+            rows.append([name, str(sample), "" if name == ALONE else f"{100 * exposed:.0f} %"])
+        what = "computing" if options.busy else "sleeping"
+        caption = (
+            f"{in_words(options.layers * LAYER_BYTES)} of gradients, buckets of {options.bucket_mb} MB, "
+            f"{1e3 * seconds:.0f} ms of {what}; {where}; PyTorch {torch.__version__}. Median and quartiles of "
+            f"{options.repeats} measurements in turn. Seen: what averaging adds, of what it adds at the end."
+        )
+        report(f"{table(['what', 'iteration', 'seen'], rows)}\n\n{caption}", options.markdown)
+        sys.stdout.flush()
+    comm.Barrier()
+    lt.shutdown()
+    MPI.Finalize()
+    os._exit(0)  # Gloo's threads may outlive the store that they talk to, and complain
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""Memory that SlowMo takes beyond its base optimizer, in copies of the parameters.
+
+    mpirun -np 4 python benchmarks/memory.py
+    mpirun -np 4 python benchmarks/memory.py --base sgp --size 400MB
+
+A rank's memory is its proportional set size (Linux): what ranks share counts once, divided among them.
+"""
+
+import argparse
+import gc
+from pathlib import Path
+
+import torch
+from all_reduce import in_words, number_of_bytes
+from measuring import facts, report, table
+from mpi4py import MPI
+from torch import nn
+
+import lentando.torch as lt
+
+PERIOD = 2
+BASES = {"local": lt.LocalSGD, "sgp": lt.SGP, "osgp": lt.OSGP}
+
+
+def used_bytes() -> int:
+    """Of this process."""
+    gc.collect()
+    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("Pss:")))
+
+
+def main() -> None:
+    assert __doc__ is not None
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--size", type=number_of_bytes, default="100MB", help="of the model (default %(default)s)")
+    parser.add_argument("--base", choices=BASES, default="local", help="what SlowMo is over (default %(default)s)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    options = parser.parse_args()
+    lt.init()
+    comm = MPI.COMM_WORLD
+    layers = 25
+    model = nn.ModuleList(nn.Linear(options.size // 4 // layers, 1, bias=False) for _ in range(layers))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+
+    def train(optimizer: torch.optim.Optimizer, steps: int) -> None:
+        for _ in range(steps):
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+
+    train(sgd, 2)
+    comm.Barrier()
+    before = used_bytes()
+    optimizer = lt.SlowMo(sgd, model=model, base=BASES[options.base](), period=PERIOD, slow_momentum=0.5)
+    train(optimizer, 2 * PERIOD)
+    comm.Barrier()
+    copies = comm.allgather((used_bytes() - before) / options.size)
+    where = facts(comm)
+    if comm.rank == 0:
+        goal = 2 / comm.size + 1
+        rows = [[f"SlowMo over {options.base}", f"{max(copies):.2f}", f"{min(copies):.2f}", f"{goal:.2f}"]]
+        header = ["method", "copies, largest rank", "smallest rank", "2/n + 1"]
+        caption = f"Copies of a model of {in_words(options.size)} in float32, beyond SGD with momentum. {where}."
+        report(f"{table(header, rows)}\n\n{caption}", options.markdown)
+    lt.shutdown()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,66 @@
+"""Ranks that die by thousands of schedules, in simulated jobs of every method: those that are left come to the end."""
+
+from typing import Any
+
+import pytest
+from elastic_schedules import Schedule, failures
+
+from lentando.comm.elastic import _Job
+from lentando.optimizers.outer_step import OuterStep
+from lentando.optimizers.push_sum import PushSum
+
+CHUNK = 250
+
+
+@pytest.mark.parametrize("first", range(0, 1500, CHUNK))
+def test_those_that_are_left_come_to_the_end_with_the_right_averages(first: int) -> None:
+    broken = failures(first, CHUNK)
+    assert not broken, "\n".join(broken)
+
+
+def test_schedules_differ_and_cover_much() -> None:
+    drawn = [Schedule.draw(seed) for seed in range(1500)]
+    assert len(set(drawn)) == 1500
+    for names in ({schedule.method for schedule in drawn}, {schedule.size for schedule in drawn}):
+        assert len(names) >= 5
+    assert drawn == [Schedule.draw(seed) for seed in range(1500)]
+
+
+# What looks for broken promises must find them.
+
+
+def keeps_the_weight(self: Any, begun: int, furthest: int) -> None:
+    weight = self.weight
+    go_on(self, begun, furthest)
+    self.weight = 0.5 * weight
+
+
+def votes_yes_whatever_happened(self: Any, transport: Any, attempt: Any, undo: Any = None) -> Any:
+    vote, transport.vote = transport.vote, lambda yes: vote(True)
+    try:
+        return transaction(self, transport, attempt, undo)
+    finally:
+        transport.vote = vote
+
+
+def forgets_where_others_are(self: Any, begun: int, furthest: int) -> None:
+    go_on(self, begun, begun)
+
+
+go_on, transaction = PushSum.go_on, _Job.transaction
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "spoilt"),
+    [
+        (PushSum, "go_on", keeps_the_weight),
+        (PushSum, "go_on", forgets_where_others_are),
+        (OuterStep, "replan", lambda self: None),
+        (_Job, "transaction", votes_yes_whatever_happened),
+    ],
+)
+def test_a_broken_promise_is_found(owner: Any, name: str, spoilt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, name, spoilt)
+    broken = failures(0, 150)
+    assert broken
+    assert all("again: python tests/support/elastic_schedules.py --seed" in text for text in broken)

@@ -1,0 +1,37 @@
+"""Every method, as settings of the four choices, for tests that hold for each."""
+
+from typing import Any
+
+from lentando.optimizers.adacomm import AdaptivePeriod
+from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.period import PostLocal
+from lentando.optimizers.slow_momentum import SlowMomentum
+
+ROUND = 3
+"""Inner steps between outer steps, where that is a number."""
+
+
+def methods() -> dict[str, dict[str, Any]]:
+    """Settings for ``DistributedOptimizer``, by name. What overlaps is deterministic, so that runs can be compared."""
+    slow: dict[str, Any] = {"outer": SlowMomentum(1.0, 0.6), "period": ROUND}
+    adaptive = AdaptivePeriod(ROUND, interval_steps=2, min_period=2)
+    return {
+        "allreduce": {},
+        "local sgd": {"base": LocalSGD(), "period": PostLocal(2, ROUND)},
+        "sgp": {"base": SGP()},
+        "osgp": {"base": OSGP(staleness=2, deterministic=True)},
+        "dpsgd": {"base": DPSGD()},
+        "slowmo": {"base": LocalSGD(), "base_buffers": "reset", **slow},
+        "bmuf": {"base": LocalSGD(), "base_buffers": "maintain", **slow},
+        "lookahead": {"base": LocalSGD(), "outer": SlowMomentum(0.5, 0.0), "period": ROUND},
+        "diloco": {"base": LocalSGD(), "outer": SlowMomentum(0.7, 0.9, nesterov=True), "period": ROUND},
+        "slowmo over allreduce": {"base": AllReduce(), **slow},
+        "slowmo over sgp": {"base": SGP(), **slow},
+        "slowmo over osgp": {"base": OSGP(staleness=1, deterministic=True), "base_buffers": "average", **slow},
+        "slowmo over dpsgd": {"base": DPSGD(), **slow},
+        "slowmo without average": {"base": SGP(), "exact_average": False, **slow},
+        "slowmo alone without average": {"base": LocalSGD(), "exact_average": False, **slow},
+        "adacomm": {"base": LocalSGD(), "period": adaptive},
+        "adacomm over osgp": {"base": OSGP(deterministic=True), "period": adaptive, "outer": SlowMomentum(1.0, 0.3)},
+    }

@@ -1,0 +1,97 @@
+"""SIGTERM in Keras: saved from outside the graph, by a callback in fit; resumed, nothing is lost."""
+
+from pathlib import Path
+
+import pytest
+from stopped_training import resumed_after_a_signal_equals_undisturbed, run
+
+PROGRAM = """
+import hashlib, os, signal, sys
+from pathlib import Path
+import keras, numpy as np, tensorflow as tf
+import lentando.tensorflow as lt
+
+lt.init()
+keras.utils.set_random_seed(lt.rank())
+where, method, way, *options = sys.argv[1:]
+steps = int(os.environ["STEPS"])
+model = keras.Sequential([
+    keras.layers.Input((4,)), keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(2),
+])
+sgd = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5), momentum=0.9)
+optimizer = {
+    "allreduce": lambda: lt.DistributedOptimizer(sgd, model=model),
+    "slowmo": lambda: lt.SlowMo(sgd, model=model, period=4),
+    "sgp": lambda: lt.DistributedOptimizer(sgd, model=model, base=lt.SGP()),
+}[method]()
+first = lt.load(where, optimizer)["next"] if Path(where).exists() else 0
+stop = lt.save_on_signal(
+    where, optimizer, lambda: {"next": int(optimizer.iterations)}, every=3 if "every" in options else None
+)
+mine = [int(at.split("@")[1]) for at in os.environ["STOP"].split() if at.startswith(f"{lt.rank()}@")]
+
+class Told(keras.callbacks.Callback):
+    def on_train_batch_begin(self, batch, logs=None):
+        if first + batch in mine:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+data = [np.random.default_rng([lt.rank(), step]).normal(size=(6, 4)).astype("float32") for step in range(first, steps)]
+
+def train_step(x):
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_mean(tf.square(model(x, training=True)))
+    optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables, loss=loss)
+
+if way == "fit":
+    model.compile(optimizer=optimizer, loss="mse")
+    x = np.concatenate(data)
+    callbacks = [Told()] if "forget" in options else [Told(), stop]
+    model.fit(x, np.zeros((len(x), 2)), batch_size=6, shuffle=False, verbose=0, callbacks=callbacks)
+else:
+    step = tf.function(train_step) if way == "graph" else train_step
+    for batch, x in enumerate(data):
+        Told().on_train_batch_begin(batch)
+        step(tf.constant(x))
+        if way == "graph":
+            stop.check()
+digest = hashlib.sha256()
+for variable in model.weights:
+    digest.update(variable.numpy().tobytes())
+print("END", lt.rank(), digest.hexdigest(), flush=True)
+"""
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Path:
+    path = tmp_path / "program.py"
+    path.write_text(PROGRAM)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("method", "way", "saved"),
+    [
+        ("slowmo", "fit", 8),
+        ("allreduce", "fit", 7),
+        ("slowmo", "graph", 8),
+        ("sgp", "graph", 16),
+        ("slowmo", "eager", 8),
+    ],
+)
+def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(
+    program: Path, tmp_path: Path, method: str, way: str, saved: int
+) -> None:
+    stopped = resumed_after_a_signal_equals_undisturbed(program, tmp_path, method, way, stop="1@6")
+    assert f"rank 1 of 2 was told to stop: saved to {tmp_path}/saved after inner step {saved}," in stopped.output
+
+
+def test_graph_tells_of_messages_between_outer_steps(program: Path, tmp_path: Path) -> None:
+    job = run(program, str(tmp_path / "saved"), "slowmo", "fit", "every", stop="0@4")
+    assert job.status == 85, job.output
+    assert "after inner step 6," in job.output
+
+
+def test_callback_that_was_forgotten_is_asked_for(program: Path, tmp_path: Path) -> None:
+    job = run(program, str(tmp_path / "saved"), "slowmo", "fit", "forget", stop="1@6")
+    assert job.status == 0, job.output
+    assert job.output.count("give fit() what save_on_signal returned, in callbacks=[...]") == 1, job.output
