@@ -26,7 +26,7 @@ NUMBERS = str(Path(__file__).parent / "support/elastic_numbers.py")
 DYING = str(Path(__file__).parent / "support/dying.py")
 
 
-def elastic(*arguments: str, size: int = RANKS, seconds: float = 60.0, **environment: str) -> Job:
+def elastic(*arguments: str, size: int = RANKS, seconds: float = 120.0, **environment: str) -> Job:
     """Run a program of which ranks may die."""
     support = os.pathsep.join([str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH", "")])
     command = [find_mpirun(), "--with-ft", "ulfm", "-np", str(size), sys.executable, *arguments]
@@ -312,6 +312,58 @@ sys.stdout.write(json.dumps(found) + "\\n")
     assert [one["of"] for one in found] == [0, 2]
     assert [one["steps"] for one in found] == [8, 8]
     assert len({one["sum"] for one in found}) == 1
+
+
+def test_checkpoint_of_an_elastic_job_is_one_of_any_job(tmp_path: Path) -> None:
+    """Though here every rank holds all of the slow momentum, and there a part of it."""
+    program = """
+import sys, torch
+import lentando.torch as lt
+elastic, first, path = sys.argv[1] == "elastic", sys.argv[2] == "first", sys.argv[3]
+lt.init(elastic=elastic)
+torch.manual_seed(lt.rank())
+model = torch.nn.Linear(20, 3)
+optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=4, algorithm="ring")
+
+def train(steps, seed):
+    torch.manual_seed(seed + lt.rank())
+    for _ in range(steps):
+        optimizer.zero_grad()
+        model(torch.randn(8, 20)).square().mean().backward()
+        optimizer.step()
+
+if first:
+    train(6, 0)
+    lt.save(path, optimizer)
+else:
+    lt.load(path, optimizer)
+train(6, 10)
+sys.stdout.write(f"{sum(float(p.detach().double().sum()) for p in model.parameters())!r}\\n")
+"""
+    for number, (one, other) in enumerate((("elastic", "plain"), ("plain", "elastic"))):
+        path = str(tmp_path / str(number))
+        jobs = [elastic("-c", program, kind, when, path, size=2) for kind, when in ((one, "first"), (other, "second"))]
+        assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
+        assert jobs[0].output == jobs[1].output
+        assert len(set(jobs[0].output.split())) == 1
+
+
+def test_topology_that_cannot_do_with_fewer_ranks_ends_the_job_and_says_so() -> None:
+    program = """
+from elastic_numbers import RATE, Worker, quadratic, start
+from killing import kill_at
+from lentando.comm import world
+from lentando.comm.topology import Hypercube
+from lentando.optimizers.gossip import SGP
+world.init(elastic=True)
+if world.rank() == 1:
+    kill_at("exchange", 6)
+Worker(world.transport(), quadratic(50), start(), lambda step: RATE, base=SGP(Hypercube())).run(8)
+"""
+    job = elastic("-c", program)
+    assert job.status == 1
+    assert "Hypercube needs a power of 2 as number of ranks, got 3; OnePeerExponential" in job.output
+    assert job.seconds < 15
 
 
 REFUSED = "from lentando.comm import world\nworld.init(elastic=True)"
