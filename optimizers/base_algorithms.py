@@ -9,7 +9,7 @@ from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Background, Transport
-from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, Buckets
+from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
 from lentando.optimizers.join import Share, mean_over_some
 
 __all__ = ["AllReduce", "BaseAlgorithm", "EarlyGradients", "InnerSteps", "LocalSGD"]
@@ -184,10 +184,11 @@ class AllReduce:
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> InnerSteps:
-        background = None
+        threads = 0
         if self.overlap and transport.size > 1 and all(is_on_host(buffer.array) for buffer in gradients):
-            background = transport.for_thread() if isinstance(transport, Background) else None
-        if background is None:
+            threads = THREADS
+        others = [transport.for_thread() for _ in range(threads) if isinstance(transport, Background)]
+        if not (background := [other for other in others if other is not None]):
             return _AveragedGradients(transport, gradients, self.algorithm)
         buckets = Buckets(background, gradients, self.algorithm, self.bucket_bytes)
         return EarlyGradients(transport, gradients, self.algorithm, buckets)
@@ -226,8 +227,7 @@ class EarlyGradients(_AveragedGradients):
     def settle(self, early: int) -> None:
         self._agreed, self.early = early, NONE
         if self.buckets.under_way:
-            self.buckets.wait()
-            self._traffic.take_over(self.buckets.transport.traffic)
+            self.buckets.wait(self._traffic)
 
     def average_gradients(self, share: Share | None = None) -> None:
         agreed, self._agreed = self._agreed, NONE

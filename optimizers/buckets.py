@@ -2,8 +2,9 @@
 
 Backward passes find the gradients of the last layers first. So buckets are cut from the end of the flat gradients, a
 small one first, which begins early (as PyTorch's DistributedDataParallel does: Li et al., VLDB 2020, arXiv 2006.15704),
-and all ranks average them in this order, by a thread and a transport of their own. They have memory of their own, too:
-the flat gradients stay those of their rank until all are averaged, so that another way is always left.
+and all ranks average them in this order, by threads with a transport each: while one waits for a neighbour, the link is
+the other's. They have memory of their own, too: the flat gradients stay those of their rank until all are averaged, so
+that another way is always left.
 """
 
 import threading
@@ -16,13 +17,14 @@ import numpy as np
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.transport import Array, Transport, shares_memory
+from lentando.comm.transport import Array, Traffic, Transport, shares_memory
 
-__all__ = ["ALL", "ALL_THERE_ARE", "NONE", "Buckets"]
+__all__ = ["ALL", "ALL_THERE_ARE", "NONE", "THREADS", "Buckets"]
 
 NONE, ALL_THERE_ARE, ALL = 0, 1, 2
 """What of a rank's gradients its buckets hold at the end of a step. Over all ranks, the least of it counts."""
 
+THREADS = 2
 FIRST_BYTES = 1024 * 1024
 """Of the first bucket, which nothing can hide behind until it is full."""
 
@@ -31,21 +33,18 @@ class Buckets:
     """The buckets of one model.
 
     Args:
-        transport: for the thread that averages them alone.
+        transports: of the same ranks, each for a thread of its own.
         gradients: of parameters, and behind them, which there are (``gradient_layouts``).
         algorithm: how each is averaged.
         bucket_bytes: of each but the first and the last.
-
-    Attributes:
-        transport: as given.
     """
 
     def __init__(
-        self, transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
+        self, transports: Sequence[Transport], gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
     ) -> None:
-        self.transport = transport
+        self._transports = transports
         self._gradients = gradients
-        self._memory = [FlatBuffer(own.layout, shared=shares_memory(transport)) for own in gradients]
+        self._memory = [FlatBuffer(own.layout, shared=shares_memory(transports[0])) for own in gradients]
         self._buckets: list[_Bucket] = []
         self._of: dict[str, _Bucket] = {}
         for own, buffer in zip(gradients, self._memory, strict=True):
@@ -57,13 +56,13 @@ class Buckets:
                 wanted = bucket_bytes if self._buckets else min(FIRST_BYTES, bucket_bytes)
                 if (stop - start) * buffer.array.itemsize >= wanted or number == 0:
                     part = buffer.array[start:stop]
-                    reduction = plan_reduction(transport, part, algorithm)
+                    reduction = plan_reduction(transports[len(self._buckets) % len(transports)], part, algorithm)
                     bucket = _Bucket(own.array[start:stop], part, reduction, frozenset(names))
                     self._of |= dict.fromkeys(names, bucket)
                     self._buckets.append(bucket)
                     stop, names = start, []
         self._started = 0
-        self._thread: _Thread | None = None
+        self._threads: list[_Thread] = []
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -88,14 +87,16 @@ class Buckets:
         while self._started < len(self._buckets):
             self._start_next()
 
-    def wait(self) -> None:
-        """Return when all that has started is averaged. Buckets may be filled again."""
+    def wait(self, traffic: Traffic) -> None:
+        """Return when all that has started is averaged, and counted in ``traffic``. Buckets may be filled again."""
         buckets, self._started = self._buckets[: self._started], 0
         for bucket in buckets:
             bucket.done.wait()
         errors = [bucket.error for bucket in buckets if bucket.error is not None]
         for bucket in self._buckets:
             bucket.reset()
+        for transport in self._transports:
+            traffic.take_over(transport.traffic)
         if errors:
             raise errors[0]
 
@@ -106,13 +107,14 @@ class Buckets:
             own.array[:stop] = buffer.array[:stop]
 
     def _start_next(self) -> None:
-        if self._thread is None:
-            self._thread = _Thread()
-            finalize(self, self._thread.queue.put, None)
+        if not self._threads:
+            self._threads = [_Thread() for _ in self._transports]
+            for thread in self._threads:
+                finalize(self, thread.queue.put, None)
         bucket = self._buckets[self._started]
         bucket.started = True
+        self._threads[self._started % len(self._threads)].queue.put(bucket)
         self._started += 1
-        self._thread.queue.put(bucket)
 
 
 class _Bucket:

@@ -23,7 +23,7 @@ class BackgroundMPITransport(MPITransport):
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
-        return _Patient(self, super().exchange(sends, receives, tag, overlap=False))
+        return _Patient(self, super().exchange(sends, receives, tag, overlap=overlap))
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         try:

@@ -23,6 +23,7 @@ from lentando.optimizers.slow_momentum import SlowMomentum
 
 METHODS: dict[str, dict[str, Any]] = {
     "synchronous SGD": {"base": AllReduce("engine")},
+    "synchronous SGD, no overlap to be had": {"base": AllReduce("engine", overlap=True)},
     "Local SGD": {"base": LocalSGD(), "period": 3},
     "SlowMo": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum()},
     "SlowMo, slow_lr": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum(0.7, 0.6)},

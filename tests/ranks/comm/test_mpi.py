@@ -1,5 +1,7 @@
 """What is MPI's own: it leaves alone what is the user's, and its errors are ours."""
 
+import threading
+import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -8,6 +10,7 @@ import pytest
 from mpi4py import MPI
 
 from lentando.comm import world
+from lentando.comm.collectives import all_reduce
 from lentando.comm.errors import TransportError
 from lentando.comm.testing import check_transport
 from lentando.comm.testing.transports import _TransportCheck
@@ -40,6 +43,66 @@ def test_messages_in_pieces_keep_the_promises_too(transport: Transport) -> None:
     other_nodes = ToOtherNodes()
     check_transport(other_nodes)
     other_nodes.close()
+
+
+def test_transport_for_a_thread_keeps_the_promises_too(own_transport: MPITransport) -> None:
+    other = own_transport.for_thread()
+    assert other is not None
+    check_transport(other)
+
+
+def test_a_thread_communicates_while_the_main_thread_does(own_transport: MPITransport) -> None:
+    """On half of the ranks the thread begins first, on the others the main thread."""
+    other, failures = own_transport.for_thread(), list[BaseException]()
+    assert other is not None
+    sums = np.ones(50, np.int64)
+
+    def add() -> None:
+        try:
+            for _ in range(3):
+                all_reduce(other, sums)
+        except BaseException as error:  # noqa: BLE001 - raised below
+            failures.append(error)
+
+    thread = threading.Thread(target=add)
+    if own_transport.rank % 2:
+        thread.start()
+    for _ in range(5):
+        assert own_transport.allgather(np.array([own_transport.rank])).size == own_transport.size
+    if not own_transport.rank % 2:
+        thread.start()
+    thread.join()
+    assert not failures
+    assert (sums == own_transport.size**3).all()
+
+
+def test_closed_transport_lets_its_thread_go(own_transport: MPITransport) -> None:
+    if own_transport.size == 1:
+        return
+    transport = MPITransport()
+    other = transport.for_thread()
+    assert other is not None
+    peer = (transport.rank + 1) % transport.size
+    request = other.exchange([], [(peer, np.empty(1))], 7, overlap=False)
+    failures: list[TransportError] = []
+
+    def wait() -> None:
+        with pytest.raises(TransportError, match="closed while a thread") as error:
+            request.wait()
+        failures.append(error.value)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.05)
+    assert thread.is_alive()
+    # Not close(), for MPI would go on waiting for a message that nobody has sent.
+    other.closed = True  # type: ignore[attr-defined]
+    thread.join(20)
+    assert len(failures) == 1
+    other.closed = False  # type: ignore[attr-defined]
+    other.exchange([((transport.rank - 1) % transport.size, np.zeros(1))], [], 7).wait()
+    request.wait()
+    transport.close()
 
 
 @pytest.fixture

@@ -98,6 +98,11 @@ def test_gossip_in_keras_equals_the_reference(name: str, way: str) -> None:
     assert_allclose(train_vector(trained, 12), expected.z[lt.rank()], rtol=1e-10)
 
 
+def test_overlap_of_gradients_is_pytorchs() -> None:
+    with pytest.raises(lt.ConfigurationError, match="overlap=True.* is PyTorch's"):
+        lt.DistributedOptimizer(sgd(), base=lt.AllReduce(overlap=True))
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("base_buffers", ["reset", "maintain"])
 def test_schedule_counts_as_its_mean_within_a_round_and_goes_on_after_a_reset(base_buffers: Any, way: str) -> None:

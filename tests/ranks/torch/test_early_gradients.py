@@ -320,6 +320,25 @@ def test_grad_scaler_finds_overflow_on_any_rank() -> None:
         torch.testing.assert_close(tensor, models[1].state_dict()[name])
 
 
+@pytest.mark.skipif(lt.size() == 1, reason="somebody must be left")
+def test_gradients_that_are_not_finite_are_named_or_left_out() -> None:
+    model = net()
+    optimizer = wrap(model, overlap=True)
+    bad = float("nan") if lt.rank() == lt.size() - 1 else 1.0
+    (bad * loss_of(model, 0)).backward()
+    with pytest.raises(lt.NonFiniteError, match=f"rank {lt.size() - 1}: the gradient of"):
+        optimizer.step()
+    models = net(), net()
+    for model, overlap in zip(models, (True, False), strict=True):
+        optimizer = wrap(model, overlap, on_nonfinite="skip")
+        for step in range(4):
+            optimizer.zero_grad()
+            ((bad if step == 2 else 1.0) * loss_of(model, step)).backward()
+            optimizer.step()
+    equal_on_all_ranks(models[0])
+    assert_trained_alike(*models)
+
+
 def test_channels_last_parameters_are_averaged_element_by_element() -> None:
     models = []
     for overlap in (True, False):
