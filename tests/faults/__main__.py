@@ -44,9 +44,9 @@ ENDING: dict[Moment, str] = {
     "checkpoint": "kill in a checkpoint, then resume",
 }
 PERIOD = 6
-START_SECONDS = {"torch": 30.0, "tensorflow": 60.0}
-"""How long a job of several ranks may take to start, on busy cores."""
-END_SECONDS = 30.0
+START_SECONDS = {"torch": 120.0, "tensorflow": 240.0}
+"""How long a job of several ranks may take to start, on cores that are busy with other things."""
+END_SECONDS = 60.0
 """How long a job may take to end when a rank of it has died."""
 STEPS = 180
 
