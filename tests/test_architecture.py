@@ -55,7 +55,7 @@ def test_lentando_comm_and_optimizers_load_neither_a_framework_nor_mpi():
     core = [*modules_in("lentando.comm"), *modules_in("lentando.optimizers")]
     assert "lentando.comm.ring" in core
     bindings = {f"lentando.comm.transports.horovod.{framework}_binding" for framework in FRAMEWORKS.values()}
-    of_mpi = {"lentando.comm.transports.mpi", "lentando.comm.transports.elastic_mpi"}
+    of_mpi = {f"lentando.comm.transports.{name}" for name in ("mpi", "elastic_mpi", "mpi_background")}
     chosen_by_the_user = {*of_mpi, *bindings}
     assert chosen_by_the_user < set(core)
     modules = ["lentando", *(name for name in core if name not in chosen_by_the_user)]
@@ -106,14 +106,15 @@ def without_docstring(folders: list[Path]) -> list[str]:
 
     A method is documented by its own docstring, by that of a base class, or by a protocol that its class fulfils.
     """
-    definitions = [
+    defined = [
         (f"{path.relative_to(ROOT)}: {node.name}", node)
         for folder in folders
         for path in sorted(folder.rglob("*.py"))
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and not node.name.startswith("_")
+        if isinstance(node, ast.FunctionDef | ast.ClassDef)
     ]
-    classes = {node.name: node for _, node in definitions if isinstance(node, ast.ClassDef)}
+    definitions = [(where, node) for where, node in defined if not node.name.startswith("_")]
+    classes = {node.name: node for _, node in defined if isinstance(node, ast.ClassDef)}
     protocols = [public_methods(node) for node in classes.values() if "Protocol" in base_names(node)]
 
     def with_inherited(owner: ast.ClassDef) -> dict[str, bool]:
