@@ -225,11 +225,13 @@ class EarlyGradients(_AveragedGradients):
         self._agreed = NONE
 
     def settle(self, early: int) -> None:
+        """Wait for the buckets that are under way."""
         self._agreed, self.early = early, NONE
         if self.buckets.under_way:
             self.buckets.wait(self._traffic)
 
     def average_gradients(self, share: Share | None = None) -> None:
+        """Take over what the buckets hold, or average all."""
         agreed, self._agreed = self._agreed, NONE
         if share is not None or agreed == NONE:
             super().average_gradients(share)

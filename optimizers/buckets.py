@@ -25,6 +25,7 @@ NONE, ALL_THERE_ARE, ALL = 0, 1, 2
 """What of a rank's gradients its buckets hold at the end of a step. Over all ranks, the least of it counts."""
 
 THREADS = 2
+"""That average buckets in turn."""
 FIRST_BYTES = 1024 * 1024
 """Of the first bucket, which nothing can hide behind until it is full."""
 

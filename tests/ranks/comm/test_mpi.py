@@ -99,6 +99,7 @@ def test_closed_transport_lets_its_thread_go(own_transport: MPITransport) -> Non
     other.closed = True  # type: ignore[attr-defined]
     thread.join(20)
     assert len(failures) == 1
+    transport.barrier()  # nobody sends before all have looked
     other.closed = False  # type: ignore[attr-defined]
     other.exchange([((transport.rank - 1) % transport.size, np.zeros(1))], [], 7).wait()
     request.wait()
