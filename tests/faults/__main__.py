@@ -115,6 +115,9 @@ class Runner:
         started = time.perf_counter()
         try:
             yield result
+        except KeyboardInterrupt:
+            result.tried -= 1
+            raise
         except Broken as error:
             again = f"python tests/faults --only {shlex.quote(name)} --seed {seed} --jobs 1{self.changed()}"
             result.broken.append(f"{error}\n    again: {again}")
@@ -132,7 +135,8 @@ class Runner:
         seed = self.options.seed
         with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder, tiny_disk() as disk:
             order = self.order(
-                framework, folder, seed, task="mishaps", methods=[method], cases=cases, disk=disk, stop_seconds=self.options.stop_seconds, elastic=elastic,
+                framework, folder, seed, task="mishaps", methods=[method], cases=cases, disk=disk, elastic=elastic,
+                stop_seconds=self.options.stop_seconds,
             )  # fmt: skip
             try:
                 ft = ("--with-ft", "ulfm") if elastic else ()
@@ -320,7 +324,7 @@ def main() -> int:
         except KeyboardInterrupt:
             interrupted = True
         seconds = time.perf_counter() - started
-    results = list(runner.results.values())
+    results = [result for result in runner.results.values() if result.tried]
     print_table(results, runner.kills, options.seed, seconds)
     return 1 if interrupted or not results or any(result.broken for result in results) else 0
 
