@@ -19,7 +19,7 @@ def faults(*arguments: str, seconds: float = 280) -> "subprocess.CompletedProces
     ("only", "options", "cases"),
     [
         ("torch/slowmo/[!k]", ["--stop-seconds", "3"], 8),
-        ("torch/osgp/kill", ["--jobs", "2", "--ranks", "4", "--kills", "3"], 4),
+        ("torch/osgp/kill", ["--jobs", "1", "--ranks", "4", "--kills", "3"], 4),
     ],
 )
 def test_promises_are_kept(only: str, options: list[str], cases: int) -> None:
