@@ -58,11 +58,11 @@ class ElasticMPITransport(MPITransport):
     def repair(self) -> list[int]:
         if not self._is_broken:
             self.vote(yes=False)
-        self._settle()
         before = comm = self._comm
+        before.Revoke()  # or what a living rank will never send would be waited for
+        self._settle()
         while True:
-            smaller = MPI.Intracomm(comm.Shrink())
-            smaller.Set_errhandler(MPI.ERRORS_RETURN)
+            smaller = _shrunk(comm)
             _free(comm if comm is not before else None)
             comm, is_ready = smaller, True
             channel: MPI.Intracomm | None = None
@@ -170,6 +170,19 @@ def _agree(comm: MPI.Comm, yes: bool) -> bool:
         if _tells_of_a_death({error.Get_error_class()}):
             return False
         raise TransportError(f"MPI failed in an agreement: {error.Get_error_string()}") from error
+
+
+def _shrunk(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """A communicator without the dead."""
+    while True:
+        try:
+            smaller = MPI.Intracomm(comm.Shrink())
+        except MPI.Exception as error:
+            if not _tells_of_a_death({error.Get_error_class()}):
+                raise TransportError(f"MPI failed in leaving out the dead: {error.Get_error_string()}") from error
+        else:
+            smaller.Set_errhandler(MPI.ERRORS_RETURN)
+            return smaller
 
 
 def _ranks_in(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
