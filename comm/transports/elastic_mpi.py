@@ -106,6 +106,8 @@ class ElasticMPITransport(MPITransport):
         return None
 
     def close(self) -> None:
+        with suppress(MPI.Exception):
+            self._comm.Revoke()  # all ranks have come here: what is still under way, nobody waits for
         self._settle()
         with suppress(MPI.Exception):
             super().close()
@@ -174,15 +176,14 @@ def _agree(comm: MPI.Comm, yes: bool) -> bool:
 
 def _shrunk(comm: MPI.Intracomm) -> MPI.Intracomm:
     """A communicator without the dead."""
-    while True:
-        try:
-            smaller = MPI.Intracomm(comm.Shrink())
-        except MPI.Exception as error:
-            if not _tells_of_a_death({error.Get_error_class()}):
-                raise TransportError(f"MPI failed in leaving out the dead: {error.Get_error_string()}") from error
-        else:
-            smaller.Set_errhandler(MPI.ERRORS_RETURN)
-            return smaller
+    try:
+        smaller = MPI.Intracomm(comm.Shrink())
+    except MPI.Exception as error:
+        if _tells_of_a_death({error.Get_error_class()}):
+            return _shrunk(comm)
+        raise TransportError(f"MPI failed in leaving out the dead: {error.Get_error_string()}") from error
+    smaller.Set_errhandler(MPI.ERRORS_RETURN)
+    return smaller
 
 
 def _ranks_in(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
