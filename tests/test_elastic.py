@@ -213,6 +213,27 @@ sys.stdout.write(f"waited {time.monotonic() - before > 1} size {world.size()}\\n
     assert "died" not in job.output
 
 
+def test_message_that_a_living_rank_never_sends_does_not_hold_up_the_repair() -> None:
+    program = """
+import sys, time
+import numpy as np
+from killing import kill_at
+from lentando.comm import operations as lt, world
+world.init(elastic=True)
+number = world.rank()
+request = world.transport().exchange([], [(number ^ 1, np.empty(3))], 7)
+lt.barrier()
+if number == 3:
+    kill_at("vote", 1)  # when all have done what they vote on
+before = time.monotonic()
+lt.barrier()
+sys.stdout.write(f"{time.monotonic() - before < 4}\\n")
+"""
+    job = elastic("-c", program)
+    assert job.status == 0, job.output
+    assert job.output.count("True") == 3, job.output
+
+
 def test_ranks_that_live_still_tell_who_is_missing() -> None:
     program = """
 import time

@@ -58,11 +58,11 @@ class ElasticMPITransport(MPITransport):
     def repair(self) -> list[int]:
         if not self._is_broken:
             self.vote(yes=False)
-        self._settle()
         before = comm = self._comm
+        before.Revoke()  # or what a living rank will never send would be waited for
+        self._settle()
         while True:
-            smaller = MPI.Intracomm(comm.Shrink())
-            smaller.Set_errhandler(MPI.ERRORS_RETURN)
+            smaller = _shrunk(comm)
             _free(comm if comm is not before else None)
             comm, is_ready = smaller, True
             channel: MPI.Intracomm | None = None
@@ -106,6 +106,8 @@ class ElasticMPITransport(MPITransport):
         return None
 
     def close(self) -> None:
+        with suppress(MPI.Exception):
+            self._comm.Revoke()  # all ranks have come here: what is still under way, nobody waits for
         self._settle()
         with suppress(MPI.Exception):
             super().close()
@@ -170,6 +172,18 @@ def _agree(comm: MPI.Comm, yes: bool) -> bool:
         if _tells_of_a_death({error.Get_error_class()}):
             return False
         raise TransportError(f"MPI failed in an agreement: {error.Get_error_string()}") from error
+
+
+def _shrunk(comm: MPI.Intracomm) -> MPI.Intracomm:
+    """A communicator without the dead."""
+    try:
+        smaller = MPI.Intracomm(comm.Shrink())
+    except MPI.Exception as error:
+        if _tells_of_a_death({error.Get_error_class()}):
+            return _shrunk(comm)
+        raise TransportError(f"MPI failed in leaving out the dead: {error.Get_error_string()}") from error
+    smaller.Set_errhandler(MPI.ERRORS_RETURN)
+    return smaller
 
 
 def _ranks_in(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
