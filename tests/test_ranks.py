@@ -13,10 +13,10 @@ SIZES = {"tensorflow": [1, 3], "torch": [1, 3]}
 
 
 @pytest.mark.parametrize(
-    ("folder", "size"), [(folder, size) for folder in FOLDERS for size in SIZES.get(folder, [1, 2, 3, 4, 5, 8])]
+    ("folder", "size"), [(folder, size) for folder in FOLDERS for size in SIZES.get(folder, [1, 2, 3, 5, 8])]
 )
 def test_tests_that_need_ranks_pass(folder: str, size: int) -> None:
-    job = mpirun(size, *PYTEST, str(RANKS / folder), timeout_seconds=240)
+    job = mpirun(size, *PYTEST, str(RANKS / folder), timeout_seconds=290)
     assert job.status == 0, job.output
     assert int(re.findall(r"(\d+) passed", job.output)[0]) > 0, job.output
 
