@@ -92,7 +92,6 @@ class Replica:
         inner_steps: optimizer steps taken; on uneven data, by the rank that took most of them in each round.
         rounds: outer steps taken.
         joined: whether the ranks may have unequal numbers of batches; see ``join``.
-        deferred_error: of ``average_gradients``, for who asked to have it kept.
     """
 
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
@@ -105,7 +104,7 @@ class Replica:
         self._bytes, self._messages = 0, 0
         self._timing = Timing(transport)
         self._non_finite = NonFinite(transport, settings.on_nonfinite)
-        self.deferred_error: NonFiniteError | None = None
+        self._deferred_error: NonFiniteError | None = None
         self._period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
         self.needs_loss = self._period is not None and needs_loss(self._period)
         self._decisions: list[Decision] = []
@@ -154,7 +153,7 @@ class Replica:
             loss: the training loss that these gradients belong to, to be averaged with them.
             flag: these gradients have overflowed, and no rank will use them.
             is_scaled: the base optimizer looks for overflow in the average itself, by which it scales the loss.
-            defer: do not yet raise ``NonFiniteError``, but keep it as ``deferred_error``, and average all the same.
+            defer: do not yet raise ``NonFiniteError``, but keep it for ``settle_deferred``, and average all the same.
 
         Returns:
             The ranks' mean loss, and the ranks that raised the flag.
@@ -171,13 +170,13 @@ class Replica:
         def attempt() -> tuple[Agreement, Verdict | None]:
             agreement = self._agree(Event.GRADIENTS, "averages the gradients of", told, flag, found=found)
             self._base.settle(agreement.early)
-            verdict = self.deferred_error = None
+            verdict = self._deferred_error = None
             try:
                 verdict = self._judge_gradients(agreement, step, found)
             except NonFiniteError as error:
                 if not defer:
                     raise
-                self.deferred_error = error
+                self._deferred_error = error
             if not self._is_everybodys(agreement):
                 self._rates_of_active()
             self._base.average_gradients(self._share_of_gradients(agreement, verdict))
@@ -192,6 +191,17 @@ class Replica:
                 raise
         self._start_checksum = 0  # has been compared
         return agreement if verdict is None else replace(agreement, loss=verdict.loss)
+
+    def settle_deferred(self, expected: bool) -> None:
+        """Raise the error that ``average_gradients`` was asked to keep, if there is one, or forget an expected one.
+
+        Raises:
+            NonFiniteError: on every rank. The step is not taken.
+        """
+        error, self._deferred_error = self._deferred_error, None
+        if error is not None and not expected:
+            self._in_step = False
+            raise error
 
     def before_step(self) -> None:
         """Call right before the base optimizer steps."""

@@ -141,15 +141,12 @@ class DistributedOptimizer(torch.optim.Optimizer):
             loss = _detached(loss)
             if not overflow or replica.needs_loss:  # of a step that is not taken it may well be infinite
                 replica.record_loss(loss)
-        if replica.deferred_error is not None:
-            error, replica.deferred_error = replica.deferred_error, None
-            if getattr(self, "found_inf", None) is None:
-                raise error
+        are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
+        replica.settle_deferred(expected=getattr(self, "found_inf", None) is not None)
         if closure is not None:
             closure = self._observed(closure, record=loss is None)
-        elif replica.averages_gradients and not self._gradients_are_averaged:
+        elif replica.averages_gradients and not are_averaged:
             overflow = self._average_gradients(None if loss is None else float(loss), overflow)[1]
-        self._gradients_are_averaged = False
         replica.before_step()
         result = None
         if not overflow:

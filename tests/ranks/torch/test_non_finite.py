@@ -1,5 +1,6 @@
 """Ranks of PyTorch whose values are not finite: named by parameter on every rank, or left out and restored."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -152,9 +153,10 @@ def test_horovods_way_to_clip_under_a_grad_scaler_goes_on(on_nonfinite: Any) -> 
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())
 
 
-def test_synchronize_without_a_scaler_is_refused_by_the_step() -> None:
+def test_synchronize_without_a_scaler_is_refused_by_the_step(shared_path: Path) -> None:
     model = net()
     optimizer = lt.DistributedOptimizer(sgd(model), model=model)
+    lt.save(shared_path, optimizer)
     model(torch.full((6, 4), float("nan") if lt.rank() == CULPRIT else 1.0)).mean().backward()
     optimizer.synchronize()
     before = model[0].weight.clone()
@@ -162,6 +164,12 @@ def test_synchronize_without_a_scaler_is_refused_by_the_step() -> None:
         optimizer.step()
     assert f"rank {CULPRIT}: the gradient of '0.weight' is not finite" in message_on_every_rank(error)
     assert torch.equal(model[0].weight, before)
+    lt.load(shared_path, optimizer)  # the step was not taken: it is not in the middle of one
+    optimizer.zero_grad()
+    model(torch.full((6, 4), 1.0 + lt.rank())).mean().backward()
+    optimizer.step()  # averages gradients again
+    assert not torch.equal(model[0].weight, before)
+    assert torch.equal(lt.broadcast(model[0].weight.detach(), root_rank=0), model[0].weight)
 
 
 @several
