@@ -9,21 +9,21 @@ from lentando.comm.elastic import _Job
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.push_sum import PushSum
 
-CHUNK = 250
+SEEDS, CHUNK = 2000, 250
 
 
-@pytest.mark.parametrize("first", range(0, 1500, CHUNK))
+@pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_those_that_are_left_come_to_the_end_with_the_right_averages(first: int) -> None:
     broken = failures(first, CHUNK)
     assert not broken, "\n".join(broken)
 
 
 def test_schedules_differ_and_cover_much() -> None:
-    drawn = [Schedule.draw(seed) for seed in range(1500)]
-    assert len(set(drawn)) == 1500
+    drawn = [Schedule.draw(seed) for seed in range(SEEDS)]
+    assert len(set(drawn)) == SEEDS
     for names in ({schedule.method for schedule in drawn}, {schedule.size for schedule in drawn}):
         assert len(names) >= 5
-    assert drawn == [Schedule.draw(seed) for seed in range(1500)]
+    assert drawn == [Schedule.draw(seed) for seed in range(SEEDS)]
 
 
 # What looks for broken promises must find them.
