@@ -7,6 +7,7 @@ import pkgutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -117,6 +118,7 @@ def without_docstring(folders: list[Path]) -> list[str]:
     classes = {node.name: node for _, node in defined if isinstance(node, ast.ClassDef)}
     protocols = [public_methods(node) for node in classes.values() if "Protocol" in base_names(node)]
 
+    @cache
     def with_inherited(owner: ast.ClassDef) -> dict[str, bool]:
         inherited = [with_inherited(classes[base]) for base in base_names(owner) & classes.keys()]
         found = public_methods(owner)
