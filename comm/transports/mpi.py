@@ -19,7 +19,7 @@ from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, 
 
 __all__ = ["Exchange", "MPITransport"]
 
-_OPS: dict[str, MPI.Op] = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
+OPS: dict[str, MPI.Op] = {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}
 
 
 POLL_SECONDS = 1e-3
@@ -94,7 +94,7 @@ class MPITransport:
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         _settled(array)
         with self._translated:
-            self._comm.Allreduce(MPI.IN_PLACE, array, _OPS[op])
+            self._comm.Allreduce(MPI.IN_PLACE, array, OPS[op])
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -7,7 +7,7 @@ from mpi4py import MPI
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, Message, ReduceOp, Request
-from lentando.comm.transports.mpi import POLL_SECONDS, MPITransport
+from lentando.comm.transports.mpi import OPS, POLL_SECONDS, MPITransport
 
 __all__ = ["BackgroundMPITransport"]
 
@@ -26,12 +26,10 @@ class BackgroundMPITransport(MPITransport):
         return _Patient(self, super().exchange(sends, receives, tag, overlap=overlap))
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        try:
-            request = self._comm.Iallreduce(MPI.IN_PLACE, array, {"sum": MPI.SUM, "min": MPI.MIN, "max": MPI.MAX}[op])
+        with self._translated:
+            request = self._comm.Iallreduce(MPI.IN_PLACE, array, OPS[op])
             while not request.Test():
                 self.pause()
-        except MPI.Exception as error:
-            raise TransportError(f"MPI failed: {error.Get_error_string()}") from error
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def pause(self) -> None:
