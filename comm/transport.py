@@ -202,6 +202,9 @@ class SharedNode(Protocol):
 
     same_node: Sequence[int]
 
+    def node_barrier(self) -> None:
+        """Wait for all ranks of this node. What any of them wrote to memory before, all see after it."""
+
 
 def shares_memory(transport: Transport) -> bool:
     """Whether this rank has neighbours that could read its memory."""

@@ -17,7 +17,7 @@ from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
-from lentando.comm.flat import FlatBuffer, Range, all_finite
+from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
@@ -168,6 +168,9 @@ class _Shard:
         self.slow_buffer: Array | None = None
         if rule is not None and rule.slow_momentum > 0:
             self.slow_buffer = self._module.zeros(self._own.size, dtype)
+        # Memory for every step anew would cost more than the arithmetic: the system clears each page of it.
+        longest = next(blocks(self._own), slice(0, 0)).stop
+        self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
         self._mean: Array = self._own
         self._left_out: list[tuple[Array, Array]] = []
         self.restart()
@@ -187,14 +190,22 @@ class _Shard:
         neighbours may read it.
         """
         self._left_out = [] if share is None else share.leave_out(self.buffer)
-        self._mean = self._reduction.reduce_scatter()
         if share is not None:
+            self._mean = self._reduction.reduce_scatter()
             for part in self._ranges:
                 mean = self._mean[part.start : part.stop]
                 np.true_divide(mean, share.divisor(part), out=mean)
-        elif divisor != 1:
-            np.true_divide(self._mean, divisor, out=self._mean)
-        return all_finite(self._mean)
+            return all_finite(self._mean)
+        is_finite = True
+
+        def divide_and_look(mean: Array) -> None:
+            nonlocal is_finite
+            if divisor != 1:
+                np.true_divide(mean, divisor, out=mean)
+            is_finite = is_finite and all_finite(mean)
+
+        self._mean = self._reduction.reduce_scatter(divide_and_look)
+        return is_finite
 
     def retract(self) -> None:
         """The average is not adopted. Every rank has formed its part of it, so nobody reads here any more."""
@@ -208,19 +219,25 @@ class _Shard:
             self._module.copyto(self._own, self._mean, casting="same_kind")
         else:
             for part in self._ranges:
-                elements = slice(part.start, part.stop)
-                anchor, mean = self.anchor[elements], self._mean[elements]
-                if part.group is None:
-                    self._module.copyto(anchor, mean)
-                else:
-                    slow = None if self.slow_buffer is None else self.slow_buffer[elements]
-                    self._rule.step(anchor, slow, mean, learning_rates[part.group])
-            self._module.copyto(self._own, self.anchor, casting="same_kind")
-            if self._own.dtype != self.anchor.dtype:
-                # The next round starts from what the model can hold, so that is what its movement is measured from.
-                self._module.copyto(self.anchor, self._own)
+                for block in blocks(self._own[part.start : part.stop]):
+                    elements = slice(part.start + block.start, min(part.start + block.stop, part.stop))
+                    self._step_block(elements, None if part.group is None else learning_rates[part.group])
         self._reduction.all_gather()
         self._left_out = []
+
+    def _step_block(self, elements: slice, learning_rate: float | None) -> None:
+        """All passes over elements that the cache holds; without a learning rate they are statistics."""
+        assert self._rule is not None and self.anchor is not None
+        anchor, mean, own = self.anchor[elements], self._mean[elements], self._own[elements]
+        if learning_rate is None:
+            self._module.copyto(anchor, mean)
+        else:
+            slow = None if self.slow_buffer is None else self.slow_buffer[elements]
+            self._rule.step(anchor, slow, mean, learning_rate, self._scratch)
+        self._module.copyto(own, anchor, casting="same_kind")
+        if own.dtype != anchor.dtype:
+            # The next round starts from what the model can hold, so that is what its movement is measured from.
+            self._module.copyto(anchor, own)
 
 
 def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:

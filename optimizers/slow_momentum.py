@@ -8,7 +8,6 @@ import numpy as np
 
 from lentando.comm.array_module import array_module
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.flat import blocks
 from lentando.comm.transport import Array
 
 __all__ = ["SlowMomentum", "is_number"]
@@ -55,7 +54,14 @@ class SlowMomentum:
                 "nesterov=True needs slow_momentum > 0: without momentum there is nothing to look along"
             )
 
-    def step(self, anchor: Array, slow_buffer: Array | None, mean: Array, learning_rate: float) -> None:
+    def step(
+        self,
+        anchor: Array,
+        slow_buffer: Array | None,
+        mean: Array,
+        learning_rate: float,
+        scratch: Array | None = None,
+    ) -> None:
         """Take one outer step. ``anchor`` becomes x_{t+1,0}, in place, and ``slow_buffer`` u_{t+1}.
 
         A round at learning rate 0 has taught nothing about the direction: the average is adopted and u stays. So does a
@@ -64,40 +70,39 @@ class SlowMomentum:
         Args:
             anchor: x_{t,0}, float32 or float64, one-dimensional.
             slow_buffer: u_t, like ``anchor``; None if ``slow_momentum`` is 0, when u is never used.
-            mean: xbar_{t,tau}, like ``anchor``; left as it is.
+            mean: xbar_{t,tau}, like ``anchor``; used up.
             learning_rate: gamma_t, the mean over the round's inner steps.
+            scratch: memory like ``anchor``, or longer, which spares an allocation.
         """
         if abs(learning_rate) < SMALLEST_LEARNING_RATE:
             array_module(anchor).copyto(anchor, mean)
             return
-        for block in blocks(anchor):
-            self._step_block(
-                anchor[block], None if slow_buffer is None else slow_buffer[block], mean[block], learning_rate
-            )
-
-    def _step_block(self, anchor: Array, u: Array | None, mean: Array, gamma: float) -> None:
         # The step is written as (anchor - mean) + the carried momentum, times alpha: gamma cancels in the first term,
         # so that only u divides by it. With alpha = 1 the anchor cancels too, and xbar minus the momentum is left:
         # with no momentum, the average itself, to the bit.
-        beta = self.slow_momentum
+        alpha, beta, gamma, u = self.slow_lr, self.slow_momentum, learning_rate, slow_buffer
         if u is None:
-            if self.slow_lr == 1:
+            if alpha == 1:
                 array_module(anchor).copyto(anchor, mean)
             else:
-                anchor -= self.slow_lr * (anchor - mean)
+                moved = np.subtract(anchor, mean, out=mean)
+                moved *= alpha
+                anchor -= moved
             return
-        moved = anchor - mean
-        carried = u * (beta * gamma)
-        u *= beta
-        u += moved / gamma
+        carried = np.multiply(u, beta * gamma, out=None if scratch is None else scratch[: u.size])
+        moved = np.subtract(anchor, mean, out=anchor if alpha == 1 else mean)  # of the two, what is not needed again
         if self.nesterov:
             carried += moved
             carried *= beta
-        if self.slow_lr == 1:
+        if alpha != 1:
+            carried += moved
+            carried *= alpha
+        moved /= gamma
+        u *= beta
+        u += moved
+        if alpha == 1:
             np.subtract(mean, carried, out=anchor)
         else:
-            carried += moved
-            carried *= self.slow_lr
             anchor -= carried
 
 

@@ -4,7 +4,7 @@ from lentando.comm import ring
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.reductions.reduction import store
+from lentando.comm.reductions.reduction import Each, store, visit
 from lentando.comm.transport import Array, EngineHalves, Transport
 
 __all__ = ["EngineReduction", "HalvesReduction"]
@@ -23,9 +23,11 @@ class EngineReduction:
         self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
         self._padded = self._module.zeros(-(-buffer.size // size), buffer.dtype)  # all-gather takes equal shapes
 
-    def reduce_scatter(self) -> Array:
+    def reduce_scatter(self, each: Each | None = None) -> Array:
         self._reduce()
-        return self._scratch[self.shard]
+        total = self._scratch[self.shard]
+        visit(total, each)
+        return total
 
     def all_gather(self) -> None:
         self._padded[: self.shard.stop - self.shard.start] = self._buffer[self.shard]
@@ -74,11 +76,13 @@ class HalvesReduction:
         self._part = self._gathered[start : start + part]
         self._sum: Array = self._module.zeros(part, accumulator)
 
-    def reduce_scatter(self) -> Array:
+    def reduce_scatter(self, each: Each | None = None) -> Array:
         if self._terms is not self._buffer:
             self._module.copyto(self._terms[: self._buffer.size], self._buffer)
         self._engine.reduce_scatter(self._terms, self._sum)
-        return self._sum[: self.shard.stop - self.shard.start]
+        total = self._sum[: self.shard.stop - self.shard.start]
+        visit(total, each)
+        return total
 
     def all_gather(self) -> None:
         if self._gathered is self._buffer:

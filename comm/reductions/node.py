@@ -5,24 +5,20 @@ part goes round the ring of the ranks that have the same part; at the end each r
 node. A link so carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from lentando.comm import ring
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.flat import BLOCK
 from lentando.comm.objects import allgather_object
-from lentando.comm.reductions.reduction import quiet, store
+from lentando.comm.reductions.reduction import Each, quiet, store
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.shared_memory import offer, open_offer
 from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
 
 __all__ = ["NodeReduction", "plan_node_reduction"]
-
-BLOCK = 64 * 1024
-"""Elements that are summed over the node before the next ones are."""
-TAG = 32_767
-"""Keeps the barrier's messages apart from all others."""
 
 
 class NodeReduction:
@@ -35,10 +31,16 @@ class NodeReduction:
         nodes: the ranks of each node, equally many, by local rank.
         buffer: one-dimensional and contiguous; lies in shared memory.
         neighbors: the buffers of all ranks of this node, by local rank; this rank's own is ``buffer``.
+        barrier: waits for all ranks of this node.
     """
 
     def __init__(
-        self, transport: Transport, nodes: Sequence[Sequence[int]], buffer: Array, neighbors: Sequence[Array]
+        self,
+        transport: Transport,
+        nodes: Sequence[Sequence[int]],
+        buffer: Array,
+        neighbors: Sequence[Array],
+        barrier: Callable[[], None],
     ) -> None:
         self._traffic = transport.traffic
         self._buffer = buffer
@@ -46,7 +48,7 @@ class NodeReduction:
         own = node.index(transport.rank)
         count, elements = len(node), buffer.size
         self._size = transport.size
-        self._barrier = _Barrier(transport, node)
+        self._barrier = barrier
         part = ring.shard(own, count, elements)
         # The ring's order: a part is summed from the rank after its own round to itself.
         self._terms = [neighbors[(own + 1 + step) % count][part] for step in range(count)]
@@ -67,30 +69,33 @@ class NodeReduction:
             within = self._between.shard
             self.shard = slice(part.start + within.start, part.start + within.stop)
 
-    def reduce_scatter(self) -> Array:
-        self._sum_node(1, self._sum)
-        return self._sum if self._between is None else self._between.reduce_scatter()
+    def reduce_scatter(self, each: Each | None = None) -> Array:
+        if self._between is None:
+            self._sum_node(self._sum, each)
+            return self._sum
+        self._sum_node(self._sum)
+        return self._between.reduce_scatter(each)
 
     def all_gather(self) -> None:
         if self._between is not None:
             self._between.all_gather()
-        self._barrier.wait()  # everybody's part is finished, and nobody reads the values of before any more
+        self._barrier()  # everybody's part is finished, and nobody reads the values of before any more
         for own, theirs in self._others:
             np.copyto(own, theirs)
-        self._barrier.wait()  # nobody reads here any more: the caller may write
+        self._barrier()  # nobody reads here any more: the caller may write
         self._traffic.count_collective(self._sent_bytes)
 
     def all_reduce(self, mean: bool) -> None:
         divisor = self._size if mean else 1
         if self._between is None:
-            self._sum_node(divisor, self._own)
+            self._sum_node(self._own, divisor=divisor)
         else:
             store(self.reduce_scatter(), self._buffer[self.shard], divisor)
         self.all_gather()
 
-    def _sum_node(self, divisor: int, into: Array) -> None:
+    def _sum_node(self, into: Array, each: Each | None = None, divisor: int = 1) -> None:
         """Sum this rank's part over the node, in pieces that stay in the cache meanwhile."""
-        self._barrier.wait()  # everybody's values are there
+        self._barrier()  # everybody's values are there
         scratch, (first, *others) = self._scratch, self._terms
         # Not where that would overwrite this rank's own values, the last to be added.
         straight = into.dtype == scratch.dtype and (into is not self._own or len(self._terms) == 2)
@@ -108,26 +113,8 @@ class NodeReduction:
                 for term in rest:
                     np.add(total, term[block], out=total)
                 store(total, out, divisor)
-
-
-class _Barrier:
-    """Ranks of one node wait for each other, by messages: what was written before it is seen after it.
-
-    In round k, each tells the one 2^k places further (Hensgen, Finkel and Manber, IJPP 1988).
-    """
-
-    def __init__(self, transport: Transport, ranks: Sequence[int]) -> None:
-        self._transport = transport
-        own, count = ranks.index(transport.rank), len(ranks)
-        word = np.zeros(1, np.uint8)
-        self._rounds = [
-            ([(ranks[(own + 2**k) % count], word)], [(ranks[(own - 2**k) % count], np.empty_like(word))])
-            for k in range((count - 1).bit_length())
-        ]
-
-    def wait(self) -> None:
-        for sends, receives in self._rounds:
-            self._transport.exchange(sends, receives, TAG, overlap=False).wait()
+                if each is not None:
+                    each(out)
 
 
 class _Counterparts:
@@ -171,4 +158,4 @@ def plan_node_reduction(transport: Transport, buffer: Array) -> NodeReduction | 
     reached = np.array([len(neighbors) == len(same_node)])
     if not transport.allgather(reached).all():
         return None
-    return NodeReduction(transport, nodes, buffer, neighbors)
+    return NodeReduction(transport, nodes, buffer, neighbors, transport.node_barrier)

@@ -2,6 +2,7 @@
 
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.reductions.reduction import Each, visit
 from lentando.comm.transport import Array
 
 __all__ = ["NoReduction"]
@@ -16,8 +17,9 @@ class NoReduction:
         self._module = array_module(buffer)
         self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
 
-    def reduce_scatter(self) -> Array:
+    def reduce_scatter(self, each: Each | None = None) -> Array:
         self._module.copyto(self._scratch, self._buffer)
+        visit(self._scratch, each)
         return self._scratch
 
     def all_gather(self) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 from lentando.comm import ring
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.reductions.reduction import quiet, store
+from lentando.comm.reductions.reduction import Each, quiet, store, visit
 from lentando.comm.transport import Array, Exchanges, Request
 
 __all__ = ["RingReduction"]
@@ -59,23 +59,34 @@ class RingReduction:
             own = self._terms[hop.receive]
             received = slot(hop.step, rank - 1 - hop.step, hop.receive)
             sent = slot(hop.step - 1, rank - hop.step, hop.send) if hop.step else self._terms[hop.send]
-            self._reduce_plan.append((sent, received, own))
+            self._reduce_plan.append((sent, received, own, hop.step == size - 2))
         self._gather_plan = [
             (buffer[hop.send], buffer[hop.receive]) for hop in ring.gather_hops(rank, size, elements, count)
         ]
 
-    def reduce_scatter(self) -> Array:
+    def reduce_scatter(self, each: Each | None = None) -> Array:
         if self._transport.size == 1:
             self._module.copyto(self._sum, self._terms)
+            visit(self._sum, each)
             return self._sum
-        pending: deque[tuple[Request, Array, Array]] = deque()
-        for sent, received, own in self._reduce_plan:
+        pending: deque[tuple[Request, Array, Array, bool]] = deque()
+
+        def add() -> None:
+            request, received, own, is_complete = pending.popleft()
+            request.wait()
+            with quiet():
+                np.add(received, own, out=received)
+            if is_complete:
+                visit(received, each)
+
+        for sent, received, own, is_complete in self._reduce_plan:
             if len(pending) == self._in_flight:
-                self._add(*pending.popleft())
+                add()
             # In the first step the buffer's own values set out; widening them copies, which keeps the sum in float32.
-            pending.append((self._pass_on(sent.astype(self._accumulator, copy=False), received), received, own))
+            request = self._pass_on(sent.astype(self._accumulator, copy=False), received)
+            pending.append((request, received, own, is_complete))
         while pending:
-            self._add(*pending.popleft())
+            add()
         return self._sum
 
     def all_gather(self) -> None:
@@ -98,9 +109,3 @@ class RingReduction:
             [(self._previous, received)] if received.size else [],
             overlap=False,
         )
-
-    @staticmethod
-    def _add(request: Request, received: Array, own: Array) -> None:
-        request.wait()
-        with quiet():
-            np.add(received, own, out=received)

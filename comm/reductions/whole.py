@@ -3,7 +3,7 @@
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.reductions.reduction import store
+from lentando.comm.reductions.reduction import Each, store, visit
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport, shares_memory
 
@@ -36,9 +36,10 @@ class WholeReduction:
         """Plan the messages for the ranks that there are now. Collective."""
         self._reduction = plan_reduction(self._transport, self._sum, self._algorithm, in_halves=True)
 
-    def reduce_scatter(self) -> Array:
+    def reduce_scatter(self, each: Each | None = None) -> Array:
         self._module.copyto(self._sum, self._buffer)
         self._reduction.all_reduce(mean=False)
+        visit(self._sum, each)
         return self._sum
 
     def all_gather(self) -> None:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from contextlib import suppress
 
+import numpy as np
 from mpi4py import MPI
 
 from lentando.comm.elastic import HOW_TO_START
@@ -27,6 +28,8 @@ NOTICE_SECONDS = 1.0
 SETTLE_SECONDS = 5.0
 """How long MPI may take to let go of messages of before a repair. It does at once, but for one that is half received
 from a rank that lives."""
+BARRIER_TAG = 32_767
+"""Keeps the barrier's messages apart from all others."""
 EXCHANGES_REMEMBERED = 64
 """So many are begun before those that are over are forgotten."""
 
@@ -47,6 +50,7 @@ class ElasticMPITransport(MPITransport):
         self._is_broken = False
         self._channel_lock = threading.Lock()
         super().__init__(comm)
+        self._node.Free()
         super().open_side_channel()
 
     def vote(self, yes: bool) -> bool:
@@ -85,6 +89,15 @@ class ElasticMPITransport(MPITransport):
         _free(before)
         self._is_broken = False
         return survivors
+
+    def node_barrier(self) -> None:
+        # By messages, which end with an error when the transport is revoked. In round k, each rank tells the one 2^k
+        # places further (Hensgen, Finkel and Manber, IJPP 1988).
+        ranks, own, count = self.same_node, self.local_rank, self.local_size
+        word = np.zeros(1, np.uint8)
+        for k in range((count - 1).bit_length()):
+            to, source = ranks[(own + 2**k) % count], ranks[(own - 2**k) % count]
+            self.exchange([(to, word)], [(source, np.empty_like(word))], BARRIER_TAG, overlap=False).wait()
 
     def open_side_channel(self) -> bool:
         return self._side_channel is not None

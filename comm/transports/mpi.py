@@ -55,9 +55,8 @@ class MPITransport:
         self._comm: MPI.Intracomm
         self.same_node: Sequence[int]
         ranks = (MPI.COMM_WORLD if comm is None else comm).Dup()
-        node = ranks.Split_type(MPI.COMM_TYPE_SHARED)
-        self._sit_down(ranks, node.allgather(ranks.Get_rank()))
-        node.Free()
+        self._node = ranks.Split_type(MPI.COMM_TYPE_SHARED)
+        self._sit_down(ranks, self._node.allgather(ranks.Get_rank()))
         takes = np.array([_takes_device_arrays()], np.int32)
         self._comm.Allreduce(MPI.IN_PLACE, takes, MPI.MIN)  # or one rank's model would be on a GPU, and another's not
         self.takes_device_arrays = bool(takes[0])
@@ -116,6 +115,11 @@ class MPITransport:
             self._comm.Barrier()
         self.traffic.count_collective(0)
 
+    def node_barrier(self) -> None:
+        with self._translated:
+            self._node.Barrier()
+        self.traffic.count_collective(0)
+
     def clock(self) -> float:
         return time.perf_counter()
 
@@ -161,6 +165,8 @@ class MPITransport:
             self._progress.close()
         if self._side_channel is not None:
             self._side_channel.Free()
+        if self._node:
+            self._node.Free()
         self._comm.Free()
 
     def _sit_down(self, comm: MPI.Intracomm, same_node: Sequence[int]) -> None:

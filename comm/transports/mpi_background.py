@@ -32,6 +32,13 @@ class BackgroundMPITransport(MPITransport):
                 self.pause()
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
+    def node_barrier(self) -> None:
+        with self._translated:
+            request = self._node.Ibarrier()
+            while not request.Test():
+                self.pause()
+        self.traffic.count_collective(0)
+
     def pause(self) -> None:
         """Between two questions."""
         if self.closed:

@@ -101,7 +101,9 @@ def test_between_nodes_only_sums_of_a_node_travel(several: Transport, dtype: DTy
         array if other == rank else open_offer(offers[other].tolist(), elements, array.dtype)
         for other in nodes[rank % 2]
     ]
-    reduction = NodeReduction(several, nodes, array, [found for found in neighbors if found is not None])
+    reduction = NodeReduction(
+        several, nodes, array, [found for found in neighbors if found is not None], several.barrier
+    )
     before = several.traffic.copy()
     reduction.all_reduce(mean=False)
     sent_bytes = several.traffic.bytes_sent - before.bytes_sent
