@@ -213,6 +213,25 @@ sys.stdout.write(f"waited {time.monotonic() - before > 1} size {world.size()}\\n
     assert "died" not in job.output
 
 
+def test_transport_keeps_its_promises_before_and_after_a_death() -> None:
+    program = """
+import sys
+from killing import kill_at
+from lentando.comm import operations as lt, world
+from lentando.comm.testing import check_transport
+world.init(elastic=True)
+check_transport(world.transport())
+if world.rank() == 1:
+    kill_at("vote", 1)
+lt.barrier()
+check_transport(world.transport())
+sys.stdout.write(f"promises are kept by {world.size()}\\n")
+"""
+    job = elastic("-c", program)
+    assert job.status == 0, job.output
+    assert job.output.count("promises are kept by 3") == 3, job.output
+
+
 def test_message_that_a_living_rank_never_sends_does_not_hold_up_the_repair() -> None:
     program = """
 import sys, time

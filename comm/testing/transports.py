@@ -1,7 +1,7 @@
 """What every transport must pass: the promises of ``Transport``, kept with arrays in host memory."""
 
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,7 @@ from numpy.typing import DTypeLike
 
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, ReduceOp, Request, Traffic, Transport
+from lentando.comm.transport import Array, ReduceOp, Request, SharedNode, Traffic, Transport
 
 __all__ = ["DTYPES", "LARGE_ELEMENTS", "LATE_SECONDS", "check_transport"]
 
@@ -66,6 +66,7 @@ class _TransportCheck:
             self.allgather,
             self.allreduce,
             self.barrier,
+            self.node_barrier,
             self.clock,
             self.traffic,
             self.ranks_that_do_not_exist,
@@ -261,20 +262,27 @@ class _TransportCheck:
         self.same(total, expected, "an allreduce without an op, which is a sum")
 
     def barrier(self) -> None:
+        self.nobody_leaves_early("barrier", self.transport.barrier, range(self.transport.size))
+
+    def node_barrier(self) -> None:
+        if isinstance(self.transport, SharedNode):
+            self.nobody_leaves_early("node_barrier", self.transport.node_barrier, self.transport.same_node)
+
+    def nobody_leaves_early(self, name: str, wait: Callable[[], None], ranks: Sequence[int]) -> None:
         rank = self.transport.rank
         token = np.zeros(1, np.uint8)
-        for late in range(self.transport.size):
-            others = [other for other in range(self.transport.size) if other != late]
+        for late in ranks:
+            others = [other for other in ranks if other != late]
             if rank == late:
                 self.transport.exchange([], [(other, np.zeros(1, np.uint8)) for other in others]).wait()
                 time.sleep(LATE_SECONDS)  # begins after every other rank has looked at its clock
-                self.transport.barrier()
+                wait()
             else:
                 started = time.perf_counter()
                 self.transport.exchange([(late, token)], []).wait()
-                self.transport.barrier()
+                wait()
                 waited = time.perf_counter() - started
-                self.holds(waited >= LATE_SECONDS, f"barrier returned before rank {late} had come to it")
+                self.holds(waited >= LATE_SECONDS, f"{name} returned before rank {late} had come to it")
 
     def clock(self) -> None:
         readings = [self.transport.clock()]
