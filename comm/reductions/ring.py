@@ -16,8 +16,8 @@ from lentando.comm.transport import Array, Exchanges, Request
 
 __all__ = ["RingReduction"]
 
-SEGMENT_BYTES = 1024 * 1024
-"""Longest message of the ring."""
+SEGMENT_BYTES = 256 * 1024
+"""Longest message of the ring: short enough that a link has always one to carry while others are being added."""
 SEGMENTS_IN_FLIGHT = 4
 """Segments on their way while an earlier one is being added."""
 
