@@ -1,0 +1,144 @@
+"""What ranks of a real MPI measure before an all-reduce, and that it changes no bit."""
+
+import copy
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+import reference
+from numpy.testing import assert_array_equal
+from numpy_model import Worker
+from ring_reference import along_the_ring, values_by_rank
+
+from lentando.comm import choice
+from lentando.comm.choice import SEGMENTS_VARIABLE, chosen_in
+from lentando.comm.collectives import SHARED_FROM_BYTES, Algorithm, plan_reduction
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.objects import allgather_object
+from lentando.comm.shared_memory import shared_zeros
+from lentando.comm.transport import Transport
+from lentando.optimizers.base_algorithms import LocalSGD
+from lentando.optimizers.slow_momentum import SlowMomentum
+
+LARGE = SHARED_FROM_BYTES // 4
+"""Elements of the smallest buffer of float32 that is measured in these tests."""
+
+
+@pytest.fixture
+def job(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> Iterator[Transport]:
+    """A new one of the same ranks, which has measured nothing."""
+    if transport.size == 1:
+        pytest.skip("one rank has nothing to choose")
+    if transport.name != "mpi":
+        pytest.skip(f"another job over {transport.name} cannot be opened here")
+    monkeypatch.delenv(SEGMENTS_VARIABLE, raising=False)
+    monkeypatch.setattr(choice, "MEASURED_FROM_BYTES", 4 * LARGE)
+    new = another(transport)
+    yield new
+    new.close()
+
+
+def another(transport: Transport) -> Transport:
+    from lentando.comm.transports.mpi import MPITransport
+
+    return MPITransport()
+
+
+def test_all_ranks_choose_the_same_and_measure_once(job: Transport) -> None:
+    """For the first buffer of a size. What later ones take, nobody needs to be asked."""
+    plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
+    (found,) = chosen_in(job)
+    assert found.seconds.keys() == set(choice.TRIED_SEGMENTS)
+    assert len(set(allgather_object(job, repr(found)))) == 1
+    before = job.traffic.copy()
+    plan_reduction(job, np.zeros(LARGE - 1000, np.float32), "ring")
+    plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
+    assert job.traffic == before
+    assert chosen_in(job) == [found]
+
+
+@pytest.mark.parametrize("in_halves", [False, True])
+def test_shared_memory_of_one_node_is_taken_unmeasured_unless_that_is_asked_for(
+    job: Transport, in_halves: bool
+) -> None:
+    if job.local_size < job.size:
+        pytest.skip("on one node")
+    array = shared_zeros(LARGE, np.dtype(np.float32))
+    usual = plan_reduction(job, array, in_halves=in_halves)
+    assert chosen_in(job) == []
+    measured = plan_reduction(job, array, "measured", in_halves=in_halves)
+    (found,) = chosen_in(job)
+    assert found.seconds.keys() == {"shared memory", *choice.TRIED_SEGMENTS, "engine"}
+    assert measured.shard == usual.shard
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "measured"])
+def test_measuring_touches_no_buffer_and_sums_are_right(job: Transport, algorithm: Algorithm) -> None:
+    """Also in the way of the ring alone, whose bits are those along the ring whatever was chosen."""
+    by_rank = values_by_rank(job.size, LARGE + 3, np.float32)
+    array = by_rank[job.rank].copy()
+    reduction = plan_reduction(job, array, algorithm)
+    assert_array_equal(array, by_rank[job.rank])
+    reduction.all_reduce(mean=True)
+    expected = along_the_ring(by_rank, mean=True)
+    if algorithm == "ring":
+        assert array.tobytes() == expected.tobytes()
+    np.testing.assert_allclose(array, expected, rtol=1e-4, atol=1e-2)
+    assert len({row.tobytes() for row in job.allgather(array)}) == 1
+
+
+@pytest.mark.parametrize("text", ["4096", "0x4", "4096x0", "1MiBx4", "-1x4", ""])
+def test_an_illegal_variable_is_an_error_on_every_rank(
+    job: Transport, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv(SEGMENTS_VARIABLE, text)
+    with pytest.raises(ConfigurationError, match=f"{SEGMENTS_VARIABLE}='{text}': expected the bytes of a segment and"):
+        plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
+
+
+def test_a_variable_that_reaches_some_ranks_only_is_an_error_on_every_rank(
+    job: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if job.rank == job.size - 1:
+        monkeypatch.setenv(SEGMENTS_VARIABLE, "4096x4")
+    with pytest.raises(ConfigurationError, match=rf"differs between ranks: .*not set; rank {job.size - 1}: 4096x4"):
+        plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
+
+
+def test_a_job_resumes_bit_for_bit_whatever_was_chosen(job: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """O20, with other segments before the stop, after it, and in the run without one."""
+    elements = LARGE // 2  # of float64
+    start, gradient = np.linspace(-1, 1, elements), reference.quadratic(elements)
+
+    def worker(segments: str | None) -> tuple[Worker, Transport]:
+        if segments is None:
+            monkeypatch.delenv(SEGMENTS_VARIABLE, raising=False)
+        else:
+            monkeypatch.setenv(SEGMENTS_VARIABLE, segments)
+        own = another(job)
+        made = Worker(
+            own,
+            gradient,
+            start,
+            lambda step: 0.05 + 0.02 * (step % 7),
+            base=LocalSGD(),
+            outer=SlowMomentum(0.9, 0.6),
+            period=2,
+            algorithm="ring",
+        )
+        assert len(chosen_in(own)) == (segments is None)
+        return made, own
+
+    straight, first = worker(None)
+    straight.run(8)
+    stopped, second = worker("5000x1")
+    stopped.run(5)
+    state, x = copy.deepcopy(stopped.replica.state_dict()), stopped.model.x.copy()
+    resumed, third = worker("100000x7")
+    resumed.model.x[:] = x
+    resumed.replica.load_state_dict(state)
+    resumed.run(3)
+    assert_array_equal(resumed.model.x, straight.model.x)
+    assert_array_equal(resumed.slow_buffer(), straight.slow_buffer())
+    for each in (first, second, third):
+        each.close()
