@@ -10,7 +10,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import inf
 from typing import Literal, NamedTuple, TypeAlias
@@ -30,7 +30,7 @@ from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport, VirtualTime
 
-__all__ = ["Choice", "Segments", "Way", "chosen_in", "fastest", "planned", "usual_segments"]
+__all__ = ["Choice", "Segments", "Way", "chosen_in", "fastest", "planned", "usual_way"]
 
 _log = logging.getLogger("lentando")
 
@@ -50,7 +50,7 @@ CLEARLY_FASTER = 1.05
 
 
 class Segments(NamedTuple):
-    """The ring, by how it cuts what it sends.
+    """How a ring cuts what it sends.
 
     Attributes:
         segment_bytes: longest message.
@@ -60,14 +60,29 @@ class Segments(NamedTuple):
     segment_bytes: int = SEGMENT_BYTES
     in_flight: int = SEGMENTS_IN_FLIGHT
 
+
+By: TypeAlias = Literal["ring", "shared memory", "engine"]
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to all-reduce.
+
+    Attributes:
+        by: ``RingReduction``, ``NodeReduction``, or ``EngineReduction``.
+        segments: of the ring, which is also what several nodes' shared memory has between them; None without one.
+    """
+
+    by: By
+    segments: Segments | None = None
+
     def __str__(self) -> str:
-        return f"ring in segments of {self.segment_bytes}x{self.in_flight}"
+        if self.segments is None:
+            return self.by
+        between = ", ring between nodes" if self.by == "shared memory" else ""
+        return f"{self.by}{between} in segments of {self.segments.segment_bytes}x{self.segments.in_flight}"
 
 
-Way: TypeAlias = Segments | Literal["shared memory", "engine"]
-"""By ``RingReduction``, ``NodeReduction`` or ``EngineReduction``."""
-
-ENGINE: Way = "engine"
 TRIED_SEGMENTS = (Segments(), Segments(1024 * 1024), Segments(4 * 1024 * 1024))
 """Long ones cost less to handle, and fill a link that is fast and long."""
 
@@ -108,10 +123,12 @@ def chosen_in(transport: Transport) -> list[Choice]:
     return [] if job is None else list(job.choices.values())
 
 
-def usual_segments(transport: Transport) -> Segments:
-    """How the ring cuts what it sends if nothing was measured."""
+def usual_way(transport: Transport, by: By) -> Way:
+    """How to all-reduce by this if nothing was measured."""
+    if transport.local_size < transport.size:
+        return Way(by, None if by == "engine" else TRIED_SEGMENTS[0])
     # Within a node there is no link to keep busy, and to copy is all that it costs to send.
-    return TRIED_SEGMENTS[1] if transport.local_size == transport.size else TRIED_SEGMENTS[0]
+    return Way(by, TRIED_SEGMENTS[1] if by == "ring" else None)
 
 
 def planned(transport: Transport, buffer: Array, way: Way) -> Reduction:
@@ -120,11 +137,12 @@ def planned(transport: Transport, buffer: Array, way: Way) -> Reduction:
     Raises:
         ConfigurationError: on every rank, if it is by shared memory, and the buffers of some lie elsewhere.
     """
-    if isinstance(way, Segments):
-        return RingReduction(transport, buffer, way.segment_bytes, in_flight=way.in_flight)
-    if way == "engine":
+    if way.by == "engine":
         return EngineReduction(transport, buffer)
-    reduction = plan_node_reduction(transport, buffer)
+    segments = way.segments or Segments()
+    if way.by == "ring":
+        return RingReduction(transport, buffer, segments.segment_bytes, in_flight=segments.in_flight)
+    reduction = plan_node_reduction(transport, buffer, segments.segment_bytes, segments.in_flight)
     if reduction is None:
         raise ConfigurationError(f"some ranks cannot read the {buffer.nbytes} bytes of another rank of their node")
     return reduction
@@ -174,15 +192,16 @@ def _can_measure(transport: Transport) -> bool:
 
 def _alternatives(transport: Transport, buffer: Array, usual: Way, in_halves: bool, of_all: bool) -> list[Way]:
     """The ways to choose from, the usual one first."""
-    rings = [usual_segments(transport)]
-    if buffer.nbytes >= MEASURED_FROM_BYTES and (of_all or isinstance(usual, Segments)):
+    ring = usual_way(transport, "ring")
+    rings = [ring]
+    if buffer.nbytes >= MEASURED_FROM_BYTES and (of_all or usual.segments is not None):
         given = _given_segments(transport)
-        others = [segments for segments in TRIED_SEGMENTS if segments not in rings]
-        rings = [*rings, *others] if given is None else [given]
-    ways: list[Way] = [*rings] if isinstance(usual, Segments) else [usual]
+        rings += [replace(ring, segments=tried) for tried in TRIED_SEGMENTS if tried != ring.segments]
+        rings = rings if given is None else [replace(ring, segments=given)]
+    ways = [usual] if usual.segments is None else [replace(usual, segments=way.segments) for way in rings]
     # Shared memory of several nodes cuts shards otherwise, and what an outer step keeps is cut by shards.
-    if of_all and (usual != "shared memory" or transport.local_size == transport.size or not in_halves):
-        ways += [way for way in (*rings, ENGINE) if way not in ways]
+    if of_all and (usual.by != "shared memory" or usual.segments is None or not in_halves):
+        ways += [way for way in (*rings, Way("engine")) if way not in ways]
     return ways
 
 
@@ -216,7 +235,7 @@ def _rehearsals(
 ) -> list[Callable[[], object]]:
     """What all-reduces zeros once in each way, as many as ``buffer`` has if they are not too many, as that will be."""
     elements = min(buffer.size, REHEARSED_BYTES // buffer.itemsize)
-    zeros: Array = (shared_zeros if "shared memory" in ways else np.zeros)(elements, buffer.dtype)
+    zeros: Array = (shared_zeros if ways[0].by == "shared memory" else np.zeros)(elements, buffer.dtype)
     return [_rehearsal(transport, zeros, planned(transport, zeros, way), in_halves) for way in ways]
 
 

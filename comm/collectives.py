@@ -8,7 +8,7 @@ from math import inf
 from typing import Literal, TypeAlias, get_args
 
 from lentando.comm.array_module import is_on_host
-from lentando.comm.choice import Way, fastest, planned, usual_segments
+from lentando.comm.choice import fastest, planned, usual_way
 from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
@@ -67,16 +67,12 @@ def plan_reduction(
     by_node: NodeReduction | None = None
     if chooses and not once and buffer.nbytes >= SHARED_FROM_BYTES and is_on_host(buffer):
         by_node = plan_node_reduction(transport, buffer)
-    way: Way = "engine"
-    if by_node is not None:
-        way = "shared memory"
-    elif algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, in_halves)):
-        way = usual_segments(transport)
+    is_ring = algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, in_halves))
+    usual = usual_way(transport, "shared memory" if by_node is not None else "ring" if is_ring else "engine")
+    way = usual
     if not once:
-        way = fastest(transport, buffer, way, in_halves=in_halves, of_all=algorithm == "measured")
-    if way == "shared memory" and by_node is not None:
-        return by_node
-    return planned(transport, buffer, way)
+        way = fastest(transport, buffer, usual, in_halves=in_halves, of_all=algorithm == "measured")
+    return by_node if by_node is not None and way == usual else planned(transport, buffer, way)
 
 
 def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algorithm: Algorithm = "auto") -> None:

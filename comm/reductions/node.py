@@ -13,7 +13,7 @@ from lentando.comm import ring
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.reduction import quiet, store
-from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
 from lentando.comm.shared_memory import offer, open_offer
 from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
 
@@ -35,10 +35,17 @@ class NodeReduction:
         nodes: the ranks of each node, equally many, by local rank.
         buffer: one-dimensional and contiguous; lies in shared memory.
         neighbors: the buffers of all ranks of this node, by local rank; this rank's own is ``buffer``.
+        segment_bytes, in_flight: of the ring between nodes.
     """
 
     def __init__(
-        self, transport: Transport, nodes: Sequence[Sequence[int]], buffer: Array, neighbors: Sequence[Array]
+        self,
+        transport: Transport,
+        nodes: Sequence[Sequence[int]],
+        buffer: Array,
+        neighbors: Sequence[Array],
+        segment_bytes: int = SEGMENT_BYTES,
+        in_flight: int = SEGMENTS_IN_FLIGHT,
     ) -> None:
         self._traffic = transport.traffic
         self._buffer = buffer
@@ -63,7 +70,7 @@ class NodeReduction:
         self.shard = part
         if len(nodes) > 1:
             counterparts = _Counterparts(transport, [ranks[own] for ranks in nodes])
-            self._between = RingReduction(counterparts, self._own, terms=self._sum)
+            self._between = RingReduction(counterparts, self._own, segment_bytes, self._sum, in_flight=in_flight)
             within = self._between.shard
             self.shard = slice(part.start + within.start, part.start + within.stop)
 
@@ -149,7 +156,9 @@ class _Counterparts:
         )
 
 
-def plan_node_reduction(transport: Transport, buffer: Array) -> NodeReduction | None:
+def plan_node_reduction(
+    transport: Transport, buffer: Array, segment_bytes: int = SEGMENT_BYTES, in_flight: int = SEGMENTS_IN_FLIGHT
+) -> NodeReduction | None:
     """Plan it, if the ranks of each node can read each other's ``buffer`` and every node has equally many of them.
 
     Collective if the transport knows of neighbours: all ranks come to the same answer.
@@ -171,4 +180,4 @@ def plan_node_reduction(transport: Transport, buffer: Array) -> NodeReduction | 
     reached = np.array([len(neighbors) == len(same_node)])
     if not transport.allgather(reached).all():
         return None
-    return NodeReduction(transport, nodes, buffer, neighbors)
+    return NodeReduction(transport, nodes, buffer, neighbors, segment_bytes, in_flight)

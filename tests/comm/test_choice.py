@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from lentando.comm import choice
-from lentando.comm.choice import SEGMENTS_VARIABLE, Choice, Segments, chosen_in
+from lentando.comm.choice import SEGMENTS_VARIABLE, Choice, Segments, Way, chosen_in
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.elastic import is_elastic
 from lentando.comm.reductions.ring import RingReduction
@@ -21,6 +21,8 @@ SIZE = 2
 LARGE = choice.MEASURED_FROM_BYTES // 4
 """Elements of the smallest buffer of float32 that is measured."""
 DELAY_SECONDS = 0.002
+ENGINE = Way("engine")
+RINGS = [Way("ring", segments) for segments in choice.TRIED_SEGMENTS]
 
 
 def on_hosts(transport: ThreadTransport) -> ThreadTransport:
@@ -70,7 +72,7 @@ def chosen_by_each(kind: type[ThreadTransport], algorithm: Algorithm = "ring") -
 def test_where_messages_are_slow_to_start_all_ranks_choose_long_segments() -> None:
     """By the times of the slowest rank, though the others' own are shorter."""
     found = chosen_by_each(SlowToStart)
-    assert [choices[0].way for choices in found] == [Segments(4 * 1024 * 1024)] * SIZE
+    assert [choices[0].way for choices in found] == [RINGS[-1]] * SIZE
     assert found[0] == found[1]
     assert min(found[0][0].seconds.values()) >= 2 * DELAY_SECONDS
 
@@ -78,8 +80,8 @@ def test_where_messages_are_slow_to_start_all_ranks_choose_long_segments() -> No
 def test_the_usual_way_stays_unless_another_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(choice, "CLEARLY_FASTER", float("inf"))
     (choices, _) = chosen_by_each(SlowToStart)
-    assert choices[0].way == Segments()
-    assert choices[0].seconds[Segments()] == max(choices[0].seconds.values())
+    assert choices[0].way == RINGS[0]
+    assert choices[0].seconds[RINGS[0]] == max(choices[0].seconds.values())
 
 
 @pytest.mark.parametrize("kind", [Elastic, Horovod])
@@ -144,10 +146,10 @@ def test_measured_compares_the_engine_too(in_halves: bool) -> None:
             for elements in (LARGE, LARGE // 8)
         ]
         large, small = chosen_in(transport)
-        assert set(large.seconds) == {*choice.TRIED_SEGMENTS, "engine"}
-        assert set(small.seconds) == {Segments(), "engine"}
+        assert set(large.seconds) == {*RINGS, ENGINE}
+        assert set(small.seconds) == {RINGS[0], ENGINE}
         assert [isinstance(reduction, RingReduction) for reduction in reductions] == [
-            isinstance(one.way, Segments) for one in (large, small)
+            one.way.by == "ring" for one in (large, small)
         ]
         return {large.way, small.way}
 
@@ -169,8 +171,9 @@ def test_the_variable_says_what_is_otherwise_measured(monkeypatch: pytest.Monkey
 
 
 def test_a_choice_tells_what_was_chosen_and_why() -> None:
-    made = Choice("up to 32 MiB of float32", Segments(), {Segments(): 0.25, "engine": 0.5})
+    between = Way("shared memory", Segments(1024, 2))
+    made = Choice("up to 32 MiB of float32", between, {RINGS[0]: 0.5, between: 0.25, ENGINE: 0.75})
     assert str(made) == (
-        "up to 32 MiB of float32: ring in segments of 262144x4 (measured: ring in segments of 262144x4 250 ms, "
-        "engine 500 ms)"
+        "up to 32 MiB of float32: shared memory, ring between nodes in segments of 1024x2 (measured: ring in segments "
+        "of 262144x4 500 ms, shared memory, ring between nodes in segments of 1024x2 250 ms, engine 750 ms)"
     )

@@ -11,17 +11,19 @@ from numpy_model import Worker
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm import choice
-from lentando.comm.choice import SEGMENTS_VARIABLE, chosen_in
+from lentando.comm.choice import SEGMENTS_VARIABLE, Segments, Way, chosen_in
 from lentando.comm.collectives import SHARED_FROM_BYTES, Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.objects import allgather_object
+from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.shared_memory import shared_zeros
-from lentando.comm.transport import Transport
+from lentando.comm.transport import SharedNode, Transport
 from lentando.optimizers.base_algorithms import LocalSGD
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 LARGE = SHARED_FROM_BYTES // 4
 """Elements of the smallest buffer of float32 that is measured in these tests."""
+RINGS = [Way("ring", segments) for segments in choice.TRIED_SEGMENTS]
 
 
 @pytest.fixture
@@ -48,7 +50,7 @@ def test_all_ranks_choose_the_same_and_measure_once(job: Transport) -> None:
     """For the first buffer of a size. What later ones take, nobody needs to be asked."""
     plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
     (found,) = chosen_in(job)
-    assert found.seconds.keys() == set(choice.TRIED_SEGMENTS)
+    assert found.seconds.keys() == set(RINGS)
     assert len(set(allgather_object(job, repr(found)))) == 1
     before = job.traffic.copy()
     plan_reduction(job, np.zeros(LARGE - 1000, np.float32), "ring")
@@ -68,8 +70,49 @@ def test_shared_memory_of_one_node_is_taken_unmeasured_unless_that_is_asked_for(
     assert chosen_in(job) == []
     measured = plan_reduction(job, array, "measured", in_halves=in_halves)
     (found,) = chosen_in(job)
-    assert found.seconds.keys() == {"shared memory", *choice.TRIED_SEGMENTS, "engine"}
+    assert found.seconds.keys() == {Way("shared memory"), *RINGS, Way("engine")}
     assert measured.shard == usual.shard
+
+
+def on_two_nodes(job: Transport) -> Transport:
+    """Half of the ranks on each, by turns."""
+    if job.size % 2:
+        pytest.skip("two nodes with equally many ranks")
+    assert isinstance(job, SharedNode)
+    job.same_node = list(range(job.rank % 2, job.size, 2))
+    job.local_rank, job.local_size = job.same_node.index(job.rank), len(job.same_node)
+    return job
+
+
+@pytest.mark.parametrize("given", [None, Segments(10_000, 3)])
+def test_the_ring_between_nodes_is_measured_where_they_share_memory_within(
+    job: Transport, monkeypatch: pytest.MonkeyPatch, given: Segments | None
+) -> None:
+    nodes = on_two_nodes(job)
+    if nodes.local_size == 1:
+        pytest.skip("a node of one rank has nobody to share with")
+    if given is not None:
+        monkeypatch.setenv(SEGMENTS_VARIABLE, f"{given.segment_bytes}x{given.in_flight}")
+    by_rank = values_by_rank(job.size, LARGE, np.float32)
+    array = shared_zeros(LARGE, np.dtype(np.float32))
+    results = set()
+    for once in (True, False):
+        array[:] = by_rank[job.rank]
+        job.barrier()
+        reduction = plan_node_reduction(nodes, array) if once else plan_reduction(nodes, array, in_halves=True)
+        assert isinstance(reduction, NodeReduction)
+        before = job.traffic.messages
+        reduction.all_reduce(mean=True)
+        results.add(array.tobytes())
+        job.barrier()
+    assert len(results) == 1
+    if given is None:
+        (found,) = chosen_in(nodes)
+        assert found.seconds.keys() == {Way("shared memory", segments) for segments in choice.TRIED_SEGMENTS}
+    else:
+        assert chosen_in(nodes) == []
+        own_bytes = array.nbytes // nodes.local_size // 2  # of this rank's part, what it sends in each half
+        assert job.traffic.messages - before >= 2 * (own_bytes // given.segment_bytes)
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "measured"])
