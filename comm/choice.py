@@ -170,6 +170,7 @@ def fastest(transport: Transport, buffer: Array, usual: Way, *, in_halves: bool 
     ways = _alternatives(transport, buffer, usual, in_halves, of_all)
     if len(ways) == 1:
         return ways[0]
+    in_halves = in_halves and of_all  # a ring's best segments are those of both its halves
     longest_bytes = 1 << (buffer.nbytes - 1).bit_length()
     what = f"up to {_in_words(longest_bytes)} of {buffer.dtype.name}{', in halves' if in_halves else ''}"
     job, question = _job(transport), (what, tuple(ways))
