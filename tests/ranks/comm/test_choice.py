@@ -46,10 +46,12 @@ def another(transport: Transport) -> Transport:
     return MPITransport()
 
 
-def test_all_ranks_choose_the_same_and_measure_once(job: Transport) -> None:
-    """For the first buffer of a size. What later ones take, nobody needs to be asked."""
-    plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
+def test_all_ranks_choose_the_same_and_measure_once(job: Transport, caplog: pytest.LogCaptureFixture) -> None:
+    """For the first buffer of a size. What later ones take, nobody needs to be asked. Rank 0 tells."""
+    with caplog.at_level("INFO", "lentando"):
+        plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
     (found,) = chosen_in(job)
+    assert caplog.messages == ([f"all-reduce of {found}"] if job.rank == 0 else [])
     assert found.seconds.keys() == set(RINGS)
     assert len(set(allgather_object(job, repr(found)))) == 1
     before = job.traffic.copy()
