@@ -17,7 +17,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.shared_memory import shared_zeros
-from lentando.comm.transport import SharedNode, Transport
+from lentando.comm.transport import Background, SharedNode, Transport
 from lentando.optimizers.base_algorithms import LocalSGD
 from lentando.optimizers.slow_momentum import SlowMomentum
 
@@ -74,6 +74,32 @@ def test_shared_memory_of_one_node_is_taken_unmeasured_unless_that_is_asked_for(
     (found,) = chosen_in(job)
     assert found.seconds.keys() == {Way("shared memory"), *RINGS, Way("engine")}
     assert measured.shard == usual.shard
+
+
+def test_a_thread_beside_the_computation_measures_nothing_and_obeys_the_variable(
+    job: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+    for text in (f"{4 * LARGE}x1", "5000x2"):
+        monkeypatch.setenv(SEGMENTS_VARIABLE, text)
+        sent.append(messages_of_thread(job))
+    chunk = -(-LARGE // job.size)
+    hops = 2 * (job.size - 1)
+    assert sent == [hops, hops * -(-chunk // 1250)]
+    monkeypatch.delenv(SEGMENTS_VARIABLE)
+    assert messages_of_thread(job) == hops  # in the usual segments
+
+
+def messages_of_thread(job: Transport) -> int:
+    """Of one all-reduce by a new thread, which had nothing to measure."""
+    thread = job.for_thread() if isinstance(job, Background) else None
+    if thread is None:
+        pytest.skip("this MPI lets one thread in only")
+    reduction = plan_reduction(thread, np.zeros(LARGE, np.float32), "ring")
+    before = thread.traffic.messages
+    reduction.all_reduce(mean=False)
+    assert chosen_in(thread) == []
+    return thread.traffic.messages - before
 
 
 def on_two_nodes(job: Transport) -> Transport:
