@@ -35,12 +35,12 @@ def job(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trans
         pytest.skip(f"another job over {transport.name} cannot be opened here")
     monkeypatch.delenv(SEGMENTS_VARIABLE, raising=False)
     monkeypatch.setattr(choice, "MEASURED_FROM_BYTES", 4 * LARGE)
-    new = another(transport)
+    new = another_job()
     yield new
     new.close()
 
 
-def another(transport: Transport) -> Transport:
+def another_job() -> Transport:
     from lentando.comm.transports.mpi import MPITransport
 
     return MPITransport()
@@ -186,7 +186,7 @@ def test_a_job_resumes_bit_for_bit_whatever_was_chosen(job: Transport, monkeypat
             monkeypatch.delenv(SEGMENTS_VARIABLE, raising=False)
         else:
             monkeypatch.setenv(SEGMENTS_VARIABLE, segments)
-        own = another(job)
+        own = another_job()
         made = Worker(
             own,
             gradient,
