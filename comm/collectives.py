@@ -8,18 +8,18 @@ from math import inf
 from typing import Literal, TypeAlias, get_args
 
 from lentando.comm.array_module import is_on_host
+from lentando.comm.choice import fastest, planned, usual_way
 from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
-from lentando.comm.reductions.node import plan_node_reduction
+from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.transport import Array, EngineHalves, Transport
 
 __all__ = ["Algorithm", "all_reduce", "plan_reduction"]
 
-Algorithm: TypeAlias = Literal["auto", "ring", "engine"]
+Algorithm: TypeAlias = Literal["auto", "measured", "ring", "engine"]
 
 SHARED_FROM_BYTES = 512 * 1024
 """``auto`` leaves smaller buffers to the engine: three barriers cost more than its latency."""
@@ -46,8 +46,11 @@ def plan_reduction(
             the engine's own, by its halves if it has them.
             Where the buffers of all ranks lie in memory that neighbours can read (``FlatBuffer(shared=True)``), and
             every node has equally many ranks, it is ``NodeReduction``; whether it can be, ranks find out together.
+            For large buffers, ranks measure which of the ways that give the same bits is the fastest, once in a job;
+            with ``"ring"``, too. ``"measured"`` compares all ways, for smaller buffers as well: sums then differ in the
+            last bits where another start of the job chooses otherwise. See ``lentando.comm.choice``.
         in_halves: it will be used by its halves, not as a whole: ``"auto"`` then chooses otherwise.
-        once: it will be used a single time: ``"auto"`` then plans nothing with other ranks.
+        once: it will be used a single time: then nothing is measured, and ``"auto"`` plans nothing with other ranks.
 
     Raises:
         ConfigurationError: for any other algorithm, dtype or shape.
@@ -55,22 +58,21 @@ def plan_reduction(
     if buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise ConfigurationError(f"a reduction needs a contiguous one-dimensional array, got shape {buffer.shape}")
     if algorithm not in get_args(Algorithm):
-        raise ConfigurationError(f"algorithm must be 'auto', 'ring' or 'engine', got {algorithm!r}")
+        raise ConfigurationError(f"algorithm must be 'auto', 'measured', 'ring' or 'engine', got {algorithm!r}")
     if transport.size == 1:
         return NoReduction(buffer)
-    if algorithm == "auto" and not is_on_host(buffer) and isinstance(transport, EngineHalves):
+    chooses = algorithm in ("auto", "measured")
+    if chooses and not is_on_host(buffer) and isinstance(transport, EngineHalves):
         return HalvesReduction(transport, buffer) if in_halves else EngineReduction(transport, buffer)
-    if algorithm == "auto" and not once and buffer.nbytes >= SHARED_FROM_BYTES and is_on_host(buffer):
-        planned = plan_node_reduction(transport, buffer)
-        if planned is not None:
-            return planned
-    if algorithm == "auto":
-        place = "several nodes"
-        if transport.local_size == transport.size:
-            place = "one node, in halves" if in_halves else "one node"
-        place = transport.name if transport.name in RING_FROM_BYTES else place
-        algorithm = "ring" if buffer.nbytes >= RING_FROM_BYTES[place] else "engine"
-    return RingReduction(transport, buffer) if algorithm == "ring" else EngineReduction(transport, buffer)
+    by_node: NodeReduction | None = None
+    if chooses and not once and buffer.nbytes >= SHARED_FROM_BYTES and is_on_host(buffer):
+        by_node = plan_node_reduction(transport, buffer)
+    is_ring = algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, in_halves))
+    usual = usual_way(transport, "shared memory" if by_node is not None else "ring" if is_ring else "engine")
+    way = usual
+    if not once:
+        way = fastest(transport, buffer, usual, in_halves=in_halves, of_all=algorithm == "measured")
+    return by_node if by_node is not None and way == usual else planned(transport, buffer, way)
 
 
 def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algorithm: Algorithm = "auto") -> None:
@@ -86,3 +88,10 @@ def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algori
     if not array.flags.c_contiguous:
         raise ConfigurationError("all_reduce works in place and needs a C-contiguous array")
     plan_reduction(transport, array.reshape(-1), algorithm, once=True).all_reduce(mean)
+
+
+def _ring_from_bytes(transport: Transport, in_halves: bool) -> float:
+    place = "several nodes"
+    if transport.local_size == transport.size:
+        place = "one node, in halves" if in_halves else "one node"
+    return RING_FROM_BYTES[transport.name if transport.name in RING_FROM_BYTES else place]

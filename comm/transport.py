@@ -21,6 +21,7 @@ __all__ = [
     "EngineHalves",
     "Exchanges",
     "Message",
+    "Patient",
     "ReduceOp",
     "Request",
     "SharedNode",
@@ -190,6 +191,14 @@ class Background(Protocol):
 
         Collective. It is closed with this one.
         """
+
+
+@runtime_checkable
+class Patient(Protocol):
+    """A transport that leaves the core to others while it waits: what it takes by itself tells little."""
+
+    def pause(self) -> None:
+        """Between two looks at what it waits for."""
 
 
 @runtime_checkable

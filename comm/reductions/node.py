@@ -14,7 +14,7 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.flat import BLOCK
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.reduction import Each, quiet, store
-from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
 from lentando.comm.shared_memory import offer, open_offer
 from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
 
@@ -32,6 +32,7 @@ class NodeReduction:
         buffer: one-dimensional and contiguous; lies in shared memory.
         neighbors: the buffers of all ranks of this node, by local rank; this rank's own is ``buffer``.
         barrier: waits for all ranks of this node.
+        segment_bytes, in_flight: of the ring between nodes.
     """
 
     def __init__(
@@ -41,9 +42,10 @@ class NodeReduction:
         buffer: Array,
         neighbors: Sequence[Array],
         barrier: Callable[[], None],
+        segment_bytes: int = SEGMENT_BYTES,
+        in_flight: int = SEGMENTS_IN_FLIGHT,
     ) -> None:
         self._traffic = transport.traffic
-        self._buffer = buffer
         node = next(node for node in nodes if transport.rank in node)
         own = node.index(transport.rank)
         count, elements = len(node), buffer.size
@@ -65,7 +67,7 @@ class NodeReduction:
         self.shard = part
         if len(nodes) > 1:
             counterparts = _Counterparts(transport, [ranks[own] for ranks in nodes])
-            self._between = RingReduction(counterparts, self._own, terms=self._sum)
+            self._between = RingReduction(counterparts, self._own, segment_bytes, self._sum, in_flight=in_flight)
             within = self._between.shard
             self.shard = slice(part.start + within.start, part.start + within.stop)
 
@@ -79,6 +81,9 @@ class NodeReduction:
     def all_gather(self) -> None:
         if self._between is not None:
             self._between.all_gather()
+        self._copy_others()
+
+    def _copy_others(self) -> None:
         self._barrier()  # everybody's part is finished, and nobody reads the values of before any more
         for own, theirs in self._others:
             np.copyto(own, theirs)
@@ -90,8 +95,9 @@ class NodeReduction:
         if self._between is None:
             self._sum_node(self._own, divisor=divisor)
         else:
-            store(self.reduce_scatter(), self._buffer[self.shard], divisor)
-        self.all_gather()
+            self._sum_node(self._sum)
+            self._between.both_halves(divisor)
+        self._copy_others()
 
     def _sum_node(self, into: Array, each: Each | None = None, divisor: int = 1) -> None:
         """Sum this rank's part over the node, in pieces that stay in the cache meanwhile."""
@@ -136,7 +142,9 @@ class _Counterparts:
         )
 
 
-def plan_node_reduction(transport: Transport, buffer: Array) -> NodeReduction | None:
+def plan_node_reduction(
+    transport: Transport, buffer: Array, segment_bytes: int = SEGMENT_BYTES, in_flight: int = SEGMENTS_IN_FLIGHT
+) -> NodeReduction | None:
     """Plan it, if the ranks of each node can read each other's ``buffer`` and every node has equally many of them.
 
     Collective if the transport knows of neighbours: all ranks come to the same answer.
@@ -158,4 +166,4 @@ def plan_node_reduction(transport: Transport, buffer: Array) -> NodeReduction | 
     reached = np.array([len(neighbors) == len(same_node)])
     if not transport.allgather(reached).all():
         return None
-    return NodeReduction(transport, nodes, buffer, neighbors, transport.node_barrier)
+    return NodeReduction(transport, nodes, buffer, neighbors, transport.node_barrier, segment_bytes, in_flight)

@@ -13,7 +13,7 @@ __all__ = ["BackgroundMPITransport"]
 
 
 class BackgroundMPITransport(MPITransport):
-    """Ranks of another communicator, whose messages never meet those of the first.
+    """Ranks of another communicator, whose messages never meet those of the first. Implements ``Patient``.
 
     MPI's own waiting spins, and would take a core from the computation. This one asks every now and then.
     """

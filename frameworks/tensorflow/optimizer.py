@@ -49,7 +49,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         period: inner steps between outer steps, or a ``Period``; None for no outer steps.
         base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
-        algorithm: how the exact average is formed: "auto", "ring" or "engine".
+        algorithm: how the exact average is formed: "auto", "ring", "engine", or "measured", which compares all ways
+            once in a job, so that another start of the job may round otherwise.
         on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
             communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
             that, with a new base optimizer. A ``LossScaleOptimizer`` sees to gradients itself.

@@ -17,6 +17,7 @@ from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.engine import EngineReduction
 from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.reduction import store
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Array
@@ -30,29 +31,41 @@ def bits(array: Array) -> bytes:
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 17), st.integers(0, 80), st.integers(1, 90), st.sampled_from(FLOATS), st.booleans())
+@given(
+    st.integers(1, 17),
+    st.integers(0, 80),
+    st.integers(1, 90),
+    st.integers(1, 9),
+    st.sampled_from(FLOATS),
+    st.booleans(),
+)
 def test_ring_equals_the_sum_along_its_path_to_the_bit(
-    size: int, elements: int, longest: int, dtype: DTypeLike, mean: bool
+    size: int, elements: int, longest: int, in_flight: int, dtype: DTypeLike, mean: bool
 ) -> None:
-    """O60: on every rank, for any number of ranks, elements and segments."""
+    """O60: on every rank, for any number of ranks, elements and segments, whole and by its halves."""
     by_rank = values_by_rank(size, elements, dtype)
     segment_bytes = longest * accumulator_dtype(np.dtype(dtype)).itemsize
 
     def reduce(transport: ThreadTransport) -> Array:
         buffer = by_rank[transport.rank].copy()
-        RingReduction(transport, buffer, segment_bytes).all_reduce(mean)
-        return buffer
+        reduction = RingReduction(transport, buffer, segment_bytes, in_flight=in_flight)
+        reduction.all_reduce(mean)
+        whole = buffer.copy()
+        buffer[...] = by_rank[transport.rank]
+        store(reduction.reduce_scatter(), buffer[reduction.shard], size if mean else 1)
+        reduction.all_gather()
+        return np.stack([whole, buffer])
 
     expected = along_the_ring(by_rank, mean=mean)
-    assert {bits(result) for result in run_ranks(size, reduce)} == {bits(expected)}
+    assert {bits(result) for result in run_ranks(size, reduce)} == {bits(np.stack([expected, expected]))}
 
 
 @settings(deadline=None, max_examples=60)
-@given(st.integers(1, 9), st.integers(0, 80), st.integers(1, 30), st.sampled_from(FLOATS))
-@example(4, 5, 1, np.float32)
-@example(4, 14, 1, np.float32)
+@given(st.integers(1, 9), st.integers(0, 80), st.integers(1, 30), st.integers(1, 9), st.sampled_from(FLOATS))
+@example(4, 5, 1, 4, np.float32)
+@example(4, 14, 1, 4, np.float32)
 def test_ring_reuses_no_memory_that_is_still_on_its_way(
-    size: int, elements: int, longest: int, dtype: DTypeLike
+    size: int, elements: int, longest: int, in_flight: int, dtype: DTypeLike
 ) -> None:
     """Regression, the two examples: scratch memory of neighbouring segments overlapped where chunks differ by one."""
     by_rank = values_by_rank(size, elements, dtype)
@@ -60,7 +73,7 @@ def test_ring_reuses_no_memory_that_is_still_on_its_way(
 
     def reduce(transport: ThreadTransport) -> Array:
         buffer = by_rank[transport.rank].copy()
-        RingReduction(transport, buffer, segment_bytes).all_reduce(mean=False)
+        RingReduction(transport, buffer, segment_bytes, in_flight=in_flight).all_reduce(mean=False)
         return buffer
 
     expected = along_the_ring(by_rank, mean=False)
@@ -190,7 +203,7 @@ def test_auto_needs_no_engine_in_a_world_of_one() -> None:
         (np.zeros(8)[::2], "auto", "a contiguous one-dimensional array, got shape"),
         (np.zeros(2, complex), "ring", "cannot reduce arrays of complex128"),
         (np.zeros(2, bool), "engine", "cannot reduce arrays of bool"),
-        (np.zeros(2), "tree", "algorithm must be 'auto', 'ring' or 'engine', got 'tree'"),
+        (np.zeros(2), "tree", "algorithm must be 'auto', 'measured', 'ring' or 'engine', got 'tree'"),
     ],
 )
 def test_plan_refuses(buffer: Array, algorithm: Any, reason: str) -> None:
