@@ -70,7 +70,7 @@ def test_a_deadlock_within_the_library_tells_who_called_it() -> None:
     text = str(caught.value)
     assert "1 of 2 ranks wait forever" in text
     assert "rank 0 waits for 16 bytes from rank 1 (tag 0), which has ended at 0 s, in " in text
-    assert "_add (ring.py:" in text
+    assert "_complete (ring.py:" in text
     assert ", called by " in text
     assert "worker (test_simulation_errors.py:" in text
 
