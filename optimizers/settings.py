@@ -81,8 +81,8 @@ class Settings:
         return in_words(self)
 
     def method_in_words(self) -> str:
-        """Those that a checkpoint must be continued with."""
-        return in_words(replace(self, on_nonfinite="raise"))
+        """Those that a checkpoint must be continued with, but for defaults that older ones do not speak of."""
+        return in_words(replace(self, on_nonfinite="raise"), with_unsaid=False)
 
     def make_period(self) -> Period | None:
         """The period as a schedule."""

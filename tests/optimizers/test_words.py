@@ -47,8 +47,9 @@ def test_a_state_of_before_a_choice_existed_continues_with_its_default(base: Any
             worker(base=other).replica.load_state_dict(state)
 
 
-def test_what_is_not_the_default_is_said() -> None:
-    base = AllReduce(overlap=True, bucket_bytes=8)
-    assert "AllReduce(algorithm='auto', overlap=True, bucket_bytes=8)" in Settings(base).in_words()
+def test_between_ranks_all_is_said() -> None:
+    base = AllReduce(bucket_bytes=8)
+    assert "AllReduce(algorithm='auto', overlap=False, bucket_bytes=8)" in Settings(base).in_words()
+    assert "AllReduce(algorithm='auto', bucket_bytes=8)" in Settings(base).method_in_words()
     assert "on_nonfinite='skip'" in Settings(base, on_nonfinite="skip").in_words()
     assert "on_nonfinite" not in Settings(base, on_nonfinite="skip").method_in_words()
