@@ -55,7 +55,8 @@ from lentando.tensorflow.functions import (
     broadcast_variables,
 )
 from lentando.tensorflow.layers import layers
-from lentando.tensorflow.optimizer import AdaComm, DistributedOptimizer, SlowMo
+from lentando.tensorflow.methods import AdaComm, SlowMo
+from lentando.tensorflow.optimizer import DistributedOptimizer
 
 __all__ = [
     "DPSGD",

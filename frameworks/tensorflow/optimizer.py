@@ -12,12 +12,12 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
-from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.period import Period, PeriodSetting, needs_loss
+from lentando.optimizers.period import PeriodSetting, needs_loss
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
@@ -25,7 +25,7 @@ from lentando.tensorflow.graph import CountedSteps, check_can_wait, record_loss,
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
 
-__all__ = ["AdaComm", "DistributedOptimizer", "SlowMo"]
+__all__ = ["DistributedOptimizer"]
 
 
 @keras.saving.register_keras_serializable("lentando")
@@ -250,7 +250,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""
-        return {"iterations": int(self._iterations), "replica": _copied(self._replica.state_dict())}
+        return {"iterations": int(self._iterations), "replica": copied(self._replica.state_dict())}
 
     def load_state_dict(self, state_dict: Dictionary[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, once the weights and ``optimizer.variables`` have been loaded too.
@@ -426,73 +426,6 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         return noted[1] if noted is not None and noted[0] is _current_graph() else None
 
 
-def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: keras.optimizers.Optimizer,
-    *,
-    model: keras.Model | None = None,
-    base: BaseAlgorithm = LocalSGD(),
-    period: int | Period = 12,
-    slow_lr: float = 1.0,
-    slow_momentum: float = 0.5,
-    nesterov: bool = False,
-    exact_average: bool = True,
-    base_buffers: BaseBuffers = "reset",
-    algorithm: Algorithm = "auto",
-    on_nonfinite: OnNonFinite = "raise",
-    mapping: Mapping | None = None,
-) -> DistributedOptimizer:
-    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
-
-    Args:
-        optimizer: the base optimizer.
-        model: see ``DistributedOptimizer``, like every argument that is not listed here.
-        base: what replicas say to each other between outer steps.
-        period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
-        slow_lr: alpha; 1 is consistently best in the paper.
-        slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
-        nesterov: look ahead, as DiLoCo's outer optimizer does.
-        exact_average: see there.
-        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
-        algorithm: see there.
-        on_nonfinite: see there.
-        mapping: see there.
-    """
-    return DistributedOptimizer(
-        optimizer,
-        model=model,
-        base=base,
-        outer=SlowMomentum(slow_lr, slow_momentum, nesterov),
-        period=period,
-        base_buffers=base_buffers,
-        exact_average=exact_average,
-        algorithm=algorithm,
-        on_nonfinite=on_nonfinite,
-        mapping=mapping,
-    )
-
-
-def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: keras.optimizers.Optimizer,
-    *,
-    model: keras.Model | None = None,
-    mapping: Mapping | None = None,
-    **options: Any,
-) -> DistributedOptimizer:
-    """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
-
-    A setting of ``DistributedOptimizer``. Every step must be given its training loss, which ``model.fit`` does.
-
-    Args:
-        optimizer: the base optimizer.
-        model: see ``DistributedOptimizer``.
-        mapping: see there.
-        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
-            ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
-    """
-    settings = adacomm(**options)
-    return DistributedOptimizer(optimizer, model=model, mapping=mapping, **vars(settings))
-
-
 def _check_surroundings() -> None:
     if keras.backend.backend() != "tensorflow":
         raise ConfigurationError(
@@ -515,12 +448,3 @@ def _current_graph() -> Any:
 def _dense(gradient: Any) -> Any:
     """Embeddings have gradients that name the rows they touch; ranks touch different ones, so all rows are averaged."""
     return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _copied(value: Any) -> Any:
-    """Arrays within dicts and lists copied: what is saved must not change with the next step."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    return value.copy() if hasattr(value, "copy") else value

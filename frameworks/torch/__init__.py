@@ -52,7 +52,8 @@ from lentando.torch.functions import (
     broadcast_parameters,
 )
 from lentando.torch.layers import layers
-from lentando.torch.optimizer import AdaComm, DistributedOptimizer, SlowMo
+from lentando.torch.methods import AdaComm, SlowMo
+from lentando.torch.optimizer import DistributedOptimizer
 
 __all__ = [
     "DPSGD",

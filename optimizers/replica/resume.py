@@ -11,7 +11,7 @@ from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
 
-__all__ = ["load_state", "state_of"]
+__all__ = ["copied", "load_state", "state_of"]
 
 STATE_VERSION = 2
 
@@ -62,6 +62,15 @@ def load_state(state: Mapping[str, Any], plan: Plan, progress: Progress, rounds:
         rounds.period.load_state_dict(state["period"])
     if plan.outer is not None:
         plan.outer.load_state_dict(state["outer"])
+
+
+def copied(state: Any) -> Any:
+    """Arrays within dicts and lists copied: what is saved must not change with the next step."""
+    if isinstance(state, dict):
+        return {key: copied(item) for key, item in state.items()}
+    if isinstance(state, list):
+        return [copied(item) for item in state]
+    return state.copy() if hasattr(state, "copy") else state
 
 
 def _state_of_base(plan: Plan) -> dict[str, Any]:
