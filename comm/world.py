@@ -227,8 +227,8 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = 
     try:
         MPI = _load_mpi(launch, elastic)  # noqa: N806 - the name that everybody gives it
 
-        from lentando.comm.transports.elastic_mpi import ElasticMPITransport
         from lentando.comm.transports.mpi import MPITransport
+        from lentando.comm.transports.mpi.elastic import ElasticMPITransport
     except LentandoError:
         raise
     except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError

@@ -1,7 +1,7 @@
 """Base algorithms: what the replicas say to each other around each inner step, between outer steps."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from lentando.comm.array_module import is_on_host
@@ -11,6 +11,7 @@ from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Background, Transport
 from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
 from lentando.optimizers.join import Share, mean_over_some
+from lentando.optimizers.words import UNSAID
 
 __all__ = ["AllReduce", "BaseAlgorithm", "EarlyGradients", "InnerSteps", "LocalSGD"]
 
@@ -170,8 +171,8 @@ class AllReduce:
     """
 
     algorithm: Algorithm = "auto"
-    overlap: bool = False
-    bucket_bytes: int = 25 * 1024 * 1024
+    overlap: bool = field(default=False, metadata=UNSAID)
+    bucket_bytes: int = field(default=25 * 1024 * 1024, metadata=UNSAID)
 
     averages_gradients: ClassVar[bool] = True
     communicates: ClassVar[bool] = True

@@ -11,6 +11,7 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.push_sum import PushSum
 from lentando.optimizers.wire import WireDtype, check_wire_dtype
+from lentando.optimizers.words import UNSAID
 
 __all__ = ["DPSGD", "OSGP", "SGP"]
 
@@ -42,7 +43,7 @@ class SGP(_Gossip):
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
-    wire_dtype: WireDtype | None = None
+    wire_dtype: WireDtype | None = field(default=None, metadata=UNSAID)
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
@@ -72,7 +73,7 @@ class OSGP(_Gossip):
     topology: Topology = field(default_factory=OnePeerExponential)
     staleness: int = 1
     deterministic: bool = False
-    wire_dtype: WireDtype | None = None
+    wire_dtype: WireDtype | None = field(default=None, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -102,7 +103,7 @@ class DPSGD(_Gossip):
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
-    wire_dtype: WireDtype | None = None
+    wire_dtype: WireDtype | None = field(default=None, metadata=UNSAID)
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]

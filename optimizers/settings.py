@@ -3,9 +3,8 @@
 Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
 """
 
-from dataclasses import dataclass, field, fields, is_dataclass, replace
-from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, get_args
+from dataclasses import dataclass, field, replace
+from typing import Literal, TypeAlias, get_args
 
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
@@ -13,13 +12,11 @@ from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_loss
 from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.words import UNSAID, in_words
 
 __all__ = ["BaseBuffers", "Settings"]
 
 BaseBuffers: TypeAlias = Literal["reset", "maintain", "average"]
-
-UNSAID = MappingProxyType({"unsaid": True})
-"""Of a choice whose default goes without saying: checkpoints of before it existed have the same words."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +78,12 @@ class Settings:
 
     def in_words(self) -> str:
         """The settings, the same on every rank that has the same."""
-        return _in_words(self)
+        return in_words(self)
 
     def method_in_words(self) -> str:
-        """Those that a checkpoint must be continued with."""
-        return _in_words(replace(self, on_nonfinite="raise"))
+        """Those that a checkpoint must be continued with, but for defaults that older ones do not speak of."""
+        return in_words(replace(self, on_nonfinite="raise"), with_unsaid=False)
 
     def make_period(self) -> Period | None:
         """The period as a schedule."""
         return None if self.period is None else as_period(self.period)
-
-
-def _in_words(value: Any) -> str:
-    """``repr``, without the address in memory that Python's default puts there for a user's own classes."""
-    name = type(value).__name__
-    if is_dataclass(value):
-        shown = [f for f in fields(value) if f.metadata is not UNSAID or getattr(value, f.name) != f.default]
-        inside = [f"{f.name}={_in_words(getattr(value, f.name))}" for f in shown]
-        return f"{name}({', '.join(inside)})"
-    text = repr(value)
-    return name if hex(id(value)) in text else text

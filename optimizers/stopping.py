@@ -12,8 +12,9 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
@@ -23,7 +24,7 @@ from lentando.comm.transport import VirtualTime
 if TYPE_CHECKING:
     from lentando.optimizers.replica import Replica
 
-__all__ = ["LOOK_STEPS", "SAVED_STATUS", "SaveOnSignal"]
+__all__ = ["LOOK_STEPS", "SAVED_STATUS", "SaveOnSignal", "StopHandle"]
 
 _log = logging.getLogger("lentando")
 
@@ -37,8 +38,25 @@ LOOK_STEPS = 16
 """Inner steps between the messages that carry the note where no other does."""
 
 
+class StopHandle(AbstractContextManager["StopHandle"], Protocol):
+    """What a user has of ``SaveOnSignal``. As a block, it is closed at the end."""
+
+    def check(self) -> None:
+        """Save and end this rank, if the ranks have agreed to: collective then, as they all come here at the same step.
+
+        Raises:
+            SystemExit: with ``SAVED_STATUS``.
+            CheckpointError: on every rank, if one of them could not save.
+        """
+
+    def close(self) -> None:
+        """Handle the signals as before again. Every rank does so at the same step."""
+
+
 class SaveOnSignal:
     """Saves all ranks and ends them after one has received a signal. Collective: made on every rank.
+
+    Implements ``StopHandle``.
 
     Args:
         replica: that trains.
@@ -117,12 +135,6 @@ class SaveOnSignal:
         self._agreed = list(ranks)
 
     def check(self) -> None:
-        """Save and end this rank, if the ranks have agreed to: collective then, as they all come here at the same step.
-
-        Raises:
-            SystemExit: with ``SAVED_STATUS``.
-            CheckpointError: on every rank, if one of them could not save.
-        """
         if not self._agreed:
             return
         told, self._agreed = self._agreed, []
@@ -140,7 +152,6 @@ class SaveOnSignal:
         raise SystemExit(SAVED_STATUS)
 
     def close(self) -> None:
-        """Handle the signals as before again. Every rank does so at the same step."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous = {}

@@ -25,6 +25,16 @@ from lentando.comm.transport import Array, Transport
 NUMBERS = str(Path(__file__).parent / "support/elastic_numbers.py")
 DYING = str(Path(__file__).parent / "support/dying.py")
 
+RANK = """
+import json, sys, time
+import numpy as np
+from killing import die, kill_at
+from lentando.comm import operations as lt, world
+world.init(elastic=True)
+number = world.rank()
+"""
+"""What programs begin with whose ranks do little."""
+
 
 def elastic(*arguments: str, size: int = RANKS, seconds: float = 120.0, **environment: str) -> Job:
     """Run a program of which ranks may die."""
@@ -157,13 +167,7 @@ def test_gossip_of_the_living_finds_the_mean_of_what_they_had(method: str, tmp_p
 
 def test_functions_of_users_take_place_among_the_living() -> None:
     program = """
-import json, sys
-import numpy as np
-from killing import kill_at
-from lentando.comm import operations as lt, world
 from lentando.comm.errors import TransportError
-world.init(elastic=True)
-number = world.rank()
 if number == 1:
     kill_at("any", 2)
 array = np.full(3, number + 1.0)
@@ -184,7 +188,7 @@ except TransportError as error:
 lt.barrier()
 sys.stdout.write(json.dumps({**found, "rank": world.rank(), "size": world.size()}) + "\\n")
 """
-    found = said(elastic("-c", program, size=5))
+    found = said(elastic("-c", RANK + program, size=5))
     assert [one["number"] for one in found] == [0, 3]
     for one in found:
         assert one["sum"] == [1 + 3 + 4 + 5.0] * 3
@@ -197,17 +201,15 @@ sys.stdout.write(json.dumps({**found, "rank": world.rank(), "size": world.size()
 
 def test_stopped_rank_is_not_a_dead_one() -> None:
     program = """
-import os, signal, subprocess, sys, time
-from lentando.comm import operations as lt, world
-world.init(elastic=True)
-if world.rank() == 1:
+import os, signal, subprocess
+if number == 1:
     subprocess.Popen(["sh", "-c", f"sleep 3; kill -CONT {os.getpid()}"])
     os.kill(os.getpid(), signal.SIGSTOP)
 before = time.monotonic()
 lt.barrier()
 sys.stdout.write(f"waited {time.monotonic() - before > 1} size {world.size()}\\n")
 """
-    job = elastic("-c", program, size=3)
+    job = elastic("-c", RANK + program, size=3)
     assert job.status == 0, job.output
     assert job.output.count("waited True size 3") >= 2, job.output
     assert "died" not in job.output
@@ -234,12 +236,6 @@ sys.stdout.write(f"promises are kept by {world.size()}\\n")
 
 def test_message_that_a_living_rank_never_sends_does_not_hold_up_the_repair() -> None:
     program = """
-import sys, time
-import numpy as np
-from killing import kill_at
-from lentando.comm import operations as lt, world
-world.init(elastic=True)
-number = world.rank()
 request = world.transport().exchange([], [(number ^ 1, np.empty(3))], 7)
 lt.barrier()
 if number == 3:
@@ -248,18 +244,13 @@ before = time.monotonic()
 lt.barrier()
 sys.stdout.write(f"{time.monotonic() - before < 4}\\n")
 """
-    job = elastic("-c", program)
+    job = elastic("-c", RANK + program)
     assert job.status == 0, job.output
     assert job.output.count("True") == 3, job.output
 
 
 def test_ranks_that_live_still_tell_who_is_missing() -> None:
     program = """
-import time
-from killing import die
-from lentando.comm import operations as lt, world
-world.init(elastic=True)
-number = world.rank()
 if number == 0:
     die()
 lt.barrier()
@@ -267,19 +258,14 @@ if number == 3:
     time.sleep(4)
 lt.barrier()
 """
-    job = elastic("-c", program, LENTANDO_STALL_SECONDS="1")
+    job = elastic("-c", RANK + program, LENTANDO_STALL_SECONDS="1")
     assert job.status == 0, job.output
     assert "ranks 0 and 1 have waited for" in job.output
-    assert "Missing: rank 2 is at <string>:11 in <module>" in job.output, job.output
+    assert "Missing: rank 2 is at <string>:13 in <module>" in job.output, job.output
 
 
 def test_status_of_a_rank_that_fails_is_that_of_the_job() -> None:
     program = """
-import sys
-from killing import die
-from lentando.comm import operations as lt, world
-world.init(elastic=True)
-number = world.rank()
 if number == 0:
     die()
 lt.barrier()
@@ -287,7 +273,7 @@ if number == 2:
     raise ValueError("boom")
 lt.barrier()
 """
-    job = elastic("-c", program)
+    job = elastic("-c", RANK + program)
     assert job.status == 1
     assert "rank 1 failed (ValueError) and ends the job" in job.output
     assert job.seconds < 15

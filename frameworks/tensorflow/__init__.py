@@ -32,7 +32,10 @@ from lentando.comm.topology import (
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.checkpoint.loading import load
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.on_signal import save_on_signal
+from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.join import join
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
@@ -42,7 +45,6 @@ from lentando.tensorflow.callbacks import (
     LentandoCallback,
     MetricAverageCallback,
 )
-from lentando.tensorflow.checkpoint import load, save, save_on_signal
 from lentando.tensorflow.functions import (
     DistributedGradientTape,
     allgather,
@@ -53,7 +55,8 @@ from lentando.tensorflow.functions import (
     broadcast_variables,
 )
 from lentando.tensorflow.layers import layers
-from lentando.tensorflow.optimizer import AdaComm, DistributedOptimizer, SlowMo
+from lentando.tensorflow.methods import AdaComm, SlowMo
+from lentando.tensorflow.optimizer import DistributedOptimizer
 
 __all__ = [
     "DPSGD",

@@ -12,20 +12,21 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
-from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.period import Period, PeriodSetting, needs_loss
+from lentando.optimizers.period import PeriodSetting, needs_loss
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
 
-__all__ = ["AdaComm", "DistributedOptimizer", "SlowMo"]
+__all__ = ["DistributedOptimizer"]
 
 
 @keras.saving.register_keras_serializable("lentando")
@@ -102,7 +103,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._model: KerasModel
         self._made: Replica | None = None
         self._counted: CountedSteps
-        self._numbers: dict[int, int] = {}
+        self._averages: GradientAverages
         self._scaled_loss: tuple[Any, Any] | None = None
         if model is not None and model.built and model.trainable_variables:
             self.build(model.trainable_variables)
@@ -149,7 +150,6 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             variables = list(variables)
             super().build(variables)
             self.built: bool = False  # until it is
-            self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
             shared = shares_memory(self._world)
             self._model = KerasModel(self._base, variables, self._keras_model, self._mapping, shared)
             mixes, period = self._settings.base.mixes_parameters, self._settings.period
@@ -159,6 +159,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 [*self._base.variables, native(self._iterations)],
                 "always" if mixes else "never" if period is None else "sometimes",
             )
+            self._averages = GradientAverages(lambda: self._replica, self._model, self._counted, variables)
             self.built = True
             # Variables that are made in the graph that is being traced have no values before it runs.
             if all(variable.is_initialized() for variable in self._model.variables):
@@ -189,7 +190,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             trainable_variables = self._trainable_variables
         variables = list(trainable_variables)
         self.build(variables)
-        unknown = [getattr(v, "path", v.name) for v in variables if id(native(v)) not in self._numbers]
+        unknown = [getattr(v, "path", v.name) for v in variables if not self._averages.knows(v)]
         if unknown:
             raise ConfigurationError(
                 f"the optimizer was built for other variables than {unknown}: make a new optimizer when the trainable "
@@ -251,7 +252,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""
-        return {"iterations": int(self._iterations), "replica": _copied(self._replica.state_dict())}
+        return {"iterations": int(self._iterations), "replica": copied(self._replica.state_dict())}
 
     def load_state_dict(self, state_dict: Dictionary[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, once the weights and ``optimizer.variables`` have been loaded too.
@@ -321,16 +322,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self._made = Replica(self._world, self._model, self._settings)
         return self._made
 
-    def _step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
+    def _step(self, pairs: Pairs, loss: Any | None) -> None:
         replica = self._replica
         rates = self._model.learning_rates()  # of this step: a schedule goes on with it
         if loss is not None:
             loss = float(loss)
             record_loss(replica, self._model, loss)
         if replica.averages_gradients:
-            given = self._by_variable(pairs)
-            averaged = self._average([None if g is None else _dense(g) for g in given], loss)
-            pairs = [(averaged[self._number(variable)], variable) for _, variable in pairs]
+            pairs = self._averages.eager(pairs, loss)
         replica.before_step()
         before = int(self.iterations)
         self._base_step(pairs)
@@ -354,7 +353,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.learning_rate = own
         return int(self.iterations) != before
 
-    def _trace_step(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> None:
+    def _trace_step(self, pairs: Pairs, loss: Any | None) -> None:
         counted = self._counted
         period = self._settings.make_period()
         if loss is None and period is not None and needs_loss(period):
@@ -370,7 +369,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         rate = tf.convert_to_tensor(self.learning_rate)
         begun: Any = nullcontext()
         if self._settings.base.averages_gradients:
-            pairs = self._traced_averages(pairs, loss)
+            pairs = self._averages.traced(pairs, loss)
         else:
             begun = tf.control_dependencies([counted.begin()])
         before = tf.identity(self.iterations) if self._base.accumulation_steps else None
@@ -378,120 +377,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self._base_step(pairs)
         counted.end(None if before is None else tf.not_equal(before, self.iterations), rate, loss)
 
-    def _base_step(self, pairs: Sequence[tuple[Any, Any]]) -> None:
+    def _base_step(self, pairs: Pairs) -> None:
         self._base_optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         self._iterations.assign_add(1)
-
-    def _average(self, gradients: Sequence[Any | None], loss: float | None) -> list[Any | None]:
-        """The mean of the ranks' gradients, by number of the variable."""
-        flat = self._model.flat_gradients
-        flat.gather(gradients)
-        self._replica.average_gradients(loss, is_scaled=self._model.is_scaled)
-        return flat.scatter()
-
-    def _traced_averages(self, pairs: Sequence[tuple[Any, Any]], loss: Any | None) -> list[tuple[Any, Any]]:
-        given = self._by_variable(pairs)
-        present = [number for number, gradient in enumerate(given) if gradient is not None]
-
-        def average(told: Any, *gradients: Any) -> list[Any]:
-            by_number = dict(zip(present, gradients, strict=True))
-            averaged = self._average(
-                [by_number.get(number) for number in range(len(given))], None if loss is None else float(told)
-            )
-            found = [number for number, gradient in enumerate(averaged) if gradient is not None]
-            if found != present:
-                names = [self._model.names[number] for number in set(found) - set(present)]
-                raise ConfigurationError(
-                    f"other ranks have gradients for {names}, and this one has none: a graph cannot change which "
-                    "variables it updates. Use all of them on every rank, or run eagerly"
-                )
-            return [averaged[number] for number in present]
-
-        dense = [_dense(given[number]) for number in present]
-        dtypes = [native(self._trainable_variables[number]).dtype for number in present]
-        averaged = self._counted.average(average, loss, dense, dtypes)
-        by_number = dict(zip(present, averaged, strict=True))
-        return [(by_number.get(self._number(variable)), variable) for _, variable in pairs]
-
-    def _by_variable(self, pairs: Sequence[tuple[Any, Any]]) -> list[Any | None]:
-        """A gradient or None for each variable that the optimizer was built with, in that order."""
-        given = {self._number(variable): gradient for gradient, variable in pairs}
-        return [given.get(number) for number in range(len(self._numbers))]
-
-    def _number(self, variable: Any) -> int:
-        return self._numbers[id(native(variable))]
 
     def _loss_given_to_scale(self) -> Any | None:
         """The loss that ``scale_loss`` was given for this step, if it was, in this graph."""
         noted, self._scaled_loss = self._scaled_loss, None
         return noted[1] if noted is not None and noted[0] is _current_graph() else None
-
-
-def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: keras.optimizers.Optimizer,
-    *,
-    model: keras.Model | None = None,
-    base: BaseAlgorithm = LocalSGD(),
-    period: int | Period = 12,
-    slow_lr: float = 1.0,
-    slow_momentum: float = 0.5,
-    nesterov: bool = False,
-    exact_average: bool = True,
-    base_buffers: BaseBuffers = "reset",
-    algorithm: Algorithm = "auto",
-    on_nonfinite: OnNonFinite = "raise",
-    mapping: Mapping | None = None,
-) -> DistributedOptimizer:
-    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
-
-    Args:
-        optimizer: the base optimizer.
-        model: see ``DistributedOptimizer``, like every argument that is not listed here.
-        base: what replicas say to each other between outer steps.
-        period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
-        slow_lr: alpha; 1 is consistently best in the paper.
-        slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
-        nesterov: look ahead, as DiLoCo's outer optimizer does.
-        exact_average: see there.
-        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
-        algorithm: see there.
-        on_nonfinite: see there.
-        mapping: see there.
-    """
-    return DistributedOptimizer(
-        optimizer,
-        model=model,
-        base=base,
-        outer=SlowMomentum(slow_lr, slow_momentum, nesterov),
-        period=period,
-        base_buffers=base_buffers,
-        exact_average=exact_average,
-        algorithm=algorithm,
-        on_nonfinite=on_nonfinite,
-        mapping=mapping,
-    )
-
-
-def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: keras.optimizers.Optimizer,
-    *,
-    model: keras.Model | None = None,
-    mapping: Mapping | None = None,
-    **options: Any,
-) -> DistributedOptimizer:
-    """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
-
-    A setting of ``DistributedOptimizer``. Every step must be given its training loss, which ``model.fit`` does.
-
-    Args:
-        optimizer: the base optimizer.
-        model: see ``DistributedOptimizer``.
-        mapping: see there.
-        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
-            ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
-    """
-    settings = adacomm(**options)
-    return DistributedOptimizer(optimizer, model=model, mapping=mapping, **vars(settings))
 
 
 def _check_surroundings() -> None:
@@ -511,17 +404,3 @@ def _check_surroundings() -> None:
 
 def _current_graph() -> Any:
     return None if tf.executing_eagerly() else tf.compat.v1.get_default_graph()
-
-
-def _dense(gradient: Any) -> Any:
-    """Embeddings have gradients that name the rows they touch; ranks touch different ones, so all rows are averaged."""
-    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
-
-
-def _copied(value: Any) -> Any:
-    """Arrays within dicts and lists copied: what is saved must not change with the next step."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    return value.copy() if hasattr(value, "copy") else value

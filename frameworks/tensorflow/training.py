@@ -11,11 +11,13 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 from lentando.tensorflow.base_optimizer import BaseOptimizer
-from lentando.tensorflow.convert import as_tensor
+from lentando.tensorflow.convert import as_tensor, to_plain
 from lentando.tensorflow.graph import CountedSteps
 from lentando.tensorflow.layers import layers
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.on_signal import SaveOnSignalCallback
 
 __all__ = ["KerasTraining"]
 
@@ -105,12 +107,19 @@ class KerasTraining:
             self._optimizer.store_buffers({name: np.zeros_like(a) for name, a in self._optimizer.buffers().items()})
         self._begin_at(0 if self._rule()[0] != "momentum" else None)
 
-    def refresh(self) -> None:
-        """Let graphs know when the replica next has something to do."""
-        self._counted.refresh()
-
     def layers(self) -> Sequence[Layer] | None:
         return None if self._keras_model is None else layers(self._keras_model, self._model.names_by_id())
+
+    def to_plain(self, extra: Any) -> Any:
+        return to_plain(extra)
+
+    def from_plain(self, extra: Any) -> Any:
+        """Arrays stay arrays."""
+        return extra
+
+    def stopping(self, stop: SaveOnSignal) -> StopHandle:
+        self._counted.refresh()  # graphs now have something to do more often
+        return SaveOnSignalCallback(stop)
 
     def _begin_at(self, steps: int | None) -> None:
         """By the count of steps Keras corrects Adam's bias, and asks schedules for the learning rate."""

@@ -32,12 +32,14 @@ from lentando.comm.topology import (
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
 from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.checkpoint.loading import load
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.on_signal import save_on_signal
+from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.join import join
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
-from lentando.torch.checkpoint import load, save, save_on_signal
 from lentando.torch.functions import (
     allgather,
     allgather_object,
@@ -50,7 +52,8 @@ from lentando.torch.functions import (
     broadcast_parameters,
 )
 from lentando.torch.layers import layers
-from lentando.torch.optimizer import AdaComm, DistributedOptimizer, SlowMo
+from lentando.torch.methods import AdaComm, SlowMo
+from lentando.torch.optimizer import DistributedOptimizer
 
 __all__ = [
     "DPSGD",

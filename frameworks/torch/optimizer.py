@@ -10,11 +10,11 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
-from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients, LocalSGD
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients
 from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.period import Period, PeriodSetting
+from lentando.optimizers.period import PeriodSetting
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.convert import to_plain, to_torch
@@ -22,7 +22,7 @@ from lentando.torch.early import EarlyHooks
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
 
-__all__ = ["AdaComm", "DistributedOptimizer", "SlowMo"]
+__all__ = ["DistributedOptimizer"]
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
 
@@ -225,7 +225,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves its own.
         ``torch.load(..., weights_only=True)`` reads it.
         """
-        return {**self._base_optimizer.state_dict(), "lentando": to_torch(_copied(self._replica.state_dict()))}
+        return {**self._base_optimizer.state_dict(), "lentando": to_torch(copied(self._replica.state_dict()))}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, bit for bit, once the model's own state has been loaded too.
@@ -323,73 +323,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         return bool(found_inf.item())
 
 
-def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: torch.optim.Optimizer,
-    *,
-    model: torch.nn.Module | None = None,
-    named_parameters: NamedParameters | None = None,
-    base: BaseAlgorithm = LocalSGD(),
-    period: int | Period = 12,
-    slow_lr: float = 1.0,
-    slow_momentum: float = 0.5,
-    nesterov: bool = False,
-    exact_average: bool = True,
-    base_buffers: BaseBuffers = "reset",
-    algorithm: Algorithm = "auto",
-    on_nonfinite: OnNonFinite = "raise",
-) -> DistributedOptimizer:
-    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
-
-    Args:
-        optimizer: the base optimizer.
-        model: see ``DistributedOptimizer``, like every argument that is not listed here.
-        named_parameters: see there.
-        base: what replicas say to each other between outer steps.
-        period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
-        slow_lr: alpha; 1 is consistently best in the paper.
-        slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
-        nesterov: look ahead, as DiLoCo's outer optimizer does.
-        exact_average: see there.
-        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
-        algorithm: see there.
-        on_nonfinite: see there.
-    """
-    return DistributedOptimizer(
-        optimizer,
-        model=model,
-        named_parameters=named_parameters,
-        base=base,
-        outer=SlowMomentum(slow_lr, slow_momentum, nesterov),
-        period=period,
-        base_buffers=base_buffers,
-        exact_average=exact_average,
-        algorithm=algorithm,
-        on_nonfinite=on_nonfinite,
-    )
-
-
-def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: torch.optim.Optimizer,
-    *,
-    model: torch.nn.Module | None = None,
-    named_parameters: NamedParameters | None = None,
-    **options: Any,
-) -> DistributedOptimizer:
-    """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
-
-    A setting of ``DistributedOptimizer``. Every step must be given its training loss: ``step(loss=loss)``.
-
-    Args:
-        optimizer: the base optimizer.
-        model: see ``DistributedOptimizer``.
-        named_parameters: see there.
-        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
-            ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
-    """
-    settings = adacomm(**options)
-    return DistributedOptimizer(optimizer, model=model, named_parameters=named_parameters, **vars(settings))
-
-
 def _set_rate(group: dict[str, Any], rate: float) -> None:
     """A learning rate that is a tensor (``capturable``) stays that tensor."""
     if isinstance(group["lr"], torch.Tensor):
@@ -403,12 +336,3 @@ def _detached(loss: Any) -> Any:
     if not isinstance(loss, torch.Tensor):
         return loss
     return loss.item() if loss.is_cpu else loss.detach()
-
-
-def _copied(value: Any) -> Any:
-    """Arrays within dicts and lists copied: what is saved must not change with the next step."""
-    if isinstance(value, dict):
-        return {key: _copied(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_copied(item) for item in value]
-    return value.copy() if hasattr(value, "copy") else value

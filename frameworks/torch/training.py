@@ -9,6 +9,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
 from lentando.torch.layers import layers
 from lentando.torch.model import TorchModel
@@ -79,6 +80,15 @@ class TorchTraining:
 
     def layers(self) -> Sequence[Layer] | None:
         return None if self._model.module is None else layers(self._model.module)
+
+    def to_plain(self, extra: Any) -> Any:
+        return to_plain(extra)
+
+    def from_plain(self, extra: Any) -> Any:
+        return to_torch(extra)
+
+    def stopping(self, stop: SaveOnSignal) -> StopHandle:
+        return stop
 
     def _store(self, by_parameter: Mapping[str, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
         """Hand over to the optimizer, which numbers its parameters."""

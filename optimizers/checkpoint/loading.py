@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
+from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -23,7 +24,7 @@ from lentando.optimizers.checkpoint.part import read_part
 from lentando.optimizers.checkpoint.relaying import Relaying
 from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.together import together
-from lentando.optimizers.checkpoint.training import Training
+from lentando.optimizers.checkpoint.training import Checkpointed, Training, training_of
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 
 __all__ = ["OptimizerStateChoice", "load"]
@@ -34,35 +35,43 @@ OptimizerStateChoice: TypeAlias = Literal["saved", "new"]
 
 
 def load(
-    training: Training,
-    path: Path,
+    path: str | PathLike[str],
+    optimizer: Checkpointed,
     mapping: mappings.Mapping | None = None,
+    *,
     optimizer_state: OptimizerStateChoice = "saved",
 ) -> Any:
-    """Continue from a checkpoint. Collective: every rank calls it, between steps.
+    """Continue from a checkpoint: to the bit, if as many ranks of the same framework have saved it.
 
-    Of another number of ranks it continues from their average; rank 0 logs what is exact then and what is not.
+    Collective: every rank calls it, eagerly, between steps. The model is filled in place; the learning rates and other
+    settings of the base optimizer are restored with its state, except from another framework, whose settings stay
+    there.
+
+    Another number of ranks continues from the average of those that there were, with the outer step's state as it was;
+    one warning says what is exact then and what is approximated.
 
     Args:
-        training: what continues: the same model and settings, in any framework.
-        path: as it was given to ``save``.
-        mapping: from the checkpoint's names to the model's, where they differ.
-        optimizer_state: "new" leaves the saved state of the base optimizer aside.
+        path: as given to ``save``: a checkpoint, or a folder of several, of which the newest is taken.
+        optimizer: a ``DistributedOptimizer`` for the same model, with the same settings; in TensorFlow, built.
+        mapping: from the names in the checkpoint to those of the model, where they differ. A checkpoint from another
+            framework needs none if both optimizers were given ``model=``.
+        optimizer_state: "new" starts the base optimizer afresh, whatever was saved.
 
     Returns:
-        ``extra`` as the rank of this number saved it, or else as rank 0 did.
+        ``extra`` as the rank of this number saved it, or else as rank 0 did; in TensorFlow, with arrays for tensors.
 
     Raises:
         CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed
             then.
-        MismatchError: on every rank, if the ranks are not about to do the same.
+        MismatchError: on every rank, if the ranks are not at the same step.
     """
+    training = training_of(optimizer)
     if optimizer_state not in get_args(OptimizerStateChoice):
         raise ConfigurationError(f"optimizer_state must be 'saved' or 'new', got {optimizer_state!r}")
     if mapping is not None and not isinstance(mapping, mappings.Mapping):
         raise ConfigurationError(f"mapping must be a Mapping of Rules, got {type(mapping).__name__}")
     transport, _, _ = training.replica.parts
-    return transaction(transport, lambda: _load(training, path, mapping, optimizer_state))
+    return training.from_plain(transaction(transport, lambda: _load(training, Path(path), mapping, optimizer_state)))
 
 
 def _load(

@@ -1,6 +1,7 @@
 """Saving: every rank writes what is its own, rank 0 what all share, and the manifest when all have written."""
 
 from hashlib import blake2b
+from os import PathLike
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -18,34 +19,40 @@ from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint.elements import in_shape
 from lentando.optimizers.checkpoint.part import Part, write_part
 from lentando.optimizers.checkpoint.together import together
-from lentando.optimizers.checkpoint.training import Training
+from lentando.optimizers.checkpoint.training import Checkpointed, Training, training_of
 from lentando.optimizers.checkpoint.tree import pack
 
 __all__ = ["save"]
 
 
-def save(training: Training, path: Path, extra: Any = None, keep: int | None = None) -> Path:
-    """Save all that decides the next step of every rank. Collective: every rank calls it, between steps.
+def save(path: str | PathLike[str], optimizer: Checkpointed, extra: Any = None, *, keep: int | None = None) -> Path:
+    """Save model, base optimizer and all that decides the next step of every rank, for any framework to go on from.
 
-    Until all ranks' parts are on the disk, an earlier checkpoint at the same place stays what it was.
+    Collective: every rank calls it, eagerly, between steps. A checkpoint appears when it is complete; until then, an
+    earlier one at the same place stays what it was. With ``model=`` given to the optimizer, another framework can find
+    out by itself which of its tensors is which parameter.
 
     Args:
-        training: what is saved.
         path: a folder that all ranks see; made if need be.
-        extra: whatever else this rank wants back: None, numbers, strings, lists, dicts and arrays.
-        keep: makes ``path`` a folder of checkpoints by step, of which the newest so many are kept.
+        optimizer: a ``DistributedOptimizer``; in TensorFlow, built.
+        extra: whatever else this rank wants back (epoch, scheduler, random generators): None, numbers, strings, lists,
+            tuples, dicts, arrays and tensors.
+        keep: makes ``path`` a folder of checkpoints by step, ``step-00000480`` and so on, of which the newest so many
+            are kept. Without it ``path`` is one checkpoint, which is replaced.
 
     Returns:
         The folder of this checkpoint.
 
     Raises:
-        CheckpointError: on every rank, if one of them fails; what was there before is still there.
+        CheckpointError: on every rank, if one of them fails (disk full, ...); what was there before is still there.
         MismatchError: on every rank, if the ranks are not at the same step.
     """
+    training = training_of(optimizer)
     if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
         raise ConfigurationError(f"keep must be an integer >= 1 (checkpoints), or None for one alone, got {keep!r}")
     transport, _, _ = training.replica.parts
-    return transaction(transport, lambda: _save(training, path, extra, keep))
+    plain = training.to_plain(extra)
+    return transaction(transport, lambda: _save(training, Path(path), plain, keep))
 
 
 def _save(training: Training, path: Path, extra: Any, keep: int | None) -> Path:

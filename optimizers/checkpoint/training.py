@@ -1,13 +1,16 @@
 """The seam to the frameworks for checkpoints: what an adapter supplies beside ``lentando.optimizers.framework``."""
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol, runtime_checkable
 
+from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
+from lentando.optimizers.join import Joinable
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 
-__all__ = ["Training"]
+__all__ = ["Checkpointed", "Training", "training_of"]
 
 
 class Training(Protocol):
@@ -41,3 +44,31 @@ class Training(Protocol):
 
     def layers(self) -> Sequence[Layer] | None:
         """What the model consists of, None if that is not known."""
+
+    def to_plain(self, extra: Any) -> Any:
+        """What a user saves beside the rest, with arrays for the framework's tensors."""
+
+    def from_plain(self, extra: Any) -> Any:
+        """The same as the user gets it back."""
+
+    def stopping(self, stop: SaveOnSignal) -> StopHandle:
+        """Training is saved on signals from now on. Returns what the user gets for it."""
+
+
+@runtime_checkable
+class Checkpointed(Joinable, Protocol):
+    """An optimizer that can be saved with all that it trains."""
+
+    def training(self) -> Training:
+        """Model, optimizer and replica as checkpoints see them."""
+
+
+def training_of(optimizer: Checkpointed) -> Training:
+    """What is saved and loaded with an optimizer.
+
+    Raises:
+        ConfigurationError: for another optimizer.
+    """
+    if not isinstance(optimizer, Checkpointed):
+        raise ConfigurationError(f"expected a DistributedOptimizer, got {type(optimizer).__name__}: wrap it first")
+    return optimizer.training()

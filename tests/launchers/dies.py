@@ -22,8 +22,9 @@ from numpy_model import Worker
 
 from lentando.comm import world
 from lentando.optimizers.base_algorithms import AllReduce
-from lentando.optimizers.checkpoint import loading, saving
+from lentando.optimizers.checkpoint.loading import load
 from lentando.optimizers.checkpoint.optimizer_state import OptimizerState
+from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.gossip import SGP
 from lentando.optimizers.replica import Replica
 
@@ -36,10 +37,15 @@ METHODS: dict[str, dict[str, Any]] = {"gradients": {"base": AllReduce()}, "gossi
 
 
 class Training:
-    """The least that a checkpoint asks for."""
+    """The least that a checkpoint asks for, of an optimizer and of its training."""
 
     def __init__(self, replica: Replica) -> None:
         self.replica = replica
+
+    def joined(self) -> None: ...
+
+    def training(self) -> "Training":
+        return self
 
     def optimizer_state(self) -> OptimizerState:
         return OptimizerState("none", {}, None, is_empty=True)
@@ -56,6 +62,12 @@ class Training:
 
     def layers(self) -> None: ...
 
+    def to_plain(self, extra: Any) -> Any:
+        return extra
+
+    def from_plain(self, extra: Any) -> Any:
+        return extra
+
 
 def main() -> None:
     folder, method, *rest = sys.argv[1:]
@@ -65,7 +77,7 @@ def main() -> None:
     )
     training: Any = Training(worker.replica)
     if rest == ["--load"]:
-        extra = loading.load(training, Path(folder))
+        extra = load(folder, training)
         assert np.isfinite(worker.model.x).all()
         print("LOADED", extra["step"])
         return
@@ -86,7 +98,7 @@ def main() -> None:
         worker.run(3)
     while True:
         worker.run(5)
-        saving.save(training, Path(folder), {"step": worker.replica.inner_steps}, keep=2)
+        save(folder, training, {"step": worker.replica.inner_steps}, keep=2)
 
 
 if __name__ == "__main__":

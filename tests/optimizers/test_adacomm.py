@@ -226,7 +226,7 @@ def own_loss(of_round: list[float]) -> Any:
     """Losses that only their mean over ranks tells: each rank's own say something else, even in their order."""
 
     def loss(worker: Worker) -> float:
-        size = worker.replica._transport.size
+        size = worker.replica.parts[0].size
         mean = of_round[min(worker.replica.rounds, len(of_round) - 1)]
         wobble = (-1) ** worker.replica.inner_steps * 0.125 * (worker.replica.period % 2 == 0)
         return mean + 100.0 * (worker.rank - (size - 1) / 2) * (-1) ** worker.replica.rounds + wobble

@@ -100,7 +100,7 @@ def test_gossip(
         base = OSGP(topology, staleness, deterministic)
         worker = Worker(transport, noted, START, lambda _: 0.1, base=base, period=period)
         worker.run_joined(counts[transport.rank])
-        running = worker.replica._base
+        running = worker.replica.base
         assert isinstance(running, PushSum)
         assert not running.state_dict()["under_way"]
         return worker.model.x.copy(), running.biased[0].copy(), running.weight, worker.replica.inner_steps

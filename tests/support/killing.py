@@ -45,7 +45,7 @@ def kill_at(method: str, count: float) -> None:
         timer.daemon = True
         timer.start()
         return
-    from lentando.comm.transports.elastic_mpi import ElasticMPITransport  # loads MPI, which is for init() to do
+    from lentando.comm.transports.mpi.elastic import ElasticMPITransport  # loads MPI, which is for init() to do
 
     calls: Counter[str] = Counter()
 

@@ -62,7 +62,8 @@ def test_mpi_without_cuda_takes_no_device_arrays(monkeypatch: pytest.MonkeyPatch
     opened.close()
     if is_cuda_aware:
         pytest.skip("this MPI is CUDA-aware")
-    monkeypatch.setattr("lentando.comm.transports.mpi.find_spec", lambda name: object())  # as if CuPy were there
+    # As if CuPy were there.
+    monkeypatch.setattr("lentando.comm.transports.mpi.transport.find_spec", lambda name: object())
     asked = MPITransport()
     assert not takes_device_arrays(asked)
     asked.close()

@@ -59,7 +59,7 @@ def worker(transport: Transport, base: Any, gradient: Any = QUADRATIC, rate: flo
 
 
 def push_sum(of: Worker) -> PushSum:
-    running = of.replica._base
+    running = of.replica.base
     assert isinstance(running, PushSum)
     return running
 
@@ -146,7 +146,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
     topology = TOPOLOGIES[name](transport.size)
     mine = worker(transport, OSGP(topology, staleness, deterministic), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank  # before the first step: each replica starts elsewhere
-    mine.replica._started = True
+    mine.replica._progress.has_started = True
     push_sum(mine).restart()
     total = everyones(transport, mine.model.x).sum(axis=0)
     for _ in range(12):
@@ -170,7 +170,7 @@ def test_replicas_reach_the_mean_of_their_starts(transport: Transport, name: str
     """O40 and O49: also on graphs where x itself does not, and through delays."""
     mine = worker(transport, OSGP(TOPOLOGIES[name](transport.size), staleness), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank
-    mine.replica._started = True
+    mine.replica._progress.has_started = True
     push_sum(mine).restart()
     mine.run(400)
     mine.replica.drain()
@@ -231,7 +231,7 @@ def test_one_step_overlap_between_two_ranks_by_hand(transport: Transport) -> Non
         return
     mine = worker(transport, OSGP(staleness=1, deterministic=True), lambda *_: np.zeros(DIMENSION))
     mine.model.x[:] = 8.0 * transport.rank
-    mine.replica._started = True
+    mine.replica._progress.has_started = True
     push_sum(mine).restart()
     for x, w, z in [([0.0, 4.0], 0.5, [0.0, 8.0]), ([2.0, 2.0], 0.5, [4.0, 4.0]), ([2.0, 2.0], 0.5, [4.0, 4.0])]:
         mine.run(1)

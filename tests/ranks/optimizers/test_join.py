@@ -115,7 +115,7 @@ def test_averaged_gradients_go_on_after_uneven_data(transport: Transport) -> Non
 
 
 def running(of: Worker) -> PushSum:
-    base = of.replica._base
+    base = of.replica.base
     assert isinstance(base, PushSum)
     return base
 

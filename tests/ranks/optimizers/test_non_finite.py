@@ -239,7 +239,7 @@ TOPOLOGIES = {"one peer": OnePeerExponential(), "static": StaticExponential(), "
 
 
 def push_sum(of: Worker) -> PushSum:
-    running = of.replica._base
+    running = of.replica.base
     assert isinstance(running, PushSum)
     return running
 

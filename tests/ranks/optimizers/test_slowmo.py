@@ -424,7 +424,7 @@ def test_rank_that_is_a_step_behind_is_named_on_every_rank(transport: Transport)
     worker = Worker(transport, QUADRATIC, START, fixed(0.1), base=AllReduce())
     worker.run(3)
     if transport.rank == 0:
-        worker.replica.inner_steps -= 1
+        worker.replica._progress.inner_steps -= 1
     with pytest.raises(MismatchError, match="rank 0: averages the gradients of its model, after 2 steps"):
         worker.run(1)
 

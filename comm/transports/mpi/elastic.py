@@ -17,7 +17,8 @@ from mpi4py import MPI
 
 from lentando.comm.elastic import HOW_TO_START
 from lentando.comm.errors import ConfigurationError, RankLostError, TransportError
-from lentando.comm.transports.mpi import POLL_SECONDS, Exchange, MPITransport
+from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange
+from lentando.comm.transports.mpi.transport import MPITransport
 
 __all__ = ["ElasticMPITransport"]
 

@@ -7,7 +7,8 @@ from mpi4py import MPI
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, Message, ReduceOp, Request
-from lentando.comm.transports.mpi import OPS, POLL_SECONDS, MPITransport
+from lentando.comm.transports.mpi.exchange import POLL_SECONDS
+from lentando.comm.transports.mpi.transport import OPS, MPITransport
 
 __all__ = ["BackgroundMPITransport"]
 

@@ -1,0 +1,91 @@
+"""The average of gradients, in eager steps and in graphs."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
+
+import tensorflow as tf
+
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.replica import Replica
+from lentando.tensorflow.base_optimizer import native
+from lentando.tensorflow.graph import CountedSteps
+from lentando.tensorflow.model import KerasModel
+
+__all__ = ["GradientAverages", "Pairs"]
+
+Pairs: TypeAlias = Sequence[tuple[Any, Any]]
+"""Gradients, None where there is none, each with its variable."""
+
+
+class GradientAverages:
+    """Averages the gradients of a step over the ranks.
+
+    Args:
+        replica: gives the replica, with all steps told.
+        model: whose gradients they are.
+        counted: lets graphs call Python.
+        variables: that the optimizer was built with.
+    """
+
+    def __init__(
+        self, replica: Callable[[], Replica], model: KerasModel, counted: CountedSteps, variables: Sequence[Any]
+    ) -> None:
+        self._replica = replica
+        self._model = model
+        self._counted = counted
+        self._dtypes = [native(variable).dtype for variable in variables]
+        self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
+
+    def knows(self, variable: Any) -> bool:
+        """Whether the optimizer was built with it."""
+        return id(native(variable)) in self._numbers
+
+    def eager(self, pairs: Pairs, loss: float | None) -> Pairs:
+        """Now."""
+        given = self._by_variable(pairs)
+        averaged = self._average([None if g is None else _dense(g) for g in given], loss)
+        return [(averaged[self._number(variable)], variable) for _, variable in pairs]
+
+    def traced(self, pairs: Pairs, loss: Any | None) -> Pairs:
+        """When the graph runs that is being traced."""
+        given = self._by_variable(pairs)
+        present = [number for number, gradient in enumerate(given) if gradient is not None]
+
+        def average(told: Any, *gradients: Any) -> list[Any]:
+            by_number = dict(zip(present, gradients, strict=True))
+            averaged = self._average(
+                [by_number.get(number) for number in range(len(given))], None if loss is None else float(told)
+            )
+            found = [number for number, gradient in enumerate(averaged) if gradient is not None]
+            if found != present:
+                names = [self._model.names[number] for number in set(found) - set(present)]
+                raise ConfigurationError(
+                    f"other ranks have gradients for {names}, and this one has none: a graph cannot change which "
+                    "variables it updates. Use all of them on every rank, or run eagerly"
+                )
+            return [averaged[number] for number in present]
+
+        dense = [_dense(given[number]) for number in present]
+        averaged = self._counted.average(average, loss, dense, [self._dtypes[number] for number in present])
+        by_number = dict(zip(present, averaged, strict=True))
+        return [(by_number.get(self._number(variable)), variable) for _, variable in pairs]
+
+    def _average(self, gradients: Sequence[Any | None], loss: float | None) -> list[Any | None]:
+        """The mean of the ranks' gradients, by number of the variable."""
+        flat = self._model.flat_gradients
+        flat.gather(gradients)
+        self._replica().average_gradients(loss, is_scaled=self._model.is_scaled)
+        return flat.scatter()
+
+    def _by_variable(self, pairs: Pairs) -> list[Any | None]:
+        """A gradient or None for each variable that the optimizer was built with, in that order."""
+        given = {self._number(variable): gradient for gradient, variable in pairs}
+        return [given.get(number) for number in range(len(self._numbers))]
+
+    def _number(self, variable: Any) -> int:
+        return self._numbers[id(native(variable))]
+
+
+def _dense(gradient: Any) -> Any:
+    """Embeddings have gradients that name the rows they touch; ranks touch different ones, so all rows are averaged."""
+    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient

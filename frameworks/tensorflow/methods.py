@@ -1,0 +1,84 @@
+"""The papers' methods by name: settings of ``DistributedOptimizer``."""
+
+from typing import Any
+
+import keras
+
+from lentando.comm.collectives import Algorithm
+from lentando.optimizers.adacomm import adacomm
+from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.non_finite import OnNonFinite
+from lentando.optimizers.period import Period
+from lentando.optimizers.settings import BaseBuffers
+from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.tensorflow.optimizer import DistributedOptimizer
+
+__all__ = ["AdaComm", "SlowMo"]
+
+
+def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    model: keras.Model | None = None,
+    base: BaseAlgorithm = LocalSGD(),
+    period: int | Period = 12,
+    slow_lr: float = 1.0,
+    slow_momentum: float = 0.5,
+    nesterov: bool = False,
+    exact_average: bool = True,
+    base_buffers: BaseBuffers = "reset",
+    algorithm: Algorithm = "auto",
+    on_nonfinite: OnNonFinite = "raise",
+    mapping: Mapping | None = None,
+) -> DistributedOptimizer:
+    """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
+
+    Args:
+        optimizer: the base optimizer.
+        model: see ``DistributedOptimizer``, like every argument that is not listed here.
+        base: what replicas say to each other between outer steps.
+        period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
+        slow_lr: alpha; 1 is consistently best in the paper.
+        slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
+        nesterov: look ahead, as DiLoCo's outer optimizer does.
+        exact_average: see there.
+        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
+        algorithm: see there.
+        on_nonfinite: see there.
+        mapping: see there.
+    """
+    return DistributedOptimizer(
+        optimizer,
+        model=model,
+        base=base,
+        outer=SlowMomentum(slow_lr, slow_momentum, nesterov),
+        period=period,
+        base_buffers=base_buffers,
+        exact_average=exact_average,
+        algorithm=algorithm,
+        on_nonfinite=on_nonfinite,
+        mapping=mapping,
+    )
+
+
+def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: keras.optimizers.Optimizer,
+    *,
+    model: keras.Model | None = None,
+    mapping: Mapping | None = None,
+    **options: Any,
+) -> DistributedOptimizer:
+    """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
+
+    A setting of ``DistributedOptimizer``. Every step must be given its training loss, which ``model.fit`` does.
+
+    Args:
+        optimizer: the base optimizer.
+        model: see ``DistributedOptimizer``.
+        mapping: see there.
+        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
+            ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
+    """
+    settings = adacomm(**options)
+    return DistributedOptimizer(optimizer, model=model, mapping=mapping, **vars(settings))

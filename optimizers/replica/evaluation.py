@@ -1,0 +1,86 @@
+"""Evaluating the mean of all replicas: to hold it for a while, and how far the replicas are from it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import sqrt
+
+import numpy as np
+
+from lentando.comm.array_module import copy_into
+from lentando.comm.collectives import plan_reduction
+from lentando.comm.control import Event
+from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.transport import Array
+from lentando.optimizers.replica.messages import Messages
+from lentando.optimizers.replica.plan import Plan
+from lentando.optimizers.timing import Timing
+
+__all__ = ["Evaluation"]
+
+
+@dataclass
+class Evaluation:
+    """What is done between steps, and is no training.
+
+    Args:
+        plan: what the replica is made of.
+        messages: precede what is averaged.
+        timing: does not count it.
+    """
+
+    plan: Plan
+    messages: Messages
+    timing: Timing
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """See ``Replica.averaged``."""
+        plan = self.plan
+        self.timing.pause()
+        buffers = plan.framework.buffers
+        own: list[Array] = []
+
+        def attempt() -> None:
+            self.messages.agree(Event.EVALUATE, "evaluates the average of")
+            plan.drain()
+            own.extend(buffer.array.copy() for buffer in buffers)
+            plan.base.expose()
+            for buffer in buffers:
+                plan_reduction(plan.transport, buffer.array, plan.settings.algorithm).all_reduce(mean=True)
+
+        def put_back() -> None:
+            for buffer, array in zip(buffers, own, strict=bool(own)):
+                copy_into(buffer.array, array)
+            own.clear()
+
+        self.messages.together(attempt, put_back)
+        plan.framework.store()
+        recoveries = plan.recoveries
+        try:
+            yield
+        finally:
+            put_back()
+            if plan.recoveries != recoveries:  # which took the average for this replica's parameters
+                plan.base.follow()
+            plan.framework.store()
+            self.timing.resume()
+
+    def consensus_distance(self) -> float:
+        """See ``Replica.consensus_distance``."""
+        self.timing.pause()
+        distance = self.messages.together(self._measure_distance)
+        self.timing.resume()
+        return distance
+
+    def _measure_distance(self) -> float:
+        plan = self.plan
+        self.messages.agree(Event.EVALUATE, "measures the consensus distance of")
+        plan.framework.load()
+        squared = 0.0
+        for buffer in plan.framework.buffers:
+            own = buffer.parameters.astype(accumulator_dtype(buffer.array.dtype))
+            mean = own.copy()
+            plan_reduction(plan.transport, mean, plan.settings.algorithm).all_reduce(mean=True)
+            squared += float(np.square(own - mean, dtype=np.float64).sum())
+        return sqrt(float(plan.transport.allgather(np.array([squared])).mean()))

@@ -1,0 +1,141 @@
+"""What a replica tells the others, in a control message before data move, and what it learns of them."""
+
+from collections.abc import Callable
+from math import nan
+from typing import TypeVar
+from zlib import crc32
+
+from lentando.comm.array_module import to_host
+from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
+from lentando.comm.elastic import is_elastic, transaction
+from lentando.comm.transport import as_bytes
+from lentando.optimizers.non_finite import NonFinite
+from lentando.optimizers.replica.plan import Plan
+from lentando.optimizers.replica.progress import Progress
+from lentando.optimizers.stopping import SaveOnSignal
+from lentando.optimizers.timing import Timing
+
+__all__ = ["Messages"]
+
+T = TypeVar("T")
+
+JOINED = fingerprint("inside a join block")
+"""Makes the subject of a message another one, so that ranks inside the block and outside it do not mistake theirs."""
+
+
+class Messages:
+    """The control messages of one replica.
+
+    Args:
+        plan: what the replica is made of.
+        progress: how far it is.
+        timing: tells the others about this rank's times, and hears about theirs.
+        non_finite: tells whether this rank's values are finite.
+
+    Attributes:
+        stop: asks in every message whether a rank was told to stop, None if nobody asks.
+    """
+
+    def __init__(self, plan: Plan, progress: Progress, timing: Timing, non_finite: NonFinite) -> None:
+        self.stop: SaveOnSignal | None = None
+        self._plan = plan
+        self._progress = progress
+        self._timing = timing
+        self._non_finite = non_finite
+        self._start_checksum = 0
+
+    def expect_start(self) -> None:
+        """Training starts from the parameters of now: the first message checks that all ranks have the same.
+
+        Statistics have already moved in the forward pass.
+        """
+        for buffer in self._plan.framework.buffers:
+            for part in buffer.layout.ranges:
+                if part.group is not None:
+                    elements = to_host(buffer.array[part.start : part.stop])
+                    self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
+
+    def forget_start(self) -> None:
+        """It has been compared, or is another one."""
+        self._start_checksum = 0
+
+    def agree(
+        self,
+        event: Event,
+        doing: str,
+        loss: float = nan,
+        flag: bool = False,
+        learning_rate: float = 0.0,
+        is_active: bool | None = None,
+        found: str | None = None,
+    ) -> Agreement:
+        """Send a control message.
+
+        Args:
+            event: see ``Control``, like every argument that is not listed here.
+            doing: that in words.
+            loss: see there.
+            flag: see there.
+            learning_rate: see there.
+            is_active: whether this rank counts; by default, unless it has no batch left.
+            found: its values that are not finite.
+
+        Raises:
+            MismatchError: on every rank, if the ranks are not about to do the same.
+        """
+        transport, progress = self._plan.transport, self._progress
+        about, checksum = self._plan.subject ^ self._start_checksum, self._start_checksum
+        if not is_elastic(transport):  # where the message may be repeated, with ranks that have not sent it yet
+            self.forget_start()
+        step = progress.inner_steps
+        if progress.is_joined:
+            about ^= JOINED
+            if event is Event.ROUND:
+                step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
+        started = transport.clock()
+        control = Control(
+            event,
+            progress.rounds,
+            step,
+            about,
+            loss,
+            weight=float(not progress.has_ended if is_active is None else is_active),
+            learning_rate=learning_rate,
+            flag=flag,
+            clock=progress.seconds(),
+            finite=self._non_finite.is_clean(found),
+            stopping=self.stop is not None and self.stop.told,
+            early=self._plan.base.early,
+            **self._timing.shares(),
+        )
+
+        def words() -> str:
+            since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{progress.rounds} rounds"
+            where = " inside join" if progress.is_joined else ""
+            where = " with the others, having run out of its own batches," if progress.has_ended else where
+            return f"{doing} its model{where}, after {progress.inner_steps} steps and {since}"
+
+        agreement = agree(transport, control, words)
+        if self.stop is not None:
+            self.stop.agree(agreement.stopping)
+        self._timing.heard(agreement, transport.clock() - started)
+        return agreement
+
+    def together(self, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
+        """Do something with all ranks that begins with a message; see ``lentando.comm.elastic.transaction``."""
+        result = transaction(self._plan.transport, attempt, undo)
+        self.forget_start()
+        return result
+
+    def look_for_stop(self, doing: str) -> None:
+        """Ask whether a rank was told to stop, and nothing else. Collective."""
+        transaction(self._plan.transport, lambda: self.agree(Event.STOP, doing))
+
+    def stop_if_agreed(self, automatic: bool) -> None:
+        """Between steps: do what the ranks have agreed to when one was told to stop.
+
+        Args:
+            automatic: nobody has asked to do so here.
+        """
+        if self.stop is not None and (self.stop.automatic or not automatic):
+            self.stop.check()

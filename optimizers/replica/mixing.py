@@ -1,0 +1,77 @@
+"""The gossip after each step, by base algorithms that mix parameters."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from lentando.comm.control import Agreement, Event
+from lentando.comm.elastic import without_vote
+from lentando.optimizers.non_finite import NonFinite, first_non_finite
+from lentando.optimizers.replica.costs import Costs
+from lentando.optimizers.replica.messages import Messages
+from lentando.optimizers.replica.plan import Plan
+from lentando.optimizers.replica.progress import Progress
+from lentando.optimizers.replica.uneven import Uneven
+
+__all__ = ["Mixing"]
+
+
+@dataclass
+class Mixing:
+    """Mixes parameters: after a step of this rank, or without a batch of its own after one of the others.
+
+    Args:
+        plan: what the replica is made of.
+        progress: how far it is.
+        messages: inside ``join`` one precedes each mixing, unless one has preceded the average of gradients.
+        costs: are counted.
+        non_finite: what is done about values that are not finite.
+        uneven: what is done about ranks without a batch.
+    """
+
+    plan: Plan
+    progress: Progress
+    messages: Messages
+    costs: Costs
+    non_finite: NonFinite
+    uneven: Uneven
+
+    def mix(self) -> None:
+        """This rank has stepped."""
+        with self.costs.of("gossip", self.progress.inner_steps + 1):
+            if self.progress.is_joined and not self.plan.settings.base.averages_gradients:
+                agreement = self._agree()
+                if not self.uneven.is_everybodys(agreement):
+                    self.uneven.rates_of_active()
+            self._mix()
+
+    def mix_with_others(self, rates: Sequence[float] | None) -> Sequence[float] | None:
+        """Take part without a batch.
+
+        Args:
+            rates: learning rates of the step; None if nothing has told of it yet.
+
+        Returns:
+            The same, None if no rank has a batch left.
+        """
+        with self.costs.of("gossip", self.progress.inner_steps):
+            if rates is None:
+                if not self._agree().weight:
+                    return None
+                rates = self.uneven.rates_of_active()
+            self._mix()
+        return rates
+
+    def _agree(self) -> Agreement:
+        return self.messages.agree(Event.STEP, "gossips about")
+
+    def _mix(self) -> None:
+        plan = self.plan
+        plan.framework.load()
+        found = first_non_finite(plan.framework.buffers, statistics=False) if self.non_finite.skips else None
+        if found is not None:
+            self.non_finite.lose(found)
+            plan.base.lose()
+        if without_vote(plan.transport, plan.base.after_step):
+            plan.framework.store()
+        if found is not None:
+            plan.framework.reset_optimizer()

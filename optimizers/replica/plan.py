@@ -1,0 +1,105 @@
+"""What the ranks have planned together: at the start, and anew with those that live when some have died."""
+
+import numpy as np
+
+from lentando.comm.elastic import in_place
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Transport
+from lentando.optimizers.base_algorithms import InnerSteps
+from lentando.optimizers.framework import Framework
+from lentando.optimizers.outer_step import OuterStep
+from lentando.optimizers.rest_of_model import take_over
+from lentando.optimizers.same_model import check_equal
+from lentando.optimizers.settings import Settings
+
+__all__ = ["Plan"]
+
+
+class Plan:
+    """Base algorithm and outer step at work, over one transport, on one framework's buffers. Made by all ranks at once.
+
+    Args:
+        transport: ranks that train together.
+        framework: the adapter.
+        settings: the method.
+
+    Raises:
+        MismatchError: on every rank, if models or settings differ between ranks.
+
+    Attributes:
+        transport: as given, like the next two.
+        framework: as given.
+        settings: as given.
+        subject: fingerprint of model and method, the same on all ranks.
+        base: the base algorithm at work; another one after a recovery.
+        outer: the outer step, None if there are none.
+        recoveries: how often all was planned anew.
+    """
+
+    subject: int
+    base: InnerSteps
+
+    def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
+        self.transport = transport
+        self.framework = framework
+        self.settings = settings
+        self.outer: OuterStep | None = None
+        self.recoveries = 0
+        in_place(transport, [buffer.array for buffer in framework.buffers], self._begin)
+
+    def start(self) -> None:
+        """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
+        self.framework.load()
+        self.base.restart()
+        if self.outer is not None:
+            self.outer.restart()
+
+    def drain(self) -> None:
+        """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
+        self.framework.load()
+        self.base.drain()
+        self.framework.store()
+
+    def recover(self) -> None:
+        """Ranks have died: plan anew what was planned with them. Collective over those that live.
+
+        Each takes what it has for its estimate of the average, and gossip begins anew from there, with the step after
+        the last that any rank has begun to exchange: those that are behind take the steps until there by themselves.
+        """
+        begun = self.base.begun
+        furthest = int(self.transport.allgather(np.array([begun], np.int64)).max())
+        self.framework.load()
+        base = self._bind()
+        base.go_on(begun, furthest)
+        self.base = base
+        if self.outer is not None:
+            self.outer.replan()
+        self.recoveries += 1
+
+    def _begin(self) -> None:
+        """Check that all ranks have the same, take over rank 0's model, plan what is sent from now on. Collective."""
+        transport, framework, settings = self.transport, self.framework, self.settings
+        self.subject = check_equal(transport, framework, settings)
+        framework.load()
+        for buffer in framework.buffers:
+            transport.broadcast(buffer.array)
+        framework.store()
+        framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
+        self.base = self._bind()
+        if settings.period is not None:
+            self.outer = OuterStep(
+                transport, framework.buffers, settings.outer, settings.exact_average, settings.algorithm
+            )
+
+    def _bind(self) -> InnerSteps:
+        settings, buffers = self.settings, self.framework.buffers
+        gradients = self.framework.gradients if settings.base.averages_gradients else []
+        base = settings.base.bind(self.transport, buffers, gradients)
+        if settings.on_nonfinite == "skip" and settings.base.mixes_parameters:
+            base.expect_losses()
+            if settings.period is None and any(part.group is None for b in buffers for part in b.layout.ranges):
+                raise ConfigurationError(
+                    "on_nonfinite='skip' cannot restore the statistics of the model (BatchNorm's) here, for gossip "
+                    "does not carry them: give a period, so that outer steps do"
+                )
+        return base

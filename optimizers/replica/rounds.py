@@ -1,0 +1,198 @@
+"""The outer step that ends each round: form the average, adopt it, ask the period how long the next round is."""
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from lentando.comm.control import Event
+from lentando.comm.errors import MismatchError, NonFiniteError
+from lentando.comm.transport import Array
+from lentando.optimizers.base_buffers import average
+from lentando.optimizers.join import Share
+from lentando.optimizers.non_finite import NonFinite, first_non_finite
+from lentando.optimizers.period import Decision, Period, RoundSummary
+from lentando.optimizers.replica.costs import Costs
+from lentando.optimizers.replica.messages import Messages
+from lentando.optimizers.replica.plan import Plan
+from lentando.optimizers.replica.progress import Progress
+from lentando.optimizers.replica.uneven import Uneven
+
+__all__ = ["Rounds"]
+
+_log = logging.getLogger("lentando")
+
+
+@dataclass(frozen=True)
+class _Average:
+    """What an outer step adopts.
+
+    Attributes:
+        loss: of the round, the mean over ranks.
+        rate: learning rate of the round, the mean over ranks and parameter groups.
+        seconds: since the first step, by rank 0's clock.
+        rates: learning rates that it steps with, by parameter group.
+        buffers: of the base optimizer, averaged, if they are to be.
+        was_finite: whether this rank's part in it was.
+    """
+
+    loss: float
+    rate: float
+    seconds: float
+    rates: Sequence[float]
+    buffers: Mapping[str, Array] | None
+    was_finite: bool
+
+
+@dataclass
+class Rounds:
+    """Rounds of local steps, and the outer steps that end them.
+
+    Args:
+        plan: what the replica is made of.
+        period: how long rounds are; None for a single one without end.
+        progress: how far the replica is.
+        messages: precede what is averaged.
+        costs: are counted.
+        non_finite: what is done about values that are not finite.
+        uneven: what is done about ranks without a batch.
+
+    Attributes:
+        decisions: of the period, oldest first.
+    """
+
+    plan: Plan
+    period: Period | None
+    progress: Progress
+    messages: Messages
+    costs: Costs
+    non_finite: NonFinite
+    uneven: Uneven
+    decisions: list[Decision] = field(default_factory=list)
+    _is_exposed: bool = False
+
+    def begin(self) -> None:
+        """A round begins."""
+        steps = None if self.period is None else self.period.steps()
+        self.progress.begin_round(steps, len(self.plan.framework.learning_rates()))
+
+    def end(self) -> bool:
+        """Take the outer step; unless this is inside ``join``, and no rank has taken a step. Tells whether it did."""
+        assert self.period is not None
+        settings, progress = self.plan.settings, self.progress
+        with self.costs.of("outer", progress.inner_steps):
+            if settings.exact_average or settings.base_buffers == "average":
+                formed = self.messages.together(self._form, self._retract)
+            else:
+                formed = self._form()
+            if formed is None:
+                return False
+            self._adopt(formed)
+        progress.forget_losses()
+        progress.rounds += 1
+        decision = self.period.update(
+            RoundSummary(progress.rounds, progress.inner_steps, formed.loss, formed.rate, formed.seconds)
+        )
+        if decision is not None:
+            self._record(decision)
+        self.begin()
+        _log.debug("outer step %d after inner step %d, loss %g", progress.rounds, progress.inner_steps, formed.loss)
+        return True
+
+    def _form(self) -> _Average | None:
+        """All of an outer step that can fail. Changes nothing that ``_retract`` does not put back.
+
+        None if this is inside ``join``, and no rank has taken a step in this round.
+        """
+        plan, progress = self.plan, self.progress
+        assert plan.outer is not None
+        rates = progress.mean_rates()
+        rate, loss, seconds = sum(rates) / len(rates), progress.mean_loss(), progress.seconds()
+        share: Share | None = None
+        plan.framework.load()
+        found = first_non_finite(plan.framework.buffers) if self.non_finite.skips else None
+        if plan.settings.exact_average:
+            is_active = progress.steps > progress.steps_along
+            agreement = self.messages.agree(
+                Event.ROUND,
+                f"begins outer step {progress.rounds + 1} of",
+                loss,
+                flag=progress.has_ended,
+                learning_rate=rate,
+                is_active=is_active,
+                found=found,
+            )
+            loss, rate, seconds = agreement.loss, agreement.learning_rate, agreement.clock
+            if agreement.flagged:
+                if not agreement.weight:
+                    return None
+                rates = self.uneven.settle_round(rates)
+                rate = sum(rates) / len(rates)
+            if not self.uneven.is_everybodys(agreement):
+                share = self.uneven.share(agreement, is_active)
+            verdict = self.non_finite.judge(
+                agreement,
+                f"outer step {progress.rounds + 1}",
+                None if found is None else repr(found),
+                is_active=is_active,
+                gossips=plan.settings.base.mixes_parameters,
+                look=lambda: first_non_finite(plan.framework.buffers),
+            )
+            if verdict is not None:
+                loss, share = verdict.loss, verdict.share or share
+        try:
+            buffers = self._average(share)
+        except (NonFiniteError, MismatchError):
+            self._retract()
+            raise
+        return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None)
+
+    def _average(self, share: Share | None) -> Mapping[str, Array] | None:
+        """Average parameters, and the base optimizer's buffers if they are to be: returns those."""
+        plan = self.plan
+        assert plan.outer is not None
+        if plan.settings.exact_average:
+            self._is_exposed = True
+            plan.base.drain() if share is not None and share.of_estimates else plan.base.expose()
+        plan.outer.average(share)
+        if plan.settings.base_buffers != "average":
+            return None
+        return average(plan.transport, plan.framework.optimizer_buffers(), plan.settings.algorithm, share)
+
+    def _retract(self) -> None:
+        """The average is not adopted."""
+        plan = self.plan
+        assert plan.outer is not None
+        plan.outer.retract()
+        if self._is_exposed:
+            self._is_exposed = False
+            plan.base.retract()
+        plan.framework.store()
+
+    def _adopt(self, formed: _Average) -> None:
+        """Step outward through the average."""
+        plan = self.plan
+        assert plan.outer is not None
+        self._is_exposed = False
+        plan.outer.step(formed.rates)
+        if plan.settings.exact_average:
+            plan.base.restart()
+        else:
+            plan.base.follow()
+        plan.framework.store()
+        if formed.buffers is not None:
+            plan.framework.store_optimizer_buffers(formed.buffers)
+        elif plan.settings.base_buffers == "reset" or not formed.was_finite:
+            plan.framework.reset_optimizer()
+
+    def _record(self, decision: Decision) -> None:
+        self.decisions.append(decision)
+        if self.plan.transport.rank == 0:
+            _log.info(
+                "period %d after %d, from inner step %d on (%.1f s): training loss %g, learning rate %g",
+                decision.period,
+                self.progress.steps,
+                decision.step,
+                decision.clock,
+                decision.loss,
+                decision.learning_rate,
+            )
