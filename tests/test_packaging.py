@@ -18,8 +18,6 @@ from packaging.utils import canonicalize_name
 import lentando
 import lentando.comm
 
-pytestmark = pytest.mark.xdist_group("test_packaging.py")
-
 ROOT = Path(__file__).parents[1]
 
 

@@ -11,8 +11,6 @@ import pytest
 import slurm
 from launching import Job, find_mpirun
 
-pytestmark = pytest.mark.xdist_group("test_srun.py")
-
 CHECKOUT = Path(__file__).parents[1]
 MPICH = Path(sys.prefix, "mpich/bin/python")
 """Python of an environment with MPICH; this one has Open MPI."""

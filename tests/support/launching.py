@@ -54,7 +54,6 @@ def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMP_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": "1",
-        "TF_NUM_INTEROP_THREADS": "1",
         **(environment or {}),
     }
     variables = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}

@@ -9,8 +9,6 @@ from launching import mpirun
 from numpy.testing import assert_allclose, assert_array_equal
 from resized_training import LAST, ROUND, left, whole
 
-pytestmark = pytest.mark.xdist_group("tensorflow/test_resizing.py")
-
 PROGRAM = Path(__file__).parents[1] / "support/resized_training.py"
 FROM_TORCH = """
 import json, sys

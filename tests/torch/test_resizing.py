@@ -9,8 +9,6 @@ from launching import mpirun
 from numpy.testing import assert_allclose, assert_array_equal
 from resized_training import FEATURES, LAST, MOMENTUM, RATE, ROUND, SLOW_MOMENTUM, batch, left, whole
 
-pytestmark = pytest.mark.xdist_group("torch/test_resizing.py")
-
 PROGRAM = Path(__file__).parents[1] / "support/resized_training.py"
 METHODS = [
     "allreduce", "adacomm", "slowmo", "slowmo by ring", "slowmo without average", "sgp", "osgp",

@@ -9,7 +9,7 @@ import pytest
 from launching import mpirun
 from stopped_training import Case, Outcome, assert_nothing_is_lost, outcomes, run
 
-pytestmark = [pytest.mark.xdist_group("torch/test_save_on_signal.py"), pytest.mark.timeout(600)]
+pytestmark = pytest.mark.timeout(600)  # for the many jobs of one fixture
 
 PROGRAM = """
 import hashlib, os, signal, sys
