@@ -39,7 +39,7 @@ demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_tensorflow.py $(DEMO)/tensorflow
 	$(BIN)/python examples/digits_table.py runs/demo/torch runs/demo/tensorflow
 
-test: lint ## linters, type check and the test suite (a quarter of an hour); LENTANDO_TESTS=all: every combination, longer
+test: lint ## linters, type check and the test suite (a quarter of an hour; LENTANDO_TESTS=all: every combination)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 
