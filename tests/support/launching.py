@@ -53,6 +53,7 @@ def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
         "OMP_NUM_THREADS": "1",
+        "TF_NUM_INTRAOP_THREADS": "1",
         **(environment or {}),
     }
     variables = {name: value for name, value in {**os.environ, **changed}.items() if value is not None}

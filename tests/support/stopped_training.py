@@ -1,7 +1,9 @@
-"""A training under mpirun that is told to stop, started again, and compared with one that nobody has disturbed."""
+"""Trainings under mpirun that are told to stop, started again, and compared with those that nobody has disturbed."""
 
 import re
 import signal
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from launching import Job, mpirun
@@ -10,33 +12,68 @@ SAVED_STATUS = 85
 STEPS = 24
 
 
-def run(program: Path, *arguments: str, stop: str = "", size: int = 2, timeout_seconds: float = 120.0) -> Job:
-    """``stop``: ``"RANK@STEP RANK@STEP"``, ranks that send themselves SIGTERM before a step."""
+@dataclass(frozen=True)
+class Case:
+    """A training and its end.
+
+    Attributes:
+        what: its method and options, as the program takes them: ``"METHOD:OPTION:..."``.
+        saved: after which inner step it is saved.
+        stop: ``"RANK@STEP RANK@STEP"``, ranks that send themselves SIGTERM before a step.
+    """
+
+    what: str
+    saved: int
+    stop: str = "1@6"
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a case.
+
+    Attributes:
+        stopped: the job that was told to stop.
+        resumed: what each rank has written of its parameters at the end, after it was resumed.
+        undisturbed: the same of a training that nobody has stopped.
+    """
+
+    stopped: Job
+    resumed: list[str]
+    undisturbed: list[str]
+
+
+def run(program: Path, *trainings: str, stop: str = "", size: int = 2, timeout_seconds: float = 120.0) -> Job:
+    """One training after the other in one job: ``"FOLDER:METHOD:OPTION:..."`` each."""
     return mpirun(
         size,
         str(program),
-        *arguments,
+        *trainings,
         timeout_seconds=timeout_seconds,
         environment={"STOP": stop, "STEPS": str(STEPS), "TF_CPP_MIN_LOG_LEVEL": "3"},
     )
 
 
-def ends(job: Job) -> list[str]:
-    """What ranks have written of their parameters at the end, by rank."""
-    assert job.status == 0, job.output
-    found = re.findall(r"END (\d+) ([0-9a-f]+)", job.output)
-    return [digest for _, digest in sorted(found)]
+def outcomes(program: Path, folder: Path, cases: Sequence[Case]) -> list[Outcome]:
+    """Each is stopped in a job of its own. A last job resumes all, and trains all anew: most of a job is its start."""
+    saved = [f"{folder / str(number)}:{case.what}" for number, case in enumerate(cases)]
+    anew = [f"{folder / f'{number} anew'}:{case.what}" for number, case in enumerate(cases)]
+    stopped = [run(program, training, stop=case.stop) for training, case in zip(saved, cases, strict=True)]
+    job = run(program, *saved, *anew, timeout_seconds=240)
+    ends = [
+        sorted(re.findall(rf"END (\d+) ([0-9a-f]+) {re.escape(training)}\n", job.output)) for training in saved + anew
+    ]
+    digests = [[digest for _, digest in found] for found in ends]
+    assert job.status == 0, "".join(one.output for one in (*stopped, job))
+    return [Outcome(*found) for found in zip(stopped, digests[: len(cases)], digests[len(cases) :], strict=True)]
 
 
-def resumed_after_a_signal_equals_undisturbed(program: Path, tmp_path: Path, *arguments: str, stop: str) -> Job:
-    """Run with the signal, twice; returns the run that was stopped."""
-    undisturbed = ends(run(program, str(tmp_path / "undisturbed"), *arguments))
-    assert len(undisturbed) == 2
-    stopped = run(program, str(tmp_path / "saved"), *arguments, stop=stop)
-    assert stopped.status == SAVED_STATUS, stopped.output
-    assert stopped.output.count(f"has received {signal.Signals.SIGTERM.name}") == len(stop.split()), stopped.output
-    assert stopped.output.count("ending with status 85") == 1, stopped.output
-    assert "END" not in stopped.output
-    assert "Traceback" not in stopped.output
-    assert ends(run(program, str(tmp_path / "saved"), *arguments)) == undisturbed
-    return stopped
+def assert_nothing_is_lost(case: Case, outcome: Outcome) -> None:
+    output = outcome.stopped.output
+    assert outcome.stopped.status == SAVED_STATUS, output
+    assert output.count(f"has received {signal.Signals.SIGTERM.name}") == len(case.stop.split()), output
+    assert output.count("ending with status 85") == 1, output
+    assert f"after inner step {case.saved}," in output
+    assert "END" not in output
+    assert "Traceback" not in output
+    assert len(outcome.undisturbed) == 2
+    assert outcome.resumed == outcome.undisturbed

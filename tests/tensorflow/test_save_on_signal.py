@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
-from stopped_training import resumed_after_a_signal_equals_undisturbed, run
+from stopped_training import Case, Outcome, assert_nothing_is_lost, outcomes, run
+
+pytestmark = pytest.mark.timeout(600)  # for the many jobs of one fixture
 
 PROGRAM = """
 import hashlib, os, signal, sys
@@ -11,87 +13,92 @@ from pathlib import Path
 import keras, numpy as np, tensorflow as tf
 import lentando.tensorflow as lt
 
+def train(where, method, way, *options):
+    keras.utils.set_random_seed(lt.rank())
+    steps = int(os.environ["STEPS"])
+    model = keras.Sequential([
+        keras.layers.Input((4,)), keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(2),
+    ])
+    sgd = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5), momentum=0.9)
+    optimizer = {
+        "allreduce": lambda: lt.DistributedOptimizer(sgd, model=model),
+        "slowmo": lambda: lt.SlowMo(sgd, model=model, period=4),
+        "sgp": lambda: lt.DistributedOptimizer(sgd, model=model, base=lt.SGP()),
+    }[method]()
+    first = lt.load(where, optimizer)["next"] if Path(where).exists() else 0
+    mine = [int(at.split("@")[1]) for at in os.environ["STOP"].split() if at.startswith(f"{lt.rank()}@")]
+
+    class Told(keras.callbacks.Callback):
+        def on_train_batch_begin(self, batch, logs=None):
+            if first + batch in mine:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    data = [
+        np.random.default_rng([lt.rank(), step]).normal(size=(6, 4)).astype("float32") for step in range(first, steps)
+    ]
+
+    def train_step(x):
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_mean(tf.square(model(x, training=True)))
+        optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables, loss=loss)
+
+    stop = lt.save_on_signal(
+        where, optimizer, lambda: {"next": int(optimizer.iterations)}, every=3 if "every" in options else None
+    )
+    if way == "fit":
+        model.compile(optimizer=optimizer, loss="mse")
+        x = np.concatenate(data)
+        callbacks = [Told()] if "forget" in options else [Told(), stop]
+        model.fit(x, np.zeros((len(x), 2)), batch_size=6, shuffle=False, verbose=0, callbacks=callbacks)
+    else:
+        step = tf.function(train_step) if way == "graph" else train_step
+        for batch, x in enumerate(data):
+            Told().on_train_batch_begin(batch)
+            step(tf.constant(x))
+            if way == "graph":
+                stop.check()
+    stop.close()
+    digest = hashlib.sha256()
+    for variable in model.weights:
+        digest.update(variable.numpy().tobytes())
+    sys.stdout.write(f"END {lt.rank()} {digest.hexdigest()} {where}:{':'.join((method, way, *options))}\\n")
+    sys.stdout.flush()
+
 lt.init()
-keras.utils.set_random_seed(lt.rank())
-where, method, way, *options = sys.argv[1:]
-steps = int(os.environ["STEPS"])
-model = keras.Sequential([
-    keras.layers.Input((4,)), keras.layers.Dense(8), keras.layers.BatchNormalization(), keras.layers.Dense(2),
-])
-sgd = keras.optimizers.SGD(keras.optimizers.schedules.ExponentialDecay(0.1, 5, 0.5), momentum=0.9)
-optimizer = {
-    "allreduce": lambda: lt.DistributedOptimizer(sgd, model=model),
-    "slowmo": lambda: lt.SlowMo(sgd, model=model, period=4),
-    "sgp": lambda: lt.DistributedOptimizer(sgd, model=model, base=lt.SGP()),
-}[method]()
-first = lt.load(where, optimizer)["next"] if Path(where).exists() else 0
-stop = lt.save_on_signal(
-    where, optimizer, lambda: {"next": int(optimizer.iterations)}, every=3 if "every" in options else None
-)
-mine = [int(at.split("@")[1]) for at in os.environ["STOP"].split() if at.startswith(f"{lt.rank()}@")]
-
-class Told(keras.callbacks.Callback):
-    def on_train_batch_begin(self, batch, logs=None):
-        if first + batch in mine:
-            os.kill(os.getpid(), signal.SIGTERM)
-
-data = [np.random.default_rng([lt.rank(), step]).normal(size=(6, 4)).astype("float32") for step in range(first, steps)]
-
-def train_step(x):
-    with tf.GradientTape() as tape:
-        loss = tf.reduce_mean(tf.square(model(x, training=True)))
-    optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables, loss=loss)
-
-if way == "fit":
-    model.compile(optimizer=optimizer, loss="mse")
-    x = np.concatenate(data)
-    callbacks = [Told()] if "forget" in options else [Told(), stop]
-    model.fit(x, np.zeros((len(x), 2)), batch_size=6, shuffle=False, verbose=0, callbacks=callbacks)
-else:
-    step = tf.function(train_step) if way == "graph" else train_step
-    for batch, x in enumerate(data):
-        Told().on_train_batch_begin(batch)
-        step(tf.constant(x))
-        if way == "graph":
-            stop.check()
-digest = hashlib.sha256()
-for variable in model.weights:
-    digest.update(variable.numpy().tobytes())
-print("END", lt.rank(), digest.hexdigest(), flush=True)
+for training in sys.argv[1:]:
+    train(*training.split(":"))
 """
+CASES = [
+    Case("slowmo:fit", 8), Case("allreduce:fit", 7), Case("slowmo:graph", 8), Case("sgp:graph", 16),
+    Case("slowmo:eager", 8),
+]  # fmt: skip
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    path = tmp_path / "program.py"
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "program.py"
     path.write_text(PROGRAM)
     return path
 
 
-@pytest.mark.parametrize(
-    ("method", "way", "saved"),
-    [
-        ("slowmo", "fit", 8),
-        ("allreduce", "fit", 7),
-        ("slowmo", "graph", 8),
-        ("sgp", "graph", 16),
-        ("slowmo", "eager", 8),
-    ],
-)
-def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(
-    program: Path, tmp_path: Path, method: str, way: str, saved: int
-) -> None:
-    stopped = resumed_after_a_signal_equals_undisturbed(program, tmp_path, method, way, stop="1@6")
-    assert f"rank 1 of 2 was told to stop: saved to {tmp_path}/saved after inner step {saved}," in stopped.output
+@pytest.fixture(scope="module")
+def found(program: Path) -> dict[Case, Outcome]:
+    return dict(zip(CASES, outcomes(program, program.parent, CASES), strict=True))
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
+def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(found: dict[Case, Outcome], case: Case) -> None:
+    assert_nothing_is_lost(case, found[case])
+    assert "rank 1 of 2 was told to stop: saved to " in found[case].stopped.output
 
 
 def test_graph_tells_of_messages_between_outer_steps(program: Path, tmp_path: Path) -> None:
-    job = run(program, str(tmp_path / "saved"), "slowmo", "fit", "every", stop="0@4")
+    job = run(program, f"{tmp_path / 'saved'}:slowmo:fit:every", stop="0@4")
     assert job.status == 85, job.output
     assert "after inner step 6," in job.output
 
 
 def test_callback_that_was_forgotten_is_asked_for(program: Path, tmp_path: Path) -> None:
-    job = run(program, str(tmp_path / "saved"), "slowmo", "fit", "forget", stop="1@6")
+    job = run(program, f"{tmp_path / 'saved'}:slowmo:fit:forget", stop="1@6")
     assert job.status == 0, job.output
     assert job.output.count("give fit() what save_on_signal returned, in callbacks=[...]") == 1, job.output

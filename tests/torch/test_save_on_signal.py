@@ -7,111 +7,120 @@ from pathlib import Path
 
 import pytest
 from launching import mpirun
-from stopped_training import resumed_after_a_signal_equals_undisturbed, run
+from stopped_training import Case, Outcome, assert_nothing_is_lost, outcomes, run
+
+pytestmark = pytest.mark.timeout(600)  # for the many jobs of one fixture
 
 PROGRAM = """
 import hashlib, os, signal, sys
+from contextlib import nullcontext
 from pathlib import Path
 import torch
 import lentando.torch as lt
 
+def train(where, method, *options):
+    torch.manual_seed(lt.rank())
+    model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
+    sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = {
+        "allreduce": lambda: lt.DistributedOptimizer(sgd, model=model),
+        "slowmo": lambda: lt.SlowMo(sgd, model=model, period=4),
+        "slowmo, long rounds": lambda: lt.SlowMo(sgd, model=model, period=20),
+        "slowmo over osgp": lambda: lt.SlowMo(sgd, model=model, base=lt.OSGP(deterministic=True), period=4),
+        "sgp": lambda: lt.DistributedOptimizer(sgd, model=model, base=lt.SGP()),
+    }[method]()
+    scheduler = torch.optim.lr_scheduler.StepLR(sgd, 5, 0.5)
+    manual = "check" in options
+    step, first, last = 0, 0, int(os.environ["STEPS"])
+    if Path(where).is_dir():
+        extra = lt.load(where, optimizer)
+        first = extra["next"]
+        scheduler.load_state_dict(extra["scheduler"])
+        if not manual:
+            scheduler.step()  # it was saved before, at the end of the optimizer's step
+    mine = [int(at.split("@")[1]) for at in os.environ["STOP"].split() if at.startswith(f"{lt.rank()}@")]
+    joined = lt.join(optimizer) if "join" in options else nullcontext()
+    if "join" in options and lt.rank() == 1:
+        last = 5
+    stop = lt.save_on_signal(
+        where, optimizer, lambda: {"next": step + 1, "scheduler": scheduler.state_dict()},
+        every=3 if "every" in options else None, automatic=not manual,
+    )
+    with joined:
+        for step in range(first, last):
+            if step in mine:
+                for _ in range(2 if "twice" in options else 1):
+                    os.kill(os.getpid(), signal.SIGTERM)
+            generator = torch.Generator().manual_seed(1000 * lt.rank() + step)
+            optimizer.zero_grad()
+            loss = model(torch.randn(6, 4, generator=generator)).square().mean()
+            loss.backward()
+            optimizer.step(loss=loss)
+            scheduler.step()
+            stop.check()
+    stop.close()
+    digest = hashlib.sha256()
+    for tensor in model.state_dict().values():
+        digest.update(tensor.numpy().tobytes())
+    sys.stdout.write(f"END {lt.rank()} {digest.hexdigest()} {where}:{':'.join((method, *options))}\\n")
+    sys.stdout.flush()
+
 lt.init()
 torch.set_num_threads(1)
-torch.manual_seed(lt.rank())
-where, method, *options = sys.argv[1:]
-model = torch.nn.Sequential(torch.nn.Linear(4, 8), torch.nn.BatchNorm1d(8), torch.nn.Linear(8, 2))
-sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-optimizer = {
-    "allreduce": lambda: lt.DistributedOptimizer(sgd, model=model),
-    "slowmo": lambda: lt.SlowMo(sgd, model=model, period=4),
-    "slowmo, long rounds": lambda: lt.SlowMo(sgd, model=model, period=20),
-    "slowmo over osgp": lambda: lt.SlowMo(sgd, model=model, base=lt.OSGP(deterministic=True), period=4),
-    "sgp": lambda: lt.DistributedOptimizer(sgd, model=model, base=lt.SGP()),
-}[method]()
-scheduler = torch.optim.lr_scheduler.StepLR(sgd, 5, 0.5)
-manual = "check" in options
-step, first = 0, 0
-if Path(where).exists():
-    extra = lt.load(where, optimizer)
-    first = extra["next"]
-    scheduler.load_state_dict(extra["scheduler"])
-    if not manual:
-        scheduler.step()  # it was saved before, at the end of the optimizer's step
-stop = lt.save_on_signal(
-    where, optimizer, lambda: {"next": step + 1, "scheduler": scheduler.state_dict()},
-    every=3 if "every" in options else None, automatic=not manual,
-)
-mine = [int(at.split("@")[1]) for at in os.environ["STOP"].split() if at.startswith(f"{lt.rank()}@")]
-for step in range(first, int(os.environ["STEPS"])):
-    if step in mine:
-        os.kill(os.getpid(), signal.SIGTERM)
-    generator = torch.Generator().manual_seed(1000 * lt.rank() + step)
-    optimizer.zero_grad()
-    loss = model(torch.randn(6, 4, generator=generator)).square().mean()
-    loss.backward()
-    optimizer.step(loss=loss)
-    scheduler.step()
-    stop.check()
-digest = hashlib.sha256()
-for tensor in model.state_dict().values():
-    digest.update(tensor.numpy().tobytes())
-print("END", lt.rank(), digest.hexdigest(), flush=True)
+for training in sys.argv[1:]:
+    train(*training.split(":"))
 """
-METHODS = ["allreduce", "slowmo over osgp", "sgp"]
+# Where the message goes that the ranks exchange next; gossip alone has one in every 16 steps.
+METHODS = [Case("allreduce", 7), Case("slowmo over osgp", 8), Case("sgp", 16)]
+SEVERAL = Case("slowmo", 8, stop="0@5 1@7")
+LONG_ROUNDS = [Case("slowmo, long rounds:check", 20), Case("slowmo, long rounds:every", 9)]
 
 
-@pytest.fixture
-def program(tmp_path: Path) -> Path:
-    path = tmp_path / "program.py"
+@pytest.fixture(scope="module")
+def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("program") / "program.py"
     path.write_text(PROGRAM)
     return path
 
 
-@pytest.mark.parametrize("method", METHODS)
-def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(program: Path, tmp_path: Path, method: str) -> None:
-    stopped = resumed_after_a_signal_equals_undisturbed(program, tmp_path, method, stop="1@6")
-    # Where the message goes that the ranks exchange next; gossip alone has one in every 16 steps.
-    saved = {"allreduce": 7, "slowmo over osgp": 8, "sgp": 16}[method]
-    assert f"rank 1 of 2 was told to stop: saved to {tmp_path}/saved after inner step {saved}," in stopped.output
+@pytest.fixture(scope="module")
+def found(program: Path) -> dict[Case, Outcome]:
+    cases = [*METHODS, SEVERAL, *LONG_ROUNDS]
+    return dict(zip(cases, outcomes(program, program.parent, cases), strict=True))
 
 
-def test_signals_to_several_ranks_at_different_steps_save_once(program: Path, tmp_path: Path) -> None:
-    stopped = resumed_after_a_signal_equals_undisturbed(program, tmp_path, "slowmo", stop="0@5 1@7")
-    assert "ranks 0 and 1 of 2 were told to stop" in stopped.output
+@pytest.mark.parametrize("case", METHODS, ids=lambda case: case.what)
+def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(found: dict[Case, Outcome], case: Case) -> None:
+    assert_nothing_is_lost(case, found[case])
+    assert "rank 1 of 2 was told to stop: saved to " in found[case].stopped.output
 
 
-@pytest.mark.parametrize(("options", "saved"), [(("check",), 20), (("every",), 9)])
-def test_rounds_that_last_too_long_may_have_a_message_more(
-    program: Path, tmp_path: Path, options: tuple[str, ...], saved: int
-) -> None:
-    stopped = resumed_after_a_signal_equals_undisturbed(program, tmp_path, "slowmo, long rounds", *options, stop="1@6")
-    assert f"after inner step {saved}," in stopped.output
+def test_signals_to_several_ranks_at_different_steps_save_once(found: dict[Case, Outcome]) -> None:
+    assert_nothing_is_lost(SEVERAL, found[SEVERAL])
+    assert "ranks 0 and 1 of 2 were told to stop" in found[SEVERAL].stopped.output
+
+
+@pytest.mark.parametrize("case", LONG_ROUNDS, ids=lambda case: case.what)
+def test_rounds_that_last_too_long_may_have_a_message_more(found: dict[Case, Outcome], case: Case) -> None:
+    assert_nothing_is_lost(case, found[case])
 
 
 @pytest.mark.parametrize("method", ["slowmo", "allreduce"])
 def test_inside_join_a_rank_that_has_run_out_saves_too(program: Path, tmp_path: Path, method: str) -> None:
-    text = program.read_text()
-    loop = text[text.index("for step in") : text.index("digest =")]
-    block = "with lt.join(optimizer):\n" + "".join(f"    {line}\n" for line in loop.splitlines())
-    few = "range(first, 5 if lt.rank() == 1 else"
-    program.write_text(text.replace(loop, block.replace("range(first,", few, 1)))
-    job = run(program, str(tmp_path / "saved"), method, stop="0@9")
+    job = run(program, f"{tmp_path / 'saved'}:{method}:join", stop="0@9")
     assert job.status == 85, job.output
     assert (tmp_path / "saved/checkpoint.json").exists()
 
 
 def test_second_signal_ends_a_rank_at_once(program: Path, tmp_path: Path) -> None:
-    text = program.read_text().replace("signal.SIGTERM)", "signal.SIGTERM); os.kill(os.getpid(), signal.SIGTERM)")
-    program.write_text(text)
-    job = run(program, str(tmp_path / "saved"), "slowmo", stop="1@6")
+    job = run(program, f"{tmp_path / 'saved'}:slowmo:twice", stop="1@6")
     assert job.status == 128 + signal.SIGTERM, job.output
     assert not (tmp_path / "saved").exists()
 
 
 def test_checkpoint_that_cannot_be_written_is_an_error_on_every_rank(program: Path, tmp_path: Path) -> None:
     (tmp_path / "saved").write_text("a file where the folder should be")
-    program.write_text(program.read_text().replace("if Path(where).exists()", "if False"))
-    job = run(program, str(tmp_path / "saved"), "slowmo", stop="1@6")
+    job = run(program, f"{tmp_path / 'saved'}:slowmo", stop="1@6")
     assert job.status not in (0, 85, None)
     assert job.output.count("CheckpointError: saving a checkpoint to") == 2, job.output
 

@@ -172,7 +172,7 @@ def test_replicas_reach_the_mean_of_their_starts(transport: Transport, name: str
     mine.model.x += transport.rank
     mine.replica._progress.has_started = True
     push_sum(mine).restart()
-    mine.run(400)
+    mine.run(min(60 * transport.size, 400))
     mine.replica.drain()
     assert_allclose(mine.model.x, START + (transport.size - 1) / 2, atol=1e-9)
 
