@@ -65,6 +65,7 @@ class MPITransport:
         self._progress = _ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
         self._side_channel: MPI.Intracomm | None = None
         self._others: list[MPITransport] = []
+        self._is_patient = False  # MPI's own waiting spins, and takes a core from threads that communicate
         self._whispered: list[MPI.Request] = []
 
     def exchange(
@@ -94,7 +95,10 @@ class MPITransport:
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         _settled(array)
         with self._translated:
-            self._comm.Allreduce(MPI.IN_PLACE, array, OPS[op])
+            if self._is_patient:
+                self._ask(self._comm.Iallreduce(MPI.IN_PLACE, array, OPS[op]))
+            else:
+                self._comm.Allreduce(MPI.IN_PLACE, array, OPS[op])
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
@@ -107,7 +111,11 @@ class MPITransport:
         gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
         _settled(array)
         with self._translated:
-            self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
+            own, all_of_them = (as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE)
+            if self._is_patient:
+                self._ask(self._comm.Iallgather(own, all_of_them))
+            else:
+                self._comm.Allgather(own, all_of_them)
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
@@ -135,8 +143,13 @@ class MPITransport:
 
         if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
             return None
+        self._is_patient = True
         self._others.append(BackgroundMPITransport(self._comm))
         return self._others[-1]
+
+    def pause(self) -> None:
+        """Between two questions about what is under way."""
+        time.sleep(POLL_SECONDS)
 
     def whisper(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
@@ -162,6 +175,11 @@ class MPITransport:
         if self._side_channel is not None:
             self._side_channel.Free()
         self._comm.Free()
+
+    def _ask(self, request: MPI.Request) -> None:
+        """Return when it is complete; ask every now and then."""
+        while not request.Test():
+            self.pause()
 
     def _sit_down(self, comm: MPI.Intracomm, same_node: Sequence[int]) -> None:
         """Take this rank's place in a communicator, some of whose ranks are on its node."""

@@ -1,13 +1,12 @@
 """A second transport of the same MPI ranks, for one thread that communicates while the main thread computes."""
 
-import time
 from collections.abc import Sequence
 
 from mpi4py import MPI
 
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Request
-from lentando.comm.transports.mpi import OPS, POLL_SECONDS, MPITransport
+from lentando.comm.transport import Message, Request
+from lentando.comm.transports.mpi import MPITransport
 
 __all__ = ["BackgroundMPITransport"]
 
@@ -20,23 +19,19 @@ class BackgroundMPITransport(MPITransport):
 
     closed = False
 
+    def __init__(self, comm: MPI.Intracomm) -> None:
+        super().__init__(comm)
+        self._is_patient = True
+
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         return _Patient(self, super().exchange(sends, receives, tag, overlap=overlap))
 
-    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        with self._translated:
-            request = self._comm.Iallreduce(MPI.IN_PLACE, array, OPS[op])
-            while not request.Test():
-                self.pause()
-        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
-
     def pause(self) -> None:
-        """Between two questions."""
         if self.closed:
             raise TransportError("the transport was closed while a thread of its was communicating")
-        time.sleep(POLL_SECONDS)
+        super().pause()
 
     def close(self) -> None:
         self.closed = True
