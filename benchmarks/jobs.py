@@ -14,7 +14,7 @@ from typing import Any
 from measuring import Sample
 from tqdm import tqdm
 
-__all__ = ["OURS", "Place", "alternate", "found_here", "take_turns"]
+__all__ = ["OURS", "Place", "alternate", "found_here", "run_on", "take_turns"]
 
 HERE = Path(__file__).parent
 BESIDE = Path(sys.executable).parent
@@ -99,6 +99,12 @@ def found_here() -> list[str]:
         "Horovod": find_spec("horovod") is not None,
     }
     return [name for name, there in here.items() if there]
+
+
+def run_on(ranks: int, program: str, arguments: Sequence[str]) -> None:
+    """A program of this folder, on ranks of this machine; it prints what it finds by itself."""
+    command = [str(BESIDE / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
+    subprocess.run(command, env={**ENVIRONMENT, **os.environ}, timeout=JOB_SECONDS, check=True)
 
 
 def take_turns(

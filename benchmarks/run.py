@@ -6,6 +6,8 @@
     sudo python benchmarks/run.py iterations            training on 4 hosts; an iteration computes as long as it sends
     sudo python benchmarks/run.py loss                  time to a training loss; 4 hosts at 100 Mbit/s, which send
                                                         4 times as long as they compute
+    python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
+    python benchmarks/run.py memory                     what SlowMo takes beyond its base optimizer, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
 
 Peers are what is here of Open MPI, MPICH (`make horovod` installs it), Gloo (torch.distributed) and Horovod. No two of
@@ -20,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from all_reduce import in_words, number_of_bytes
-from jobs import OURS, Place, alternate, found_here, take_turns
+from jobs import OURS, Place, alternate, found_here, run_on, take_turns
 from measuring import Sample, machine, report, table
 
 MB = 1_000_000
@@ -208,13 +210,15 @@ def draw(place: Place, found: Mapping[int, Mapping[str, Sample]], file: Path) ->
 
 OVER_LINKS = {"links": (all_reduces, 1e9), "iterations": (iterations, 1e9), "loss": (loss, 1e8)}
 """What is measured on hosts, and the bits per second of their links."""
+WITHOUT_PEERS = {"step": ("step_overhead.py", (1, 4)), "memory": ("memory.py", (2, 4))}
+"""What nobody else does: by which program, and on how many ranks of this machine."""
 
 
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("node", *OVER_LINKS))
-    parser.add_argument("--hosts", type=int, default=4, help="for all but node (default %(default)s)")
+    parser.add_argument("what", choices=("node", *OVER_LINKS, *WITHOUT_PEERS))
+    parser.add_argument("--hosts", type=int, default=4, help="for links, iterations and loss (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
     parser.add_argument(
@@ -239,6 +243,11 @@ def main() -> None:
     if options.what == "node":
         for ranks in (2, 4):
             all_reduces(options, Place(0, ranks), libraries)
+    elif options.what in WITHOUT_PEERS:
+        program, numbers = WITHOUT_PEERS[options.what]
+        file = [] if options.results is None else ["--markdown", str(options.results / f"{options.what}.md")]
+        for ranks in numbers:
+            run_on(ranks, program, file)
     else:
         work, rate = OVER_LINKS[options.what]
         work(options, Place(options.hosts, options.slots, options.rate or rate), libraries)

@@ -24,7 +24,7 @@ BATCH_SIZE = 16
 LEARNING_RATE = 0.4
 """With which synchronous SGD gets furthest, of 0.1, 0.2 and 0.4, without momentum."""
 PERIOD = 12
-POINT_STEPS = 4
+POINT_STEPS = 12
 """Steps between two points of a curve, for who has equal replicas after each."""
 Step = Callable[[torch.Tensor, torch.Tensor], bool]
 """Trains on a batch; whether all replicas are equal now."""
@@ -87,7 +87,7 @@ class Network(nn.Module):
 
 
 class Digits:
-    """All of the digits, and the batches of one rank."""
+    """The digits, of which every rank has an equal share."""
 
     def __init__(self) -> None:
         from sklearn.datasets import load_digits
@@ -97,11 +97,10 @@ class Digits:
         self.labels = torch.from_numpy(labels)
 
     def batches(self, rank: int, size: int, count: int) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """So many, of this rank's equal share, in an order that depends on nothing but the rank."""
-        length = len(self.labels) // size
-        own = np.random.default_rng(SEED).permutation(len(self.labels))[: length * size][rank::size]
+        """So many of a rank, in an order that depends on nothing but the rank."""
+        own = self._share(rank, size)
         generator = np.random.default_rng([SEED, rank])
-        of_an_epoch = length // BATCH_SIZE
+        of_an_epoch = len(own) // BATCH_SIZE
         for number in range(count):
             if number % of_an_epoch == 0:
                 order = generator.permutation(own)
@@ -109,11 +108,16 @@ class Digits:
             chosen = torch.from_numpy(order[start : start + BATCH_SIZE])
             yield self.images[chosen], self.labels[chosen]
 
-    def loss(self, network: Network, parameters: torch.Tensor) -> float:
-        """Of all digits, by a network with these parameters."""
+    def loss(self, network: Network, parameters: torch.Tensor, rank: int, size: int) -> torch.Tensor:
+        """By a network with these parameters, of this rank's equal share."""
         nn.utils.vector_to_parameters(parameters, network.blocks.parameters())
+        own = self._share(rank, size)
         with torch.no_grad():
-            return float(nn.functional.cross_entropy(network.blocks(self.images), self.labels))
+            return nn.functional.cross_entropy(network.blocks(self.images[own]), self.labels[own])
+
+    def _share(self, rank: int, size: int) -> Any:
+        length = len(self.labels) // size * size
+        return np.random.default_rng(SEED).permutation(len(self.labels))[:length][rank::size]
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -140,6 +144,10 @@ class Lentando:
         lt.init()
         self._lt, self._interval = lt, 100 * compute_seconds
         self.rank, self.size, self.barrier = lt.rank(), lt.size(), lt.barrier
+
+    def mean(self, each: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self._lt.allreduce(each)
+        return found
 
     def training(self, method: str, network: Network) -> Step:
         if method == "SlowMo":
@@ -171,6 +179,10 @@ class Gloo:
 
         dist.init_process_group("gloo")
         self.rank, self.size, self.barrier = dist.get_rank(), dist.get_world_size(), dist.barrier
+
+    def mean(self, each: torch.Tensor) -> torch.Tensor:
+        torch.distributed.all_reduce(each)
+        return each / self.size
 
     def training(self, method: str, network: Network) -> Step:
         parallel, taken = nn.parallel.DistributedDataParallel(network), 0
@@ -211,8 +223,9 @@ def main() -> None:
                 reached = time.perf_counter() - started
                 seen.append((reached, nn.utils.parameters_to_vector(network.parameters()).detach()))
         library.barrier()
-        if library.rank == 0:
-            curves[method] = [(seconds, digits.loss(network, parameters)) for seconds, parameters in seen]
+        own = [digits.loss(network, parameters, library.rank, library.size) for _, parameters in seen]
+        losses = library.mean(torch.stack(own)).tolist()
+        curves[method] = [(seconds, loss) for (seconds, _), loss in zip(seen, losses, strict=True)]
     if library.rank == 0:
         print(json.dumps(curves), flush=True)
     library.barrier()
