@@ -151,7 +151,7 @@ def loss(options: argparse.Namespace, place: Place, libraries: Sequence[str]) ->
             rows.append([method, OURS, str(sample), f"{sample.times_faster_than(reached['DDP']):.2f}"])
     caption = (
         f"until all replicas have a training loss of {statistics.median(goals):.3f}, where synchronous SGD (DDP) "
-        f"ended. A convolutional network of {in_words(size)} learns digits; an "
+        f"ended. A convolutional network of {in_words(size)} learns digits; an iteration computes for "
         f"{1e3 * seconds:.3g} ms (what the computation leaves of that is slept), an all-reduce takes the link "
         f"{1e3 * place.limit_seconds(size):.3g} ms at least. SlowMo has a period of {PERIOD}."
     )

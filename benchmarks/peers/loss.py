@@ -136,7 +136,7 @@ class Lentando:
     """The methods of ours that send less. They may take more steps."""
 
     methods = ("SlowMo", "AdaComm")
-    longer = 1.5
+    longer = 1.3
 
     def __init__(self, compute_seconds: float) -> None:
         import lentando.torch as lt

@@ -58,7 +58,7 @@ def peer(program: str, library: str, *arguments: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("library", "methods"), [("lentando", ("SlowMo", "AdaComm")), ("gloo", ("DDP",))])
 def test_training_until_a_loss_tells_when_it_was_where(library: str, methods: tuple[str, ...]) -> None:
-    curves = peer("loss.py", library, "--compute-seconds", "0.002", "--width", "4", "--steps", "64")
+    curves = peer("loss.py", library, "--compute-seconds", "0.002", "--width", "16", "--steps", "64")
     assert tuple(curves) == methods
     for curve in curves.values():
         assert all(earlier < later for (earlier, _), (later, _) in pairwise(curve))
