@@ -9,11 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from measuring import Sample
 from tqdm import tqdm
 
-__all__ = ["OURS", "Place", "alternate", "found_here"]
+__all__ = ["OURS", "Place", "alternate", "found_here", "run_on", "take_turns"]
 
 HERE = Path(__file__).parent
 BESIDE = Path(sys.executable).parent
@@ -100,30 +101,46 @@ def found_here() -> list[str]:
     return [name for name, there in here.items() if there]
 
 
-def alternate(
+def run_on(ranks: int, program: str, arguments: Sequence[str]) -> None:
+    """A program of this folder, on ranks of this machine; it prints what it finds by itself."""
+    command = [str(BESIDE / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
+    subprocess.run(command, env={**ENVIRONMENT, **os.environ}, timeout=JOB_SECONDS, check=True)
+
+
+def take_turns(
     place: Place, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
-) -> dict[str, dict[str, Sample]]:
-    """By library, then by what the program calls its figures: seconds. The jobs take turns, forwards and backwards.
+) -> dict[str, list[dict[str, Any]]]:
+    """By library, then by repeat: the JSON that the program printed. The jobs take turns, forwards and backwards.
 
     Raises:
         SystemExit: with all that a job said, if it fails.
     """
-    seconds: dict[str, dict[str, list[float]]] = {name: {} for name in libraries}
+    told: dict[str, list[dict[str, Any]]] = {name: [] for name in libraries}
     with tqdm(total=repeats * len(libraries), desc=str(place), leave=False) as progress:
         for repeat in range(repeats):
             for name in libraries if repeat % 2 else reversed(libraries):
-                for figure, found in _run(place.command(name, program, arguments[name])).items():
-                    seconds[name].setdefault(figure, []).append(found)
+                told[name].append(_run(place.command(name, program, arguments[name])))
                 progress.update()
-    return {name: {figure: Sample(tuple(each)) for figure, each in found.items()} for name, found in seconds.items()}
+    return told
 
 
-def _run(command: Sequence[str]) -> dict[str, float]:
+def alternate(
+    place: Place, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
+) -> dict[str, dict[str, Sample]]:
+    """By library, then by what the program calls its figures: seconds. See ``take_turns``."""
+    told = take_turns(place, libraries, program, arguments, repeats)
+    return {
+        name: {figure: Sample(tuple(each[figure] for each in found)) for figure in found[0]}
+        for name, found in told.items()
+    }
+
+
+def _run(command: Sequence[str]) -> dict[str, Any]:
     done = subprocess.run(
         command, env={**ENVIRONMENT, **os.environ}, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
     )
     told = re.search(r"\{.*\}", done.stdout)  # horovodrun writes the rank in front
     if done.returncode or told is None:
         raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
-    figures: dict[str, float] = json.loads(told[0])
-    return figures
+    found: dict[str, Any] = json.loads(told[0])
+    return found

@@ -37,8 +37,9 @@ class Sample:
         return statistics.median(theirs / ours for ours, theirs in zip(self.seconds, other.seconds, strict=True))
 
     def __str__(self) -> str:
-        first, median, third = (f"{1e3 * seconds:.3g}" for seconds in statistics.quantiles(self.seconds, n=4))
-        return f"{median} ({first} to {third}) ms"
+        unit, length = ("s", 1.0) if self.median >= 1 else ("ms", 1e-3)
+        first, median, third = (f"{seconds / length:.3g}" for seconds in statistics.quantiles(self.seconds, n=4))
+        return f"{median} ({first} to {third}) {unit}"
 
 
 def measure(

@@ -4,6 +4,10 @@
     sudo python benchmarks/run.py links                 all-reduce, 4 hosts, each behind a link of 1 Gbit/s
     sudo python benchmarks/run.py links --slots 2       2 ranks on each of them
     sudo python benchmarks/run.py iterations            training on 4 hosts; an iteration computes as long as it sends
+    sudo python benchmarks/run.py loss                  time to a training loss; 4 hosts at 100 Mbit/s, which send
+                                                        4 times as long as they compute
+    python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
+    python benchmarks/run.py memory                     what SlowMo takes beyond its base optimizer, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
 
 Peers are what is here of Open MPI, MPICH (`make horovod` installs it), Gloo (torch.distributed) and Horovod. No two of
@@ -12,19 +16,29 @@ does meets all. A ratio above 1 says that Lentando was faster.
 """
 
 import argparse
+import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from all_reduce import in_words, number_of_bytes
-from jobs import OURS, Place, alternate, found_here
+from jobs import OURS, Place, alternate, found_here, run_on, take_turns
 from measuring import Sample, machine, report, table
 
 MB = 1_000_000
 LAYERS = 6
 MODEL_BYTES = LAYERS * 512 * 512 * 4
-PAIRS = {"AllReduce": ("DDP", "Horovod"), "SlowMo": ("PostLocalSGD",), "SGP": (), "OSGP": ()}
+PAIRS = {
+    "AllReduce": ("DDP", "Horovod"),
+    "AllReduce(overlap)": ("DDP", "Horovod"),
+    "SlowMo": ("PostLocalSGD",),
+    "SGP": (),
+    "OSGP": (),
+}
 """Our methods, and the peers' that do the same."""
+CHANNELS = 88
+RATIO = 4.0
+"""Of the seconds that an all-reduce takes to those that an iteration computes, on the way to a loss."""
 
 
 def all_reduces(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
@@ -82,28 +96,88 @@ def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[
 
 def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
     """A table of training iterations by method and library."""
+    from peers.iterations import ALONE, ALONE_WITH_GOSSIP, FLOOR, ITERATIONS, WITH_GOSSIP
+
     seconds = options.compute_seconds or place.limit_seconds(MODEL_BYTES)
-    given = ["--compute-seconds", f"{seconds:.6f}", "--layers", str(LAYERS)]
+    gossip_seconds = options.compute_seconds or place.link_seconds(MODEL_BYTES)
+    given = ["--compute-seconds", f"{seconds:.6f}", "--gossip-seconds", f"{gossip_seconds:.6f}"]
+    given += ["--layers", str(LAYERS)]
     with_methods = [name for name in libraries if name in (OURS, "Gloo", "Horovod")]
     by_library = alternate(place, with_methods, "iterations.py", dict.fromkeys(with_methods, given), options.repeats)
     ours = by_library.pop(OURS)
     peers = {name: sample for figures in by_library.values() for name, sample in figures.items()}
-    compute = ours.pop("compute alone")
-    rows = [["compute alone", "", str(compute), "", ""]]
+    rows = []
     for method, sample in ours.items():
-        over = f"{statistics.median(a / b for a, b in zip(sample.seconds, compute.seconds, strict=True)):.2f}"
-        rows.append([method, OURS, str(sample), over, ""])
-        rows += [
-            [method, peer, str(peers[peer]), "", f"{sample.times_faster_than(peers[peer]):.2f}"]
-            for peer in PAIRS[method]
-            if peer in peers
-        ]
+        alone = ours[ALONE_WITH_GOSSIP if method in WITH_GOSSIP else ALONE]
+        over = "" if sample is alone else f"{alone.times_faster_than(sample):.2f}"
+        by = {ALONE: "", ALONE_WITH_GOSSIP: "", FLOOR: "Open MPI"}.get(method, OURS)
+        rows.append([method, by, str(sample), over, ""])
+        for peer in PAIRS.get(method, ()):
+            if peer in peers:
+                faster = f"{sample.times_faster_than(peers[peer]):.2f}"
+                rows.append(["", peer, str(peers[peer]), f"{alone.times_faster_than(peers[peer]):.2f}", faster])
     header = ["method", "by", "iteration", "of compute alone", "Lentando times faster"]
     caption = (
-        f"a mean of 24 iterations, two rounds of the period 12. The model has {in_words(MODEL_BYTES)}; an iteration "
-        f"computes for {1e3 * seconds:.0f} ms and somewhat more (slept, so that sharing cores counts little)."
+        f"a mean of {ITERATIONS} iterations, one round of SlowMo. The model has {in_words(MODEL_BYTES)}. An iteration "
+        f"computes for as long as the link takes at least, and a bit more: {1e3 * seconds:.0f} ms (all-reduce), with "
+        f"gossip {1e3 * gossip_seconds:.0f} ms, one message (slept, so that sharing cores counts little)."
     )
     publish(options, place, table(header, rows), caption)
+
+
+def loss(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
+    """A table of the time in which methods reach the training loss where synchronous SGD ended, and a picture."""
+    from peers.loss import PERIOD, Network
+
+    if "Gloo" not in libraries:
+        raise SystemExit("the loss to be reached is that of PyTorch's DDP over Gloo, which is not here")
+    size = sum(4 * parameter.numel() for parameter in Network(CHANNELS, 0.0).parameters())
+    seconds = options.compute_seconds or place.limit_seconds(size) / RATIO
+    given = ["--compute-seconds", f"{seconds:.6f}", "--width", str(CHANNELS)]
+    by_library = take_turns(place, [OURS, "Gloo"], "loss.py", dict.fromkeys([OURS, "Gloo"], given), options.repeats)
+    jobs = [theirs | ours for theirs, ours in zip(by_library["Gloo"], by_library[OURS], strict=True)]
+    goals = [job["DDP"][-1][1] for job in jobs]
+    reached = {
+        method: Sample(tuple(_seconds_until(goal, job[method]) for job, goal in zip(jobs, goals, strict=True)))
+        for method in jobs[0]
+    }
+    rows = []
+    for method, sample in reached.items():
+        if misses := sample.seconds.count(math.inf):
+            rows.append([method, OURS, f"not reached in {misses} of {options.repeats} jobs", ""])
+        elif method == "DDP":
+            rows.append([method, "Gloo", str(sample), ""])
+        else:
+            rows.append([method, OURS, str(sample), f"{sample.times_faster_than(reached['DDP']):.2f}"])
+    caption = (
+        f"until all replicas have a training loss of {statistics.median(goals):.3f}, where synchronous SGD (DDP) "
+        f"ended. A convolutional network of {in_words(size)} learns digits; an iteration computes for "
+        f"{1e3 * seconds:.3g} ms (what the computation leaves of that is slept), an all-reduce takes the link "
+        f"{1e3 * place.limit_seconds(size):.3g} ms at least. SlowMo has a period of {PERIOD}."
+    )
+    publish(options, place, table(["method", "by", "time to the loss", "times sooner than DDP"], rows), caption)
+    if options.results is not None:
+        draw_loss(place, jobs[-1], goals[-1], options.results / f"loss_{place.ranks}_ranks.png")
+
+
+def _seconds_until(goal: float, curve: Sequence[tuple[float, float]]) -> float:
+    return next((seconds for seconds, loss in curve if loss <= goal), math.inf)
+
+
+def draw_loss(place: Place, curves: Mapping[str, Sequence[tuple[float, float]]], goal: float, file: Path) -> None:
+    """Training loss against time, a line for each method."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(8, 3.5), layout="constrained")
+    for method, curve in curves.items():
+        axes.plot(*zip(*curve, strict=True), marker=".", label=method)
+    axes.axhline(goal, color="black", linestyle="--", label="where DDP ended")
+    axes.set(xlabel="seconds", ylabel="training loss", yscale="log", title=str(place))
+    axes.legend()
+    figure.savefig(file)
 
 
 def publish(options: argparse.Namespace, place: Place, text: str, caption: str) -> None:
@@ -134,13 +208,19 @@ def draw(place: Place, found: Mapping[int, Mapping[str, Sample]], file: Path) ->
     figure.savefig(file)
 
 
+OVER_LINKS = {"links": (all_reduces, 1e9), "iterations": (iterations, 1e9), "loss": (loss, 1e8)}
+"""What is measured on hosts, and the bits per second of their links."""
+WITHOUT_PEERS = {"step": ("step_overhead.py", (1, 4)), "memory": ("memory.py", (2, 4))}
+"""What nobody else does: by which program, and on how many ranks of this machine."""
+
+
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("node", "links", "iterations"))
-    parser.add_argument("--hosts", type=int, default=4, help="for links and iterations (default %(default)s)")
+    parser.add_argument("what", choices=("node", *OVER_LINKS, *WITHOUT_PEERS))
+    parser.add_argument("--hosts", type=int, default=4, help="for links, iterations and loss (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
-    parser.add_argument("--rate", type=float, default=1e9, help="bits per second of each link (default %(default)g)")
+    parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
     parser.add_argument(
         "--sizes",
         type=lambda text: [number_of_bytes(size) for size in text.split(",")],
@@ -163,9 +243,14 @@ def main() -> None:
     if options.what == "node":
         for ranks in (2, 4):
             all_reduces(options, Place(0, ranks), libraries)
+    elif options.what in WITHOUT_PEERS:
+        program, numbers = WITHOUT_PEERS[options.what]
+        file = [] if options.results is None else ["--markdown", str(options.results / f"{options.what}.md")]
+        for ranks in numbers:
+            run_on(ranks, program, file)
     else:
-        place = Place(options.hosts, options.slots, options.rate)
-        (all_reduces if options.what == "links" else iterations)(options, place, libraries)
+        work, rate = OVER_LINKS[options.what]
+        work(options, Place(options.hosts, options.slots, options.rate or rate), libraries)
 
 
 if __name__ == "__main__":

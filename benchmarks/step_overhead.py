@@ -10,8 +10,11 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
+from measuring import facts, report, table
+from mpi4py import MPI
 
 import lentando.torch as lt
 
@@ -34,6 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=int, default=100, help="number of parameters (default 100)")
     parser.add_argument("--steps", type=int, default=3000, help="steps of each optimizer (default 3000)")
+    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
 
     lt.init()
@@ -49,12 +53,13 @@ def main() -> None:
     pairs = list(zip(times["bare"], times["wrapped"], strict=True))[options.steps // 10 :]
     bare_us, wrapped_us = (1e6 * statistics.median(column) for column in zip(*pairs, strict=True))
     paired_us = 1e6 * statistics.median(ours - theirs for theirs, ours in pairs)
+    where = facts(MPI.COMM_WORLD)
     if lt.rank() == 0:
-        print(
-            f"{options.parameters} parameters, {lt.size()} rank(s), median of {len(pairs)} alternating steps: bare "
-            f"{bare_us:.1f} us, wrapped {wrapped_us:.1f} us; the wrapper adds {wrapped_us - bare_us:.1f} us "
-            f"({paired_us:.1f} us by pairs), {100 * (wrapped_us / bare_us - 1):.1f} %"
-        )
+        row = [f"{bare_us:.1f}", f"{wrapped_us:.1f}", f"{paired_us:.1f}", f"{100 * paired_us / bare_us:.1f}"]
+        header = ["parameters", "bare optimizer (us)", "wrapped (us)", "the wrapper adds (us)", "in %"]
+        caption = f"step() between outer steps: medians of {len(pairs)} alternating steps on rank 0; {where}."
+        report(f"{table(header, [[str(options.parameters), *row]])}\n\n{caption}", options.markdown)
+    lt.shutdown()
 
 
 if __name__ == "__main__":

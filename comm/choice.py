@@ -168,7 +168,7 @@ def fastest(transport: Transport, buffer: Array, usual: Way, *, in_halves: bool 
     if not _can_measure(transport) or not is_on_host(buffer) or buffer.nbytes < from_bytes:
         return usual
     ways = _alternatives(transport, buffer, usual, in_halves, of_all)
-    if len(ways) == 1 or isinstance(transport, Patient):
+    if len(ways) == 1 or (isinstance(transport, Patient) and transport.is_patient):
         return ways[0]
     in_halves = in_halves and of_all  # a ring's best segments are those of both its halves
     longest_bytes = 1 << (buffer.nbytes - 1).bit_length()

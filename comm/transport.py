@@ -195,10 +195,13 @@ class Background(Protocol):
 
 @runtime_checkable
 class Patient(Protocol):
-    """A transport that leaves the core to others while it waits: what it takes by itself tells little."""
+    """A transport that can leave the core to others while it waits: what it takes by itself then tells little.
 
-    def pause(self) -> None:
-        """Between two looks at what it waits for."""
+    Attributes:
+        is_patient: whether it does.
+    """
+
+    is_patient: bool
 
 
 @runtime_checkable

@@ -10,19 +10,27 @@ for each method, the seconds of an iteration on the slowest rank.
 import argparse
 import json
 import os
+import threading
 import time
 from collections.abc import Callable
 from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 
-ITERATIONS = 24
-"""Two rounds of the period."""
 PERIOD = 12
-WARM_UP = PERIOD
+ITERATIONS = PERIOD
+"""Among them is one outer step."""
+WARM_UP = 4
+ALONE, ALONE_WITH_GOSSIP = "compute alone", "compute alone, for gossip"
+FLOOR = "bare MPI, as OSGP sends"
+WITH_GOSSIP = (ALONE_WITH_GOSSIP, "SGP", "OSGP", FLOOR)
 Step = Callable[[], object]
+Make = Callable[[bool], nn.Module]
+"""Makes a model, which computes for as long as gossip sends or as an all-reduce takes."""
 
 
 class _Takes(torch.autograd.Function):
@@ -44,6 +52,8 @@ class _Takes(torch.autograd.Function):
 class Model(nn.Module):
     """Layers of 1 MB, which together compute for ``seconds`` and somewhat more: a third of it in forward.
 
+    In backward a layer takes its time before its gradients are there.
+
     Args:
         layers: how many.
         seconds: of all.
@@ -57,7 +67,7 @@ class Model(nn.Module):
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:
-            inputs = nn.functional.pad(torch.relu(layer(_Takes.apply(inputs, self._take))), (0, 1))
+            inputs = nn.functional.pad(torch.relu(_Takes.apply(layer(inputs), self._take)), (0, 1))
         return inputs
 
 
@@ -76,24 +86,73 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
 
-def lentando(make: Callable[[], nn.Module]) -> tuple[int, dict[str, Step], Callable[[float], float]]:
+class BareExchange:
+    """What gossip could reach at best: SGD, while a message of the model's size travels to the next rank, by MPI alone.
+
+    A thread asks for it now and then. Nothing is done with what arrives.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        from mpi4py import MPI
+
+        self._optimizer = sgd(model)
+        self._comm = MPI.COMM_WORLD.Dup()
+        size = sum(4 * parameter.numel() for parameter in model.parameters())
+        self._sent, self._received = (self._pieces(np.zeros(size, np.uint8)) for _ in range(2))
+        self._pending: SimpleQueue[list[Any]] = SimpleQueue()
+        self._arrived = threading.Semaphore()
+        threading.Thread(target=self._ask, daemon=True).start()
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def step(self) -> None:
+        self._optimizer.step()
+        self._arrived.acquire()
+        rank, size = self._comm.rank, self._comm.size
+        pending = [self._comm.Irecv(piece, (rank - 1) % size) for piece in self._received]
+        self._pending.put(pending + [self._comm.Isend(piece, (rank + 1) % size) for piece in self._sent])
+
+    def _ask(self) -> None:
+        while True:
+            pending = self._pending.get()
+            while pending:
+                if pending[0].Testall(pending[:64]):
+                    del pending[:64]
+                else:
+                    time.sleep(1e-3)
+            self._arrived.release()
+
+    @staticmethod
+    def _pieces(memory: Any) -> list[Any]:
+        """Of a size that Open MPI sends at once."""
+        return [memory[start : start + 64_000] for start in range(0, memory.size, 64_000)]
+
+
+def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
     import lentando.torch as lt
 
     lt.init()
     methods: dict[str, Callable[[nn.Module], Any]] = {
+        ALONE: sgd,
         "AllReduce": lambda model: lt.DistributedOptimizer(sgd(model), model=model),
+        "AllReduce(overlap)": lambda model: lt.DistributedOptimizer(
+            sgd(model), model=model, base=lt.AllReduce(overlap=True)
+        ),
         "SlowMo": lambda model: lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.5),
+        ALONE_WITH_GOSSIP: sgd,
         "SGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.SGP()),
         "OSGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.OSGP()),
+        FLOOR: BareExchange,
     }
-    steps: dict[str, Step] = {"compute alone": training(alone := make(), sgd(alone))}
+    steps: dict[str, Step] = {}
     for name, wrap in methods.items():
-        model = make()
+        model = make(name in WITH_GOSSIP)
         steps[name] = training(model, wrap(model))
     return lt.rank(), steps, lambda seconds: float(lt.allreduce(torch.tensor(seconds), op=lt.Max))
 
 
-def gloo(make: Callable[[], nn.Module]) -> tuple[int, dict[str, Step], Callable[[float], float]]:
+def gloo(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
     import torch.distributed as dist
     from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
     from torch.distributed.optim import PostLocalSGDOptimizer
@@ -106,17 +165,17 @@ def gloo(make: Callable[[], nn.Module]) -> tuple[int, dict[str, Step], Callable[
         dist.all_reduce(longest, dist.ReduceOp.MAX)
         return float(longest)
 
-    parallel, local = DistributedDataParallel(make()), make()
+    parallel, local = DistributedDataParallel(make(False)), make(False)
     averaged = PostLocalSGDOptimizer(sgd(local), PeriodicModelAverager(period=PERIOD))
     steps = {"DDP": training(parallel, sgd(parallel)), "PostLocalSGD": training(local, averaged)}
     return dist.get_rank(), steps, slowest
 
 
-def horovod(make: Callable[[], nn.Module]) -> tuple[int, dict[str, Step], Callable[[float], float]]:
+def horovod(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
     import horovod.torch as hvd
 
     hvd.init()
-    model = make()
+    model = make(False)
     optimizer = hvd.DistributedOptimizer(sgd(model), named_parameters=model.named_parameters())
     hvd.broadcast_parameters(model.state_dict(), root_rank=0)
 
@@ -134,11 +193,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("--compute-seconds", type=float, required=True, help="what an iteration computes at least")
+    parser.add_argument("--gossip-seconds", type=float, help="the same, for gossip (default: as long)")
     parser.add_argument("--layers", type=int, default=6, help="of 1 MB each (default %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(1)
     torch.set_num_threads(1)
-    rank, steps, slowest = LIBRARIES[options.library](lambda: Model(options.layers, options.compute_seconds))
+    gossip_seconds = options.gossip_seconds or options.compute_seconds
+    rank, steps, slowest = LIBRARIES[options.library](
+        lambda with_gossip: Model(options.layers, gossip_seconds if with_gossip else options.compute_seconds)
+    )
     found = {}
     for name, step in steps.items():
         for _ in range(WARM_UP):

@@ -1,8 +1,15 @@
 """The benchmark beside the peers: its jobs start and end, and its table says what they told."""
 
+import json
+import math
+import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 
@@ -31,3 +38,45 @@ def test_peer_that_is_not_here_is_an_error_that_says_who_is() -> None:
     done = run("node", "--libraries", "Open MPI,BlueConnect")
     assert done.returncode == 2
     assert "not here: BlueConnect; here are Lentando, Open MPI" in done.stderr
+
+
+LAUNCHERS = {
+    "lentando": ["mpirun", "-np", "2", sys.executable],
+    "gloo": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
+}
+
+
+def peer(program: str, library: str, *arguments: str) -> dict[str, Any]:
+    """What a job of two ranks says."""
+    command = [*LAUNCHERS[library], str(ROOT / "benchmarks/peers" / program), library, *arguments]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.parametrize(("library", "methods"), [("lentando", ("SlowMo", "AdaComm")), ("gloo", ("DDP",))])
+def test_training_until_a_loss_tells_when_it_was_where(library: str, methods: tuple[str, ...]) -> None:
+    curves = peer("loss.py", library, "--compute-seconds", "0.002", "--width", "16", "--steps", "64")
+    assert tuple(curves) == methods
+    for curve in curves.values():
+        assert all(earlier < later for (earlier, _), (later, _) in pairwise(curve))
+        assert curve[0][0] > 0.002
+        assert curve[-1][1] < 0.9 * math.log(10)  # which is the loss of who knows nothing
+
+
+def test_iteration_takes_no_less_than_it_computes() -> None:
+    found = peer("iterations.py", "lentando", "--compute-seconds", "0.02", "--gossip-seconds", "0.01", "--layers", "1")
+    assert {"AllReduce", "AllReduce(overlap)", "SlowMo", "SGP", "OSGP"} < set(found)
+    for name, seconds in found.items():
+        assert seconds > (0.02 if "AllReduce" in name or name in ("SlowMo", "compute alone") else 0.01)
+
+
+def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "step.md"
+    command = [sys.executable, str(ROOT / "benchmarks/step_overhead.py"), "--steps", "50", "--markdown", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert "| 100        | " in file.read_text()
+    assert file.read_text().strip() in done.stdout

@@ -1,50 +1,32 @@
 """A second transport of the same MPI ranks, for one thread that communicates while the main thread computes."""
 
-import time
-from collections.abc import Sequence
-
-from mpi4py import MPI
+from collections.abc import Callable, Sequence
 
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Message, ReduceOp, Request
-from lentando.comm.transports.mpi.exchange import POLL_SECONDS
-from lentando.comm.transports.mpi.transport import OPS, MPITransport
+from lentando.comm.transport import Message, Request
+from lentando.comm.transports.mpi.transport import MPITransport
 
 __all__ = ["BackgroundMPITransport"]
 
 
 class BackgroundMPITransport(MPITransport):
-    """Ranks of another communicator, whose messages never meet those of the first. Implements ``Patient``.
+    """Ranks of another communicator, whose messages never meet those of the first.
 
     MPI's own waiting spins, and would take a core from the computation. This one asks every now and then.
     """
 
     closed = False
+    is_patient = True
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
-        return _Patient(self, super().exchange(sends, receives, tag, overlap=overlap))
+        return _Patient(self._pause, super().exchange(sends, receives, tag, overlap=overlap))
 
-    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        with self._translated:
-            request = self._comm.Iallreduce(MPI.IN_PLACE, array, OPS[op])
-            while not request.Test():
-                self.pause()
-        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
-
-    def node_barrier(self) -> None:
-        with self._translated:
-            request = self._node.Ibarrier()
-            while not request.Test():
-                self.pause()
-        self.traffic.count_collective(0)
-
-    def pause(self) -> None:
-        """Between two questions."""
+    def _pause(self) -> None:
         if self.closed:
             raise TransportError("the transport was closed while a thread of its was communicating")
-        time.sleep(POLL_SECONDS)
+        super()._pause()
 
     def close(self) -> None:
         self.closed = True
@@ -54,13 +36,13 @@ class BackgroundMPITransport(MPITransport):
 class _Patient:
     """An exchange that is waited for without spinning."""
 
-    def __init__(self, transport: BackgroundMPITransport, request: Request) -> None:
-        self._transport = transport
+    def __init__(self, pause: Callable[[], None], request: Request) -> None:
+        self._pause = pause
         self._request = request
 
     def wait(self) -> None:
         while not self._request.test():
-            self._transport.pause()
+            self._pause()
 
     def test(self) -> bool:
         return self._request.test()

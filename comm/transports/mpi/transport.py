@@ -14,7 +14,7 @@ from mpi4py import MPI
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
-from lentando.comm.transports.mpi.exchange import Exchange, ProgressThread
+from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange, ProgressThread
 
 __all__ = ["OPS", "MPITransport"]
 
@@ -41,6 +41,8 @@ class MPITransport:
     name = "mpi"
     takes_device_arrays: bool
     """Whether this MPI reads and writes a GPU's memory; see ``_takes_device_arrays``. Implements ``DeviceArrays``."""
+    is_patient = False
+    """MPI's own waiting spins, and would take a core from threads that communicate. Implements ``Patient``."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self._translated = _Translated(self._as_ours)
@@ -85,7 +87,10 @@ class MPITransport:
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         _settled(array)
         with self._translated:
-            self._comm.Allreduce(MPI.IN_PLACE, array, OPS[op])
+            if self.is_patient:
+                self._ask(self._comm.Iallreduce(MPI.IN_PLACE, array, OPS[op]))
+            else:
+                self._comm.Allreduce(MPI.IN_PLACE, array, OPS[op])
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
@@ -98,7 +103,11 @@ class MPITransport:
         gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
         _settled(array)
         with self._translated:
-            self._comm.Allgather((as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE))
+            own, all_of_them = (as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE)
+            if self.is_patient:
+                self._ask(self._comm.Iallgather(own, all_of_them))
+            else:
+                self._comm.Allgather(own, all_of_them)
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
@@ -109,7 +118,10 @@ class MPITransport:
 
     def node_barrier(self) -> None:
         with self._translated:
-            self._node.Barrier()
+            if self.is_patient:
+                self._ask(self._node.Ibarrier())
+            else:
+                self._node.Barrier()
         self.traffic.count_collective(0)
 
     def clock(self) -> float:
@@ -131,6 +143,7 @@ class MPITransport:
 
         if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
             return None
+        self.is_patient = True
         self._others.append(BackgroundMPITransport(self._comm))
         return self._others[-1]
 
@@ -160,6 +173,15 @@ class MPITransport:
         if self._node:
             self._node.Free()
         self._comm.Free()
+
+    def _ask(self, request: MPI.Request) -> None:
+        """Return when it is complete; ask every now and then."""
+        while not request.Test():
+            self._pause()
+
+    def _pause(self) -> None:
+        """Between two questions about what is under way."""
+        time.sleep(POLL_SECONDS)
 
     def _sit_down(self, comm: MPI.Intracomm, same_node: Sequence[int]) -> None:
         """Take this rank's place in a communicator, some of whose ranks are on its node."""
