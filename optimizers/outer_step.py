@@ -119,10 +119,18 @@ class OuterStep:
         """Restore them.
 
         Raises:
-            ConfigurationError: if they are of another shape, which means another model, world size or rule.
+            ConfigurationError: if they are of another shape, which means another model, world size or rule, or of
+                other shards, which means ranks that were placed otherwise on their nodes.
         """
         for name, arrays in self._arrays().items():
-            for own, saved in zip(arrays, state[name]["flat"], strict=True):
+            starts = state[name]["starts"] or [shard.start for shard in self._shards]
+            for own, saved, shard, start in zip(arrays, state[name]["flat"], self._shards, starts, strict=True):
+                if own is not None and saved is not None and shard.start != start:
+                    raise ConfigurationError(
+                        f"{name} of the outer step: rank {self._transport.rank} of {self._transport.size} has the "
+                        f"elements from {shard.start} on, the state those from {start}: the ranks were placed "
+                        "otherwise on their nodes. To go on from there, use lt.save and lt.load"
+                    )
                 if (own is None) != (saved is None) or (own is not None and own.shape != saved.shape):
                     found = "none" if saved is None else f"{saved.size} elements"
                     wanted = "none" if own is None else f"{own.size} elements"

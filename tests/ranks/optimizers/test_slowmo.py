@@ -490,6 +490,15 @@ def slowmo_worker(transport: Transport) -> Worker:
     return Worker(transport, QUADRATIC, START, lambda _: (0.125, 0.25), 0.5, base=LocalSGD(), outer=rule, period=4)
 
 
+def test_state_of_other_shards_is_refused(transport: Transport) -> None:
+    """As long as one's own, but of another place: ranks that share nodes otherwise cut the buffer otherwise."""
+    worker = slowmo_worker(transport)
+    state = worker.replica.state_dict()
+    state["outer"]["anchors"]["starts"][0] += 1
+    with pytest.raises(ConfigurationError, match=rf"rank {transport.rank} of .* placed otherwise on their nodes"):
+        worker.replica.load_state_dict(state)
+
+
 def test_more_steps_than_were_due_are_refused(transport: Transport) -> None:
     worker = slowmo_worker(transport)
     worker.replica.before_step()
