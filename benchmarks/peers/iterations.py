@@ -143,9 +143,9 @@ def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]
         ),
         "SlowMo": lambda model: lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.5),
         ALONE_WITH_GOSSIP: sgd,
+        FLOOR: BareExchange,  # not last: its last message arrives while others train
         "SGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.SGP()),
         "OSGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.OSGP()),
-        FLOOR: BareExchange,
     }
     steps: dict[str, Step] = {}
     for name, wrap in methods.items():
