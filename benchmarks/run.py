@@ -96,7 +96,7 @@ def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[
 
 def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
     """A table of training iterations by method and library."""
-    from peers.iterations import ALONE, ALONE_WITH_GOSSIP, FLOOR, ITERATIONS, WITH_GOSSIP
+    from peers.iterations import ALONE, ALONE_WITH_GOSSIP, BUCKET_MB, FLOOR, ITERATIONS, WITH_GOSSIP
 
     seconds = options.compute_seconds or place.limit_seconds(MODEL_BYTES)
     gossip_seconds = options.compute_seconds or place.link_seconds(MODEL_BYTES)
@@ -118,7 +118,8 @@ def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[st
                 rows.append(["", peer, str(peers[peer]), f"{alone.times_faster_than(peers[peer]):.2f}", faster])
     header = ["method", "by", "iteration", "of compute alone", "Lentando times faster"]
     caption = (
-        f"a mean of {ITERATIONS} iterations, one round of SlowMo. The model has {in_words(MODEL_BYTES)}. An iteration "
+        f"a mean of {ITERATIONS} iterations, one round of SlowMo. The model has {in_words(MODEL_BYTES)}, the "
+        f"buckets of AllReduce(overlap) and of DDP {BUCKET_MB} MB. An iteration "
         f"computes for as long as the link takes at least, and a bit more: {1e3 * seconds:.0f} ms (all-reduce), with "
         f"gossip {1e3 * gossip_seconds:.0f} ms, one message (slept, so that sharing cores counts little)."
     )
