@@ -160,8 +160,10 @@ class SaveOnSignal:
     def __enter__(self) -> "SaveOnSignal":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        # One that ends as agreed goes on ignoring signals, or another one would end it before the rest.
+        if not isinstance(error, SystemExit) or error.code != SAVED_STATUS:
+            self.close()
 
     def _on_signal(self, number: int, _: object) -> None:
         """Make a note. The second signal finds what handled it before: by default, it ends the process at once."""

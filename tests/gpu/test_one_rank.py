@@ -8,9 +8,10 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.array_module import array_module, copy_into, is_on_host, to_host
-from lentando.comm.collectives import EngineReduction, HalvesReduction, RingReduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
+from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
+from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import check_device_arrays, check_transport
 from lentando.comm.transport import Array
 from lentando.comm.transports.nccl import NCCLTransport

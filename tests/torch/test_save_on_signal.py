@@ -159,6 +159,14 @@ os.kill(os.getpid(), signal.SIGUSR1)
 assert heard == ["mine"] * 2
 optimizer.step()  # saves no more
 assert not os.path.exists({str(tmp_path / "a")!r})
+try:
+    with lt.save_on_signal({str(tmp_path / "a")!r}, optimizer, signals=[signal.SIGUSR1]):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        optimizer.step()
+except SystemExit as error:
+    assert error.code == 85 and os.path.exists({str(tmp_path / "a")!r})
+    os.kill(os.getpid(), signal.SIGUSR1)  # comes while the job is leaving
+    assert heard == ["mine"] * 2
 def elsewhere():
     try:
         lt.save_on_signal("nowhere", optimizer)
