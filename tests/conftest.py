@@ -5,6 +5,7 @@ mpirun -np 3 python -m pytest tests/ranks/comm
 ``make test`` runs two tests at a time, ``pytest -n 2``: in any order, but for those of a file that share a fixture.
 """
 
+import os
 from functools import cache
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 
 from lentando.comm.launch import detect_launch
 
+os.environ.pop("COLUMNS", None)  # xdist tells its workers a width, to which programs that tests start would wrap pages
 collect_ignore = [] if detect_launch() else ["ranks"]
 
 
