@@ -37,5 +37,5 @@ class SaveOnSignalCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def __enter__(self) -> "SaveOnSignalCallback":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
+    def __exit__(self, *error: Any) -> None:
+        self._stop.__exit__(*error)

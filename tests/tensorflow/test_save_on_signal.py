@@ -1,5 +1,7 @@
 """SIGTERM in Keras: saved from outside the graph, by a callback in fit; resumed, nothing is lost."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -102,3 +104,29 @@ def test_callback_that_was_forgotten_is_asked_for(program: Path, tmp_path: Path)
     job = run(program, f"{tmp_path / 'saved'}:slowmo:fit:forget", stop="1@6")
     assert job.status == 0, job.output
     assert job.output.count("give fit() what save_on_signal returned, in callbacks=[...]") == 1, job.output
+
+
+def test_block_that_ends_as_agreed_goes_on_ignoring_signals(tmp_path: Path) -> None:
+    """Another one, which comes while the job is leaving, must not end a rank before the rest."""
+    program = f"""
+import os, signal, keras, tensorflow as tf
+import lentando.tensorflow as lt
+lt.init()
+model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+optimizer = lt.SlowMo(keras.optimizers.SGD(0.1), model=model, period=1)
+optimizer.build(model.trainable_variables)
+heard = []
+signal.signal(signal.SIGUSR1, lambda *_: heard.append("mine"))
+try:
+    with lt.save_on_signal({str(tmp_path / "a")!r}, optimizer, signals=[signal.SIGUSR1]):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        optimizer.apply([tf.zeros_like(v) for v in model.trainable_variables], model.trainable_variables)
+except SystemExit as error:
+    assert error.code == 85 and os.path.exists({str(tmp_path / "a")!r})
+    os.kill(os.getpid(), signal.SIGUSR1)
+    assert not heard, heard
+else:
+    raise AssertionError("the job goes on")
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    assert done.returncode == 0, done.stderr
