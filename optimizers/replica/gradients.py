@@ -9,12 +9,8 @@ from lentando.comm.elastic import in_place
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.join import Share
-from lentando.optimizers.non_finite import NonFinite, Verdict, first_non_finite, told_loss
-from lentando.optimizers.replica.costs import Costs
-from lentando.optimizers.replica.messages import Messages
-from lentando.optimizers.replica.plan import Plan
-from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.replica.uneven import Uneven
+from lentando.optimizers.non_finite import Verdict, first_non_finite, told_loss
+from lentando.optimizers.replica.part import Part
 
 __all__ = ["Gradients"]
 
@@ -22,24 +18,9 @@ _DOING = "averages the gradients of"
 
 
 @dataclass
-class Gradients:
-    """Averages gradients: of a step of this rank, or without a batch of its own those of the others.
+class Gradients(Part):
+    """Averages gradients: of a step of this rank, or without a batch of its own those of the others."""
 
-    Args:
-        plan: what the replica is made of.
-        progress: how far it is.
-        messages: precede what is averaged.
-        costs: are counted.
-        non_finite: what is done about values that are not finite.
-        uneven: what is done about ranks without a batch.
-    """
-
-    plan: Plan
-    progress: Progress
-    messages: Messages
-    costs: Costs
-    non_finite: NonFinite
-    uneven: Uneven
     _deferred_error: NonFiniteError | None = None
     _copies: list[Array] = field(default_factory=list)  # in an elastic job
 

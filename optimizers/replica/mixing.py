@@ -1,39 +1,20 @@
 """The gossip after each step, by base algorithms that mix parameters."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from lentando.comm.control import Agreement, Event
 from lentando.comm.elastic import without_vote
-from lentando.optimizers.non_finite import NonFinite, first_non_finite
-from lentando.optimizers.replica.costs import Costs
-from lentando.optimizers.replica.messages import Messages
-from lentando.optimizers.replica.plan import Plan
-from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.replica.uneven import Uneven
+from lentando.optimizers.non_finite import first_non_finite
+from lentando.optimizers.replica.part import Part
 
 __all__ = ["Mixing"]
 
 
-@dataclass
-class Mixing:
+class Mixing(Part):
     """Mixes parameters: after a step of this rank, or without a batch of its own after one of the others.
 
-    Args:
-        plan: what the replica is made of.
-        progress: how far it is.
-        messages: inside ``join`` one precedes each mixing, unless one has preceded the average of gradients.
-        costs: are counted.
-        non_finite: what is done about values that are not finite.
-        uneven: what is done about ranks without a batch.
+    Inside ``join`` a message precedes each mixing, unless one has preceded the average of gradients.
     """
-
-    plan: Plan
-    progress: Progress
-    messages: Messages
-    costs: Costs
-    non_finite: NonFinite
-    uneven: Uneven
 
     def mix(self) -> None:
         """This rank has stepped."""

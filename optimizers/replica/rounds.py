@@ -9,13 +9,9 @@ from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.join import Share
-from lentando.optimizers.non_finite import NonFinite, first_non_finite
+from lentando.optimizers.non_finite import first_non_finite
 from lentando.optimizers.period import Decision, Period, RoundSummary
-from lentando.optimizers.replica.costs import Costs
-from lentando.optimizers.replica.messages import Messages
-from lentando.optimizers.replica.plan import Plan
-from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.replica.uneven import Uneven
+from lentando.optimizers.replica.part import Part
 
 __all__ = ["Rounds"]
 
@@ -44,29 +40,17 @@ class _Average:
 
 
 @dataclass
-class Rounds:
+class Rounds(Part):
     """Rounds of local steps, and the outer steps that end them.
 
     Args:
-        plan: what the replica is made of.
         period: how long rounds are; None for a single one without end.
-        progress: how far the replica is.
-        messages: precede what is averaged.
-        costs: are counted.
-        non_finite: what is done about values that are not finite.
-        uneven: what is done about ranks without a batch.
 
     Attributes:
         decisions: of the period, oldest first.
     """
 
-    plan: Plan
     period: Period | None
-    progress: Progress
-    messages: Messages
-    costs: Costs
-    non_finite: NonFinite
-    uneven: Uneven
     decisions: list[Decision] = field(default_factory=list)
     _is_exposed: bool = False
 

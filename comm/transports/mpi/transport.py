@@ -86,11 +86,7 @@ class MPITransport:
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         _settled(array)
-        with self._translated:
-            if self.is_patient:
-                self._ask(self._comm.Iallreduce(MPI.IN_PLACE, array, OPS[op]))
-            else:
-                self._comm.Allreduce(MPI.IN_PLACE, array, OPS[op])
+        self._complete(self._comm.Allreduce, self._comm.Iallreduce, MPI.IN_PLACE, array, OPS[op])
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
@@ -102,12 +98,8 @@ class MPITransport:
     def allgather(self, array: Array) -> Array:
         gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
         _settled(array)
-        with self._translated:
-            own, all_of_them = (as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE)
-            if self.is_patient:
-                self._ask(self._comm.Iallgather(own, all_of_them))
-            else:
-                self._comm.Allgather(own, all_of_them)
+        own, all_of_them = (as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE)
+        self._complete(self._comm.Allgather, self._comm.Iallgather, own, all_of_them)
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
@@ -117,11 +109,7 @@ class MPITransport:
         self.traffic.count_collective(0)
 
     def node_barrier(self) -> None:
-        with self._translated:
-            if self.is_patient:
-                self._ask(self._node.Ibarrier())
-            else:
-                self._node.Barrier()
+        self._complete(self._node.Barrier, self._node.Ibarrier)
         self.traffic.count_collective(0)
 
     def clock(self) -> float:
@@ -174,10 +162,15 @@ class MPITransport:
             self._node.Free()
         self._comm.Free()
 
-    def _ask(self, request: MPI.Request) -> None:
-        """Return when it is complete; ask every now and then."""
-        while not request.Test():
-            self._pause()
+    def _complete(self, spinning: Callable[..., object], starting: Callable[..., MPI.Request], *arguments: Any) -> None:
+        """A collective of MPI's, by that of its two calls which suits: a patient rank asks every now and then."""
+        with self._translated:
+            if not self.is_patient:
+                spinning(*arguments)
+                return
+            request = starting(*arguments)
+            while not request.Test():
+                self._pause()
 
     def _pause(self) -> None:
         """Between two questions about what is under way."""
