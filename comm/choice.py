@@ -144,7 +144,7 @@ def planned(transport: Transport, buffer: Array, way: Way) -> Reduction:
         return RingReduction(transport, buffer, segments.segment_bytes, in_flight=segments.in_flight)
     reduction = plan_node_reduction(transport, buffer, segments.segment_bytes, segments.in_flight)
     if reduction is None:
-        raise ConfigurationError(f"some ranks cannot read the {buffer.nbytes} bytes of another rank of their node")
+        raise ConfigurationError(f"some ranks cannot reach the {buffer.nbytes} bytes of another rank of their node")
     return reduction
 
 

@@ -15,14 +15,16 @@ from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.transport import Array, EngineHalves, Transport
+from lentando.comm.transport import Array, EngineHalves, Patient, Transport
 
 __all__ = ["Algorithm", "all_reduce", "plan_reduction"]
 
 Algorithm: TypeAlias = Literal["auto", "measured", "ring", "engine"]
 
-SHARED_FROM_BYTES = 512 * 1024
-"""``auto`` leaves smaller buffers to the engine: three barriers cost more than its latency."""
+SHARED_FROM_BYTES = 64 * 1024
+"""On one node, ``auto`` leaves smaller buffers to the engine: two barriers cost about as much as its latency."""
+SHARED_FROM_BYTES_IF_SLOW = 512 * 1024
+"""The same where there is more to wait for: a ring between nodes, or patience, at each barrier anew."""
 RING_FROM_BYTES: dict[str, float] = {
     "one node": 32 * 1024 * 1024,
     "one node, in halves": 4 * 1024 * 1024,
@@ -44,7 +46,7 @@ def plan_reduction(
         buffer: float32, float64, float16, bfloat16 or integers; kept, and used in place at each execution.
         algorithm: ``"ring"``, ``"engine"`` (the transport's own all-reduce), or ``"auto"``. For device arrays that is
             the engine's own, by its halves if it has them.
-            Where the buffers of all ranks lie in memory that neighbours can read (``FlatBuffer(shared=True)``), and
+            Where the buffers of all ranks lie in memory that neighbours can reach (``FlatBuffer(shared=True)``), and
             every node has equally many ranks, it is ``NodeReduction``; whether it can be, ranks find out together.
             For large buffers, ranks measure which of the ways that give the same bits is the fastest, once in a job;
             with ``"ring"``, too. ``"measured"`` compares all ways, for smaller buffers as well: sums then differ in the
@@ -65,7 +67,7 @@ def plan_reduction(
     if chooses and not is_on_host(buffer) and isinstance(transport, EngineHalves):
         return HalvesReduction(transport, buffer) if in_halves else EngineReduction(transport, buffer)
     by_node: NodeReduction | None = None
-    if chooses and not once and buffer.nbytes >= SHARED_FROM_BYTES and is_on_host(buffer):
+    if chooses and not once and buffer.nbytes >= _shared_from_bytes(transport) and is_on_host(buffer):
         by_node = plan_node_reduction(transport, buffer)
     is_ring = algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, in_halves))
     usual = usual_way(transport, "shared memory" if by_node is not None else "ring" if is_ring else "engine")
@@ -88,6 +90,12 @@ def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algori
     if not array.flags.c_contiguous:
         raise ConfigurationError("all_reduce works in place and needs a C-contiguous array")
     plan_reduction(transport, array.reshape(-1), algorithm, once=True).all_reduce(mean)
+
+
+def _shared_from_bytes(transport: Transport) -> int:
+    is_patient = isinstance(transport, Patient) and transport.is_patient
+    is_slow = is_patient or transport.local_size < transport.size
+    return SHARED_FROM_BYTES_IF_SLOW if is_slow else SHARED_FROM_BYTES
 
 
 def _ring_from_bytes(transport: Transport, in_halves: bool) -> float:

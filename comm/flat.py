@@ -129,7 +129,7 @@ class FlatBuffer:
     Args:
         layout: where things lie.
         array: one-dimensional memory of the layout's size and dtype; new and zero if not given.
-        shared: new memory is such that neighbours on this node can read it, where the system has such memory.
+        shared: new memory is such that neighbours on this node can reach it, where the system has such memory.
     """
 
     def __init__(self, layout: FlatLayout, array: Array | None = None, *, shared: bool = False) -> None:

@@ -1,4 +1,4 @@
-"""Memory of one process that the other processes of its node can read: an average within a node then needs no message.
+"""Memory of one process that the others of its node can read and write: an average within a node needs no message.
 
 Anonymous files of Linux's: they have no name that could be left behind or guessed, and live as long as something maps
 them. Another process opens one through ``/proc``, which the kernel allows to the same user alone. Where a system has
@@ -63,10 +63,10 @@ def offer(array: Array) -> Offer | None:
 
 
 def open_offer(offered: Offer, size: int, dtype: np.dtype[Any]) -> Array | None:
-    """The array of the process that offered it, read-only; None if it cannot be reached from here."""
+    """The array of the process that offered it; None if it cannot be reached from here."""
     pid, number, device, inode, start = offered
     try:
-        descriptor = os.open(Path("/proc", str(pid), "fd", str(number)), os.O_RDONLY)
+        descriptor = os.open(Path("/proc", str(pid), "fd", str(number)), os.O_RDWR)
     except OSError:
         return None
     try:
@@ -74,7 +74,7 @@ def open_offer(offered: Offer, size: int, dtype: np.dtype[Any]) -> Array | None:
         # In another container the same numbers may be another process's.
         if (about.st_dev, about.st_ino) != (device, inode):
             return None
-        segment = mmap.mmap(descriptor, 0, prot=mmap.PROT_READ)
+        segment = mmap.mmap(descriptor, 0)
     except OSError:
         return None
     finally:

@@ -206,7 +206,7 @@ class Patient(Protocol):
 
 @runtime_checkable
 class SharedNode(Protocol):
-    """A transport whose ranks are processes, some of which run on the same node and can read each other's memory.
+    """A transport whose ranks are processes, some of which run on the same node and can reach each other's memory.
 
     Attributes:
         same_node: the ranks of this rank's node, itself included, by local rank.
@@ -219,7 +219,7 @@ class SharedNode(Protocol):
 
 
 def shares_memory(transport: Transport) -> bool:
-    """Whether this rank has neighbours that could read its memory."""
+    """Whether this rank has neighbours that could reach its memory."""
     return isinstance(transport, SharedNode) and len(transport.same_node) > 1
 
 

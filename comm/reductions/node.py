@@ -1,8 +1,9 @@
-"""All-reduce where ranks of a node read each other's memory, and only sums of a node cross the links.
+"""All-reduce where ranks of a node reach each other's memory, and only sums of a node cross the links.
 
-Each rank of a node sums one part of the buffer over the node, straight from its neighbours' memory; between nodes that
-part goes round the ring of the ranks that have the same part; at the end each rank copies the finished parts of its
-node. A link so carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
+Each rank of a node sums one part of the buffer over the node, straight from its neighbours' memory, and writes what
+comes of it back to all of them, block by block: what it writes to is still in the cache. Nobody else touches that part,
+so that ranks wait for each other at the start and at the end alone. Between nodes the part goes round the ring of the
+ranks that have the same one: a link carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ import numpy as np
 
 from lentando.comm import ring
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.flat import BLOCK
+from lentando.comm.flat import blocks
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.reduction import Each, quiet, store
 from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
@@ -53,16 +54,10 @@ class NodeReduction:
         self._barrier = barrier
         part = ring.shard(own, count, elements)
         # The ring's order: a part is summed from the rank after its own round to itself.
-        self._terms = [neighbors[(own + 1 + step) % count][part] for step in range(count)]
+        self._values = [neighbors[(own + 1 + step) % count][part] for step in range(count)]
         self._own = buffer[part]
-        self._others = [
-            (buffer[theirs], neighbors[rank][theirs])
-            for rank in ((own + step) % count for step in range(1, count))
-            for theirs in [ring.shard(rank, count, elements)]
-        ]
-        self._sent_bytes = 2 * buffer.nbytes * (count - 1) // count  # what the others read here
-        self._scratch = np.empty(min(BLOCK, self._own.size), accumulator_dtype(buffer.dtype))
-        self._sum = np.empty(self._own.size, accumulator_dtype(buffer.dtype))
+        self._crossing_bytes = 2 * (count - 1) * self._own.nbytes  # read in neighbours' memory, and written there
+        self._sum: Array = np.empty(self._own.size, accumulator_dtype(buffer.dtype))
         self._between: RingReduction | None = None
         self.shard = part
         if len(nodes) > 1:
@@ -73,54 +68,71 @@ class NodeReduction:
 
     def reduce_scatter(self, each: Each | None = None) -> Array:
         if self._between is None:
-            self._sum_node(self._sum, each)
+            self._sum_node(each)
             return self._sum
-        self._sum_node(self._sum)
+        self._sum_node()
         return self._between.reduce_scatter(each)
 
     def all_gather(self) -> None:
         if self._between is not None:
             self._between.all_gather()
-        self._copy_others()
-
-    def _copy_others(self) -> None:
-        self._barrier()  # everybody's part is finished, and nobody reads the values of before any more
-        for own, theirs in self._others:
-            np.copyto(own, theirs)
-        self._barrier()  # nobody reads here any more: the caller may write
-        self._traffic.count_collective(self._sent_bytes)
+        self._barrier()  # nobody needs the values of before any more
+        self._hand_out()
 
     def all_reduce(self, mean: bool) -> None:
         divisor = self._size if mean else 1
         if self._between is None:
-            self._sum_node(self._own, divisor=divisor)
+            self._reduce_in_place(divisor)
         else:
-            self._sum_node(self._sum)
+            self._sum_node()
             self._between.both_halves(divisor)
-        self._copy_others()
+            self._hand_out()
 
-    def _sum_node(self, into: Array, each: Each | None = None, divisor: int = 1) -> None:
-        """Sum this rank's part over the node, in pieces that stay in the cache meanwhile."""
+    def _sum_node(self, each: Each | None = None) -> None:
+        """Sum this rank's part over the node, aside, in blocks that stay in the cache meanwhile."""
         self._barrier()  # everybody's values are there
-        scratch, (first, *others) = self._scratch, self._terms
-        # Not where that would overwrite this rank's own values, the last to be added.
-        straight = into.dtype == scratch.dtype and (into is not self._own or len(self._terms) == 2)
         with quiet():
-            for start in range(0, into.size, BLOCK):
-                block = slice(start, start + BLOCK)
-                out = into[block]
-                total = out if straight else scratch[: out.size]
-                if others and first.dtype == total.dtype:
-                    np.add(first[block], others[0][block], out=total)  # one pass less than copying the first
-                    rest = others[1:]
-                else:
-                    np.copyto(total, first[block])
-                    rest = others
-                for term in rest:
-                    np.add(total, term[block], out=total)
-                store(total, out, divisor)
+            for block in blocks(self._own):
+                total = self._sum[block]
+                _add_up([values[block] for values in self._values], total)
                 if each is not None:
-                    each(out)
+                    each(total)
+
+    def _reduce_in_place(self, divisor: int) -> None:
+        """Replace this rank's part by its sum, at every rank of the node."""
+        self._barrier()  # everybody's values are there
+        is_narrow = self._sum.dtype != self._own.dtype
+        with quiet():
+            for block in blocks(self._own):
+                values = [part[block] for part in self._values]
+                total = self._sum[: values[0].size] if is_narrow else values[0]
+                _add_up(values, total)
+                store(total, values[0], divisor)
+                for place in values[1:]:
+                    np.copyto(place, values[0])
+        self._end()
+
+    def _hand_out(self) -> None:
+        """Write this rank's part into the memory of its neighbours."""
+        for block in blocks(self._own):
+            for place in self._values[:-1]:
+                np.copyto(place[block], self._own[block])
+        self._end()
+
+    def _end(self) -> None:
+        self._barrier()  # nobody writes here any more: the caller may read, and write
+        self._traffic.count_collective(self._crossing_bytes)
+
+
+def _add_up(terms: Sequence[Array], total: Array) -> None:
+    """Sum, in order; ``total`` may be the first."""
+    first, *others = terms
+    if others and first.dtype == total.dtype:
+        np.add(first, others.pop(0), out=total)  # one pass less than copying the first
+    else:
+        np.copyto(total, first)
+    for term in others:
+        np.add(total, term, out=total)
 
 
 class _Counterparts:
@@ -145,7 +157,7 @@ class _Counterparts:
 def plan_node_reduction(
     transport: Transport, buffer: Array, segment_bytes: int = SEGMENT_BYTES, in_flight: int = SEGMENTS_IN_FLIGHT
 ) -> NodeReduction | None:
-    """Plan it, if the ranks of each node can read each other's ``buffer`` and every node has equally many of them.
+    """Plan it, if the ranks of each node can reach each other's ``buffer`` and every node has equally many of them.
 
     Collective if the transport knows of neighbours: all ranks come to the same answer.
     """

@@ -1,4 +1,4 @@
-"""Memory that other processes of the node can read."""
+"""Memory that other processes of the node can reach."""
 
 import gc
 import json
@@ -32,22 +32,23 @@ def test_it_is_zeroed_and_writable(dtype: type) -> None:
     assert array[7] == 3
 
 
-def test_another_process_reads_what_is_written_before_and_after_it_opened() -> None:
+def test_another_process_reads_what_is_written_before_and_after_it_opened_and_writes() -> None:
     array = shared_zeros(10, FLOAT)
     array[:] = range(10)
     program = (
         "import json, sys\nimport numpy as np\nfrom lentando.comm.shared_memory import open_offer\n"
         "theirs = open_offer(json.loads(sys.argv[1]), 6, np.dtype(np.float32))\n"
-        "print(theirs.tolist(), theirs.flags.writeable, flush=True)\ninput()\nprint(theirs.tolist())"
+        "print(theirs.tolist(), flush=True)\ninput()\nprint(theirs.tolist())\ntheirs[-1] = 7"
     )
     command = [sys.executable, "-c", program, json.dumps(offer(array[4:]))]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        assert process.stdout.readline() == "[4.0, 5.0, 6.0, 7.0, 8.0, 9.0] False\n"
+        assert process.stdout.readline() == "[4.0, 5.0, 6.0, 7.0, 8.0, 9.0]\n"
         array[4] = -1
         output, _ = process.communicate("\n", timeout=60)
     assert output == "[-1.0, 5.0, 6.0, 7.0, 8.0, 9.0]\n"
+    assert array[9] == 7
 
 
 def test_nothing_is_left_when_the_last_view_is_gone() -> None:

@@ -12,7 +12,7 @@ from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm import choice
 from lentando.comm.choice import SEGMENTS_VARIABLE, Segments, Way, chosen_in
-from lentando.comm.collectives import SHARED_FROM_BYTES, Algorithm, plan_reduction
+from lentando.comm.collectives import SHARED_FROM_BYTES_IF_SLOW, Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
@@ -21,7 +21,7 @@ from lentando.comm.transport import Background, SharedNode, Transport
 from lentando.optimizers.base_algorithms import LocalSGD
 from lentando.optimizers.slow_momentum import SlowMomentum
 
-LARGE = SHARED_FROM_BYTES // 4
+LARGE = SHARED_FROM_BYTES_IF_SLOW // 4
 """Elements of the smallest buffer of float32 that is measured in these tests."""
 RINGS = [Way("ring", segments) for segments in choice.TRIED_SEGMENTS]
 

@@ -12,7 +12,7 @@ from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm import collectives
-from lentando.comm.collectives import plan_reduction
+from lentando.comm.collectives import SHARED_FROM_BYTES, SHARED_FROM_BYTES_IF_SLOW, plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.reductions.engine import EngineReduction
@@ -138,6 +138,23 @@ def test_auto_takes_it_where_all_ranks_can(several: Transport, monkeypatch: pyte
     one_is_not.array[:] = several.rank
     plan_reduction(several, one_is_not.array).all_reduce(mean=True)
     assert (one_is_not.array == (several.size - 1) / 2).all()
+
+
+def test_auto_leaves_small_ones_to_the_engine(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Larger ones too, where ranks wait patiently."""
+    if several.local_size < several.size:
+        pytest.skip("on one node")
+    plans = [
+        type(plan_reduction(several, flat(elements, is_shared=True).array))
+        for elements in (SHARED_FROM_BYTES // 4 - 1, SHARED_FROM_BYTES // 4)
+    ]
+    assert plans == [EngineReduction, NodeReduction]
+    monkeypatch.setattr(several, "is_patient", True)
+    plans = [
+        type(plan_reduction(several, flat(elements, is_shared=True).array))
+        for elements in (SHARED_FROM_BYTES_IF_SLOW // 4 - 1, SHARED_FROM_BYTES_IF_SLOW // 4)
+    ]
+    assert plans == [EngineReduction, NodeReduction]
 
 
 def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
