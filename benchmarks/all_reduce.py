@@ -9,8 +9,8 @@ A ratio above 1 says that Lentando was faster.
 import argparse
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
+import destinations
 import numpy as np
 from measuring import facts, measure, report, table
 from mpi4py import MPI
@@ -59,7 +59,7 @@ def main() -> None:
         help="sizes of the float32 buffer (default %(default)s)",
     )
     parser.add_argument("--repeats", type=int, default=9, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
 
     transport = MPITransport()

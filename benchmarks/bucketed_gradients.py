@@ -14,8 +14,8 @@ import platform
 import statistics
 import sys
 from functools import partial
-from pathlib import Path
 
+import destinations
 import torch
 import torch.distributed as dist
 from all_reduce import in_words
@@ -39,7 +39,7 @@ def main() -> None:
     parser.add_argument("--bucket-mb", type=int, default=2, help="of ours and of DDP's (default %(default)s)")
     parser.add_argument("--busy", action="store_true", help="compute instead of sleeping")
     parser.add_argument("--repeats", type=int, default=7, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
 
     comm = MPI.COMM_WORLD

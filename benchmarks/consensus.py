@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from math import cos, isqrt, log2, pi
 from pathlib import Path
 
+import destinations
 import numpy as np
 from numpy.typing import NDArray
 
@@ -252,8 +253,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", type=int, nargs="+", default=SIZES, metavar="N", help="numbers of ranks, each >= 2")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="write the table there, too")
-    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw the error over rounds (.png, .pdf, .svg)")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="write the table there, too")
+    parser.add_argument(
+        "--plot", type=destinations.file, metavar="FILE", help="draw the error over rounds (.png, .pdf, .svg)"
+    )
     options = parser.parse_args(arguments)
     if min(options.sizes) < 2:
         parser.error("disagreement needs at least 2 ranks")

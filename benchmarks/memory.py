@@ -11,6 +11,7 @@ import ctypes
 import gc
 from pathlib import Path
 
+import destinations
 import torch
 from all_reduce import in_words, number_of_bytes
 from measuring import facts, report, table
@@ -36,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=number_of_bytes, default="100MB", help="of the model (default %(default)s)")
     parser.add_argument("--base", choices=BASES, default="local", help="what SlowMo is over (default %(default)s)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
     lt.init()
     comm = MPI.COMM_WORLD

@@ -12,8 +12,8 @@ import argparse
 import statistics
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 
+import destinations
 import numpy as np
 from all_reduce import in_words, number_of_bytes
 from measuring import facts, measure, report, table
@@ -54,7 +54,7 @@ def main() -> None:
         "--size", type=number_of_bytes, default="12.5MB", help="size of the message (default %(default)s)"
     )
     parser.add_argument("--repeats", type=int, default=9, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
 
     comm = MPI.COMM_WORLD

@@ -12,8 +12,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import destinations
 import numpy as np
 import torch
 from measuring import facts, report, table
@@ -97,8 +97,10 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=24, help="steps of each turn (default 24)")
     parser.add_argument("--turns", type=int, default=7, help="turns (default 7)")
     parser.add_argument("--period", type=int, default=12, help="of Local SGD (default 12)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="append measured values, for lentando plan")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table")
+    parser.add_argument(
+        "--record", type=destinations.file, metavar="FILE", help="append measured values, for lentando plan"
+    )
     options = parser.parse_args()
 
     lt.init()

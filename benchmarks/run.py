@@ -21,6 +21,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import destinations
 from all_reduce import in_words, number_of_bytes
 from jobs import OURS, Place, alternate, found_here, run_on, take_turns
 from measuring import Sample, machine, report, table
@@ -232,7 +233,9 @@ def main() -> None:
         "--libraries", type=lambda text: text.split(","), help="which peers (default: all that are here)"
     )
     parser.add_argument("--repeats", type=int, default=7, help="jobs of each library, in turn (default %(default)s)")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="append the table there, and draw the pictures")
+    parser.add_argument(
+        "--results", type=destinations.folder, metavar="FOLDER", help="append the table there, and draw the pictures"
+    )
     options = parser.parse_args()
 
     libraries = found_here()

@@ -14,6 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations, pairwise
 from pathlib import Path
 
+import destinations
 import torch
 from all_reduce import in_words, number_of_bytes
 from measuring import machine, report, table
@@ -124,7 +125,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--compute", type=float, default=0.05, help="mean seconds of a step (default %(default)s)")
     parser.add_argument("--distribution", choices=("constant", "exponential", "lognormal"), default="constant")
     parser.add_argument("--no-simulation", action="store_true", help="the delay model alone")
-    parser.add_argument("--results", type=Path, metavar="FOLDER", help="append the table there, and draw the picture")
+    parser.add_argument(
+        "--results", type=destinations.folder, metavar="FOLDER", help="append the table there, and draw the picture"
+    )
     options = parser.parse_args(arguments)
     network = Network(latency_seconds=options.latency, bandwidth_bytes_per_second=options.bandwidth)
     compute = Compute(options.compute, options.distribution)

@@ -10,8 +10,8 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 
+import destinations
 import torch
 from measuring import facts, report, table
 from mpi4py import MPI
@@ -37,7 +37,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--parameters", type=int, default=100, help="number of parameters (default 100)")
     parser.add_argument("--steps", type=int, default=3000, help="steps of each optimizer (default 3000)")
-    parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the table to FILE")
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
 
     lt.init()

@@ -20,15 +20,16 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_peers_take_turns_and_end_in_a_table_and_pictures(tmp_path: Path) -> None:
+    results = tmp_path / "of" / "today"  # made if it is not there
     done = run(
-        "node", "--sizes", "64KB,1MB", "--repeats", "2", "--libraries", "Open MPI,Gloo", "--results", str(tmp_path)
+        "node", "--sizes", "64KB,1MB", "--repeats", "2", "--libraries", "Open MPI,Gloo", "--results", str(results)
     )
     assert done.returncode == 0, done.stderr
-    table = (tmp_path / "node.md").read_text()
+    table = (results / "node.md").read_text()
     assert table.strip() in done.stdout
     for line in ("| float32 buffer | ", "| 64 KB ", "| 1 MB ", "2 ranks on one node. ", "4 ranks on one node. "):
         assert line in table
-    assert sorted(path.name for path in tmp_path.glob("*.png")) == [
+    assert sorted(path.name for path in results.glob("*.png")) == [
         "node_2_ranks.png",
         "node_4_ranks.png",
     ]
@@ -38,6 +39,17 @@ def test_peer_that_is_not_here_is_an_error_that_says_who_is() -> None:
     done = run("node", "--libraries", "Open MPI,BlueConnect")
     assert done.returncode == 2
     assert "not here: BlueConnect; here are Lentando, Open MPI" in done.stderr
+
+
+def test_results_that_cannot_be_written_are_an_error_before_the_work(tmp_path: Path) -> None:
+    (tmp_path / "notes").write_text("of somebody's\n")
+    done = run("step", "--results", str(tmp_path / "notes"))
+    assert done.returncode == 2
+    assert "cannot be made: File exists" in done.stderr
+    command = [sys.executable, str(ROOT / "benchmarks/consensus.py"), "--plot", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == 2
+    assert "is not a file that can be written" in done.stderr
 
 
 LAUNCHERS = {
