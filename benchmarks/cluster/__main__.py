@@ -84,13 +84,15 @@ def _up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     ready, told = os.pipe()
     with subprocess.Popen(
         [*_enter_new(), "--hosts", str(hosts.count), "--rate", hosts.rate, "--slots", str(hosts.slots)],
-        stdin=subprocess.DEVNULL, stdout=told, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
+        # It must keep nothing open that this program was given: whoever reads that would wait for its end.
+        assert process.stderr is not None
         os.close(told)
         first = os.read(ready, 100)  # the number of its own process as seen from here comes from /proc
         if not first:
-            process.wait()
-            return process.returncode
+            sys.stderr.write(process.stderr.read())
+            return process.wait()
         HOLDER.write_text(f"{_only_child(process.pid)} {hosts.count} {hosts.rate} {hosts.slots}\n")
         process.returncode = 0  # it outlives this program
     print(f"{hosts.count} hosts at {hosts.rate}: {', '.join(hosts.names)}")

@@ -118,3 +118,72 @@ def test_a_speed_that_is_none_is_refused_with_the_reason() -> None:
     done = cluster("run", "--hosts", "1", "--rate", "fast", "--", "true")
     assert done.returncode != 0
     assert 'illegal value for "rate": "fast"' in done.stderr
+
+
+LOSES_A_LINK = """
+import subprocess
+import numpy as np
+from lentando.comm import operations, world
+world.init()
+for step in range(1000):
+    operations.allreduce(np.ones(1000))
+    if step == 20 and world.rank() == 1:
+        subprocess.run(["ip", "link", "set", "eth0", "down"], check=True)
+"""
+
+
+def test_ranks_say_who_is_out_of_reach_when_a_link_fails_and_the_run_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LENTANDO_STALL_SECONDS", "1")
+    monkeypatch.setenv("LENTANDO_STALL_SHUTDOWN_SECONDS", "4")
+    hand_over = ["-x", "LENTANDO_STALL_SECONDS", "-x", "LENTANDO_STALL_SHUTDOWN_SECONDS"]
+    done = cluster("run", "--hosts", "2", "--", "mpirun", "-np", "2", *hand_over, sys.executable, "-c", LOSES_A_LINK)
+    assert done.returncode != 0
+    assert "Missing: rank 1 does not answer: its process is stopped, gone or out of reach" in done.stderr
+    assert "rank 0 ends the job with status 75" in done.stderr
+
+
+def test_kept_cluster_takes_commands_until_it_is_ended() -> None:
+    if cluster("down").stdout != "there is no cluster\n":
+        pytest.skip("somebody kept a cluster here, which is now ended")
+    before = network_state()
+    try:
+        up = cluster("up", "--hosts", "2", "--rate", "100mbit")
+        assert (up.returncode, up.stdout) == (0, "2 hosts at 100mbit: h0, h1\n"), up.stderr
+        for _ in range(2):
+            done = cluster("run", "--", "hostname")
+            assert (done.returncode, done.stdout) == (0, "h0\n"), done.stderr
+        for refused in (("up",), ("run", "--hosts", "3", "--", "true")):
+            done = cluster(*refused)
+            assert done.returncode == 2
+            assert "there is a cluster already" in done.stderr
+            assert "end it with `cluster down`" in done.stderr
+    finally:
+        down = cluster("down")
+    assert (down.returncode, down.stdout) == (0, "")
+    assert cluster("down").stdout == "there is no cluster\n"
+    assert network_state() == before
+
+
+def test_other_users_are_told_that_it_takes_root() -> None:
+    # Nobody, in a user namespace, who may read what root may.
+    done = subprocess.run(
+        ["unshare", "--user", *CLUSTER, "run", "--", "true"], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 2
+    assert "need root: sudo python benchmarks/cluster" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (("run", "--hosts", "0", "--", "true"), "--hosts and --slots must be between 1 and 200"),
+        (("up", "--slots", "201"), "--hosts and --slots must be between 1 and 200"),
+        (("up", "--rate", "fast"), 'illegal value for "rate": "fast"'),
+        (("run", "--hosts", "2"), "what is to be run?"),
+        (("run", "--", "no-such-command"), "no-such-command"),
+    ],
+)
+def test_arguments_that_make_no_sense_are_refused(arguments: tuple[str, ...], reason: str) -> None:
+    done = cluster(*arguments)
+    assert done.returncode != 0
+    assert reason in done.stderr
