@@ -11,7 +11,8 @@ SCRIPT = Path(__file__).parents[2] / "benchmarks" / "consensus.py"
 
 
 @pytest.mark.parametrize("size", [2, 3, 8, 9, 12])
-def test_measured_errors_are_those_of_theory(size: int) -> None:
+def test_measured_errors_are_those_of_theory(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(SCRIPT.parent)
     rows = list(runpy.run_path(str(SCRIPT))["measure"](size))
     assert {row.topology for row in rows} >= {"ring", "one-peer exponential", "complete"}
     assert ("hypercube" in {row.topology for row in rows}) == (size in (2, 8))
