@@ -140,10 +140,19 @@ def test_slow_momentum_of_the_living_is_to_the_bit_that_of_as_many_ranks_from_th
     np.testing.assert_allclose(saved[0]["last_u"], u, rtol=1e-11)
 
 
-def test_gradients_are_averaged_over_the_living(tmp_path: Path) -> None:
-    kill = {"method": "allreduce", "kill": ["1:step:10"], "momentum": 0.9, "folder": str(tmp_path)}
-    check_living(elastic(NUMBERS, json.dumps(kill)), [0, 2, 3])
-    gradient, x, momentum = quadratic(DIMENSION), start(), np.zeros(DIMENSION)
+@pytest.mark.parametrize(
+    ("dimension", "kill"),
+    [
+        (DIMENSION, "1:step:10"),
+        # Ranks write sums into each other's memory: this one dies before it has done so, and after.
+        (20_000, "1:exchange:41"),
+        (20_000, "1:exchange:43"),
+    ],
+)
+def test_gradients_are_averaged_over_the_living(dimension: int, kill: str, tmp_path: Path) -> None:
+    options = {"method": "allreduce", "kill": [kill], "momentum": 0.9, "folder": str(tmp_path), "dimension": dimension}
+    check_living(elastic(NUMBERS, json.dumps(options)), [0, 2, 3])
+    gradient, x, momentum = quadratic(dimension), start(dimension), np.zeros(dimension)
     for step in range(STEPS):
         living = [0, 1, 2, 3] if step < 10 else [0, 2, 3]
         momentum = 0.9 * momentum + np.mean([gradient(number, step, x) for number in living], axis=0)

@@ -18,6 +18,7 @@ from reference import quadratic
 
 from lentando.comm import world
 from lentando.comm.elastic import transaction
+from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array
 from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
@@ -47,10 +48,17 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def start() -> Array:
+def start(dimension: int = DIMENSION) -> Array:
     """Initial parameters, float64."""
-    drawn: Array = np.random.default_rng(5).normal(scale=3.0, size=DIMENSION)
+    drawn: Array = np.random.default_rng(5).normal(scale=3.0, size=dimension)
     return drawn
+
+
+def in_shared_memory(array: Array) -> Array:
+    """A copy that neighbours can reach, as frameworks have their flat buffers."""
+    copy = shared_zeros(array.size, array.dtype)
+    copy[:] = array
+    return copy
 
 
 def loss(numbers: list[int], x: Array) -> float:
@@ -58,7 +66,7 @@ def loss(numbers: list[int], x: Array) -> float:
     total = 0.0
     for number in numbers:
         own = np.random.default_rng([0, 1, number])
-        curvature, centre = own.uniform(0.2, 1.0, DIMENSION), own.normal(size=DIMENSION)
+        curvature, centre = own.uniform(0.2, 1.0, x.size), own.normal(size=x.size)
         total += float((curvature * (x - centre) ** 2).sum()) / 2
     return total / len(numbers)
 
@@ -72,7 +80,14 @@ def state(worker: Worker) -> dict[str, Array]:
     return found
 
 
-def main(method: str, kill: list[str], momentum: float = 0.0, folder: str = "", still: bool = False) -> None:
+def main(
+    method: str,
+    kill: list[str],
+    momentum: float = 0.0,
+    folder: str = "",
+    still: bool = False,
+    dimension: int = DIMENSION,
+) -> None:
     """Train.
 
     Args:
@@ -81,6 +96,7 @@ def main(method: str, kill: list[str], momentum: float = 0.0, folder: str = "", 
         momentum: of the base optimizer.
         folder: where each rank writes what it holds after step ``SEEN``, at each recovery, and in the end.
         still: no gradients, but parameters that differ from rank to rank: gossip alone.
+        dimension: number of parameters.
     """
     logging.basicConfig(format="%(message)s")
     world.init(elastic=True)
@@ -92,9 +108,10 @@ def main(method: str, kill: list[str], momentum: float = 0.0, folder: str = "", 
             last_step = int(count)
         elif victim == number:
             kill_at(where, count)
-    gradient = (lambda number, step, x: np.zeros_like(x)) if still else quadratic(DIMENSION)
+    gradient = (lambda number, step, x: np.zeros_like(x)) if still else quadratic(dimension)
     told = (lambda worker: loss([worker.rank], worker.model.x)) if method == "adacomm" else None
-    worker = Worker(transport, gradient, start(), lambda step: RATE, momentum, told, **METHODS[method])
+    place = in_shared_memory
+    worker = Worker(transport, gradient, start(dimension), lambda step: RATE, momentum, told, place, **METHODS[method])
     estimates = []
 
     def recover() -> None:
@@ -124,7 +141,7 @@ def main(method: str, kill: list[str], momentum: float = 0.0, folder: str = "", 
         "rank": world.rank(),
         "size": world.size(),
         "living": living,
-        "first_loss": loss(living, start()),
+        "first_loss": loss(living, start(dimension)),
         "loss": loss(living, average),
         "average": average.tobytes().hex()[:64],
         "distance": distance,
