@@ -20,6 +20,8 @@ def folder(text: str) -> Path:
     """A folder to write files in; it is made if it is not there."""
     path = Path(text)
     _make(path)
+    if not os.access(path, os.W_OK):
+        raise ArgumentTypeError(f"the folder {text!r} cannot be written to")
     return path
 
 
@@ -28,5 +30,3 @@ def _make(path: Path) -> None:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ArgumentTypeError(f"the folder {str(path)!r} cannot be made: {error.strerror}") from error
-    if not os.access(path, os.W_OK):
-        raise ArgumentTypeError(f"the folder {str(path)!r} cannot be written to")

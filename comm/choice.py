@@ -28,7 +28,7 @@ from lentando.comm.reductions.reduction import Reduction, store
 from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.stall import watched
-from lentando.comm.transport import Array, Patient, Transport, VirtualTime
+from lentando.comm.transport import Array, Transport, VirtualTime, is_patient
 
 __all__ = ["Choice", "Segments", "Way", "chosen_in", "fastest", "planned", "usual_way"]
 
@@ -168,7 +168,7 @@ def fastest(transport: Transport, buffer: Array, usual: Way, *, in_halves: bool 
     if not _can_measure(transport) or not is_on_host(buffer) or buffer.nbytes < from_bytes:
         return usual
     ways = _alternatives(transport, buffer, usual, in_halves, of_all)
-    if len(ways) == 1 or (isinstance(transport, Patient) and transport.is_patient):
+    if len(ways) == 1 or is_patient(transport):
         return ways[0]
     in_halves = in_halves and of_all  # a ring's best segments are those of both its halves
     longest_bytes = 1 << (buffer.nbytes - 1).bit_length()

@@ -15,7 +15,7 @@ from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.transport import Array, EngineHalves, Patient, Transport
+from lentando.comm.transport import Array, EngineHalves, Transport, is_patient
 
 __all__ = ["Algorithm", "all_reduce", "plan_reduction"]
 
@@ -93,8 +93,7 @@ def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algori
 
 
 def _shared_from_bytes(transport: Transport) -> int:
-    is_patient = isinstance(transport, Patient) and transport.is_patient
-    is_slow = is_patient or transport.local_size < transport.size
+    is_slow = is_patient(transport) or transport.local_size < transport.size
     return SHARED_FROM_BYTES_IF_SLOW if is_slow else SHARED_FROM_BYTES
 
 

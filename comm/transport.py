@@ -31,6 +31,7 @@ __all__ = [
     "VirtualTime",
     "as_bytes",
     "check_rank",
+    "is_patient",
     "shares_memory",
     "takes_device_arrays",
 ]
@@ -221,6 +222,11 @@ class SharedNode(Protocol):
 def shares_memory(transport: Transport) -> bool:
     """Whether this rank has neighbours that could reach its memory."""
     return isinstance(transport, SharedNode) and len(transport.same_node) > 1
+
+
+def is_patient(transport: Transport) -> bool:
+    """Whether this rank leaves the core to others while it waits."""
+    return isinstance(transport, Patient) and transport.is_patient
 
 
 @runtime_checkable

@@ -13,12 +13,11 @@ from typing import Any
 
 import numpy as np
 from killing import die, kill_at, parsed
-from numpy_model import Worker
+from numpy_model import Worker, in_shared_memory
 from reference import quadratic
 
 from lentando.comm import world
 from lentando.comm.elastic import transaction
-from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array
 from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
@@ -52,13 +51,6 @@ def start(dimension: int = DIMENSION) -> Array:
     """Initial parameters, float64."""
     drawn: Array = np.random.default_rng(5).normal(scale=3.0, size=dimension)
     return drawn
-
-
-def in_shared_memory(array: Array) -> Array:
-    """A copy that neighbours can reach, as frameworks have their flat buffers."""
-    copy = shared_zeros(array.size, array.dtype)
-    copy[:] = array
-    return copy
 
 
 def loss(numbers: list[int], x: Array) -> float:

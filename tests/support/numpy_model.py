@@ -7,9 +7,17 @@ import numpy as np
 
 from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import Settings
+
+
+def in_shared_memory(array: Array) -> Array:
+    """A copy that neighbours can reach, as frameworks have their flat buffers."""
+    copy = shared_zeros(array.size, array.dtype)
+    copy[:] = array
+    return copy
 
 
 class NumpyModel:
@@ -19,7 +27,7 @@ class NumpyModel:
         start: initial parameters, one-dimensional.
         learning_rates: of the two groups.
         momentum: heavy-ball momentum.
-        place: where its memory lies: host memory, or ``device_arrays.asarray``.
+        place: where its memory lies: host memory, ``in_shared_memory``, or ``device_arrays.asarray``.
     """
 
     name = "numpy"

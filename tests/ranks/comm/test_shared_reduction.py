@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike
+from numpy_model import in_shared_memory
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm import collectives
@@ -17,7 +18,7 @@ from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.reductions.engine import EngineReduction
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
-from lentando.comm.shared_memory import offer, open_offer, shared_zeros
+from lentando.comm.shared_memory import offer, open_offer
 from lentando.comm.transport import Array, SharedNode, Transport
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.slow_momentum import SlowMomentum
@@ -33,12 +34,6 @@ def several(transport: Transport) -> Transport:
     if not isinstance(transport, SharedNode):
         pytest.skip(f"transport {transport.name} does not know which ranks share a node")
     return transport
-
-
-def shared(values: Array) -> Array:
-    array = shared_zeros(values.size, values.dtype)
-    array[:] = values
-    return array
 
 
 def planned(transport: Transport, buffer: Array) -> NodeReduction:
@@ -58,7 +53,7 @@ def test_it_equals_the_ring_to_the_bit(several: Transport, dtype: DTypeLike, ele
     """Whole, and by its halves: also with fewer elements than ranks."""
     by_rank = values_by_rank(several.size, elements, dtype)
     expected = along_the_ring(by_rank, mean=mean)
-    array = shared(by_rank[several.rank])
+    array = in_shared_memory(by_rank[several.rank])
     planned(several, array).all_reduce(mean)
     assert bits_on_each_rank(several, array) == {expected.tobytes()}
     array[:] = by_rank[several.rank]
@@ -74,7 +69,7 @@ def test_it_equals_the_ring_to_the_bit(several: Transport, dtype: DTypeLike, ele
 def test_no_rank_reads_too_early_or_writes_too_soon(several: Transport) -> None:
     """Ranks come late by turns, and write into their buffers as soon as they may."""
     size, rank = several.size, several.rank
-    array = shared(np.zeros(5000, np.int64))
+    array = in_shared_memory(np.zeros(5000, np.int64))
     reduction = planned(several, array)
     generator = np.random.default_rng(rank)
     for step in range(60):
@@ -95,7 +90,7 @@ def test_between_nodes_only_sums_of_a_node_travel(several: Transport, dtype: DTy
         pytest.skip("two nodes with equally many ranks")
     nodes = [list(range(0, size, 2)), list(range(1, size, 2))]
     by_rank = values_by_rank(size, elements, dtype)
-    array = shared(by_rank[rank])
+    array = in_shared_memory(by_rank[rank])
     offers = several.allgather(np.array(offer(array)))
     neighbors = [
         array if other == rank else open_offer(offers[other].tolist(), elements, array.dtype)
@@ -144,17 +139,15 @@ def test_auto_leaves_small_ones_to_the_engine(several: Transport, monkeypatch: p
     """Larger ones too, where ranks wait patiently."""
     if several.local_size < several.size:
         pytest.skip("on one node")
-    plans = [
-        type(plan_reduction(several, flat(elements, is_shared=True).array))
-        for elements in (SHARED_FROM_BYTES // 4 - 1, SHARED_FROM_BYTES // 4)
-    ]
-    assert plans == [EngineReduction, NodeReduction]
+
+    def plans(least_bytes: int) -> list[type[Any]]:
+        """What one element less takes, and what so many bytes take."""
+        least = least_bytes // 4
+        return [type(plan_reduction(several, flat(n, is_shared=True).array)) for n in (least - 1, least)]
+
+    assert plans(SHARED_FROM_BYTES) == [EngineReduction, NodeReduction]
     monkeypatch.setattr(several, "is_patient", True)
-    plans = [
-        type(plan_reduction(several, flat(elements, is_shared=True).array))
-        for elements in (SHARED_FROM_BYTES_IF_SLOW // 4 - 1, SHARED_FROM_BYTES_IF_SLOW // 4)
-    ]
-    assert plans == [EngineReduction, NodeReduction]
+    assert plans(SHARED_FROM_BYTES_IF_SLOW) == [EngineReduction, NodeReduction]
 
 
 def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +170,7 @@ def test_memory_is_not_kept_once_the_plan_is_gone(several: Transport) -> None:
 
     gc.collect()
     before = maps()
-    keep: Any = planned(several, shared(np.zeros(3000, np.float32)))
+    keep: Any = planned(several, in_shared_memory(np.zeros(3000, np.float32)))
     keep.all_reduce(mean=False)
     assert maps() == before + several.size
     several.barrier()
