@@ -38,6 +38,8 @@ class Sample:
 
     def __str__(self) -> str:
         unit, length = ("s", 1.0) if self.median >= 1 else ("ms", 1e-3)
+        if len(self.seconds) == 1:  # has no quartiles
+            return f"{self.median / length:.3g} {unit}"
         first, median, third = (f"{seconds / length:.3g}" for seconds in statistics.quantiles(self.seconds, n=4))
         return f"{median} ({first} to {third}) {unit}"
 

@@ -1,5 +1,6 @@
 """The benchmark beside the peers: its jobs start and end, and its table says what they told."""
 
+import importlib
 import json
 import math
 import os
@@ -50,6 +51,13 @@ def test_results_that_cannot_be_written_are_an_error_before_the_work(tmp_path: P
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
     assert done.returncode == 2
     assert "is not a file that can be written" in done.stderr
+
+
+def test_a_single_measurement_is_told_without_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    sample = importlib.import_module("measuring").Sample
+    assert str(sample((0.25,))) == "250 ms"
+    assert str(sample((1.0, 2.0, 3.0))) == "2 (1 to 3) s"
 
 
 LAUNCHERS = {
