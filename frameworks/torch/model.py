@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
+from torch.utils.dlpack import from_dlpack, to_dlpack
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
@@ -22,9 +23,11 @@ a device, from where they travel."""
 class TorchModel:
     """Implements ``lentando.optimizers.framework.Framework`` for PyTorch.
 
-    The trainable parameters of the optimizer become views of one flat tensor per dtype: averaging needs no packing.
-    Their values do not change. On a GPU the flat tensor is what travels, if the transport takes device arrays; else it
-    is copied to host memory and back for each communication. Neither has been run on a GPU yet.
+    The memory of the optimizer's trainable parameters becomes part of one flat tensor per dtype: averaging needs no
+    packing. Each parameter has a storage of its own over its part, so that whatever saves, sends or compares tensors by
+    their storage (``torch.save``, safetensors, accelerate) finds the same as before. Their values do not change. On a
+    GPU the flat tensor is what travels, if the transport takes device arrays; else it is copied to host memory and back
+    for each communication. Neither has been run on a GPU yet.
 
     Args:
         optimizer: the base optimizer; its parameters are averaged.
@@ -82,10 +85,10 @@ class TorchModel:
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is not None:
                     parameter = self._parameters[entry.name]
-                    view = memory.view(number, parameter)
-                    view.copy_(parameter.detach())
-                    parameter.data = view
-                    self._homes[entry.name] = view.data_ptr()
+                    own = memory.tensor(number, parameter)
+                    own.copy_(parameter.detach())
+                    parameter.data = own
+                    self._homes[entry.name] = own.data_ptr()
 
     @property
     def is_on_host(self) -> bool:
@@ -229,6 +232,17 @@ class _Memory:
         flat = self.flat[start : start + entry.size]
         return flat.view(entry.shape) if entry.order == "C" else flat.as_strided(like.shape, like.stride())
 
+    def tensor(self, number: int, like: torch.Tensor) -> torch.Tensor:
+        """Entry ``number`` as ``view`` gives it, but with a storage of its own over the same memory.
+
+        The flat tensor's memory stays as long as this one is in use.
+        """
+        start, entry = self.layout.offsets[number], self.layout.entries[number]
+        # A view of the flat tensor would have the whole of it as its storage. Through DLPack, on every device and for
+        # every dtype, comes a tensor whose storage begins and ends where the entry does.
+        part = from_dlpack(to_dlpack(self.flat[start : start + entry.size]))
+        return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
+
     def load(self) -> None:
         if self.place == "staged":
             self._host.copy_(self.flat)
@@ -246,6 +260,8 @@ class _Gradients:
     Attributes:
         parameters: the trainable ones, by name.
         memory: by dtype.
+        views: where each parameter's gradient belongs, by name: tensors over the flat memory, each with a storage of
+            its own.
     """
 
     def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
@@ -253,14 +269,10 @@ class _Gradients:
         device, place, shared = memory[0].device, memory[0].place, memory[0].shared
         layouts = gradient_layouts(own.layout for own in memory)
         self.memory = [_Memory(layout, device, place, shared) for layout in layouts]
-
-    @property
-    def views(self) -> Mapping[str, torch.Tensor]:
-        """Where each parameter's gradient belongs."""
-        return {
-            entry.name: memory.view(number, self.parameters[entry.name])
-            for memory in self.memory
-            for number, entry in enumerate(memory.layout.entries[:-1])
+        self.views: Mapping[str, torch.Tensor] = {
+            entry.name: own.tensor(number, parameters[entry.name])
+            for own in self.memory
+            for number, entry in enumerate(own.layout.entries[:-1])
         }
 
     def gather(self, present_already: bool = False) -> None:
@@ -273,9 +285,9 @@ class _Gradients:
             *trained, _ = memory.layout.entries
             presence = memory.view(len(trained), memory.flat)
             present = []
-            for number, entry in enumerate(trained):
+            for entry in trained:
                 parameter = self.parameters[entry.name]
-                view, gradient = memory.view(number, parameter), dense_gradient(entry.name, parameter)
+                view, gradient = self.views[entry.name], dense_gradient(entry.name, parameter)
                 present.append(gradient is not None)
                 if gradient is None:
                     view.zero_()
@@ -285,14 +297,15 @@ class _Gradients:
             memory.load()
 
     def scatter(self) -> None:
-        """Give the model the averaged gradients, as views of the flat memory."""
+        """Give the model the averaged gradients, as tensors over the flat memory."""
         for memory in self.memory:
             memory.store()
             *trained, _ = memory.layout.entries
             present = memory.view(len(trained), memory.flat).tolist()
             for number, entry in enumerate(trained):
                 parameter = self.parameters[entry.name]
-                parameter.grad = memory.view(number, parameter) if present[number] > 0 else None
+                # An alias, so that nothing the user does to this tensor's shape reaches the one that is kept here.
+                parameter.grad = self.views[entry.name].detach() if present[number] > 0 else None
 
 
 def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
