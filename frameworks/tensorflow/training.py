@@ -107,6 +107,12 @@ class KerasTraining:
             self._optimizer.store_buffers({name: np.zeros_like(a) for name, a in self._optimizer.buffers().items()})
         self._begin_at(0 if self._rule()[0] != "momentum" else None)
 
+    def random_state(self) -> dict[str, Array]:
+        return {}
+
+    def restore_random_state(self, state: Mapping[str, Array]) -> None:
+        pass
+
     def layers(self) -> Sequence[Layer] | None:
         return None if self._keras_model is None else layers(self._keras_model, self._model.names_by_id())
 

@@ -95,6 +95,11 @@ class TorchModel:
         return self._memory[0].place == "host"
 
     @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return self._memory[0].device
+
+    @property
     def gradients(self) -> Sequence[FlatBuffer]:
         return [memory.buffer for memory in self.flat_gradients.memory]
 

@@ -78,6 +78,19 @@ class TorchTraining:
     def new_optimizer_state(self) -> None:
         self._model.reset_optimizer()
 
+    def random_state(self) -> dict[str, Array]:
+        """Of PyTorch's global generators (dropout draws from them): the CPU's, and that of the model's GPU."""
+        states = {"cpu": torch.get_rng_state()}
+        if self._model.device.type == "cuda":
+            states["cuda"] = torch.cuda.get_rng_state(self._model.device)
+        return {name: as_array(state) for name, state in states.items()}
+
+    def restore_random_state(self, state: Mapping[str, Array]) -> None:
+        if "cpu" in state:
+            torch.set_rng_state(as_tensor(state["cpu"]))
+        if "cuda" in state and self._model.device.type == "cuda":
+            torch.cuda.set_rng_state(as_tensor(state["cuda"]), self._model.device)
+
     def layers(self) -> Sequence[Layer] | None:
         return None if self._model.module is None else layers(self._model.module)
 

@@ -13,7 +13,7 @@ from lentando.comm.dtypes import is_floating, numpy_dtype
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, build_layouts, describe, in_words
-from lentando.comm.objects import broadcast_object
+from lentando.comm.objects import broadcast_object, to_json
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint import mapping as mappings
@@ -163,6 +163,7 @@ class _Loading:
         rest = {name: model[name] for name in self._not_averaged if name in model}
         self._check_dtypes(model)
         state = self._replica_state()
+        random_state = self._random_state()
         adopt_optimizer = self._prepared_optimizer()
 
         def adopt() -> None:
@@ -175,6 +176,7 @@ class _Loading:
             framework.store_not_averaged(rest)
             replica.load_state_dict(state)
             adopt_optimizer()
+            self._training.restore_random_state(random_state)
 
         return adopt
 
@@ -273,6 +275,25 @@ class _Loading:
             state["subject"] = own["subject"]
             state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
         return state
+
+    def _random_state(self) -> dict[str, Array]:
+        """What this rank's generators continue with: nothing from another framework or another number of ranks.
+
+        Ranks that were added would otherwise draw what rank 0 draws. Checkpoints of older versions have none.
+        """
+        if self._resizing is not None or self._about["framework"] != self._framework.name:
+            return {}
+        saved: dict[str, Array] = unpack(self._about.get("random", to_json({})), self._tensors, no_flat_state)
+        here = {name: (array.dtype, array.shape) for name, array in self._training.random_state().items()}
+        fitting = {name: array for name, array in saved.items() if here.get(name) == (array.dtype, array.shape)}
+        if unfitting := sorted(saved.keys() & here.keys() - fitting.keys()):
+            _log.warning(
+                "rank %d: the saved states of the random generators %s have another form than this version of the "
+                "framework's: these generators continue as they are, so dropout draws other masks than it would have",
+                self._rank,
+                unfitting,
+            )
+        return fitting
 
     def _regrouped(self, sums: Sequence[float], groups: int) -> list[float]:
         """Sums by parameter group, for other groups of the same parameters."""

@@ -29,7 +29,8 @@ def save(path: str | PathLike[str], optimizer: Checkpointed, extra: Any = None, 
     """Save model, base optimizer and all that decides the next step of every rank, for any framework to go on from.
 
     Collective: every rank calls it, eagerly, between steps. A checkpoint appears when it is complete; until then, an
-    earlier one at the same place stays what it was. With ``model=`` given to the optimizer, another framework can find
+    earlier one at the same place stays what it was. The framework's own random generators, from which dropout draws,
+    are saved with it; those of Python and NumPy are not: give their states as ``extra``. With ``model=`` given to the optimizer, another framework can find
     out by itself which of its tensors is which parameter.
 
     Args:
@@ -123,7 +124,12 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
         "framework": framework.name,  # ranks of one job may run different ones
         "not_averaged": [[name, list(a.shape), a.dtype.name] for name, a in framework.not_averaged().items()],
     }
-    trees = (("replica", replica.state_dict()), ("optimizer rest", state.rest), ("extra", extra))
+    trees = (
+        ("replica", replica.state_dict()),
+        ("optimizer rest", state.rest),
+        ("random", training.random_state()),
+        ("extra", extra),
+    )
     for name, tree in trees:
         about[name], found = pack(tree, layouts, name)
         tensors |= found

@@ -1,9 +1,10 @@
 """The seam to the frameworks for checkpoints: what an adapter supplies beside ``lentando.optimizers.framework``."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.join import Joinable
@@ -41,6 +42,12 @@ class Training(Protocol):
 
     def new_optimizer_state(self) -> None:
         """Begin with the state of an optimizer that has taken no step."""
+
+    def random_state(self) -> dict[str, Array]:
+        """The states of the random generators that this rank's training draws from, by name, as integer arrays."""
+
+    def restore_random_state(self, state: Mapping[str, Array]) -> None:
+        """Continue with generator states that ``random_state`` returned. Ignores generators that do not exist here."""
 
     def layers(self) -> Sequence[Layer] | None:
         """What the model consists of, None if that is not known."""

@@ -60,6 +60,11 @@ class Training:
 
     def new_optimizer_state(self) -> None: ...
 
+    def random_state(self) -> dict[str, Any]:
+        return {}
+
+    def restore_random_state(self, state: Any) -> None: ...
+
     def layers(self) -> None: ...
 
     def to_plain(self, extra: Any) -> Any:
