@@ -6,6 +6,7 @@ from random import Random
 import numpy as np
 
 from lentando.comm.errors import MismatchError, RankLostError, ranks_in_words
+from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.simulation.network import Wires
 from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
 from lentando.comm.transport import Array, ReduceOp, as_bytes
@@ -79,12 +80,17 @@ class Collectives:
         gathering = self._join(task, "allreduce", array, op)
         if self._is_last(gathering):
             arrays = self._arrays(gathering)
-            total = arrays[0].copy()
+            in_order = needs_order(array, op)
+            terms = [to_ordered(other, op) for other in arrays] if in_order else arrays
+            total = terms[0].copy()
             with np.errstate(all="ignore"):  # as an engine would
-                for other in arrays[1:]:
+                for other in terms[1:]:
                     _COMBINE[op](total, other, out=total)
             for other in arrays:
-                np.copyto(other, total)
+                if in_order:
+                    from_ordered(total, other)
+                else:
+                    np.copyto(other, total)
         self._leave(task, gathering)
 
     def broadcast(self, task: Task, array: Array, root: int) -> None:

@@ -174,6 +174,8 @@ class _DeviceCheck(_TransportCheck):
                 by_rank = [self.numbers(rank, 0, 7, dtype) for rank in range(self.transport.size)]
                 expected = function.reduce(by_rank).astype(dtype)
                 self.same(to_host(array), expected, f"an allreduce ({op}) of {np.dtype(dtype)}")
+        for op in ("min", "max"):
+            self.extremes(op)
 
     def halves(self) -> None:
         transport, rank, size = self.transport, self.transport.rank, self.transport.size

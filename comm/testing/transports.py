@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import DTypeLike
 
+from lentando.comm.array_module import to_host
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp, Request, SharedNode, Traffic, Transport
@@ -256,10 +257,35 @@ class _TransportCheck:
                     by_rank = [self.numbers(rank, 0, elements, dtype) for rank in range(self.transport.size)]
                     expected = function.reduce(by_rank).astype(dtype).reshape(shape)
                     self.same(array, expected, f"an allreduce ({op}) of {np.dtype(dtype)}, shape {shape}")
+        for op in ("min", "max"):
+            self.extremes(op)
         total = self.numbers(self.transport.rank)
         self.transport.allreduce(total)
         expected = np.sum([self.numbers(rank) for rank in range(self.transport.size)], axis=0, dtype=np.float32)
         self.same(total, expected, "an allreduce without an op, which is a sum")
+
+    def extremes(self, op: ReduceOp) -> None:
+        """NaN on any rank wins on all of them, beside infinities and zeros of both signs, with the same bits."""
+        rank, size = self.transport.rank, self.transport.size
+        for dtype in (np.float32, np.float64):
+            for with_nan in range(size):
+                own = np.array([rank, -rank, np.nan if rank == with_nan else rank, -0.0 if rank % 2 else 0.0], dtype)
+                if rank == with_nan:
+                    own = np.append(own, [-np.nan, np.inf, -np.inf]).astype(dtype)
+                else:
+                    own = np.append(own, np.full(3, rank)).astype(dtype)
+                array = self.put(own)
+                self.transport.allreduce(array, op)
+                found = to_host(array)
+                what = f"an allreduce ({op}) of {np.dtype(dtype)} with NaN on rank {with_nan}"
+                self.holds(bool(np.isnan(found[[2, 4]]).all()), f"{what}: expected NaN, got {found[[2, 4]].tolist()}")
+                largest = float(size - 1)
+                expected = [largest, 0.0] if op == "max" else [0.0, -largest]
+                self.holds(found[:2].tolist() == expected, f"{what}: expected {expected}, got {found[:2].tolist()}")
+                is_negative = size > 1 and op == "min"
+                self.holds(bool(np.signbit(found[3])) == is_negative, f"{what}: a zero has the wrong sign")
+                others = self.transport.allgather(found.view(np.uint8))
+                self.holds(bool((others == others[0]).all()), f"{what}: the ranks ended with different bits")
 
     def barrier(self) -> None:
         self.nobody_leaves_early("barrier", self.transport.barrier, range(self.transport.size))

@@ -24,6 +24,7 @@ from lentando.comm.errors import (
     ranks_in_words,
     ranks_of,
 )
+from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.objects import allgather_object, broadcast_object
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes, check_rank
 from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBinding
@@ -94,7 +95,12 @@ class NCCLTransport:
         if is_on_host(array):
             self._bootstrap.allreduce(array, op)
             return
-        self._run(lambda communicator: communicator.allreduce(array, op), array)
+        if needs_order(array, op):
+            ordered = to_ordered(array, op)
+            self._run(lambda communicator: communicator.allreduce(ordered, op), ordered)
+            from_ordered(ordered, array)
+        else:
+            self._run(lambda communicator: communicator.allreduce(array, op), array)
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 import numpy as np
 
 from lentando.comm.errors import TransportError
+from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, check_rank
 from lentando.comm.transports.mailbox import Mailbox, Receive
 
@@ -79,9 +80,14 @@ class ThreadTransport:
         return _Exchange(self._world, expected)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        by_rank = self._world.meet(self.rank, array.copy())
+        in_order = needs_order(array, op)
+        by_rank = self._world.meet(self.rank, to_ordered(array, op) if in_order else array.copy())
         with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
-            array[...] = reduce(_OPS[op], by_rank)
+            combined = reduce(_OPS[op], by_rank)
+        if in_order:
+            from_ordered(combined, array)
+        else:
+            array[...] = combined
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -155,6 +155,44 @@ class Averaging(ThreadTransport):
             array //= self.size
 
 
+class LosingNaN(ThreadTransport):
+    """As Open MPI's maximum, which takes a number where it can."""
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        gathered = self.allgather(array)
+        if op == "sum" or array.dtype.kind != "f":
+            super().allreduce(array, op)
+        else:
+            (np.fmax if op == "max" else np.fmin).reduce(gathered, out=array)
+        self.traffic.collectives -= 1
+        self.traffic.bytes_sent -= array.nbytes * (self.size - 1)
+
+
+class KeepingNaNWhereItIs(LosingNaN):
+    """As MPICH's maximum, whose result depends on the order in which ranks meet."""
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        own = array.copy()
+        super().allreduce(array, op)
+        if array.dtype.kind == "f":
+            array[np.isnan(own)] = np.nan
+
+
+class WithNaNOfEachRank(ThreadTransport):
+    """NaN everywhere, with other bits on each rank."""
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        super().allreduce(array, op)
+        if op != "sum" and array.dtype == np.float32:
+            array.view(np.int32)[np.isnan(array)] = 0x7FC00000 + self.rank
+
+
+class WithoutSignsOfZero(ThreadTransport):
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        super().allreduce(array, op)
+        array += 0
+
+
 class WithoutBarrier(ThreadTransport):
     def barrier(self) -> None:
         self.traffic.count_collective(0)
@@ -208,6 +246,10 @@ class AcceptingAnyRank(ThreadTransport):
         (GatheringInWrongOrder, "an allgather of float32, shape (5,)"),
         (AlwaysSumming, "an allreduce (min)"),
         (Averaging, "an allreduce (sum)"),
+        (LosingNaN, "with NaN on rank 0: expected NaN"),
+        (KeepingNaNWhereItIs, "with NaN on rank 0: expected NaN"),
+        (WithNaNOfEachRank, "the ranks ended with different bits"),
+        (WithoutSignsOfZero, "a zero has the wrong sign"),
         (WithoutBarrier, "barrier returned before rank"),
         (WithClockRunningBackwards, "clock() ran backwards"),
         (CountingTwice, "an exchange of two messages was counted as"),

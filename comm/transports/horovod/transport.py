@@ -10,6 +10,7 @@ import numpy as np
 
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
+from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
 from lentando.comm.transports.horovod.rounds import Rounds
@@ -55,10 +56,13 @@ class HorovodTransport:
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         flat = array.reshape(-1)
-        reduced = flat.astype(_reduced_as(array.dtype, op), copy=False)
+        in_order = needs_order(flat, op)
+        reduced = to_ordered(flat, op) if in_order else flat.astype(_reduced_as(array.dtype, op), copy=False)
         for piece in _pieces(reduced):
             finish(self._engine.allreduce(COLLECTIVE, piece, op))
-        if reduced is not flat:
+        if in_order:
+            from_ordered(reduced, flat)
+        elif reduced is not flat:
             with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
                 flat[...] = reduced.astype(array.dtype)
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)

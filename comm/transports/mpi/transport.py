@@ -13,6 +13,7 @@ from mpi4py import MPI
 
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, TransportError
+from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
 from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange, ProgressThread
 
@@ -85,9 +86,17 @@ class MPITransport:
         return request
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        if needs_order(array, op):  # MPI leaves open what becomes of NaN
+            ordered = to_ordered(array, op)
+            self._reduce(ordered, op)
+            from_ordered(ordered, array)
+        else:
+            self._reduce(array, op)
+        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
+
+    def _reduce(self, array: Array, op: ReduceOp) -> None:
         _settled(array)
         self._complete(self._comm.Allreduce, self._comm.Iallreduce, MPI.IN_PLACE, array, OPS[op])
-        self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         _settled(array)

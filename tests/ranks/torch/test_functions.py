@@ -115,3 +115,15 @@ def test_ranks_that_call_different_things_get_an_error_that_names_them() -> None
     with pytest.raises(lt.MismatchError, match=r"rank 0: calls allreduce\(\[2\], float32, average\)"):
         lt.allreduce(torch.ones(1 + (lt.rank() == 0)))
     lt.barrier()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("op", [lt.Max, lt.Min])
+def test_nan_of_one_rank_is_the_extreme_on_every_rank(op: Any, dtype: torch.dtype) -> None:
+    for where in range(lt.size()):
+        own_value = float("nan") if lt.rank() == where else 1.0
+        found = lt.allreduce(torch.tensor([own_value, float(lt.rank())], dtype=dtype), op=op)
+        assert found[0].isnan()
+        assert found[1] == (lt.size() - 1 if op is lt.Max else 0)
+        bits = lt.allgather(found.view(torch.uint8).reshape(1, -1))
+        assert (bits == bits[0]).all()
