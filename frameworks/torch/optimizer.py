@@ -21,13 +21,14 @@ from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
+from lentando.torch.wrapped import WrappedOptimizer
 
 __all__ = ["DistributedOptimizer"]
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
 
 
-class DistributedOptimizer(torch.optim.Optimizer):
+class DistributedOptimizer(WrappedOptimizer):
     """A PyTorch optimizer whose model is one of the job's replicas.
 
     Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are the base optimizer's own,
@@ -59,6 +60,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
     # Asks torch.amp.GradScaler to call step() always, and to tell about overflows: a rank that skipped a step by itself
     # would be a step behind the others.
     _step_supports_amp_scaling = True
+    found_inf: torch.Tensor | None = None  # set by it during a step, like the next
+    grad_scale: torch.Tensor | None = None
 
     def __init__(
         self,
@@ -80,7 +83,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         if isinstance(optimizer, DistributedOptimizer):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
-        self._base_optimizer = optimizer
+        super().__init__(optimizer)
+        self._step_outside_graph = torch.compiler.disable(DistributedOptimizer.step)  # type: ignore[no-untyped-call]
         self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
         if isinstance(base, AllReduce) and base.overlap and not self._model.is_on_host:
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
@@ -91,33 +95,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
         if isinstance(base_algorithm, EarlyGradients):
             gradients = self._model.flat_gradients
             self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
-        # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
-        # profiler scope, which costs more than all that is done here between outer steps.
-
-    @property
-    def base_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that was wrapped."""
-        return self._base_optimizer
 
     @property
     def period(self) -> int | None:
         """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
         return self._replica.period
-
-    @property
-    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
-        """The base optimizer's list itself."""
-        return self._base_optimizer.param_groups
-
-    @property
-    def state(self) -> Any:  # type: ignore[override]
-        """The base optimizer's state itself."""
-        return self._base_optimizer.state
-
-    @property
-    def defaults(self) -> dict[str, Any]:  # type: ignore[override]
-        """The base optimizer's defaults themselves."""
-        return self._base_optimizer.defaults
 
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Take one inner step, and the outer step if it is due.
@@ -134,6 +116,8 @@ class DistributedOptimizer(torch.optim.Optimizer):
             ConfigurationError: if the wrapped parameters were replaced, the loss is needed and missing, or there is a
                 closure for ``AllReduce`` inside ``join``.
         """
+        if torch.compiler.is_dynamo_compiling():
+            return self._step_outside_graph(self, closure, loss=loss)
         replica = self._replica
         if closure is not None:
             self._check_joinable("step(closure), which may average gradients several times in a step,")
@@ -143,7 +127,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
             if not overflow or replica.needs_loss:  # of a step that is not taken it may well be infinite
                 replica.record_loss(loss)
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
-        replica.settle_deferred(expected=getattr(self, "found_inf", None) is not None)
+        replica.settle_deferred(expected=self.found_inf is not None)
         if closure is not None:
             closure = self._observed(closure, record=loss is None)
         elif replica.averages_gradients and not are_averaged:
@@ -157,10 +141,6 @@ class DistributedOptimizer(torch.optim.Optimizer):
         replica.after_step()
         replica.stop_if_agreed()
         return result
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the base optimizer's."""
-        self._base_optimizer.zero_grad(set_to_none)
 
     def synchronize(self) -> None:
         """Average the gradients now, to clip them before ``step``, which will not average them again."""
@@ -225,7 +205,9 @@ class DistributedOptimizer(torch.optim.Optimizer):
         Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves its own.
         ``torch.load(..., weights_only=True)`` reads it.
         """
-        return {**self._base_optimizer.state_dict(), "lentando": to_torch(copied(self._replica.state_dict()))}
+        self._run_hooks("before state_dict")
+        state = {**self._base_optimizer.state_dict(), "lentando": to_torch(copied(self._replica.state_dict()))}
+        return self._replaced_by_hooks("after state_dict", state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, bit for bit, once the model's own state has been loaded too.
@@ -233,6 +215,7 @@ class DistributedOptimizer(torch.optim.Optimizer):
         Raises:
             ConfigurationError: if the state is another rank's, or of another model, method or world size.
         """
+        state_dict = self._replaced_by_hooks("before load", state_dict.copy())
         if "lentando" not in state_dict:
             raise ConfigurationError(
                 "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from a "
@@ -240,18 +223,11 @@ class DistributedOptimizer(torch.optim.Optimizer):
             )
         self._replica.load_state_dict(to_plain(state_dict["lentando"]))
         self._base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "lentando"})
+        self._run_hooks("after load")
 
     def training(self) -> TorchTraining:
         """Model, optimizer and replica as checkpoints see them."""
         return TorchTraining(self._replica, self._model)
-
-    def register_step_pre_hook(self, hook: Any) -> Any:
-        """A hook of the base optimizer: called before its step."""
-        return self._base_optimizer.register_step_pre_hook(hook)
-
-    def register_step_post_hook(self, hook: Any) -> Any:
-        """A hook of the base optimizer: called after its step, and before an outer step that is due."""
-        return self._base_optimizer.register_step_post_hook(hook)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Not possible once wrapped: the flat buffers are laid out at construction."""
@@ -261,6 +237,10 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self._base_optimizer!r})"
+
+    def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
+        with self._replica.weights_changed_by(f"{name}()"):
+            return method()
 
     def _average_gradients(self, loss: float | None, overflow: bool, defer: bool = False) -> tuple[float, bool]:
         """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
@@ -311,16 +291,20 @@ class DistributedOptimizer(torch.optim.Optimizer):
 
     def _unscale(self) -> bool:
         """Do what ``torch.amp.GradScaler`` leaves to this optimizer; tells whether the gradients overflowed here."""
-        found_inf = getattr(self, "found_inf", None)
+        found_inf = self.found_inf
         if found_inf is None:
             return False
-        scale = getattr(self, "grad_scale", None)  # None if the user has called scaler.unscale_()
+        scale = self.grad_scale  # None if the user has called scaler.unscale_()
         if scale is not None:
             for group in self.param_groups:
                 for parameter in group["params"]:
                     if parameter.grad is not None:
                         parameter.grad.div_(scale)
         return bool(found_inf.item())
+
+
+DistributedOptimizer.step.hooked = True  # type: ignore[attr-defined]
+# Torch puts no profiler scope round a step with this mark, which would need what its own constructor makes.
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:

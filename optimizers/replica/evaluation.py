@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import sqrt
 
 import numpy as np
@@ -27,11 +27,15 @@ class Evaluation:
         plan: what the replica is made of.
         messages: precede what is averaged.
         timing: does not count it.
+
+    Attributes:
+        is_open: whether the model holds the average now.
     """
 
     plan: Plan
     messages: Messages
     timing: Timing
+    is_open: bool = field(default=False, init=False)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
@@ -57,9 +61,11 @@ class Evaluation:
         self.messages.together(attempt, put_back)
         plan.framework.store()
         recoveries = plan.recoveries
+        self.is_open = True
         try:
             yield
         finally:
+            self.is_open = False
             put_back()
             if plan.recoveries != recoveries:  # which took the average for this replica's parameters
                 plan.base.follow()

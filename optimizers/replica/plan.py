@@ -60,6 +60,12 @@ class Plan:
         self.base.drain()
         self.framework.store()
 
+    def continue_from_weights(self) -> None:
+        """The weights of this rank were changed between steps: gossip continues from what they are now."""
+        self.framework.load()
+        self.base.follow()
+        self.framework.store()
+
     def recover(self) -> None:
         """Ranks have died: plan anew what was planned with them. Collective over those that live.
 

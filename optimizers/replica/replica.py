@@ -263,6 +263,24 @@ class Replica:
         """
         return self._evaluation.consensus_distance()
 
+    @contextmanager
+    def weights_changed_by(self, what: str) -> Iterator[None]:
+        """Let the block change the weights of this rank between steps, and continue from them.
+
+        Args:
+            what: changes them; for the error message.
+
+        Raises:
+            ConfigurationError: inside ``averaged()``, whose end restores the weights of before.
+        """
+        if self._evaluation.is_open:
+            raise ConfigurationError(
+                f"{what} is not possible inside averaged(): it changes the weights, and the end of the block restores "
+                "those of before. Call it before the block, and the average is one of the changed weights"
+            )
+        yield
+        self._plan.continue_from_weights()
+
     def drain(self) -> None:
         """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
         self._plan.drain()

@@ -1,0 +1,151 @@
+"""What a ``torch.optim.Optimizer`` that wraps another one has to offer beside its step."""
+
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch.utils.hooks import RemovableHandle
+
+from lentando.comm.errors import ConfigurationError
+
+__all__ = ["WrappedOptimizer"]
+
+MODES = ("train", "eval")
+"""Methods that some optimizers have because their weights differ between training and evaluation (schedulefree)."""
+
+Hooks = OrderedDict[int, Callable[..., Any]]
+
+
+class WrappedOptimizer(torch.optim.Optimizer):
+    """Passes the public attributes of ``torch.optim.Optimizer`` on to the base optimizer. Subclasses define ``step``.
+
+    Args:
+        optimizer: the base optimizer.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
+        # profiler scope, which costs more than all that is done in step() between outer steps.
+        self._base_optimizer = optimizer
+        self._hooks: dict[str, Hooks] = {
+            when: OrderedDict() for when in ("before state_dict", "after state_dict", "before load", "after load")
+        }
+
+    @property
+    def base_optimizer(self) -> torch.optim.Optimizer:
+        """The optimizer that was wrapped."""
+        return self._base_optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        """The base optimizer's list itself. Another list that is assigned becomes the base optimizer's."""
+        return self._base_optimizer.param_groups
+
+    @param_groups.setter
+    def param_groups(self, groups: list[dict[str, Any]]) -> None:
+        if not isinstance(groups, list) or not all(isinstance(group, dict) and "params" in group for group in groups):
+            raise ConfigurationError(
+                "param_groups must be a list of dicts that have an entry 'params' each, as a torch.optim.Optimizer has "
+                f"it, got {type(groups).__name__}"
+            )
+        self._base_optimizer.param_groups = groups
+
+    @property
+    def state(self) -> Any:
+        """The base optimizer's state itself. Another one that is assigned becomes the base optimizer's."""
+        return self._base_optimizer.state
+
+    @state.setter
+    def state(self, state: Any) -> None:
+        self._base_optimizer.state = state
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The base optimizer's defaults themselves."""
+        return self._base_optimizer.defaults
+
+    @defaults.setter
+    def defaults(self, defaults: dict[str, Any]) -> None:
+        self._base_optimizer.defaults = defaults
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """As the base optimizer's."""
+        self._base_optimizer.zero_grad(set_to_none)
+
+    def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
+        """A hook of the base optimizer: called before its step."""
+        return self._base_optimizer.register_step_pre_hook(hook)
+
+    def register_step_post_hook(self, hook: Any) -> RemovableHandle:
+        """A hook of the base optimizer: called after its step, and before an outer step that is due."""
+        return self._base_optimizer.register_step_post_hook(hook)
+
+    def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """``hook(optimizer)`` is called before ``state_dict()``."""
+        return self._register("before state_dict", hook, prepend)
+
+    def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """``hook(optimizer, state_dict)`` is called after ``state_dict()``, and may return another one in its place."""
+        return self._register("after state_dict", hook, prepend)
+
+    def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """``hook(optimizer, state_dict)`` is called before ``load_state_dict()``, and may return another one to load.
+
+        It is given a shallow copy of the state.
+        """
+        return self._register("before load", hook, prepend)
+
+    def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
+        """``hook(optimizer)`` is called after ``load_state_dict()``."""
+        return self._register("after load", hook, prepend)
+
+    def _register(self, when: str, hook: Callable[..., Any], prepend: bool) -> RemovableHandle:
+        hooks = self._hooks[when]
+        handle = RemovableHandle(hooks)
+        hooks[handle.id] = hook
+        if prepend:
+            hooks.move_to_end(handle.id, last=False)
+        return handle
+
+    def _run_hooks(self, when: str) -> None:
+        for hook in tuple(self._hooks[when].values()):
+            hook(self)
+
+    def _replaced_by_hooks(self, when: str, state_dict: dict[str, Any]) -> dict[str, Any]:
+        for hook in tuple(self._hooks[when].values()):
+            replacement = hook(self, state_dict)
+            if replacement is not None:
+                state_dict = replacement
+        return state_dict
+
+    def __getattr__(self, name: str) -> Any:
+        """The methods ``train`` and ``eval``, if the base optimizer has them; only called for what is not there."""
+        if name in MODES and callable(method := getattr(self.__dict__.get("_base_optimizer"), name, None)):
+            return lambda: self._set_mode(method, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
+        """Call the base optimizer's ``train`` or ``eval``, which changes the weights."""
+        return method()
+
+    def __reduce_ex__(self, protocol: Any) -> NoReturn:
+        """Refuse ``copy.copy``, ``copy.deepcopy`` and pickling, also of a scheduler that holds this optimizer.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(
+            f"a {type(self).__name__} cannot be copied or pickled, nor can a scheduler that holds it: it belongs to "
+            "the ranks of this job and to the memory of its model. To save it, use lt.save, or state_dict() of the "
+            "optimizer and of the scheduler; to copy the model with its optimizer, use copy.deepcopy((model, "
+            "optimizer.base_optimizer))"
+        )
+
+    def __setstate__(self, state: Any) -> NoReturn:
+        """Refuse what was pickled all the same.
+
+        Raises:
+            ConfigurationError: always.
+        """
+        raise ConfigurationError(f"a {type(self).__name__} cannot be unpickled: make it anew, and load a state dict")
