@@ -26,7 +26,7 @@ from lentando.comm.transport import Array, Transport
 from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.join import Share
 from lentando.optimizers.non_finite import ADVICE
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.outer_rule import OuterRule
 
 __all__ = ["OuterStep"]
 
@@ -37,7 +37,7 @@ class OuterStep:
     Args:
         transport: ranks that take part.
         buffers: what is averaged, in place.
-        rule: slow momentum; None adopts the average as it is.
+        rule: slow momentum, or another rule; None adopts the average as it is.
         exact_average: False applies the rule to each replica's own parameters instead, and sends nothing (SlowMo's
             section 6, "SGP-SlowMo-noaverage").
         algorithm: how the average is formed.
@@ -47,7 +47,7 @@ class OuterStep:
         self,
         transport: Transport,
         buffers: Sequence[FlatBuffer],
-        rule: SlowMomentum | None,
+        rule: OuterRule | None,
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
     ) -> None:
@@ -163,7 +163,7 @@ class OuterStep:
 class _Shard:
     """This rank's part of one buffer."""
 
-    def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: SlowMomentum | None) -> None:
+    def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: OuterRule | None) -> None:
         self.buffer = buffer
         self.start = reduction.shard.start
         self._reduction = reduction
@@ -174,7 +174,7 @@ class _Shard:
         dtype = accumulator_dtype(buffer.array.dtype)
         self.anchor: Array | None = None if rule is None else self._module.empty(self._own.size, dtype)
         self.slow_buffer: Array | None = None
-        if rule is not None and rule.slow_momentum > 0:
+        if rule is not None and rule.keeps_momentum:
             self.slow_buffer = self._module.zeros(self._own.size, dtype)
         # Memory for every step anew would cost more than the arithmetic: the system clears each page of it.
         longest = next(blocks(self._own), slice(0, 0)).stop

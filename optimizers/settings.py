@@ -10,8 +10,8 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.non_finite import OnNonFinite
+from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_loss
-from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.optimizers.words import UNSAID, in_words
 
 __all__ = ["BaseBuffers", "Settings"]
@@ -25,7 +25,7 @@ class Settings:
 
     Args:
         base: what they say to each other at each inner step.
-        outer: slow momentum at each outer step; None adopts the exact average.
+        outer: slow momentum, or another rule, at each outer step; None adopts the exact average.
         period: inner steps between outer steps, or a schedule of them; None for no outer steps.
         base_buffers: what an outer step does to the base optimizer's own state: "reset" makes it new, "maintain" leaves
             it, "average" averages its buffers over the ranks.
@@ -40,7 +40,7 @@ class Settings:
     """
 
     base: BaseAlgorithm = AllReduce()
-    outer: SlowMomentum | None = None
+    outer: OuterRule | None = None
     period: PeriodSetting = None
     base_buffers: BaseBuffers = "maintain"
     exact_average: bool = True

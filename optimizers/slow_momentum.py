@@ -25,8 +25,10 @@ class SlowMomentum:
         u_{t+1}   = beta u_t + (x_{t,0} - xbar) / gamma_t
         x_{t+1,0} = x_{t,0} - alpha gamma_t u_{t+1}
 
-    With ``nesterov`` the step is along beta u_{t+1} + (x_{t,0} - xbar) / gamma_t instead, as DiLoCo's outer optimizer
-    (arXiv 2311.08105) takes it. u does not depend on the learning rate, so schedules may change it from round to round.
+    With ``nesterov`` the step is along beta u_{t+1} + (x_{t,0} - xbar) / gamma_t instead. u does not depend on the
+    learning rate, so schedules may change it from round to round; gamma_t is the mean of the learning rates with which
+    the round's steps were taken, for each parameter group. DiLoCo's outer optimizer (arXiv 2311.08105) does not divide
+    by it: that is ``OuterSGD``, which is equal to this rule only while the learning rate stays constant.
 
     Special cases: (1, 0) is Local SGD; (1, beta > 0) over Local SGD is BMUF; one worker with beta = 0 and slow_lr < 1
     is Lookahead.
@@ -53,6 +55,10 @@ class SlowMomentum:
             raise ConfigurationError(
                 "nesterov=True needs slow_momentum > 0: without momentum there is nothing to look along"
             )
+
+    @property
+    def keeps_momentum(self) -> bool:
+        return self.slow_momentum > 0
 
     def step(
         self,

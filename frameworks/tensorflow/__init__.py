@@ -38,6 +38,7 @@ from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.join import join
+from lentando.optimizers.outer_sgd import OuterSGD
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.callbacks import (
@@ -55,7 +56,7 @@ from lentando.tensorflow.functions import (
     broadcast_variables,
 )
 from lentando.tensorflow.layers import layers
-from lentando.tensorflow.methods import AdaComm, SlowMo
+from lentando.tensorflow.methods import AdaComm, DiLoCo, SlowMo
 from lentando.tensorflow.optimizer import DistributedOptimizer
 
 __all__ = [
@@ -72,6 +73,7 @@ __all__ = [
     "Complete",
     "ConfigurationError",
     "Decision",
+    "DiLoCo",
     "DistributedGradientTape",
     "DistributedOptimizer",
     "FixedPeriod",
@@ -92,6 +94,7 @@ __all__ = [
     "NonFiniteError",
     "NotInitializedError",
     "OnePeerExponential",
+    "OuterSGD",
     "PPeerExponential",
     "Period",
     "PostLocal",

@@ -9,16 +9,17 @@ from lentando.optimizers.adacomm import adacomm
 from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
 from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.non_finite import OnNonFinite
+from lentando.optimizers.outer_sgd import OuterSGD
 from lentando.optimizers.period import Period
 from lentando.optimizers.settings import BaseBuffers
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.optimizer import DistributedOptimizer
 
-__all__ = ["AdaComm", "SlowMo"]
+__all__ = ["AdaComm", "DiLoCo", "SlowMo"]
 
 
 def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | str,
     *,
     model: keras.Model | None = None,
     base: BaseAlgorithm = LocalSGD(),
@@ -35,13 +36,14 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
 
     Args:
-        optimizer: the base optimizer.
+        optimizer: the base optimizer, or its name in Keras (``"adam"``).
         model: see ``DistributedOptimizer``, like every argument that is not listed here.
         base: what replicas say to each other between outer steps.
         period: inner steps between outer steps (tau). The paper's: 12 for Local SGD, 48 over gossip.
-        slow_lr: alpha; 1 is consistently best in the paper.
+        slow_lr: alpha; 1 is consistently best in the paper. The paper's gamma, by which slow momentum is divided and
+            multiplied, is the mean of the learning rates with which the round's steps were taken.
         slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
-        nesterov: look ahead, as DiLoCo's outer optimizer does.
+        nesterov: look ahead along the slow momentum. For DiLoCo use ``DiLoCo``, whose rule does not divide by the rate.
         exact_average: see there.
         base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
         algorithm: see there.
@@ -62,8 +64,61 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     )
 
 
+def DiLoCo(  # noqa: N802 - reads as the optimizer that it makes
+    optimizer: keras.optimizers.Optimizer | str,
+    *,
+    model: keras.Model | None = None,
+    base: BaseAlgorithm = LocalSGD(),
+    period: int | Period = 500,
+    outer_lr: float = 0.7,
+    outer_momentum: float = 0.9,
+    nesterov: bool = True,
+    base_buffers: BaseBuffers = "maintain",
+    algorithm: Algorithm = "auto",
+    on_nonfinite: OnNonFinite = "raise",
+    mapping: Mapping | None = None,
+) -> DistributedOptimizer:
+    """DiLoCo (Douillard et al., arXiv 2311.08105): long rounds of local steps, then SGD with Nesterov momentum outside.
+
+    A setting of ``DistributedOptimizer`` with ``OuterSGD``: the outer step is that of ``torch.optim.SGD`` on anchor -
+    average. It is not scaled by the inner learning rate, so that inner schedules leave it as it is, and the inner
+    optimizer keeps its state.
+
+    The paper's inner optimizer is AdamW(lr=4e-4, weight_decay=0.1), with warm-up and cosine decay. MuLoCo (arXiv
+    2505.23725) is the same with Muon inside and shorter rounds: ``period=30``, with ``outer_lr=0.7,
+    outer_momentum=0.5`` in a published speed record.
+
+    Args:
+        optimizer: the base (inner) optimizer, or its name in Keras (``"adamw"``).
+        model: see ``DistributedOptimizer``, like every argument that is not listed here.
+        base: what replicas say to each other between outer steps; the paper's say nothing.
+        period: inner steps between outer steps (the paper's H).
+        outer_lr: outer learning rate, > 0; 1 without momentum adopts the average.
+        outer_momentum: outer momentum, >= 0 and < 1.
+        nesterov: look ahead along the outer momentum; False for outer momentum 0.
+        base_buffers: see there; the paper keeps the inner optimizer's state ("maintain").
+        algorithm: see there.
+        on_nonfinite: see there.
+        mapping: see there.
+
+    Raises:
+        ConfigurationError: for values outside these ranges.
+    """
+    return DistributedOptimizer(
+        optimizer,
+        model=model,
+        base=base,
+        outer=OuterSGD(outer_lr, outer_momentum, nesterov),
+        period=period,
+        base_buffers=base_buffers,
+        algorithm=algorithm,
+        on_nonfinite=on_nonfinite,
+        mapping=mapping,
+    )
+
+
 def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
-    optimizer: keras.optimizers.Optimizer,
+    optimizer: keras.optimizers.Optimizer | str,
     *,
     model: keras.Model | None = None,
     mapping: Mapping | None = None,
@@ -74,7 +129,7 @@ def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
     A setting of ``DistributedOptimizer``. Every step must be given its training loss, which ``model.fit`` does.
 
     Args:
-        optimizer: the base optimizer.
+        optimizer: the base optimizer, or its name in Keras (``"adam"``).
         model: see ``DistributedOptimizer``.
         mapping: see there.
         options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,

@@ -15,11 +15,11 @@ from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.non_finite import OnNonFinite
+from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting, needs_loss
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
-from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, record_loss, unconverted
@@ -42,11 +42,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
 
     Args:
-        optimizer: the base optimizer.
+        optimizer: the base optimizer; or what ``keras.optimizers.get`` makes one of, such as ``"adam"``.
         model: the model, whose floating-point statistics (of BatchNorm) are averaged at outer steps, and whose frozen
             and integer weights are taken over from rank 0.
         base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
-        outer: ``SlowMomentum(...)`` at each outer step, or None to adopt the exact average.
+        outer: ``SlowMomentum(...)`` or ``OuterSGD(...)`` at each outer step, or None to adopt the exact average.
         period: inner steps between outer steps, or a ``Period``; None for no outer steps.
         base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
@@ -65,11 +65,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
 
     def __init__(
         self,
-        optimizer: keras.optimizers.Optimizer,
+        optimizer: keras.optimizers.Optimizer | str,
         *,
         model: keras.Model | None = None,
         base: BaseAlgorithm = AllReduce(),
-        outer: SlowMomentum | None = None,
+        outer: OuterRule | None = None,
         period: PeriodSetting = None,
         base_buffers: BaseBuffers = "maintain",
         exact_average: bool = True,
@@ -82,6 +82,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         _check_surroundings()
         if isinstance(base, AllReduce) and base.overlap:
             raise ConfigurationError("AllReduce(overlap=True) is PyTorch's: leave overlap out")
+        if isinstance(optimizer, str):
+            optimizer = _named(optimizer)
         if not isinstance(optimizer, keras.optimizers.Optimizer):
             raise ConfigurationError(
                 f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"
@@ -385,6 +387,17 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """The loss that ``scale_loss`` was given for this step, if it was, in this graph."""
         noted, self._scaled_loss = self._scaled_loss, None
         return noted[1] if noted is not None and noted[0] is _current_graph() else None
+
+
+def _named(name: str) -> keras.optimizers.Optimizer:
+    """The optimizer that Keras calls so, with Keras's default settings."""
+    try:
+        return keras.optimizers.get(name)
+    except ValueError as error:
+        raise ConfigurationError(
+            f"Keras knows no optimizer {name!r}: expected a name that keras.optimizers.get takes, such as 'adam', or a "
+            "Keras optimizer"
+        ) from error
 
 
 def _check_surroundings() -> None:

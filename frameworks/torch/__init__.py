@@ -38,6 +38,7 @@ from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.join import join
+from lentando.optimizers.outer_sgd import OuterSGD
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.functions import (
@@ -52,7 +53,7 @@ from lentando.torch.functions import (
     broadcast_parameters,
 )
 from lentando.torch.layers import layers
-from lentando.torch.methods import AdaComm, SlowMo
+from lentando.torch.methods import AdaComm, DiLoCo, SlowMo
 from lentando.torch.optimizer import DistributedOptimizer
 
 __all__ = [
@@ -68,6 +69,7 @@ __all__ = [
     "Complete",
     "ConfigurationError",
     "Decision",
+    "DiLoCo",
     "DistributedOptimizer",
     "FixedPeriod",
     "FromGraph",
@@ -85,6 +87,7 @@ __all__ = [
     "NonFiniteError",
     "NotInitializedError",
     "OnePeerExponential",
+    "OuterSGD",
     "PPeerExponential",
     "Period",
     "PostLocal",

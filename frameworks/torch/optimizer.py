@@ -12,11 +12,11 @@ from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients
 from lentando.optimizers.non_finite import OnNonFinite
+from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
-from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
 from lentando.torch.model import TorchModel
@@ -41,7 +41,7 @@ class DistributedOptimizer(WrappedOptimizer):
             parameters and integer buffers are taken over from rank 0, and whose names appear in messages.
         named_parameters: names for messages without a ``model``, as Horovod takes them.
         base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
-        outer: ``SlowMomentum(...)`` at each outer step, or None to adopt the exact average.
+        outer: ``SlowMomentum(...)`` or ``OuterSGD(...)`` at each outer step, or None to adopt the exact average.
         period: inner steps between outer steps, or a ``Period``; None for no outer steps.
         base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
@@ -70,7 +70,7 @@ class DistributedOptimizer(WrappedOptimizer):
         model: torch.nn.Module | None = None,
         named_parameters: NamedParameters | None = None,
         base: BaseAlgorithm = AllReduce(),
-        outer: SlowMomentum | None = None,
+        outer: OuterRule | None = None,
         period: PeriodSetting = None,
         base_buffers: BaseBuffers = "maintain",
         exact_average: bool = True,

@@ -19,6 +19,7 @@ from lentando.comm.topology import Complete, Ring
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.outer_sgd import OuterSGD
 from lentando.optimizers.slow_momentum import SlowMomentum
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -28,7 +29,8 @@ METHODS: dict[str, dict[str, Any]] = {
     "SlowMo": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum()},
     "SlowMo, slow_lr": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum(0.7, 0.6)},
     "Lookahead": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum(0.5, 0.0)},
-    "DiLoCo": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum(0.7, 0.9, nesterov=True)},
+    "DiLoCo": {"base": LocalSGD(), "period": 3, "outer": OuterSGD(0.7, 0.9, nesterov=True)},
+    "SlowMo, Nesterov": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum(0.7, 0.9, nesterov=True)},
     "no exact average": {"base": SGP(), "period": 3, "outer": SlowMomentum(), "exact_average": False},
     "average of base buffers": {"base": LocalSGD(), "period": 3, "base_buffers": "average"},
     "SGP": {"base": SGP()},

@@ -5,6 +5,7 @@ from typing import Any
 from lentando.optimizers.adacomm import AdaptivePeriod
 from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.outer_sgd import OuterSGD
 from lentando.optimizers.period import PostLocal
 from lentando.optimizers.slow_momentum import SlowMomentum
 
@@ -25,7 +26,7 @@ def methods() -> dict[str, dict[str, Any]]:
         "slowmo": {"base": LocalSGD(), "base_buffers": "reset", **slow},
         "bmuf": {"base": LocalSGD(), "base_buffers": "maintain", **slow},
         "lookahead": {"base": LocalSGD(), "outer": SlowMomentum(0.5, 0.0), "period": ROUND},
-        "diloco": {"base": LocalSGD(), "outer": SlowMomentum(0.7, 0.9, nesterov=True), "period": ROUND},
+        "diloco": {"base": LocalSGD(), "outer": OuterSGD(0.7, 0.9, nesterov=True), "period": ROUND},
         "slowmo over allreduce": {"base": AllReduce(), **slow},
         "slowmo over sgp": {"base": SGP(), **slow},
         "slowmo over osgp": {"base": OSGP(staleness=1, deterministic=True), "base_buffers": "average", **slow},

@@ -77,6 +77,33 @@ def slowmo(
     return Outcome(x, u)
 
 
+def diloco(
+    workers: int,
+    steps: int,
+    start: Vector,
+    gradient: Gradient,
+    period: int,
+    learning_rates: Callable[[int], Any],
+    outer_lr: float,
+    outer_momentum: float,
+    nesterov: bool = True,
+) -> Vector:
+    """DiLoCo (arXiv 2311.08105) over plain SGD, with the outer step as torch documents its SGD; shape (dimension,)."""
+    anchor, velocity = start.copy(), np.zeros_like(start)
+    for first in range(0, steps, period):
+        moved = []
+        for worker in range(workers):
+            x = anchor.copy()
+            for step in range(first, min(first + period, steps)):
+                x = x - learning_rates(step) * gradient(worker, step, x)
+            moved.append(anchor - x)
+        outer_gradient = np.mean(moved, axis=0)
+        velocity = outer_momentum * velocity + outer_gradient
+        direction = outer_gradient + outer_momentum * velocity if nesterov else velocity
+        anchor = anchor - outer_lr * direction
+    return anchor
+
+
 def uneven_slowmo(
     counts: Sequence[int],
     start: Vector,

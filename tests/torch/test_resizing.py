@@ -152,10 +152,10 @@ def test_missing_part_is_refused_on_every_rank(four: Path, tmp_path: Path) -> No
 
 
 def test_one_rank_becomes_three(tmp_path: Path) -> None:
-    wanted = [f"{method}:{STEPS[1]}" for method in ("slowmo", "slowmo over osgp", "allreduce")]
+    wanted = [f"{method}:{STEPS[1]}" for method in ("slowmo", "diloco", "slowmo over osgp", "allreduce")]
     run(1, "save", tmp_path, wanted)
     run(3, "load", tmp_path, wanted)
-    for method in ("slowmo", "slowmo over osgp", "allreduce"):
+    for method in ("slowmo", "diloco", "slowmo over osgp", "allreduce"):
         (before,) = left(tmp_path, f"{method} {STEPS[1]} on 1")
         after = left(tmp_path, f"{method} {STEPS[1]} on 3")
         for arrays in after:
