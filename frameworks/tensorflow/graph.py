@@ -1,7 +1,9 @@
 """How a graph calls Python, and how it counts the steps that Python need not hear of."""
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from math import isfinite, nan
+from threading import Lock, get_ident
 from typing import Any, Literal, TypeVar, cast
 
 import tensorflow as tf
@@ -37,6 +39,9 @@ def call_python(
 ) -> list[Any]:
     """Let the graph that is being traced call a Python function.
 
+    All such calls of a graph, and of the functions, branches and loops inside it, run one after the other in the order
+    of the program: what they send and receive is paired with the other ranks' by order.
+
     Args:
         function: takes the inputs as eager tensors; returns as many tensors or arrays as there are ``outputs``.
         touched: the variables that it reads or changes. What the graph did to them before is done when it is called,
@@ -44,15 +49,59 @@ def call_python(
         inputs: tensors of the graph.
         outputs: dtypes.
     """
-    handles = [variable.handle for variable in touched]
+    handles = [variable.handle for variable in (_order_token(), *touched)]
 
     def called(*arguments: Any) -> Any:
-        return function(*arguments[len(handles) :])
+        with _one_thread_at_a_time:
+            return function(*arguments[len(handles) :])
 
     # Shown by XLA, which has no way to call Python, when it refuses.
     name = "Lentando_communicates_from_Python_which_needs_jit_compile_False"
     found = tf.py_function(called, [*handles, *inputs], list(outputs), name=name)
     return list(found) if outputs else []
+
+
+class _OneThreadAtATime:
+    """A block in which only one thread may be at a time. Unlike a lock it does not wait, because the order would vary.
+
+    Raises:
+        ConfigurationError: if another thread is inside.
+    """
+
+    def __init__(self) -> None:
+        self._inside = Lock()
+        self._thread: int | None = None
+        self._depth = 0
+
+    def __enter__(self) -> None:
+        if self._thread != get_ident():
+            if not self._inside.acquire(blocking=False):
+                raise ConfigurationError(
+                    "two threads communicate at the same time, so that what they send may be paired with other values "
+                    "on the other ranks: call functions that communicate from one thread, and not in tf.data pipelines"
+                )
+            self._thread = get_ident()
+        self._depth += 1
+
+    def __exit__(self, *error: object) -> None:
+        self._depth -= 1
+        if not self._depth:
+            self._thread = None
+            self._inside.release()
+
+
+_one_thread_at_a_time = _OneThreadAtATime()
+
+
+@cache
+def _order_token() -> Any:
+    """A variable that every call of Python appears to change, so that TensorFlow keeps these calls in program order.
+
+    TensorFlow orders operations that use the same variable. Two calls without a variable in common, such as the steps
+    of two optimizers, it runs in any order, also at the same time.
+    """
+    with tf.init_scope(), tf.device("CPU:0"):
+        return tf.Variable(initial_value=False, trainable=False, name="order_of_communication")
 
 
 def check_can_wait(transport: Transport) -> None:
