@@ -1,4 +1,4 @@
-"""Torch tensors as NumPy or CuPy arrays and back, sharing memory; bfloat16, which NumPy lacks, included."""
+"""Torch tensors as NumPy or CuPy arrays and back, sharing memory; bfloat16 and float8, which NumPy lacks, included."""
 
 import warnings
 from typing import Any
@@ -6,20 +6,60 @@ from typing import Any
 import numpy as np
 import torch
 
-from lentando.comm.dtypes import bfloat16
+from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["as_array", "as_device_array", "as_tensor", "dtype_name", "share_stream"]
+__all__ = ["as_array", "as_device_array", "as_tensor", "dtype_name", "new_tensor", "share_stream"]
+
+
+class _Described:
+    """The memory of a CPU tensor, described to NumPy, which keeps this object as long as the array lives.
+
+    ``Tensor.numpy()`` would do, but forbids the tensor's storage to be resized, for good and for every tensor that
+    shares it: nothing that is only sent or saved may change in this way.
+
+    Args:
+        tensor: it stays alive as long as this object.
+        dtype: one of NumPy's own dtypes, of the size of the tensor's.
+    """
+
+    def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),  # False: it may be written to
+            "typestr": dtype.str,
+            "shape": tuple(tensor.shape),
+            "strides": tuple(step * dtype.itemsize for step in tensor.stride()),
+        }
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """The memory of a CPU tensor as an array. Keeps shape and strides."""
-    tensor = tensor.detach()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(bfloat16)
-    array: Array = tensor.numpy()
-    return array
+    """The memory of a CPU tensor as an array of the same shape, strides and dtype (bfloat16 and float8 from ml_dtypes).
+
+    The tensor stays as it is, resizable if it was. While the array is in use it must not be resized. A tensor whose
+    conjugate or negative has not been computed yet (``Tensor.is_conj()``, ``Tensor.is_neg()``) is copied.
+
+    Raises:
+        ConfigurationError: for a tensor without memory of its own (sparse, quantized, on the meta device, a wrapper
+            such as ``DTensor``), or of a dtype that NumPy and ml_dtypes lack.
+    """
+    tensor = tensor.detach().resolve_conj().resolve_neg()
+    name = dtype_name(tensor)
+    if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
+        kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, on device {tensor.device}"
+        raise ConfigurationError(f"expected a dense tensor in host memory, found one of {name} that is {kind}")
+    try:
+        dtype = numpy_dtype(name)
+    except TypeError:
+        raise ConfigurationError(f"tensors of {name} can be neither sent nor saved: convert them first") from None
+    if tensor.numel() == 0:
+        return np.zeros(tuple(tensor.shape), dtype)
+    if tensor.data_ptr() == 0:
+        raise ConfigurationError(f"expected a tensor with memory of its own, found {type(tensor).__name__} without")
+    own = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
+    return np.asarray(_Described(tensor, own)).view(dtype)
 
 
 def as_device_array(tensor: torch.Tensor) -> Array:
@@ -63,10 +103,16 @@ def share_stream(device: torch.device) -> None:
 
 
 def as_tensor(array: Array) -> torch.Tensor:
-    """The memory of an array as a CPU tensor."""
-    if array.dtype == bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
+    """The memory of an array as a CPU tensor, which cannot be resized."""
+    if array.dtype.isbuiltin == 1:
+        return torch.from_numpy(array)
+    dtype: torch.dtype = getattr(torch, array.dtype.name)
+    return torch.from_numpy(array.view(f"u{array.dtype.itemsize}")).view(dtype)
+
+
+def new_tensor(array: Array) -> torch.Tensor:
+    """A copy of an array as a CPU tensor like any that PyTorch makes: it can be resized."""
+    return as_tensor(array).clone()
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
@@ -80,8 +126,8 @@ def to_plain(value: Any) -> Any:
 
 
 def to_torch(value: Any) -> Any:
-    """Arrays within lists, tuples and dicts as tensors."""
-    return _map(value, np.ndarray, as_tensor)
+    """Arrays within lists, tuples and dicts as new tensors."""
+    return _map(value, np.ndarray, new_tensor)
 
 
 def _map(value: Any, kind: type, convert: Any) -> Any:

@@ -8,7 +8,7 @@ import torch
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
-from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
+from lentando.torch.convert import as_array, new_tensor, to_plain, to_torch
 
 __all__ = [
     "allgather",
@@ -72,7 +72,7 @@ def allreduce_(
     with torch.no_grad():
         if prescale_factor != 1.0:
             tensor.mul_(prescale_factor)
-        host = tensor.detach().contiguous().cpu()
+        host = _on_host(tensor)
         operations.allreduce(as_array(host), op, name)
         tensor.copy_(host)
         if postscale_factor != 1.0:
@@ -82,8 +82,7 @@ def allreduce_(
 
 def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
     """The tensors of all ranks joined along the first axis, in which they may differ in length."""
-    host = tensor.detach().contiguous().cpu()
-    return as_tensor(operations.allgather(as_array(host), name)).to(tensor.device)
+    return new_tensor(operations.allgather(as_array(_on_host(tensor)), name)).to(tensor.device)
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
@@ -93,7 +92,7 @@ def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
     """``broadcast`` in place; returns the tensor."""
-    host = tensor.detach().contiguous().cpu()
+    host = _on_host(tensor)
     operations.broadcast(as_array(host), root_rank, name)
     with torch.no_grad():
         tensor.copy_(host)
@@ -138,3 +137,8 @@ def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
     gathered: list[Any] = to_torch(operations.allgather_object(to_plain(obj), name))
     return gathered
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """The values of a tensor, contiguous in host memory: its own memory if that can be."""
+    return tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()

@@ -5,6 +5,7 @@ from functools import cached_property
 from typing import Literal, TypeAlias
 
 import torch
+from torch.utils.dlpack import from_dlpack
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
@@ -244,7 +245,7 @@ class _Memory:
         start, entry = self.layout.offsets[number], self.layout.entries[number]
         # A view of the flat tensor would have the whole of it as its storage. Through DLPack, on every device and for
         # every dtype, comes a tensor whose storage begins and ends where the entry does.
-        part = torch.from_dlpack(self.flat[start : start + entry.size])
+        part = from_dlpack(self.flat[start : start + entry.size])
         return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
 
     def load(self) -> None:

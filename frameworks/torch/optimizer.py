@@ -15,7 +15,6 @@ from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
@@ -206,7 +205,7 @@ class DistributedOptimizer(WrappedOptimizer):
         ``torch.load(..., weights_only=True)`` reads it.
         """
         self._run_hooks("before state_dict")
-        state = {**self._base_optimizer.state_dict(), "lentando": to_torch(copied(self._replica.state_dict()))}
+        state = {**self._base_optimizer.state_dict(), "lentando": to_torch(self._replica.state_dict())}
         return self._replaced_by_hooks("after state_dict", state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
