@@ -108,10 +108,21 @@ class KerasTraining:
         self._begin_at(0 if self._rule()[0] != "momentum" else None)
 
     def random_state(self) -> dict[str, Array]:
-        return {}
+        """Of the seed generators of the model's layers, such as dropout, numbered as they come in the model.
+
+        Keras keeps them in variables that are no weights.
+        """
+        return {name: np.asarray(variable.numpy()) for name, variable in self._seeds().items()}
 
     def restore_random_state(self, state: Mapping[str, Array]) -> None:
-        pass
+        for name, variable in self._seeds().items():
+            if name in state:
+                variable.assign(state[name])
+
+    def _seeds(self) -> dict[str, Any]:
+        variables = [] if self._keras_model is None else self._keras_model.variables
+        seeds = [variable for variable in variables if variable.name == "seed_generator_state"]
+        return {f"seed generator {number}": variable for number, variable in enumerate(seeds)}
 
     def layers(self) -> Sequence[Layer] | None:
         return None if self._keras_model is None else layers(self._keras_model, self._model.names_by_id())

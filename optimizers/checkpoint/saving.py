@@ -30,8 +30,9 @@ def save(path: str | PathLike[str], optimizer: Checkpointed, extra: Any = None, 
 
     Collective: every rank calls it, eagerly, between steps. A checkpoint appears when it is complete; until then, an
     earlier one at the same place stays what it was. The framework's own random generators, from which dropout draws,
-    are saved with it; those of Python and NumPy are not: give their states as ``extra``. With ``model=`` given to the optimizer, another framework can find
-    out by itself which of its tensors is which parameter.
+    are saved with it (of Keras, the seed generators of a model given as ``model=``); those of Python and NumPy are not:
+    give their states as ``extra``. With ``model=`` given to the optimizer, another framework can find out by itself
+    which of its tensors is which parameter.
 
     Args:
         path: a folder that all ranks see; made if need be.
