@@ -16,8 +16,9 @@ from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
 from lentando.comm.transport import Transport
+from lentando.comm.turns import SAME_CALLS, same_call_elsewhere
 
-__all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint"]
+__all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint", "what_is_compared"]
 
 
 class Event(IntEnum):
@@ -126,6 +127,11 @@ class Agreement:
     early: int
 
 
+def what_is_compared(control: Control) -> tuple[int, ...]:
+    """What must be equal on all ranks: calls that share it cannot be told apart."""
+    return control.event, control.round, control.step, control.subject
+
+
 def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> Agreement:
     """Tell all ranks what this one is about to do, and learn the same of them.
 
@@ -137,11 +143,19 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         doing: says in words what this rank is about to do; called only when the ranks disagree.
 
     Raises:
-        MismatchError: on every rank, with what each is doing, if they are not about to do the same.
+        MismatchError: on every rank, with what each is doing, if they are not about to do the same, or if two threads
+            of a rank are about to do the same at once.
     """
+    own = np.array(astuple(control), np.float64)
+    other_thread = same_call_elsewhere(transport, what_is_compared(control))
+    if other_thread is not None:
+        own[0] = -1 - control.event  # which no event is: the others must know, whatever their own threads do
     with watched(transport, _WORDS[control.event]):
-        rows = transport.allgather(np.array(astuple(control), np.float64))
+        rows = transport.allgather(own)
     columns = {field.name: rows[:, number] for number, field in enumerate(fields(Control))}
+    if (columns["event"] < 0).any():
+        in_threads = "" if other_thread is None else f", as does its thread {other_thread!r}"
+        raise MismatchError(f"{SAME_CALLS}. {grouped_by_rank(allgather_object(transport, doing() + in_threads))}")
     if any((columns[name] != columns[name][0]).any() for name in _COMPARED):
         found = grouped_by_rank(allgather_object(transport, doing()))
         raise MismatchError(

@@ -19,6 +19,7 @@ from lentando.comm.errors import LentandoError, RankLostError, TransportError
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Elastic, Transport
+from lentando.comm.turns import turn
 
 __all__ = [
     "HOW_TO_START",
@@ -71,10 +72,11 @@ def transaction(transport: Transport, attempt: Callable[[], T], undo: Callable[[
             raises is one that all ranks raise alike.
         undo: called if it has not happened, before ranks are numbered anew; all ranks have ended their attempts then.
     """
-    job = _job(transport)
-    if job is None or job.is_busy:
-        return attempt()
-    return job.transaction(transport, attempt, undo)
+    with turn(transport):
+        job = _job(transport)
+        if job is None or job.is_busy:
+            return attempt()
+        return job.transaction(transport, attempt, undo)
 
 
 def without_vote(transport: Transport, attempt: Callable[[], object]) -> bool:
@@ -100,6 +102,11 @@ def in_place(
         attempt: see ``transaction``.
         copies: a list for who does the same again: filled by the first call, and used by the next ones.
     """
+    with turn(transport):
+        return _in_place(transport, arrays, attempt, copies)
+
+
+def _in_place(transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T], copies: list[Array] | None) -> T:
     job = _job(transport)
     if job is None or job.is_busy:
         return attempt()

@@ -1,20 +1,25 @@
 """Collectives that users call themselves, on NumPy arrays: each checks first that all ranks call the same one.
 
-The framework packages wrap these; names and meaning are Horovod's.
+The framework packages wrap these; names and meaning are Horovod's. Calls pair in the order in which ranks make them.
+Their names are compared, so that ranks that make them in another order get an error and not each other's values. Calls
+of several threads must come in the same order on all ranks, too; see ``lentando.comm.turns``.
 """
 
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
 from enum import Enum
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from lentando.comm import objects
 from lentando.comm.collectives import all_reduce
-from lentando.comm.control import Control, Event, agree, fingerprint
+from lentando.comm.control import Control, Event, agree, fingerprint, what_is_compared
 from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.elastic import began_as, in_place, number_now, transaction
-from lentando.comm.errors import ConfigurationError
+from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
 from lentando.comm.transport import Array, Transport
+from lentando.comm.turns import turn
 from lentando.comm.world import transport
 
 __all__ = [
@@ -29,7 +34,13 @@ __all__ = [
     "barrier",
     "broadcast",
     "broadcast_object",
+    "in_shared_order",
 ]
+
+T = TypeVar("T")
+
+NAMES_SHOWN = 8
+"""A message about differing names lists no more than so many of each kind."""
 
 
 class Op(Enum):
@@ -50,10 +61,10 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
     Args:
         array: contiguous; equal shape and dtype on all ranks. float16 and bfloat16 are summed in float32.
         op: ``Average`` (floating point only), ``Sum``, ``Min`` or ``Max``.
-        name: for messages, if ranks disagree.
+        name: compared between ranks, and shown in messages.
 
     Raises:
-        MismatchError: on every rank, if another calls something else, or with another shape, dtype or op.
+        MismatchError: on every rank, if another calls something else, or with another shape, dtype, op or name.
     """
     world = transport()
     if not isinstance(op, Op):
@@ -64,8 +75,10 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
             f"Average of {array.dtype} is not of that dtype: use op=Sum, or convert to floating point"
         )
 
+    call = _Call(world, "allreduce", [*_described(array), op.value], name)
+
     def attempt() -> None:
-        _agree(world, "allreduce", [*_described(array), op.value], name)
+        call.agree()
         if op is Average or op is Sum:
             all_reduce(world, array, mean=op is Average)
             return
@@ -73,73 +86,138 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
         world.allreduce(wide, "min" if op is Min else "max")
         np.copyto(array, wide, casting="same_kind")
 
-    in_place(world, [array], attempt)
+    call.run(lambda: in_place(world, [array], attempt))
 
 
 def allgather(array: Array, name: str | None = None) -> Array:
     """The ranks' arrays, joined along the first axis in which they may differ in length.
 
     Raises:
-        MismatchError: on every rank, if dtypes or the other axes differ.
+        MismatchError: on every rank, if names, dtypes or the other axes differ.
     """
     world = transport()
     if array.ndim == 0:
         array = array.reshape(1)
+    call = _Call(world, "allgather", ["any length", *array.shape[1:], array.dtype.name], name)
 
     def attempt() -> Array:
-        _agree(world, "allgather", ["any length", *array.shape[1:], array.dtype.name], name)
+        call.agree()
         lengths = world.allgather(np.array([array.shape[0]], np.int64))[:, 0]
         padded = np.zeros((int(lengths.max()), *array.shape[1:]), array.dtype)
         padded[: array.shape[0]] = array
         gathered = world.allgather(padded)
         return np.concatenate([gathered[rank, :length] for rank, length in enumerate(lengths)])
 
-    return transaction(world, attempt)
+    return call.run(lambda: transaction(world, attempt))
 
 
 def broadcast(array: Array, root_rank: int = 0, name: str | None = None) -> None:
     """Fill ``array`` on every rank with the root's.
 
     Raises:
-        MismatchError: on every rank, if shape, dtype or root differ.
+        MismatchError: on every rank, if name, shape, dtype or root differ.
     """
     world = transport()
     root = _Root(world, root_rank)
+    call = _Call(world, "broadcast", [*_described(array), f"from rank {root_rank}"], name)
 
     def attempt() -> None:
-        _agree(world, "broadcast", [*_described(array), f"from rank {root.now}"], name)
+        call.agree()
         world.broadcast(array, root.now)
 
-    in_place(world, [array], attempt)
+    call.run(lambda: in_place(world, [array], attempt))
 
 
 def broadcast_object(value: Any, root_rank: int = 0, name: str | None = None) -> Any:
     """The root's object on every rank: numbers, strings, lists, tuples, dicts and arrays, without pickle."""
     world = transport()
     root = _Root(world, root_rank)
+    call = _Call(world, "broadcast_object", [f"from rank {root_rank}"], name)
 
     def attempt() -> Any:
-        _agree(world, "broadcast_object", [f"from rank {root.now}"], name)
+        call.agree()
         return objects.broadcast_object(world, value, root.now)
 
-    return transaction(world, attempt)
+    return call.run(lambda: transaction(world, attempt))
 
 
 def allgather_object(value: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
     world = transport()
+    call = _Call(world, "allgather_object", [], name)
 
     def attempt() -> list[Any]:
-        _agree(world, "allgather_object", [], name)
+        call.agree()
         return objects.allgather_object(world, value)
 
-    return transaction(world, attempt)
+    return call.run(lambda: transaction(world, attempt))
 
 
 def barrier() -> None:
     """Return once every rank has come here."""
     world = transport()
-    transaction(world, lambda: _agree(world, "barrier", [], None))  # all ranks have agreed: that is a barrier
+    call = _Call(world, "barrier", [], None)
+    call.run(lambda: transaction(world, call.agree))  # when all ranks have agreed, all have come here
+
+
+def in_shared_order(operation: str, described: Sequence[tuple[str, str]], root_rank: int) -> list[int]:
+    """The order in which all ranks go through tensors that each lists in an order of its own: that of their names.
+
+    Collective.
+
+    Args:
+        operation: what is done with the tensors, for messages.
+        described: name of each tensor, and its shape and dtype in words. Of several with one name, those of the same
+            place among them belong together.
+        root_rank: of the operation; must be equal on all ranks.
+
+    Returns:
+        indices into ``described``.
+
+    Raises:
+        MismatchError: on every rank, if the names differ, or what they stand for; says which ranks have what.
+    """
+    world = transport()
+    names = numbered([name for name, _ in described])
+    own = sorted(zip(names, (about for _, about in described), range(len(names)), strict=True))
+    listed = [[name, about] for name, about, _ in own]
+    call = _Call(world, operation, [f"from rank {root_rank}"], None)
+
+    def attempt() -> None:
+        call.agree()
+        subject = np.array([fingerprint(listed)], np.int64)
+        if (world.allgather(subject) != subject).any():
+            raise MismatchError(f"{operation}: {_differences(objects.allgather_object(world, listed))}")
+
+    call.run(lambda: transaction(world, attempt))
+    return [number for _, _, number in own]
+
+
+def numbered(names: Iterable[str]) -> list[str]:
+    """The names, with a number behind each that has occurred before: ``w``, ``w (2)``."""
+    seen: Counter[str] = Counter()
+    found = []
+    for name in names:
+        seen[name] += 1
+        found.append(name if seen[name] == 1 else f"{name} ({seen[name]})")
+    return found
+
+
+def _differences(by_rank: Sequence[Sequence[tuple[str, str]]]) -> str:
+    """Which tensors ranks lack, or have in another shape or dtype."""
+    tables: list[dict[str, str]] = [dict(pairs) for pairs in by_rank]
+    everywhere = {name: None for table in tables for name in table}
+    lacking = {name: tuple(rank for rank, table in enumerate(tables) if name not in table) for name in everywhere}
+    sentences = []
+    for ranks in sorted({ranks for ranks in lacking.values() if ranks}):
+        missing = [name for name, by in lacking.items() if by == ranks]
+        more = f" and {len(missing) - NAMES_SHOWN} more" if len(missing) > NAMES_SHOWN else ""
+        shown = ", ".join(map(repr, missing[:NAMES_SHOWN]))
+        sentences.append(f"{shown}{more} not on {ranks_in_words(ranks)}")
+    for name in everywhere:
+        if not lacking[name] and len({table[name] for table in tables}) > 1 and len(sentences) < NAMES_SHOWN:
+            sentences.append(f"{name!r} is {grouped_by_rank([table[name] for table in tables])}")
+    return f"the ranks' tensors differ: {'. '.join(sentences)}. Give tensors of the same names, shapes and dtypes"
 
 
 def _described(array: Array) -> list[Any]:
@@ -161,7 +239,26 @@ class _Root:
         return number_now(self._world, self._number, "broadcast")
 
 
-def _agree(world: Transport, operation: str, arguments: list[Any], name: str | None) -> None:
-    subject = fingerprint([operation, *arguments])
-    words = f"calls {operation}({', '.join(map(str, arguments))})" + (f" named {name!r}" if name else "")
-    agree(world, Control(Event.OPERATION, subject=subject), lambda: words)
+class _Call:
+    """A collective of the user's.
+
+    Args:
+        world: of the job.
+        operation: its name.
+        arguments: what must be equal on all ranks, as JSON.
+        name: of the call, given by the user.
+    """
+
+    def __init__(self, world: Transport, operation: str, arguments: list[Any], name: str | None) -> None:
+        self._world = world
+        self._words = f"calls {operation}({', '.join(map(str, arguments))})" + (f" named {name!r}" if name else "")
+        self._control = Control(Event.OPERATION, subject=fingerprint([operation, *arguments, name]))
+
+    def agree(self) -> None:
+        """Find out whether all ranks make the same call."""
+        agree(self._world, self._control, lambda: self._words)
+
+    def run(self, function: Callable[[], T]) -> T:
+        """Do it when no other thread of this rank is at such a call."""
+        with turn(self._world, what_is_compared(self._control)):
+            return function()

@@ -44,10 +44,10 @@ def allreduce(
         op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
         prescale_factor: multiplied in before.
         postscale_factor: multiplied in after.
-        name: for messages, if ranks disagree.
+        name: compared between ranks, and shown in messages.
 
     Raises:
-        MismatchError: on every rank, if another calls something else.
+        MismatchError: on every rank, if another calls something else, or by another name.
     """
     if average is not None and op is not None:
         raise ConfigurationError("give op= or average=, not both")
@@ -89,17 +89,25 @@ def broadcast(tensor: Any, root_rank: int, name: str | None = None) -> Any:
 
 @unconverted
 def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank: int) -> None:
-    """Fill variables on every rank with the root's, in place.
+    """Fill variables on every rank with the root's of the same name, in place.
 
     Args:
-        variables: ``model.variables``, ``optimizer.variables``, or variables by name.
+        variables: ``model.variables``, ``optimizer.variables``, or variables by name, in any order. Of several with
+            one name, those of the same place among them belong together.
         root_rank: the rank whose values all take over.
 
     Raises:
-        MismatchError: on every rank, at the first name, shape or dtype that differs.
+        MismatchError: on every rank, if names, shapes or dtypes differ; says which.
     """
-    named: Mapping[str, Any] = variables if isinstance(variables, Mapping) else {_name(v): v for v in variables}
-    for name, variable in named.items():
+    pairs = variables.items() if isinstance(variables, Mapping) else [(_name(v), v) for v in variables]
+    named: list[tuple[str, Any]] = list(pairs)
+    described = [(name, f"{tf.as_dtype(v.dtype).name} {list(v.shape)}") for name, v in named]
+    if tf.executing_eagerly():
+        order = operations.in_shared_order("broadcast_variables", described, root_rank)
+    else:  # nothing is sent while a graph is traced: each of its broadcasts compares its name
+        order = sorted(range(len(named)), key=lambda number: described[number][0])
+    for number in order:
+        name, variable = named[number]
         variable.assign(broadcast(variable, root_rank, name))
 
 

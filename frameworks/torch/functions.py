@@ -8,7 +8,7 @@ import torch
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
-from lentando.torch.convert import as_array, new_tensor, to_plain, to_torch
+from lentando.torch.convert import as_array, dtype_name, new_tensor, to_plain, to_torch
 
 __all__ = [
     "allgather",
@@ -37,13 +37,13 @@ def allreduce(
     Args:
         tensor: equal shape and dtype on all ranks.
         average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
-        name: for messages, if ranks disagree.
+        name: compared between ranks, and shown in messages.
         op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
         prescale_factor: multiplied in before.
         postscale_factor: multiplied in after.
 
     Raises:
-        MismatchError: on every rank, if another calls something else.
+        MismatchError: on every rank, if another calls something else, or by another name.
     """
     return allreduce_(
         tensor.detach().clone(),
@@ -100,18 +100,22 @@ def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) ->
 
 
 def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, torch.Tensor | None]], root_rank: int) -> None:
-    """Fill tensors on every rank with the root's, in place.
+    """Fill tensors on every rank with the root's of the same name, in place.
 
     Args:
-        params: ``model.state_dict()`` or ``model.named_parameters()``; entries that are not tensors are skipped.
+        params: ``model.state_dict()`` or ``model.named_parameters()``, in any order; entries that are not tensors are
+            skipped.
         root_rank: the rank whose values all take over.
 
     Raises:
-        MismatchError: on every rank, at the first name, shape or dtype that differs.
+        MismatchError: on every rank, if names, shapes or dtypes differ; says which.
     """
-    for name, value in params.items() if isinstance(params, Mapping) else params:
-        if isinstance(value, torch.Tensor):
-            broadcast_(value, root_rank, name)
+    named = [(name, value) for name, value in (params.items() if isinstance(params, Mapping) else params)]
+    tensors = [(str(name), value) for name, value in named if isinstance(value, torch.Tensor)]
+    described = [(name, f"{dtype_name(value)} {list(value.shape)}") for name, value in tensors]
+    for number in operations.in_shared_order("broadcast_parameters", described, root_rank):
+        name, value = tensors[number]
+        broadcast_(value, root_rank, name)
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) -> None:
