@@ -4,11 +4,16 @@ Anonymous files of Linux's: they have no name that could be left behind or guess
 them. Another process opens one through ``/proc``, which the kernel allows to the same user alone. Where a system has
 none of this, memory is ordinary memory and nothing can be offered.
 
-A forked child (a data loader's worker) shares this memory with its parent rather than receiving a copy of it.
+A forked child (a data loader's worker, an evaluation) gets private mappings of these files at the same addresses, which
+costs one system call per file. What it writes stays its own, as in ordinary memory. Pages that it has not written to
+follow what its parent writes later, unlike ordinary memory: a snapshot would cost every child a copy of the model. Only
+children of ``os.fork`` and of what uses it (multiprocessing, data loaders) are covered.
 """
 
+import ctypes
 import mmap
 import os
+from functools import cache
 from pathlib import Path
 from typing import Any
 from weakref import WeakValueDictionary, finalize
@@ -30,6 +35,9 @@ class _Segment(mmap.mmap):
     address: int
 
 
+MAP_FIXED = 0x10
+"""Linux's flag for a mapping that replaces what is at an address, which the mmap module lacks."""
+
 _segments: WeakValueDictionary[int, _Segment] = WeakValueDictionary()
 """By address: an array begins where its segment does, or somewhere behind."""
 
@@ -48,6 +56,7 @@ def shared_zeros(size: int, dtype: np.dtype[Any]) -> Array:
     array: Array = np.frombuffer(segment, dtype)
     segment.descriptor, segment.address = descriptor, _address(array)
     _segments[segment.address] = segment
+    _protect_from_children()
     finalize(segment, os.close, descriptor)
     return array
 
@@ -80,6 +89,27 @@ def open_offer(offered: Offer, size: int, dtype: np.dtype[Any]) -> Array | None:
     finally:
         os.close(descriptor)
     return np.frombuffer(segment, dtype, size, start)
+
+
+@cache
+def _protect_from_children() -> None:
+    """Have every forked child map all segments privately. Called once there is a segment."""
+    map_memory = ctypes.CDLL(None, use_errno=True).mmap  # looked up here: a child should load nothing
+    map_memory.restype = ctypes.c_void_p
+    size, number = ctypes.c_size_t, ctypes.c_int
+    map_memory.argtypes = [ctypes.c_void_p, size, number, number, number, ctypes.c_ssize_t]
+    protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_FIXED
+
+    def map_privately() -> None:
+        for address, segment in list(_segments.items()):
+            if map_memory(address, len(segment), protection, flags, segment.descriptor, 0) != address:
+                error = ctypes.get_errno()
+                raise OSError(error, f"process {os.getpid()} may write into its parent's memory: {os.strerror(error)}")
+        # Children of this child get copies of its memory in the ordinary way, with what it has written. To the parent's
+        # neighbours this memory is no longer of use.
+        _segments.clear()
+
+    os.register_at_fork(after_in_child=map_privately)
 
 
 def _address(array: Array) -> int:
