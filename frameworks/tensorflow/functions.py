@@ -1,4 +1,8 @@
-"""Horovod's functions for TensorFlow tensors, under Horovod's names; eagerly and within a ``tf.function``."""
+"""Horovod's functions for TensorFlow tensors, under Horovod's names; eagerly and within a ``tf.function``.
+
+They are not differentiable, which Horovod's are: where a ``GradientTape`` follows a result back to its tensor, that is
+an error, because the gradient would silently be missing. ``tf.stop_gradient(tensor)`` says that none is wanted.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -179,11 +183,30 @@ def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], sha
 
     check_can_wait(transport())
     if tf.executing_eagerly():
-        return on_tensors(*tensors)
+        return _without_gradient(tensors, on_tensors(*tensors))
     results = call_python(on_tensors, inputs=tensors, outputs=[tensor.dtype for tensor in tensors])
     for result, shape in zip(results, shapes, strict=True):
         result.set_shape(shape)
-    return results
+    return _without_gradient(tensors, results)
+
+
+def _without_gradient(tensors: Sequence[Any], results: Sequence[Any]) -> list[Any]:
+    """The results as functions of the tensors whose gradient is an error and not silently missing."""
+    if not any(tensor.dtype.is_floating or tensor.dtype.is_complex for tensor in tensors):
+        return list(results)
+
+    @tf.custom_gradient
+    def of_tensors(*_: Any) -> Any:
+        def gradient(*_: Any) -> Any:
+            raise ConfigurationError(
+                "a gradient was asked for that passes through allreduce, allgather or broadcast, which are not "
+                "differentiable here. Call them outside of the GradientTape, or with tf.stop_gradient(tensor), if no "
+                "gradient is wanted"
+            )
+
+        return [tf.identity(result) for result in results], gradient
+
+    return list(of_tensors(*tensors))
 
 
 def _name(variable: Any) -> str:

@@ -1,4 +1,8 @@
-"""Horovod's functions for torch tensors, under Horovod's names and argument order."""
+"""Horovod's functions for torch tensors, under Horovod's names and argument order.
+
+They are not differentiable, which Horovod's are: a tensor that requires a gradient is refused while gradients are
+enabled, because its result would silently have none.
+"""
 
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -8,6 +12,7 @@ import torch
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
+from lentando.comm.world import transport
 from lentando.torch.convert import as_array, dtype_name, new_tensor, to_plain, to_torch
 
 __all__ = [
@@ -44,7 +49,9 @@ def allreduce(
 
     Raises:
         MismatchError: on every rank, if another calls something else, or by another name.
+        ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
     """
+    _check_needs_no_gradient(tensor, "allreduce")
     return allreduce_(
         tensor.detach().clone(),
         average,
@@ -65,6 +72,7 @@ def allreduce_(
     postscale_factor: float = 1.0,
 ) -> torch.Tensor:
     """``allreduce`` in place; returns the tensor."""
+    _check_needs_no_gradient(tensor, "allreduce_")
     if average is not None and op is not None:
         raise ConfigurationError("give op= or average=, not both")
     if op is None:
@@ -81,17 +89,28 @@ def allreduce_(
 
 
 def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
-    """The tensors of all ranks joined along the first axis, in which they may differ in length."""
+    """The tensors of all ranks joined along the first axis, in which they may differ in length.
+
+    Raises:
+        ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
+    """
+    _check_needs_no_gradient(tensor, "allgather")
     return new_tensor(operations.allgather(as_array(_on_host(tensor)), name)).to(tensor.device)
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
-    """The root's tensor, as a new tensor."""
+    """The root's tensor, as a new tensor.
+
+    Raises:
+        ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
+    """
+    _check_needs_no_gradient(tensor, "broadcast")
     return broadcast_(tensor.detach().clone(), root_rank, name)
 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
     """``broadcast`` in place; returns the tensor."""
+    _check_needs_no_gradient(tensor, "broadcast_")
     host = _on_host(tensor)
     operations.broadcast(as_array(host), root_rank, name)
     with torch.no_grad():
@@ -113,9 +132,10 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, torch.T
     named = [(name, value) for name, value in (params.items() if isinstance(params, Mapping) else params)]
     tensors = [(str(name), value) for name, value in named if isinstance(value, torch.Tensor)]
     described = [(name, f"{dtype_name(value)} {list(value.shape)}") for name, value in tensors]
-    for number in operations.in_shared_order("broadcast_parameters", described, root_rank):
-        name, value = tensors[number]
-        broadcast_(value, root_rank, name)
+    with torch.no_grad():
+        for number in operations.in_shared_order("broadcast_parameters", described, root_rank):
+            name, value = tensors[number]
+            broadcast_(value, root_rank, name)
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) -> None:
@@ -141,6 +161,21 @@ def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
     gathered: list[Any] = to_torch(operations.allgather_object(to_plain(obj), name))
     return gathered
+
+
+def _check_needs_no_gradient(tensor: torch.Tensor, function: str) -> None:
+    """Refuse what would lose its gradient without a word.
+
+    Raises:
+        ConfigurationError: says how to go on without a gradient.
+    """
+    if tensor.requires_grad and torch.is_grad_enabled():
+        transport()  # outside of a job, that is the error
+        raise ConfigurationError(
+            f"{function} was given a tensor of shape {list(tensor.shape)} that requires a gradient, but is not "
+            "differentiable: its result would silently have no gradient. Pass tensor.detach(), or call it inside "
+            "torch.no_grad(), if none is wanted"
+        )
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
