@@ -5,37 +5,40 @@ when all of them are on the disk, and until then an earlier manifest names the e
 one such folder for each saved step, ``step-00000480``; the newest complete one is the one that is loaded.
 """
 
-import json
+import logging
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+import stat
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from secrets import token_hex
 
 from lentando.comm.errors import CheckpointError
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
-    "VERSION",
+    "PART",
     "begin",
     "checksum",
-    "commit",
     "discard",
     "keep_last",
     "locate",
-    "read_manifest",
-    "tidy",
+    "remove_leftovers",
     "written",
 ]
 
+_log = logging.getLogger("lentando")
+
 FORMAT = "lentando checkpoint"
-VERSION = 1
 MANIFEST = "checkpoint.json"
 STEP = re.compile(r"step-(\d{8,})")
-PART = re.compile(r"step-\d{8,}-[0-9a-f]{8}-(rank-\d{5,}|shared)\.safetensors(\.partial)?")
+PART = re.compile(r"step-\d{8,}-[0-9a-f]{8,}-(\d{2,}-)?(rank-\d{5,}|shared)\.safetensors")
+"""Names of the files of a checkpoint beside its manifest."""
+LEFTOVER = re.compile(rf"({PART.pattern}|{re.escape(MANIFEST)})(\.[0-9a-f]+)?\.partial")
+"""Names of files that were being written when a job was killed."""
 READ_BYTES = 1024 * 1024
 
 
@@ -81,16 +84,27 @@ def locate(path: Path) -> Path:
 
 @contextmanager
 def written(file: Path) -> Iterator[Path]:
-    """Yields a temporary path; when the block is done, what was written there is on the disk, as ``file``."""
-    partial = file.with_name(f"{file.name}.partial")
+    """Yields a temporary path; when the block is done, what was written there is on the disk, as ``file``.
+
+    The temporary file is new, with a name that cannot be guessed, so that nobody can put a link in its place. What
+    exists under the name ``file`` is replaced, and not written through if it is a link.
+    """
+    partial = file.with_name(f"{file.name}.{token_hex(8)}.partial")
+    descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
+        # The user's umask has decided who may read it. safetensors puts a file in its place that others cannot read.
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.close(descriptor)
         yield partial
         with partial.open("rb+") as open_file:
+            os.fchmod(open_file.fileno(), mode)
             os.fsync(open_file.fileno())
         partial.replace(file)
         sync_folder(file.parent)
-    finally:
-        partial.unlink(missing_ok=True)
+    except BaseException:
+        with suppress(OSError):  # what went wrong is the first error
+            partial.unlink(missing_ok=True)
+        raise
 
 
 def sync_folder(folder: Path) -> None:
@@ -111,69 +125,53 @@ def checksum(file: Path) -> str:
     return digest.hexdigest()
 
 
-def commit(folder: Path, content: dict[str, Any]) -> None:
-    """Make the checkpoint visible, in place of an earlier one. ``content`` is JSON and names all other files."""
-    manifest = {"format": FORMAT, "version": VERSION, "checksum": _checksum_of(content), "content": content}
-    with written(folder / MANIFEST) as partial:
-        partial.write_text(json.dumps(manifest, indent=1, allow_nan=False))
+def remove_leftovers(folder: Path, files: Iterable[str]) -> None:
+    """Remove what earlier checkpoints, and jobs that were killed while they saved, have left in a folder.
 
-
-def tidy(folder: Path, files: list[str]) -> None:
-    """Remove the files of an earlier checkpoint, and what a job that was killed has left behind."""
+    Args:
+        folder: of a checkpoint. No other job saves there now.
+        files: names of the files that stay. Files that no checkpoint consists of stay anyway.
+    """
+    kept = set(files)
     for file in sorted(folder.iterdir()):
-        if PART.fullmatch(file.name) and file.name not in files:
+        if (PART.fullmatch(file.name) and file.name not in kept) or LEFTOVER.fullmatch(file.name):
             file.unlink()
 
 
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The content of a checkpoint's manifest.
-
-    Raises:
-        CheckpointError: if it is damaged, of something else, or of a newer version.
-    """
-    file = folder / MANIFEST
-    try:
-        manifest = json.loads(file.read_text())
-    except ValueError as error:
-        raise CheckpointError(f"{file} is damaged (cut off, or overwritten): it is not JSON ({error})") from error
-    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
-        raise CheckpointError(f"{file} was not written by Lentando: expected the format {FORMAT!r}")
-    version = manifest.get("version")
-    if version != VERSION:
-        raise CheckpointError(
-            f"{file} is of version {version!r} of the format, this Lentando reads version {VERSION}: load it with the "
-            "Lentando that wrote it, or a newer one"
-        )
-    content = manifest.get("content")
-    if not isinstance(content, dict) or manifest.get("checksum") != _checksum_of(content):
-        raise CheckpointError(f"{file} is damaged: its checksum is not that of its content")
-    return content
-
-
-def discard(folder: Path, files: list[str]) -> None:
-    """Remove files of a checkpoint that did not come about."""
+def discard(folder: Path, files: Iterable[str]) -> None:
+    """Remove files of a checkpoint that could not be completed. Those that cannot be removed are logged."""
     for name in files:
-        (folder / name).unlink(missing_ok=True)
+        _discard(folder / name)
 
 
-def keep_last(path: Path, keep: int) -> None:
-    """Remove all but the newest ``keep`` checkpoints of a folder, and what a job that was killed has left behind."""
+def _discard(file: Path) -> None:
+    try:
+        file.unlink(missing_ok=True)
+    except OSError as error:
+        _log.warning("a file of a checkpoint that is not needed stays behind: %s", error)
+
+
+def keep_last(path: Path, keep: int, exclusive: bool) -> None:
+    """Remove all but the newest ``keep`` checkpoints of a folder.
+
+    Args:
+        path: the folder of checkpoints by step.
+        keep: how many stay, at least 1.
+        exclusive: no other job saves there now, so that folders without a manifest are what killed jobs have left,
+            and are removed too.
+    """
     complete = _complete(path)
-    for folder in sorted(path.iterdir()):
-        if STEP.fullmatch(folder.name) and folder.is_dir() and folder not in complete[-keep:]:
-            (folder / MANIFEST).unlink(missing_ok=True)  # first: without it, the rest is no checkpoint
-            for file in sorted(folder.iterdir()):
-                if PART.fullmatch(file.name) or file.name == f"{MANIFEST}.partial":
-                    file.unlink()
-            if not any(folder.iterdir()):
-                folder.rmdir()
+    removable = {*complete[:-keep]}
+    if exclusive:
+        removable |= {child for child in path.iterdir() if STEP.fullmatch(child.name) and child.is_dir()}
+    for folder in sorted(removable - {*complete[-keep:]}):
+        (folder / MANIFEST).unlink(missing_ok=True)  # first: without it, the rest is no checkpoint
+        remove_leftovers(folder, ())
+        if not any(folder.iterdir()):
+            folder.rmdir()
 
 
 def _complete(path: Path) -> list[Path]:
     """The checkpoints in a folder of many, oldest step first."""
     steps = {int(found[1]): child for child in path.iterdir() if (found := STEP.fullmatch(child.name))}
     return [steps[step] for step in sorted(steps) if (steps[step] / MANIFEST).exists()]
-
-
-def _checksum_of(content: dict[str, Any]) -> str:
-    return blake2b(json.dumps(content, sort_keys=True).encode(), digest_size=16).hexdigest()

@@ -13,18 +13,20 @@ from lentando.comm.dtypes import is_floating, numpy_dtype
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, build_layouts, describe, in_words
-from lentando.comm.objects import broadcast_object, to_json
+from lentando.comm.objects import broadcast_object, from_json, to_json
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint import mapping as mappings
 from lentando.optimizers.checkpoint.elements import in_memory_order
 from lentando.optimizers.checkpoint.layers import Layer
+from lentando.optimizers.checkpoint.manifest import read_manifest
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.checkpoint.part import read_part
 from lentando.optimizers.checkpoint.relaying import Relaying
 from lentando.optimizers.checkpoint.resizing import Resizing
+from lentando.optimizers.checkpoint.saving import checked_path
 from lentando.optimizers.checkpoint.together import together
-from lentando.optimizers.checkpoint.training import Checkpointed, Training, training_of
+from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 
 __all__ = ["OptimizerStateChoice", "load"]
@@ -36,25 +38,27 @@ OptimizerStateChoice: TypeAlias = Literal["saved", "new"]
 
 def load(
     path: str | PathLike[str],
-    optimizer: Checkpointed,
-    mapping: mappings.Mapping | None = None,
+    optimizer: Checkpointed | Mapping[str, Checkpointed],
+    mapping: mappings.Mapping | Mapping[str, mappings.Mapping] | None = None,
     *,
     optimizer_state: OptimizerStateChoice = "saved",
 ) -> Any:
-    """Continue from a checkpoint: to the bit, if as many ranks of the same framework have saved it.
+    """Continue from a checkpoint: bit-identical, if as many ranks of the same framework have saved it.
 
     Collective: every rank calls it, eagerly, between steps. The model is filled in place; the learning rates and other
     settings of the base optimizer are restored with its state, except from another framework, whose settings stay
-    there.
+    there. The framework's own random generators continue as they were, if as many ranks of the same framework have
+    saved them; else they are left alone.
 
     Another number of ranks continues from the average of those that there were, with the outer step's state as it was;
     one warning says what is exact then and what is approximated.
 
     Args:
         path: as given to ``save``: a checkpoint, or a folder of several, of which the newest is taken.
-        optimizer: a ``DistributedOptimizer`` for the same model, with the same settings; in TensorFlow, built.
+        optimizer: a ``DistributedOptimizer`` for the same model, with the same settings; in TensorFlow, built. For a
+            checkpoint of several, a dict of all of them by the names that ``save`` was given.
         mapping: from the names in the checkpoint to those of the model, where they differ. A checkpoint from another
-            framework needs none if both optimizers were given ``model=``.
+            framework needs none if both optimizers were given ``model=``. For several optimizers, a dict by name.
         optimizer_state: "new" starts the base optimizer afresh, whatever was saved.
 
     Returns:
@@ -63,43 +67,85 @@ def load(
     Raises:
         CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed
             then.
+        ConfigurationError: for arguments that cannot work.
         MismatchError: on every rank, if the ranks are not at the same step.
     """
-    training = training_of(optimizer)
+    trainings = trainings_of(optimizer)
     if optimizer_state not in get_args(OptimizerStateChoice):
         raise ConfigurationError(f"optimizer_state must be 'saved' or 'new', got {optimizer_state!r}")
-    if mapping is not None and not isinstance(mapping, mappings.Mapping):
+    by_name = _mappings_of(mapping, trainings)
+    folder = checked_path(path)
+    first = next(iter(trainings.values()))
+    transport, _, _ = first.replica.parts
+    return first.from_plain(transaction(transport, lambda: _load(trainings, folder, by_name, optimizer_state)))
+
+
+def _mappings_of(
+    mapping: mappings.Mapping | Mapping[str, mappings.Mapping] | None, trainings: Mapping[str, Training]
+) -> dict[str, mappings.Mapping | None]:
+    """The mapping of each optimizer, None for those without."""
+    if mapping is None or (isinstance(mapping, mappings.Mapping) and list(trainings) == [""]):
+        return dict.fromkeys(trainings, mapping)
+    if list(trainings) == [""]:
         raise ConfigurationError(f"mapping must be a Mapping of Rules, got {type(mapping).__name__}")
-    transport, _, _ = training.replica.parts
-    return training.from_plain(transaction(transport, lambda: _load(training, Path(path), mapping, optimizer_state)))
+    if not isinstance(mapping, Mapping) or not mapping.keys() <= trainings.keys():
+        raise ConfigurationError(
+            f"mapping must be a dict of Mappings by the names of the optimizers, {list(trainings)}, got {mapping!r}"
+        )
+    for name, own in mapping.items():
+        if not isinstance(own, mappings.Mapping):
+            raise ConfigurationError(f"mapping[{name!r}] must be a Mapping of Rules, got {type(own).__name__}")
+    return {name: mapping.get(name) for name in trainings}
 
 
 def _load(
-    training: Training, path: Path, mapping: mappings.Mapping | None, optimizer_state: OptimizerStateChoice
+    trainings: Mapping[str, Training],
+    path: Path,
+    by_name: Mapping[str, mappings.Mapping | None],
+    optimizer_state: OptimizerStateChoice,
 ) -> Any:
-    transport, _, _ = training.replica.parts
-    training.replica.meet(Event.LOAD)
+    transport, _, _ = next(iter(trainings.values())).replica.parts
+    for training in trainings.values():
+        training.replica.meet(Event.LOAD)
     found: dict[str, Any] = {}
 
     def find() -> None:
         if transport.rank == 0:
             folder = folders.locate(path)
-            found.update(folder=str(folder), content=folders.read_manifest(folder))
+            found.update(folder=str(folder), contents=read_manifest(folder))
 
     together(transport, f"loading the checkpoint {path}", find)
     found = broadcast_object(transport, found)
     doing = f"loading the checkpoint {found['folder']}"
-    ready: dict[str, Any] = {}
+    ready: list[tuple[_Loading, Callable[[], None]]] = []
 
     def prepare() -> None:
-        loading = _Loading(training, Path(found["folder"]), found["content"], mapping, optimizer_state)
-        ready.update(adopt=loading.prepared(), extra=loading.extra, warning=loading.approximations)
+        _check_names(list(found["contents"]), list(trainings))
+        for name, training in trainings.items():
+            content = found["contents"][name]
+            loading = _Loading(training, Path(found["folder"]), content, by_name[name], optimizer_state)
+            ready.append((loading, loading.prepared()))
+
+    def adopt() -> None:
+        for _, change in ready:
+            change()
 
     together(transport, doing, prepare)
-    together(transport, doing, ready["adopt"])
-    if transport.rank == 0 and ready["warning"] is not None:
-        _log.warning("%s", ready["warning"])
-    return ready["extra"]
+    together(transport, doing, adopt)
+    for (loading, _), name in zip(ready, trainings, strict=True):
+        if transport.rank == 0 and loading.approximations is not None:
+            _log.warning("%s%s", f"{name}: " if name else "", loading.approximations)
+    return ready[0][0].extra
+
+
+def _check_names(saved: list[str], here: list[str]) -> None:
+    if sorted(saved) == here:
+        return
+    if saved == [""]:
+        raise CheckpointError(f"it is of one optimizer alone: give that, in place of a dict of {here}")
+    wanted = "{" + ", ".join(f"{name!r}: ..." for name in sorted(saved)) + "}"
+    found = "one optimizer alone" if here == [""] else f"a dict of {here}"
+    raise CheckpointError(f"it is of several optimizers: expected a dict of all of them, {wanted}, got {found}")
 
 
 class _Loading:
@@ -243,6 +289,12 @@ class _Loading:
     def _part(self, rank: int) -> tuple[dict[str, Array], Any]:
         parts = self._content["parts"]
         tensors, about = read_part(self._folder, parts["ranks"][rank])
+        state = from_json(about["replica"])
+        if (state["rank"], state["size"]) != (rank, self._content["world_size"]):
+            raise CheckpointError(
+                f"{parts['ranks'][rank]['file']} is of rank {state['rank']} of {state['size']}, but the manifest names "
+                f"it as that of rank {rank} of {self._content['world_size']}: files of the checkpoint were exchanged"
+            )
         return {**tensors, **self._shared}, about
 
     @cached_property
@@ -274,6 +326,7 @@ class _Loading:
         if not self._is_native:
             state["subject"] = own["subject"]
             state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
+        self._training.replica.check_state(state)
         return state
 
     def _random_state(self) -> dict[str, Array]:

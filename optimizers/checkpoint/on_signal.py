@@ -1,13 +1,13 @@
 """A checkpoint when a batch system wants the machines back."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
-from lentando.optimizers.checkpoint.saving import save
-from lentando.optimizers.checkpoint.training import Checkpointed, training_of
+from lentando.optimizers.checkpoint.saving import checked_path, save
+from lentando.optimizers.checkpoint.training import Checkpointed, trainings_of
 from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 
 __all__ = ["save_on_signal"]
@@ -15,7 +15,7 @@ __all__ = ["save_on_signal"]
 
 def save_on_signal(
     path: str | PathLike[str],
-    optimizer: Checkpointed,
+    optimizer: Checkpointed | Mapping[str, Checkpointed],
     extra: Any = None,
     signals: Sequence[int] = (SIGTERM,),
     *,
@@ -33,7 +33,8 @@ def save_on_signal(
 
     Args:
         path: as for ``save``.
-        optimizer: as for ``save``.
+        optimizer: as for ``save``. Of a dict of several, the one that is named last looks for the signal, and all are
+            saved at the end of its step: name that last whose step ends an iteration.
         extra: as for ``save``; or a function that returns it, called by each rank when it saves. By then the step is
             taken; what comes after it in your loop, a scheduler's step, has not been done.
         signals: that tell a rank to stop.
@@ -53,7 +54,9 @@ def save_on_signal(
         ConfigurationError: outside the main thread, or in a simulation.
         MismatchError: on every rank, if the ranks do not call it alike.
     """
-    training = training_of(optimizer)
+    trainings = trainings_of(optimizer)
+    checked_path(path)
+    training = trainings[list(optimizer)[-1]] if isinstance(optimizer, Mapping) else trainings[""]
 
     def save_now(found: Any) -> Path:
         return save(path, optimizer, found, keep=keep)

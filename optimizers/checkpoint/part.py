@@ -13,6 +13,7 @@ from safetensors.numpy import save_file
 from lentando.comm.errors import CheckpointError
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.folder import checksum, written
+from lentando.optimizers.checkpoint.manifest import parse_json
 
 __all__ = ["Part", "read_part", "write_part"]
 
@@ -62,6 +63,7 @@ def read_part(folder: Path, described: Mapping[str, Any]) -> tuple[dict[str, Arr
     try:
         with safe_open(file, "numpy") as opened:
             names = list(opened.keys())
-            return {name: opened.get_tensor(name) for name in names}, json.loads(opened.metadata()["lentando"])
+            about = parse_json(opened.metadata()["lentando"], f"the description in {file}")
+            return {name: opened.get_tensor(name) for name in names}, about
     except (SafetensorError, KeyError, TypeError) as error:
         raise CheckpointError(f"{file} is not a part of a checkpoint: {error}") from error

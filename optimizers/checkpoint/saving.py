@@ -1,7 +1,10 @@
 """Saving: every rank writes what is its own, rank 0 what all share, and the manifest when all have written."""
 
+import logging
+from collections.abc import Mapping
+from contextlib import ExitStack
 from hashlib import blake2b
-from os import PathLike
+from os import PathLike, fspath
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -17,16 +20,26 @@ from lentando.comm.objects import broadcast_object
 from lentando.comm.transport import Array, Transport, as_bytes
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint.elements import in_shape
+from lentando.optimizers.checkpoint.lock import locked
+from lentando.optimizers.checkpoint.manifest import files_of, read_manifest, write_manifest
 from lentando.optimizers.checkpoint.part import Part, write_part
 from lentando.optimizers.checkpoint.together import together
-from lentando.optimizers.checkpoint.training import Checkpointed, Training, training_of
+from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import pack
 
-__all__ = ["save"]
+__all__ = ["checked_path", "save"]
+
+_log = logging.getLogger("lentando")
 
 
-def save(path: str | PathLike[str], optimizer: Checkpointed, extra: Any = None, *, keep: int | None = None) -> Path:
-    """Save model, base optimizer and all that decides the next step of every rank, for any framework to go on from.
+def save(
+    path: str | PathLike[str],
+    optimizer: Checkpointed | Mapping[str, Checkpointed],
+    extra: Any = None,
+    *,
+    keep: int | None = None,
+) -> Path:
+    """Save model, base optimizer and all that decides the next step of every rank, for any framework to continue from.
 
     Collective: every rank calls it, eagerly, between steps. A checkpoint appears when it is complete; until then, an
     earlier one at the same place stays what it was. The framework's own random generators, from which dropout draws,
@@ -35,74 +48,182 @@ def save(path: str | PathLike[str], optimizer: Checkpointed, extra: Any = None, 
     which of its tensors is which parameter.
 
     Args:
-        path: a folder that all ranks see; made if need be.
-        optimizer: a ``DistributedOptimizer``; in TensorFlow, built.
+        path: a folder that all ranks see; made if need be. One job at a time saves there.
+        optimizer: a ``DistributedOptimizer``; in TensorFlow, built. Or a dict of several by name, such as
+            ``{"generator": g, "discriminator": d}``, which are saved as one checkpoint.
         extra: whatever else this rank wants back (epoch, scheduler, random generators): None, numbers, strings, lists,
             tuples, dicts, arrays and tensors.
         keep: makes ``path`` a folder of checkpoints by step, ``step-00000480`` and so on, of which the newest so many
-            are kept. Without it ``path`` is one checkpoint, which is replaced.
+            are kept. Without it ``path`` is one checkpoint, which is replaced. Of several optimizers, the largest
+            count of steps names the folder.
 
     Returns:
         The folder of this checkpoint.
 
     Raises:
-        CheckpointError: on every rank, if one of them fails (disk full, ...); what was there before is still there.
+        CheckpointError: on every rank, if one of them fails (disk full, another job saves there, ...); what was there
+            before is still there.
+        ConfigurationError: for arguments that cannot work.
         MismatchError: on every rank, if the ranks are not at the same step.
     """
-    training = training_of(optimizer)
+    trainings = trainings_of(optimizer)
     if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
         raise ConfigurationError(f"keep must be an integer >= 1 (checkpoints), or None for one alone, got {keep!r}")
-    transport, _, _ = training.replica.parts
-    plain = training.to_plain(extra)
-    return transaction(transport, lambda: _save(training, Path(path), plain, keep))
+    folder = checked_path(path)
+    first = next(iter(trainings.values()))
+    plain = first.to_plain(extra)
+    return transaction(first.replica.parts[0], lambda: _Saving(trainings, folder, keep).save(plain))
 
 
-def _save(training: Training, path: Path, extra: Any, keep: int | None) -> Path:
-    transport, _, _ = training.replica.parts
-    steps = training.replica.inner_steps
-    training.replica.meet(Event.SAVE)
-    places = together(transport, "saving a checkpoint", lambda: f"saves to {path}, keep={keep}")
-    if len(set(places)) > 1:
-        raise CheckpointError(f"the ranks save to different places: {grouped_by_rank(places)}")
-    mine: dict[str, Any] = {}
-    together(transport, "saving a checkpoint", lambda: mine.update(_collected(training, extra)))
-    shared = _equal_on_all_ranks(transport, mine["tensors"])
-    is_first = transport.rank == 0
+def checked_path(path: str | PathLike[str]) -> Path:
+    """The path of a checkpoint as the user gave it.
 
-    def begin() -> list[str] | None:
-        if not is_first:
-            return None
-        return [str(folders.begin(path, steps, keep)), f"step-{steps:08d}-{token_hex(4)}"]
+    Raises:
+        ConfigurationError: if it names nothing.
+    """
+    if not fspath(path).strip():
+        raise ConfigurationError("the path of a checkpoint must name a folder, got an empty one ('.' is this folder)")
+    return Path(path)
 
-    place, attempt = together(transport, f"saving a checkpoint to {path}", begin)[0] or ["", ""]
-    folder = Path(place)
-    own_file, shared_file = f"{attempt}-rank-{transport.rank:05d}.safetensors", f"{attempt}-shared.safetensors"
 
-    def write() -> list[dict[str, Any]]:
-        own = {name: array for name, array in mine["tensors"].items() if name not in shared}
-        parts = [write_part(folder / own_file, own, mine["about"])]
-        if is_first:
-            common = {name: mine["tensors"][name] for name in shared}
-            parts.append(write_part(folder / shared_file, common, None))
-        return [part.as_json() for part in parts]
+class _Saving:
+    """One checkpoint that is being saved. Its methods are called by all ranks together.
 
+    Args:
+        trainings: what is saved, by name; the same names in the same order on all ranks.
+        path, keep: as for ``save``.
+    """
+
+    def __init__(self, trainings: dict[str, Training], path: Path, keep: int | None) -> None:
+        self._trainings = trainings
+        self._path = path
+        self._keep = keep
+        self._transport: Transport = next(iter(trainings.values())).replica.parts[0]
+        self._is_first = self._transport.rank == 0
+        self._lock = ExitStack()
+
+    def save(self, extra: Any) -> Path:
+        for training in self._trainings.values():
+            training.replica.meet(Event.SAVE)
+        self._check_alike()
+        mine = self._collected(extra)
+        shared = {name: _equal_on_all_ranks(self._transport, mine[name]["tensors"]) for name in self._trainings}
+        with self._lock:
+            folder, attempt, exclusive = self._begin()
+            parts = self._write(folder, attempt, mine, shared)
+            self._commit(folder, parts, exclusive)
+        return folder
+
+    def _together(self, action: Any, where: Path | None = None) -> list[Any]:
+        place = "" if where is None else f" to {where}"
+        return together(self._transport, f"saving a checkpoint{place}", action)
+
+    def _check_alike(self) -> None:
+        what = "" if list(self._trainings) == [""] else f"the optimizers {list(self._trainings)}, "
+        places = self._together(lambda: f"saves {what}to {self._path}, keep={self._keep}")
+        if len(set(places)) > 1:
+            raise CheckpointError(f"the ranks save to different places: {grouped_by_rank(places)}")
+
+    def _collected(self, extra: Any) -> dict[str, dict[str, Any]]:
+        """By name, this rank's tensors, and JSON about them. ``extra`` is kept with the first."""
+        mine: dict[str, dict[str, Any]] = {}
+
+        def collect() -> None:
+            for number, (name, training) in enumerate(self._trainings.items()):
+                mine[name] = _collected(training, extra if number == 0 else None)
+
+        self._together(collect)
+        return mine
+
+    def _begin(self) -> tuple[Path, str, bool]:
+        """The folder, what the names of its files begin with, and whether no other job can save there meanwhile."""
+        steps = max(training.replica.inner_steps for training in self._trainings.values())
+
+        def begin() -> list[Any]:
+            if not self._is_first:
+                return []
+            self._path.mkdir(parents=True, exist_ok=True)
+            exclusive = self._lock.enter_context(locked(self._path))
+            folder = folders.begin(self._path, steps, self._keep)
+            return [str(folder), f"step-{steps:08d}-{token_hex(8)}", exclusive]
+
+        place, attempt, exclusive = self._together(begin, self._path)[0]
+        return Path(place), attempt, exclusive
+
+    def _write(
+        self, folder: Path, attempt: str, mine: dict[str, dict[str, Any]], shared: dict[str, set[str]]
+    ) -> list[list[list[dict[str, Any]]]]:
+        """Write this rank's files. Returns what the manifest says of them, by rank, then by optimizer."""
+        own_files: list[str] = []
+
+        def write() -> list[list[dict[str, Any]]]:
+            described = []
+            for number, name in enumerate(self._trainings):
+                stem = attempt if name == "" else f"{attempt}-{number:02d}"
+                tensors, common = mine[name]["tensors"], shared[name]
+                own = {key: array for key, array in tensors.items() if key not in common}
+                wanted = [(f"{stem}-rank-{self._transport.rank:05d}.safetensors", own, mine[name]["about"])]
+                if self._is_first:
+                    wanted.append((f"{stem}-shared.safetensors", {key: tensors[key] for key in common}, None))
+                own_files.extend(file for file, _, _ in wanted)
+                described.append([write_part(folder / file, *content).as_json() for file, *content in wanted])
+            return described
+
+        def check() -> None:
+            if self._is_first:
+                _check_visible(folder, parts)
+
+        try:
+            parts = self._together(write, folder)
+            self._together(check, folder)
+        except (CheckpointError, RankLostError):
+            folders.discard(folder, own_files)
+            raise
+        return parts
+
+    def _commit(self, folder: Path, parts: list[list[list[dict[str, Any]]]], exclusive: bool) -> None:
+        def commit() -> None:
+            if not self._is_first:
+                return
+            with self._lock:  # released before the other ranks go on
+                publish()
+
+        def publish() -> None:
+            contents = {}
+            for number, (name, training) in enumerate(self._trainings.items()):
+                by_rank = [own[number] for own in parts]
+                described = {"ranks": [own[0] for own in by_rank], "shared": by_rank[0][1]}
+                contents[name] = {**_described(training), "parts": described}
+            replaced = [] if exclusive else _names(folder)
+            try:
+                write_manifest(folder, contents)
+            except BaseException:
+                if set(_names(folder)).isdisjoint(files_of(contents)):  # it may be in place, though not yet on the disk
+                    folders.discard(folder, files_of(contents))
+                raise
+            self._remove_replaced(folder, files_of(contents), exclusive, replaced)
+
+        self._together(commit, folder)
+
+    def _remove_replaced(self, folder: Path, files: list[str], exclusive: bool, replaced: list[str]) -> None:
+        """Remove what the checkpoint has replaced. Not being able to is no failure to save."""
+        try:
+            if exclusive:
+                folders.remove_leftovers(folder, files)
+            else:
+                folders.discard(folder, replaced)
+            if self._keep is not None:
+                folders.keep_last(self._path, self._keep, exclusive)
+        except OSError as error:
+            _log.warning("the checkpoint in %s is complete, but an earlier one could not be removed: %s", folder, error)
+
+
+def _names(folder: Path) -> list[str]:
+    """The files of the checkpoint that is in a folder now, none if there is none that can be read."""
     try:
-        parts = together(transport, f"saving a checkpoint to {folder}", write)
-    except (CheckpointError, RankLostError):
-        folders.discard(folder, [own_file, *([shared_file] if is_first else [])])
-        raise
-
-    def commit() -> None:
-        if is_first:
-            _check_visible(folder, parts)
-            content = {**_described(training), "parts": {"ranks": [own[0] for own in parts], "shared": parts[0][1]}}
-            folders.commit(folder, content)
-            folders.tidy(folder, [part["file"] for own in parts for part in own])
-            if keep is not None:
-                folders.keep_last(path, keep)
-
-    together(transport, f"saving a checkpoint to {folder}", commit)
-    return folder
+        return files_of(read_manifest(folder))
+    except (CheckpointError, OSError):
+        return []
 
 
 def _collected(training: Training, extra: Any) -> dict[str, Any]:
@@ -181,10 +302,10 @@ def _digest(array: Array) -> str:
     return digest.hexdigest()
 
 
-def _check_visible(folder: Path, parts: list[list[dict[str, Any]]]) -> None:
+def _check_visible(folder: Path, parts: list[list[list[dict[str, Any]]]]) -> None:
     """What the other ranks wrote must be there for rank 0 as well."""
     for rank, own in enumerate(parts):
-        for part in (Part(**described) for described in own):
+        for part in (Part(**described) for by_optimizer in own for described in by_optimizer):
             file = folder / part.file
             found = file.stat().st_size if file.exists() else "no"
             if found != part.size_bytes:

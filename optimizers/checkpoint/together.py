@@ -13,7 +13,16 @@ __all__ = ["together"]
 
 T = TypeVar("T")
 
-FAILURES = (LentandoError, OSError, ValueError, TypeError, LookupError, MemoryError, SafetensorError)
+FAILURES = (
+    LentandoError,
+    OSError,
+    ValueError,
+    TypeError,
+    LookupError,
+    MemoryError,
+    RecursionError,
+    SafetensorError,
+)
 """What writing and reading files, and a user's own ``extra``, can end in."""
 
 

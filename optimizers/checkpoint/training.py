@@ -11,7 +11,7 @@ from lentando.optimizers.join import Joinable
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 
-__all__ = ["Checkpointed", "Training", "training_of"]
+__all__ = ["Checkpointed", "Training", "trainings_of"]
 
 
 class Training(Protocol):
@@ -70,12 +70,35 @@ class Checkpointed(Joinable, Protocol):
         """Model, optimizer and replica as checkpoints see them."""
 
 
-def training_of(optimizer: Checkpointed) -> Training:
-    """What is saved and loaded with an optimizer.
+def trainings_of(optimizer: Checkpointed | Mapping[str, Checkpointed]) -> dict[str, Training]:
+    """What is saved and loaded with an optimizer, or with several: by name, in the same order on all ranks.
+
+    Args:
+        optimizer: one, which gets the empty name, or a dict of several by name.
 
     Raises:
-        ConfigurationError: for another optimizer.
+        ConfigurationError: for other objects, names that are no text or empty, an optimizer that is given twice, and
+            optimizers of different groups of ranks.
     """
+    if not isinstance(optimizer, Mapping):
+        return {"": _training_of(optimizer, "")}
+    names = list(optimizer)
+    if not names or not all(isinstance(name, str) and name for name in names):
+        raise ConfigurationError(
+            f"expected a dict of optimizers by name (text that is not empty), got the keys {names}"
+        )
+    trainings = {name: _training_of(optimizer[name], f" for {name!r}") for name in sorted(names)}
+    replicas = [training.replica for training in trainings.values()]
+    if len({id(replica) for replica in replicas}) < len(replicas):
+        raise ConfigurationError(f"one optimizer is given under several of the names {names}: give each once")
+    if len({id(replica.parts[0]) for replica in replicas}) > 1:
+        raise ConfigurationError(f"the optimizers {names} do not train on the same ranks: save each by itself")
+    return trainings
+
+
+def _training_of(optimizer: Any, where: str) -> Training:
     if not isinstance(optimizer, Checkpointed):
-        raise ConfigurationError(f"expected a DistributedOptimizer, got {type(optimizer).__name__}: wrap it first")
+        raise ConfigurationError(
+            f"expected a DistributedOptimizer{where}, got {type(optimizer).__name__}: wrap it first"
+        )
     return optimizer.training()

@@ -22,7 +22,7 @@ from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.replica.resume import load_state, state_of
+from lentando.optimizers.replica.resume import check_state, load_state, state_of
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.taking_part import TakingPart
 from lentando.optimizers.replica.uneven import Uneven
@@ -328,6 +328,14 @@ class Replica:
         Every rank has its own: anchors and slow momenta are sharded.
         """
         return state_of(self._plan, self._progress, self._rounds)
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Check that ``load_state_dict`` can continue from a state. Changes nothing.
+
+        Raises:
+            ConfigurationError: if the state is of another version, model, method, world size or rank.
+        """
+        check_state(state, self._plan)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken. Parameters and base optimizer are restored by the framework.

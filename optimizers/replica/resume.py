@@ -11,7 +11,7 @@ from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
 
-__all__ = ["copied", "load_state", "state_of"]
+__all__ = ["check_state", "copied", "load_state", "state_of"]
 
 STATE_VERSION = 2
 
@@ -39,8 +39,8 @@ def state_of(plan: Plan, progress: Progress, rounds: Rounds) -> dict[str, Any]:
     }
 
 
-def load_state(state: Mapping[str, Any], plan: Plan, progress: Progress, rounds: Rounds) -> None:
-    """See ``Replica.load_state_dict``."""
+def check_state(state: Mapping[str, Any], plan: Plan) -> None:
+    """See ``Replica.check_state``."""
     mine = {
         "version": (STATE_VERSION, "the format of the state"),
         "size": (plan.transport.size, "the world size (to change it, use lt.save and lt.load)"),
@@ -50,6 +50,11 @@ def load_state(state: Mapping[str, Any], plan: Plan, progress: Progress, rounds:
     for key, (wanted, what) in mine.items():
         if state[key] != wanted:
             raise ConfigurationError(f"cannot resume: {what} is {wanted} here, but {state[key]} in the saved state")
+
+
+def load_state(state: Mapping[str, Any], plan: Plan, progress: Progress, rounds: Rounds) -> None:
+    """See ``Replica.load_state_dict``."""
+    check_state(state, plan)
     progress.has_started = state["started"]
     progress.start_clock(state["clock"])
     rounds.decisions = [Decision(*decision) for decision in state["decisions"]]
