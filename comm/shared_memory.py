@@ -51,8 +51,12 @@ def shared_zeros(size: int, dtype: np.dtype[Any]) -> Array:
         descriptor = os.memfd_create("lentando")
     except OSError:  # a sandbox that forbids it
         return np.zeros(size, dtype)
-    os.ftruncate(descriptor, length)
-    segment = _Segment(descriptor, length)
+    try:
+        os.ftruncate(descriptor, length)
+        segment = _Segment(descriptor, length)
+    except OSError:  # a limit on the size of files (ulimit -f), or on memory
+        os.close(descriptor)
+        return np.zeros(size, dtype)
     array: Array = np.frombuffer(segment, dtype)
     segment.descriptor, segment.address = descriptor, _address(array)
     _segments[segment.address] = segment

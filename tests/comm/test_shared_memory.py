@@ -89,3 +89,18 @@ def test_system_that_forbids_it_gets_ordinary_memory(monkeypatch: pytest.MonkeyP
     array = shared_zeros(5, FLOAT)
     assert array.tolist() == [0] * 5
     assert offer(array) is None
+
+
+@pytest.mark.parametrize("limit", ["RLIMIT_FSIZE", "RLIMIT_NOFILE"])
+def test_limit_of_the_system_leaves_ordinary_memory(limit: str) -> None:
+    """``ulimit -f`` and ``ulimit -n``: nothing is left open, and nobody else can reach the array."""
+    program = (
+        "import os, resource, sys\nimport numpy as np\nfrom lentando.comm.shared_memory import offer, shared_zeros\n"
+        "before = sorted(os.listdir('/proc/self/fd'))\n"
+        "value = len(before) - 1 if sys.argv[1] == 'RLIMIT_NOFILE' else 4096\n"
+        "kind = getattr(resource, sys.argv[1])\nresource.setrlimit(kind, (value, resource.getrlimit(kind)[1]))\n"
+        "array = shared_zeros(10_000, np.dtype(np.float32))\narray[:] = 1\n"
+        "resource.setrlimit(kind, (resource.getrlimit(kind)[1],) * 2)\n"
+        "assert offer(array) is None\nassert sorted(os.listdir('/proc/self/fd')) == before\n"
+    )
+    subprocess.run([sys.executable, "-c", program, limit], check=True, timeout=60)
