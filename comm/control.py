@@ -62,6 +62,8 @@ class Control:
         loss: mean loss of this rank since the last message, NaN if it has none.
         weight: this rank's share in averages: 0 if it has run out of batches, and only adopts them.
         learning_rate: mean learning rate of this rank since the last message.
+        weighted_rate: the same with a weight for each parameter group, by which ranks see whether the groups' rates
+            differ. NaN if they are not to be compared.
         flag: true if something happened on this rank that all should know.
         clock: this rank's clock in seconds; decisions about time go by rank 0's.
         compute_seconds: mean compute time of this rank's steps, NaN if none was measured.
@@ -79,6 +81,7 @@ class Control:
     loss: float = nan
     weight: float = 1.0
     learning_rate: float = 0.0
+    weighted_rate: float = nan
     flag: bool = False
     clock: float = 0.0
     compute_seconds: float = nan
@@ -102,6 +105,8 @@ class Agreement:
         loss: mean of the ranks' losses, NaN if none has one.
         weight: sum of the weights.
         learning_rate: mean of the learning rates.
+        learning_rates: by rank.
+        weighted_rates: by rank.
         flagged: ranks whose flag was set.
         clock: rank 0's clock in seconds.
         compute_seconds: by rank, like the next two; see ``Control``.
@@ -116,6 +121,8 @@ class Agreement:
     loss: float
     weight: float
     learning_rate: float
+    learning_rates: list[float]
+    weighted_rates: list[float]
     flagged: list[int]
     clock: float
     compute_seconds: list[float]
@@ -168,6 +175,8 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         loss=sum(losses) / len(losses) if losses else nan,
         weight=float(columns["weight"].sum()),
         learning_rate=float(columns["learning_rate"].mean()),
+        learning_rates=columns["learning_rate"].tolist(),
+        weighted_rates=columns["weighted_rate"].tolist(),
         flagged=[int(rank) for rank in np.flatnonzero(columns["flag"])],
         clock=float(columns["clock"][0]),
         compute_seconds=columns["compute_seconds"].tolist(),

@@ -76,9 +76,9 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
     return f"ranks {', '.join(map(str, ranks[:-1]))} and {ranks[-1]}"
 
 
-def grouped_by_rank(texts: Sequence[str]) -> str:
-    """Says who says what: ``ranks 0 and 1: red; rank 2: blue`` for the texts of ranks 0, 1 and 2."""
-    saying = ranks_of(enumerate(texts))
+def grouped_by_rank(texts: Sequence[str], ranks: Sequence[int] | None = None) -> str:
+    """Says who says what: ``ranks 0 and 1: red; rank 2: blue`` for the texts of ranks 0, 1 and 2, or of ``ranks``."""
+    saying = ranks_of(zip(range(len(texts)) if ranks is None else ranks, texts, strict=True))
     return "; ".join(f"{ranks_in_words(ranks)}: {text}" for text, ranks in saying.items())
 
 

@@ -176,6 +176,7 @@ def adacomm(
     base_buffers: BaseBuffers | None = None,
     algorithm: Algorithm = "auto",
     on_nonfinite: OnNonFinite = "raise",
+    rates_may_differ: bool = False,
 ) -> Settings:
     """The settings of AdaComm, for all frameworks alike.
 
@@ -192,10 +193,12 @@ def adacomm(
         warmup_steps: inner steps at first with an average after each, before the first round. A warm-up of the
             learning rate belongs in here: the periods go by the learning rate of the first round.
         slow_momentum: beta of the paper's block momentum; 0 adopts the average.
-        base_buffers: what an average does to the base optimizer's state. None stands for "reset" under slow momentum,
-            which is the paper's choice, and for "maintain" without: at period 1, that is synchronous momentum SGD.
+        base_buffers: what an average does to the base optimizer's state. None stands for "auto" under slow momentum,
+            which is the paper's "reset" for SGD (see ``Settings``), and for "maintain" without: at period 1, that is
+            synchronous momentum SGD.
         algorithm: how the exact average is formed.
         on_nonfinite: see ``Settings``.
+        rates_may_differ: see there.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -214,7 +217,8 @@ def adacomm(
         base,
         SlowMomentum(1.0, slow_momentum) if slow_momentum != 0 else None,
         PostLocal(warmup_steps, period) if warmup_steps != 0 else period,
-        base_buffers or ("reset" if slow_momentum != 0 else "maintain"),
+        base_buffers or ("auto" if slow_momentum != 0 else "maintain"),
         algorithm=algorithm,
         on_nonfinite=on_nonfinite,
+        rates_may_differ=rates_may_differ,
     )

@@ -5,6 +5,7 @@ from typing import Protocol
 
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array
+from lentando.optimizers.optimizer_description import OptimizerDescription
 
 __all__ = ["Framework"]
 
@@ -46,7 +47,10 @@ class Framework(Protocol):
         """Replace some of it."""
 
     def learning_rates(self) -> Sequence[float]:
-        """The learning rate of each parameter group, now."""
+        """The learning rate of each parameter group, now; NaN for a group that has none."""
+
+    def describe_optimizer(self) -> OptimizerDescription:
+        """Class and hyperparameters of the base optimizer, now. Called once, before anything is sent."""
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         """The base optimizer's floating-point buffers of the shape of a parameter (momentum, ...), by name."""

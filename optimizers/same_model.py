@@ -1,4 +1,6 @@
-"""Do all ranks train the same model in the same way? Asked once, before anything else is sent."""
+"""Do all ranks train the same model in the same way, by the same optimizer? Asked once, before anything else is sent."""
+
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -9,22 +11,31 @@ from lentando.comm.flat import describe, first_difference
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 from lentando.optimizers.framework import Framework
+from lentando.optimizers.optimizer_description import check_same_optimizer
 from lentando.optimizers.settings import Settings
 
 __all__ = ["check_equal"]
 
 
-def check_equal(transport: Transport, framework: Framework, settings: Settings) -> int:
+def check_equal(transport: Transport, framework: Framework, given: Settings, settings: Settings) -> int:
     """Collective: every rank calls it with what it has. Returns the fingerprint of model and method that all share.
+
+    Args:
+        transport: ranks that train together.
+        framework: this rank's model and base optimizer.
+        given: the method in the user's words.
+        settings: the same, with what "auto" stands for: ranks whose optimizers differ should hear of these, not of it.
 
     Raises:
         MismatchError: on every rank, with the first difference and the ranks that have it.
     """
     agree(transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
     layouts = describe(buffer.layout for buffer in framework.buffers)
-    subject = fingerprint([layouts, settings.in_words()])
+    subject = fingerprint([layouts, given.in_words()])
     on_host = all(is_on_host(buffer.array) for buffer in framework.buffers)
-    by_rank = transport.allgather(np.array([subject, on_host], np.int64))
+    optimizer = framework.describe_optimizer().as_plain(with_rates=not settings.rates_may_differ)
+    own = [subject, on_host, fingerprint([framework.name, optimizer])]
+    by_rank = transport.allgather(np.array(own, np.int64))
     if len(set(by_rank[:, 1].tolist())) > 1:
         found = grouped_by_rank(["host memory" if host else "the memory of a GPU" for host in by_rank[:, 1]])
         raise MismatchError(
@@ -32,12 +43,19 @@ def check_equal(transport: Transport, framework: Framework, settings: Settings) 
             "GPUs on every rank, or on none"
         )
     if (by_rank[:, 0] == subject).all():
+        if (by_rank[:, 2] != own[2]).any():
+            everyone = allgather_object(transport, [framework.name, optimizer, settings.in_words()])
+            check_same_optimizer([name for name, *_ in everyone], [described for _, described, _ in everyone])
+            _check_same_method([method for *_, method in everyone])
         return fingerprint([layouts, settings.method_in_words()])
-    methods = allgather_object(transport, settings.in_words())
-    if len(set(methods)) > 1:
-        raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(methods)}")
+    _check_same_method(allgather_object(transport, given.in_words()))
     described = allgather_object(transport, layouts)
     raise MismatchError(
         f"the models differ between ranks. First difference: {first_difference(described)}. Build the same model, "
         "with the same parameter groups, on every rank"
     )
+
+
+def _check_same_method(methods: Sequence[str]) -> None:
+    if len(set(methods)) > 1:
+        raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(methods)}")

@@ -10,13 +10,14 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.non_finite import OnNonFinite
+from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_loss
 from lentando.optimizers.words import UNSAID, in_words
 
 __all__ = ["BaseBuffers", "Settings"]
 
-BaseBuffers: TypeAlias = Literal["reset", "maintain", "average"]
+BaseBuffers: TypeAlias = Literal["reset", "maintain", "average", "auto"]
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,16 @@ class Settings:
         outer: slow momentum, or another rule, at each outer step; None adopts the exact average.
         period: inner steps between outer steps, or a schedule of them; None for no outer steps.
         base_buffers: what an outer step does to the base optimizer's own state: "reset" makes it new, "maintain" leaves
-            it, "average" averages its buffers over the ranks.
+            it, "average" averages its buffers over the ranks. "auto" is "maintain" for optimizers that divide by a
+            running mean of squared gradients, which would have to be learnt anew (Adam, RMSprop, ...), and "reset"
+            for others (SGD, ...): the choice of SlowMo's authors. Told by a hyperparameter that is called "eps...".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed.
         on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
             communicate. "raise" is an error on every rank; "skip" leaves them out of the average, which that rank then
             adopts, with a new base optimizer.
+        rates_may_differ: ranks train at learning rates of their own on purpose, which is otherwise an error at
+            construction, and a warning later.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -46,6 +51,7 @@ class Settings:
     exact_average: bool = True
     algorithm: Algorithm = "auto"
     on_nonfinite: OnNonFinite = field(default="raise", metadata=UNSAID)
+    rates_may_differ: bool = field(default=False, metadata=UNSAID)
 
     def __post_init__(self) -> None:
         if self.on_nonfinite not in get_args(OnNonFinite):
@@ -82,7 +88,13 @@ class Settings:
 
     def method_in_words(self) -> str:
         """Those that a checkpoint must be continued with, but for defaults that older ones do not speak of."""
-        return in_words(replace(self, on_nonfinite="raise"), with_unsaid=False)
+        return in_words(replace(self, on_nonfinite="raise", rates_may_differ=False), with_unsaid=False)
+
+    def for_optimizer(self, description: OptimizerDescription) -> "Settings":
+        """With what "auto" stands for where this is the base optimizer."""
+        if self.base_buffers != "auto":
+            return self
+        return replace(self, base_buffers="maintain" if description.keeps_second_moments else "reset")
 
     def make_period(self) -> Period | None:
         """The period as a schedule."""

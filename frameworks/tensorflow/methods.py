@@ -28,9 +28,10 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     slow_momentum: float = 0.5,
     nesterov: bool = False,
     exact_average: bool = True,
-    base_buffers: BaseBuffers = "reset",
+    base_buffers: BaseBuffers = "auto",
     algorithm: Algorithm = "auto",
     on_nonfinite: OnNonFinite = "raise",
+    rates_may_differ: bool = False,
     mapping: Mapping | None = None,
 ) -> DistributedOptimizer:
     """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
@@ -45,9 +46,11 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         slow_momentum: beta, the more the more workers; 0.4 to 0.8 in the paper.
         nesterov: look ahead along the slow momentum. For DiLoCo use ``DiLoCo``, whose rule does not divide by the rate.
         exact_average: see there.
-        base_buffers: "reset" is the paper's choice for SGD; "maintain" is its choice for Adam.
+        base_buffers: "auto" is the paper's choice: "reset" for SGD and its like, "maintain" for Adam and other
+            optimizers with second moments; see ``DistributedOptimizer``.
         algorithm: see there.
         on_nonfinite: see there.
+        rates_may_differ: see there.
         mapping: see there.
     """
     return DistributedOptimizer(
@@ -60,6 +63,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
         exact_average=exact_average,
         algorithm=algorithm,
         on_nonfinite=on_nonfinite,
+        rates_may_differ=rates_may_differ,
         mapping=mapping,
     )
 

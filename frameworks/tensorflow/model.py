@@ -15,8 +15,10 @@ from lentando.comm.transport import Array
 from lentando.optimizers.canonical import canonical_places
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gradients import gradient_layouts
+from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.convert import as_array, as_tensor
+from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.names import layers_of, names_of
 
 __all__ = ["KerasModel"]
@@ -147,6 +149,9 @@ class KerasModel:
 
     def learning_rates(self) -> Sequence[float]:
         return [float(tf.convert_to_tensor(self._optimizer.learning_rate))]
+
+    def describe_optimizer(self) -> OptimizerDescription:
+        return describe_optimizer(self._optimizer.optimizer)
 
     @property
     def is_scaled(self) -> bool:

@@ -22,6 +22,7 @@ from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
+from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
@@ -48,13 +49,18 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
         outer: ``SlowMomentum(...)`` or ``OuterSGD(...)`` at each outer step, or None to adopt the exact average.
         period: inner steps between outer steps, or a ``Period``; None for no outer steps.
-        base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
+        base_buffers: what an outer step does to the base optimizer's state: "reset" makes it new, "maintain" leaves it,
+            "average" averages its buffers over the ranks. "auto" is "maintain" if it has second moments (Adam, RMSprop,
+            ...; told by a hyperparameter whose name begins with "eps"), else "reset".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed: "auto", "ring", "engine", or "measured", which compares all ways
             once in a job, so that another start of the job may round otherwise.
         on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
             communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
             that, with a new base optimizer. A ``LossScaleOptimizer`` sees to gradients itself.
+        rates_may_differ: learning rates that differ between ranks are intended. Else they are an error at construction
+            and one warning when they come apart later, as far as messages travel that show it: with every average of
+            gradients and every outer step, but not with gossip alone.
         mapping: for a job whose other ranks run PyTorch: from that model's names and axes to this one's.
 
     Raises:
@@ -75,10 +81,13 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
         on_nonfinite: OnNonFinite = "raise",
+        rates_may_differ: bool = False,
         mapping: Mapping | None = None,
     ) -> None:
         world = transport()
-        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite)
+        settings = Settings(
+            base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ
+        )
         _check_surroundings()
         if isinstance(base, AllReduce) and base.overlap:
             raise ConfigurationError("AllReduce(overlap=True) is PyTorch's: leave overlap out")
@@ -99,7 +108,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._world = world
         self._mapping = mapping
         self._settings = settings
-        self._base = BaseOptimizer(optimizer, base_buffers == "reset" or on_nonfinite == "skip", self._iterations)
+        does_reset = settings.for_optimizer(describe_optimizer(optimizer)).base_buffers == "reset"
+        self._base = BaseOptimizer(optimizer, does_reset or on_nonfinite == "skip", self._iterations)
         self._base_optimizer = optimizer
         self._keras_model = model
         self._model: KerasModel

@@ -11,7 +11,9 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
 from lentando.optimizers.gradients import gradient_layouts
+from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
+from lentando.torch.description import describe_optimizer
 
 __all__ = ["TorchModel", "dense_gradient"]
 
@@ -152,6 +154,9 @@ class TorchModel:
 
     def learning_rates(self) -> Sequence[float]:
         return [float(group["lr"]) for group in self.optimizer.param_groups]
+
+    def describe_optimizer(self) -> OptimizerDescription:
+        return describe_optimizer(self.optimizer)
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         return {name: as_array(tensor.cpu()) for name, tensor in self._state_tensors().items()}

@@ -42,13 +42,18 @@ class DistributedOptimizer(WrappedOptimizer):
         base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
         outer: ``SlowMomentum(...)`` or ``OuterSGD(...)`` at each outer step, or None to adopt the exact average.
         period: inner steps between outer steps, or a ``Period``; None for no outer steps.
-        base_buffers: what an outer step does to the base optimizer's state: "reset", "maintain" or "average".
+        base_buffers: what an outer step does to the base optimizer's state: "reset" makes it new, "maintain" leaves it,
+            "average" averages its buffers over the ranks. "auto" is "maintain" if it has second moments (Adam, RMSprop,
+            ...; told by a hyperparameter whose name begins with "eps"), else "reset".
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed: "auto", "ring", "engine", or "measured", which compares all ways
             once in a job, so that another start of the job may round otherwise.
         on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
             communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
             that, with a new base optimizer.
+        rates_may_differ: learning rates that differ between ranks are intended. Else they are an error at construction
+            and one warning when they come apart later, as far as messages travel that show it: with every average of
+            gradients and every outer step, but not with gossip alone.
 
     Raises:
         NotInitializedError: before ``init()``.
@@ -75,9 +80,12 @@ class DistributedOptimizer(WrappedOptimizer):
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
         on_nonfinite: OnNonFinite = "raise",
+        rates_may_differ: bool = False,
     ) -> None:
         world = transport()
-        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite)
+        settings = Settings(
+            base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ
+        )
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         if isinstance(optimizer, DistributedOptimizer):

@@ -1,6 +1,6 @@
 """What a replica tells the others, in a control message before data move, and what it learns of them."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from math import nan
 from typing import TypeVar
 from zlib import crc32
@@ -12,6 +12,7 @@ from lentando.comm.transport import as_bytes
 from lentando.optimizers.non_finite import NonFinite
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
+from lentando.optimizers.replica.rank_comparison import RankComparison, weighted_rate
 from lentando.optimizers.stopping import SaveOnSignal
 from lentando.optimizers.timing import Timing
 
@@ -43,6 +44,7 @@ class Messages:
         self._timing = timing
         self._non_finite = non_finite
         self._start_checksum = 0
+        self._comparison = RankComparison(plan.transport.rank, plan.settings.rates_may_differ)
 
     def expect_start(self) -> None:
         """Training starts from the parameters of now: the first message checks that all ranks have the same.
@@ -65,7 +67,7 @@ class Messages:
         doing: str,
         loss: float = nan,
         flag: bool = False,
-        learning_rate: float = 0.0,
+        rates: Sequence[float] | None = None,
         is_active: bool | None = None,
         found: str | None = None,
     ) -> Agreement:
@@ -76,7 +78,7 @@ class Messages:
             doing: that in words.
             loss: see there.
             flag: see there.
-            learning_rate: see there.
+            rates: learning rates that the message is about, by parameter group; by default those of the last step.
             is_active: whether this rank counts; by default, unless it has no batch left.
             found: its values that are not finite.
 
@@ -92,6 +94,8 @@ class Messages:
             about ^= JOINED
             if event is Event.ROUND:
                 step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
+        rates = progress.latest_rates if rates is None else rates
+        is_compared = bool(rates) and not progress.is_joined  # where ranks may have taken unequally many steps
         started = transport.clock()
         control = Control(
             event,
@@ -100,7 +104,8 @@ class Messages:
             about,
             loss,
             weight=float(not progress.has_ended if is_active is None else is_active),
-            learning_rate=learning_rate,
+            learning_rate=sum(rates) / len(rates) if rates else nan,
+            weighted_rate=weighted_rate(rates) if is_compared else nan,
             flag=flag,
             clock=progress.seconds(),
             finite=self._non_finite.is_clean(found),
@@ -116,6 +121,7 @@ class Messages:
             return f"{doing} its model{where}, after {progress.inner_steps} steps and {since}"
 
         agreement = agree(transport, control, words)
+        self._comparison.look(agreement, progress.inner_steps, progress.steps if event is Event.ROUND else 1)
         if self.stop is not None:
             self.stop.agree(agreement.stopping)
         self._timing.heard(agreement, transport.clock() - started)

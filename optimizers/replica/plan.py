@@ -29,7 +29,7 @@ class Plan:
     Attributes:
         transport: as given, like the next two.
         framework: as given.
-        settings: as given.
+        settings: as given, with what "auto" stands for.
         subject: fingerprint of model and method, the same on all ranks.
         base: the base algorithm at work; another one after a recovery.
         outer: the outer step, None if there are none.
@@ -42,7 +42,8 @@ class Plan:
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
         self.transport = transport
         self.framework = framework
-        self.settings = settings
+        self.settings = settings.for_optimizer(framework.describe_optimizer())
+        self._given = settings
         self.outer: OuterStep | None = None
         self.recoveries = 0
         in_place(transport, [buffer.array for buffer in framework.buffers], self._begin)
@@ -85,7 +86,7 @@ class Plan:
     def _begin(self) -> None:
         """Check that all ranks have the same, take over rank 0's model, plan what is sent from now on. Collective."""
         transport, framework, settings = self.transport, self.framework, self.settings
-        self.subject = check_equal(transport, framework, settings)
+        self.subject = check_equal(transport, framework, self._given, settings)
         framework.load()
         for buffer in framework.buffers:
             transport.broadcast(buffer.array)

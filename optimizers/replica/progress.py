@@ -27,6 +27,8 @@ class Progress:
         steps_along: of those, taken with the others, without a batch.
         steps_in_round: after which the outer step is due; None if there are no outer steps.
         rate_sums: learning rates of the round's steps, added up, per parameter group.
+        latest_rates: learning rates of the step that was counted last, or the mean of the steps that were counted last
+            together, per parameter group; empty before the first.
         loss_sum: of the round's losses; may be a framework's scalar, which is not waited for.
         loss_count: how many losses that are.
     """
@@ -42,6 +44,7 @@ class Progress:
     steps_along: int = 0
     steps_in_round: int | None = None
     rate_sums: list[float] = field(default_factory=list)
+    latest_rates: Sequence[float] = ()
     loss_sum: Any = 0.0
     loss_count: int = 0
 
@@ -72,6 +75,7 @@ class Progress:
         """So many steps are taken, with learning rates that add up to these."""
         self.inner_steps += steps
         self.steps += steps
+        self.latest_rates = tuple(rate_sums) if steps == 1 else [total / steps for total in rate_sums]
         sums = self.rate_sums
         for group, rate in enumerate(rate_sums):
             sums[group] += rate

@@ -101,7 +101,7 @@ class Rounds(Part):
                 f"begins outer step {progress.rounds + 1} of",
                 loss,
                 flag=progress.has_ended,
-                learning_rate=rate,
+                rates=rates,
                 is_active=is_active,
                 found=found,
             )

@@ -353,7 +353,7 @@ def test_named_setting() -> None:
     assert adacomm() == Settings(LocalSGD(), None, AdaptivePeriod(16, 60.0), "maintain")
     slow = adacomm(base=SGP(), slow_momentum=0.3, warmup_steps=50, interval_steps=100, initial_period=8, max_period=64)
     period = PostLocal(50, AdaptivePeriod(8, interval_steps=100, max_period=64))
-    assert slow == Settings(SGP(), SlowMomentum(1.0, 0.3), period, "reset")
+    assert slow == Settings(SGP(), SlowMomentum(1.0, 0.3), period, "auto")
     assert adacomm(slow_momentum=0.3, base_buffers="maintain").base_buffers == "maintain"
     assert isinstance(AdaptivePeriod(), Period)
 

@@ -17,6 +17,7 @@ from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.canonical import canonical_places
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gossip import OSGP, SGP
+from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
@@ -66,6 +67,9 @@ class Plain:
 
     def learning_rates(self) -> Sequence[float]:
         return [0.1]
+
+    def describe_optimizer(self) -> OptimizerDescription:
+        return OptimizerDescription("plain SGD", {}, {})
 
     def optimizer_buffers(self) -> Dictionary[str, Array]:
         return {}

@@ -9,6 +9,7 @@ from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import Settings
 
@@ -63,6 +64,9 @@ class NumpyModel:
 
     def learning_rates(self) -> Sequence[float]:
         return self.rates
+
+    def describe_optimizer(self) -> OptimizerDescription:
+        return OptimizerDescription("numpy SGD", {"momentum": str(self.momentum)}, {})
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         return {"momentum": to_host(self.momentum_buffer)}

@@ -270,7 +270,7 @@ def test_reset_makes_every_optimizer_new(name: str) -> None:
     """O16: for Adam that includes the step count, so that bias correction starts again."""
     start = tf.random.stateless_normal([4, 3], [1, 2])
     one, other = keras.Variable(start, name="one"), keras.Variable(start, name="other")
-    optimizer = lt.SlowMo(OPTIMIZERS[name](), period=3, slow_momentum=0.0)
+    optimizer = lt.SlowMo(OPTIMIZERS[name](), period=3, slow_momentum=0.0, base_buffers="reset")
     gradients = [tf.random.stateless_normal([4, 3], [3, step]) for step in range(5)]
     for gradient in gradients[:3]:
         optimizer.apply([gradient], [one])

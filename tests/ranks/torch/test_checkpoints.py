@@ -205,7 +205,7 @@ def test_other_settings_are_refused(shared_path: Path) -> None:
 def test_other_optimizer_is_refused_unless_its_state_is_not_wanted(shared_path: Path) -> None:
     saved_at(shared_path)
     model = Net(3)
-    other = lt.SlowMo(torch.optim.Adam(model.parameters()), model=model, period=ROUND)
+    other = lt.SlowMo(torch.optim.Adam(model.parameters()), model=model, period=ROUND, base_buffers="reset")
     refused(shared_path, other, model, r"holds the state of SGD \(momentum with momentum\), .* Adam \(adam with first")
     lt.load(shared_path, other, optimizer_state="new")
     assert not other.state

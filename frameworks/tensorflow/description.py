@@ -1,0 +1,55 @@
+"""A Keras optimizer in plain words, by which ranks see whether all have wrapped the same."""
+
+from collections.abc import Iterator
+from inspect import Parameter, signature
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+from lentando.optimizers.optimizer_description import OptimizerDescription, in_plain_words, qualified_name
+
+__all__ = ["describe_optimizer"]
+
+NOT_COMPARED = {"self", "name", "learning_rate", "inner_optimizer"}
+"""Arguments of optimizers that say nothing, or that are described apart. Names are numbered by process."""
+
+
+def describe_optimizer(optimizer: Any) -> OptimizerDescription:
+    """Its class, and its settings as they are now: a ``LossScaleOptimizer`` with those of the one that it wraps.
+
+    What a constructor takes is a setting if the optimizer has an attribute of that name. ``get_config`` is not asked:
+    it raises errors for schedules and functions that cannot be saved, and needs not hold all.
+    """
+    kind = qualified_name(type(optimizer))
+    settings: dict[str, str] = {}
+    if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
+        settings = {f"{name} of the LossScaleOptimizer": words for name, words in _settings(optimizer).items()}
+        optimizer = optimizer.inner_optimizer
+        kind = f"{kind} of {qualified_name(type(optimizer))}"
+    settings |= _settings(optimizer)
+    rate = optimizer._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
+    return OptimizerDescription(kind, settings, {"learning_rate": in_plain_words(rate, _plain)})
+
+
+def _settings(optimizer: Any) -> dict[str, str]:
+    names = [name for name in _arguments(type(optimizer)) if name not in NOT_COMPARED and hasattr(optimizer, name)]
+    return {name: in_plain_words(getattr(optimizer, name), _plain) for name in names}
+
+
+def _arguments(kind: type) -> Iterator[str]:
+    """What the constructors of a class and of those that it is made from take."""
+    for ancestor in kind.__mro__:
+        if "__init__" in vars(ancestor) and ancestor is not object:
+            for name, parameter in signature(vars(ancestor)["__init__"]).parameters.items():
+                if parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+                    yield name
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, keras.Variable | tf.Variable | tf.Tensor):
+        array = value.numpy()
+        return array.astype("float32") if array.dtype.name in ("bfloat16", "float16") else array
+    if isinstance(value, keras.optimizers.schedules.LearningRateSchedule):
+        return {qualified_name(type(value)): _settings(value)}
+    return value

@@ -1,0 +1,162 @@
+"""The base optimizer in plain words, by which ranks see whether all of them have wrapped the same one.
+
+The words hold no address in memory and no object of a framework, so that equal settings read the same on every rank.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, is_dataclass
+from enum import Enum
+from functools import partial
+from math import isfinite
+from numbers import Integral, Real
+from typing import Any
+from zlib import crc32
+
+import numpy as np
+
+from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.transport import as_bytes
+
+__all__ = ["OptimizerDescription", "by_group", "check_same_optimizer", "in_plain_words", "qualified_name"]
+
+MOST_ELEMENTS = 64
+"""Of an array that is spelt out."""
+MOST_LEVELS = 8
+"""Of values within values that are described."""
+MOST_NAMED = 4
+"""Hyperparameters that an error names."""
+
+
+@dataclass(frozen=True)
+class OptimizerDescription:
+    """A base optimizer as ranks compare it.
+
+    Attributes:
+        kind: qualified name of its class.
+        hyperparameters: in words, by name, without those that choose an implementation and leave the mathematics alone.
+        learning_rates: the learning rate, its schedule and what else is derived from it, in words, by name.
+    """
+
+    kind: str
+    hyperparameters: Mapping[str, str]
+    learning_rates: Mapping[str, str]
+
+    @property
+    def keeps_second_moments(self) -> bool:
+        """Whether steps are divided by a running mean of squared gradients, as Adam's and RMSprop's are.
+
+        Told by a hyperparameter whose name begins with "eps": the term that keeps this division finite.
+        """
+        return any(name.startswith("eps") for name in self.hyperparameters)
+
+    def as_plain(self, with_rates: bool) -> dict[str, Any]:
+        """To be sent and compared."""
+        plain = asdict(self)
+        if not with_rates:
+            plain["learning_rates"] = {}
+        return plain
+
+
+def check_same_optimizer(frameworks: Sequence[str], described: Sequence[Mapping[str, Any]]) -> None:
+    """Compare the base optimizers of all ranks, each with those of its own framework.
+
+    Optimizers of one name differ between frameworks, in their hyperparameters too.
+
+    Args:
+        frameworks: by rank.
+        described: ``OptimizerDescription.as_plain``, by rank.
+
+    Raises:
+        MismatchError: with the class, or the hyperparameters, in which ranks differ.
+    """
+    for framework in dict.fromkeys(frameworks):
+        ranks = [rank for rank, name in enumerate(frameworks) if name == framework]
+        found = _differences([described[rank] for rank in ranks], ranks)
+        if found:
+            more = f"; and {len(found) - MOST_NAMED} more" if len(found) > MOST_NAMED else ""
+            raise MismatchError(
+                f"the base optimizers differ between ranks. {'; '.join(found[:MOST_NAMED])}{more}. Give every rank an "
+                "optimizer of the same class with the same hyperparameters. If some ranks have loaded an optimizer's "
+                "state, load it on all of them. Learning rates that differ on purpose need rates_may_differ=True"
+            )
+
+
+def _differences(described: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> list[str]:
+    kinds = [str(one["kind"]) for one in described]
+    if len(set(kinds)) > 1:
+        return [f"Class: {grouped_by_rank(kinds, ranks)}"]
+    settings = [{**one["hyperparameters"], **one["learning_rates"]} for one in described]
+    found = []
+    for name in sorted({name for one in settings for name in one}):
+        values = [one.get(name, "not there") for one in settings]
+        if len(set(values)) > 1:
+            found.append(f"{name}: {grouped_by_rank(values, ranks)}")
+    return found
+
+
+def by_group(values: Sequence[str]) -> str:
+    """A hyperparameter of all parameter groups: once if it is the same in all of them."""
+    return values[0] if len(set(values)) == 1 else f"{', '.join(values)} (by parameter group)"
+
+
+def qualified_name(kind: Any) -> str:
+    """Of a class or function: ``torch.optim.sgd.SGD``."""
+    return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', type(kind).__qualname__)}"
+
+
+def in_plain_words(value: Any, convert: Callable[[Any], Any] = lambda value: value, levels: int = MOST_LEVELS) -> str:
+    """A hyperparameter in words that are equal on all ranks where the value is.
+
+    Numbers read the same whatever their type: 1, 1.0 and a tensor of 1; and 0.1 in float32 as in float64.
+
+    Args:
+        value: of any type. Of one that is not known here, only the name of its class is told.
+        convert: makes a framework's own values (tensors, schedules) ones that are known here.
+        levels: of values within values.
+    """
+    value = convert(value)
+    if levels == 0:
+        return "..."
+
+    def inside(item: Any) -> str:
+        return in_plain_words(item, convert, levels - 1)
+
+    if isinstance(value, Enum):
+        return str(value)
+    if value is None or isinstance(value, bool | str | bytes):
+        return repr(value)
+    if isinstance(value, np.ndarray):
+        return _array_in_words(value)
+    if isinstance(value, np.bool_):
+        return repr(bool(value))
+    if isinstance(value, Real):
+        return _number_in_words(value)
+    if isinstance(value, complex | np.complexfloating):
+        return str(value)
+    if isinstance(value, Mapping):
+        return f"{{{', '.join(sorted(f'{inside(key)}: {inside(item)}' for key, item in value.items()))}}}"
+    if isinstance(value, list | tuple):
+        return f"({', '.join(map(inside, value))})"
+    if isinstance(value, set | frozenset):
+        return f"{{{', '.join(sorted(map(inside, value)))}}}"
+    if isinstance(value, partial):
+        return f"{inside(value.func)} with {inside(value.args)} and {inside(value.keywords)}"
+    if is_dataclass(value) and not isinstance(value, type):
+        own = {field.name: getattr(value, field.name) for field in fields(value)}
+        return f"{qualified_name(type(value))} {inside(own)}"
+    return qualified_name(value if hasattr(value, "__qualname__") else type(value))
+
+
+def _number_in_words(value: Any) -> str:
+    if isinstance(value, Integral) or (isfinite(value) and value == int(value)):
+        return str(int(value))
+    return str(value) if isinstance(value, np.floating) else repr(float(value))
+
+
+def _array_in_words(array: Any) -> str:
+    if array.size == 1:
+        return in_plain_words(array.reshape(-1)[0])
+    if array.size <= MOST_ELEMENTS:
+        return f"({', '.join(map(in_plain_words, array.reshape(-1)))})"
+    checksum = crc32(as_bytes(np.ascontiguousarray(array)).data)
+    return f"an array of shape {array.shape}, {array.dtype}, with checksum {checksum:08x}"
