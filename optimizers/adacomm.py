@@ -4,6 +4,7 @@ from dataclasses import asdict, dataclass
 from math import ceil, inf, isclose, isfinite, sqrt
 from typing import Any, ClassVar, Literal
 
+from lentando.comm.checks import check_flag
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
@@ -63,6 +64,7 @@ class AdaptivePeriod:
     max_period: int | None = None
 
     needs_loss: ClassVar[bool] = True
+    needs_learning_rate: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_steps("initial_period", self.initial_period, 1)
@@ -78,6 +80,7 @@ class AdaptivePeriod:
             )
         if not (is_number(self.interval_seconds) or self.interval_seconds == inf) or self.interval_seconds <= 0:
             raise ConfigurationError(f"interval_seconds must be > 0, got {self.interval_seconds!r}")
+        check_flag("refined", self.refined)
         if self.learning_rate_exponent not in (1, 3):
             raise ConfigurationError(f"learning_rate_exponent must be 1 or 3, got {self.learning_rate_exponent!r}")
         if not is_number(self.loss_floor):
@@ -217,7 +220,7 @@ def adacomm(
         base,
         SlowMomentum(1.0, slow_momentum) if slow_momentum != 0 else None,
         PostLocal(warmup_steps, period) if warmup_steps != 0 else period,
-        base_buffers or ("auto" if slow_momentum != 0 else "maintain"),
+        base_buffers if base_buffers is not None else "auto" if slow_momentum != 0 else "maintain",
         algorithm=algorithm,
         on_nonfinite=on_nonfinite,
         rates_may_differ=rates_may_differ,

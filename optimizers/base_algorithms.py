@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Protocol, get_args
 
 from lentando.comm.array_module import is_on_host
+from lentando.comm.checks import check_choice, check_flag
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
@@ -167,7 +168,7 @@ class AllReduce:
         bucket_bytes: of the buckets, with ``overlap``.
 
     Raises:
-        ConfigurationError: if ``bucket_bytes`` is not an integer > 0.
+        ConfigurationError: if ``bucket_bytes`` is not an integer >= 1, or for another ``algorithm``.
     """
 
     algorithm: Algorithm = "auto"
@@ -179,7 +180,9 @@ class AllReduce:
     mixes_parameters: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        if not isinstance(self.bucket_bytes, int) or self.bucket_bytes < 1:
+        check_choice("algorithm", self.algorithm, get_args(Algorithm))
+        check_flag("overlap", self.overlap)
+        if not isinstance(self.bucket_bytes, int) or isinstance(self.bucket_bytes, bool) or self.bucket_bytes < 1:
             raise ConfigurationError(f"bucket_bytes must be an integer > 0, got {self.bucket_bytes!r}")
 
     def bind(

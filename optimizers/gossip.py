@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+from lentando.comm.checks import check_flag, check_has, check_integer
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.topology import OnePeerExponential, Topology
@@ -15,6 +16,9 @@ from lentando.optimizers.words import UNSAID
 
 __all__ = ["DPSGD", "OSGP", "SGP"]
 
+MOST_STALENESS = 64
+"""Papers go up to 3 or so. Each step takes the memory of a message or more, so that thousands are a mistake."""
+
 
 class _Gossip:
     """What all three are, as ``BaseAlgorithm`` asks."""
@@ -23,9 +27,11 @@ class _Gossip:
     communicates: ClassVar[bool] = True
     mixes_parameters: ClassVar[bool] = True
 
+    topology: Topology
     wire_dtype: WireDtype | None
 
     def __post_init__(self) -> None:
+        check_has("topology", self.topology, ("for_size",), "Ring(), OnePeerExponential()")
         check_wire_dtype(self.wire_dtype)
 
 
@@ -61,13 +67,14 @@ class OSGP(_Gossip):
 
     Args:
         topology: who sends to whom.
-        staleness: steps after which a message is waited for (the papers' other tau); so many rounds may be under way.
+        staleness: steps after which a message is waited for (the papers' other tau), 64 at most; so many rounds may be
+            in flight, and there is memory for the messages of each.
         deterministic: use a message exactly ``staleness`` steps after it was sent, even if it came earlier, so that
             results do not depend on the speed of the network. By default it is used as soon as it has come.
         wire_dtype: see ``SGP``.
 
     Raises:
-        ConfigurationError: if ``staleness`` is not an integer >= 0, or for another ``wire_dtype``.
+        ConfigurationError: if ``staleness`` is not an integer from 0 to 64, or for another ``wire_dtype``.
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
@@ -77,8 +84,13 @@ class OSGP(_Gossip):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.staleness, int) or isinstance(self.staleness, bool) or self.staleness < 0:
-            raise ConfigurationError(f"staleness must be an integer >= 0 (inner steps), got {self.staleness!r}")
+        check_integer("staleness", self.staleness, 0, "inner steps")
+        if self.staleness > MOST_STALENESS:
+            raise ConfigurationError(
+                f"staleness must be {MOST_STALENESS} inner steps at most, got {self.staleness}: each takes the memory "
+                "of a message, and parameters that old are of no use"
+            )
+        check_flag("deterministic", self.deterministic)
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]

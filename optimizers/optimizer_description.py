@@ -134,7 +134,8 @@ def in_plain_words(value: Any, convert: Callable[[Any], Any] = lambda value: val
     if isinstance(value, complex | np.complexfloating):
         return str(value)
     if isinstance(value, Mapping):
-        return f"{{{', '.join(sorted(f'{inside(key)}: {inside(item)}' for key, item in value.items()))}}}"
+        pairs = [(key if isinstance(key, str) else inside(key), inside(item)) for key, item in value.items()]
+        return f"{{{', '.join(f'{key}: {item}' for key, item in sorted(pairs))}}}"
     if isinstance(value, list | tuple):
         return f"({', '.join(map(inside, value))})"
     if isinstance(value, set | frozenset):

@@ -18,6 +18,10 @@ class OuterRule(Protocol):
     def keeps_momentum(self) -> bool:
         """Whether ``step`` needs a momentum buffer of the size of the parameters."""
 
+    @property
+    def needs_learning_rate(self) -> bool:
+        """Whether the result of ``step`` depends on the learning rate."""
+
     def step(
         self,
         anchor: Array,
@@ -33,6 +37,7 @@ class OuterRule(Protocol):
                 float64, one-dimensional.
             slow_buffer: the rule's momentum, like ``anchor``, zero at first; None unless ``keeps_momentum``.
             mean: the average at the end of the round, like ``anchor``; may be overwritten.
-            learning_rate: the mean of the inner learning rates over the round.
+            learning_rate: the mean of the inner learning rates over the round; NaN if the base optimizer has none,
+                which happens only where ``needs_learning_rate`` is false.
             scratch: memory like ``anchor``, or longer, that saves an allocation.
         """

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lentando.comm.array_module import array_module
+from lentando.comm.checks import check_flag
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 from lentando.optimizers.slow_momentum import is_number
@@ -46,12 +47,17 @@ class OuterSGD:
             raise ConfigurationError(f"the outer learning rate must be a number > 0, got {self.lr!r}")
         if not is_number(self.momentum) or not 0 <= self.momentum < 1:
             raise ConfigurationError(f"the outer momentum must be a number >= 0 and < 1, got {self.momentum!r}")
+        check_flag("nesterov", self.nesterov)
         if self.nesterov and self.momentum == 0:
             raise ConfigurationError("nesterov=True needs an outer momentum > 0: use nesterov=False without momentum")
 
     @property
     def keeps_momentum(self) -> bool:
         return self.momentum > 0
+
+    @property
+    def needs_learning_rate(self) -> bool:
+        return False
 
     def step(
         self,

@@ -1,9 +1,9 @@
 """When replicas average: the communication period, fixed or changing with the rounds."""
 
 from dataclasses import dataclass
-from numbers import Integral
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
+from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
 
 __all__ = [
@@ -28,7 +28,7 @@ class RoundSummary:
         step: inner steps completed.
         loss: mean training loss over ranks and the steps of the round; NaN unless ``step(loss=...)`` was given it,
             infinite if it was not a number on some rank.
-        learning_rate: mean over ranks, parameter groups and the steps of the round.
+        learning_rate: mean over ranks, parameter groups and the steps of the round; NaN if a group has none.
         clock: seconds since the first step by rank 0's clock. Goes on where it was when a run is resumed.
     """
 
@@ -67,7 +67,8 @@ class Period(Protocol):
     It must decide by what it is told alone, so that all ranks decide alike. The replica works on a copy.
 
     One that decides by the loss says so by an attribute ``needs_loss = True``: then a step without ``loss=`` is an
-    error.
+    error. One that decides by the learning rate says ``needs_learning_rate = True``: then a base optimizer without one
+    is an error.
     """
 
     def steps(self) -> int:
@@ -104,7 +105,7 @@ class FixedPeriod:
         check_steps("period", self.period, 1)
 
     def steps(self) -> int:
-        return self.period
+        return int(self.period)
 
     def update(self, summary: RoundSummary) -> None:
         return
@@ -141,6 +142,11 @@ class PostLocal:
         """Whether the period that follows does."""
         return needs_loss(self._then)
 
+    @property
+    def needs_learning_rate(self) -> bool:
+        """Whether the period that follows does."""
+        return bool(getattr(self._then, "needs_learning_rate", False))
+
     def steps(self) -> int:
         return 1 if self._step < self.start else self._then.steps()
 
@@ -164,6 +170,8 @@ def as_period(setting: "int | Period") -> Period:
     Raises:
         ConfigurationError: for anything else than an integer >= 1 or a ``Period``.
     """
+    if isinstance(setting, type):
+        raise ConfigurationError(f"period must be an integer >= 1 or an object, got the class {setting.__name__} itself")
     if isinstance(setting, Period):
         return setting
     return FixedPeriod(setting)
@@ -180,5 +188,4 @@ def check_steps(name: str, value: Any, least: int) -> None:
     Raises:
         ConfigurationError: if it is not, or less than ``least``.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name} must be an integer >= {least} (inner steps), got {value!r}")
+    check_integer(name, value, least, "inner steps")

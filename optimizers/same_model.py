@@ -1,4 +1,4 @@
-"""Do all ranks train the same model in the same way, by the same optimizer? Asked once, before anything else is sent."""
+"""Do all ranks train the same model in the same way? Asked once, before anything else is sent."""
 
 from collections.abc import Sequence
 

@@ -3,9 +3,12 @@
 Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from math import isnan
 from typing import Literal, TypeAlias, get_args
 
+from lentando.comm.checks import check_choice, check_flag, check_has
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
@@ -16,6 +19,9 @@ from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_l
 from lentando.optimizers.words import UNSAID, in_words
 
 __all__ = ["BaseBuffers", "Settings"]
+
+BASE_ALGORITHM = ("averages_gradients", "communicates", "mixes_parameters", "bind")
+"""What every base algorithm has."""
 
 BaseBuffers: TypeAlias = Literal["reset", "maintain", "average", "auto"]
 
@@ -54,19 +60,18 @@ class Settings:
     rates_may_differ: bool = field(default=False, metadata=UNSAID)
 
     def __post_init__(self) -> None:
-        if self.on_nonfinite not in get_args(OnNonFinite):
-            legal = ", ".join(map(repr, get_args(OnNonFinite)))
-            raise ConfigurationError(f"on_nonfinite must be one of {legal}, got {self.on_nonfinite!r}")
+        check_has("base", self.base, BASE_ALGORITHM, "AllReduce(), LocalSGD(), SGP()")
+        if self.outer is not None:
+            check_has("outer", self.outer, ("step", "keeps_momentum"), "SlowMomentum(), OuterSGD()")
+        check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonFinite))
         if self.on_nonfinite == "skip" and not self.exact_average:
             raise ConfigurationError(
                 "on_nonfinite='skip' restores a rank from the average of the others, and exact_average=False forms none"
             )
-        if self.base_buffers not in get_args(BaseBuffers):
-            legal = ", ".join(map(repr, get_args(BaseBuffers)))
-            raise ConfigurationError(f"base_buffers must be one of {legal}, got {self.base_buffers!r}")
-        if self.algorithm not in get_args(Algorithm):
-            legal = ", ".join(map(repr, get_args(Algorithm)))
-            raise ConfigurationError(f"algorithm must be one of {legal}, got {self.algorithm!r}")
+        check_choice("base_buffers", self.base_buffers, get_args(BaseBuffers))
+        check_choice("algorithm", self.algorithm, get_args(Algorithm))
+        check_flag("exact_average", self.exact_average)
+        check_flag("rates_may_differ", self.rates_may_differ)
         if self.period is not None:
             if needs_loss(as_period(self.period)) and not self.exact_average:
                 raise ConfigurationError(
@@ -95,6 +100,28 @@ class Settings:
         if self.base_buffers != "auto":
             return self
         return replace(self, base_buffers="maintain" if description.keeps_second_moments else "reset")
+
+    def check_learning_rates(self, rates: Sequence[float]) -> None:
+        """The base optimizer has these, by parameter group; NaN where it has none.
+
+        Raises:
+            ConfigurationError: if the method needs one that is not there.
+        """
+        missing = [number for number, rate in enumerate(rates) if isnan(rate)]
+        if not missing:
+            return
+        found = f"parameter group {missing[0]} of the base optimizer has none (no 'lr', or None)"
+        if self.outer is not None and self.outer.needs_learning_rate:
+            raise ConfigurationError(
+                f"{in_words(self.outer)} needs the learning rate of the steps, and {found}. Use DiLoCo, whose outer "
+                "step does not go by it, slow_momentum=0, or a base optimizer with a learning rate"
+            )
+        period = self.make_period()
+        if period is not None and getattr(period, "needs_learning_rate", False):
+            raise ConfigurationError(
+                f"{in_words(period)} follows the learning rate, and {found}. Use a fixed period, or a base optimizer "
+                "with a learning rate"
+            )
 
     def make_period(self) -> Period | None:
         """The period as a schedule."""

@@ -7,6 +7,7 @@ from numbers import Real
 import numpy as np
 
 from lentando.comm.array_module import array_module
+from lentando.comm.checks import check_flag
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
@@ -51,6 +52,7 @@ class SlowMomentum:
             raise ConfigurationError(f"slow_lr must be a number > 0, got {self.slow_lr!r}")
         if not is_number(self.slow_momentum) or not 0 <= self.slow_momentum < 1:
             raise ConfigurationError(f"slow_momentum must be a number >= 0 and < 1, got {self.slow_momentum!r}")
+        check_flag("nesterov", self.nesterov)
         if self.nesterov and self.slow_momentum == 0:
             raise ConfigurationError(
                 "nesterov=True needs slow_momentum > 0: without momentum there is nothing to look along"
@@ -59,6 +61,10 @@ class SlowMomentum:
     @property
     def keeps_momentum(self) -> bool:
         return self.slow_momentum > 0
+
+    @property
+    def needs_learning_rate(self) -> bool:
+        return self.slow_momentum > 0  # the momentum is kept in units of distance divided by the rate
 
     def step(
         self,

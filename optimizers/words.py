@@ -4,6 +4,8 @@ from dataclasses import fields, is_dataclass
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
+
 __all__ = ["UNSAID", "in_words"]
 
 UNSAID = MappingProxyType({"unsaid": True})
@@ -22,5 +24,5 @@ def in_words(value: Any, with_unsaid: bool = True) -> str:
         said = [f for f in fields(value) if with_unsaid or f.metadata != UNSAID or getattr(value, f.name) != f.default]
         inside = [f"{f.name}={in_words(getattr(value, f.name), with_unsaid)}" for f in said]
         return f"{name}({', '.join(inside)})"
-    text = repr(value)
+    text = repr(value.item() if isinstance(value, np.generic) else value)
     return name if hex(id(value)) in text else text

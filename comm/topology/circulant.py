@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
+from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology.base import GraphSequence, Peers, Topology
 from lentando.comm.topology.checks import check_graphs
@@ -105,8 +106,7 @@ class PPeerExponential(Topology):
     peers: int
 
     def __post_init__(self) -> None:
-        if self.peers < 1:
-            raise ConfigurationError(f"peers must be an integer >= 1 (out-neighbours per step), got {self.peers}")
+        check_integer("peers", self.peers, 1, "out-neighbours per step")
 
     def plan(self, size: int) -> GraphSequence:
         base = self.peers + 1

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology.base import GraphSequence, Peers, Topology
 
@@ -51,8 +52,7 @@ class Hybrid(Topology):
     then: Topology
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise ConfigurationError(f"steps must be an integer >= 0 (steps of the first topology), got {self.steps}")
+        check_integer("steps", self.steps, 0, "steps of the first topology")
 
     def plan(self, size: int) -> GraphSequence:
         return _HybridGraphs(self.first.for_size(size), self.steps, self.then.for_size(size))
@@ -114,7 +114,9 @@ class NodeAware(Topology):
     leaders: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.leaders <= self.local_size:
+        check_integer("local_size", self.local_size, 1, "ranks of a node")
+        check_integer("leaders", self.leaders, 1, "ranks of a node that talk to others")
+        if self.leaders > self.local_size:
             raise ConfigurationError(
                 f"leaders must be between 1 and local_size, got leaders={self.leaders}, local_size={self.local_size}"
             )

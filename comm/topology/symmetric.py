@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import isqrt
 
+from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology.base import GraphSequence, Peers, Topology
 from lentando.comm.topology.circulant import distinct_hops, exponents
@@ -129,6 +130,10 @@ class Torus(Topology):
     """
 
     rows: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.rows is not None:
+            check_integer("rows", self.rows, 1, "rows of the grid")
 
     def plan(self, size: int) -> GraphSequence:
         rows = self.rows if self.rows is not None else max(r for r in range(1, isqrt(size) + 1) if size % r == 0)

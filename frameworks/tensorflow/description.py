@@ -22,19 +22,20 @@ def describe_optimizer(optimizer: Any) -> OptimizerDescription:
     it raises errors for schedules and functions that cannot be saved, and needs not hold all.
     """
     kind = qualified_name(type(optimizer))
-    settings: dict[str, str] = {}
+    settings: dict[str, Any] = {}
     if isinstance(optimizer, keras.optimizers.LossScaleOptimizer):
-        settings = {f"{name} of the LossScaleOptimizer": words for name, words in _settings(optimizer).items()}
+        settings = {f"{name} of the LossScaleOptimizer": value for name, value in _settings(optimizer).items()}
         optimizer = optimizer.inner_optimizer
         kind = f"{kind} of {qualified_name(type(optimizer))}"
     settings |= _settings(optimizer)
     rate = optimizer._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
-    return OptimizerDescription(kind, settings, {"learning_rate": in_plain_words(rate, _plain)})
+    words = {name: in_plain_words(value, _plain) for name, value in settings.items()}
+    return OptimizerDescription(kind, words, {"learning_rate": in_plain_words(rate, _plain)})
 
 
-def _settings(optimizer: Any) -> dict[str, str]:
-    names = [name for name in _arguments(type(optimizer)) if name not in NOT_COMPARED and hasattr(optimizer, name)]
-    return {name: in_plain_words(getattr(optimizer, name), _plain) for name in names}
+def _settings(described: Any) -> dict[str, Any]:
+    names = [name for name in _arguments(type(described)) if name not in NOT_COMPARED and hasattr(described, name)]
+    return {name: getattr(described, name) for name in names}
 
 
 def _arguments(kind: type) -> Iterator[str]:

@@ -10,10 +10,11 @@ import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport, VirtualTime
+from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.model import KerasModel
 
-__all__ = ["CountedSteps", "call_python", "check_can_wait", "record_loss", "unconverted"]
+__all__ = ["CountedSteps", "call_python", "check_can_wait", "check_loss", "record_loss", "unconverted"]
 
 NEVER = 2.0**52
 
@@ -123,6 +124,18 @@ def _in_no_context() -> bool:
     autograph = tf.__internal__.autograph
     found: bool = autograph.control_status_ctx().status.name == "UNSPECIFIED"
     return found
+
+
+def check_loss(loss: Any) -> None:
+    """A loss must be one number. One whose shape only the running graph knows is an error of TensorFlow's there.
+
+    Raises:
+        ConfigurationError: if it is not.
+    """
+    if not tf.is_tensor(loss):
+        as_number(loss)
+    elif loss.shape.rank is not None and loss.shape.num_elements() != 1:
+        raise not_one_number(loss.shape.as_list())
 
 
 def record_loss(replica: Replica, model: KerasModel, loss: float, count: int = 1) -> None:
@@ -248,8 +261,7 @@ class CountedSteps:
 
 
 def _scalar(loss: Any) -> Any:
-    loss = tf.cast(loss, tf.float64)
-    return loss if loss.shape.rank == 0 else tf.reduce_mean(loss)
+    return tf.reshape(tf.cast(loss, tf.float64), [])
 
 
 def _call_if(condition: Any, function: Callable[[], None], touched: Sequence[Any]) -> Any:

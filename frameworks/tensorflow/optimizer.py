@@ -14,6 +14,7 @@ from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.loss import as_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting, needs_loss
@@ -23,7 +24,7 @@ from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.description import describe_optimizer
-from lentando.tensorflow.graph import CountedSteps, check_can_wait, record_loss, unconverted
+from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.training import KerasTraining
 
@@ -85,9 +86,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         mapping: Mapping | None = None,
     ) -> None:
         world = transport()
-        settings = Settings(
-            base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ
-        )
+        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ)
         _check_surroundings()
         if isinstance(base, AllReduce) and base.overlap:
             raise ConfigurationError("AllReduce(overlap=True) is PyTorch's: leave overlap out")
@@ -211,6 +210,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         pairs = list(zip(grads, variables, strict=True))
         if loss is None:
             loss = self._loss_given_to_scale()
+        if loss is not None:
+            check_loss(loss)
         if tf.executing_eagerly():
             self._step(pairs, loss)
         else:
@@ -338,7 +339,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         replica = self._replica
         rates = self._model.learning_rates()  # of this step: a schedule goes on with it
         if loss is not None:
-            loss = float(loss)
+            loss = float(tf.reshape(loss, [])) if tf.is_tensor(loss) else as_number(loss)
             record_loss(replica, self._model, loss)
         if replica.averages_gradients:
             pairs = self._averages.eager(pairs, loss)

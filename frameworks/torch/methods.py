@@ -80,6 +80,7 @@ def DiLoCo(  # noqa: N802 - reads as the optimizer that it makes
     base_buffers: BaseBuffers = "maintain",
     algorithm: Algorithm = "auto",
     on_nonfinite: OnNonFinite = "raise",
+    rates_may_differ: bool = False,
 ) -> DistributedOptimizer:
     """DiLoCo (Douillard et al., arXiv 2311.08105): long rounds of local steps, then SGD with Nesterov momentum outside.
 
@@ -103,6 +104,7 @@ def DiLoCo(  # noqa: N802 - reads as the optimizer that it makes
         base_buffers: see there; the paper keeps the inner optimizer's state ("maintain").
         algorithm: see there.
         on_nonfinite: see there.
+        rates_may_differ: see there.
 
     Raises:
         ConfigurationError: for values outside these ranges.
@@ -117,6 +119,7 @@ def DiLoCo(  # noqa: N802 - reads as the optimizer that it makes
         base_buffers=base_buffers,
         algorithm=algorithm,
         on_nonfinite=on_nonfinite,
+        rates_may_differ=rates_may_differ,
     )
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from math import nan
 from typing import Literal, TypeAlias
 
 import torch
@@ -153,7 +154,7 @@ class TorchModel:
                     statistics[entry.name].copy_(memory.view(number, statistics[entry.name]))
 
     def learning_rates(self) -> Sequence[float]:
-        return [float(group["lr"]) for group in self.optimizer.param_groups]
+        return [nan if (rate := group.get("lr")) is None else float(rate) for group in self.optimizer.param_groups]
 
     def describe_optimizer(self) -> OptimizerDescription:
         return describe_optimizer(self.optimizer)

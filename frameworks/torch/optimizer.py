@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from math import isnan
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients
+from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting
@@ -83,9 +85,7 @@ class DistributedOptimizer(WrappedOptimizer):
         rates_may_differ: bool = False,
     ) -> None:
         world = transport()
-        settings = Settings(
-            base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ
-        )
+        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         if isinstance(optimizer, DistributedOptimizer):
@@ -264,7 +264,7 @@ class DistributedOptimizer(WrappedOptimizer):
         """Step along the averaged gradients, as the ranks do that still have batches."""
         self._model.flat_gradients.scatter()
         if not overflow:
-            own = [float(group["lr"]) for group in self.param_groups]
+            own = self._model.learning_rates()
             for group, rate in zip(self.param_groups, rates, strict=True):
                 _set_rate(group, rate)
             self._base_optimizer.step()
@@ -315,7 +315,9 @@ DistributedOptimizer.step.hooked = True  # type: ignore[attr-defined]
 
 
 def _set_rate(group: dict[str, Any], rate: float) -> None:
-    """A learning rate that is a tensor (``capturable``) stays that tensor."""
+    """A learning rate that is a tensor (``capturable``) stays that tensor; where there is none (NaN), none is set."""
+    if isnan(rate):
+        return
     if isinstance(group["lr"], torch.Tensor):
         group["lr"].fill_(rate)
     else:
@@ -323,7 +325,13 @@ def _set_rate(group: dict[str, Any], rate: float) -> None:
 
 
 def _detached(loss: Any) -> Any:
-    """A loss to add up: a number if that costs nothing, else the device's scalar, which nobody waits for."""
+    """A loss to add up: a number if that costs nothing, else the device's scalar, which nobody waits for.
+
+    Raises:
+        ConfigurationError: if it is not one number.
+    """
     if not isinstance(loss, torch.Tensor):
-        return loss
+        return as_number(loss)
+    if loss.numel() != 1:
+        raise not_one_number(loss.shape)
     return loss.item() if loss.is_cpu else loss.detach()

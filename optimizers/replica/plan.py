@@ -25,6 +25,7 @@ class Plan:
 
     Raises:
         MismatchError: on every rank, if models or settings differ between ranks.
+        ConfigurationError: on every rank, if the method needs a learning rate, and the base optimizer has none.
 
     Attributes:
         transport: as given, like the next two.
@@ -87,6 +88,7 @@ class Plan:
         """Check that all ranks have the same, take over rank 0's model, plan what is sent from now on. Collective."""
         transport, framework, settings = self.transport, self.framework, self.settings
         self.subject = check_equal(transport, framework, self._given, settings)
+        settings.check_learning_rates(framework.learning_rates())
         framework.load()
         for buffer in framework.buffers:
             transport.broadcast(buffer.array)

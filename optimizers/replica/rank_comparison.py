@@ -15,7 +15,7 @@ __all__ = ["RankComparison", "weighted_rate"]
 _log = logging.getLogger("lentando")
 
 SAME_RATE = 1e-6
-"""Learning rates whose relative difference is below this are equal: one framework keeps them in float32, one does not."""
+"""Learning rates whose relative difference is below this are equal: some frameworks keep them in float32."""
 SAME_LOSS_STEPS = 3
 """Of how many steps the losses must be the same on all ranks before that is worth a warning."""
 

@@ -757,7 +757,7 @@ def test_changed_trainability_is_noticed() -> None:
         ({"period": True}, "period"),
         ({"period": None}, "an outer step needs period="),
         ({"slow_momentum": 0.0, "nesterov": True}, "nesterov=True needs slow_momentum > 0"),
-        ({"base_buffers": "zero"}, "base_buffers must be one of 'reset', 'maintain', 'average', got 'zero'"),
+        ({"base_buffers": "zero"}, "base_buffers must be one of 'reset', 'maintain', 'average', 'auto', got 'zero'"),
         ({"algorithm": "tree"}, "algorithm must be one of 'auto', 'measured', 'ring', 'engine', got 'tree'"),
     ],
 )

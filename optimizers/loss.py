@@ -1,0 +1,41 @@
+"""The training loss of a step, as users give it: one number, or an error that says what was found."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.errors import ConfigurationError
+
+__all__ = ["as_number", "not_one_number"]
+
+
+def not_one_number(found: Any) -> ConfigurationError:
+    """The error about a loss that is not one number.
+
+    Args:
+        found: its shape, or the loss itself if it has none.
+    """
+    is_shape = isinstance(found, Sequence) and not isinstance(found, str)
+    what = f"shape {tuple(found)}" if is_shape else f"{type(found).__name__} {found!r}"
+    return ConfigurationError(
+        f"loss= must be one number, such as the mean over the batch, got {what}. Reduce it first: loss.mean() in "
+        "PyTorch, tf.reduce_mean(loss) in TensorFlow"
+    )
+
+
+def as_number(loss: Any) -> float:
+    """A loss that is no tensor: a number, or an array with one element.
+
+    Raises:
+        ConfigurationError: if it is anything else.
+    """
+    if isinstance(loss, int | float):
+        return float(loss)
+    try:
+        array = np.asarray(loss, np.float64)
+    except (TypeError, ValueError):
+        raise not_one_number(loss) from None
+    if array.size != 1:
+        raise not_one_number(array.shape)
+    return float(array.reshape(()))
