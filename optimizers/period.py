@@ -171,7 +171,7 @@ def as_period(setting: "int | Period") -> Period:
         ConfigurationError: for anything else than an integer >= 1 or a ``Period``.
     """
     if isinstance(setting, type):
-        raise ConfigurationError(f"period must be an integer >= 1 or an object, got the class {setting.__name__} itself")
+        raise ConfigurationError(f"period must be an integer >= 1 or an object, got the class {setting.__name__}")
     if isinstance(setting, Period):
         return setting
     return FixedPeriod(setting)
