@@ -29,7 +29,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # What would have every rank of every test compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test faults horovod lint parity gpu bench wheel constraints clean
+.PHONY: help demo test faults cases horovod lint parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -45,6 +45,10 @@ test: lint ## linters, type check and the test suite (a quarter of an hour; LENT
 
 faults: $(READY) ## kill ranks of real jobs, fill disks, flip bytes (half an hour); a table of what was kept
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults
+
+cases: $(READY) ## run a folder of small programs that show what should happen: make cases CASES=FOLDER
+	@test -n "$(CASES)" || { echo 'Say which folder: make cases CASES=FOLDER' >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cases.py "$(CASES)"
 
 horovod: $(READY) ## compile Horovod for .venv (once: the wheel is kept), and MPICH beside it: more launchers for make test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/build_horovod.py
