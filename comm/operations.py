@@ -31,6 +31,7 @@ __all__ = [
     "allgather",
     "allgather_object",
     "allreduce",
+    "allreduce_number",
     "barrier",
     "broadcast",
     "broadcast_object",
@@ -60,7 +61,8 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
 
     Args:
         array: contiguous; equal shape and dtype on all ranks. float16 and bfloat16 are summed in float32.
-        op: ``Average`` (floating point only), ``Sum``, ``Min`` or ``Max``.
+        op: ``Average`` (floating point only), ``Sum``, ``Min`` or ``Max``. For booleans, ``Min`` says whether all ranks
+            have True there, ``Max`` whether any has, and the others are refused.
         name: compared between ranks, and shown in messages.
 
     Raises:
@@ -69,6 +71,13 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
     world = transport()
     if not isinstance(op, Op):
         raise ConfigurationError(f"op must be Average, Sum, Min or Max, got {op!r}")
+    if array.dtype == np.bool_:
+        if op in (Sum, Average):
+            raise ConfigurationError(
+                f"{op.name} of bool is not a bool: use op=Max (True on any rank) or op=Min (True on all), or convert "
+                "to integers or floating point to count"
+            )
+        array = array.view(np.uint8)
     accumulator_dtype(array.dtype)
     if op is Average and not is_floating(array.dtype):
         raise ConfigurationError(
@@ -87,6 +96,33 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
         np.copyto(array, wide, casting="same_kind")
 
     call.run(lambda: in_place(world, [array], attempt))
+
+
+def allreduce_number(value: float, op: Op = Average, name: str | None = None) -> float:
+    """Combine a number over all ranks: in float64, or in int64 where the result is an integer.
+
+    Args:
+        value: a Python float, int or bool, equal in kind on all ranks.
+        op: ``Average`` gives a float, ``Sum`` of integers and booleans an int, ``Min`` and ``Max`` of booleans a bool.
+        name: compared between ranks, and shown in messages.
+
+    Raises:
+        ConfigurationError: for an integer that int64 does not hold.
+        MismatchError: as of ``allreduce``.
+    """
+    dtype: np.dtype[Any] = np.dtype(np.float64)
+    if isinstance(value, bool) and op in (Min, Max):
+        dtype = np.dtype(np.bool_)
+    elif isinstance(value, int) and op is not Average:
+        dtype = np.dtype(np.int64)
+    try:
+        array = np.array([value], dtype)
+    except OverflowError:
+        bits = int(value).bit_length()
+        raise ConfigurationError(f"allreduce of an integer of {bits} bits: expected 63 at most") from None
+    allreduce(array, op, name)
+    found: float = array.tolist()[0]
+    return found
 
 
 def allgather(array: Array, name: str | None = None) -> Array:
@@ -128,27 +164,36 @@ def broadcast(array: Array, root_rank: int = 0, name: str | None = None) -> None
     call.run(lambda: in_place(world, [array], attempt))
 
 
-def broadcast_object(value: Any, root_rank: int = 0, name: str | None = None) -> Any:
-    """The root's object on every rank: numbers, strings, lists, tuples, dicts and arrays, without pickle."""
+def broadcast_object(
+    value: Any, root_rank: int = 0, name: str | None = None, plain: Callable[[Any], Any] | None = None
+) -> Any:
+    """The root's object on every rank, without pickle; see ``lentando.comm.objects`` for what it may hold.
+
+    Args:
+        value: the object; that of other ranks than the root is not looked at.
+        root_rank: rank whose object all get.
+        name: compared between ranks, and shown in messages.
+        plain: makes what may travel of the object, and raises ``ConfigurationError`` if it cannot.
+    """
     world = transport()
     root = _Root(world, root_rank)
     call = _Call(world, "broadcast_object", [f"from rank {root_rank}"], name)
 
     def attempt() -> Any:
         call.agree()
-        return objects.broadcast_object(world, value, root.now)
+        return objects.broadcast_object(world, value, root.now, plain)
 
     return call.run(lambda: transaction(world, attempt))
 
 
-def allgather_object(value: Any, name: str | None = None) -> list[Any]:
-    """Every rank's object, by rank."""
+def allgather_object(value: Any, name: str | None = None, plain: Callable[[Any], Any] | None = None) -> list[Any]:
+    """Every rank's object, by rank; arguments as of ``broadcast_object``."""
     world = transport()
     call = _Call(world, "allgather_object", [], name)
 
     def attempt() -> list[Any]:
         call.agree()
-        return objects.allgather_object(world, value)
+        return objects.allgather_object(world, value, plain)
 
     return call.run(lambda: transaction(world, attempt))
 

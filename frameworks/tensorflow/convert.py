@@ -5,7 +5,9 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from lentando.comm.containers import mapped, shortened
 from lentando.comm.dtypes import bfloat16
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
 __all__ = ["as_array", "as_tensor", "to_plain", "to_tensorflow"]
@@ -42,23 +44,24 @@ def as_tensor(array: Array, shape: Any = None) -> Any:
     return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
 
 
-def to_plain(value: Any) -> Any:
-    """Tensors and variables within lists, tuples and dicts as arrays, for sending."""
-    if hasattr(value, "numpy"):
-        return value.numpy()
-    return _map(value, to_plain)
+def to_plain(value: Any, where: str = "the object") -> Any:
+    """Tensors and variables within containers as arrays, for sending and saving.
+
+    Raises:
+        ConfigurationError: where containers have no end; says where that is.
+    """
+
+    def leaf(value: Any, where: str) -> Any:
+        if not hasattr(value, "numpy"):
+            return value
+        try:
+            return value.numpy()
+        except (AttributeError, NotImplementedError) as error:  # of a graph, or without values
+            raise ConfigurationError(f"{shortened(where)} has no value that could be sent or saved: {error}") from error
+
+    return mapped(value, leaf, where)
 
 
 def to_tensorflow(value: Any) -> Any:
-    """Arrays within lists, tuples and dicts as tensors."""
-    if isinstance(value, np.ndarray):
-        return tf.convert_to_tensor(value)
-    return _map(value, to_tensorflow)
-
-
-def _map(value: Any, convert: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: convert(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(convert(item) for item in value)
-    return value
+    """Arrays within containers as tensors."""
+    return mapped(value, lambda value, _: tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value)

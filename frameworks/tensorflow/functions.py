@@ -43,7 +43,8 @@ def allreduce(
     """The tensors of all ranks combined; equal to the bit on every rank.
 
     Args:
-        tensor: equal shape and dtype on all ranks. Where it is ``tf.IndexedSlices``, all rows are combined.
+        tensor: equal shape and dtype on all ranks; a Python number becomes a tensor. Where it is
+            ``tf.IndexedSlices``, all rows are combined.
         average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
         op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
         prescale_factor: multiplied in before.
@@ -62,6 +63,8 @@ def allreduce(
         operations.allreduce(array, op, name)
         return array
 
+    if isinstance(tensor, int) and not isinstance(tensor, bool) and op is Average:
+        tensor = float(tensor)
     tensor = tf.convert_to_tensor(tensor)
     if prescale_factor != 1.0:
         tensor = tensor * tf.cast(prescale_factor, tensor.dtype)
@@ -116,13 +119,23 @@ def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank:
 
 
 def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
-    """The root's object on every rank: numbers, strings, lists, tuples, dicts and tensors, sent without pickle."""
-    return to_tensorflow(operations.broadcast_object(to_plain(obj), root_rank, name))
+    """The root's object on every rank, sent without pickle.
+
+    Args:
+        obj: None, numbers, strings, bytes, paths, tensors and arrays of any dtype, in lists, tuples, sets and dicts
+            (``OrderedDict``, ``Counter``, ``defaultdict`` of a built-in type), which keep their kind.
+        root_rank: the rank whose object all get.
+        name: compared between ranks, and shown in messages.
+
+    Raises:
+        ConfigurationError: on every rank, if the object holds anything else; says where.
+    """
+    return to_tensorflow(operations.broadcast_object(obj, root_rank, name, to_plain))
 
 
 def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
-    gathered: list[Any] = to_tensorflow(operations.allgather_object(to_plain(obj), name))
+    gathered: list[Any] = to_tensorflow(operations.allgather_object(obj, name, to_plain))
     return gathered
 
 
@@ -195,7 +208,6 @@ def _without_gradient(tensors: Sequence[Any], results: Sequence[Any]) -> list[An
     if not any(tensor.dtype.is_floating or tensor.dtype.is_complex for tensor in tensors):
         return list(results)
 
-    @tf.custom_gradient
     def of_tensors(*_: Any) -> Any:
         def gradient(*_: Any) -> Any:
             raise ConfigurationError(
@@ -206,7 +218,7 @@ def _without_gradient(tensors: Sequence[Any], results: Sequence[Any]) -> list[An
 
         return [tf.identity(result) for result in results], gradient
 
-    return list(of_tensors(*tensors))
+    return list(tf.custom_gradient(of_tensors)(*tensors))
 
 
 def _name(variable: Any) -> str:

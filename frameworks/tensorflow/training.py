@@ -128,7 +128,7 @@ class KerasTraining:
         return None if self._keras_model is None else layers(self._keras_model, self._model.names_by_id())
 
     def to_plain(self, extra: Any) -> Any:
-        return to_plain(extra)
+        return to_plain(extra, "extra")
 
     def from_plain(self, extra: Any) -> Any:
         """Arrays stay arrays."""

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from lentando.comm.containers import mapped, shortened
 from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
@@ -120,21 +121,25 @@ def dtype_name(tensor: torch.Tensor) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-def to_plain(value: Any) -> Any:
-    """Tensors within lists, tuples and dicts as arrays, for sending."""
-    return _map(value, torch.Tensor, lambda tensor: as_array(tensor.cpu()))
+def to_plain(value: Any, where: str = "the object") -> Any:
+    """Tensors within containers as arrays, for sending and saving.
+
+    Raises:
+        ConfigurationError: for a tensor that can be neither sent nor saved, and where containers have no end; says
+            where it is.
+    """
+
+    def leaf(value: Any, where: str) -> Any:
+        if isinstance(value, torch.Tensor):
+            try:
+                return as_array(value.detach().cpu())
+            except (ConfigurationError, RuntimeError, NotImplementedError) as error:
+                raise ConfigurationError(f"{shortened(where)}: {error}") from error
+        return tuple(value) if type(value) is torch.Size else value
+
+    return mapped(value, leaf, where)
 
 
 def to_torch(value: Any) -> Any:
-    """Arrays within lists, tuples and dicts as new tensors."""
-    return _map(value, np.ndarray, new_tensor)
-
-
-def _map(value: Any, kind: type, convert: Any) -> Any:
-    if isinstance(value, kind):
-        return convert(value)
-    if isinstance(value, dict):
-        return {key: _map(item, kind, convert) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_map(item, kind, convert) for item in value)
-    return value
+    """Arrays within containers as new tensors."""
+    return mapped(value, lambda value, _: new_tensor(value) if isinstance(value, np.ndarray) else value)

@@ -5,7 +5,7 @@ enabled, because its result would silently have none.
 """
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 
@@ -14,6 +14,8 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
 from lentando.comm.world import transport
 from lentando.torch.convert import as_array, dtype_name, new_tensor, to_plain, to_torch
+
+T = TypeVar("T", torch.Tensor, float)
 
 __all__ = [
     "allgather",
@@ -29,18 +31,19 @@ __all__ = [
 
 
 def allreduce(
-    tensor: torch.Tensor,
+    tensor: T,
     average: bool | None = None,
     name: str | None = None,
     *,
     op: Op | None = None,
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
-) -> torch.Tensor:
-    """The tensors of all ranks combined, as a new tensor; equal to the bit on every rank.
+) -> T:
+    """The tensors of all ranks combined, as a new tensor; bit-identical on every rank.
 
     Args:
-        tensor: equal shape and dtype on all ranks.
+        tensor: equal shape and dtype on all ranks. Or a Python float, int or bool, of which the result is one, too
+            (``Average`` of integers is a float).
         average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
         name: compared between ranks, and shown in messages.
         op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
@@ -51,6 +54,10 @@ def allreduce(
         MismatchError: on every rank, if another calls something else, or by another name.
         ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
     """
+    if isinstance(tensor, bool | int | float):
+        op = _op(op, average)
+        number = operations.allreduce_number(_scaled(tensor, prescale_factor), op, name)
+        return _scaled(number, postscale_factor)
     _check_needs_no_gradient(tensor, "allreduce")
     return allreduce_(
         tensor.detach().clone(),
@@ -73,10 +80,7 @@ def allreduce_(
 ) -> torch.Tensor:
     """``allreduce`` in place; returns the tensor."""
     _check_needs_no_gradient(tensor, "allreduce_")
-    if average is not None and op is not None:
-        raise ConfigurationError("give op= or average=, not both")
-    if op is None:
-        op = Average if average is None or average else operations.Sum
+    op = _op(op, average)
     with torch.no_grad():
         if prescale_factor != 1.0:
             tensor.mul_(prescale_factor)
@@ -153,14 +157,36 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) 
 
 
 def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
-    """The root's object on every rank: numbers, strings, lists, tuples, dicts and tensors, sent without pickle."""
-    return to_torch(operations.broadcast_object(to_plain(obj), root_rank, name))
+    """The root's object on every rank, sent without pickle.
+
+    Args:
+        obj: None, numbers, strings, bytes, paths, tensors and arrays of any dtype, in lists, tuples, sets and dicts
+            (``OrderedDict``, ``Counter``, ``defaultdict`` of a built-in type), which keep their kind.
+        root_rank: the rank whose object all get.
+        name: compared between ranks, and shown in messages.
+
+    Raises:
+        ConfigurationError: on every rank, if the object holds anything else; says where.
+    """
+    return to_torch(operations.broadcast_object(obj, root_rank, name, to_plain))
 
 
 def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
-    gathered: list[Any] = to_torch(operations.allgather_object(to_plain(obj), name))
+    gathered: list[Any] = to_torch(operations.allgather_object(obj, name, to_plain))
     return gathered
+
+
+def _op(op: Op | None, average: bool | None) -> Op:
+    if average is not None and op is not None:
+        raise ConfigurationError("give op= or average=, not both")
+    if op is None:
+        return Average if average is None or average else operations.Sum
+    return op
+
+
+def _scaled(number: float, factor: float) -> float:
+    return number if factor == 1.0 else number * factor
 
 
 def _check_needs_no_gradient(tensor: torch.Tensor, function: str) -> None:

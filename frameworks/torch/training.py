@@ -95,7 +95,7 @@ class TorchTraining:
         return None if self._model.module is None else layers(self._model.module)
 
     def to_plain(self, extra: Any) -> Any:
-        return to_plain(extra)
+        return to_plain(extra, "extra")
 
     def from_plain(self, extra: Any) -> Any:
         return to_torch(extra)

@@ -51,8 +51,9 @@ def save(
         path: a folder that all ranks see; made if need be. One job at a time saves there.
         optimizer: a ``DistributedOptimizer``; in TensorFlow, built. Or a dict of several by name, such as
             ``{"generator": g, "discriminator": d}``, which are saved as one checkpoint.
-        extra: whatever else this rank wants back (epoch, scheduler, random generators): None, numbers, strings, lists,
-            tuples, dicts, arrays and tensors.
+        extra: whatever else this rank wants back (epoch, scheduler, random generators): None, numbers, strings,
+            bytes, paths, arrays and tensors, in lists, tuples, sets and dicts (``OrderedDict``, ``Counter``,
+            ``defaultdict`` of a built-in type), which keep their kind.
         keep: makes ``path`` a folder of checkpoints by step, ``step-00000480`` and so on, of which the newest so many
             are kept. Without it ``path`` is one checkpoint, which is replaced. Of several optimizers, the largest
             count of steps names the folder.
@@ -71,8 +72,7 @@ def save(
         raise ConfigurationError(f"keep must be an integer >= 1 (checkpoints), or None for one alone, got {keep!r}")
     folder = checked_path(path)
     first = next(iter(trainings.values()))
-    plain = first.to_plain(extra)
-    return transaction(first.replica.parts[0], lambda: _Saving(trainings, folder, keep).save(plain))
+    return transaction(first.replica.parts[0], lambda: _Saving(trainings, folder, keep).save(extra))
 
 
 def checked_path(path: str | PathLike[str]) -> Path:
@@ -250,7 +250,7 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
         ("replica", replica.state_dict()),
         ("optimizer rest", state.rest),
         ("random", training.random_state()),
-        ("extra", extra),
+        ("extra", training.to_plain(extra)),
     )
     for name, tree in trees:
         about[name], found = pack(tree, layouts, name)

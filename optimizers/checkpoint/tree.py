@@ -5,9 +5,11 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.containers import children, mapped, rebuilt
+from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import CheckpointError
 from lentando.comm.flat import FlatLayout
-from lentando.comm.objects import from_json, to_json
+from lentando.comm.objects import can_travel, from_json, to_json
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import entries_within, in_shape
 from lentando.optimizers.flat_state import is_flat_state
@@ -41,16 +43,39 @@ def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict
         if isinstance(value, np.ndarray | np.generic):
             while where in tensors:  # keys may be written alike: 1 and "1"
                 where += "'"
-            tensors[where] = np.asarray(value)
-            return {MARK: "array" if isinstance(value, np.ndarray) else "scalar", "path": where}
-        if isinstance(value, dict):
-            content = {key: convert(item, f"{where}/{key}") for key, item in value.items()}
+            array, about = _as_stored(np.asarray(value))
+            tensors[where] = array
+            return {MARK: "array" if isinstance(value, np.ndarray) else "scalar", "path": where, **about}
+        if type(value) in (set, frozenset):
+            return value
+        if isinstance(value, dict) and children(value) is not None:
+            content = rebuilt(value, [convert(item, f"{where}/{key}") for key, item in value.items()])
             return {MARK: "dict", "content": content} if MARK in value else content
-        if isinstance(value, list | tuple):
-            return type(value)([convert(item, f"{where}/{number}") for number, item in enumerate(value)])
+        if children(value) is not None:
+            return rebuilt(value, [convert(item, f"{where}/{number}") for number, item in enumerate(value)])
         return value
 
+    mapped(tree, lambda value, _: value, path)  # it has an end
     return to_json(convert(tree, path), path), tensors
+
+
+def _as_stored(array: Array) -> tuple[Array, dict[str, str]]:
+    """An array of a dtype that every reader of the file knows, and what else must be noted to get it back."""
+    if (
+        (array.dtype.kind in "biuf" and array.dtype.isbuiltin == 1)
+        or array.dtype == bfloat16
+        or not can_travel(array.dtype)
+    ):
+        return array, {}
+    memory = np.ascontiguousarray(array).reshape(*array.shape, 1).view(np.uint8)
+    return memory, {"dtype": array.dtype.name}
+
+
+def _as_packed(array: Array, node: Mapping[str, Any]) -> Array:
+    if "dtype" not in node:
+        return array
+    packed: Array = np.ascontiguousarray(array).view(numpy_dtype(node["dtype"]))[..., 0]
+    return packed
 
 
 def unpack(structure: Any, tensors: Mapping[str, Array], flat: Callable[[FlatNode], dict[str, Any]]) -> Any:
@@ -67,11 +92,11 @@ def unpack(structure: Any, tensors: Mapping[str, Array], flat: Callable[[FlatNod
             if value.get(MARK) == "flat":
                 return flat(value)
             if value.get(MARK) == "dict":
-                return {key: convert(item) for key, item in value["content"].items()}
+                return rebuilt(value["content"], [convert(item) for item in value["content"].values()])
             if MARK in value:
-                array = tensor(tensors, value["path"])
+                array = _as_packed(tensor(tensors, value["path"]), value)
                 return array if value[MARK] == "array" else array[()]
-            return {key: convert(item) for key, item in value.items()}
+            return rebuilt(value, [convert(item) for item in value.values()])
         if isinstance(value, list | tuple):
             return type(value)([convert(item) for item in value])
         return value
