@@ -34,6 +34,7 @@ class Event(IntEnum):
     LOAD = 7
     STEP = 8
     STOP = 9
+    CHANGE = 10
 
 
 _WORDS = {
@@ -47,6 +48,7 @@ _WORDS = {
     Event.LOAD: "loading a checkpoint",
     Event.STEP: "a gossip step inside join",
     Event.STOP: "a look at whether a rank was told to stop",
+    Event.CHANGE: "a change of which parameters are trained",
 }
 
 

@@ -7,10 +7,13 @@ out in another order, can find in them what belongs to each of its parameters.
 from collections.abc import Sequence
 from typing import Any, TypeGuard
 
+import numpy as np
+
 from lentando.comm.array_module import to_host
+from lentando.comm.flat import FlatLayout
 from lentando.comm.transport import Array
 
-__all__ = ["flat_state", "is_flat_state"]
+__all__ = ["carried_over", "flat_state", "is_flat_state"]
 
 
 def flat_state(arrays: Sequence[Array | None], starts: Sequence[int] | None = None) -> dict[str, Any]:
@@ -28,3 +31,44 @@ def flat_state(arrays: Sequence[Array | None], starts: Sequence[int] | None = No
 def is_flat_state(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether ``flat_state`` has made this."""
     return isinstance(value, dict) and value.keys() == {"flat", "starts"}
+
+
+def carried_over(saved: Any, new: Any, before: Sequence[FlatLayout], after: Sequence[FlatLayout]) -> Any:
+    """A state dict of buffers in one layout, for buffers in another one that has some of the same entries.
+
+    Args:
+        saved: the state dict, whose flat states hold the whole buffers, or all their parameters.
+        new: a state dict of the same kind for the other layout. What it holds for entries that ``before`` does not
+            have is kept.
+        before: layouts of the buffers of ``saved``.
+        after: layouts of the buffers of ``new``.
+    """
+    if is_flat_state(saved) and is_flat_state(new):
+        return _carried_over_flat(saved, new, before, after)
+    if isinstance(saved, dict) and isinstance(new, dict):
+        return {key: carried_over(value, new.get(key), before, after) for key, value in saved.items()}
+    return saved
+
+
+def _carried_over_flat(
+    saved: dict[str, Any], new: dict[str, Any], before: Sequence[FlatLayout], after: Sequence[FlatLayout]
+) -> dict[str, Any]:
+    places = {
+        entry.name: (number, offset)
+        for number, layout in enumerate(before)
+        for entry, offset in zip(layout.entries, layout.offsets, strict=True)
+    }
+    arrays: list[Array | None] = []
+    for number, (layout, array) in enumerate(zip(after, new["flat"], strict=True)):
+        if array is None:
+            arrays.append(None)
+            continue
+        carried = np.array(array)
+        start = 0 if new["starts"] is None else new["starts"][number]
+        for entry, offset in zip(layout.entries, layout.offsets, strict=True):
+            first, last = max(offset, start), min(offset + entry.size, start + carried.size)
+            if first < last and entry.name in places:
+                source, shift = places[entry.name][0], places[entry.name][1] - offset
+                carried[first - start : last - start] = saved["flat"][source][first + shift : last + shift]
+        arrays.append(carried)
+    return flat_state(arrays, new["starts"])

@@ -1,13 +1,13 @@
 """The seam to the frameworks: all that a replica asks of PyTorch, TensorFlow or anything else that trains a model."""
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Mapping, Sequence, Set
+from typing import Protocol, runtime_checkable
 
-from lentando.comm.flat import FlatBuffer
+from lentando.comm.flat import FlatBuffer, FlatLayout
 from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
 
-__all__ = ["Framework"]
+__all__ = ["ChangingFramework", "Framework"]
 
 
 class Framework(Protocol):
@@ -60,3 +60,33 @@ class Framework(Protocol):
 
     def reset_optimizer(self) -> None:
         """Put the base optimizer's state back to that of a new one."""
+
+
+@runtime_checkable
+class ChangingFramework(Framework, Protocol):
+    """A framework where other parameters may be trained later: some are frozen or unfrozen, some added or removed.
+
+    Attributes:
+        known: names of the tensors that ``buffers`` and ``not_averaged`` had when the buffers were laid out.
+    """
+
+    known: Set[str]
+
+    def has_changed(self) -> bool:
+        """Whether other parameters are trained, or in other groups, than ``buffers`` were laid out for.
+
+        Asked whenever ranks communicate between steps, so it must be quick.
+        """
+
+    def next_layouts(self) -> Sequence[FlatLayout]:
+        """The layouts of the buffers that ``change_layout`` would make.
+
+        Raises:
+            ConfigurationError: if there can be none: no parameter is trainable.
+        """
+
+    def change_layout(self) -> None:
+        """Make new ``buffers`` and ``gradients`` for what is trained now. No parameter changes its value."""
+
+    def left_out(self) -> Sequence[str]:
+        """Names of trainable parameters of the model that no wrapped optimizer has: they are never averaged."""

@@ -115,6 +115,22 @@ class OuterStep:
         starts = [shard.start for shard in self._shards] if self._sharded else None
         return {name: flat_state(arrays, starts) for name, arrays in self._arrays().items()}
 
+    def whole_state(self) -> dict[str, Any]:
+        """``state_dict()`` of the whole buffers, on every rank. Collective if the ranks have shards."""
+        found = {}
+        for name, arrays in self._arrays().items():
+            whole: list[Array | None] = []
+            for shard, array in zip(self._shards, arrays, strict=True):
+                if array is not None and self._sharded:
+                    elements = array_module(array).zeros(shard.buffer.array.size, array.dtype)
+                    elements[shard.start : shard.start + array.size] = array
+                    plan_reduction(self._transport, elements, "engine").all_reduce(mean=False)  # of zeros elsewhere
+                    whole.append(elements)
+                else:
+                    whole.append(array)
+            found[name] = flat_state(whole)
+        return found
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore them.
 

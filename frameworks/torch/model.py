@@ -15,6 +15,7 @@ from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 from lentando.torch.description import describe_optimizer
+from lentando.torch.parameters import Parameters
 
 __all__ = ["TorchModel", "dense_gradient"]
 
@@ -24,7 +25,7 @@ a device, from where they travel."""
 
 
 class TorchModel:
-    """Implements ``lentando.optimizers.framework.Framework`` for PyTorch.
+    """Implements ``lentando.optimizers.framework.ChangingFramework`` for PyTorch.
 
     The memory of the optimizer's trainable parameters becomes part of one flat tensor per dtype: averaging needs no
     packing. Each parameter has a storage of its own over its part, so that whatever saves, sends or compares tensors by
@@ -42,6 +43,7 @@ class TorchModel:
 
     Attributes:
         optimizer, module: ``optimizer`` and ``model`` as given.
+        known: names of the tensors, averaged or not, that there were when the buffers were laid out.
     """
 
     name = "torch"
@@ -57,30 +59,52 @@ class TorchModel:
     ) -> None:
         self.optimizer = optimizer
         self.module = model
-        self._saved_names = set() if model is None else set(model.state_dict())
-        names = _names(optimizer, model, named_parameters)
-        self._parameters: dict[str, torch.Tensor] = {}
-        self._frozen: dict[str, torch.Tensor] = {}
-        entries = []
-        for number, group in enumerate(optimizer.param_groups):
-            for parameter in group["params"]:
-                name = names[parameter]
-                (self._parameters if parameter.requires_grad else self._frozen)[name] = parameter
-                if parameter.requires_grad:
-                    entries.append(_entry(name, parameter, number))
-        if not entries:
-            raise ConfigurationError("the optimizer has no trainable parameter: nothing could be averaged")
-        statistics = self._statistics()
-        clash = sorted(statistics.keys() & self._parameters.keys())
-        if clash:
-            raise ConfigurationError(f"parameters and buffers must have different names, both have {clash}")
-        entries += [_entry(name, buffer, None) for name, buffer in statistics.items()]
+        self._trained = Parameters(optimizer, model, named_parameters)
+        layouts = self.next_layouts()
         device = _device(self._parameters)
-        place = _place(device, takes_device_arrays, staged)
-        self._memory = [_Memory(layout, device, place, shares_memory) for layout in build_layouts(entries)]
+        self._kind_of_memory = device, _place(device, takes_device_arrays, staged), shares_memory
+        self._allocate(layouts)
+
+    @property
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        """The trainable ones, as they are laid out."""
+        return self._trained.trainable
+
+    def _allocate(self, layouts: Sequence[FlatLayout]) -> None:
+        """Make the flat tensors, and move the parameters into them."""
+        self._memory = [_Memory(layout, *self._kind_of_memory) for layout in layouts]
         self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
         self._bind()
+        self.known = frozenset(entry.name for layout in layouts for entry in layout.entries) | self._rest().keys()
+
+    def has_changed(self) -> bool:
+        return self._trained.have_changed()
+
+    def next_layouts(self) -> list[FlatLayout]:
+        trainable, _, group_of = self._trained.found()
+        if not trainable:
+            raise ConfigurationError("the optimizer has no trainable parameter: nothing could be averaged")
+        self._saved_names = set() if self.module is None else set(self.module.state_dict())
+        statistics = self._statistics()
+        clash = sorted(statistics.keys() & group_of.keys())
+        if clash:
+            raise ConfigurationError(f"parameters and buffers must have different names, both have {clash}")
+        _device(trainable)
+        entries = [_entry(name, parameter, group_of[name]) for name, parameter in trainable.items()]
+        return build_layouts([*entries, *(_entry(name, buffer, None) for name, buffer in statistics.items())])
+
+    def change_layout(self) -> None:
+        layouts, before = self.next_layouts(), self._parameters
+        self._trained.read()
+        for name, parameter in before.items():
+            if name not in self._parameters:
+                parameter.data = parameter.data.clone()  # so that the memory of before can be freed
+        self.__dict__.pop("flat_gradients", None)
+        self._allocate(layouts)
+
+    def left_out(self) -> Sequence[str]:
+        return self._trained.left_out()
 
     def _bind(self) -> None:
         """Move the parameters into the flat tensors."""
@@ -123,7 +147,7 @@ class TorchModel:
 
     def _rest(self) -> dict[str, torch.Tensor]:
         """Frozen parameters and integer buffers."""
-        rest = dict(self._frozen)
+        rest = dict(self._trained.frozen)
         if self.module is not None:
             averaged = {entry.name for memory in self._memory for entry in memory.layout.entries}
             for name, tensor in self.module.state_dict().items():
@@ -134,7 +158,7 @@ class TorchModel:
 
     def names(self) -> dict[torch.Tensor, str]:
         """The optimizer's parameters, trainable or frozen, with their names."""
-        return {parameter: name for name, parameter in (self._parameters | self._frozen).items()}
+        return {parameter: name for name, parameter in (self._parameters | self._trained.frozen).items()}
 
     def load(self) -> None:
         self._check_unchanged()
@@ -206,11 +230,6 @@ class TorchModel:
                     "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model first, "
                     "wrap after that; load weights with load_state_dict, which writes in place"
                 )
-            if not parameter.requires_grad:
-                raise _trainability(name, "frozen")
-        for name, parameter in self._frozen.items():
-            if parameter.requires_grad:
-                raise _trainability(name, "made trainable")
 
 
 class _Memory:
@@ -341,21 +360,6 @@ def _entry(name: str, tensor: torch.Tensor, group: int | None) -> Entry:
     return Entry(name, tuple(tensor.shape), dtype_name(tensor), group, order)
 
 
-def _names(
-    optimizer: torch.optim.Optimizer,
-    model: torch.nn.Module | None,
-    named_parameters: Iterable[tuple[str, torch.Tensor]] | None,
-) -> dict[torch.Tensor, str]:
-    """A unique name for each of the optimizer's parameters."""
-    named = model.named_parameters() if model is not None else named_parameters or ()
-    names = {parameter: name for name, parameter in named}
-    return {
-        parameter: names.get(parameter, f"group{group_number}.parameter{number}")
-        for group_number, group in enumerate(optimizer.param_groups)
-        for number, parameter in enumerate(group["params"])
-    }
-
-
 def _device(parameters: Mapping[str, torch.Tensor]) -> torch.device:
     by_device = {parameter.device: name for name, parameter in parameters.items()}
     if len(by_device) > 1:
@@ -368,9 +372,3 @@ def _place(device: torch.device, takes_device_arrays: bool, staged: bool) -> Pla
     if staged or (device.type != "cpu" and not (device.type == "cuda" and takes_device_arrays)):
         return "staged"
     return "host" if device.type == "cpu" else "device"
-
-
-def _trainability(name: str, what: str) -> ConfigurationError:
-    return ConfigurationError(
-        f"parameter {name!r} was {what} after the optimizer was wrapped: change requires_grad first, then wrap"
-    )

@@ -11,7 +11,8 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients
+from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients, InnerSteps
+from lentando.optimizers.buckets import NONE
 from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
@@ -66,8 +67,7 @@ class DistributedOptimizer(WrappedOptimizer):
     # Asks torch.amp.GradScaler to call step() always, and to tell about overflows: a rank that skipped a step by itself
     # would be a step behind the others.
     _step_supports_amp_scaling = True
-    found_inf: torch.Tensor | None = None  # set by it during a step, like the next
-    grad_scale: torch.Tensor | None = None
+    found_inf: torch.Tensor | None = None  # set by it during a step
 
     def __init__(
         self,
@@ -97,11 +97,9 @@ class DistributedOptimizer(WrappedOptimizer):
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
-        base_algorithm = self._replica.base
         self._early: EarlyHooks | None = None
-        if isinstance(base_algorithm, EarlyGradients):
-            gradients = self._model.flat_gradients
-            self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
+        self._hooked: InnerSteps | None = None
+        self._follow_base_algorithm()
 
     @property
     def period(self) -> int | None:
@@ -237,10 +235,15 @@ class DistributedOptimizer(WrappedOptimizer):
         return TorchTraining(self._replica, self._model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Not possible once wrapped: the flat buffers are laid out at construction."""
-        raise ConfigurationError(
-            "parameter groups cannot be added after wrapping: add them to the base optimizer, then wrap"
-        )
+        """Add a group to the base optimizer, and train it together from now on, beginning with rank 0's values.
+
+        Collective: every rank calls it between the same two steps.
+
+        Raises:
+            MismatchError: on every rank, if ranks add different groups, or do something else.
+        """
+        self._base_optimizer.add_param_group(param_group)
+        self._replica.follow_changes()
 
     def __repr__(self) -> str:
         return f"DistributedOptimizer({self._base_optimizer!r})"
@@ -249,8 +252,23 @@ class DistributedOptimizer(WrappedOptimizer):
         with self._replica.weights_changed_by(f"{name}()"):
             return method()
 
+    def _follow_base_algorithm(self) -> None:
+        """Let the backward pass fill the buckets of the base algorithm at work, which a change replaces."""
+        base_algorithm = self._replica.base
+        if base_algorithm is not self._hooked:
+            self._hooked, self._early = base_algorithm, None
+            if isinstance(base_algorithm, EarlyGradients):
+                gradients = self._model.flat_gradients
+                self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
+
     def _average_gradients(self, loss: float | None, overflow: bool, defer: bool = False) -> tuple[float, bool]:
         """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
+        if self._model.has_changed():
+            if self._early is not None:
+                self._early.finish()
+                self._replica.base.settle(NONE)
+            self._replica.follow_changes()
+        self._follow_base_algorithm()
         gradients = self._model.flat_gradients
         if self._early is None or self._replica.joined:
             gradients.gather()
@@ -301,7 +319,7 @@ class DistributedOptimizer(WrappedOptimizer):
         found_inf = self.found_inf
         if found_inf is None:
             return False
-        scale = self.grad_scale  # None if the user has called scaler.unscale_()
+        scale = getattr(self, "grad_scale", None)  # None if the user has called scaler.unscale_()
         if scale is not None:
             for group in self.param_groups:
                 for parameter in group["params"]:

@@ -269,6 +269,14 @@ class _Loading:
         return mappings.Mapping.between([Layer.from_json(layer) for layer in saved], layers)
 
     def _first_difference(self) -> str:
+        trained_then = {entry.name for entry in self._saved if entry.group is not None}
+        trained_now = {entry.name for entry in self._own if entry.group is not None}
+        frozen_then = {name for name, *_ in self._about["not_averaged"]}
+        same = "train the same parameters as then (requires_grad, trainable) before loading"
+        if names := sorted(trained_then & self._not_averaged.keys()):
+            return f"{names[0]!r} was trained when it was saved, and is frozen here: {same}"
+        if names := sorted(trained_now & frozen_then):
+            return f"{names[0]!r} was frozen when it was saved, and is trained here: {same}"
         saved, own = self._content["entries"], describe(self._layouts)
         for number in range(max(len(saved), len(own))):
             one, other = in_words(saved, number), in_words(own, number)

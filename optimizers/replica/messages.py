@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from math import nan
-from typing import TypeVar
+from typing import TYPE_CHECKING, TypeVar
 from zlib import crc32
 
 from lentando.comm.array_module import to_host
@@ -15,6 +15,9 @@ from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rank_comparison import RankComparison, weighted_rate
 from lentando.optimizers.stopping import SaveOnSignal
 from lentando.optimizers.timing import Timing
+
+if TYPE_CHECKING:
+    from lentando.optimizers.replica.trained_parameters import Change
 
 __all__ = ["Messages"]
 
@@ -70,6 +73,7 @@ class Messages:
         rates: Sequence[float] | None = None,
         is_active: bool | None = None,
         found: str | None = None,
+        change: "Change | None" = None,
     ) -> Agreement:
         """Send a control message.
 
@@ -81,6 +85,7 @@ class Messages:
             rates: learning rates that the message is about, by parameter group; by default those of the last step.
             is_active: whether this rank counts; by default, unless it has no batch left.
             found: its values that are not finite.
+            change: of which parameters this rank trains; must be the same on all ranks.
 
         Raises:
             MismatchError: on every rank, if the ranks are not about to do the same.
@@ -90,6 +95,8 @@ class Messages:
         if not is_elastic(transport):  # where the message may be repeated, with ranks that have not sent it yet
             self.forget_start()
         step = progress.inner_steps
+        if change is not None:
+            about ^= change.subject
         if progress.is_joined:
             about ^= JOINED
             if event is Event.ROUND:
@@ -118,7 +125,8 @@ class Messages:
             since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{progress.rounds} rounds"
             where = " inside join" if progress.is_joined else ""
             where = " with the others, having run out of its own batches," if progress.has_ended else where
-            return f"{doing} its model{where}, after {progress.inner_steps} steps and {since}"
+            trained = "" if change is None else f", with {change}"
+            return f"{doing} its model{where}{trained}, after {progress.inner_steps} steps and {since}"
 
         agreement = agree(transport, control, words)
         self._comparison.look(agreement, progress.inner_steps, progress.steps if event is Event.ROUND else 1)

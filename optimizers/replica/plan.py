@@ -2,8 +2,10 @@
 
 import numpy as np
 
+from lentando.comm.control import fingerprint
 from lentando.comm.elastic import in_place
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import describe
 from lentando.comm.transport import Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.framework import Framework
@@ -68,6 +70,14 @@ class Plan:
         self.base.follow()
         self.framework.store()
 
+    def plan_again(self) -> None:
+        """Plan what is sent from now on for the buffers that there are now, whose layout was changed. Collective."""
+        framework, settings = self.framework, self.settings
+        self.subject = fingerprint([describe(b.layout for b in framework.buffers), settings.method_in_words()])
+        self.base = self._bind()
+        if settings.period is not None:
+            self.outer = self._outer_step()
+
     def recover(self) -> None:
         """Ranks have died: plan anew what was planned with them. Collective over those that live.
 
@@ -96,9 +106,11 @@ class Plan:
         framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
         self.base = self._bind()
         if settings.period is not None:
-            self.outer = OuterStep(
-                transport, framework.buffers, settings.outer, settings.exact_average, settings.algorithm
-            )
+            self.outer = self._outer_step()
+
+    def _outer_step(self) -> OuterStep:
+        settings, buffers = self.settings, self.framework.buffers
+        return OuterStep(self.transport, buffers, settings.outer, settings.exact_average, settings.algorithm)
 
     def _bind(self) -> InnerSteps:
         settings, buffers = self.settings, self.framework.buffers

@@ -73,12 +73,25 @@ class Progress:
 
     def count(self, steps: int, rate_sums: Sequence[float]) -> None:
         """So many steps are taken, with learning rates that add up to these."""
+        if len(rate_sums) != len(self.rate_sums):
+            rate_sums = self._for_groups_of_before(steps, rate_sums)
         self.inner_steps += steps
         self.steps += steps
         self.latest_rates = tuple(rate_sums) if steps == 1 else [total / steps for total in rate_sums]
         sums = self.rate_sums
         for group, rate in enumerate(rate_sums):
             sums[group] += rate
+
+    def _for_groups_of_before(self, steps: int, rate_sums: Sequence[float]) -> list[float]:
+        """Groups were added or removed in the middle of a round: the averages follow that at its end.
+
+        A group that is new has had its rate from the start of the round, one that is gone keeps its mean.
+        """
+        known = len(self.rate_sums)
+        for total in rate_sums[known:]:
+            self.rate_sums.append(total / steps * self.steps)
+        gone = [total / max(self.steps, 1) * steps for total in self.rate_sums[len(rate_sums) :]]
+        return [*rate_sums, *gone]
 
     def is_round_over(self) -> bool:
         """Whether the outer step is due."""

@@ -25,6 +25,7 @@ from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.resume import check_state, load_state, state_of
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.taking_part import TakingPart
+from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven import Uneven
 from lentando.optimizers.settings import Settings
 from lentando.optimizers.stopping import SaveOnSignal
@@ -72,7 +73,8 @@ class Replica:
         shared = (plan, progress, messages, costs, non_finite, Uneven(plan, progress, timing))
         self._gradients = Gradients(*shared)
         self._mixing = Mixing(*shared)
-        self._rounds = Rounds(*shared, period)
+        self._trained = TrainedParameters(plan, progress, messages, timing)
+        self._rounds = Rounds(*shared, self._trained, period)
         self._taking_part = TakingPart(plan, progress, timing, messages, self._gradients, self._mixing, self._rounds)
         self._evaluation = Evaluation(plan, messages, timing)
         self._rounds.begin()
@@ -203,6 +205,8 @@ class Replica:
             timing.start(progress.inner_steps)
         if progress.is_round_over():
             self._rounds.end()
+        elif plan.settings.base.mixes_parameters and (plan.outer is None or not plan.settings.exact_average):
+            self._trained.follow()
         every = self._steps_between_looks()
         if every is not None and progress.inner_steps % every == 0:
             timing.pause()
@@ -249,11 +253,28 @@ class Replica:
             progress.is_joined = progress.has_ended = False
         self.stop_if_agreed(automatic=False)
 
+    def follow_changes(self) -> None:
+        """Train what the model and the optimizer now ask to be trained. Collective if that has changed.
+
+        Called before gradients are averaged; otherwise it happens by itself at the next outer step, or whenever else
+        all ranks communicate between steps.
+
+        Raises:
+            MismatchError: on every rank, if it has not changed alike on all ranks.
+            ConfigurationError: if nothing is left to be trained, inside ``averaged()``, or in an elastic job.
+        """
+        if self._evaluation.is_open and self._trained.pending() is not None:
+            raise ConfigurationError(
+                "parameters cannot be frozen, unfrozen, added or removed inside averaged(): do so after the block"
+            )
+        self._trained.follow()
+
     def averaged(self) -> AbstractContextManager[None]:
         """Hold the exact average of all replicas inside the block, each replica's own parameters again after it.
 
         Collective: every rank enters.
         """
+        self.follow_changes()
         return self._evaluation.averaged()
 
     def consensus_distance(self) -> float:
@@ -261,6 +282,7 @@ class Replica:
 
         Collective: every rank calls it.
         """
+        self.follow_changes()
         return self._evaluation.consensus_distance()
 
     @contextmanager
@@ -320,6 +342,7 @@ class Replica:
         doing = "saves" if event is Event.SAVE else "loads"
         if self._progress.is_in_step:
             raise ConfigurationError(f"this rank {doing} a checkpoint in the middle of a step: do so between steps")
+        self.follow_changes()
         self._messages.agree(event, f"{doing} a checkpoint of")
 
     def state_dict(self) -> dict[str, Any]:
@@ -327,6 +350,11 @@ class Replica:
 
         Every rank has its own: anchors and slow momenta are sharded.
         """
+        if (change := self._trained.pending()) is not None:
+            raise ConfigurationError(
+                f"this state could not be loaded again: the model is about to change, with {change}, which the ranks "
+                "do together when they next communicate. Save after the next outer step, or use lt.save"
+            )
         return state_of(self._plan, self._progress, self._rounds)
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -371,6 +399,8 @@ class Replica:
     def _start(self) -> None:
         """The very first step."""
         self._progress.has_started = True
+        self._trained.follow()
+        self._trained.warn_of_left_out()
         self._plan.start()
         self._messages.expect_start()
 

@@ -45,7 +45,10 @@ def check_state(state: Mapping[str, Any], plan: Plan) -> None:
         "version": (STATE_VERSION, "the format of the state"),
         "size": (plan.transport.size, "the world size (to change it, use lt.save and lt.load)"),
         "rank": (plan.transport.rank, "the rank (each rank must load the state that it saved itself)"),
-        "subject": (plan.subject, "the fingerprint of model and settings"),
+        "subject": (
+            plan.subject,
+            "the fingerprint of model and settings (where the same parameters must be trainable)",
+        ),
     }
     for key, (wanted, what) in mine.items():
         if state[key] != wanted:
