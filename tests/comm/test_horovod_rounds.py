@@ -6,19 +6,20 @@
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pytest
 from thread_engine import Coordinator, ThreadEngine
 
+from lentando.comm import pieces
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import TransportError
 from lentando.comm.reductions.engine import EngineReduction
 from lentando.comm.testing import check_transport
-from lentando.comm.transports.horovod import HorovodTransport, rounds
-from lentando.comm.transports.horovod import transport as horovod_transport
+from lentando.comm.transports.horovod import HorovodTransport
 
 
 def on_each_rank(size: int, function: Callable[[HorovodTransport], Any], seconds: float = 60.0) -> list[Any]:
@@ -54,9 +55,7 @@ def test_promises_of_a_transport_are_kept(size: int) -> None:
 
 
 def test_promises_are_kept_when_rounds_and_collectives_are_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(rounds, "ROUND_BYTES", 100)
-    monkeypatch.setattr(horovod_transport, "ELEMENTS_AT_ONCE", 1000)
-    monkeypatch.setattr(horovod_transport._pieces, "__defaults__", (1000,))
+    monkeypatch.setattr(pieces, "LONGEST_BYTES", 200_000)
     on_each_rank(3, check_transport)
 
 
@@ -166,16 +165,30 @@ def test_message_longer_than_its_receive_is_an_error_of_the_receiver() -> None:
     on_each_rank(2, work)
 
 
-def test_message_that_horovod_cannot_count_is_refused() -> None:
-    (refused,) = on_each_rank(1, _refusal_of_a_long_message)
-    assert "17179868672 at most" in refused
+def test_no_call_of_horovods_moves_more_than_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pieces, "LONGEST_BYTES", 1000)
 
+    def work(transport: HorovodTransport) -> list[int]:
+        engine, moved = transport._engine, list[int]()
 
-def _refusal_of_a_long_message(transport: HorovodTransport) -> str:
-    long = np.broadcast_to(np.zeros(1), (2**31,))  # takes no memory
-    with pytest.raises(TransportError) as refusal:
-        transport.exchange([(0, long)], [])
-    return str(refusal.value)
+        def counted(call: Callable[..., Any], operation: str, memory: Any, *arguments: Any) -> Any:
+            moved.append(memory.nbytes)
+            return call(operation, memory, *arguments)
+
+        for name in ("allreduce", "broadcast", "allgather", "alltoall"):
+            monkeypatch.setattr(engine, name, partial(counted, getattr(engine, name)))
+        peer, own = 1 - transport.rank, np.arange(1000.0) + transport.rank
+        received = np.empty(1000)
+        transport.exchange([(peer, own)], [(peer, received)]).wait()
+        assert np.array_equal(received, np.arange(1000.0) + peer)
+        assert np.array_equal(transport.allgather(own), np.stack([np.arange(1000.0), np.arange(1000.0) + 1]))
+        transport.allreduce(own)
+        assert np.array_equal(own, 2 * np.arange(1000.0) + 1)
+        transport.broadcast(own, 1)
+        return moved
+
+    for moved in on_each_rank(2, work):
+        assert max(moved) <= 1000 + 3 * 8  # a message in a round of its own has a header
 
 
 def test_arrays_that_are_read_only_are_only_read() -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from lentando.comm.errors import TransportError
+from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, as_bytes
 from lentando.comm.transports.horovod.engine import Collective, Engine, finish
 from lentando.comm.transports.mailbox import Mailbox, Receive
@@ -25,10 +26,7 @@ __all__ = ["Rounds"]
 
 WORD = np.dtype(np.int64)
 """Unit of the all-to-all: Horovod counts in 32 bits."""
-LONGEST_MESSAGE_BYTES = (2**31 - 64) * WORD.itemsize
 HEADER_WORDS = 3
-ROUND_BYTES = 2**30
-"""A rank sends no more in one round, unless a single message is longer."""
 
 SHORTEST_NAP_SECONDS = 2e-4
 LONGEST_NAP_SECONDS = 4e-3
@@ -78,18 +76,15 @@ class Rounds:
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "_Exchange":
         """As ``Transport.exchange``."""
-        for peer, array in sends:
-            if array.nbytes > LONGEST_MESSAGE_BYTES:
-                raise TransportError(
-                    f"a message of {array.nbytes} bytes to rank {peer}: Horovod's all-to-all carries "
-                    f"{LONGEST_MESSAGE_BYTES} at most"
-                )
+        longest = longest_elements(1, self._size)  # all others may send to one rank in the same round
+        incoming = [(peer, piece) for peer, array in receives for piece in pieces(as_bytes(array), longest)]
+        outgoing = [(peer, piece) for peer, array in sends for piece in pieces(as_bytes(array), longest)]
         with self.changed:
-            expected = [_Expected(array) for _, array in receives]
+            expected = [_Expected(piece) for _, piece in incoming]
             request = _Exchange(self, expected)
-            for (peer, _), receive in zip(receives, expected, strict=True):
+            for (peer, _), receive in zip(incoming, expected, strict=True):
                 self._mailboxes[peer, tag].expect(receive)
-            for peer, array in sends:
+            for peer, array in outgoing:
                 if peer == self._rank:
                     self._mailboxes[peer, tag].send(array)
                 else:
@@ -157,10 +152,10 @@ class Rounds:
         return bool(self._queued) or (self._leaving and not self._announced)
 
     def _take(self) -> list[_Outgoing]:
-        """The messages of the next round, in the order in which they were started."""
+        """The messages of the next round, in the order in which they were started: as many as one call may move."""
         taken: list[_Outgoing] = []
-        total = 0
-        while self._queued and (not taken or total + self._queued[0].array.nbytes <= ROUND_BYTES):
+        total, longest = 0, longest_elements(1, self._size)
+        while self._queued and (not taken or total + self._queued[0].array.nbytes <= longest):
             total += self._queued[0].array.nbytes
             taken.append(self._queued.popleft())
         return taken

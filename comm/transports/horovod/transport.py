@@ -11,6 +11,7 @@ import numpy as np
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
+from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
 from lentando.comm.transports.horovod.rounds import Rounds
@@ -19,9 +20,6 @@ __all__ = ["HorovodTransport"]
 
 COLLECTIVE = "lentando.collective"
 """One name for all of ours: ranks that bring different shapes then get an error, and do not wait for ever."""
-ELEMENTS_AT_ONCE = 2**30
-"""Horovod counts the elements of a collective in 31 bits."""
-
 _WIDER = {"bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
 
 
@@ -78,7 +76,7 @@ class HorovodTransport:
         gathered = np.empty((self.size, *array.shape), array.dtype)
         by_rank = as_bytes(gathered).reshape(self.size, -1)
         start = 0
-        for piece in _pieces(as_bytes(_writable(array)), ELEMENTS_AT_ONCE // self.size):
+        for piece in _pieces(as_bytes(_writable(array)), longest_elements(1, self.size)):
             found = finish(self._engine.allgather(COLLECTIVE, piece))
             by_rank[:, start : start + piece.size] = found.reshape(self.size, -1)
             start += piece.size
@@ -106,12 +104,11 @@ def _writable(array: Array) -> Array:
     return array if array.flags.writeable else array.copy()
 
 
-def _pieces(array: Array, elements: int = ELEMENTS_AT_ONCE) -> Iterator[Array]:
-    """The parts of a one-dimensional array that one collective takes."""
+def _pieces(array: Array, longest: int | None = None) -> Iterator[Array]:
+    """The parts of a one-dimensional array that one collective takes; none if it has no elements."""
     if not array.flags.writeable:
         raise TransportError("a collective that writes to a read-only array: give it a copy")
-    for start in range(0, array.size, elements):
-        yield array[start : start + elements]
+    return pieces(array, longest) if array.size else iter(())
 
 
 def _reduced_as(dtype: np.dtype[Any], op: ReduceOp) -> np.dtype[Any]:

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
+from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
 from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange, ProgressThread
 
@@ -96,19 +97,28 @@ class MPITransport:
 
     def _reduce(self, array: Array, op: ReduceOp) -> None:
         _settled(array)
-        self._complete(self._comm.Allreduce, self._comm.Iallreduce, MPI.IN_PLACE, array, OPS[op])
+        for piece in pieces(array.reshape(-1)):
+            self._complete(self._comm.Allreduce, self._comm.Iallreduce, MPI.IN_PLACE, piece, OPS[op])
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         _settled(array)
         with self._translated:
-            self._comm.Bcast((as_bytes(array), MPI.BYTE), root)
+            for piece in pieces(as_bytes(array)):
+                self._comm.Bcast((piece, MPI.BYTE), root)
         self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
         gathered: Array = array_module(array).empty((self.size, *array.shape), array.dtype)
         _settled(array)
-        own, all_of_them = (as_bytes(array), MPI.BYTE), (as_bytes(gathered), MPI.BYTE)
-        self._complete(self._comm.Allgather, self._comm.Iallgather, own, all_of_them)
+        own, by_rank = as_bytes(array), as_bytes(gathered).reshape(self.size, -1)
+        longest, start = longest_elements(1, self.size), 0
+        for piece in pieces(own, longest):
+            is_whole = piece.size == own.size
+            place = by_rank if is_whole else array_module(array).empty((self.size, piece.size), np.uint8)
+            self._complete(self._comm.Allgather, self._comm.Iallgather, (piece, MPI.BYTE), (place, MPI.BYTE))
+            if not is_whole:
+                by_rank[:, start : start + piece.size] = place
+            start += piece.size
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
@@ -204,14 +214,11 @@ class MPITransport:
 
     def _pieces(self, peer: int, array: Array) -> list[Array]:
         """The messages that carry an array to or from a peer."""
-        memory = as_bytes(array)
-        if not is_on_host(array):
-            return [memory]  # MPI's own pipeline from the GPU wants long messages
-        # A peer that does not exist is MPI's to report.
-        piece_bytes = self._piece_bytes[peer] if 0 <= peer < self.size else sys.maxsize
-        if memory.size <= piece_bytes:
-            return [memory]
-        return [memory[start : start + piece_bytes] for start in range(0, memory.size, piece_bytes)]
+        memory, longest = as_bytes(array), longest_elements(1)
+        # MPI's own pipeline from the GPU wants long messages. A peer that does not exist is MPI's to report.
+        if is_on_host(array) and 0 <= peer < self.size:
+            longest = min(longest, self._piece_bytes[peer])
+        return [memory] if memory.size <= longest else list(pieces(memory, longest))
 
 
 def _takes_device_arrays() -> bool:
