@@ -16,6 +16,7 @@ from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, all_finite
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
+from lentando.optimizers.constants import Constants
 from lentando.optimizers.join import Share
 
 __all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "first_non_finite", "told_loss"]
@@ -28,8 +29,19 @@ ADVICE = "Training has diverged there: lower the learning rate, clip gradients, 
 """What every error about it ends with."""
 
 
-def first_non_finite(buffers: Sequence[FlatBuffer], statistics: bool = True) -> str | None:
-    """Name of the first entry with a NaN or an infinity, or None."""
+def first_non_finite(
+    buffers: Sequence[FlatBuffer], statistics: bool = True, constants: Constants | None = None
+) -> str | None:
+    """Name of the first entry with a NaN or an infinity, or None.
+
+    Args:
+        buffers: the flat buffers to search.
+        statistics: whether to search behind the parameters too.
+        constants: statistics that may hold such values.
+    """
+    if constants is not None:
+        entry = constants.first_non_finite(buffers)
+        return None if entry is None else entry.name
     for buffer in buffers:
         if not all_finite(buffer.array if statistics else buffer.parameters):
             return buffer.first_non_finite()

@@ -23,6 +23,7 @@ from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.constants import Constants, is_finite_but_for
 from lentando.optimizers.flat_state import flat_state
 from lentando.optimizers.join import Share
 from lentando.optimizers.non_finite import ADVICE
@@ -41,6 +42,7 @@ class OuterStep:
         exact_average: False applies the rule to each replica's own parameters instead, and sends nothing (SlowMo's
             section 6, "SGP-SlowMo-noaverage").
         algorithm: how the average is formed.
+        constants: statistics that are not finite without harm.
     """
 
     def __init__(
@@ -50,8 +52,10 @@ class OuterStep:
         rule: OuterRule | None,
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
+        constants: Constants | None = None,
     ) -> None:
         self._transport = transport
+        self._constants = constants or Constants(transport.size)
         self._averages = exact_average
         self._sharded = exact_average and not is_elastic(transport)
 
@@ -62,7 +66,7 @@ class OuterStep:
                 return WholeReduction(transport, buffer.array, algorithm)
             return plan_reduction(transport, buffer.array, algorithm, in_halves=True)
 
-        self._shards = [_Shard(buffer, reduction(buffer), rule) for buffer in buffers]
+        self._shards = [_Shard(buffer, reduction(buffer), rule, self._constants) for buffer in buffers]
 
     def restart(self) -> None:
         """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins."""
@@ -166,21 +170,24 @@ class OuterStep:
             finite = bool(self._transport.allgather(np.array([finite])).all())
         if finite:
             return
-        names = [shard.buffer.first_non_finite() for shard in self._shards]
-        own = next((name for name in names if name is not None), None)
-        text = f"{own!r} is not finite" if own else "all parameters are finite"
-        found = grouped_by_rank(allgather_object(self._transport, text)) if self._averages else text
+        own = self._constants.first_non_finite([shard.buffer for shard in self._shards])
+        text = f"{own.name!r} is not finite" if own else "all parameters are finite"
+        about: list[Any] = [text, own is not None and own.group is None]
+        by_rank = allgather_object(self._transport, about) if self._averages else [about]
+        found = grouped_by_rank([text for text, _ in by_rank]) if self._averages else text
+        buffer = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
         raise NonFiniteError(
             f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {found}. "
-            f"{ADVICE}"
+            f"{ADVICE}{buffer if any(is_statistic for _, is_statistic in by_rank) else ''}"
         )
 
 
 class _Shard:
     """This rank's part of one buffer."""
 
-    def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: OuterRule | None) -> None:
+    def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: OuterRule | None, constants: Constants) -> None:
         self.buffer = buffer
+        self._constants = constants
         self.start = reduction.shard.start
         self._reduction = reduction
         self._rule = rule
@@ -213,13 +220,16 @@ class _Shard:
         The buffer of a rank that has no share is zero from then on, until ``step`` or ``retract``: in between,
         neighbours may read it.
         """
+        constants = self._constants.within(self.buffer, self._reduction.shard)  # before what is left out becomes zero
         self._left_out = [] if share is None else share.leave_out(self.buffer)
         if share is not None:
             self._mean = self._reduction.reduce_scatter()
             for part in self._ranges:
                 mean = self._mean[part.start : part.stop]
                 np.true_divide(mean, share.divisor(part), out=mean)
-            return all_finite(self._mean)
+            for constant in constants:
+                constant.restore(self._mean)
+            return is_finite_but_for(self._mean, constants)
         is_finite = True
 
         def divide_and_look(mean: Array) -> None:
@@ -229,7 +239,9 @@ class _Shard:
             is_finite = is_finite and all_finite(mean)
 
         self._mean = self._reduction.reduce_scatter(divide_and_look)
-        return is_finite
+        for constant in constants:
+            constant.restore(self._mean)
+        return is_finite or (bool(constants) and is_finite_but_for(self._mean, constants))
 
     def retract(self) -> None:
         """The average is not adopted. Every rank has formed its part of it, so nobody reads here any more."""

@@ -51,7 +51,10 @@ class Evaluation:
             own.extend(buffer.array.copy() for buffer in buffers)
             plan.base.expose()
             for buffer in buffers:
+                constants = plan.constants.within(buffer)
                 plan_reduction(plan.transport, buffer.array, plan.settings.algorithm).all_reduce(mean=True)
+                for constant in constants:
+                    constant.restore(buffer.array)
 
         def put_back() -> None:
             for buffer, array in zip(buffers, own, strict=bool(own)):

@@ -85,7 +85,7 @@ class Gradients(Part):
         plan, lasting = self.plan, None
         if found is not None and self.non_finite.skips and plan.outer is None:
             plan.framework.load()
-            lasting = first_non_finite(plan.framework.buffers)
+            lasting = first_non_finite(plan.framework.buffers, constants=plan.constants)
         words = f"the gradient of {found!r}" if lasting is None else repr(lasting)
         return self.non_finite.judge(
             agreement,

@@ -8,6 +8,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import describe
 from lentando.comm.transport import Transport
 from lentando.optimizers.base_algorithms import InnerSteps
+from lentando.optimizers.constants import Constants
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.rest_of_model import take_over
@@ -36,6 +37,7 @@ class Plan:
         subject: fingerprint of model and method, the same on all ranks.
         base: the base algorithm at work; another one after a recovery.
         outer: the outer step, None if there are none.
+        constants: statistics that are not finite without harm.
         recoveries: how often all was planned anew.
     """
 
@@ -49,6 +51,7 @@ class Plan:
         self._given = settings
         self.outer: OuterStep | None = None
         self.recoveries = 0
+        self.constants = Constants(transport.size)
         in_place(transport, [buffer.array for buffer in framework.buffers], self._begin)
 
     def start(self) -> None:
@@ -102,6 +105,7 @@ class Plan:
         framework.load()
         for buffer in framework.buffers:
             transport.broadcast(buffer.array)
+        self.constants.note(framework.buffers)
         framework.store()
         framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
         self.base = self._bind()
@@ -110,7 +114,9 @@ class Plan:
 
     def _outer_step(self) -> OuterStep:
         settings, buffers = self.settings, self.framework.buffers
-        return OuterStep(self.transport, buffers, settings.outer, settings.exact_average, settings.algorithm)
+        return OuterStep(
+            self.transport, buffers, settings.outer, settings.exact_average, settings.algorithm, self.constants
+        )
 
     def _bind(self) -> InnerSteps:
         settings, buffers = self.settings, self.framework.buffers

@@ -102,7 +102,7 @@ class Rounds(Part):
         rate, loss, seconds = sum(rates) / len(rates), progress.mean_loss(), progress.seconds()
         share: Share | None = None
         plan.framework.load()
-        found = first_non_finite(plan.framework.buffers) if self.non_finite.skips else None
+        found = first_non_finite(plan.framework.buffers, constants=plan.constants) if self.non_finite.skips else None
         if plan.settings.exact_average:
             is_active = progress.steps > progress.steps_along
             agreement = self.messages.agree(
@@ -129,7 +129,7 @@ class Rounds(Part):
                 None if found is None else repr(found),
                 is_active=is_active,
                 gossips=plan.settings.base.mixes_parameters,
-                look=lambda: first_non_finite(plan.framework.buffers),
+                look=lambda: first_non_finite(plan.framework.buffers, constants=plan.constants),
             )
             if verdict is not None:
                 loss, share = verdict.loss, verdict.share or share
