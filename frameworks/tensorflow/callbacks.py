@@ -63,7 +63,7 @@ class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]
 
 
 class LentandoCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Add ``optimizer.report()`` to the logs of each epoch, so that it is in ``history`` and TensorBoard.
+    """Add ``optimizer.report(flat=True)`` to the logs of each epoch, so that it is in ``history`` and TensorBoard.
 
     Args:
         prefix: of its names in the logs.
@@ -76,5 +76,5 @@ class LentandoCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Of this rank."""
         if logs is not None and isinstance(self.model.optimizer, DistributedOptimizer):
-            report = self.model.optimizer.report()
-            logs.update({f"{self.prefix}{name}": value for name, value in report.items() if value is not None})
+            report = self.model.optimizer.report(flat=True)
+            logs.update({f"{self.prefix}{name}": value for name, value in report.items()})

@@ -14,6 +14,7 @@ from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
 from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
@@ -26,6 +27,7 @@ from lentando.tensorflow.base_optimizer import BaseOptimizer, native
 from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.precision import warn_of_rounded_betas
 from lentando.tensorflow.training import KerasTraining
 
 __all__ = ["DistributedOptimizer"]
@@ -163,6 +165,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
             self.built: bool = False  # until it is
             shared = shares_memory(self._world)
             self._model = KerasModel(self._base, variables, self._keras_model, self._mapping, shared)
+            if self._world.rank == 0:
+                warn_of_rounded_betas(self._base.stepping, [native(variable) for variable in variables])
             mixes, period = self._settings.base.mixes_parameters, self._settings.period
             self._counted = CountedSteps(
                 self._make,
@@ -256,12 +260,17 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """
         return self._replica.consensus_distance()
 
-    def report(self) -> dict[str, Any]:
+    def report(self, *, flat: bool = False) -> dict[str, Any]:
         """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
 
         Predictions take milliseconds: nothing to ask for at every step.
+
+        Args:
+            flat: one number for each name, as TensorBoard and other loggers take them: what is not known and the
+                list of decisions are left out, and lists by rank become ``NAME/RANK``.
         """
-        return self._replica.report()
+        report = self._replica.report()
+        return flat_report(report) if flat else report
 
     def state_dict(self) -> dict[str, Any]:
         """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""

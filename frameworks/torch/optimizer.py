@@ -13,6 +13,7 @@ from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients, InnerSteps
 from lentando.optimizers.buckets import NONE
+from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
@@ -197,12 +198,17 @@ class DistributedOptimizer(WrappedOptimizer):
         """
         return self._replica.consensus_distance()
 
-    def report(self) -> dict[str, Any]:
+    def report(self, *, flat: bool = False) -> dict[str, Any]:
         """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
 
         Predictions take milliseconds: nothing to ask for at every step.
+
+        Args:
+            flat: one number for each name, as TensorBoard and other loggers take them: what is not known and the
+                list of decisions are left out, and lists by rank become ``NAME/RANK``.
         """
-        return self._replica.report()
+        report = self._replica.report()
+        return flat_report(report) if flat else report
 
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict with one more entry, ``"lentando"``: all that decides the next step.

@@ -1,0 +1,51 @@
+"""Optimizers of Keras that cannot work in the dtype of the variables, found before training looks diverged."""
+
+import logging
+from collections.abc import Sequence
+from typing import Any
+
+import keras
+import tensorflow as tf
+
+__all__ = ["warn_of_rounded_betas"]
+
+_log = logging.getLogger("lentando")
+
+BETAS = {
+    "Adam": ("beta_1", "beta_2"),
+    "Adamax": ("beta_1",),
+    "Lamb": ("beta_1", "beta_2"),
+    "Muon": ("adam_beta_1", "adam_beta_2"),
+    "Nadam": ("beta_1", "beta_2"),
+    "ScheduleFreeAdamW": ("beta_1", "beta_2"),
+}
+"""Decay rates of these classes and of those that inherit from them, which divide by 1 - beta ** step in the dtype of
+the variable. Where beta is rounded to 1, the step is zero, or not a number."""
+
+
+def warn_of_rounded_betas(optimizer: Any, variables: Sequence[Any]) -> None:
+    """Warn once if a decay rate is rounded to 1 in the dtype of a variable: beta_2 = 0.999 is 1 in bfloat16.
+
+    Args:
+        optimizer: the one that steps.
+        variables: that it trains, as ``tf.Variable``.
+    """
+    rates = {
+        name: getattr(optimizer, name)
+        for kind, names in BETAS.items()
+        if isinstance(optimizer, getattr(keras.optimizers, kind, ()))
+        for name in names
+    }
+    for dtype in dict.fromkeys(variable.dtype for variable in variables):
+        # Not in the graph that may be being traced.
+        rounded = [name for name, rate in rates.items() if rate < 1 and float(tf.constant(rate, dtype)) == 1]
+        if rounded:
+            found = " and ".join(f"{name}={rates[name]:g}" for name in rounded)
+            _log.warning(
+                "%s computes in the dtype of the variables, and %s is rounded to 1 in %s: variables of that dtype do "
+                "not move, or become NaN, whatever the learning rate is. Keep variables in float32 (dtype policy "
+                "'mixed_bfloat16'), or lower it (beta_2=0.99)",
+                type(optimizer).__name__,
+                found,
+                dtype.name,
+            )
