@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from lentando.comm.errors import LaunchError
 
-__all__ = ["Claim", "Launch", "check_library", "check_world", "detect_launch", "read_claims"]
+__all__ = ["Claim", "Launch", "advice_on_library", "check_library", "check_world", "detect_launch", "read_claims"]
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,9 @@ _ANOTHER_MPI = (
     "The launcher belongs to another MPI than this library: start with the mpirun that came with it (for pip's MPIs, "
     "the one in the environment's bin/), or install the MPI whose mpirun you use"
 )
+
+_CHOOSES_LIBRARY = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
+"""Variables by which mpi4py chooses which MPI it loads."""
 
 # In order of trust: a Slurm job often runs mpirun inside, and horovodrun runs mpirun; the innermost launcher counts.
 _KINDS = (
@@ -167,7 +170,8 @@ def check_library(launch: Launch | None, library: str) -> None:
         return
     if any(family in library for family in ("MPICH", "MVAPICH", "Intel(R) MPI")):
         name = " ".join(library.split("\n", 1)[0].split())
-        raise LaunchError(f"{_promise(launch)}, but this process has loaded another MPI ({name}). {_ANOTHER_MPI}")
+        remedy = " ".join(filter(None, [advice_on_library(), _ANOTHER_MPI]))
+        raise LaunchError(f"{_promise(launch)}, but this process has loaded another MPI ({name}). {remedy}")
 
 
 def check_world(launch: Launch | None, size: int, library: str, engine: str = "MPI") -> None:
@@ -188,7 +192,7 @@ def check_world(launch: Launch | None, size: int, library: str, engine: str = "M
     if engine != "MPI":
         remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={engine.lower()}"
     elif launch.mpi:
-        remedy = _ANOTHER_MPI
+        remedy = " ".join(filter(None, [advice_on_library(), _ANOTHER_MPI]))
         if "srun" in launch.launcher:
             remedy += ". With srun, name the plugin that it speaks: srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"
     else:
@@ -197,6 +201,18 @@ def check_world(launch: Launch | None, size: int, library: str, engine: str = "M
             "or with horovodrun --gloo and Horovod's own engine"
         )
     raise LaunchError(f"{_promise(launch)}, but {found}: that would train {launch.size} separate models. {remedy}")
+
+
+def advice_on_library(environment: Mapping[str, str] | None = None) -> str:
+    """What to do about variables that choose which MPI is loaded; nothing if none is set."""
+    environment = os.environ if environment is None else environment
+    found = [f"{name}={environment[name]}" for name in _CHOOSES_LIBRARY if environment.get(name)]
+    if not found:
+        return ""
+    return (
+        f"The environment chooses which MPI mpi4py loads, by {' and '.join(found)}: unset this, or name the MPI that "
+        "your mpirun belongs to."
+    )
 
 
 def _promise(launch: Launch) -> str:

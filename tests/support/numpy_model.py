@@ -123,10 +123,11 @@ class Worker:
             step = self.replica.inner_steps
             self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))
             copy_into(self.model.gradient, self.gradient(self.rank, step, to_host(self.model.x)))
-            if self.loss is not None:
-                self.replica.record_loss(self.loss(self))
+            loss = None if self.loss is None else self.loss(self)
+            if loss is not None:
+                self.replica.record_loss(loss)
             if self.replica.averages_gradients:
-                self.replica.average_gradients()
+                self.replica.average_gradients(loss)
             self.replica.before_step()
             self.model.step()
             self.replica.after_step()

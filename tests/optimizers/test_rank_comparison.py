@@ -1,0 +1,84 @@
+"""Ranks that train on the same batches, as control messages show it: one warning, and none where the data differ."""
+
+import logging
+import math
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy_model import Worker
+
+from lentando.comm.testing import ThreadTransport, run_ranks
+from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.gossip import SGP
+from lentando.optimizers.replica.rank_comparison import weighted_rate
+
+METHODS: dict[str, dict[str, Any]] = {
+    "allreduce": {"base": AllReduce()},
+    "local sgd": {"base": LocalSGD(), "period": 2},
+    "one long round": {"base": LocalSGD(), "period": 4},
+    "gossip and outer steps": {"base": SGP(), "period": 2},
+}
+STEPS = 8
+
+
+def gradient(rank: int, step: int, x: Any) -> Any:
+    return x - step
+
+
+def warned(
+    log: pytest.LogCaptureFixture, loss: Callable[[Worker], float] | None, size: int = 3, **settings: Any
+) -> list[str]:
+    """What is said of losses when ranks have these."""
+
+    def work(transport: ThreadTransport) -> None:
+        Worker(transport, gradient, np.ones(4), lambda step: 0.1, loss=loss, **settings).run(STEPS)
+
+    log.clear()
+    with log.at_level(logging.WARNING, "lentando"):
+        run_ranks(size, work)
+    return [record.getMessage() for record in log.records if "same losses" in record.getMessage()]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_equal_losses_on_all_ranks_are_said_once(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    (said,) = warned(caplog, lambda worker: 1 / (1 + worker.replica.inner_steps), **METHODS[method])
+    assert "all 3 ranks have had exactly the same losses" in said
+    assert "by lt.rank() and lt.size()" in said
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda worker: 1 / (1 + worker.replica.inner_steps) + 1e-12 * worker.rank,  # other data
+        lambda worker: math.log(10),  # a last layer of zeros, and a learning rate of zero: nothing is known
+        lambda worker: math.log(10) if worker.replica.inner_steps < 2 else 1.0 + worker.rank,
+        lambda worker: 0.0,
+        None,
+    ],
+)
+def test_other_losses_are_not(loss: Any, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    assert not warned(caplog, loss, **METHODS[method])
+
+
+def test_losses_that_are_equal_later_are_not(caplog: pytest.LogCaptureFixture) -> None:
+    """As when a model has learnt all, and every loss is rounded to the same few numbers."""
+
+    def loss(worker: Worker) -> float:
+        step = worker.replica.inner_steps
+        return 1.0 + worker.rank if step == 0 else 2.0**-step
+
+    assert not warned(caplog, loss, base=AllReduce())
+
+
+def test_one_rank_alone_has_no_other_data(caplog: pytest.LogCaptureFixture) -> None:
+    assert not warned(caplog, lambda worker: 1 / (1 + worker.replica.inner_steps), size=1, base=AllReduce())
+
+
+def test_weighted_rate_tells_groups_apart_and_is_the_rate_of_one() -> None:
+    assert weighted_rate([0.1]) == 0.1
+    assert weighted_rate([0.1, 0.3]) != weighted_rate([0.3, 0.1])
+    assert weighted_rate([0.5, 0.5, 0.5]) == 0.5
+    assert math.isnan(weighted_rate([0.1, math.nan]))
