@@ -7,9 +7,9 @@ import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.replica import Replica
-from lentando.tensorflow.base_optimizer import native
 from lentando.tensorflow.graph import CountedSteps
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.state_variables import native
 
 __all__ = ["GradientAverages", "Pairs"]
 

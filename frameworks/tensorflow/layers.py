@@ -7,8 +7,8 @@ import keras
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer, Tensor
-from lentando.tensorflow.base_optimizer import native
 from lentando.tensorflow.names import names_of
+from lentando.tensorflow.state_variables import native
 
 __all__ = ["layers"]
 

@@ -16,10 +16,11 @@ from lentando.optimizers.canonical import canonical_places
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
-from lentando.tensorflow.base_optimizer import BaseOptimizer, native
+from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_array, as_tensor
 from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.names import layers_of, names_of
+from lentando.tensorflow.state_variables import native
 
 __all__ = ["KerasModel"]
 
@@ -74,7 +75,7 @@ class KerasModel:
         self._own_names = [self._places[entry.name].own for layout in layouts for entry in layout.entries]
         self._views = [view for buffer in self.buffers for view in self._in_own_axes(buffer, buffer.layout.entries)]
         self.variables = [native(by_name[name]) for name in self._own_names]
-        optimizer.build(variables, self.names)
+        self._numbers = {id(variable): number for number, variable in enumerate(self.variables)}
         self._held: Sequence[Any] | None = None
 
     @property
@@ -165,7 +166,10 @@ class KerasModel:
         self._optimizer.store_buffers(averaged)
 
     def reset_optimizer(self) -> None:
-        self._optimizer.reset()
+        self._optimizer.reset(self._value)
+
+    def _value(self, variable: Any) -> Any:
+        return variable.read_value() if self._held is None else self._held[self._numbers[id(variable)]]
 
 
 class _Gradients:

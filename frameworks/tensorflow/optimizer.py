@@ -23,23 +23,25 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.tensorflow.averages import GradientAverages, Pairs
-from lentando.tensorflow.base_optimizer import BaseOptimizer, native
+from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.description import describe_optimizer
+from lentando.tensorflow.forwarding import ForwardsSettings
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.precision import warn_of_rounded_betas
+from lentando.tensorflow.state_variables import native
 from lentando.tensorflow.training import KerasTraining
 
 __all__ = ["DistributedOptimizer"]
 
 
 @keras.saving.register_keras_serializable("lentando")
-class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
+class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # type: ignore[misc]
     """A Keras optimizer whose model is one of the job's replicas.
 
     Wraps any Keras 3 optimizer and is one itself: in ``model.compile`` and ``fit``, in a ``tf.function`` and in an
-    eager loop. ``learning_rate`` is the base optimizer's, so that callbacks and schedules work; clipping, weight decay
-    and the moving average of the weights are its own affair, and clipping comes after ``AllReduce`` has averaged.
+    eager loop. Settings (``learning_rate``, ``momentum``, ``clipnorm``, ...) are the base optimizer's, whether they are
+    read or changed here or there, so that callbacks and schedules work. ``AllReduce`` averages before clipping.
 
     All ranks take over rank 0's weights at construction if ``model`` is built, else in the first step, whose gradients
     are then those of the rank's own. An inner step is one update of the weights: with
@@ -111,8 +113,8 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         self._settings = settings
         does_reset = settings.for_optimizer(describe_optimizer(optimizer)).base_buffers == "reset"
         self._base = BaseOptimizer(optimizer, does_reset or on_nonfinite == "skip", self._iterations)
+        self._hidden = _Hidden(model)
         self._base_optimizer = optimizer
-        self._keras_model = model
         self._model: KerasModel
         self._made: Replica | None = None
         self._counted: CountedSteps
@@ -146,11 +148,6 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         steps = self._base.accumulation_steps
         return keras.ops.floor_divide(self._iterations, steps) if steps else self._iterations
 
-    @property
-    def variables(self) -> list[Any]:
-        """The base optimizer's."""
-        return list(self._base_optimizer.variables)
-
     def build(self, variables: Iterable[Any]) -> None:
         """Make the replica: all ranks check that they train the same model, and take over rank 0's weights.
 
@@ -161,24 +158,24 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         # Not in the graph that is being traced, which would do it at every step.
         with nullcontext() if tf.executing_eagerly() else tf.init_scope():
             variables = list(variables)
-            super().build(variables)
-            self.built: bool = False  # until it is
             shared = shares_memory(self._world)
-            self._model = KerasModel(self._base, variables, self._keras_model, self._mapping, shared)
+            self._model = KerasModel(self._base, variables, self._hidden.model, self._mapping, shared)
             if self._world.rank == 0:
                 warn_of_rounded_betas(self._base.stepping, [native(variable) for variable in variables])
+            # Variables that are made in the graph that is being traced have no values before it runs.
+            if all(variable.is_initialized() for variable in self._model.variables):
+                self._make()
+            self._base.build(variables, self._model.names)  # now: it may begin with copies of the weights
             mixes, period = self._settings.base.mixes_parameters, self._settings.period
             self._counted = CountedSteps(
-                self._make,
+                self._begun,
                 self._model,
                 [*self._base.variables, native(self._iterations)],
                 "always" if mixes else "never" if period is None else "sometimes",
             )
             self._averages = GradientAverages(lambda: self._replica, self._model, self._counted, variables)
-            self.built = True
-            # Variables that are made in the graph that is being traced have no values before it runs.
-            if all(variable.is_initialized() for variable in self._model.variables):
-                self._make()
+            self.__dict__["_trainable_variables"] = variables  # by the name that Keras's callbacks know
+            self.built: bool = True
 
     @unconverted
     def apply(
@@ -296,7 +293,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 "rank's model by its framework's own means"
             )
         replica = self._replica
-        return KerasTraining(replica, self._model, self._base, self._keras_model, self._iterations, self._counted)
+        return KerasTraining(replica, self._model, self._base, self._hidden.model, self._iterations, self._counted)
 
     def save_own_variables(self, store: Any) -> None:
         """As the base optimizer does, for ``model.save``; with the count of all steps, where it may begin again."""
@@ -309,6 +306,11 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         super().load_own_variables(store)
         self._iterations.assign(self._base.own_iterations)
 
+    def set_weights(self, weights: Any) -> None:
+        """Set the values of ``variables``, in that order."""
+        super().set_weights(weights)
+        self._iterations.assign(self._base.own_iterations)
+
     def get_config(self) -> dict[str, Any]:
         """The base optimizer's: a file holds a model and its optimizer, and no job of several ranks."""
         return {"optimizer": keras.optimizers.serialize(self._base_optimizer)}
@@ -317,16 +319,6 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
     def from_config(cls, config: dict[str, Any], custom_objects: dict[str, Any] | None = None) -> Any:
         """The base optimizer. Wrap it, and compile the loaded model with it, to train on several ranks again."""
         return keras.optimizers.deserialize(config["optimizer"], custom_objects)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Refuses what Keras's ``LossScaleOptimizer`` does when it is put round this one."""
-        if name == "loss_scale_factor" and getattr(self, "_base_optimizer", None) is not None:
-            raise ConfigurationError(
-                "a LossScaleOptimizer round this optimizer would skip whole steps, on one rank and not on others. Put "
-                "it inside: SlowMo(keras.optimizers.LossScaleOptimizer(optimizer), ...), and tell Keras not to add its "
-                "own: model.compile(..., auto_scale_loss=False)"
-            )
-        super().__setattr__(name, value)
 
     @property
     def _replica(self) -> Replica:
@@ -337,7 +329,14 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 "it with model= after the model has been built"
             )
         self._counted.settle()
-        return self._make()
+        return self._begun()
+
+    def _begun(self) -> Replica:
+        """The replica, made now if it was not. Before the first step, the base optimizer begins from the weights."""
+        replica = self._make()
+        if not replica.inner_steps:
+            self._base.begin()
+        return replica
 
     def _make(self) -> Replica:
         if self._made is None:
@@ -383,7 +382,7 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
                 f"{period!r} decides by the training loss, and this graph takes steps without it: call "
                 "apply(gradients, variables, loss=loss), or scale_loss(loss) before"
             )
-        if self._keras_model is not None and self._keras_model.compiled and self._keras_model.jit_compile:
+        if self._hidden.model is not None and self._hidden.model.compiled and self._hidden.model.jit_compile:
             raise ConfigurationError(
                 "XLA cannot compile a step that communicates: use model.compile(..., jit_compile=False)"
             )
@@ -407,6 +406,13 @@ class DistributedOptimizer(keras.optimizers.Optimizer):  # type: ignore[misc]
         """The loss that ``scale_loss`` was given for this step, if it was, in this graph."""
         noted, self._scaled_loss = self._scaled_loss, None
         return noted[1] if noted is not None and noted[0] is _current_graph() else None
+
+
+class _Hidden:
+    """Holds the model where Keras does not look for what belongs to an optimizer when it saves and loads weights."""
+
+    def __init__(self, model: keras.Model | None) -> None:
+        self.model = model
 
 
 def _named(name: str) -> keras.optimizers.Optimizer:

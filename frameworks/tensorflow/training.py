@@ -103,6 +103,7 @@ class KerasTraining:
                     f"how a {type(self._optimizer.stepping).__name__} that has been used is made new is not known: "
                     "load before its first step"
                 )
+            self._optimizer.begin()
         else:
             self._optimizer.store_buffers({name: np.zeros_like(a) for name, a in self._optimizer.buffers().items()})
         self._begin_at(0 if self._rule()[0] != "momentum" else None)

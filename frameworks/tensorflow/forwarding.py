@@ -1,0 +1,135 @@
+"""Settings that are read or changed on the distributed optimizer are those of the optimizer that it wraps."""
+
+from typing import Any, NoReturn
+
+import keras
+
+from lentando.comm.errors import ConfigurationError
+from lentando.tensorflow.base_optimizer import stepping_of
+
+__all__ = ["ForwardsSettings"]
+
+
+class _Setting:
+    """An attribute of every Keras optimizer: here the wrapped optimizer's.
+
+    Args:
+        fixed: why it cannot be changed any more, if that is so.
+    """
+
+    def __init__(self, fixed: str | None = None) -> None:
+        self._fixed = fixed
+        self._name = ""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._name = name
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        if instance is None:
+            return self
+        return getattr(stepping_of(_base_of(instance, self._name)), self._name)
+
+    def __set__(self, instance: Any, value: Any) -> None:
+        if "_base_optimizer" not in vars(instance):
+            return  # Keras's constructor sets the defaults of an optimizer that wraps nothing
+        if self._fixed is not None:
+            raise ConfigurationError(f"{self._name} cannot be set on an optimizer that has been wrapped: {self._fixed}")
+        setattr(stepping_of(_base_of(instance, self._name)), self._name, value)
+
+
+_MAKES_VARIABLES = (
+    "it decides which variables the optimizer makes. Give it to the constructor of the base optimizer, before wrapping"
+)
+
+
+class ForwardsSettings:
+    """A base of the distributed optimizer: attributes that it does not define itself are the wrapped optimizer's.
+
+    Of a ``LossScaleOptimizer`` and the one that it wraps, those of the former come first.
+    """
+
+    weight_decay = _Setting()
+    clipnorm = _Setting()
+    clipvalue = _Setting()
+    global_clipnorm = _Setting()
+    ema_momentum = _Setting()
+    ema_overwrite_frequency = _Setting()
+    use_ema = _Setting(_MAKES_VARIABLES)
+    gradient_accumulation_steps = _Setting(_MAKES_VARIABLES)
+    loss_scale_factor = _Setting(
+        "a LossScaleOptimizer round this optimizer would skip whole steps, on one rank and not on others. Put it "
+        "inside: SlowMo(keras.optimizers.LossScaleOptimizer(optimizer), ...), and tell Keras not to add its own: "
+        "model.compile(..., auto_scale_loss=False). For a constant factor, keras.optimizers.SGD(loss_scale_factor=...)"
+    )
+
+    def __getattr__(self, name: str) -> Any:
+        """What only the wrapped optimizer has, such as ``momentum``."""
+        base = _base_of(self, name)
+        if not name.startswith("_"):
+            for optimizer in (base, stepping_of(base)):
+                if hasattr(optimizer, name):
+                    return getattr(optimizer, name)
+        raise AttributeError(f"neither {type(self).__name__} nor {type(base).__name__}, which it wraps, has {name!r}")
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Changes the wrapped optimizer, where the attribute is one of its own."""
+        base = vars(self).get("_base_optimizer")
+        setting = vars(ForwardsSettings).get(name)
+        if isinstance(setting, _Setting):
+            setting.__set__(self, value)  # Keras would leave it out where nothing seems to change
+            return
+        if base is not None and not name.startswith("_") and name not in vars(self) and not hasattr(type(self), name):
+            for optimizer in (base, stepping_of(base)):
+                if hasattr(optimizer, name):
+                    setattr(optimizer, name, value)
+                    return
+        super().__setattr__(name, value)
+
+    @property
+    def _model_variables_moving_average(self) -> Any:
+        """For ``keras.callbacks.SwapEMAWeights``, which exchanges these for the weights."""
+        return stepping_of(_base_of(self, "_model_variables_moving_average"))._model_variables_moving_average  # noqa: SLF001
+
+    @property
+    def variables(self) -> list[Any]:
+        """The variables of the wrapped optimizer."""
+        return list(_base_of(self, "variables").variables)
+
+    def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
+        """As the wrapped optimizer's. In a graph it counts from the next tracing on."""
+        stepping_of(_base_of(self, "exclude_from_weight_decay")).exclude_from_weight_decay(var_list, var_names)
+
+    def set_weights(self, weights: Any) -> None:
+        """Set the values of ``variables``, in that order.
+
+        Raises:
+            ConfigurationError: if there are more or fewer, or one has another shape; nothing has changed then.
+        """
+        variables, values = self.variables, list(weights)
+        if [tuple(variable.shape) for variable in variables] != [tuple(keras.ops.shape(value)) for value in values]:
+            raise ConfigurationError(
+                f"expected values for the {len(variables)} variables of the optimizer, each in its shape, got "
+                f"{len(values)} values, or others than in optimizer.variables"
+            )
+        for variable, value in zip(variables, values, strict=True):
+            variable.assign(value)
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> NoReturn:
+        """Refused: a step that the other ranks do not take part in."""
+        raise ConfigurationError("update_step would step without the other ranks: call apply(gradients, variables)")
+
+    def add_variable(self, *arguments: Any, **options: Any) -> NoReturn:
+        """Refused: the variables of an optimizer are made by the one that is wrapped."""
+        raise ConfigurationError(
+            "a distributed optimizer has no variables of its own: add them in the build method of the base optimizer"
+        )
+
+    add_variable_from_reference = add_variable
+    add_optimizer_variables = add_variable
+
+
+def _base_of(instance: Any, name: str) -> Any:
+    base = vars(instance).get("_base_optimizer")
+    if base is None:
+        raise AttributeError(f"{name!r} is asked for before the optimizer has been wrapped")
+    return base
