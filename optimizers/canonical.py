@@ -55,6 +55,18 @@ def canonical_places(mapping: Mapping, entries: Iterable[Entry]) -> list[Place]:
         ConfigurationError: if the mapping leaves out one of them, or does not fit its shape.
     """
     own = {entry.name: entry for entry in entries}
+    if not mapping.whole:
+        partial = sorted(
+            {
+                rule.target
+                for rule in mapping.rules.values()
+                if rule.source_part or rule.target_part or rule.use != "copied"
+            }
+        )
+        raise ConfigurationError(
+            f"the mapping makes tensors of parts of others: {partial}. A checkpoint can be loaded by such a mapping, "
+            "but ranks of different frameworks cannot average with each other by it: train in one framework at a time"
+        )
     if missing := sorted(own.keys() - mapping.rules.keys()):
         raise ConfigurationError(f"the mapping leaves out tensors of this rank: {missing}")
     places = []

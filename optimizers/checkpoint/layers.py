@@ -1,32 +1,64 @@
-"""What a model consists of, said so that two frameworks' models can be compared layer by layer."""
+"""What a model consists of, described so that two frameworks' models can be compared layer by layer."""
 
+from collections.abc import Iterable, Iterator
 from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from math import prod
+from typing import Any, TypeAlias
 
-from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.checkpoint.mapping import Rule
+from lentando.optimizers.checkpoint.rule import Ranges, extent
 
-__all__ = ["Layer", "Tensor", "pair"]
+__all__ = ["Factors", "Layer", "Segment", "Tensor", "layers_from_json"]
 
-KINDS = ("dense", "convolution", "batch norm", "embedding")
+Factors: TypeAlias = tuple[tuple[str, int], ...]
+"""What several axes that were flattened into one counted and how long they were, such as (("h", 4), ("c", 32))."""
+Segment: TypeAlias = tuple[str, Factors]
+"""A range of an axis: a key that says which range of the other framework's axis it is, and what its elements are."""
+
+Setting: TypeAlias = float | str | bool | None
 
 
 @dataclass(frozen=True)
 class Tensor:
-    """One tensor of a layer.
+    """One tensor of a layer, or a part of one.
 
     Attributes:
         name: what the flat buffers and checkpoints call it.
-        axes: what each axis counts, a letter each: "o" output features, "i" input features, "d", "h", "w" places, "n"
-            rows of an embedding. The same letters in both frameworks, in each one's order.
-        shape: its shape.
+        axes: what each axis counts, a letter each, the same letters in both frameworks, in each one's order: "o" output
+            features, "i" input features, "d", "h", "w" places, "n" rows of an embedding, "u" units of all gates. An
+            axis that counts several things has its letters in parentheses: "(pe)i". Empty if that is not known.
+        shape: the shape of the whole tensor.
+        part: the part of it that has these axes; None if all of it has.
     """
 
     name: str
     axes: str
     shape: tuple[int, ...]
+    part: Ranges | None = None
+
+    @property
+    def groups(self) -> list[str]:
+        """The letters of each axis."""
+        return list(_groups(self.axes))
+
+    def lengths(self, known: Dictionary[str, int]) -> dict[str, int] | None:
+        """How long each letter's axis is; None if that is not known, or does not fit the shape.
+
+        Args:
+            known: lengths of the letters that share an axis.
+        """
+        shape = self.shape if self.part is None else extent(self.part)
+        if len(self.groups) != len(shape) or (shape and not self.axes):
+            return None
+        found: dict[str, int] = {}
+        for letters, length in zip(self.groups, shape, strict=True):
+            if len(letters) == 1:
+                found[letters] = length
+                continue
+            if prod(known.get(letter, 0) for letter in letters) != length:
+                return None
+            found |= {letter: known[letter] for letter in letters}
+        return found
 
 
 @dataclass(frozen=True)
@@ -35,119 +67,123 @@ class Layer:
 
     Attributes:
         name: for messages.
-        kind: "dense", "convolution", "batch norm" or "embedding"; any other kind cannot be paired.
-        tensors: by role, the same in both frameworks: "weight", "bias", "mean", "variance".
-        flattened: if its input features are a flattened map, and the framework knows it: what each axis of the map
-            counts and how long it is, in the order in which it was flattened, such as (("h", 4), ("w", 4), ("c", 32)).
-        channels_first: the order in which the framework flattens maps, where it does not know of the map.
+        kind: "dense", "convolution", ...; see ``pairing.KINDS``. Layers of any other kind cannot be paired.
+        tensors: by role, the same in both frameworks: "weight", "bias", "mean", "variance", ...
+        flattened: if its input features are one flattened feature map, and the framework knows it: what each axis of
+            the map counts and how long it is, in the order in which it was flattened, such as
+            (("h", 4), ("w", 4), ("c", 32)). The same as ``orders`` with this one segment for "i".
+        channels_first: the order in which the framework flattens feature maps, where it does not know of the map.
+        orders: for letters of axes whose elements come in another order in another framework: the segments of the axis,
+            in this framework's order. Segments of several axes that were flattened into one differ in the order of the
+            factors; segments with other keys than their positions (gates) also in their own order.
+        lengths: of the letters that share an axis.
+        structure: what must be equal for both layers to compute the same (number of heads, groups).
+        settings: numbers that are not weights, and should be equal (epsilon, momentum).
+        unknown: why the order of its input or output features is not known; empty if it is known.
     """
 
     name: str
     kind: str
     tensors: Dictionary[str, Tensor]
-    flattened: tuple[tuple[str, int], ...] | None = None
+    flattened: Factors | None = None
     channels_first: bool = field(default=False)
+    orders: Dictionary[str, tuple[Segment, ...]] = field(default_factory=dict)
+    lengths: Dictionary[str, int] = field(default_factory=dict)
+    structure: Dictionary[str, Setting] = field(default_factory=dict)
+    settings: Dictionary[str, Setting] = field(default_factory=dict)
+    unknown: str = ""
+
+    @property
+    def segments(self) -> dict[str, tuple[Segment, ...]]:
+        """``orders``, with that of ``flattened``."""
+        own = {} if self.flattened is None else {"i": (("0", self.flattened),)}
+        return {**own, **self.orders}
 
     def as_json(self) -> dict[str, Any]:
         """For a file."""
         return {
             "name": self.name,
             "kind": self.kind,
-            "tensors": {role: [t.name, t.axes, list(t.shape)] for role, t in self.tensors.items()},
+            "tensors": {
+                role: [t.name, t.axes, list(t.shape), *([] if t.part is None else [[list(axis) for axis in t.part]])]
+                for role, t in self.tensors.items()
+            },
             "flattened": None if self.flattened is None else [list(axis) for axis in self.flattened],
             "channels_first": self.channels_first,
+            "orders": {
+                letter: [[key, [list(factor) for factor in factors]] for key, factors in segments]
+                for letter, segments in self.orders.items()
+            },
+            "lengths": dict(self.lengths),
+            "structure": dict(self.structure),
+            "settings": dict(self.settings),
+            "unknown": self.unknown,
         }
 
     @classmethod
     def from_json(cls, json: Dictionary[str, Any]) -> "Layer":
         """The inverse of ``as_json``."""
-        tensors = {role: Tensor(name, axes, tuple(shape)) for role, (name, axes, shape) in json["tensors"].items()}
-        flattened = None if json["flattened"] is None else tuple((axis, length) for axis, length in json["flattened"])
-        return cls(json["name"], json["kind"], tensors, flattened, json["channels_first"])
+        return cls(
+            json["name"],
+            json["kind"],
+            {role: _tensor(*described) for role, described in json["tensors"].items()},
+            None if json["flattened"] is None else _factors(json["flattened"]),
+            json["channels_first"],
+            {
+                letter: tuple((key, _factors(factors)) for key, factors in segments)
+                for letter, segments in json.get("orders", {}).items()
+            },
+            json.get("lengths", {}),
+            json.get("structure", {}),
+            json.get("settings", {}),
+            json.get("unknown", ""),
+        )
 
 
-def pair(first: Sequence[Layer], second: Sequence[Layer]) -> list[Rule]:
-    """The rules from one model to another whose layers are the same, in the same order. ``Mapping.between`` asks.
+def layers_from_json(json: Iterable[Dictionary[str, Any]]) -> list[Layer]:
+    """The layers that a checkpoint describes.
 
-    Raises:
-        ConfigurationError: at the first layer that differs, or is of a kind that is not known.
+    Checkpoints written before concatenated features were described say of a dense layer that it follows no feature map
+    where that was not known. Such a layer is taken to follow none only if its input features are as many as the output
+    features of the layer before it.
     """
-    for number in range(max(len(first), len(second))):
-        here = [layers[number] if number < len(layers) else None for layers in (first, second)]
-        if here[0] is None or here[1] is None or here[0].kind != here[1].kind:
-            said = " but ".join("nothing" if layer is None else f"{layer.kind} {layer.name!r}" for layer in here)
-            raise ConfigurationError(f"the models differ at layer {number}: {said}. Give a mapping instead")
-    rules: dict[str, Rule] = {}
-    for one, other in zip(first, second, strict=True):
-        for rule in _pair(one, other):
-            if rules.setdefault(rule.source, rule) != rule:  # a tied parameter belongs to several layers
-                raise ConfigurationError(
-                    f"{rule.source!r} belongs to several layers of one model, but {rules[rule.source].target!r} and "
-                    f"{rule.target!r} are two tensors of the other"
-                )
-    return list(rules.values())
-
-
-def _pair(one: Layer, other: Layer) -> list[Rule]:
-    if one.kind not in KINDS:
-        raise ConfigurationError(
-            f"{one.name!r} is a {one.kind}: only {', '.join(KINDS)} can be paired between frameworks. Give a mapping"
-        )
-    if one.tensors.keys() != other.tensors.keys():
-        raise ConfigurationError(
-            f"{one.name!r} has {', '.join(one.tensors) or 'nothing'}, but {other.name!r} has "
-            f"{', '.join(other.tensors) or 'nothing'}"
-        )
-    parts = _parts(one, other)
-    rules = []
-    for role, source in one.tensors.items():
-        target = other.tensors[role]
-        rule = _rule(source, target, parts)
-        if rule.shape(source.shape) != target.shape:
-            raise ConfigurationError(
-                f"{source.name!r} has shape {source.shape} (axes {source.axes}), but {target.name!r} has "
-                f"{target.shape} (axes {target.axes}): not the same {one.kind}"
+    found: list[Layer] = []
+    features: int | None = None
+    has_maps = False
+    for described in json:
+        layer = Layer.from_json(described)
+        own = {role: tensor.lengths(layer.lengths) or {} for role, tensor in layer.tensors.items()}
+        weight = own.get("weight", {})
+        is_old = "orders" not in described and not layer.channels_first
+        is_doubtful = is_old and has_maps and layer.flattened is None and layer.kind in ("dense", "batch norm")
+        if is_doubtful and weight.get("i") != features:
+            reason = (
+                f"this checkpoint was written by an earlier version, which did not record where the {weight.get('i')} "
+                f"input features of {layer.name!r} come from"
             )
-        rules.append(rule)
-    return rules
+            layer = Layer.from_json({**described, "unknown": reason})
+        has_maps |= layer.kind not in ("dense", "batch norm", "embedding")
+        features = weight.get("o", weight.get("i"))
+        found.append(layer)
+    return found
 
 
-Flattened = tuple[tuple[str, int], ...]
+def _groups(axes: str) -> Iterator[str]:
+    letters = iter(axes)
+    for letter in letters:
+        if letter != "(":
+            yield letter
+            continue
+        group = ""
+        while (letter := next(letters)) != ")":
+            group += letter
+        yield group
 
 
-def _parts(one: Layer, other: Layer) -> tuple[Flattened, Flattened] | None:
-    """What the input features stand for, in each layer's order, if that matters."""
-    known = one.flattened or other.flattened
-    if known is None:
-        return None
-    both = [layer.flattened or _reordered(known, layer.channels_first) for layer in (one, other)]
-    if sorted(both[0]) != sorted(both[1]):
-        raise ConfigurationError(f"{one.name!r} follows a map of {both[0]}, but {other.name!r} one of {both[1]}")
-    return None if both[0] == both[1] else (both[0], both[1])
+def _tensor(name: str, axes: str, shape: Iterable[int], part: Iterable[Iterable[int]] | None = None) -> Tensor:
+    ranges: Any = None if part is None else tuple(tuple(axis) for axis in part)
+    return Tensor(name, axes, tuple(shape), ranges)
 
 
-def _reordered(flattened: Flattened, channels_first: bool) -> Flattened:
-    channels = tuple(axis for axis in flattened if axis[0] == "c")
-    places = tuple(axis for axis in flattened if axis[0] != "c")
-    return channels + places if channels_first else places + channels
-
-
-def _rule(source: Tensor, target: Tensor, parts: tuple[Flattened, Flattened] | None) -> Rule:
-    if sorted(source.axes) != sorted(target.axes):
-        raise ConfigurationError(f"{source.name!r} has axes {source.axes}, but {target.name!r} has {target.axes}")
-    if parts is None or "i" not in source.axes:
-        axes = tuple(source.axes.index(axis) for axis in target.axes)
-        return Rule(source.name, target.name, None if axes == tuple(range(len(axes))) else axes)
-    before, after = parts
-    lengths = dict(zip(source.axes, source.shape, strict=True))
-    apart = {axis: [(axis, lengths[axis])] for axis in source.axes if axis != "i"}
-    split = [apart.get(axis, before) for axis in source.axes]
-    joined = [apart.get(axis, after) for axis in target.axes]
-    order = [axis for group in split for axis, _ in group]
-    return Rule(
-        source.name,
-        target.name,
-        tuple(order.index(axis) for group in joined for axis, _ in group),
-        tuple(tuple(length for _, length in group) for group in split),
-        tuple(len(group) for group in joined),
-    )
+def _factors(json: Iterable[Any]) -> Factors:
+    return tuple((label, length) for label, length in json)

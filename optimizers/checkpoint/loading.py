@@ -7,6 +7,8 @@ from os import PathLike
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
+
 from lentando.comm.array_module import copy_into
 from lentando.comm.control import Event
 from lentando.comm.dtypes import is_floating, numpy_dtype
@@ -18,9 +20,10 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint import mapping as mappings
 from lentando.optimizers.checkpoint.elements import in_memory_order
-from lentando.optimizers.checkpoint.layers import Layer
+from lentando.optimizers.checkpoint.layers import layers_from_json
 from lentando.optimizers.checkpoint.manifest import read_manifest
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
+from lentando.optimizers.checkpoint.pairing import differing_settings, pairs_of
 from lentando.optimizers.checkpoint.part import read_part
 from lentando.optimizers.checkpoint.relaying import Relaying
 from lentando.optimizers.checkpoint.resizing import Resizing
@@ -133,8 +136,8 @@ def _load(
     together(transport, doing, prepare)
     together(transport, doing, adopt)
     for (loading, _), name in zip(ready, trainings, strict=True):
-        if transport.rank == 0 and loading.approximations is not None:
-            _log.warning("%s%s", f"{name}: " if name else "", loading.approximations)
+        for warning in loading.warnings if transport.rank == 0 else []:
+            _log.warning("%s%s", f"{name}: " if name else "", warning)
     return ready[0][0].extra
 
 
@@ -193,9 +196,24 @@ class _Loading:
         self._mapping = self._completed(mapping)
 
     @property
-    def approximations(self) -> str | None:
-        """What the user should know of a checkpoint of another number of ranks; None of one of as many."""
-        return None if self._resizing is None else self._resizing.in_words(self._optimizer_state == "saved")
+    def warnings(self) -> list[str]:
+        """What the user should know of a checkpoint of another number of ranks, or of another framework."""
+        found = [] if self._resizing is None else [self._resizing.in_words(self._optimizer_state == "saved")]
+        notes = self._notes()
+        if notes:
+            listed = "".join(f"\n- {note}" for note in notes)
+            found.append(
+                f"the checkpoint {self._folder} of {self._about['framework']} was loaded into {self._framework.name}. "
+                "Settings that are not weights stay the model's: make them equal if the outputs should be equal. "
+                f"The checkpoint's come first:{listed}"
+            )
+        return found
+
+    def _notes(self) -> Sequence[str]:
+        if self._mapping.notes or self._about["framework"] == self._framework.name:
+            return self._mapping.notes
+        saved, layers = self._content["layers"], self._training.layers()
+        return differing_settings(pairs_of(self._rules, layers_from_json(saved or []), layers or []))
 
     @property
     def extra(self) -> Any:
@@ -205,7 +223,7 @@ class _Loading:
     def prepared(self) -> Callable[[], None]:
         """Read and check everything; returns what then changes the training."""
         replica, framework = self._training.replica, self._framework
-        model = {rule.target: rule.apply(tensor(self._tensors, f"model/{rule.source}")) for rule in self._rules}
+        model = {name: self._mapping.value(name, self._saved_tensor) for name in self._mapping.by_target}
         rest = {name: model[name] for name in self._not_averaged if name in model}
         self._check_dtypes(model)
         state = self._replica_state()
@@ -225,6 +243,9 @@ class _Loading:
             self._training.restore_random_state(random_state)
 
         return adopt
+
+    def _saved_tensor(self, name: str) -> Array:
+        return tensor(self._tensors, f"model/{name}")
 
     @property
     def _rules(self) -> list[mappings.Rule]:
@@ -253,7 +274,7 @@ class _Loading:
         own |= {
             name: array.shape
             for name, array in self._not_averaged.items()
-            if name in mapping.rules or is_floating(array.dtype)
+            if name in mapping.by_target or is_floating(array.dtype)
         }
         mapping.check(saved, own)
         return mapping
@@ -266,7 +287,7 @@ class _Loading:
                 f"it was saved by {self._about['framework']}, and which of its tensors is which here is not known: "
                 f"give mapping=, or model= to the optimizers of both frameworks ({reason})"
             )
-        return mappings.Mapping.between([Layer.from_json(layer) for layer in saved], layers)
+        return mappings.Mapping.between(layers_from_json(saved), layers)
 
     def _first_difference(self) -> str:
         trained_then = {entry.name for entry in self._saved if entry.group is not None}
@@ -363,10 +384,11 @@ class _Loading:
         for entry in self._own:
             if entry.group is None:
                 continue
-            group = source_group.get(self._mapping.rules[entry.name].source)
-            if group is None:
-                raise CheckpointError(f"{entry.name!r} is trained here, but was not when the checkpoint was saved")
-            found[entry.group].add(sums[group])
+            for rule in self._mapping.by_target[entry.name]:
+                group = source_group.get(rule.source)
+                if group is None:
+                    raise CheckpointError(f"{entry.name!r} is trained here, but was not when the checkpoint was saved")
+                found[entry.group].add(sums[group])
         for number, values in enumerate(found):
             if len(values) > 1:
                 raise CheckpointError(
@@ -399,8 +421,20 @@ class _Loading:
         mapped = {rule.source for rule in self._rules}
         if unknown := sorted({name for by_name in state.quantities.values() for name in by_name} - mapped):
             raise CheckpointError(f"the saved optimizer state is of parameters that are not mapped: {unknown[:5]}")
-        quantities = {
-            quantity: {rule.target: rule.apply(by_name[rule.source]) for rule in self._rules if rule.source in by_name}
-            for quantity, by_name in state.quantities.items()
-        }
+        quantities = {quantity: self._mapped_state(by_name) for quantity, by_name in state.quantities.items()}
         return NeutralState(state.kind, state.rule, quantities, state.steps)
+
+    def _mapped_state(self, by_name: Mapping[str, Array]) -> dict[str, Array]:
+        """One quantity that the optimizer keeps, by the names here."""
+        saved = {entry.name: entry for entry in self._saved}
+
+        def value(source: str) -> Array:
+            if source in by_name:
+                return by_name[source]
+            return np.zeros(saved[source].shape, numpy_dtype(saved[source].dtype))  # it has not had a gradient
+
+        return {
+            target: self._mapping.value(target, value, of_gradients=True)
+            for target, rules in self._mapping.by_target.items()
+            if any(rule.source in by_name for rule in rules)
+        }

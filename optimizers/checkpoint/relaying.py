@@ -115,16 +115,18 @@ class Relaying:
         return elements
 
     def _value(self, entry: Entry, path: str, values: dict[str, Array]) -> Array:
-        rule = self._mapping.rules[entry.name]
-        if rule.source not in values and entry.group is None:
-            # A statistic that is averaged here and was not there. Its anchor is never used: any value will do.
-            return rule.apply(tensor(self._own[0], f"model/{rule.source}"))
-        if rule.source not in values:
+        def saved(source: str) -> Array:
+            if source in values:
+                return values[source]
+            if entry.group is None:
+                # A statistic that is averaged here and was not there. Its anchor is never used: any value will do.
+                return tensor(self._own[0], f"model/{source}")
             raise CheckpointError(
-                f"the checkpoint has no {path!r} of {rule.source!r}, which is {entry.name!r} here: it was frozen when "
-                "the checkpoint was saved"
+                f"the checkpoint has no {path!r} of {source!r}, which is {entry.name!r} here: it was frozen when the "
+                "checkpoint was saved"
             )
-        return rule.apply(values[rule.source])
+
+        return self._mapping.value(entry.name, saved)
 
     @cached_property
     def _all(self) -> Sequence[Part]:

@@ -1,0 +1,154 @@
+"""Which layer of one model is which of another."""
+
+from collections import Counter
+from collections.abc import Sequence
+from math import isclose
+from typing import TypeAlias
+
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.checkpoint.layers import Layer
+from lentando.optimizers.checkpoint.rule import Ranges, Rule
+from lentando.optimizers.checkpoint.rules_of_layer import OPTIONAL, rules_of
+from lentando.optimizers.checkpoint.suggestion import suggested
+
+__all__ = ["differing_settings", "pair", "pairs_of"]
+
+Pair: TypeAlias = tuple[Layer, Layer]
+
+
+def pair(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Rule], list[str]]:
+    """The rules from one model to another that has the same layers; see ``Mapping.between``.
+
+    Returns:
+        The rules, in the order of the first model's layers, and notes for the user.
+
+    Raises:
+        ConfigurationError: at the first layer that differs, cannot be told from others, or is of a kind that is not
+            known; with a mapping to start from.
+    """
+    try:
+        aligned, notes = _aligned(first, second)
+        rules = _rules(aligned)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}. {suggested(first, second)}") from error
+    for one, other in aligned:
+        if one.tensors.keys() != other.tensors.keys():
+            notes.append(
+                f"one of {one.name!r} and {other.name!r} has two biases where the other has one, their sum: the base "
+                "optimizer's state of the two is averaged, or that of the one copied"
+            )
+    return rules, [*notes, *differing_settings(aligned)]
+
+
+def _rules(aligned: Sequence[Pair]) -> list[Rule]:
+    rules: dict[tuple[str, Ranges | None, bool], Rule] = {}
+    for one, other in aligned:
+        for rule in rules_of(one, other):
+            key = rule.source, rule.source_part, rule.use == "zero"
+            if rules.setdefault(key, rule) != rule:  # a tied parameter belongs to several layers
+                raise ConfigurationError(
+                    f"{rule.source!r} belongs to several layers of one model, but {rules[key].target!r} and "
+                    f"{rule.target!r} are two tensors of the other"
+                )
+    return list(rules.values())
+
+
+def pairs_of(rules: Sequence[Rule], first: Sequence[Layer], second: Sequence[Layer]) -> list[Pair]:
+    """The layers between whose weights some of these rules lead."""
+    by_name = [{t.name: layer for layer in layers for t in layer.tensors.values()} for layers in (first, second)]
+    found: dict[tuple[int, int], Pair] = {}
+    for rule in rules:
+        one, other = by_name[0].get(rule.source), by_name[1].get(rule.target)
+        if one is not None and other is not None and one.kind == other.kind:
+            found[id(one), id(other)] = one, other
+    return list(found.values())
+
+
+def differing_settings(pairs: Sequence[Pair]) -> list[str]:
+    """Says which settings that are not weights differ between the layers of each pair."""
+    differing: dict[tuple[str, str, object, object], list[Pair]] = {}
+    for one, other in pairs:
+        for setting in one.settings.keys() & other.settings.keys():
+            values = one.settings[setting], other.settings[setting]
+            if not _equal(*values):
+                differing.setdefault((one.kind, setting, *values), []).append((one, other))
+    notes = []
+    for (kind, setting, value, other_value), layers in sorted(differing.items(), key=lambda item: item[0][:2]):
+        one, other = layers[0]
+        more = f", and so in {len(layers) - 1} more" if len(layers) > 1 else ""
+        convention = ", as PyTorch counts it (Keras's is 1 minus that)" if setting == "momentum" else ""
+        notes.append(f"{setting} of {kind}: {value} in {one.name!r}, {other_value} in {other.name!r}{convention}{more}")
+    return notes
+
+
+def _equal(one: object, other: object) -> bool:
+    if isinstance(one, float | int) and isinstance(other, float | int):
+        return isclose(one, other, rel_tol=1e-6)
+    return one == other
+
+
+def _aligned(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair], list[str]]:
+    """Pairs of layers, in the order of the first model's, and notes for the user."""
+    if len(first) != len(second):
+        first, second = _without_repeated(first), _without_repeated(second)
+    signatures = [[_signature(layer) for layer in layers] for layers in (first, second)]
+    if signatures[0] != signatures[1] and Counter(signatures[0]) == Counter(signatures[1]):
+        return _aligned_by_kind(first, second)
+    for number in range(max(len(first), len(second))):
+        here = [layers[number] if number < len(layers) else None for layers in (first, second)]
+        if here[0] is None or here[1] is None or here[0].kind != here[1].kind:
+            found = " but ".join("nothing" if layer is None else f"{layer.kind} {layer.name!r}" for layer in here)
+            raise ConfigurationError(f"the models differ at layer {number}: {found}")
+    return list(zip(first, second, strict=True)), []
+
+
+def _aligned_by_kind(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair], list[str]]:
+    """Models whose layers are the same, but come in another order."""
+    pairs: list[Pair] = []
+    guessed: list[Pair] = []
+    for kind in dict.fromkeys(layer.kind for layer in first):
+        ones, others = ([layer for layer in layers if layer.kind == kind] for layers in (first, second))
+        same_order = [_signature(layer) for layer in ones] == [_signature(layer) for layer in others]
+        for signature in dict.fromkeys(map(_signature, ones)):
+            equal = [[layer for layer in layers if _signature(layer) == signature] for layers in (ones, others)]
+            found = list(zip(*equal, strict=True))
+            if len(found) > 1 and not same_order:
+                names = [", ".join(repr(layer.name) for layer in layers) for layers in equal]
+                raise ConfigurationError(
+                    f"the layers of the models come in another order, and it cannot be told which of {names[0]} is "
+                    f"which of {names[1]}: each is a {kind} of the same shape"
+                )
+            pairs += found
+            guessed += found if len(found) > 1 else []
+    position = {id(layer): number for number, layer in enumerate(first)}
+    pairs.sort(key=lambda found: position[id(found[0])])
+    if not guessed:
+        return pairs, []
+    names = [f"{one.name!r} and {other.name!r}" for one, other in guessed]
+    note = (
+        "the layers of the models come in another order; those of the same kind and shape were paired in their order "
+        f"among themselves: {'; '.join(names)}"
+    )
+    return pairs, [note]
+
+
+def _signature(layer: Layer) -> tuple[object, ...]:
+    """What two layers that can be paired have in common."""
+    roles = []
+    for role, tensor in sorted(layer.tensors.items()):
+        if role not in OPTIONAL:
+            lengths = tensor.lengths(layer.lengths) or {}
+            roles.append((role, tuple(sorted(item for item in lengths.items() if item[1] != 1))))
+    return (layer.kind, *roles)
+
+
+def _without_repeated(layers: Sequence[Layer]) -> list[Layer]:
+    """Without layers all of whose tensors belong to layers before them."""
+    known: set[str] = set()
+    found = []
+    for layer in layers:
+        names = {tensor.name for tensor in layer.tensors.values()}
+        if not names or names - known:
+            found.append(layer)
+        known |= names
+    return found

@@ -1,0 +1,208 @@
+"""How one tensor, or a part of one, is made of another: by permuting, splitting and joining axes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, TypeAlias, get_args
+
+import numpy as np
+
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Array
+
+__all__ = ["Ranges", "Rule", "extent", "part_in_words", "slices"]
+
+Ranges: TypeAlias = tuple[tuple[int, int], ...]
+"""A part of a tensor: for each axis, the first index and the index after the last."""
+Use: TypeAlias = Literal["copied", "added", "zero"]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """How one tensor, or a part of one, is made of another tensor, or of a part of it.
+
+    Most need a permutation of axes at most. A dense layer that follows a flattened feature map needs more: one of its
+    axes stands for several, which the other framework flattens in another order. ``split`` splits such axes, ``axes``
+    permutes the pieces, ``merge`` joins neighbours again:
+
+        Rule("out.weight", "out/kernel", split=((10,), (32, 4, 4)), axes=(2, 3, 1, 0), merge=(3, 1))
+
+    turns (10, 512), channels first, into (512, 10), channels last.
+
+    ``source_part`` and ``target_part`` restrict a rule to a part of a tensor; several rules then make up the whole. Of
+    a dense layer whose input is 8 other features followed by that map, these two permute the last 512 rows only:
+
+        Rule("out.weight", "out/kernel", axes=(1, 0), source_part=((0, 10), (0, 8)), target_part=((0, 8), (0, 10)))
+        Rule("out.weight", "out/kernel", axes=(2, 3, 1, 0), split=((10,), (32, 4, 4)), merge=(3, 1),
+             source_part=((0, 10), (8, 520)), target_part=((8, 520), (0, 10)))
+
+    Args:
+        source: name in the file, or in general in the first model.
+        target: name in the model, or in general in the second.
+        axes: axis k of the target is axis ``axes[k]`` of the source, both after splitting; None leaves them as they
+            are.
+        split: for each axis of the source, the lengths that it is split into; None splits nothing.
+        merge: for each axis of the target, how many pieces are joined to it (none for an axis of length 1); None joins
+            nothing.
+        source_part: for each axis of the source, first index and index after the last of what is used; None uses all.
+        target_part: the same of the target: what is made by this rule.
+        use: "copied"; "added" adds the source to what another rule copies to the same place (an LSTM has two biases in
+            PyTorch whose sum is Keras's one); "zero" makes zeros where the other way adds. The base optimizer's state
+            of tensors whose values are added is averaged, and copied the other way: they have the same gradient.
+
+    Raises:
+        ConfigurationError: if the axes are not a permutation, or do not fit what is split.
+    """
+
+    source: str
+    target: str
+    axes: tuple[int, ...] | None = None
+    split: tuple[tuple[int, ...], ...] | None = None
+    merge: tuple[int, ...] | None = None
+    source_part: Ranges | None = None
+    target_part: Ranges | None = None
+    use: Use = "copied"
+
+    def __post_init__(self) -> None:
+        pieces = None if self.split is None else sum(map(len, self.split))
+        if self.axes is not None and sorted(self.axes) != list(range(len(self.axes))):
+            raise ConfigurationError(f"axes of {self.source!r} must be a permutation of 0, 1, ..., got {self.axes}")
+        if pieces is not None and self.axes is not None and pieces != len(self.axes):
+            raise ConfigurationError(
+                f"{self.source!r} is taken apart into {pieces} axes {self.split}, but axes {self.axes} permutes "
+                f"{len(self.axes)}"
+            )
+        if self.merge is not None and (
+            self.split is None or sum(self.merge) != pieces or any(count < 0 for count in self.merge)
+        ):
+            raise ConfigurationError(
+                f"merge of {self.source!r} must count each part of split once, got {self.merge} for {self.split}"
+            )
+        for name, part in ((self.source, self.source_part), (self.target, self.target_part)):
+            if part is not None and any(not 0 <= start < stop for start, stop in part):
+                raise ConfigurationError(
+                    f"a part of {name!r} must be (first index, index after the last) for each axis, got {part}"
+                )
+        if self.use not in get_args(Use):
+            raise ConfigurationError(f"use must be one of {get_args(Use)}, got {self.use!r}")
+
+    @property
+    def inverse(self) -> "Rule":
+        """From the target to the source."""
+        axes = None if self.axes is None else tuple(int(axis) for axis in np.argsort(self.axes))
+        split = None if self.split is None else self._target_split()
+        merge = None if self.split is None else tuple(map(len, self.split))
+        opposite: dict[Use, Use] = {"copied": "copied", "added": "zero", "zero": "added"}
+        return Rule(
+            self.target, self.source, axes, split, merge, self.target_part, self.source_part, opposite[self.use]
+        )
+
+    @property
+    def key(self) -> str:
+        """What the rule makes: the target, or for example ``"kernel[0:8, 0:10]"`` for a part of it."""
+        added = f" + {self.source}" if self.use == "added" else ""
+        return f"{self.target}{part_in_words(self.target_part)}{added}"
+
+    def shape(self, source_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of what the rule makes.
+
+        Raises:
+            ConfigurationError: if the rule does not fit the source's.
+        """
+        pieces = self.parts(source_shape)
+        permuted = pieces if self.axes is None else tuple(pieces[axis] for axis in self.axes)
+        return permuted if self.split is None else tuple(map(prod, self._target_split()))
+
+    def parts(self, source_shape: Sequence[int]) -> tuple[int, ...]:
+        """The shape of the source, or of its part, after splitting.
+
+        Raises:
+            ConfigurationError: if the rule does not fit.
+        """
+        shape = tuple(source_shape)
+        if self.source_part is not None:
+            if len(self.source_part) != len(shape) or any(
+                stop > length for (_, stop), length in zip(self.source_part, shape, strict=False)
+            ):
+                raise ConfigurationError(
+                    f"{self.source!r} has shape {shape}, which does not have the part {self.source_part}"
+                )
+            shape = extent(self.source_part)
+        if self.split is not None:
+            if tuple(map(prod, self.split)) != shape:
+                raise ConfigurationError(f"{self.source!r} has shape {shape}, which cannot be split as {self.split}")
+            return tuple(length for axis in self.split for length in axis)
+        if self.axes is not None and len(self.axes) != len(shape):
+            raise ConfigurationError(f"{self.source!r} has shape {shape}, to which axes {self.axes} do not fit")
+        return shape
+
+    def apply(self, array: Array) -> Array:
+        """What the rule makes of the source's values. Shares memory where it can."""
+        return self.permuted(array).reshape(self.shape(array.shape))
+
+    def permuted(self, array: Array) -> Array:
+        """The same before pieces are joined: always a view, if ``array`` is contiguous."""
+        pieces = self.parts(array.shape)
+        if self.source_part is not None:
+            array = array[slices(self.source_part)]
+        array = array.reshape(pieces)
+        return array if self.axes is None else array.transpose(self.axes)
+
+    def as_python(self) -> str:
+        """The call that makes this rule, to be pasted into a program."""
+        names = ("axes", "split", "merge", "source_part", "target_part")
+        settings = [f", {name}={getattr(self, name)}" for name in names if getattr(self, name) is not None]
+        use = "" if self.use == "copied" else f", use={self.use!r}"
+        return f"lt.Rule({self.source!r}, {self.target!r}{''.join(settings)}{use})"
+
+    def as_json(self) -> dict[str, Any]:
+        """For a file."""
+        return {
+            "source": self.source,
+            "target": self.target,
+            "axes": None if self.axes is None else list(self.axes),
+            "split": None if self.split is None else [list(axis) for axis in self.split],
+            "merge": None if self.merge is None else list(self.merge),
+            "source_part": None if self.source_part is None else [list(axis) for axis in self.source_part],
+            "target_part": None if self.target_part is None else [list(axis) for axis in self.target_part],
+            "use": self.use,
+        }
+
+    @classmethod
+    def from_json(cls, json: dict[str, Any]) -> "Rule":
+        """The inverse of ``as_json``."""
+        axes, split, merge = json["axes"], json["split"], json["merge"]
+        source_part, target_part = (json.get(f"{side}_part") for side in ("source", "target"))
+        return cls(
+            json["source"],
+            json["target"],
+            None if axes is None else tuple(axes),
+            None if split is None else tuple(map(tuple, split)),
+            None if merge is None else tuple(merge),
+            None if source_part is None else tuple(map(tuple, source_part)),
+            None if target_part is None else tuple(map(tuple, target_part)),
+            json.get("use", "copied"),
+        )
+
+    def _target_split(self) -> tuple[tuple[int, ...], ...]:
+        assert self.split is not None
+        parts = [length for axis in self.split for length in axis]
+        permuted = parts if self.axes is None else [parts[axis] for axis in self.axes]
+        counts = (1,) * len(permuted) if self.merge is None else self.merge
+        starts = [sum(counts[:number]) for number in range(len(counts))]
+        return tuple(tuple(permuted[start : start + count]) for start, count in zip(starts, counts, strict=True))
+
+
+def extent(part: Ranges) -> tuple[int, ...]:
+    """The shape of a part of a tensor."""
+    return tuple(stop - start for start, stop in part)
+
+
+def slices(part: Ranges) -> tuple[slice, ...]:
+    """The index that selects a part of an array."""
+    return tuple(slice(*axis) for axis in part)
+
+
+def part_in_words(part: Ranges | None) -> str:
+    """For example ``"[0:8, 0:10]"``; nothing for a whole tensor."""
+    return "" if part is None else f"[{', '.join(f'{start}:{stop}' for start, stop in part)}]"
