@@ -9,13 +9,15 @@ from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from enum import IntEnum
 from math import isnan, nan
+from typing import cast
 
 import numpy as np
 
 from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.notices import count_optimizer, neighbors_of, optimizers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
-from lentando.comm.transport import Transport
+from lentando.comm.transport import Notices, Transport
 from lentando.comm.turns import SAME_CALLS, same_call_elsewhere
 
 __all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint", "what_is_compared"]
@@ -35,6 +37,7 @@ class Event(IntEnum):
     STEP = 8
     STOP = 9
     CHANGE = 10
+    GOSSIP = 11
 
 
 _WORDS = {
@@ -49,7 +52,11 @@ _WORDS = {
     Event.STEP: "a gossip step inside join",
     Event.STOP: "a look at whether a rank was told to stop",
     Event.CHANGE: "a change of which parameters are trained",
+    Event.GOSSIP: "a gossip step",
 }
+_WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND, Event.STEP, Event.STOP)
+"""Control messages at fixed steps of an optimizer. A rank that comes to one has begun all exchanges of that optimizer
+for which another rank can wait, and leaves no notices if there is no other optimizer."""
 
 
 @dataclass(frozen=True)
@@ -95,8 +102,8 @@ class Control:
 
 
 _COMPARED = ("event", "round", "step", "subject")
-CONTROL_BYTES = 8 * len(fields(Control))
-"""Of one rank's share."""
+CONTROL_BYTES = 8 * (len(fields(Control)) + 1)
+"""Of one rank's share: the control, and whether the rank has left notices for its neighbours before."""
 
 
 @dataclass(frozen=True)
@@ -155,12 +162,20 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         MismatchError: on every rank, with what each is doing, if they are not about to do the same, or if two threads
             of a rank are about to do the same at once.
     """
-    own = np.array(astuple(control), np.float64)
+    neighbors = neighbors_of(transport)
+    if control.event is Event.CONSTRUCT:
+        count_optimizer(transport)
+    is_announced = neighbors is not None and (control.event not in _WITHIN_TRAINING or optimizers_of(transport) > 1)
+    if neighbors is not None and is_announced:
+        neighbors.announce(cast(Notices, transport))
+    own = np.array((*astuple(control), is_announced), np.float64)
     other_thread = same_call_elsewhere(transport, what_is_compared(control))
     if other_thread is not None:
         own[0] = -1 - control.event  # which no event is: the others must know, whatever their own threads do
     with watched(transport, _WORDS[control.event]):
         rows = transport.allgather(own)
+    if neighbors is not None:
+        neighbors.settle(cast(Notices, transport), np.flatnonzero(rows[:, -1]).tolist())
     columns = {field.name: rows[:, number] for number, field in enumerate(fields(Control))}
     if (columns["event"] < 0).any():
         in_threads = "" if other_thread is None else f", as does its thread {other_thread!r}"

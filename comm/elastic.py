@@ -16,6 +16,7 @@ from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from lentando.comm.array_module import copy_into
 from lentando.comm.errors import LentandoError, RankLostError, TransportError
+from lentando.comm.notices import forget_neighbors
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Elastic, Transport
@@ -227,6 +228,7 @@ class _Job:
         with self._busy(), watched(transport, "the recovery from a death"):
             while True:
                 self.numbers = [self.numbers[rank] for rank in transport.repair()]
+                forget_neighbors(transport)
                 try:
                     members = self._members_of_all(transport)
                     for member in members:

@@ -21,11 +21,13 @@ __all__ = [
     "EngineHalves",
     "Exchanges",
     "Message",
+    "Notices",
     "Patient",
     "ReduceOp",
     "Request",
     "SharedNode",
     "SideChannel",
+    "TimedRequest",
     "Traffic",
     "Transport",
     "VirtualTime",
@@ -83,6 +85,17 @@ class Request(Protocol):
 
     def test(self) -> bool:
         """True once complete; never blocks."""
+
+
+class TimedRequest(Request, Protocol):
+    """A request that can be waited for with an end."""
+
+    def wait_for(self, seconds: float) -> bool:
+        """True once complete; False after about so many seconds, or as soon as there is a notice to read.
+
+        Raises:
+            TransportError: as ``wait``.
+        """
 
 
 class Exchanges(Protocol):
@@ -185,6 +198,23 @@ class SideChannel(Protocol):
 
     def hear(self) -> tuple[int, bytes] | None:
         """The next message that has come, with its sender; never blocks."""
+
+
+@runtime_checkable
+class Notices(Protocol):
+    """A transport over which a rank can leave small numbers for others, who may read them while they wait.
+
+    Its requests are ``TimedRequest``. Notices do not count as traffic.
+    """
+
+    def leave_notice(self, peer: int, number: int) -> None:
+        """Leave a notice for another rank, without waiting for it. Those of one rank to another stay in order."""
+
+    def read_notice(self, peer: int) -> int | None:
+        """The next notice of another rank if it has come; never blocks."""
+
+    def take_notice(self, peer: int) -> int:
+        """The next notice of another rank, which has left it, or is about to."""
 
 
 @runtime_checkable

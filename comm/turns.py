@@ -6,6 +6,7 @@ That is an error on every rank: in the later call before any data move, in the e
 already been sent, when it ends.
 """
 
+import os
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,7 @@ def _meet(call: _Call, other: _Call) -> None:
 
 _turns: WeakKeyDictionary[Transport, _Turns] = WeakKeyDictionary()
 _making = threading.Lock()
+os.register_at_fork(after_in_child=_turns.clear)  # a thread that has its turn in the parent does not exist in the child
 
 
 @contextmanager

@@ -17,8 +17,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import HOW_TO_START, begin, is_elastic, transaction
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
+from lentando.comm.forked import is_forked
 from lentando.comm.joining import join_seconds, patiently
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
+from lentando.comm.notices import exchanges_begun
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -122,6 +124,8 @@ def _check_elastic(transport: Transport) -> None:
 def shutdown() -> None:
     """Leave the job. Every rank does so together; the normal end of the program does it too.
 
+    In a process that a rank has made by fork, nobody is waited for.
+
     Raises:
         MismatchError: on every rank, if one of them is about to do something else, such as another training step.
     """
@@ -129,10 +133,10 @@ def shutdown() -> None:
     leaving = _joined()
     if leaving is None:
         return
-    transaction(
-        leaving,
-        lambda: agree(leaving, Control(Event.SHUTDOWN), lambda: "has ended (shutdown, or the end of the program)"),
-    )
+    if is_forked(leaving):
+        _current = None
+        return
+    transaction(leaving, lambda: _agree_to_leave(leaving))
     seat = _seat.get()
     if seat is None:
         end_inspection()
@@ -140,6 +144,16 @@ def shutdown() -> None:
     else:
         seat.current = None
     leaving.close()
+
+
+def _agree_to_leave(leaving: Transport) -> None:
+    """All ranks leave, after equally many gossip steps: what one rank has sent alone, no other would ever receive."""
+    steps = 0 if is_elastic(leaving) else exchanges_begun(leaving)  # an elastic rank that is behind leaves some out
+
+    def words() -> str:
+        return "has ended (shutdown, or the end of the program)" + (f" after {steps} gossip steps" if steps else "")
+
+    agree(leaving, Control(Event.SHUTDOWN, step=steps), words)
 
 
 def is_initialized() -> bool:
@@ -258,8 +272,9 @@ def _load_mpi(launch: Launch | None, elastic: bool) -> Any:
     """
     import mpi4py
 
-    if "mpi4py.MPI" not in sys.modules:
-        mpi4py.rc(initialize=False, finalize=not elastic)
+    is_loaded_here = "mpi4py.MPI" not in sys.modules
+    if is_loaded_here:
+        mpi4py.rc(initialize=False, finalize=False)  # mpi4py would also finalize in processes that are made by fork
     elif elastic and mpi4py.rc.finalize is not False:
         raise ConfigurationError(
             "elastic=True: this program has loaded MPI itself, in such a way that its end may wait for ranks that have "
@@ -276,7 +291,15 @@ def _load_mpi(launch: Launch | None, elastic: bool) -> Any:
             faulthandler.cancel_dump_traceback_later()
         else:
             MPI.Init_thread(level)
+        if is_loaded_here and not elastic:
+            atexit.register(_finalize_mpi, MPI, os.getpid())
     return MPI
+
+
+def _finalize_mpi(MPI: Any, process: int) -> None:  # noqa: N803 - the name that everybody gives it
+    """At the end of the program, after ``shutdown()``: what is registered first is called last."""
+    if os.getpid() == process and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 def _open_horovod(launch: Launch | None) -> Transport:
@@ -314,10 +337,11 @@ def _log_to_stderr(level: str, rank: int) -> None:
 
 
 class _Hooks:
-    """What happens to the job when this process ends."""
+    """What happens to the job when this process ends; nothing when one ends that it has made by fork."""
 
     installed = False
     comes_first = False
+    _process = 0
     _report: ClassVar[Callable[[type[BaseException], BaseException, TracebackType | None], object]]
 
     @classmethod
@@ -325,6 +349,7 @@ class _Hooks:
         if cls.installed:
             return
         cls.installed = True
+        cls._process = os.getpid()
         cls._report = sys.excepthook
         sys.excepthook = cls._on_exception
         atexit.register(cls._on_exit)
@@ -348,7 +373,7 @@ class _Hooks:
     def _on_exception(cls, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report as always, then take the others along: they would wait for this rank forever."""
         cls._report(kind, error, trace)
-        if _current is not None and _current.size > 1:
+        if os.getpid() == cls._process and _current is not None and _current.size > 1:
             sys.stderr.write(f"Lentando: rank {_current.rank} failed ({kind.__name__}) and ends the job\n")
             sys.stderr.flush()
             time.sleep(LAST_WORDS_SECONDS)
@@ -356,6 +381,8 @@ class _Hooks:
 
     @classmethod
     def _on_exit(cls) -> None:
+        if os.getpid() != cls._process:
+            return
         try:
             shutdown()
         except LentandoError as error:

@@ -19,6 +19,7 @@ from lentando.comm.array_module import array_module, copy_into, is_on_host
 from lentando.comm.dtypes import accumulator_dtype, numpy_dtype
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.flat import FlatBuffer, blocks
+from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.base_algorithms import InnerSteps
@@ -75,6 +76,8 @@ class PushSum(InnerSteps):
         self._begun = 0
         self._furthest = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
+        neighbors = {peer for p in peers for peer, _ in (*p.out_neighbors, *p.in_neighbors)}
+        self._exchanges = NeighborExchanges(transport, neighbors)
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
         degree = max((len(p.in_neighbors) for p in peers), default=0)
         self._rounds = wire_dtype is not None
@@ -157,7 +160,7 @@ class PushSum(InnerSteps):
     def state_dict(self) -> dict[str, Any]:
         pending = []
         for under_way in self._under_way:
-            under_way.wait()  # arrived, not used: resuming uses it when this run would have
+            self._wait_for(under_way)  # arrived, not used: resuming uses it when this run would have
             messages = [{"weight": m.weight, "shares": flat_state(m.whole_shares())} for m in under_way.received]
             pending.append({"number": under_way.number, "messages": messages})
         state = {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
@@ -175,7 +178,7 @@ class PushSum(InnerSteps):
             received = slot.received[: len(saved["messages"])]
             for message, content in zip(received, saved["messages"], strict=True):
                 message.restore(saved["number"], content["weight"], content["shares"]["flat"])
-            self._under_way.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"])))
+            self._under_way.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"]), 0))
 
     def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
         found = []
@@ -196,8 +199,13 @@ class PushSum(InnerSteps):
         """Where this round's messages are written: one for each share that out-neighbours get."""
         peers = self._graphs.peers(self._transport.rank, self.round)
         slot = self._slots[self.round % len(self._slots)]
-        if slot.request is not None:
-            slot.request.wait()  # long received here; the out-neighbours may be behind
+        if slot.request is not None:  # long received here; the out-neighbours may be behind
+            self._exchanges.wait(
+                slot.request,
+                slot.exchange,
+                slot.receivers,
+                lambda ranks: in_gossip(ranks, self.round + 1, sending=True),
+            )
         messages = dict(zip(dict.fromkeys(share for _, share in peers.out_neighbors), slot.sent, strict=False))
         return _Outgoing(slot, peers, messages)
 
@@ -209,6 +217,9 @@ class PushSum(InnerSteps):
         sources = [peer for peer, _ in peers.in_neighbors]
         receives = [(peer, part) for peer, m in zip(sources, received, strict=True) for part in m.parts]
         overlap = self._staleness > 0
+        slot.exchange, slot.receivers = self._exchanges.begin(), [peer for peer, _ in peers.out_neighbors]
+        if self._on_device:
+            slot.receivers += sources
         arrival: Request | None
         if self._on_device:  # a round is one exchange there: ``DeviceArrays`` says why
             arrival = slot.request = self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)
@@ -216,7 +227,16 @@ class PushSum(InnerSteps):
             arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
             # This rank may compute next while the out-neighbours still wait for the rest of its message.
             slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True) if sends else None
-        self._under_way.append(_Round(self.round, arrival, received, sources))
+        self._under_way.append(_Round(self.round, arrival, received, sources, slot.exchange))
+
+    def _wait_for(self, under_way: "_Round") -> None:
+        if under_way.arrival is not None:
+            self._exchanges.wait(
+                under_way.arrival,
+                under_way.exchange,
+                under_way.sources,
+                lambda ranks: in_gossip(ranks, under_way.number + 1, sending=False),
+            )
 
     def _take(self, due: int) -> list["_Message"]:
         """The messages to add up now: what has arrived, and rounds up to number ``due``, which are waited for."""
@@ -224,7 +244,7 @@ class PushSum(InnerSteps):
         waiting: deque[_Round] = deque()
         for under_way in self._under_way:
             if under_way.number <= due:
-                under_way.wait()
+                self._wait_for(under_way)
             elif self._deterministic or not under_way.has_arrived():
                 waiting.append(under_way)
                 continue
@@ -390,6 +410,8 @@ class _Slot:
         self.sent = [_Message(like, dtypes) for _ in range(shares)]
         self.received = [_Message(like, dtypes) for _ in range(degree)]
         self.request: Request | None = None
+        self.exchange = 0
+        self.receivers: list[int] = []
 
 
 @dataclass(frozen=True)
@@ -415,10 +437,7 @@ class _Round:
     arrival: Request | None
     received: list[_Message]
     sources: list[int]
-
-    def wait(self) -> None:
-        if self.arrival is not None:
-            self.arrival.wait()
+    exchange: int
 
     def has_arrived(self) -> bool:
         return self.arrival is None or self.arrival.test()

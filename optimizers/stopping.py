@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
+from weakref import WeakSet
 
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
@@ -101,6 +102,7 @@ class SaveOnSignal:
         self._save = save
         self._extra = extra
         self._told = False
+        self._process = os.getpid()
         names = [signal.Signals(number).name for number in signals]
         replica.expect_stop(self)
         own = f"save_on_signal({', '.join(names)}; {every=}, {automatic=})"
@@ -108,6 +110,7 @@ class SaveOnSignal:
         if len(set(described)) > 1:
             raise MismatchError(f"the ranks do not save on signals alike: {grouped_by_rank(described)}")
         self._previous: dict[int, Any] = {}
+        _handling.add(self)
         try:
             for number in signals:
                 previous = signal.signal(number, self._on_signal)
@@ -151,6 +154,15 @@ class SaveOnSignal:
             sys.stderr.flush()
         raise SystemExit(SAVED_STATUS)
 
+    def handled(self) -> list[int]:
+        """The signals that come here."""
+        return [number for number in self._previous if signal.getsignal(number) == self._on_signal]
+
+    def restore(self) -> None:
+        """Handle these signals as before, in this process."""
+        for number in self.handled():
+            signal.signal(number, self._previous[number])
+
     def close(self) -> None:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
@@ -167,6 +179,10 @@ class SaveOnSignal:
 
     def _on_signal(self, number: int, _: object) -> None:
         """Make a note. The second signal finds what handled it before: by default, it ends the process at once."""
+        if os.getpid() != self._process:  # not seen by ``_restore_in_child``
+            self.restore()
+            signal.raise_signal(number)
+            return
         self._told = True
         signal.signal(number, self._previous[number])
         transport, _, _ = self._replica.parts
@@ -175,3 +191,27 @@ class SaveOnSignal:
             "they next communicate. Once more, and this one ends at once, unsaved\n"
         )
         os.write(2, text.encode())  # not through a stream that may be in the middle of writing
+
+
+_handling: WeakSet[SaveOnSignal] = WeakSet()
+_masks: list[set[int]] = []
+
+
+def _block_before_fork() -> None:
+    """Python forgets what arrives in a child before it has cleared what its parent was sent: let it wait until then."""
+    numbers = {number for stop in _handling for number in stop.handled()}
+    _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
+
+
+def _unblock_in_parent() -> None:
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+def _restore_in_child() -> None:
+    """A process that a rank has made by fork is no rank: signals do to it what they did before."""
+    for stop in list(_handling):
+        stop.restore()
+    signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())
+
+
+os.register_at_fork(before=_block_before_fork, after_in_parent=_unblock_in_parent, after_in_child=_restore_in_child)

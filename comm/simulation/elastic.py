@@ -94,6 +94,10 @@ class Crew:
             request.lose(self._dead[rank], task.clock)
         return request
 
+    def number(self, peer: int) -> int:
+        """The number at the start of the simulation of a rank of now."""
+        return self._member(peer)
+
     def _member(self, peer: int) -> int:
         check_rank(peer, len(self.members), "exchange with")
         return self.members[peer].rank
@@ -213,6 +217,9 @@ class ElasticTransport(SimulatedTransport):
         if self._faults.dies_in_repair():
             self._die_while_waiting()
         return self._crew.repair(self._task)
+
+    def _task_number(self, peer: int) -> int:
+        return self._crew.number(peer)
 
     def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Exchange:
         return self._crew.exchange(self._task, sends, receives, tag)

@@ -110,6 +110,7 @@ class Mail:
         self._wires, self._network, self._faults = wires, network, faults
         self._check_buffers, self._observe = check_buffers, observe
         self._channels: dict[tuple[int, int, int], _Channel] = {}
+        self._notices: dict[tuple[int, int], deque[int]] = {}
         self._under_way: dict[Exchange, set[int]] = {}
 
     def watch(self, request: "Exchange", peers: set[int]) -> None:
@@ -128,7 +129,23 @@ class Mail:
         """Everything under way fails, and is gone."""
         for request in self._under_way:
             request.lose(why, time)
-        self._under_way, self._channels = {}, {}
+        self._under_way, self._channels, self._notices = {}, {}, {}
+
+    def leave_notice(self, task: Task, peer: int, number: int) -> None:
+        """Let a rank read a number at once, also one that waits. Takes no time."""
+        self._notices.setdefault((task.rank, peer), deque()).append(number)
+        other = self.scheduler.tasks[peer]
+        if isinstance(other.waiting, Exchange) and other.waiting.reads_notices:
+            self.scheduler.wake(other, max(task.clock, other.clock))
+
+    def read_notice(self, task: Task, peer: int) -> int | None:
+        """The next number that another rank has left for this one, if there is one."""
+        notices = self._notices.get((peer, task.rank))
+        return notices.popleft() if notices else None
+
+    def has_notice(self, task: Task) -> bool:
+        """Whether any rank has left a number that this one has not read."""
+        return any(receiver == task.rank and bool(left) for (_, receiver), left in self._notices.items())
 
     def exchange(self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "Exchange":
         """Start an exchange of ``task``'s."""
@@ -216,9 +233,12 @@ class Exchange(Wait):
         unacknowledged: (sender, receiver, tag) of sends that have not been taken, if they must be.
         error: what became of a message that did not fit.
         lost: why it will never be complete.
+        reads_notices: whether a notice ends the wait for it.
     """
 
-    __slots__ = ("_mail", "_polled_at", "error", "left_at", "lost", "missing", "sent", "task", "unacknowledged")
+    __slots__ = (
+        "_mail", "_polled_at", "error", "left_at", "lost", "missing", "reads_notices", "sent", "task", "unacknowledged",
+    )  # fmt: skip
 
     def __init__(self, mail: Mail, task: Task) -> None:
         self._mail, self.task = mail, task
@@ -228,6 +248,7 @@ class Exchange(Wait):
         self.unacknowledged: list[tuple[int, int, int]] = []
         self.error: TransportError | None = None
         self.lost: str | None = None
+        self.reads_notices = False
         self._polled_at = -1.0
 
     def wait(self) -> None:
@@ -238,6 +259,19 @@ class Exchange(Wait):
         if self.left_at > task.clock and self.lost is None:
             scheduler.advance(task, self.left_at)
         self._finish()
+
+    def wait_for(self, seconds: float) -> bool:
+        """True once complete, False once there is a notice to read; however long either takes."""
+        if self.missing and self.lost is None:
+            if self._mail.has_notice(self.task):
+                return False
+            self.reads_notices = True
+            self._mail.scheduler.block(self.task, self)
+            self.reads_notices = False
+            if self.missing and self.lost is None:
+                return False
+        self.wait()
+        return True
 
     def test(self) -> bool:
         """True once complete. Asked again at the same moment, it lets time pass until something happens somewhere."""

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lentando.comm.errors import ConfigurationError, SimulationError
+from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.compute import StepTimes
 from lentando.comm.simulation.faults import RankFaults
@@ -92,6 +92,25 @@ class SimulatedTransport:
         self._collectives.barrier(self._task)
         self.traffic.count_collective(0)
 
+    def leave_notice(self, peer: int, number: int) -> None:
+        """As ``Notices.leave_notice``. It is there at once."""
+        self._mail.leave_notice(self._task, self._task_number(peer), number)
+
+    def read_notice(self, peer: int) -> int | None:
+        """As ``Notices.read_notice``."""
+        return self._mail.read_notice(self._task, self._task_number(peer))
+
+    def take_notice(self, peer: int) -> int:
+        """As ``Notices.take_notice``, for a notice that is there.
+
+        Raises:
+            TransportError: if there is none.
+        """
+        number = self.read_notice(peer)
+        if number is None:
+            raise TransportError(f"rank {self.rank} takes a notice of rank {peer}, which has left none")
+        return number
+
     def clock(self) -> float:
         """Virtual seconds since the simulation began."""
         return self._task.clock
@@ -111,6 +130,9 @@ class SimulatedTransport:
             raise ConfigurationError(f"seconds must be >= 0, got {seconds}")
         self._pause()
         self._scheduler.advance(self._task, self._task.clock + seconds)
+
+    def _task_number(self, peer: int) -> int:
+        return peer
 
     def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Exchange:
         return self._mail.exchange(self._task, sends, receives, tag)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -10,7 +10,7 @@ from numpy.typing import DTypeLike
 from lentando.comm.array_module import to_host
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, ReduceOp, Request, SharedNode, Traffic, Transport
+from lentando.comm.transport import Array, Notices, ReduceOp, Request, SharedNode, TimedRequest, Traffic, Transport
 
 __all__ = ["DTYPES", "LARGE_ELEMENTS", "LATE_SECONDS", "check_transport"]
 
@@ -68,6 +68,7 @@ class _TransportCheck:
             self.allreduce,
             self.barrier,
             self.node_barrier,
+            self.notices,
             self.clock,
             self.traffic,
             self.ranks_that_do_not_exist,
@@ -293,6 +294,35 @@ class _TransportCheck:
     def node_barrier(self) -> None:
         if isinstance(self.transport, SharedNode):
             self.nobody_leaves_early("node_barrier", self.transport.node_barrier, self.transport.same_node)
+
+    def notices(self) -> None:
+        transport = self.transport
+        if not isinstance(transport, Notices):
+            return
+        before = transport.traffic.copy()
+        for number in (7, -1, 2**40):
+            for peer in range(transport.size):
+                if peer != transport.rank:
+                    transport.leave_notice(peer, number + transport.rank)
+        self.holds(transport.traffic.copy() == before, "notices were counted as traffic")
+        never = cast(TimedRequest, transport.exchange([], [(self.next, self.empty())], LARGEST_TAG))
+        if transport.size > 1:
+            self.holds(not never.wait_for(LATE_SECONDS), "wait_for() of an exchange that nobody has joined is True")
+        transport.barrier()
+        transport.exchange([(self.previous, self.empty())], [], LARGEST_TAG)
+        for peer in range(transport.size):
+            if peer != transport.rank:
+                taken = [transport.take_notice(peer), transport.take_notice(peer)]
+                deadline = time.perf_counter() + self.patience_seconds
+                while (last := transport.read_notice(peer)) is None:
+                    self.holds(time.perf_counter() < deadline, f"read_notice() has not found what rank {peer} left")
+                expected = [number + peer for number in (7, -1, 2**40)]
+                self.holds([*taken, last] == expected, f"notices {[*taken, last]} of rank {peer}, expected {expected}")
+                self.holds(transport.read_notice(peer) is None, f"a notice that rank {peer} has not left")
+        deadline = time.perf_counter() + self.patience_seconds
+        while not never.wait_for(LATE_SECONDS):
+            self.holds(time.perf_counter() < deadline, "wait_for() of a complete exchange is False")
+        transport.barrier()
 
     def nobody_leaves_early(self, name: str, wait: Callable[[], None], ranks: Sequence[int]) -> None:
         rank = self.transport.rank

@@ -11,7 +11,7 @@ ranks when they first exchange, and holds up the caller of ``exchange`` until bo
 import threading
 import time
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import NoReturn, cast
 
 import numpy as np
 
@@ -26,7 +26,17 @@ from lentando.comm.errors import (
 )
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.objects import allgather_object, broadcast_object
-from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes, check_rank
+from lentando.comm.transport import (
+    Array,
+    Message,
+    Notices,
+    ReduceOp,
+    Request,
+    TimedRequest,
+    Transport,
+    as_bytes,
+    check_rank,
+)
 from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBinding
 
 __all__ = ["NCCLTransport"]
@@ -129,6 +139,19 @@ class NCCLTransport:
     def barrier(self) -> None:
         self._bootstrap.barrier()
 
+    def leave_notice(self, peer: int, number: int) -> None:
+        self._notices().leave_notice(peer, number)
+
+    def read_notice(self, peer: int) -> int | None:
+        return self._notices().read_notice(peer)
+
+    def take_notice(self, peer: int) -> int:
+        return self._notices().take_notice(peer)
+
+    def _notices(self) -> Notices:
+        assert isinstance(self._bootstrap, Notices)
+        return self._bootstrap
+
     def clock(self) -> float:
         return self._bootstrap.clock()
 
@@ -209,6 +232,16 @@ class _Exchange:
             asked += 1
             if asked > TESTED_AT_ONCE:
                 time.sleep(POLL_SECONDS)
+
+    def wait_for(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        if self._on_host is not None and not cast(TimedRequest, self._on_host).wait_for(seconds):
+            return False
+        while not self._has_arrived():
+            if time.monotonic() >= until:
+                return False
+            time.sleep(POLL_SECONDS)
+        return True
 
     def test(self) -> bool:
         arrived = self._has_arrived()

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import reduce
 from typing import NoReturn, TypeVar
@@ -104,6 +104,23 @@ class ThreadTransport:
         self._world.meet(self.rank, None)
         self.traffic.count_collective(0)
 
+    def leave_notice(self, peer: int, number: int) -> None:
+        with self._world.changed:
+            self._world.notices[self.rank, peer].append(number)
+            self._world.changed.notify_all()
+
+    def read_notice(self, peer: int) -> int | None:
+        with self._world.changed:
+            notices = self._world.notices[peer, self.rank]
+            return notices.popleft() if notices else None
+
+    def take_notice(self, peer: int) -> int:
+        notices = self._world.notices[peer, self.rank]
+        with self._world.changed:
+            if not self._world.changed.wait_for(lambda: notices, self._world.timeout_seconds):
+                self._world.give_up("a notice")
+            return notices.popleft()
+
     def clock(self) -> float:
         return time.perf_counter()
 
@@ -123,6 +140,7 @@ class _World:
         self.timeout_seconds = timeout_seconds
         self.changed = threading.Condition()
         self.failure: BaseException | None = None
+        self.notices: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
         self._mailboxes: defaultdict[tuple[int, int, int], Mailbox] = defaultdict(Mailbox)
         self._brought: list[Array | None] = [None] * size
         self._gate = threading.Barrier(size, timeout=timeout_seconds)
@@ -160,11 +178,20 @@ class _Exchange:
     def __init__(self, world: _World, expected: list[Receive]) -> None:
         self._world = world
         self._expected = expected
+        self._waited_seconds = 0.0
 
     def wait(self) -> None:
+        while not self.wait_for(self._world.timeout_seconds):
+            pass
+
+    def wait_for(self, seconds: float) -> bool:
+        if self._waited_seconds >= self._world.timeout_seconds:
+            self._world.give_up("a message")
         with self._world.changed:
-            if not self._world.changed.wait_for(self.test, self._world.timeout_seconds):
-                self._world.give_up("a message")
+            if self._world.changed.wait_for(self.test, seconds):
+                return True
+        self._waited_seconds += seconds
+        return False
 
     def test(self) -> bool:
         complete = all(receive.filled for receive in self._expected)

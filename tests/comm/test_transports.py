@@ -230,9 +230,31 @@ class AcceptingAnyRank(ThreadTransport):
         return super().exchange(*there, tag, overlap=overlap)
 
 
+class LosingNotices(ThreadTransport):
+    """Keeps only the last one."""
+
+    def leave_notice(self, peer: int, number: int) -> None:
+        self._world.notices[self.rank, peer].clear()
+        super().leave_notice(peer, number)
+
+
+class CountingNotices(ThreadTransport):
+    def leave_notice(self, peer: int, number: int) -> None:
+        self.traffic.messages += 1
+        super().leave_notice(peer, number)
+
+
+class InventingNotices(ThreadTransport):
+    def read_notice(self, peer: int) -> int | None:
+        return super().read_notice(peer) or 0
+
+
 @pytest.mark.parametrize(
     ("mutant", "reason"),
     [
+        (LosingNotices, "waited 1.5 s for a notice that never came"),
+        (CountingNotices, "notices were counted as traffic"),
+        (InventingNotices, "a notice that rank"),
         (WithRankOutOfRange, "rank 3 of 3"),
         (Overtaking, "order between two ranks"),
         (WithoutTags, "a message received with tag 0"),

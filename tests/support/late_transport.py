@@ -97,6 +97,10 @@ class _Exchange:
                     raise TimeoutError("a message that never came")
             self._wire.waiting.remove(self)
 
+    def wait_for(self, seconds: float) -> bool:
+        self.wait()
+        return True
+
 
 class _LateTransport(ThreadTransport):
     def __init__(self, transport: ThreadTransport, wire: _Wire) -> None:

@@ -203,6 +203,11 @@ class _Exchange:
             self._rounds.changed.wait_for(lambda: self._complete() or self._rounds.failure is not None)
         self.test()
 
+    def wait_for(self, seconds: float) -> bool:
+        with self._rounds.changed:
+            self._rounds.changed.wait_for(lambda: self._complete() or self._rounds.failure is not None, seconds)
+        return self.test()
+
     def test(self) -> bool:
         if not self._complete() and self._rounds.failure is not None:
             raise TransportError(str(self._rounds.failure)) from self._rounds.failure

@@ -11,6 +11,7 @@ import numpy as np
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
+from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
@@ -20,6 +21,9 @@ __all__ = ["HorovodTransport"]
 
 COLLECTIVE = "lentando.collective"
 """One name for all of ours: ranks that bring different shapes then get an error, and do not wait for ever."""
+NOTICE_TAG = 32_768
+"""Keeps notices apart from all messages of ``exchange``, whose tags end below."""
+
 _WIDER = {"bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
 
 
@@ -41,6 +45,8 @@ class HorovodTransport:
         self.binding = engine.binding
         self.traffic = Traffic()
         self._rounds = Rounds(engine)
+        self._expected_notices: dict[int, tuple[Array, Request]] = {}
+        refuse_in_children(self)
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
@@ -86,6 +92,29 @@ class HorovodTransport:
     def barrier(self) -> None:
         finish(self._engine.allreduce(COLLECTIVE, np.zeros(1, np.int32), "sum"))
         self.traffic.count_collective(0)
+
+    def leave_notice(self, peer: int, number: int) -> None:
+        self._rounds.exchange([(peer, np.array([number], np.int64))], [], NOTICE_TAG)
+
+    def read_notice(self, peer: int) -> int | None:
+        notice, request = self._expected_notice(peer)
+        if not request.test():
+            return None
+        del self._expected_notices[peer]
+        return int(notice[0])
+
+    def take_notice(self, peer: int) -> int:
+        notice, request = self._expected_notice(peer)
+        request.wait()
+        del self._expected_notices[peer]
+        return int(notice[0])
+
+    def _expected_notice(self, peer: int) -> tuple[Array, Request]:
+        """The receive of the next notice of another rank, started at the first call."""
+        if peer not in self._expected_notices:
+            notice = np.zeros(1, np.int64)
+            self._expected_notices[peer] = notice, self._rounds.exchange([], [(peer, notice)], NOTICE_TAG)
+        return self._expected_notices[peer]
 
     def clock(self) -> float:
         return time.perf_counter()

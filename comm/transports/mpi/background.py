@@ -1,5 +1,6 @@
 """A second transport of the same MPI ranks, for one thread that communicates while the main thread computes."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from lentando.comm.errors import TransportError
@@ -43,6 +44,14 @@ class _Patient:
     def wait(self) -> None:
         while not self._request.test():
             self._pause()
+
+    def wait_for(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while not self._request.test():
+            if time.monotonic() >= until:
+                return False
+            self._pause()
+        return True
 
     def test(self) -> bool:
         return self._request.test()

@@ -87,6 +87,7 @@ class ElasticMPITransport(MPITransport):
             self._whispered = []
             _free(self._side_channel)
             self._side_channel = channel
+        self._notices = []
         _free(before)
         self._is_broken = False
         return survivors

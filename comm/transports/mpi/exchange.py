@@ -51,6 +51,18 @@ class Exchange:
         if self._error is not None:
             raise self._error
 
+    def wait_for(self, seconds: float) -> bool:
+        """True once complete, False if that takes longer. Spins, as MPI's own waiting does."""
+        until = time.monotonic() + seconds
+        with self._completing:
+            while not self._done:
+                self._finish(MPI.Request.Testall)
+                if time.monotonic() >= until:
+                    break
+        if self._error is not None:
+            raise self._error
+        return self._done
+
     def test(self) -> bool:
         self.progress()
         if self._error is not None:

@@ -14,6 +14,7 @@ from mpi4py import MPI
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
+from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
 from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange, ProgressThread
@@ -29,6 +30,10 @@ A large one waits for the receiver's consent, which queues on the same connectio
 itself: two ranks that send to each other then take turns, at half of the link's speed. MPICH does the same. Open MPI's
 limit is 64 KiB, its header included.
 """
+
+
+NOTICE_TAG = 32_768
+"""Keeps notices apart from all messages of ``exchange``, whose tags end below."""
 
 
 class MPITransport:
@@ -61,6 +66,8 @@ class MPITransport:
         self._side_channel: MPI.Intracomm | None = None
         self._others: list[MPITransport] = []
         self._whispered: list[MPI.Request] = []
+        self._notices: list[MPI.Request] = []
+        refuse_in_children(self)
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
@@ -169,6 +176,21 @@ class MPITransport:
             content = bytearray(status.Get_count(MPI.BYTE))
             self._side_channel.Recv((content, MPI.BYTE), status.Get_source())
         return status.Get_source(), bytes(content)
+
+    def leave_notice(self, peer: int, number: int) -> None:
+        with self._translated:
+            self._notices = [request for request in self._notices if not request.Test()]
+            self._notices.append(self._comm.Isend(np.array([number], np.int64), peer, NOTICE_TAG))
+
+    def read_notice(self, peer: int) -> int | None:
+        with self._translated:
+            return self.take_notice(peer) if self._comm.Iprobe(peer, NOTICE_TAG) else None
+
+    def take_notice(self, peer: int) -> int:
+        notice = np.zeros(1, np.int64)
+        with self._translated:
+            self._comm.Recv(notice, peer, NOTICE_TAG)
+        return int(notice[0])
 
     def close(self) -> None:
         for other in self._others:

@@ -1,0 +1,171 @@
+"""A rank that gossips with one that has ended, or waits for it elsewhere, gets an error, and so do all others."""
+
+import threading
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy_model import Worker
+from thread_engine import Coordinator, ThreadEngine
+
+from lentando.comm import neighbor_exchanges, world
+from lentando.comm.errors import MismatchError, SimulationError
+from lentando.comm.simulation import Compute, simulate
+from lentando.comm.testing import run_ranks
+from lentando.comm.topology import Complete, Ring
+from lentando.comm.transport import Transport
+from lentando.comm.transports.horovod import HorovodTransport
+from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+
+GOSSIP = {
+    "sgp": SGP(),
+    "ring": SGP(Ring()),
+    "complete": DPSGD(Complete()),
+    "dpsgd": DPSGD(),
+    "osgp": OSGP(),
+    "osgp 2": OSGP(staleness=2, deterministic=True),
+    "osgp 4": OSGP(staleness=4),
+}
+SAME = "the ranks are not about to do the same thing"
+
+
+def worker(transport: Transport, **settings: Any) -> Worker:
+    return Worker(transport, lambda rank, step, x: x + rank, np.ones(5), lambda step: 0.1, **settings)
+
+
+def program(transport: Transport, steps: Callable[[int], int], then: str = "", **settings: Any) -> None:
+    """Trains for as many steps as this rank is to, and ends."""
+    world.init()
+    trained = worker(transport, **settings)
+    trained.run(steps(transport.rank))
+    if transport.rank == transport.size - 1 and then == "evaluate":
+        with trained.replica.averaged():
+            pass
+    if transport.rank == transport.size - 1 and then == "another optimizer":
+        worker(transport, base=LocalSGD(), period=2)
+
+
+def errors(transport: Transport, **settings: Any) -> str:
+    """What the program ends with on this rank."""
+    with pytest.raises(MismatchError, match=SAME) as error, world.simulated_rank(transport):
+        program(transport, **settings)
+    return str(error.value)
+
+
+def last_has_fewer(rank: int, size: int) -> int:
+    return 6 if rank == size - 1 else 9
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 7])
+@pytest.mark.parametrize("period", [None, 4])
+@pytest.mark.parametrize("name", GOSSIP)
+def test_simulated_rank_that_ends_early_is_named(name: str, period: int | None, size: int) -> None:
+    run = partial(program, steps=partial(last_has_fewer, size=size), base=GOSSIP[name], period=period)
+    texts = []
+    for _ in range(2):
+        with pytest.raises(SimulationError, match=SAME) as error:
+            simulate(run, size, compute=Compute(1e-3, "exponential"))
+        assert isinstance(error.value.__cause__, MismatchError)
+        texts.append(str(error.value))
+    assert f"rank {size - 1}: has ended (shutdown, or the end of the program) after 6 gossip steps" in texts[0]
+    assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize("then", ["evaluate", "another optimizer"])
+@pytest.mark.parametrize("name", GOSSIP)
+def test_simulated_rank_that_goes_on_to_something_else_is_named(name: str, then: str) -> None:
+    run = partial(program, steps=partial(last_has_fewer, size=3), then=then, base=GOSSIP[name])
+    doing = {"evaluate": "evaluates the average of its model", "another optimizer": "wraps an optimizer"}[then]
+    with pytest.raises(SimulationError, match=f"rank 2: {doing}"):
+        simulate(run, 3)
+
+
+@pytest.mark.parametrize("name", GOSSIP)
+def test_time_in_a_simulation_is_what_it_was(name: str) -> None:
+    """Notices take none: programs whose ranks do the same end at the same moment with them and without."""
+
+    def run(transport: Transport) -> float:
+        trained = worker(transport, base=GOSSIP[name], period=4)
+        trained.run(9)
+        with trained.replica.averaged():
+            trained.model.load()
+        trained.run(3)
+        return transport.clock()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(neighbor_exchanges, "watch_neighbors", lambda *_: None)
+        expected = simulate(run, 4, compute=Compute(1e-3, "exponential"))
+    assert simulate(run, 4, compute=Compute(1e-3, "exponential")) == expected
+
+
+@pytest.mark.parametrize("name", ["sgp", "dpsgd", "osgp", "osgp 4"])
+def test_threads_all_get_the_same_error(name: str) -> None:
+    settings = {"base": GOSSIP[name], "steps": partial(last_has_fewer, size=3)}
+    texts = run_ranks(3, partial(errors, **settings), timeout_seconds=20)
+    assert len(set(texts)) == 1
+    assert "rank 2: has ended" in texts[0]
+
+
+@pytest.mark.parametrize("then", ["", "evaluate"])
+def test_ranks_over_horovod_all_get_the_same_error(then: str) -> None:
+    coordinator = Coordinator(3)
+    texts = [""] * 3
+
+    def run(rank: int) -> None:
+        transport = HorovodTransport(ThreadEngine(coordinator, rank))
+        texts[rank] = errors(transport, steps=partial(last_has_fewer, size=3), then=then, base=SGP())
+
+    threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert "rank 0: waits in gossip step 7 for a message of rank 2" in texts[0]
+    assert len(set(texts)) == 1
+
+
+def test_error_comes_where_another_optimizer_takes_its_steps() -> None:
+    """One rank is in the next average of gradients of one optimizer, another in gossip of the other."""
+
+    def two_models(transport: Transport) -> None:
+        averaging, gossiping = worker(transport, base=AllReduce()), worker(transport, base=SGP())
+        for step in range(9):
+            averaging.run(1)
+            gossiping.run(2 if transport.rank == 0 and step == 4 else 1)
+
+    with pytest.raises(MismatchError, match=f"{SAME}.* rank 1: averages the gradients"):
+        run_ranks(2, two_models, timeout_seconds=20)
+
+
+def test_ranks_that_do_the_same_are_left_alone_however_late_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They read each other's notices all the time, and none of them is one that concerns them."""
+    monkeypatch.setattr(neighbor_exchanges, "LOOK_SECONDS", 0.0)
+
+    def run(transport: Transport) -> float:
+        with world.simulated_rank(transport):
+            trained, other = worker(transport, base=OSGP(), period=4), worker(transport, base=DPSGD(Ring()))
+            for epoch in range(4):
+                trained.run(5 + epoch)
+                with trained.replica.averaged():
+                    threading.Event().wait(0.003 * transport.rank)
+                other.run(3)
+                trained.replica.consensus_distance()
+            world.shutdown()
+        return float(trained.model.x.sum())
+
+    first = run_ranks(4, run, timeout_seconds=30)
+    assert np.isfinite(first).all()
+
+
+def test_join_still_takes_uneven_data() -> None:
+    def run(transport: Transport) -> None:
+        with world.simulated_rank(transport):
+            world.init()
+            trained = worker(transport, base=SGP())
+            trained.run_joined(last_has_fewer(transport.rank, transport.size))
+
+    run_ranks(3, run, timeout_seconds=20)
+    simulate(run, 3)
