@@ -9,7 +9,8 @@ from lentando.comm.checks import check_choice, check_flag
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
-from lentando.comm.transport import Array, Background, Transport
+from lentando.comm.lending import lend
+from lentando.comm.transport import Array, Transport
 from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
 from lentando.optimizers.join import Share, mean_over_some
 from lentando.optimizers.words import UNSAID
@@ -191,10 +192,10 @@ class AllReduce:
         threads = 0
         if self.overlap and transport.size > 1 and all(is_on_host(buffer.array) for buffer in gradients):
             threads = THREADS
-        others = [transport.for_thread() for _ in range(threads) if isinstance(transport, Background)]
-        if not (background := [other for other in others if other is not None]):
+        loans = lend(transport, threads) if threads else []
+        if not loans:
             return _AveragedGradients(transport, gradients, self.algorithm)
-        buckets = Buckets(background, gradients, self.algorithm, self.bucket_bytes)
+        buckets = Buckets(loans, gradients, self.algorithm, self.bucket_bytes)
         return EarlyGradients(transport, gradients, self.algorithm, buckets)
 
 

@@ -16,8 +16,9 @@ import numpy as np
 
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
+from lentando.comm.lending import Loan
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.transport import Array, Traffic, Transport, shares_memory
+from lentando.comm.transport import Array, Traffic, shares_memory
 
 __all__ = ["ALL", "ALL_THERE_ARE", "NONE", "THREADS", "Buckets"]
 
@@ -34,16 +35,18 @@ class Buckets:
     """The buckets of one model.
 
     Args:
-        transports: of the same ranks, each for a thread of its own.
+        loans: of transports of the same ranks, each for a thread of its own; given back when this is garbage and its
+            threads have ended.
         gradients: of parameters, and behind them, which there are (``gradient_layouts``).
         algorithm: how each is averaged.
         bucket_bytes: of each but the first and the last.
     """
 
     def __init__(
-        self, transports: Sequence[Transport], gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
+        self, loans: Sequence[Loan], gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
     ) -> None:
-        self._transports = transports
+        self._loans = loans
+        self._transports = transports = [loan.transport for loan in loans]
         self._gradients = gradients
         self._memory = [FlatBuffer(own.layout, shared=shares_memory(transports[0])) for own in gradients]
         self._buckets: list[_Bucket] = []
@@ -64,6 +67,7 @@ class Buckets:
                     stop, names = start, []
         self._started = 0
         self._threads: list[_Thread] = []
+        finalize(self, _end, loans, self._threads)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -109,9 +113,7 @@ class Buckets:
 
     def _start_next(self) -> None:
         if not self._threads:
-            self._threads = [_Thread() for _ in self._transports]
-            for thread in self._threads:
-                finalize(self, thread.queue.put, None)
+            self._threads.extend(_Thread(loan) for loan in self._loans)
         bucket = self._buckets[self._started]
         bucket.started = True
         self._threads[self._started % len(self._threads)].queue.put(bucket)
@@ -145,13 +147,23 @@ class _Bucket:
 
 
 class _Thread:
-    """Averages buckets in the order in which they are put into its queue; None ends it."""
+    """Averages buckets in the order in which they are put into its queue; None ends it and gives its transport back."""
 
-    def __init__(self) -> None:
+    def __init__(self, loan: Loan) -> None:
         self.queue: SimpleQueue[_Bucket | None] = SimpleQueue()
-        threading.Thread(target=_run, args=(self.queue,), name="lentando-buckets", daemon=True).start()
+        threading.Thread(target=_run, args=(self.queue, loan), name="lentando-buckets", daemon=True).start()
 
 
-def _run(queue: "SimpleQueue[_Bucket | None]") -> None:
+def _run(queue: "SimpleQueue[_Bucket | None]", loan: Loan) -> None:
     while (bucket := queue.get()) is not None:
         bucket.average()
+    loan.give_back()
+
+
+def _end(loans: Sequence[Loan], threads: Sequence[_Thread]) -> None:
+    """The buckets are garbage: what was started is averaged to its end, for the other ranks wait for it."""
+    for thread in threads:
+        thread.queue.put(None)
+    if not threads:
+        for loan in loans:
+            loan.give_back()

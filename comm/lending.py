@@ -1,0 +1,71 @@
+"""Transports for threads, lent and given back: a job opens as many as are in use at once, and uses them again.
+
+To open or close one takes all ranks, and engines have only so many (MPICH some 2000 communicators). But an optimizer is
+dropped on each rank when Python's garbage collector finds it, in no common order. So giving back is no message, just a
+note, and the next who needs transports takes some that all ranks have noted as free.
+"""
+
+import gc
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from lentando.comm.transport import Background, Transport
+
+__all__ = ["Loan", "lend", "opened"]
+
+COLLECTED_FROM = 4
+"""With so many open and none free, it is worth looking for dropped optimizers that hold some before opening others."""
+
+
+class Loan:
+    """A transport for one thread.
+
+    Attributes:
+        transport: may be used until ``give_back``.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self.transport = transport
+        self.is_free = False
+
+    def give_back(self) -> None:
+        """Let others use the transport, whose messages are complete. Sends nothing; may come from any thread."""
+        self.is_free = True
+
+
+_opened: WeakKeyDictionary[Transport, list[Loan]] = WeakKeyDictionary()
+"""By the transport of the job; in the same order on all ranks."""
+
+
+def lend(transport: Transport, count: int) -> list[Loan]:
+    """Transports of the same ranks for so many threads; none if the engine lets one thread in only. Collective."""
+    if not isinstance(transport, Background):
+        return []
+    opened = _opened.setdefault(transport, [])
+    free = _free_everywhere(transport, opened)
+    if len(free) < count and len(opened) >= COLLECTED_FROM:
+        gc.collect()
+        free = _free_everywhere(transport, opened)
+    loans = free[:count]
+    while len(loans) < count:
+        other = transport.for_thread()
+        if other is None:
+            return []
+        loans.append(Loan(other))
+        opened.append(loans[-1])
+    for loan in loans:
+        loan.is_free = False
+    return loans
+
+
+def opened(transport: Transport) -> int:
+    """How many transports for threads a job has opened so far."""
+    return len(_opened.get(transport, []))
+
+
+def _free_everywhere(transport: Transport, opened: list[Loan]) -> list[Loan]:
+    if not opened:
+        return []
+    free = transport.allgather(np.array([loan.is_free for loan in opened], np.uint8)).min(axis=0)
+    return [loan for loan, is_free in zip(opened, free, strict=True) if is_free]
