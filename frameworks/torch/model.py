@@ -15,6 +15,7 @@ from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 from lentando.torch.description import describe_optimizer
+from lentando.torch.inner_optimizers import reset, states
 from lentando.torch.parameters import Parameters
 
 __all__ = ["TorchModel", "dense_gradient"]
@@ -191,24 +192,15 @@ class TorchModel:
             tensor.copy_(as_tensor(averaged[name]))
 
     def reset_optimizer(self) -> None:
-        # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's
-        # step count and bias correction, Rprop's step sizes, NAdam's product of momenta).
-        self.optimizer.state.clear()
-        if isinstance(self.optimizer, torch.optim.Adagrad):  # the one that makes its state at construction
-            for group in self.optimizer.param_groups:
-                for parameter in group["params"]:
-                    start = group["initial_accumulator_value"]
-                    self.optimizer.state[parameter] = {
-                        "step": torch.tensor(0.0),
-                        "sum": torch.full_like(parameter, start),
-                    }
+        reset(self.optimizer)
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
         """The base optimizer's floating-point tensors of a parameter's shape; its counters and scalars are left out."""
         return {
-            f"{name}.{key}": value
+            f"{name}.{path}{'.' if path else ''}{key}": value
+            for path, state in states(self.optimizer)
             for name, parameter in self._parameters.items()
-            for key, value in sorted(self.optimizer.state.get(parameter, {}).items())
+            for key, value in sorted(state.get(parameter, {}).items())
             if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == parameter.shape
         }
 

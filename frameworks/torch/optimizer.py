@@ -22,6 +22,7 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
+from lentando.torch.inner_optimizers import load_unchanged
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
 from lentando.torch.wrapped import WrappedOptimizer
@@ -233,7 +234,7 @@ class DistributedOptimizer(WrappedOptimizer):
                 "plain optimizer's state, load it into that optimizer before wrapping it"
             )
         self._replica.load_state_dict(to_plain(state_dict["lentando"]))
-        self._base_optimizer.load_state_dict({k: v for k, v in state_dict.items() if k != "lentando"})
+        load_unchanged(self._base_optimizer, {k: v for k, v in state_dict.items() if k != "lentando"})
         self._run_hooks("after load")
 
     def training(self) -> TorchTraining:

@@ -5,12 +5,14 @@ from typing import Any
 
 import torch
 
+from lentando.comm.errors import CheckpointError
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
+from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged
 from lentando.torch.layers import layers
 from lentando.torch.model import TorchModel
 
@@ -34,32 +36,67 @@ class TorchTraining:
         self._optimizer = model.optimizer
 
     def optimizer_state(self) -> OptimizerState:
+        packed = self._optimizer.state_dict()
+        _check_packed(self._optimizer, packed)
         tensors: dict[str, dict[str, Array]] = {}
-        others: dict[str, dict[str, Any]] = {}
-        names = self._model.names()
-        for parameter, state in self._optimizer.state.items():
-            others[names[parameter]] = other = {}
-            for key, value in state.items():
-                if _is_like(value, parameter):
-                    tensors.setdefault(key, {})[names[parameter]] = as_array(value.cpu())
-                else:
-                    other[key] = to_plain(value)
-        rest = {"parameters": others, "groups": to_plain(self._optimizer.state_dict()["param_groups"])}
+        rest = self._rest_of(self._optimizer, packed, "", tensors)
+        more = {key: to_plain(value) for key, value in packed.items() if key not in ("state", "param_groups")}
+        if more:
+            rest["more"] = more
+        if inner := inner_optimizers(self._optimizer):
+            rest["inner"] = {}
+            known = _tensors_in(packed)
+            for path, holder in inner.items():
+                own = holder.state_dict()
+                _check_packed(holder, own)
+                if not _tensors_in(own) <= known:  # otherwise they are in what the one that holds it gives, and loads
+                    rest["inner"][path] = self._rest_of(holder, own, f"{path}.", tensors)
         reading, obstacle = self._reading(tensors)
-        kind = type(self._optimizer).__name__
-        return OptimizerState(kind, tensors, rest, reading, obstacle, is_empty=not self._optimizer.state)
+        is_empty = not packed["state"] and not rest.get("inner")
+        return OptimizerState(type(self._optimizer).__name__, tensors, rest, reading, obstacle, is_empty)
 
     def check_optimizer_state(self, state: OptimizerState) -> None:
         """Of the same class, for the same parameters in the same groups: torch restores the settings too."""
+        inner = inner_optimizers(self._optimizer)
+        if inner and "inner" not in state.rest and not state.is_empty:
+            raise CheckpointError(
+                f"the checkpoint lacks what the {state.kind} keeps in the optimizers that it holds "
+                f"({', '.join(inner)}): it was written by an earlier version, which did not save that. Load with "
+                "optimizer_state='new' to begin with a fresh one"
+            )
+        saved_inner = state.rest.get("inner", {})
+        if unknown := sorted(saved_inner.keys() - inner.keys()):
+            raise CheckpointError(
+                f"the saved {state.kind} held an optimizer {unknown[0]!r}, which the one here does not hold: make it "
+                "as it was made then, or load with optimizer_state='new'"
+            )
+        names = set(self._model.names().values())
+        pairs = [(self._optimizer, state.rest), *((inner[path], rest) for path, rest in saved_inner.items())]
+        for holder, rest in pairs:
+            then = [len(group["params"]) for group in rest["groups"]]
+            now = [len(group["params"]) for group in holder.param_groups]
+            if then != now:
+                raise CheckpointError(
+                    f"the saved {state.kind} had parameter groups of {_counted(then)} parameters, the one here has "
+                    f"groups of {_counted(now)}: give it the same groups, or load with optimizer_state='new'"
+                )
+            if unknown := sorted(rest["parameters"].keys() - names):
+                raise CheckpointError(f"the saved {state.kind} keeps state of {unknown[0]!r}, which is not known here")
 
     def store_optimizer_state(self, state: OptimizerState) -> None:
-        by_parameter: dict[str, dict[str, Any]] = {
-            name: dict(to_torch(other)) for name, other in state.rest["parameters"].items()
+        inner = inner_optimizers(self._optimizer)
+        for holder in inner.values():
+            holder.state.clear()
+        # First those that are held: what holds them then sees to it that parameter groups are shared as they were.
+        saved_inner = state.rest.get("inner", {})
+        for path, rest in saved_inner.items():
+            self._load(inner[path], rest, _under(f"{path}.", state.tensors))
+        own = {
+            key: by_name
+            for key, by_name in state.tensors.items()
+            if not any(key.startswith(f"{path}.") for path in saved_inner)
         }
-        for key, by_name in state.tensors.items():
-            for name, array in by_name.items():
-                by_parameter[name][key] = as_tensor(array)
-        self._store(by_parameter, to_torch(state.rest["groups"]))
+        self._load(self._optimizer, state.rest, own)
 
     def check_neutral_state(self, state: NeutralState) -> None:
         state.check(type(self._optimizer).__name__, *self._rule())
@@ -103,13 +140,71 @@ class TorchTraining:
     def stopping(self, stop: SaveOnSignal) -> StopHandle:
         return stop
 
-    def _store(self, by_parameter: Mapping[str, dict[str, Any]], groups: list[dict[str, Any]]) -> None:
-        """Hand over to the optimizer, which numbers its parameters."""
-        numbered: dict[int, dict[str, Any]] = {}
-        number = 0
+    def _rest_of(
+        self,
+        holder: torch.optim.Optimizer,
+        packed: Mapping[str, Any],
+        prefix: str,
+        tensors: dict[str, dict[str, Array]],
+    ) -> dict[str, Any]:
+        """Add an optimizer's tensors to ``tensors``, by keys that begin with ``prefix``. Returns all else."""
+        names = self._names_by_number(holder, packed)
+        others: dict[str, dict[str, Any]] = {}
+        numbered: dict[str, Any] = {}
+        for number, state in packed["state"].items():
+            if number not in names or not isinstance(state, Mapping):
+                numbered[str(number)] = to_plain(state)
+                continue
+            name, parameter = names[number]
+            others[name] = other = {}
+            for key, value in state.items():
+                if _is_like(value, parameter):
+                    tensors.setdefault(f"{prefix}{key}", {})[name] = as_array(value.cpu())
+                else:
+                    other[key] = to_plain(value)
+        rest: dict[str, Any] = {"parameters": others, "groups": to_plain(packed["param_groups"])}
+        if numbered:
+            rest["other state"] = numbered
+        return rest
+
+    def _names_by_number(
+        self, holder: torch.optim.Optimizer, packed: Mapping[str, Any]
+    ) -> dict[Any, tuple[str, torch.Tensor]]:
+        """What the numbers in a packed state stand for: names and parameters."""
         names = self._model.names()
-        for group in self._optimizer.param_groups:
-            for parameter in group["params"]:
+        return {
+            number: (names[parameter], parameter)
+            for group, own in zip(packed["param_groups"], holder.param_groups, strict=True)
+            for number, parameter in zip(group["params"], own["params"], strict=True)
+            if parameter in names
+        }
+
+    def _load(
+        self, holder: torch.optim.Optimizer, rest: Mapping[str, Any], tensors: Mapping[str, Mapping[str, Array]]
+    ) -> None:
+        by_parameter: dict[str, dict[str, Any]] = {
+            name: dict(to_torch(other)) for name, other in rest["parameters"].items()
+        }
+        for key, by_name in tensors.items():
+            for name, array in by_name.items():
+                by_parameter[name][key] = as_tensor(array)
+        others = {_number(key): to_torch(value) for key, value in rest.get("other state", {}).items()}
+        self._store(by_parameter, to_torch(rest["groups"]), holder, others, to_torch(rest.get("more", {})))
+
+    def _store(
+        self,
+        by_parameter: Mapping[str, dict[str, Any]],
+        groups: list[dict[str, Any]],
+        holder: torch.optim.Optimizer | None = None,
+        others: Mapping[Any, Any] | None = None,
+        more: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Hand over to an optimizer, which numbers its parameters."""
+        holder = self._optimizer if holder is None else holder
+        numbered: dict[Any, Any] = dict(others or {})
+        names = self._model.names()
+        for group, own in zip(groups, holder.param_groups, strict=True):
+            for number, parameter in zip(group["params"], own["params"], strict=True):
                 if names[parameter] in by_parameter:
                     numbered[number] = {
                         key: torch.empty_like(parameter, dtype=value.dtype).copy_(value)  # in the parameter's strides
@@ -117,8 +212,7 @@ class TorchTraining:
                         else value
                         for key, value in by_parameter[names[parameter]].items()
                     }
-                number += 1
-        self._optimizer.load_state_dict({"state": numbered, "param_groups": groups})
+        load_unchanged(holder, {**(more or {}), "state": numbered, "param_groups": groups})
 
     def _rule(self) -> tuple[str | None, set[str]]:
         """What the optimizer follows, and what it keeps; as in ``torch.optim``'s documented formulas."""
@@ -153,3 +247,37 @@ class TorchTraining:
 
 def _is_like(value: Any, parameter: torch.Tensor) -> bool:
     return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == parameter.shape
+
+
+def _check_packed(holder: torch.optim.Optimizer, packed: Any) -> None:
+    there = isinstance(packed, Mapping) and isinstance(packed.get("state"), Mapping)
+    if not there or [len(group["params"]) for group in packed.get("param_groups", ())] != [
+        len(group["params"]) for group in holder.param_groups
+    ]:
+        raise CheckpointError(
+            f"{type(holder).__name__}.state_dict() is not what torch.optim documents: a dict with 'state' and the "
+            "'param_groups' that the optimizer has. It cannot be saved here"
+        )
+
+
+def _tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Which tensors a packed state holds for parameters: by address and length, as copies of a dict share them."""
+    return {
+        (value.data_ptr(), value.numel())
+        for state in packed["state"].values()
+        if isinstance(state, Mapping)
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def _under(prefix: str, tensors: Mapping[str, Mapping[str, Array]]) -> dict[str, Mapping[str, Array]]:
+    return {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
+
+
+def _number(key: str) -> Any:
+    return int(key) if key.lstrip("-").isdigit() else key
+
+
+def _counted(counts: Sequence[int]) -> str:
+    return ", ".join(map(str, counts))

@@ -1,0 +1,92 @@
+"""What a PyTorch optimizer keeps: in its own ``state``, and in optimizers that it holds (Lookahead, SAM)."""
+
+from collections.abc import Iterator, Mapping, MutableMapping
+from typing import Any
+
+import torch
+
+from lentando.comm.errors import ConfigurationError
+
+__all__ = ["inner_optimizers", "load_unchanged", "reset", "states"]
+
+
+def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
+    """The optimizers that this one holds as attributes, and theirs, by path: ``{"base_optimizer": ...}``."""
+    found: dict[str, torch.optim.Optimizer] = {}
+    seen = {id(optimizer)}
+
+    def walk(outer: torch.optim.Optimizer, path: str) -> None:
+        for name, value in vars(outer).items():
+            if isinstance(value, torch.optim.Optimizer) and id(value) not in seen:
+                seen.add(id(value))
+                found[f"{path}{name}"] = value
+                walk(value, f"{path}{name}.")
+
+    walk(optimizer, "")
+    return found
+
+
+def states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, MutableMapping[Any, Any]]]:
+    """The ``state`` of an optimizer and of those that it holds, each once, with its path ("" for its own)."""
+    seen: set[int] = set()
+    for path, holder in ({"": optimizer} | inner_optimizers(optimizer)).items():
+        if id(holder.state) not in seen:
+            seen.add(id(holder.state))
+            yield path, holder.state
+
+
+def reset(optimizer: torch.optim.Optimizer) -> None:
+    """Put the state back to that of an optimizer that has taken no step.
+
+    Raises:
+        ConfigurationError: if it keeps state where this cannot reach it.
+    """
+    # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's step
+    # count and bias correction, Rprop's step sizes, NAdam's product of momenta).
+    holders = [optimizer, *inner_optimizers(optimizer).values()]
+    for holder in holders:
+        holder.state.clear()
+    if not type(optimizer).__module__.startswith("torch.optim."):
+        left = optimizer.state_dict().get("state")
+        if left:
+            raise ConfigurationError(
+                f"base_buffers='reset': a {type(optimizer).__name__} keeps state elsewhere than in its attribute "
+                "'state' and in optimizers that it holds, so it cannot be made new here. Use base_buffers='maintain'"
+            )
+    for holder in holders:
+        if isinstance(holder, torch.optim.Adagrad):  # the one that makes its state at construction
+            for group in holder.param_groups:
+                for parameter in group["params"]:
+                    start = group["initial_accumulator_value"]
+                    holder.state[parameter] = {"step": torch.tensor(0.0), "sum": torch.full_like(parameter, start)}
+
+
+def load_unchanged(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
+    """As ``optimizer.load_state_dict``, but what it keeps in another dtype than its parameter's stays in that.
+
+    Parameter groups that an optimizer shares with one that it holds stay shared.
+    """
+    inner = inner_optimizers(optimizer)
+    sharing = [holder for holder in inner.values() if holder.param_groups is optimizer.param_groups]
+    optimizer.load_state_dict(dict(state_dict))
+    for holder in sharing:
+        if holder.param_groups is not optimizer.param_groups:  # it has loaded into that one, and kept its own list
+            optimizer.param_groups = holder.param_groups
+    numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    for number, parameter in zip(numbers, parameters, strict=True):
+        saved = state_dict["state"].get(number)
+        if not isinstance(saved, Mapping):
+            continue
+        for _, state in states(optimizer):
+            loaded = state.get(parameter)
+            if isinstance(loaded, dict):
+                for key, value in saved.items():
+                    now = loaded.get(key)
+                    if (
+                        isinstance(value, torch.Tensor)
+                        and isinstance(now, torch.Tensor)
+                        and now.dtype != value.dtype
+                        and now.shape == value.shape
+                    ):
+                        loaded[key] = value.to(device=now.device, copy=True)
