@@ -14,7 +14,7 @@ from lentando.optimizers.framework import Framework
 from lentando.optimizers.optimizer_description import check_same_optimizer
 from lentando.optimizers.settings import Settings
 
-__all__ = ["check_equal"]
+__all__ = ["check_equal", "check_equal_hyperparameters"]
 
 
 def check_equal(transport: Transport, framework: Framework, given: Settings, settings: Settings) -> int:
@@ -54,6 +54,19 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
         f"the models differ between ranks. First difference: {first_difference(described)}. Build the same model, "
         "with the same parameter groups, on every rank"
     )
+
+
+def check_equal_hyperparameters(transport: Transport, framework: Framework) -> None:
+    """Collective, when parameter groups have been added: their hyperparameters, without learning rates.
+
+    Raises:
+        MismatchError: on every rank, with the hyperparameter and the ranks that differ in it.
+    """
+    optimizer = framework.describe_optimizer().as_plain(with_rates=False)
+    own = fingerprint([framework.name, optimizer])
+    if (transport.allgather(np.array([own], np.int64)) != own).any():
+        everyone = allgather_object(transport, [framework.name, optimizer])
+        check_same_optimizer([name for name, _ in everyone], [described for _, described in everyone])
 
 
 def _check_same_method(methods: Sequence[str]) -> None:

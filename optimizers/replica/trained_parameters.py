@@ -27,6 +27,7 @@ from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.rest_of_model import take_over
+from lentando.optimizers.same_model import check_equal_hyperparameters
 from lentando.optimizers.timing import Timing
 
 __all__ = ["Change", "TrainedParameters"]
@@ -112,6 +113,7 @@ class TrainedParameters:
         plan = self.plan
         framework = plan.framework
         assert isinstance(framework, ChangingFramework)
+        check_equal_hyperparameters(plan.transport, framework)
         self.timing.pause()
         plan.drain()
         before, known = self._layouts(), framework.known

@@ -161,3 +161,13 @@ def test_unequal_numbers_of_steps_on_one_schedule_are_no_difference(caplog: pyte
             train(optimizer, model, 1)
             schedule.step()
     assert not warned(caplog)
+
+
+def test_hyperparameters_of_a_group_that_is_added_are_compared() -> None:
+    model = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 1))
+    base = torch.optim.SGD(model[0].parameters(), lr=1e-3, momentum=0.5)
+    optimizer = lt.DistributedOptimizer(base, model=model, base=lt.LocalSGD(), period=2)
+    train(optimizer, model, 2)
+    momentum = 0.1 if is_last() else 0.5
+    with refused(r"the base optimizers differ between ranks. momentum: .*0.5; .*0.5, 0.1 \(by parameter group\)"):
+        optimizer.add_param_group({"params": model[1].parameters(), "momentum": momentum})
