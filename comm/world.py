@@ -20,6 +20,7 @@ from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError,
 from lentando.comm.forked import is_forked
 from lentando.comm.joining import join_seconds, patiently
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
+from lentando.comm.launcher_variables import check_is_rank, hide_variables, mark_rank
 from lentando.comm.notices import exchanges_begun
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
@@ -54,6 +55,8 @@ LAST_WORDS_SECONDS = 1.0
 
 _TRANSPORTS = ("horovod", "mpi", "nccl", "single")
 _current: Transport | None = None
+_hidden: dict[str, str] = {}
+"""Variables that ``init`` has taken out of the environment."""
 
 
 @dataclass
@@ -74,7 +77,9 @@ class _Seat:
 _seat: ContextVar[_Seat | None] = ContextVar("lentando_seat", default=None)
 
 
-def init(comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = False) -> None:
+def init(
+    comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = False, hide_launcher: bool = False
+) -> None:
     """Join the job that mpirun, horovodrun or srun started; a program started alone becomes a world of 1.
 
     From here on, an exception that ends this rank ends the whole job with a non-zero status, and the normal end of the
@@ -85,9 +90,13 @@ def init(comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = Fal
             of whose ranks calls ``init``; or any ``Transport``. All ranks of the job by default.
         elastic: when the process of a rank dies (is killed, runs out of memory), the others go on without it, from
             then on with ``rank()`` and ``size()`` of those that live. Needs Open MPI 5 under ``mpirun --with-ft ulfm``.
+        hide_launcher: take the variables by which a launcher numbers its ranks (``OMPI_COMM_WORLD_SIZE``, ``RANK`` and
+            the like) out of the environment until ``shutdown()``. Libraries that would start torch.distributed because
+            of them, such as Accelerate, then train this rank's model as if it were alone, and Lentando averages.
 
     Raises:
-        LaunchError: if the launcher promised a world that the transport does not see.
+        LaunchError: if the launcher promised a world that the transport does not see, or this process is no rank: it
+            was started by one, and has inherited the launcher's variables.
         ConfigurationError: if ``LENTANDO_TRANSPORT``, ``LENTANDO_LOG_LEVEL`` or ``LENTANDO_STALL_SECONDS`` is none of
             the legal answers, or this job cannot be elastic.
     """
@@ -105,6 +114,10 @@ def init(comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = Fal
     if elastic:
         _check_elastic(joined)
     _current = joined
+    if not isinstance(joined, SingleTransport):
+        mark_rank(os.environ)
+    if hide_launcher:
+        _hidden.update(hide_variables(os.environ))
     if level is not None:
         _log_to_stderr(level, _current.rank)
     _log.info("rank %d of %d over %s", _current.rank, _current.size, _current.name)
@@ -141,6 +154,8 @@ def shutdown() -> None:
     if seat is None:
         end_inspection()
         _current = None
+        os.environ.update(_hidden)
+        _hidden.clear()
     else:
         seat.current = None
     leaving.close()
@@ -238,6 +253,8 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = 
     if forced == "single" and comm is None:
         return SingleTransport()
     launch = detect_launch()
+    if launch is not None and comm is None:
+        check_is_rank(os.environ, launch)
     alone = launch is None or (not launch.mpi and launch.size == 1)
     if comm is None and forced is None and alone and not _mpi_is_initialized():
         return SingleTransport()  # without loading MPI: a laptop need not have one
