@@ -114,7 +114,7 @@ def init(
     if elastic:
         _check_elastic(joined)
     _current = joined
-    if not isinstance(joined, SingleTransport):
+    if not isinstance(comm, Transport) and not isinstance(joined, SingleTransport) and detect_launch() is not None:
         mark_rank(os.environ)
     if hide_launcher:
         _hidden.update(hide_variables(os.environ))

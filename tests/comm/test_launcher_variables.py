@@ -137,7 +137,7 @@ def test_programs_that_ranks_start_do_not_wait_for_a_job_that_is_not_theirs(tmp_
     launcher.need()
     program = tmp_path / "program.py"
     program.write_text(PROGRAM)
-    job = launcher.run(2, str(program), timeout_seconds=100)
+    job = launcher.run(2, str(program), timeout_seconds=100, environment={MARK: None})
     assert job.status == 0, job.output
     assert job.output.count("STATUSES [1, 0, 1]") == 2, job.output
     assert job.output.count("ALONE 1") == 2, job.output
