@@ -92,3 +92,34 @@ def test_two_threads_never_get_each_others_sums() -> None:
         thread.join(30)
     assert not any(thread.is_alive() for thread in threads)
     assert not wrong
+
+
+def test_an_optimizer_in_one_thread_and_collectives_in_another_never_mix() -> None:
+    model = torch.nn.Linear(300, 100)
+    optimizer = lt.DistributedOptimizer(torch.optim.SGD(model.parameters(), 0.1), model=model)
+    outcomes: dict[str, list[float] | None] = {}
+
+    def train() -> None:
+        for _ in range(10):
+            optimizer.zero_grad()
+            (model(torch.ones(1, 300)).sum() * (lt.rank() + 1)).backward()
+            optimizer.step()
+        outcomes["gradients"] = model.bias.grad.unique().tolist()  # type: ignore[union-attr]
+
+    def reduce() -> None:
+        outcomes["sums"] = [lt.allreduce(lt.rank() + 1, op=lt.Sum, name="beside") for _ in range(20)]
+
+    def until_mismatch(function: Any) -> None:
+        try:
+            function()
+        except lt.MismatchError:
+            return
+
+    threads = [threading.Thread(target=until_mismatch, args=(each,), daemon=True) for each in (train, reduce)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(40)
+    assert not any(thread.is_alive() for thread in threads)
+    assert outcomes.get("gradients", [(lt.size() + 1) / 2]) == [(lt.size() + 1) / 2]
+    assert set(outcomes.get("sums", [])) <= {lt.size() * (lt.size() + 1) / 2}  # type: ignore[arg-type]
