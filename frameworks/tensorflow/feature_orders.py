@@ -21,7 +21,7 @@ from lentando.tensorflow.orders import (
     merged,
     plain_value,
 )
-from lentando.tensorflow.tracing import Functions
+from lentando.tensorflow.tracing import Functions, sublayers
 
 __all__ = ["FeatureOrders"]
 
@@ -139,7 +139,8 @@ class FeatureOrders:
             return [plain_value(_lengths(tensor)) for tensor in tensors]
         if values and len(tensors) == 1:
             return [self._output(layer, values, tensors[0])]
-        return [plain_value(_lengths(tensor)) if _same(values) else _unknown(tensor) for tensor in tensors]
+        is_same = _same(values) and not _hides_layers(layer, values)
+        return [plain_value(_lengths(tensor)) if is_same else _unknown(tensor) for tensor in tensors]
 
     def _output(self, layer: Any, values: list[Value], tensor: Any) -> Value:
         """What a layer or an operation with one output makes of values: a table of those that are known."""
@@ -151,7 +152,7 @@ class FeatureOrders:
         if isinstance(layer, ELEMENTWISE) or name in UNARY:
             return value
         if isinstance(layer, SPATIAL):
-            return self._spatial(layer, value, lengths)
+            return self._spatial(layer, value, lengths, tensor)
         if isinstance(layer, GLOBAL_POOLING):
             return _reduced(value, _places(len(value.axes), layer.data_format), lengths)
         if isinstance(layer, L.Flatten):
@@ -168,7 +169,7 @@ class FeatureOrders:
         if name in REDUCTIONS and layer.axis is not None:
             axes = layer.axis if isinstance(layer.axis, list | tuple) else [layer.axis]
             return _reduced(value, [_axis(axis, len(value.axes)) for axis in axes], lengths)
-        if _same(values):
+        if _same(values) and not _hides_layers(layer, values):
             return plain_value(lengths)  # PyTorch does the same with the same
         if name == "GetItem" and value.make_plain():
             return Value(tuple(map(Order.plain, lengths)), (0,) if len(lengths) == 1 else None)
@@ -190,7 +191,7 @@ class FeatureOrders:
             self._takes(layer, value.axes[-1])
             return Value(value.axes, value.after_features_last)
         if isinstance(layer, L.MultiHeadAttention):
-            plain = [own.axes[-1].make_plain() for own in values]
+            plain = [own.make_plain() for own in values]
             self._takes(layer, Order.plain(None) if all(plain) else Order.unknown(None))
             return Value((*value.axes[:-1], Order.plain(lengths[-1])), value.after_features_last)
         if isinstance(layer, L.Embedding):
@@ -206,21 +207,25 @@ class FeatureOrders:
     def _made(self, layer: Any, length: int | None) -> Order:
         return self.outputs.setdefault(id(layer), Order(length))
 
-    def _spatial(self, layer: Any, value: Value, lengths: list[int | None]) -> Value:
+    def _spatial(self, layer: Any, value: Value, lengths: list[int | None], tensor: Any) -> Value:
         self.has_maps = True
         channels = 0 if layer.data_format == "channels_first" else len(lengths) - 1
         axes = list(map(Order.plain, lengths))
+        is_mixed = any(axis.segments() is not None and not axis.make_plain() for axis in _without(value.axes, channels))
         if isinstance(layer, CONVOLUTIONS):
-            self._takes(layer, _certain(value.axes[channels], len(lengths)))
+            known = Order.unknown(None) if is_mixed else _certain(value.axes[channels], len(lengths))
+            self._takes(layer, known)
+        elif is_mixed:  # neighbours here are no neighbours in PyTorch
+            return _unknown(tensor)
         else:
             axes[channels] = value.axes[channels]
         return Value(tuple(axes), map_layout(len(lengths), layer.data_format), is_map=True)
 
     def _recurrent(self, layer: Any, values: list[Value]) -> None:
         inner = (layer.forward_layer, layer.backward_layer) if isinstance(layer, L.Bidirectional) else (layer,)
-        states = [value.make_plain() for value in values[1:]]
+        plain = [*(axis.make_plain() for axis in values[0].axes[:-1]), *(value.make_plain() for value in values[1:])]
         for own in inner:
-            self._takes(own, values[0].axes[-1] if all(states) else Order.unknown(None))
+            self._takes(own, values[0].axes[-1] if all(plain) else Order.unknown(None))
 
     def _reshaped(self, value: Value, lengths: list[int | None], tensor: Any) -> Value:
         plain = tuple(map(Order.plain, lengths))
@@ -307,6 +312,17 @@ def _certain(order: Order, rank: int) -> Order:
 def _same(values: Sequence[Value]) -> bool:
     same = [value.make_same() for value in values]
     return all(same)
+
+
+def _hides_layers(layer: Any, values: Sequence[Value]) -> bool:
+    """Whether this is the user's own code that could not be followed: feature maps may come and go in it."""
+    if isinstance(layer, L.Lambda):
+        return any(len(value.axes) > 1 for value in values)
+    return isinstance(layer, L.Layer) and (not type(layer).__module__.startswith("keras.") or bool(sublayers(layer)))
+
+
+def _without(axes: Sequence[Order], number: int) -> list[Order]:
+    return [axis for place, axis in enumerate(axes) if place != number]
 
 
 def _is_operation(layer: Any) -> bool:

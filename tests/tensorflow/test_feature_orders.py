@@ -440,6 +440,33 @@ def in_another_order() -> tuple[Any, nn.Module]:
     return second, nn.ModuleList([nn.Linear(4, 24), nn.Conv2d(4, 2, 2), nn.GRU(4, 2), nn.Linear(6, 2)])
 
 
+def places_in_another_order() -> tuple[Any, nn.Module]:
+    """A convolution over the elements of a flattened map: its neighbours are others in PyTorch."""
+    own = [L.Conv2D(4, 2), L.Flatten(), L.Reshape((80, 1)), L.Conv1D(2, 3), L.GlobalMaxPooling1D(), L.Dense(2)]
+    return keras.Sequential([keras.Input(IMAGE), *own]), nn.ModuleList(
+        [nn.Conv2d(2, 4, 2), nn.Conv1d(1, 2, 3), nn.Linear(2, 2)]
+    )
+
+
+class HiddenBlock(L.Layer):
+    """Flattens a map that it makes of a sequence, out of sight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = L.Conv1D(4, 2)
+
+    def call(self, x: Any) -> Any:
+        return tf.reshape(self.conv(x), (-1, 20))
+
+    def compute_output_shape(self, shape: Any) -> Any:
+        return (shape[0], 20)
+
+
+def within_a_layer() -> tuple[Any, nn.Module]:
+    second = keras.Sequential([keras.Input((6, 3)), HiddenBlock(), L.Dense(2)])
+    return second, nn.ModuleList([nn.Conv1d(3, 4, 2), nn.Linear(20, 2)])
+
+
 @pytest.mark.parametrize(
     ("make", "side", "layer"),
     [
@@ -447,6 +474,8 @@ def in_another_order() -> tuple[Any, nn.Module]:
         (with_features_last, "input", "dense"),
         (by_a_function, "input", "dense"),
         (in_another_order, "output", "dense"),
+        (places_in_another_order, "input", "convolution"),
+        (within_a_layer, "input", "dense"),
     ],
 )
 def test_what_cannot_be_known_is_refused(make: Any, side: str, layer: str) -> None:

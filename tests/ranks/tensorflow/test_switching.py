@@ -45,7 +45,7 @@ class Reader(nn.Module):
         super().__init__()
         self.words, self.places = nn.Embedding(WORDS, SIZE), nn.Embedding(STEPS, SIZE)
         layer = nn.TransformerEncoderLayer(SIZE, 2, 8, dropout=0.0, batch_first=True)
-        self.encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.encoder = nn.TransformerEncoder(layer, 1, enable_nested_tensor=False)
         self.gru = nn.GRU(SIZE, 3, batch_first=True)
         self.conv = nn.Conv2d(2, 3, 2)
         self.out = nn.Linear(3 + 18, 2)
@@ -76,7 +76,7 @@ def encoder_layer(x: Any) -> Any:
 
 def keras_reader() -> Any:
     words, images = keras.Input((STEPS,), dtype="int32"), keras.Input(IMAGE)
-    x = encoder_layer(encoder_layer(Places()(L.Embedding(WORDS, SIZE)(words))))
+    x = encoder_layer(Places()(L.Embedding(WORDS, SIZE)(words)))
     seen = L.Flatten()(L.Conv2D(3, 2, activation="tanh")(images))
     return keras.Model([words, images], L.Dense(2)(L.Concatenate()([L.GRU(3)(x), seen])))
 
@@ -227,3 +227,59 @@ def test_two_biases_become_one_and_two_again(base: str, shared_path: Path, caplo
     for key in ("momentum_buffer",) if base == "sgd" else ("exp_avg", "exp_avg_sq"):
         for name, array in run.state(key).items():
             assert_allclose(back.state(key)[name], array, rtol=1e-12, atol=1e-15, err_msg=f"{key} of {name}")
+
+
+class Normalized(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(2, 3, 2)
+        self.one, self.two, self.out = nn.BatchNorm2d(3), nn.BatchNorm2d(3), nn.Linear(3, 2)
+
+    def forward(self, words: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+        x = self.two(self.one(self.conv(images.permute(0, 3, 1, 2))))
+        result: torch.Tensor = self.out(x.mean((2, 3)))
+        return result
+
+
+def keras_normalized(**settings: Any) -> Any:
+    words, images = keras.Input((STEPS,), dtype="int32"), keras.Input(IMAGE)
+    x = L.BatchNormalization(**settings)(L.BatchNormalization(**settings)(L.Conv2D(3, 2)(images)))
+    return keras.Model([words, images], L.Dense(2)(L.GlobalAveragePooling2D()(x)))
+
+
+def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any) -> None:
+    lt.save(shared_path, TorchRun("slowmo", "sgd", model=Normalized).optimizer)
+    alike = KerasRun("slowmo", "sgd", model=lambda: keras_normalized(epsilon=1e-5, momentum=0.9))
+    ltf.load(shared_path, alike.optimizer)
+    assert "BatchNorm" not in caplog.text
+    assert "batch norm" not in caplog.text
+    run = KerasRun("slowmo", "sgd", model=keras_normalized)
+    mapping = ltf.Mapping.between(lt.layers(Normalized()), ltf.layers(run.model))
+    for given in (None, ltf.Mapping(mapping.rules.values())):
+        caplog.clear()
+        ltf.load(shared_path, run.optimizer, given)
+        warnings = [record.getMessage() for record in caplog.records if "was loaded into" in record.getMessage()]
+        assert len(warnings) == (lt.rank() == 0)
+        for warning in warnings:
+            first, second = warning.splitlines()[1:]
+            assert first.startswith("- epsilon of batch norm: 1e-05 in 'one', 0.001 in 'batch_norm")
+            assert first.endswith(", and so in 1 more")
+            assert second.startswith("- momentum of batch norm: 0.1 in 'one', 0.01")
+
+
+def test_layers_that_cannot_cross_are_refused_with_a_mapping_to_start_from(shared_path: Path) -> None:
+    lt.save(shared_path, TorchRun("slowmo", "sgd", model=Recurrent).optimizer)
+
+    def other() -> Any:
+        words, images = keras.Input((STEPS,), dtype="int32"), keras.Input(IMAGE)
+        x = L.Embedding(WORDS, 3)(words)
+        return keras.Model([words, images], L.Dense(2)(L.RNN(L.LSTMCell(4))(x)))
+
+    run = KerasRun("slowmo", "sgd", seed=1, model=other)
+    before = [variable.numpy() for variable in run.model.weights]
+    with pytest.raises(
+        ltf.CheckpointError, match="(?s)lstm 'lstm' but RNN 'rnn.*lt.Rule.'words.weight', 'embedding/embed"
+    ):
+        ltf.load(shared_path, run.optimizer)
+    for variable, value in zip(run.model.weights, before, strict=True):
+        assert_array_equal(variable.numpy(), value)
