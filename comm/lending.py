@@ -6,6 +6,7 @@ note, and the next who needs transports takes some that all ranks have noted as 
 """
 
 import gc
+import time
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -14,8 +15,12 @@ from lentando.comm.transport import Background, Transport
 
 __all__ = ["Loan", "lend", "opened"]
 
-COLLECTED_FROM = 4
+COLLECTED_FROM = 2
 """With so many open and none free, it is worth looking for dropped optimizers that hold some before opening others."""
+
+
+ENDING_SECONDS = 1.0
+"""How long to wait for threads that are about to give back."""
 
 
 class Loan:
@@ -23,15 +28,17 @@ class Loan:
 
     Attributes:
         transport: may be used until ``give_back``.
+        is_free: whether it has been given back.
+        is_ending: whether it will be given back as soon as what its thread has begun is complete.
     """
 
     def __init__(self, transport: Transport) -> None:
         self.transport = transport
-        self.is_free = False
+        self.is_free = self.is_ending = False
 
     def give_back(self) -> None:
         """Let others use the transport, whose messages are complete. Sends nothing; may come from any thread."""
-        self.is_free = True
+        self.is_free, self.is_ending = True, False
 
 
 _opened: WeakKeyDictionary[Transport, list[Loan]] = WeakKeyDictionary()
@@ -46,6 +53,9 @@ def lend(transport: Transport, count: int) -> list[Loan]:
     free = _free_everywhere(transport, opened)
     if len(free) < count and len(opened) >= COLLECTED_FROM:
         gc.collect()
+        until = time.monotonic() + ENDING_SECONDS
+        while any(loan.is_ending for loan in opened) and time.monotonic() < until:
+            time.sleep(0.001)
         free = _free_everywhere(transport, opened)
     loans = free[:count]
     while len(loans) < count:

@@ -155,8 +155,8 @@ class Transport(Protocol):
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         """Combine ``array`` over all ranks, in place, by the engine's own all-reduce.
 
-        Every rank ends with the same bits. In a minimum or maximum NaN wins, and -0 is less than +0, whatever the
-        engine does by itself: see ``lentando.comm.extremes``.
+        Every rank ends with the same bits. Sums of integers wrap around, as NumPy's do. In a minimum or maximum NaN
+        wins, and -0 is less than +0, whatever the engine does by itself: see ``lentando.comm.extremes``.
         """
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -162,8 +162,11 @@ def _run(queue: "SimpleQueue[_Bucket | None]", loan: Loan) -> None:
 
 def _end(loans: Sequence[Loan], threads: Sequence[_Thread]) -> None:
     """The buckets are garbage: what was started is averaged to its end, for the other ranks wait for it."""
-    for thread in threads:
-        thread.queue.put(None)
-    if not threads:
+    if threads:
+        for loan in loans:
+            loan.is_ending = True
+        for thread in threads:
+            thread.queue.put(None)
+    else:
         for loan in loans:
             loan.give_back()

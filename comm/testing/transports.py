@@ -249,6 +249,7 @@ class _TransportCheck:
 
     def allreduce(self) -> None:
         functions: dict[ReduceOp, Any] = {"sum": np.add, "min": np.minimum, "max": np.maximum}
+        size = self.transport.size
         for op, function in functions.items():
             for dtype in (np.float32, np.float64, np.int64, np.int32):
                 for shape in ((7,), (2, 3), (0,)):
@@ -260,6 +261,12 @@ class _TransportCheck:
                     self.same(array, expected, f"an allreduce ({op}) of {np.dtype(dtype)}, shape {shape}")
         for op in ("min", "max"):
             self.extremes(op)
+        for integers in (np.dtype(np.uint8), np.dtype(np.int16), np.dtype(np.int32)):
+            largest = np.full((size, 100), np.iinfo(integers).max, integers)
+            array = self.put(largest[0].copy())
+            self.transport.allreduce(array)
+            expected = largest.sum(axis=0, dtype=integers)
+            self.same(to_host(array), expected, f"an allreduce (sum) of {integers} beyond its largest number")
         total = self.numbers(self.transport.rank)
         self.transport.allreduce(total)
         expected = np.sum([self.numbers(rank) for rank in range(self.transport.size)], axis=0, dtype=np.float32)

@@ -178,6 +178,16 @@ class KeepingNaNWhereItIs(LosingNaN):
             array[np.isnan(own)] = np.nan
 
 
+class Saturating(ThreadTransport):
+    """As Open MPI's sums of short integers, which stop at the largest one where vectors are added."""
+
+    def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
+        before = array.copy()
+        super().allreduce(array, op)
+        if op == "sum" and array.dtype == np.uint8:
+            array[array < before] = 255
+
+
 class WithNaNOfEachRank(ThreadTransport):
     """NaN everywhere, with other bits on each rank."""
 
@@ -270,6 +280,7 @@ class InventingNotices(ThreadTransport):
         (Averaging, "an allreduce (sum)"),
         (LosingNaN, "with NaN on rank 0: expected NaN"),
         (KeepingNaNWhereItIs, "with NaN on rank 0: expected NaN"),
+        (Saturating, "an allreduce (sum) of uint8 beyond its largest number"),
         (WithNaNOfEachRank, "the ranks ended with different bits"),
         (WithoutSignsOfZero, "a zero has the wrong sign"),
         (WithoutBarrier, "barrier returned before rank"),

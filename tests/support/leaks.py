@@ -27,8 +27,9 @@ from lentando.comm.objects import allgather_object, broadcast_object
 
 LEAST_TURNS = 6
 """However short the time is: every kind of wrapper once, and a checkpoint."""
-ALLOWED = {"memory_bytes": (4 * 2**20, 0.01), "mappings": (2, 0.02)}
-"""By name of what is held, how much more there may be, in all and as a share: allocators keep more or less."""
+ALLOWED = {"memory_bytes": (4 * 2**20, 0.01), "mappings": (2, 0.02), "communicators": (16, 0.0)}
+"""By name of what is held, how much more there may be, in all and as a share: allocators keep more or less, and a pool
+of communicators grows once more where one more wrapper lives at the same time."""
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,10 @@ class MPITransport:
             ordered = to_ordered(array, op)
             self._reduce(ordered, op)
             from_ordered(ordered, array)
+        elif op == "sum" and array.dtype.kind in "iu" and array.dtype.itemsize < 4:
+            wide = array.astype(np.int32)  # Open MPI's own sums of short integers wrap around for some elements only
+            self._reduce(wide, op)
+            array[...] = wide.astype(array.dtype)
         else:
             self._reduce(array, op)
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)

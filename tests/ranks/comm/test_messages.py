@@ -27,10 +27,10 @@ def test_objects_of_different_length_are_gathered_by_rank(transport: Transport) 
 
 def test_object_that_cannot_travel_is_an_error_on_every_rank(transport: Transport) -> None:
     root = transport.size - 1
-    with pytest.raises(ConfigurationError, match=f"on rank {root}: the object is a set"):
-        broadcast_object(transport, {1}, root)
-    with pytest.raises(ConfigurationError, match=f"on rank {root}: the object is a set"):
-        allgather_object(transport, {1} if transport.rank == root else 1)
+    with pytest.raises(ConfigurationError, match=f"on rank {root}: the object is a type"):
+        broadcast_object(transport, int, root)
+    with pytest.raises(ConfigurationError, match=f"on rank {root}: the object is a type"):
+        allgather_object(transport, int if transport.rank == root else 1)
 
 
 def test_all_ranks_learn_the_same(transport: Transport) -> None:
