@@ -60,9 +60,11 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
     """Combine ``array`` over all ranks, in place; equal to the bit on every rank afterwards.
 
     Args:
-        array: contiguous; equal shape and dtype on all ranks. float16 and bfloat16 are summed in float32.
-        op: ``Average`` (floating point only), ``Sum``, ``Min`` or ``Max``. For booleans, ``Min`` says whether all ranks
-            have True there, ``Max`` whether any has, and the others are refused.
+        array: contiguous; equal shape and dtype on all ranks. float16 and bfloat16 are summed in float32, complex
+            numbers as pairs of real ones.
+        op: ``Average`` (floating point and complex only), ``Sum``, ``Min`` or ``Max`` (not of complex numbers). For
+            booleans, ``Min`` says whether all ranks have True there, ``Max`` whether any has, and the others are
+            refused.
         name: compared between ranks, and shown in messages.
 
     Raises:
@@ -78,13 +80,21 @@ def allreduce(array: Array, op: Op = Average, name: str | None = None) -> None:
                 "to integers or floating point to count"
             )
         array = array.view(np.uint8)
+    described = _described(array)
+    if array.dtype.kind == "c":
+        if op in (Min, Max):
+            raise ConfigurationError(
+                f"{op.name} of {array.dtype}: complex numbers have no order. Use op=Sum or op=Average, or combine "
+                "magnitudes or real and imaginary parts"
+            )
+        array = array.reshape(-1).view(array.real.dtype)  # pairs of real numbers
     accumulator_dtype(array.dtype)
     if op is Average and not is_floating(array.dtype):
         raise ConfigurationError(
             f"Average of {array.dtype} is not of that dtype: use op=Sum, or convert to floating point"
         )
 
-    call = _Call(world, "allreduce", [*_described(array), op.value], name)
+    call = _Call(world, "allreduce", [*described, op.value], name)
 
     def attempt() -> None:
         call.agree()

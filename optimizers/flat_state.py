@@ -54,7 +54,7 @@ def _carried_over_flat(
     saved: dict[str, Any], new: dict[str, Any], before: Sequence[FlatLayout], after: Sequence[FlatLayout]
 ) -> dict[str, Any]:
     places = {
-        entry.name: (number, offset)
+        (entry.name, entry.size): (number, offset)
         for number, layout in enumerate(before)
         for entry, offset in zip(layout.entries, layout.offsets, strict=True)
     }
@@ -67,8 +67,9 @@ def _carried_over_flat(
         start = 0 if new["starts"] is None else new["starts"][number]
         for entry, offset in zip(layout.entries, layout.offsets, strict=True):
             first, last = max(offset, start), min(offset + entry.size, start + carried.size)
-            if first < last and entry.name in places:
-                source, shift = places[entry.name][0], places[entry.name][1] - offset
+            if first < last and (entry.name, entry.size) in places:
+                source, place = places[entry.name, entry.size]
+                shift = place - offset
                 carried[first - start : last - start] = saved["flat"][source][first + shift : last + shift]
         arrays.append(carried)
     return flat_state(arrays, new["starts"])

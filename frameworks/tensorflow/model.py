@@ -66,6 +66,11 @@ class KerasModel:
             if number >= len(variables) and (not tensor.dtype.is_floating or id(tensor) in frozen):
                 self._rest[name] = tensor
                 continue
+            if tensor.dtype.is_complex:  # trained, for complex weights that are not were left aside above
+                raise ConfigurationError(
+                    f"variable {name!r} is trained and of {tensor.dtype.name}, which Keras optimizers are not made for: "
+                    "keep its real and imaginary parts as two variables, and join them by tf.complex where it is used"
+                )
             group = 0 if number < len(variables) else None
             entries.append(Entry(name, tuple(tensor.shape), tensor.dtype.name, group))
         self._mapping = mapping or Mapping(Rule(name, name) for name in by_name)

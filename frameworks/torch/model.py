@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
+from itertools import chain
 from math import nan
 from typing import Literal, TypeAlias
 
@@ -16,7 +17,18 @@ from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 from lentando.torch.description import describe_optimizer
 from lentando.torch.inner_optimizers import reset, states
+from lentando.torch.not_averaged import Unaveraged, parts_of, store_parts
 from lentando.torch.parameters import Parameters
+from lentando.torch.wrappable import (
+    AVERAGED,
+    address,
+    as_real,
+    check_parameters,
+    check_sendable,
+    check_separate,
+    is_averaged,
+    writable,
+)
 
 __all__ = ["TorchModel", "dense_gradient"]
 
@@ -61,6 +73,7 @@ class TorchModel:
         self.optimizer = optimizer
         self.module = model
         self._trained = Parameters(optimizer, model, named_parameters)
+        self._unaveraged = Unaveraged()
         layouts = self.next_layouts()
         device = _device(self._parameters)
         self._kind_of_memory = device, _place(device, takes_device_arrays, staged), shares_memory
@@ -76,11 +89,13 @@ class TorchModel:
         self._memory = [_Memory(layout, *self._kind_of_memory) for layout in layouts]
         self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
+        self._is_resized = False
         self._bind()
-        self.known = frozenset(entry.name for layout in layouts for entry in layout.entries) | self._rest().keys()
+        rest = (parts_of(name, tensor) for name, tensor in self._rest().items())
+        self.known = frozenset(entry.name for layout in layouts for entry in layout.entries).union(*rest)
 
     def has_changed(self) -> bool:
-        return self._trained.have_changed()
+        return self._is_resized or self._trained.have_changed()
 
     def next_layouts(self) -> list[FlatLayout]:
         trainable, _, group_of = self._trained.found()
@@ -91,8 +106,15 @@ class TorchModel:
         clash = sorted(statistics.keys() & group_of.keys())
         if clash:
             raise ConfigurationError(f"parameters and buffers must have different names, both have {clash}")
+        check_parameters(trainable)
+        if self.module is not None:
+            check_separate(trainable, chain(self.module.named_parameters(), self.module.named_buffers()))
+        else:
+            check_separate(trainable, ())
         _device(trainable)
-        entries = [_entry(name, parameter, group_of[name]) for name, parameter in trainable.items()]
+        # Those of complex numbers come first, so that each number lies at a multiple of its own size.
+        in_order = sorted(trainable.items(), key=lambda item: not item[1].is_complex())
+        entries = [_entry(name, parameter, group_of[name]) for name, parameter in in_order]
         return build_layouts([*entries, *(_entry(name, buffer, None) for name, buffer in statistics.items())])
 
     def change_layout(self) -> None:
@@ -138,24 +160,30 @@ class TorchModel:
         return _Gradients(self._parameters, self._memory)
 
     def not_averaged(self) -> Mapping[str, Array]:
-        return {name: as_array(tensor.cpu()) for name, tensor in self._rest().items()}
+        arrays: dict[str, Array] = {}
+        for name, tensor in self._rest().items():
+            check_sendable(name, tensor)
+            arrays |= {part: as_array(own.cpu()) for part, own in parts_of(name, tensor).items()}
+        return arrays
 
     def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
-        rest = self._rest()
+        given = {name: as_tensor(array) for name, array in tensors.items()}
         with torch.no_grad():
-            for name, array in tensors.items():
-                rest[name].copy_(as_tensor(array))
+            for name, tensor in self._rest().items():
+                store_parts(name, tensor, given)
+        self._unaveraged.note(self._rest())
 
     def _rest(self) -> dict[str, torch.Tensor]:
         """Frozen parameters and integer buffers."""
         rest = dict(self._trained.frozen)
         if self.module is not None:
             averaged = {entry.name for memory in self._memory for entry in memory.layout.entries}
-            for name, tensor in self.module.state_dict().items():
+            for name, tensor in self.module.state_dict(keep_vars=True).items():
                 if name not in averaged and isinstance(tensor, torch.Tensor):
-                    rest[name] = tensor.detach()
-        homes = set(self._homes.values())  # tied parameters are in the state dict under each of their names
-        return {name: tensor for name, tensor in rest.items() if tensor.data_ptr() not in homes}
+                    # What is written to a detached sparse tensor does not reach the one that it was detached from.
+                    rest[name] = tensor.detach() if tensor.layout is torch.strided else tensor
+        homes = set(self._homes.values()) - {0}  # tied parameters are in the state dict under each of their names
+        return {name: tensor for name, tensor in rest.items() if address(tensor) not in homes}
 
     def names(self) -> dict[torch.Tensor, str]:
         """The optimizer's parameters, trainable or frozen, with their names."""
@@ -166,17 +194,36 @@ class TorchModel:
         statistics = self._statistics()
         for memory in self._memory:
             for number, entry in enumerate(memory.layout.entries):
-                if entry.group is None:
+                if entry.group is None and self._has_its_shape(entry, statistics):
                     memory.view(number, statistics[entry.name]).copy_(statistics[entry.name])
             memory.load()
+        self._unaveraged.warn_of_changes(self._rest)
 
     def store(self) -> None:
         statistics = self._statistics()
         for memory in self._memory:
             memory.store()
             for number, entry in enumerate(memory.layout.entries):
-                if entry.group is None:
-                    statistics[entry.name].copy_(memory.view(number, statistics[entry.name]))
+                if entry.group is None and self._has_its_shape(entry, statistics):
+                    statistic = statistics[entry.name]
+                    own = writable(statistic)
+                    own.copy_(memory.view(number, statistic)[tuple(map(slice, own.shape))])
+
+    def _has_its_shape(self, entry: Entry, statistics: Mapping[str, torch.Tensor]) -> bool:
+        """Whether a statistic still has the shape that is laid out. Else it is laid out anew before the next round.
+
+        Raises:
+            ConfigurationError: if it is gone.
+        """
+        found = statistics.get(entry.name)
+        if found is None:
+            raise ConfigurationError(
+                f"buffer {entry.name!r}, which is averaged, is no longer in the model, or now has no average: "
+                "change the model first, wrap after that"
+            )
+        has = tuple(found.shape) == entry.shape
+        self._is_resized = self._is_resized or not has
+        return has
 
     def learning_rates(self) -> Sequence[float]:
         return [nan if (rate := group.get("lr")) is None else float(rate) for group in self.optimizer.param_groups]
@@ -185,11 +232,11 @@ class TorchModel:
         return describe_optimizer(self.optimizer)
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
-        return {name: as_array(tensor.cpu()) for name, tensor in self._state_tensors().items()}
+        return {name: as_array(as_real(tensor).cpu()) for name, tensor in self._state_tensors().items()}
 
     def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
         for name, tensor in self._state_tensors().items():
-            tensor.copy_(as_tensor(averaged[name]))
+            as_real(tensor).copy_(as_tensor(averaged[name]))
 
     def reset_optimizer(self) -> None:
         reset(self.optimizer)
@@ -201,17 +248,20 @@ class TorchModel:
             for path, state in states(self.optimizer)
             for name, parameter in self._parameters.items()
             for key, value in sorted(state.get(parameter, {}).items())
-            if isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == parameter.shape
+            if isinstance(value, torch.Tensor) and value.dtype in AVERAGED and value.shape == parameter.shape
         }
 
     def _statistics(self) -> dict[str, torch.Tensor]:
-        """The model's floating-point buffers that are part of its state. Asked anew each time: modules replace them."""
+        """The model's buffers that are averaged: the floating-point and complex ones that are part of its state.
+
+        Complex ones as real numbers. Asked for each time, for modules replace them.
+        """
         if self.module is None:
             return {}
         return {
-            name: buffer.detach()
+            name: as_real(buffer.detach())
             for name, buffer in self.module.named_buffers()
-            if name in self._saved_names and buffer.is_floating_point()
+            if name in self._saved_names and is_averaged(buffer)
         }
 
     def _check_unchanged(self) -> None:
@@ -263,6 +313,8 @@ class _Memory:
         # A view of the flat tensor would have the whole of it as its storage. Through DLPack, on every device and for
         # every dtype, comes a tensor whose storage begins and ends where the entry does.
         part = from_dlpack(self.flat[start : start + entry.size])
+        if like.is_complex():
+            return torch.view_as_complex(part.view(entry.shape))
         return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
 
     def load(self) -> None:
@@ -344,7 +396,8 @@ def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
 
 
 def _entry(name: str, tensor: torch.Tensor, group: int | None) -> Entry:
-    order = "C"
+    """A tensor as the flat buffers know it: a complex one as pairs of real numbers, along a last axis."""
+    tensor, order = as_real(tensor), "C"
     if not tensor.is_contiguous() and group is not None:
         for memory_format in (torch.channels_last, torch.channels_last_3d):
             if tensor.is_contiguous(memory_format=memory_format):

@@ -15,6 +15,7 @@ from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
 from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged
 from lentando.torch.layers import layers
 from lentando.torch.model import TorchModel
+from lentando.torch.wrappable import AVERAGED, as_real
 
 __all__ = ["TorchTraining"]
 
@@ -159,7 +160,7 @@ class TorchTraining:
             others[name] = other = {}
             for key, value in state.items():
                 if _is_like(value, parameter):
-                    tensors.setdefault(f"{prefix}{key}", {})[name] = as_array(value.cpu())
+                    tensors.setdefault(f"{prefix}{key}", {})[name] = as_array(as_real(value).cpu())
                 else:
                     other[key] = to_plain(value)
         rest: dict[str, Any] = {"parameters": others, "groups": to_plain(packed["param_groups"])}
@@ -206,12 +207,8 @@ class TorchTraining:
         for group, own in zip(groups, holder.param_groups, strict=True):
             for number, parameter in zip(group["params"], own["params"], strict=True):
                 if names[parameter] in by_parameter:
-                    numbered[number] = {
-                        key: torch.empty_like(parameter, dtype=value.dtype).copy_(value)  # in the parameter's strides
-                        if _is_like(value, parameter)
-                        else value
-                        for key, value in by_parameter[names[parameter]].items()
-                    }
+                    saved = by_parameter[names[parameter]].items()
+                    numbered[number] = {key: _in_strides_of(parameter, value) for key, value in saved}
         load_unchanged(holder, {**(more or {}), "state": numbered, "param_groups": groups})
 
     def _rule(self) -> tuple[str | None, set[str]]:
@@ -246,7 +243,7 @@ class TorchTraining:
 
 
 def _is_like(value: Any, parameter: torch.Tensor) -> bool:
-    return isinstance(value, torch.Tensor) and value.is_floating_point() and value.shape == parameter.shape
+    return isinstance(value, torch.Tensor) and value.dtype in AVERAGED and value.shape == parameter.shape
 
 
 def _check_packed(holder: torch.optim.Optimizer, packed: Any) -> None:
@@ -281,3 +278,12 @@ def _number(key: str) -> Any:
 
 def _counted(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts))
+
+
+def _in_strides_of(parameter: torch.Tensor, value: Any) -> Any:
+    """What was saved of an optimizer's state: a tensor of the parameter's shape gets its memory order, too."""
+    if isinstance(value, torch.Tensor) and parameter.is_complex() and value.shape == (*parameter.shape, 2):
+        value = torch.view_as_complex(value)
+    if not _is_like(value, parameter):
+        return value
+    return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

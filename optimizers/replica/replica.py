@@ -11,7 +11,7 @@ from lentando.comm.elastic import enlist
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport, VirtualTime
 from lentando.optimizers.base_algorithms import InnerSteps
-from lentando.optimizers.framework import Framework
+from lentando.optimizers.framework import ChangingFramework, Framework
 from lentando.optimizers.join import StepAlong
 from lentando.optimizers.non_finite import NonFinite
 from lentando.optimizers.period import needs_loss
@@ -253,6 +253,12 @@ class Replica:
             progress.is_joined = progress.has_ended = False
         self.stop_if_agreed(automatic=False)
 
+    def _look_at_buffers(self) -> None:
+        """Notice buffers that were resized since the ranks last communicated, for ``follow_changes`` to follow."""
+        framework = self._plan.framework
+        if isinstance(framework, ChangingFramework):
+            framework.load()
+
     def follow_changes(self) -> None:
         """Train what the model and the optimizer now ask to be trained. Collective if that has changed.
 
@@ -274,6 +280,7 @@ class Replica:
 
         Collective: every rank enters.
         """
+        self._look_at_buffers()
         self.follow_changes()
         return self._evaluation.averaged()
 
@@ -342,6 +349,7 @@ class Replica:
         doing = "saves" if event is Event.SAVE else "loads"
         if self._progress.is_in_step:
             raise ConfigurationError(f"this rank {doing} a checkpoint in the middle of a step: do so between steps")
+        self._look_at_buffers()
         self.follow_changes()
         self._messages.agree(event, f"{doing} a checkpoint of")
 

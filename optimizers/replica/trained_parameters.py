@@ -59,7 +59,7 @@ class Change:
             for names, what in ((self.joined, "trained from now on"), (self.left, "no longer trained"))
             if names
         ]
-        return " and ".join(said) or "other parameter groups"
+        return " and ".join(said) or "other parameter groups, or buffers of other shapes"
 
 
 @dataclass

@@ -1,0 +1,159 @@
+"""Which tensors of a model can be averaged. Others are named, in place of an error from inside PyTorch."""
+
+from collections.abc import Iterable, Mapping
+from itertools import pairwise
+
+import torch
+from torch.nn.parameter import is_lazy
+
+from lentando.comm.errors import ConfigurationError
+
+__all__ = [
+    "AVERAGED",
+    "address",
+    "as_real",
+    "check_parameters",
+    "check_sendable",
+    "check_separate",
+    "is_averaged",
+    "writable",
+]
+
+AVERAGED = frozenset(
+    {
+        torch.float16,
+        torch.bfloat16,
+        torch.float32,
+        torch.float64,
+        torch.complex32,
+        torch.complex64,
+        torch.complex128,
+    }
+)
+"""Dtypes that have an average here; complex numbers as pairs of real ones."""
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """The same memory as real numbers: a complex tensor gets one more axis, of length 2. No other changes."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def is_averaged(buffer: torch.Tensor) -> bool:
+    """Whether a model's buffer is averaged at outer steps. Integers, float8 and sparse ones are left as they are."""
+    is_dense = buffer.layout is torch.strided and not buffer.is_quantized and not buffer.is_conj()
+    return buffer.dtype in AVERAGED and is_dense and bool(address(buffer) or not buffer.numel())
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Where its memory begins, 0 if it has none of its own."""
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, ValueError):  # sparse tensors, wrappers, parameters of lazy modules
+        return 0
+
+
+def check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
+    """Whether the trainable parameters can be averaged.
+
+    Raises:
+        ConfigurationError: for the first that cannot, with its name, the reason, and what to do.
+    """
+    for name, parameter in parameters.items():
+        reason = _obstacle(parameter)
+        if reason is None and parameter.dtype not in AVERAGED:
+            reason = (
+                f"it is of {parameter.dtype}, which has no average here. Keep trained parameters in float16, bfloat16, "
+                "float32 or float64 and convert them where they are used, or freeze it"
+            )
+        if reason is None and _overlaps_itself(parameter):
+            reason = (
+                "several of its elements share one place in memory (it was expanded). Make it a parameter with memory "
+                "of its own, by .clone() or .contiguous(), or expand it where it is used"
+            )
+        if reason is not None:
+            raise ConfigurationError(f"parameter {name!r} cannot be averaged: {reason}")
+
+
+def check_sendable(name: str, tensor: torch.Tensor) -> None:
+    """Whether a tensor that is not averaged can be taken over from rank 0 and saved.
+
+    Raises:
+        ConfigurationError: if not, with its name, the reason, and what to do.
+    """
+    reason = None if tensor.layout is not torch.strided else _obstacle(tensor)
+    if reason is not None:
+        raise ConfigurationError(f"the model's {name!r} can be neither taken over from rank 0 nor saved: {reason}")
+
+
+def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Whether the trainable parameters have memory that nothing else of the model uses.
+
+    They move into flat memory, and would no longer share anything from then on.
+
+    Args:
+        trained: trainable parameters by name.
+        others: the model's other tensors; those that are trained as well, under another name, are passed over.
+
+    Raises:
+        ConfigurationError: for the first two that share memory without being one parameter.
+    """
+    known = {id(parameter) for parameter in trained.values()}
+    named = [*trained.items(), *(pair for pair in others if id(pair[1]) not in known)]
+    dense = [(name, t) for name, t in named if address(t) and t.numel() and _is_dense(t)]
+    dense.sort(key=lambda pair: address(pair[1]))
+    for (name, tensor), (other_name, other) in pairwise(dense):
+        end = address(tensor) + tensor.numel() * tensor.element_size()
+        if tensor is not other and tensor.device == other.device and address(other) < end:
+            if name not in trained and other_name not in trained:
+                continue
+            raise ConfigurationError(
+                f"{name!r} and {other_name!r} share memory without being one parameter, so that they would come apart: "
+                "tie them by assigning the parameter itself (model.b = model.a), or give one of them memory of its own "
+                "(.clone())"
+            )
+
+
+def writable(tensor: torch.Tensor) -> torch.Tensor:
+    """A tensor without the repetitions of expanded axes, so that it can be written to."""
+    for axis, (length, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
+        if step == 0 and length > 1:
+            tensor = tensor.narrow(axis, 0, 1)
+    return tensor
+
+
+def _obstacle(tensor: torch.Tensor) -> str | None:
+    """Why there is nothing that could be sent, and what to do, or None."""
+    if is_lazy(tensor):
+        return "its module is lazy and has not seen an input. Pass a batch through the model before wrapping"
+    if tensor.is_meta:
+        return (
+            "it is on the meta device, without memory. Make the model real first (model.to_empty(device=...), and "
+            "initialize or load it)"
+        )
+    if tensor.layout is not torch.strided:
+        return f"it is sparse ({tensor.layout}). Use a dense parameter, or freeze it"
+    if tensor.is_quantized:
+        return "it is quantized. Wrap before converting to integers: fake quantization can be trained"
+    if tensor.numel() and not address(tensor):
+        kind = type(tensor.data if type(tensor) is torch.nn.Parameter else tensor).__name__
+        advice = "Every rank must hold a whole replica"
+        if kind == "DTensor":
+            advice += ": leave out fully_shard (FSDP2) and tensor parallelism, or use them without this optimizer"
+        return f"it is a {kind}, which has no memory of its own. {advice}"
+    return None
+
+
+def _is_dense(tensor: torch.Tensor) -> bool:
+    """Whether its elements fill the memory from its first to its last one, each once."""
+    expected = 1
+    for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1:
+            if step != expected:
+                return False
+            expected *= length
+    return True
+
+
+def _overlaps_itself(tensor: torch.Tensor) -> bool:
+    extent = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > extent
