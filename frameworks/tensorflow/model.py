@@ -68,7 +68,7 @@ class KerasModel:
                 continue
             if tensor.dtype.is_complex:  # trained, for complex weights that are not were left aside above
                 raise ConfigurationError(
-                    f"variable {name!r} is trained and of {tensor.dtype.name}, which Keras optimizers are not made for: "
+                    f"variable {name!r} is trained and of {tensor.dtype.name}, which Keras optimizers cannot step: "
                     "keep its real and imaginary parts as two variables, and join them by tf.complex where it is used"
                 )
             group = 0 if number < len(variables) else None

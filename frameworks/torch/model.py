@@ -27,7 +27,7 @@ from lentando.torch.wrappable import (
     check_sendable,
     check_separate,
     is_averaged,
-    writable,
+    write,
 )
 
 __all__ = ["TorchModel", "dense_gradient"]
@@ -205,9 +205,7 @@ class TorchModel:
             memory.store()
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is None and self._has_its_shape(entry, statistics):
-                    statistic = statistics[entry.name]
-                    own = writable(statistic)
-                    own.copy_(memory.view(number, statistic)[tuple(map(slice, own.shape))])
+                    write(statistics[entry.name], memory.view(number, statistics[entry.name]))
 
     def _has_its_shape(self, entry: Entry, statistics: Mapping[str, torch.Tensor]) -> bool:
         """Whether a statistic still has the shape that is laid out. Else it is laid out anew before the next round.

@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from lentando.torch.wrappable import as_real, writable
+from lentando.torch.wrappable import as_real, write
 
 __all__ = ["Unaveraged", "parts_of", "store_parts"]
 
@@ -49,8 +49,7 @@ def store_parts(name: str, tensor: torch.Tensor, given: Mapping[str, torch.Tenso
             getattr(tensor, method)().copy_(given[f"{name}.{method}"])
         tensor.values().copy_(_like(given[f"{name}.values"], tensor.dtype))
         return
-    own = writable(tensor)
-    own.copy_(_like(given[name], tensor.dtype)[tuple(map(slice, own.shape))])
+    write(tensor, _like(given[name], tensor.dtype))
 
 
 class Unaveraged:

@@ -16,7 +16,7 @@ __all__ = [
     "check_sendable",
     "check_separate",
     "is_averaged",
-    "writable",
+    "write",
 ]
 
 AVERAGED = frozenset(
@@ -40,8 +40,9 @@ def as_real(tensor: torch.Tensor) -> torch.Tensor:
 
 def is_averaged(buffer: torch.Tensor) -> bool:
     """Whether a model's buffer is averaged at outer steps. Integers, float8 and sparse ones are left as they are."""
-    is_dense = buffer.layout is torch.strided and not buffer.is_quantized and not buffer.is_conj()
-    return buffer.dtype in AVERAGED and is_dense and bool(address(buffer) or not buffer.numel())
+    if buffer.dtype not in AVERAGED or buffer.layout is not torch.strided or buffer.is_conj():
+        return False
+    return bool(address(buffer)) or not buffer.numel()
 
 
 def address(tensor: torch.Tensor) -> int:
@@ -113,12 +114,13 @@ def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[s
             )
 
 
-def writable(tensor: torch.Tensor) -> torch.Tensor:
-    """A tensor without the repetitions of expanded axes, so that it can be written to."""
-    for axis, (length, step) in enumerate(zip(tensor.shape, tensor.stride(), strict=True)):
-        if step == 0 and length > 1:
-            tensor = tensor.narrow(axis, 0, 1)
-    return tensor
+def write(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy values of its shape into a tensor, which may be expanded: its elements along such an axis are one."""
+    if 0 in tensor.stride():
+        for axis, step in enumerate(tensor.stride()):
+            if step == 0 and tensor.shape[axis] > 1:
+                tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+    tensor.copy_(values)
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
