@@ -42,6 +42,7 @@ from lentando.optimizers.outer_sgd import OuterSGD
 from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
 from lentando.optimizers.slow_momentum import SlowMomentum
 from lentando.tensorflow.callbacks import (
+    AveragedModelCallback,
     BroadcastGlobalVariablesCallback,
     LentandoCallback,
     MetricAverageCallback,
@@ -67,6 +68,7 @@ __all__ = [
     "AdaptivePeriod",
     "AllReduce",
     "Average",
+    "AveragedModelCallback",
     "BipartiteExponential",
     "BroadcastGlobalVariablesCallback",
     "CheckpointError",

@@ -14,11 +14,13 @@ from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array
 from lentando.optimizers.canonical import canonical_places
 from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.fixed_state import FixedState
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_array, as_tensor
 from lentando.tensorflow.description import describe_optimizer
+from lentando.tensorflow.fixed_state import adapted_layers, finalize, fixed_state
 from lentando.tensorflow.names import layers_of, names_of
 from lentando.tensorflow.state_variables import native
 
@@ -38,6 +40,9 @@ class KerasModel:
         variables: that it trains.
         model: whose floating-point statistics (of BatchNorm) are averaged with them.
         mapping: from the names and axes that all ranks use, where those are another framework's, to this model's.
+
+    Attributes:
+        is_in_graph: whether a graph of the model is running, which goes on with what its layers computed with before.
     """
 
     name = "tensorflow"
@@ -58,7 +63,9 @@ class KerasModel:
         others = [] if model is None else [v for v in model.weights if id(native(v)) not in trained]
         self.names = names_of([*variables, *others], model)[: len(variables)]
         by_name = dict(zip(names_of([*variables, *others], model), [*variables, *others], strict=True))
-        frozen = _frozen(model)
+        self._model = model
+        self._adapted = adapted_layers(model)
+        frozen = _frozen(model) | {id(native(v)) for layer in self._adapted for v in layer.weights}
         entries = []
         self._rest = {}
         for number, (name, variable) in enumerate(by_name.items()):
@@ -73,6 +80,7 @@ class KerasModel:
                 )
             group = 0 if number < len(variables) else None
             entries.append(Entry(name, tuple(tensor.shape), tensor.dtype.name, group))
+        self._has_mapping = mapping is not None
         self._mapping = mapping or Mapping(Rule(name, name) for name in by_name)
         self._places = {place.entry.name: place for place in canonical_places(self._mapping, entries)}
         layouts = build_layouts(place.entry for place in self._places.values())
@@ -82,6 +90,7 @@ class KerasModel:
         self.variables = [native(by_name[name]) for name in self._own_names]
         self._numbers = {id(variable): number for number, variable in enumerate(self.variables)}
         self._held: Sequence[Any] | None = None
+        self.is_in_graph = False
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:
@@ -121,6 +130,12 @@ class KerasModel:
         for name, rule in self._mapping.rules.items():
             if rule.source in tensors:
                 self._rest[name].assign(as_tensor(rule.apply(tensors[rule.source])))
+        if self._model is not None and not self.is_in_graph:
+            finalize(self._model, self._adapted)
+
+    def fixed_state(self) -> FixedState:
+        """Of the layers. Not compared beside other frameworks, which have no such layers."""
+        return [] if self._has_mapping else fixed_state(self._model)
 
     def names_by_id(self) -> dict[int, str]:
         """What every ``tf.Variable`` is called, by its ``id``."""

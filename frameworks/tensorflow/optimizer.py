@@ -25,6 +25,7 @@ from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.description import describe_optimizer
+from lentando.tensorflow.fixed_state import check_synchronized
 from lentando.tensorflow.forwarding import ForwardsSettings
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
@@ -158,6 +159,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         # Not in the graph that is being traced, which would do it at every step.
         with nullcontext() if tf.executing_eagerly() else tf.init_scope():
             variables = list(variables)
+            check_synchronized(self._hidden.model, self._world.size)
             shared = shares_memory(self._world)
             self._model = KerasModel(self._base, variables, self._hidden.model, self._mapping, shared)
             if self._world.rank == 0:
@@ -340,7 +342,9 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
 
     def _make(self) -> Replica:
         if self._made is None:
+            self._model.is_in_graph = self.built
             self._made = Replica(self._world, self._model, self._settings)
+            self._model.is_in_graph = False
         return self._made
 
     def _step(self, pairs: Pairs, loss: Any | None) -> None:

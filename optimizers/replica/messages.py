@@ -9,6 +9,7 @@ from lentando.comm.array_module import to_host
 from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
 from lentando.comm.elastic import is_elastic, transaction
 from lentando.comm.transport import as_bytes
+from lentando.optimizers.fixed_state import fixed_state_of
 from lentando.optimizers.non_finite import NonFinite
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
@@ -59,6 +60,9 @@ class Messages:
                 if part.group is not None:
                     elements = to_host(buffer.array[part.start : part.stop])
                     self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
+        if state := fixed_state_of(self._plan.framework):
+            values = [sorted(part.items()) for _, part in state]  # names of layers may differ
+            self._start_checksum = crc32(repr(values).encode(), self._start_checksum)
 
     def forget_start(self) -> None:
         """It has been compared, or is another one."""

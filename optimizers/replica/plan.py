@@ -9,6 +9,7 @@ from lentando.comm.flat import describe
 from lentando.comm.transport import Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.constants import Constants
+from lentando.optimizers.fixed_state import check_fixed_state
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.rest_of_model import take_over
@@ -108,6 +109,7 @@ class Plan:
         self.constants.note(framework.buffers)
         framework.store()
         framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
+        check_fixed_state(transport, framework)
         self.base = self._bind()
         if settings.period is not None:
             self.outer = self._outer_step()
