@@ -38,6 +38,7 @@ class Event(IntEnum):
     STOP = 9
     CHANGE = 10
     GOSSIP = 11
+    RESTART = 12
 
 
 _WORDS = {
@@ -53,6 +54,7 @@ _WORDS = {
     Event.STOP: "a look at whether a rank was told to stop",
     Event.CHANGE: "a change of which parameters are trained",
     Event.GOSSIP: "a gossip step",
+    Event.RESTART: "restart() of an optimizer",
 }
 _WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND, Event.STEP, Event.STOP)
 """Control messages at fixed steps of an optimizer. A rank that comes to one has begun all exchanges of that optimizer
@@ -81,6 +83,7 @@ class Control:
         finite: false if this rank has found values of its own that are not finite.
         stopping: true if this rank was told to stop.
         early: what of this rank's gradients its buckets hold; see ``lentando.optimizers.buckets``.
+        weights_set: true if the program has set weights of this rank that training has not reached by itself.
     """
 
     event: Event
@@ -99,6 +102,7 @@ class Control:
     finite: bool = True
     stopping: bool = False
     early: int = 0
+    weights_set: bool = False
 
 
 _COMPARED = ("event", "round", "step", "subject")
@@ -125,6 +129,7 @@ class Agreement:
         non_finite: ranks that have found values of their own that are not finite.
         stopping: ranks that were told to stop.
         early: the least of what any rank's buckets hold.
+        weights_set: ranks whose weights the program has set.
     """
 
     loss: float
@@ -141,6 +146,7 @@ class Agreement:
     non_finite: list[int]
     stopping: list[int]
     early: int
+    weights_set: list[int]
 
 
 def what_is_compared(control: Control) -> tuple[int, ...]:
@@ -203,6 +209,7 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
         non_finite=[int(rank) for rank in np.flatnonzero(columns["finite"] == 0)],
         stopping=[int(rank) for rank in np.flatnonzero(columns["stopping"])],
         early=int(columns["early"].min()),
+        weights_set=[int(rank) for rank in np.flatnonzero(columns["weights_set"])],
     )
 
 

@@ -6,6 +6,7 @@ from typing import Protocol, runtime_checkable
 from lentando.comm.flat import FlatBuffer, FlatLayout
 from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
+from lentando.optimizers.weight_watch import WeightWatch
 
 __all__ = ["ChangingFramework", "Framework"]
 
@@ -19,10 +20,12 @@ class Framework(Protocol):
             the transport takes device arrays (``lentando.comm.transport.DeviceArrays``).
         gradients: gradients of the parameters, flat, one buffer per dtype; asked for only by base algorithms that
             average gradients.
+        watch: notices parameters that the program sets between steps.
     """
 
     name: str
     buffers: Sequence[FlatBuffer]
+    watch: WeightWatch
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:

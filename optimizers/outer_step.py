@@ -68,10 +68,14 @@ class OuterStep:
 
         self._shards = [_Shard(buffer, reduction(buffer), rule, self._constants) for buffer in buffers]
 
-    def restart(self) -> None:
-        """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins."""
+    def restart(self, forget_momentum: bool = False) -> None:
+        """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins.
+
+        Args:
+            forget_momentum: the rule's momentum begins again at zero.
+        """
         for shard in self._shards:
-            shard.restart()
+            shard.restart(forget_momentum)
 
     def replan(self) -> None:
         """There are fewer ranks now. Collective over them."""
@@ -108,6 +112,11 @@ class OuterStep:
         """
         for shard in self._shards:
             shard.step(learning_rates)
+
+    def adopt(self) -> None:
+        """Take the average as it is, as parameters and anchor: the rule's momentum begins again at zero."""
+        for shard in self._shards:
+            shard.adopt()
 
     def run(self, learning_rates: Sequence[float]) -> None:
         """Take one outer step on all buffers: ``average``, then ``step``."""
@@ -210,9 +219,17 @@ class _Shard:
         if isinstance(self._reduction, WholeReduction):
             self._reduction.plan()
 
-    def restart(self) -> None:
+    def restart(self, forget_momentum: bool = False) -> None:
         if self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
+        if forget_momentum and self.slow_buffer is not None:
+            self.slow_buffer[...] = 0
+
+    def adopt(self) -> None:
+        self._module.copyto(self._own, self._mean, casting="same_kind")
+        self.restart(forget_momentum=True)
+        self._reduction.all_gather()
+        self._left_out = []
 
     def reduce(self, divisor: int, share: Share | None) -> bool:
         """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite.

@@ -149,6 +149,11 @@ class BaseOptimizer:
         return [native(variable) for variable in self.optimizer.variables]
 
     @property
+    def resets(self) -> bool:
+        """Whether ``reset`` may be called: what the optimizer began with is known."""
+        return self._resets
+
+    @property
     def is_scaled(self) -> bool:
         """Whether a ``LossScaleOptimizer`` is round it."""
         return self._stepping is not self.optimizer

@@ -197,6 +197,10 @@ class CountedSteps:
         self._sums.assign(tf.zeros(4, tf.float64))
         self._begun.assign(value=False)
 
+    def ask_before_next_step(self) -> None:
+        """Let the next step of a graph ask the replica before it changes anything."""
+        self._begun.assign(value=False)
+
     # What follows adds to the graph that is being traced.
 
     def trace(self) -> None:

@@ -17,6 +17,8 @@ from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.fixed_state import FixedState
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
+from lentando.optimizers.weight_watch import WeightWatch
+from lentando.tensorflow.assignments import Assignments
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_array, as_tensor
 from lentando.tensorflow.description import describe_optimizer
@@ -40,6 +42,8 @@ class KerasModel:
         variables: that it trains.
         model: whose floating-point statistics (of BatchNorm) are averaged with them.
         mapping: from the names and axes that all ranks use, where those are another framework's, to this model's.
+        shares_memory: whether neighbours on this node should be able to read the flat buffers.
+        steps: tells how many steps the optimizer has taken.
 
     Attributes:
         is_in_graph: whether a graph of the model is running, which goes on with what its layers computed with before.
@@ -54,6 +58,7 @@ class KerasModel:
         model: keras.Model | None = None,
         mapping: Mapping | None = None,
         shares_memory: bool = False,
+        steps: Callable[[], int] = lambda: 0,
     ) -> None:
         self._shares_memory = shares_memory
         self._optimizer = optimizer
@@ -91,6 +96,8 @@ class KerasModel:
         self._numbers = {id(variable): number for number, variable in enumerate(self.variables)}
         self._held: Sequence[Any] | None = None
         self.is_in_graph = False
+        self.assignments = Assignments(variables, steps)
+        self.watch: WeightWatch = self.assignments
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:

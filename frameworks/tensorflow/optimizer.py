@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator, Sequence
 from collections.abc import Mapping as Dictionary
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import keras
@@ -19,7 +19,7 @@ from lentando.optimizers.loss import as_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting, needs_loss
-from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.tensorflow.averages import GradientAverages, Pairs
@@ -161,7 +161,9 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
             variables = list(variables)
             check_synchronized(self._hidden.model, self._world.size)
             shared = shares_memory(self._world)
-            self._model = KerasModel(self._base, variables, self._hidden.model, self._mapping, shared)
+            self._model = KerasModel(
+                self._base, variables, self._hidden.model, self._mapping, shared, lambda: int(self._iterations)
+            )
             if self._world.rank == 0:
                 warn_of_rounded_betas(self._base.stepping, [native(variable) for variable in variables])
             # Variables that are made in the graph that is being traced have no values before it runs.
@@ -234,7 +236,15 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         return self._base_optimizer.scale_loss(loss)
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """As the base optimizer's: puts this rank's own moving average into the model, if it keeps one."""
+        """As the base optimizer's: puts this rank's own moving average into the model, if it keeps one.
+
+        ``fit`` calls it when it ends.
+
+        Raises:
+            NonFiniteError: on this rank alone, if its weights are not finite, and no outer step will come to say so.
+        """
+        if self._made is not None:
+            self._made.check_finite("fit")
         self._base_optimizer.finalize_variable_values(var_list)
 
     @contextmanager
@@ -245,12 +255,45 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
             self._counted.settle()
         self._counted.refresh()
 
-    def averaged(self) -> AbstractContextManager[None]:
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
         """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
 
-        Collective: every rank enters the block.
+        Collective: every rank enters the block. The average is for reading: steps, ``fit``, ``lt.save`` and ``lt.load``
+        inside are an error, and what is assigned to the weights is lost when the block ends. ``get_weights()`` copies
+        the average; a ``tf.Variable`` that is kept holds this rank's own weights again after the block.
+
+        Raises:
+            NonFiniteError: on every rank, if parameters are not finite on one of them.
         """
-        return self._replica.averaged()
+        replica = self._replica
+        with replica.averaged():
+            self._counted.ask_before_next_step()
+            yield
+
+    def restart(self, *, base_state: BaseState = "keep") -> None:
+        """Begin a new round from the present weights: their average over the ranks becomes weights and anchor.
+
+        Collective: every rank calls it, eagerly, between steps, such as after it has restored earlier weights. Weights
+        that are equal on all ranks stay exactly as they are. The outer momentum begins at zero, and the next outer step
+        follows a whole period later.
+
+        Args:
+            base_state: of the base optimizer: "keep" it, or "reset" it to that of a new one, which needs an optimizer
+                that was wrapped with ``base_buffers="reset"`` or ``on_nonfinite="skip"``.
+
+        Raises:
+            ConfigurationError: in the middle of a step, inside ``join`` or ``averaged()``, or if the base optimizer
+                cannot be reset.
+            NonFiniteError, MismatchError: on every rank; see ``lentando.optimizers.replica.Replica``.
+        """
+        if base_state == "reset" and not self._base.resets:
+            raise ConfigurationError(
+                "restart(base_state='reset') needs the values that the base optimizer began with, which are kept for "
+                "base_buffers='reset' and on_nonfinite='skip' only: wrap it with one of these"
+            )
+        self._replica.restart(base_state)
+        self._counted.refresh()
 
     def consensus_distance(self) -> float:
         """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.
@@ -403,7 +446,8 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         counted.end(None if before is None else tf.not_equal(before, self.iterations), rate, loss)
 
     def _base_step(self, pairs: Pairs) -> None:
-        self._base_optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
+        with self._model.assignments.paused():
+            self._base_optimizer.apply([gradient for gradient, _ in pairs], [variable for _, variable in pairs])
         self._iterations.assign_add(1)
 
     def _loss_given_to_scale(self) -> Any | None:

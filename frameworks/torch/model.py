@@ -14,8 +14,10 @@ from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
 from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
+from lentando.optimizers.weight_watch import SampledWeights, WeightWatch
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 from lentando.torch.description import describe_optimizer
+from lentando.torch.device_watch import DeviceWatch
 from lentando.torch.inner_optimizers import reset, states
 from lentando.torch.not_averaged import Unaveraged, parts_of, store_parts
 from lentando.torch.parameters import Parameters
@@ -91,6 +93,11 @@ class TorchModel:
         self._homes: dict[str, int] = {}
         self._is_resized = False
         self._bind()
+        self.watch: WeightWatch = (
+            SampledWeights(self.buffers)
+            if self.is_on_host
+            else DeviceWatch((memory.layout, memory.flat) for memory in self._memory)
+        )
         rest = (parts_of(name, tensor) for name, tensor in self._rest().items())
         self.known = frozenset(entry.name for layout in layouts for entry in layout.entries).union(*rest)
 
@@ -124,7 +131,9 @@ class TorchModel:
             if name not in self._parameters:
                 parameter.data = parameter.data.clone()  # so that the memory of before can be freed
         self.__dict__.pop("flat_gradients", None)
+        weights_set = self.watch.found
         self._allocate(layouts)
+        self.watch.reset(weights_set)
 
     def left_out(self) -> Sequence[str]:
         return self._trained.left_out()

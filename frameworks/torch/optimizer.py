@@ -18,7 +18,7 @@ from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.outer_rule import OuterRule
 from lentando.optimizers.period import PeriodSetting
-from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
@@ -188,9 +188,31 @@ class DistributedOptimizer(WrappedOptimizer):
     def averaged(self) -> AbstractContextManager[None]:
         """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
 
-        Collective: every rank enters the block.
+        Collective: every rank enters the block. The average is for reading: steps, ``lt.save`` and ``lt.load`` inside
+        are an error, and what is written into the weights is lost when the block ends. ``model.state_dict()`` does not
+        copy: what is kept beyond the block shows this rank's own weights again. Write it to a file inside the block, or
+        keep ``copy.deepcopy(model.state_dict())``.
+
+        Raises:
+            NonFiniteError: on every rank, if parameters are not finite on one of them.
         """
         return self._replica.averaged()
+
+    def restart(self, *, base_state: BaseState = "keep") -> None:
+        """Begin a new round from the present weights: their average over the ranks becomes weights and anchor.
+
+        Collective: every rank calls it, between steps, such as after it has loaded earlier weights. Weights that are
+        equal on all ranks stay exactly as they are. The outer momentum begins at zero, and the next outer step follows
+        a whole period later.
+
+        Args:
+            base_state: of the base optimizer: "keep" it, or "reset" it to that of a new one.
+
+        Raises:
+            ConfigurationError: in the middle of a step, inside ``join`` or ``averaged()``.
+            NonFiniteError, MismatchError: on every rank; see ``lentando.optimizers.replica.Replica``.
+        """
+        self._replica.restart(base_state)
 
     def consensus_distance(self) -> float:
         """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.

@@ -240,6 +240,7 @@ class _Loading:
             framework.store_not_averaged(rest)
             replica.load_state_dict(state)
             adopt_optimizer()
+            framework.watch.mark()
             self._training.restore_random_state(random_state)
 
         return adopt

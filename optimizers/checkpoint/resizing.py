@@ -149,8 +149,10 @@ class Resizing:
         rates = [state["rate_sums"] for state in self._states]
         losses = [(s["loss_sum"] / s["loss_count"], s["loss_count"]) for s in self._states if s["loss_count"]]
         count = max((count for _, count in losses), default=0)
+        weights_set = {"weights_set": True} if any(state.get("weights_set") for state in self._states) else {}
         return {
             **first,
+            **weights_set,
             "rate_sums": [_mean(sums) for sums in zip(*rates, strict=True)],
             "loss_sum": _mean([loss for loss, _ in losses]) * count if losses else 0.0,
             "loss_count": count,

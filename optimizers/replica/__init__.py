@@ -3,6 +3,6 @@
 Of its parts each holds one idea, and is given what it works with.
 """
 
-from lentando.optimizers.replica.replica import Replica
+from lentando.optimizers.replica.replica import BaseState, Replica
 
-__all__ = ["Replica"]
+__all__ = ["BaseState", "Replica"]

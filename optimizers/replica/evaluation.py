@@ -1,5 +1,6 @@
 """Evaluating the mean of all replicas: to hold it for a while, and how far the replicas are from it."""
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,12 +12,17 @@ from lentando.comm.array_module import copy_into
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Event
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
+from lentando.optimizers.join import mean_over_some
+from lentando.optimizers.non_finite import ADVICE, NonFinite, first_non_finite
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.timing import Timing
 
 __all__ = ["Evaluation"]
+
+_log = logging.getLogger("lentando")
 
 
 @dataclass
@@ -27,6 +33,7 @@ class Evaluation:
         plan: what the replica is made of.
         messages: precede what is averaged.
         timing: does not count it.
+        non_finite: what is done about values that are not finite.
 
     Attributes:
         is_open: whether the model holds the average now.
@@ -35,6 +42,7 @@ class Evaluation:
     plan: Plan
     messages: Messages
     timing: Timing
+    non_finite: NonFinite
     is_open: bool = field(default=False, init=False)
 
     @contextmanager
@@ -46,13 +54,26 @@ class Evaluation:
         own: list[Array] = []
 
         def attempt() -> None:
-            self.messages.agree(Event.EVALUATE, "evaluates the average of")
+            plan.framework.load()
+            found = first_non_finite(buffers, constants=plan.constants)
+            agreement = self.messages.agree(Event.EVALUATE, "evaluates the average of", found=found)
+            verdict = self.non_finite.judge(
+                agreement,
+                "evaluation of the average",
+                None if found is None else repr(found),
+                gossips=plan.settings.base.mixes_parameters,
+            )
+            share = None if verdict is None else verdict.share
             plan.drain()
             own.extend(buffer.array.copy() for buffer in buffers)
-            plan.base.expose()
+            plan.base.drain() if share is not None and share.of_estimates else plan.base.expose()
             for buffer in buffers:
                 constants = plan.constants.within(buffer)
-                plan_reduction(plan.transport, buffer.array, plan.settings.algorithm).all_reduce(mean=True)
+                reduction = plan_reduction(plan.transport, buffer.array, plan.settings.algorithm)
+                if share is None:
+                    reduction.all_reduce(mean=True)
+                else:
+                    mean_over_some(reduction, buffer.array, share)
                 for constant in constants:
                     constant.restore(buffer.array)
 
@@ -73,7 +94,20 @@ class Evaluation:
             if plan.recoveries != recoveries:  # which took the average for this replica's parameters
                 plan.base.follow()
             plan.framework.store()
+            plan.framework.watch.mark()
             self.timing.resume()
+
+    def check_finite(self, what: str) -> None:
+        """See ``Replica.check_finite``."""
+        plan = self.plan
+        plan.framework.load()
+        found = first_non_finite(plan.framework.buffers, constants=plan.constants)
+        if found is None:
+            return
+        text = f"{what} has ended on rank {plan.transport.rank} with {found!r} not finite"
+        if not self.non_finite.skips:
+            raise NonFiniteError(f"{text}. {ADVICE}")
+        _log.warning("%s: the next outer step restores it from the other ranks", text)
 
     def consensus_distance(self) -> float:
         """See ``Replica.consensus_distance``."""

@@ -11,6 +11,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.join import Share
 from lentando.optimizers.non_finite import Verdict, first_non_finite, told_loss
 from lentando.optimizers.replica.part import Part
+from lentando.optimizers.replica.weights import Weights
 
 __all__ = ["Gradients"]
 
@@ -19,8 +20,13 @@ _DOING = "averages the gradients of"
 
 @dataclass
 class Gradients(Part):
-    """Averages gradients: of a step of this rank, or without a batch of its own those of the others."""
+    """Averages gradients: of a step of this rank, or without a batch of its own those of the others.
 
+    Args:
+        weights: that the program may have set.
+    """
+
+    weights: Weights
     _deferred_error: NonFiniteError | None = None
     _copies: list[Array] = field(default_factory=list)  # in an elastic job
 
@@ -34,6 +40,7 @@ class Gradients(Part):
         def attempt() -> tuple[Agreement, Verdict | None]:
             agreement = self.messages.agree(Event.GRADIENTS, _DOING, told, flag, found=found)
             plan.base.settle(agreement.early)
+            self.weights.compare(agreement.weights_set)
             verdict = self._deferred_error = None
             try:
                 verdict = self._judge(agreement, step, found)
@@ -65,6 +72,7 @@ class Gradients(Part):
             agreement = self.messages.agree(Event.GRADIENTS, _DOING)
             if not agreement.weight:
                 return None
+            self.weights.compare(agreement.weights_set)
             verdict = self._judge(agreement, self.progress.inner_steps + 1)
             rates = self.uneven.rates_of_active()
             self.plan.framework.load()  # on a device, what follows is then in order with the framework

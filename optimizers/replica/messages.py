@@ -122,6 +122,7 @@ class Messages:
             finite=self._non_finite.is_clean(found),
             stopping=self.stop is not None and self.stop.told,
             early=self._plan.base.early,
+            weights_set=event in (Event.GRADIENTS, Event.ROUND) and self._plan.framework.watch.found,
             **self._timing.shares(),
         )
 

@@ -73,6 +73,7 @@ class Plan:
         self.framework.load()
         self.base.follow()
         self.framework.store()
+        self.framework.watch.mark()
 
     def plan_again(self) -> None:
         """Plan what is sent from now on for the buffers that there are now, whose layout was changed. Collective."""

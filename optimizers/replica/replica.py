@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any
+from typing import Any, Literal, TypeAlias, get_args
 
 from lentando.comm.control import Agreement, Event
 from lentando.comm.elastic import enlist
@@ -27,13 +27,16 @@ from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.taking_part import TakingPart
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven import Uneven
+from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.settings import Settings
 from lentando.optimizers.stopping import SaveOnSignal
 from lentando.optimizers.timing import Timing
 
-__all__ = ["Replica"]
+__all__ = ["BaseState", "Replica"]
 
 _log = logging.getLogger("lentando")
+
+BaseState: TypeAlias = Literal["keep", "reset"]
 
 
 class Replica:
@@ -71,12 +74,13 @@ class Replica:
         messages = self._messages = Messages(plan, progress, timing, non_finite)
         costs = self._costs = Costs(transport, progress, timing)
         shared = (plan, progress, messages, costs, non_finite, Uneven(plan, progress, timing))
-        self._gradients = Gradients(*shared)
+        weights = self._weights = Weights(plan, messages, non_finite)
+        self._gradients = Gradients(*shared, weights)
         self._mixing = Mixing(*shared)
         self._trained = TrainedParameters(plan, progress, messages, timing)
-        self._rounds = Rounds(*shared, self._trained, period)
+        self._rounds = Rounds(*shared, self._trained, weights, period)
         self._taking_part = TakingPart(plan, progress, timing, messages, self._gradients, self._mixing, self._rounds)
-        self._evaluation = Evaluation(plan, messages, timing)
+        self._evaluation = Evaluation(plan, messages, timing, non_finite)
         self._rounds.begin()
         enlist(transport, self)
 
@@ -115,6 +119,7 @@ class Replica:
 
         With a ``count``, the sum of the losses of so many steps.
         """
+        self._check_not_averaged("a step")
         self._progress.loss_sum = self._progress.loss_sum + loss
         self._progress.loss_count += count
 
@@ -193,20 +198,23 @@ class Replica:
                 f"inner step {progress.inner_steps + 1} on rank {plan.transport.rank} came without its training loss, "
                 f"by which {plan.settings.period!r} decides: give the loss with every step (loss=)"
             )
-        self._begin_step()
-        if self._virtual_time is not None:
-            for _ in range(count - 1):
-                self._virtual_time.compute()
-        if plan.settings.base.mixes_parameters:
-            self._mixing.mix()
-        progress.is_in_step = False
-        progress.count(count, rate_sums)
-        if not timing.is_started:
-            timing.start(progress.inner_steps)
-        if progress.is_round_over():
-            self._rounds.end()
-        elif plan.settings.base.mixes_parameters and (plan.outer is None or not plan.settings.exact_average):
-            self._trained.follow()
+        self._begin_step(has_stepped=True)
+        try:
+            if self._virtual_time is not None:
+                for _ in range(count - 1):
+                    self._virtual_time.compute()
+            if plan.settings.base.mixes_parameters:
+                self._mixing.mix()
+            progress.is_in_step = False
+            progress.count(count, rate_sums)
+            if not timing.is_started:
+                timing.start(progress.inner_steps)
+            if progress.is_round_over():
+                self._rounds.end()
+            elif plan.settings.base.mixes_parameters and (plan.outer is None or not plan.settings.exact_average):
+                self._trained.follow()
+        finally:
+            plan.framework.watch.mark()
         every = self._steps_between_looks()
         if every is not None and progress.inner_steps % every == 0:
             timing.pause()
@@ -238,6 +246,7 @@ class Replica:
             step_along: called where the base algorithm averages gradients, when these have been averaged.
         """
         progress, timing = self._progress, self._timing
+        self._check_not_averaged("join")
         self._taking_part.check_joinable()
         progress.is_joined = True
         try:
@@ -247,8 +256,10 @@ class Replica:
             if not progress.has_started:
                 progress.start_clock()
                 self._start()
+            self._look()
             self._taking_part.until_all_have_ended(step_along)
             timing.resume()
+            self._plan.framework.watch.mark()
         finally:
             progress.is_joined = progress.has_ended = False
         self.stop_if_agreed(automatic=False)
@@ -278,8 +289,14 @@ class Replica:
     def averaged(self) -> AbstractContextManager[None]:
         """Hold the exact average of all replicas inside the block, each replica's own parameters again after it.
 
-        Collective: every rank enters.
+        Collective: every rank enters. Inside, the optimizer neither steps nor saves or loads.
+
+        Raises:
+            NonFiniteError: on every rank, if parameters are not finite on one of them (with ``on_nonfinite="skip"``,
+                if they are on none).
         """
+        self._check_not_averaged("averaged()")
+        self._look()
         self._look_at_buffers()
         self.follow_changes()
         return self._evaluation.averaged()
@@ -289,8 +306,54 @@ class Replica:
 
         Collective: every rank calls it.
         """
+        self._check_not_averaged("consensus_distance()")
         self.follow_changes()
         return self._evaluation.consensus_distance()
+
+    def check_finite(self, what: str) -> None:
+        """Training has ended, at least for now: see whether this rank's parameters are finite, which it may not learn.
+
+        Args:
+            what: has ended.
+
+        Raises:
+            NonFiniteError: on this rank alone, if they are not, unless such a rank is to be restored.
+        """
+        if not self._evaluation.is_open:
+            self._evaluation.check_finite(what)
+
+    def restart(self, base_state: BaseState = "keep") -> None:
+        """Begin a new round from the present weights: their average over the ranks becomes weights and anchor.
+
+        Collective: every rank calls it, between steps. Weights that are equal on all ranks stay exactly as they are.
+        The outer momentum begins at zero, gossip at weight 1 with nothing in flight. The next outer step follows a
+        whole period later; the counts of steps and rounds, and the period's schedule, continue.
+
+        Args:
+            base_state: of the base optimizer: "keep" it, or "reset" it to that of a new one.
+
+        Raises:
+            ConfigurationError: for another ``base_state``, in the middle of a step, inside ``join`` or ``averaged()``.
+            NonFiniteError: as ``averaged``.
+            MismatchError: on every rank, if the ranks are not about to do the same.
+        """
+        progress = self._progress
+        if base_state not in get_args(BaseState):
+            legal = " or ".join(map(repr, get_args(BaseState)))
+            raise ConfigurationError(f"base_state must be {legal}, got {base_state!r}")
+        self._check_not_averaged("restart()")
+        if progress.is_in_step or progress.is_joined:
+            where = "in the middle of a step" if progress.is_in_step else "inside join"
+            raise ConfigurationError(f"restart() is not possible {where}: call it between steps, outside join")
+        self._look()
+        self.follow_changes()
+        self._timing.pause()
+        self._weights.restart()
+        if base_state == "reset":
+            self._plan.framework.reset_optimizer()
+        progress.forget_losses()
+        self._rounds.begin()
+        self._timing.resume()
 
     @contextmanager
     def weights_changed_by(self, what: str) -> Iterator[None]:
@@ -307,6 +370,7 @@ class Replica:
                 f"{what} is not possible inside averaged(): it changes the weights, and the end of the block restores "
                 "those of before. Call it before the block, and the average is one of the changed weights"
             )
+        self._look()
         yield
         self._plan.continue_from_weights()
 
@@ -347,6 +411,7 @@ class Replica:
             ConfigurationError: in the middle of a step.
         """
         doing = "saves" if event is Event.SAVE else "loads"
+        self._check_not_averaged(f"to {event.name.lower()} a checkpoint")
         if self._progress.is_in_step:
             raise ConfigurationError(f"this rank {doing} a checkpoint in the middle of a step: do so between steps")
         self._look_at_buffers()
@@ -358,6 +423,7 @@ class Replica:
 
         Every rank has its own: anchors and slow momenta are sharded.
         """
+        self._look()
         if (change := self._trained.pending()) is not None:
             raise ConfigurationError(
                 f"this state could not be loaded again: the model is about to change, with {change}, which the ranks "
@@ -391,11 +457,17 @@ class Replica:
         """Where it is, in words."""
         return f"after inner step {self.inner_steps} and {self.rounds} rounds"
 
-    def _begin_step(self) -> None:
-        """The gradients of a step are there."""
+    def _begin_step(self, has_stepped: bool = False) -> None:
+        """The gradients of a step are there.
+
+        Args:
+            has_stepped: the base optimizer has used them already.
+        """
         progress = self._progress
         if progress.is_in_step:
             return
+        self._check_not_averaged("a step")
+        self._look(has_stepped)
         progress.is_in_step = True
         if not progress.has_started:
             progress.start_clock()
@@ -404,12 +476,26 @@ class Replica:
         if not progress.has_started:
             self._start()
 
+    def _look(self, has_stepped: bool = False) -> None:
+        """Whether the program has set weights. Those of before the first step are what training begins from."""
+        if self._progress.has_started and not self._progress.is_in_step:
+            self._weights.look(has_stepped)
+
+    def _check_not_averaged(self, what: str) -> None:
+        if self._evaluation.is_open:
+            raise ConfigurationError(
+                f"{what} is not possible inside averaged(): there the model is the average of all ranks, and the end "
+                "of the block restores this rank's own weights, so that it would be lost. Leave the block first"
+            )
+
     def _start(self) -> None:
         """The very first step."""
         self._progress.has_started = True
         self._trained.follow()
         self._trained.warn_of_left_out()
         self._plan.start()
+        self._plan.framework.watch.look()
+        self._plan.framework.watch.reset()
         self._messages.expect_start()
 
     def _steps_between_looks(self) -> int | None:

@@ -18,7 +18,9 @@ STATE_VERSION = 2
 
 def state_of(plan: Plan, progress: Progress, rounds: Rounds) -> dict[str, Any]:
     """See ``Replica.state_dict``."""
+    weights_set = {"weights_set": True} if plan.framework.watch.found else {}
     return {
+        **weights_set,
         "version": STATE_VERSION,
         "subject": plan.subject,
         "rank": plan.transport.rank,
@@ -58,6 +60,9 @@ def check_state(state: Mapping[str, Any], plan: Plan) -> None:
 def load_state(state: Mapping[str, Any], plan: Plan, progress: Progress, rounds: Rounds) -> None:
     """See ``Replica.load_state_dict``."""
     check_state(state, plan)
+    # The program may load the model's weights after this, which therefore are not compared before the next step ends.
+    plan.framework.watch.forget()
+    plan.framework.watch.reset(found=state.get("weights_set", False))
     progress.has_started = state["started"]
     progress.start_clock(state["clock"])
     rounds.decisions = [Decision(*decision) for decision in state["decisions"]]

@@ -13,6 +13,7 @@ from lentando.optimizers.non_finite import first_non_finite
 from lentando.optimizers.period import Decision, Period, RoundSummary
 from lentando.optimizers.replica.part import Part
 from lentando.optimizers.replica.trained_parameters import Change, TrainedParameters
+from lentando.optimizers.replica.weights import Weights
 
 __all__ = ["Rounds"]
 
@@ -30,6 +31,7 @@ class _Average:
         rates: learning rates that it steps with, by parameter group.
         buffers: of the base optimizer, averaged, if they are to be.
         was_finite: whether this rank's part in it was.
+        weights_set: ranks whose weights the program has set since the last outer step.
     """
 
     loss: float
@@ -38,6 +40,7 @@ class _Average:
     rates: Sequence[float]
     buffers: Mapping[str, Array] | None
     was_finite: bool
+    weights_set: Sequence[int]
 
 
 @dataclass
@@ -46,6 +49,7 @@ class Rounds(Part):
 
     Args:
         trained: parameters, which may be others after an outer step.
+        weights: that the program may have set.
         period: how long rounds are; None for a single one without end.
 
     Attributes:
@@ -53,6 +57,7 @@ class Rounds(Part):
     """
 
     trained: TrainedParameters
+    weights: Weights
     period: Period | None
     decisions: list[Decision] = field(default_factory=list)
     _is_exposed: bool = False
@@ -101,6 +106,7 @@ class Rounds(Part):
         rates = progress.mean_rates()
         rate, loss, seconds = sum(rates) / len(rates), progress.mean_loss(), progress.seconds()
         share: Share | None = None
+        weights_set: Sequence[int] = [plan.transport.rank] if plan.framework.watch.found else []
         plan.framework.load()
         found = first_non_finite(plan.framework.buffers, constants=plan.constants) if self.non_finite.skips else None
         if plan.settings.exact_average:
@@ -116,6 +122,7 @@ class Rounds(Part):
                 change=change,
             )
             loss, rate, seconds = agreement.loss, agreement.learning_rate, agreement.clock
+            weights_set = agreement.weights_set
             if agreement.flagged:
                 if not agreement.weight:
                     return None
@@ -138,7 +145,7 @@ class Rounds(Part):
         except (NonFiniteError, MismatchError):
             self._retract()
             raise
-        return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None)
+        return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set=weights_set)
 
     def _average(self, share: Share | None) -> Mapping[str, Array] | None:
         """Average parameters, and the base optimizer's buffers if they are to be: returns those."""
@@ -167,7 +174,12 @@ class Rounds(Part):
         plan = self.plan
         assert plan.outer is not None
         self._is_exposed = False
-        plan.outer.step(formed.rates)
+        if formed.weights_set:
+            plan.outer.adopt()
+            plan.framework.watch.reset()
+            self.weights.warn(formed.weights_set, self.progress.rounds + 1)
+        else:
+            plan.outer.step(formed.rates)
         if plan.settings.exact_average:
             plan.base.restart()
         else:

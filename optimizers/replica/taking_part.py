@@ -88,6 +88,7 @@ class TakingPart:
             rates, has_overflowed = averaged
             if not step_along(rates, has_overflowed):
                 return True
+            self.plan.framework.watch.mark()
         if base.mixes_parameters:
             rates = self.mixing.mix_with_others(rates)
         if rates is None:

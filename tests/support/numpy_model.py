@@ -5,13 +5,14 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.array_module import copy_into, to_host
+from lentando.comm.array_module import copy_into, is_on_host, to_host
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import Settings
+from lentando.optimizers.weight_watch import NoWatch, SampledWeights, WeightWatch
 
 
 def in_shared_memory(array: Array) -> Array:
@@ -46,6 +47,7 @@ class NumpyModel:
         self.x, self.gradient, self.momentum_buffer = (place(np.zeros_like(start)) for _ in range(3))
         self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout, self.x)]
         self.gradients: Sequence[FlatBuffer] = [FlatBuffer(layout, self.gradient)]
+        self.watch: WeightWatch = SampledWeights(self.buffers) if is_on_host(self.x) else NoWatch()
         copy_into(self.x, start)
         self.rates = list(learning_rates)
         self.momentum = momentum
