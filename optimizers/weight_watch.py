@@ -83,16 +83,20 @@ class SampledWeights:
     """
 
     def __init__(self, buffers: Iterable[FlatBuffer]) -> None:
-        self.found = False
+        self._found = False
         self._sampled = [(buffer.array, sampled_elements(buffer.layout)) for buffer in buffers]
         self._before = b""
         self._after: bytes | None = None
 
+    @property
+    def found(self) -> bool:
+        return self._found
+
     def look(self) -> None:
         now = self._sample()
-        if now != self._after and self._after is not None and not self.found:
+        if now != self._after and self._after is not None and not self._found:
             samples = (self._before, self._after, now)
-            self.found = not self._before or is_jump(*map(self._values, samples))
+            self._found = not self._before or is_jump(*map(self._values, samples))
         self._before = now
 
     def mark(self) -> None:
@@ -102,7 +106,7 @@ class SampledWeights:
         self._before, self._after = b"", None
 
     def reset(self, found: bool = False) -> None:
-        self.found = found
+        self._found = found
 
     def _sample(self) -> bytes:
         """As bytes, which compare fast, and where NaN equals NaN."""

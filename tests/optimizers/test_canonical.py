@@ -21,6 +21,7 @@ from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.settings import Settings
 from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.weight_watch import NoWatch
 
 COMMON = [
     Entry("conv.weight", (2, 3, 2, 1), "float64", 0),
@@ -47,6 +48,7 @@ class Plain:
     def __init__(self) -> None:
         self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout) for layout in build_layouts(COMMON)]
         self.gradients: Sequence[FlatBuffer] = [FlatBuffer(buffer.layout) for buffer in self.buffers]
+        self.watch = NoWatch()
 
     def load(self) -> None: ...
 
