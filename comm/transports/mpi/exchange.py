@@ -54,11 +54,16 @@ class Exchange:
     def wait_for(self, seconds: float) -> bool:
         """True once complete, False if that takes longer. Spins, as MPI's own waiting does."""
         until = time.monotonic() + seconds
-        with self._completing:
-            while not self._done:
-                self._finish(MPI.Request.Testall)
+
+        def spin(requests: Sequence[MPI.Request], statuses: list[MPI.Status]) -> bool:
+            while not MPI.Request.Testall(requests, statuses):
                 if time.monotonic() >= until:
-                    break
+                    return False
+            return True
+
+        with self._completing:
+            if not self._done:
+                self._finish(spin)
         if self._error is not None:
             raise self._error
         return self._done
