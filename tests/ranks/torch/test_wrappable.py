@@ -175,3 +175,21 @@ def test_a_buffer_that_is_resized_is_averaged_from_then_on(tmp_path: Path) -> No
     lt.load(folder, optimizer)
     for key, tensor in model.state_dict().items():
         assert torch.equal(tensor, kept[key]), key
+
+
+@pytest.mark.filterwarnings("ignore")  # torch.ao's own, about what replaces it
+def test_quantization_aware_training_keeps_all_ranks_equal() -> None:
+    quantization = pytest.importorskip("torch.ao.quantization")
+    model = nn.Sequential(quantization.QuantStub(), nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model.qconfig = quantization.get_default_qat_qconfig("x86")  # type: ignore[assignment]
+    model = quantization.prepare_qat(model.train())
+    optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=2, slow_momentum=0.5)
+    generator = torch.Generator().manual_seed(lt.rank())
+    for _ in range(6):
+        optimizer.zero_grad()
+        (model(torch.randn(4, 3, generator=generator)) ** 2).sum().backward()
+        optimizer.step()
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point():
+            for other in lt.allgather_object(tensor):
+                assert torch.equal(other, tensor), name
