@@ -8,7 +8,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.weight_watch import WeightWatch
 
-__all__ = ["ChangingFramework", "Framework"]
+__all__ = ["ChangingFramework", "CoveringFramework", "Framework"]
 
 
 class Framework(Protocol):
@@ -66,7 +66,15 @@ class Framework(Protocol):
 
 
 @runtime_checkable
-class ChangingFramework(Framework, Protocol):
+class CoveringFramework(Framework, Protocol):
+    """A framework that knows of a model whose parts may be trained by several optimizers."""
+
+    def left_out(self) -> Sequence[str]:
+        """Names of trainable parameters of the model that no wrapped optimizer has: they are never averaged."""
+
+
+@runtime_checkable
+class ChangingFramework(CoveringFramework, Protocol):
     """A framework where other parameters may be trained later: some are frozen or unfrozen, some added or removed.
 
     Attributes:
@@ -90,6 +98,3 @@ class ChangingFramework(Framework, Protocol):
 
     def change_layout(self) -> None:
         """Make new ``buffers`` and ``gradients`` for what is trained now. No parameter changes its value."""
-
-    def left_out(self) -> Sequence[str]:
-        """Names of trainable parameters of the model that no wrapped optimizer has: they are never averaged."""

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from collections.abc import Mapping as Dictionary
 from functools import cached_property
 from typing import Any
+from weakref import WeakSet
 
 import keras
 import numpy as np
@@ -28,9 +29,12 @@ from lentando.tensorflow.state_variables import native
 
 __all__ = ["KerasModel"]
 
+_wrapped: "WeakSet[KerasModel]" = WeakSet()
+"""Of all wrapped optimizers of this process: a model may be divided among several."""
+
 
 class KerasModel:
-    """Implements ``lentando.optimizers.framework.Framework`` for Keras on TensorFlow.
+    """Implements ``lentando.optimizers.framework.CoveringFramework`` for Keras on TensorFlow.
 
     The variables keep their memory: they are copied into the flat buffers before each communication and out of them
     after it, once, without conversion. The flat buffers are in host memory even if the variables are on a GPU and the
@@ -40,7 +44,8 @@ class KerasModel:
     Args:
         optimizer: the base optimizer.
         variables: that it trains.
-        model: whose floating-point statistics (of BatchNorm) are averaged with them.
+        model: whose floating-point statistics (of BatchNorm) are averaged with them. Variables that it trains and this
+            optimizer does not are not averaged.
         mapping: from the names and axes that all ranks use, where those are another framework's, to this model's.
         shares_memory: whether neighbours on this node should be able to read the flat buffers.
         steps: tells how many steps the optimizer has taken.
@@ -65,6 +70,12 @@ class KerasModel:
         if not variables:
             raise ConfigurationError("the optimizer has no trainable variable: nothing could be averaged")
         trained = {id(native(variable)) for variable in variables}
+        if model is not None and not any(id(native(variable)) in trained for variable in model.weights):
+            raise ConfigurationError(
+                "the model given as model= has none of the optimizer's variables: give the model that this optimizer "
+                "trains, or no model"
+            )
+        self._trained = trained
         others = [] if model is None else [v for v in model.weights if id(native(v)) not in trained]
         self.names = names_of([*variables, *others], model)[: len(variables)]
         by_name = dict(zip(names_of([*variables, *others], model), [*variables, *others], strict=True))
@@ -75,7 +86,8 @@ class KerasModel:
         self._rest = {}
         for number, (name, variable) in enumerate(by_name.items()):
             tensor = native(variable)
-            if number >= len(variables) and (not tensor.dtype.is_floating or id(tensor) in frozen):
+            is_statistic = tensor.dtype.is_floating and not variable.trainable and id(tensor) not in frozen
+            if number >= len(variables) and not is_statistic:
                 self._rest[name] = tensor
                 continue
             if tensor.dtype.is_complex:  # trained, for complex weights that are not were left aside above
@@ -98,6 +110,15 @@ class KerasModel:
         self.is_in_graph = False
         self.assignments = Assignments(variables, steps)
         self.watch: WeightWatch = self.assignments
+        _wrapped.add(self)
+
+    def left_out(self) -> Sequence[str]:
+        if self._model is None:
+            return []
+        taken = set().union(*(other._trained for other in _wrapped))  # noqa: SLF001 - of this class
+        variables = self._model.trainable_variables
+        names = names_of(variables, self._model)
+        return [name for name, own in zip(names, variables, strict=True) if id(native(own)) not in taken]
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:

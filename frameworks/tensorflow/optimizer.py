@@ -212,6 +212,14 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
                 f"the optimizer was built for other variables than {unknown}: make a new optimizer when the trainable "
                 "variables change (freeze layers first, then wrap and compile)"
             )
+        if self._settings.outer is not None and len(variables) < len(self._trainable_variables):
+            given = {id(variable) for variable in variables}
+            frozen = [v.path for v in self._trainable_variables if id(v) not in given and not v.trainable]
+            if frozen:
+                raise ConfigurationError(
+                    f"{frozen} were frozen after the optimizer was built, and its slow momentum would move them "
+                    "further: make a new optimizer when the trainable variables change"
+                )
         pairs = list(zip(grads, variables, strict=True))
         if loss is None:
             loss = self._loss_given_to_scale()

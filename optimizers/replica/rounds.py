@@ -12,7 +12,7 @@ from lentando.optimizers.join import Share
 from lentando.optimizers.non_finite import first_non_finite
 from lentando.optimizers.period import Decision, Period, RoundSummary
 from lentando.optimizers.replica.part import Part
-from lentando.optimizers.replica.trained_parameters import Change, TrainedParameters
+from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.weights import Weights
 
 __all__ = ["Rounds"]
@@ -48,7 +48,7 @@ class Rounds(Part):
     """Rounds of local steps, and the outer steps that end them.
 
     Args:
-        trained: parameters, which may be others after an outer step.
+        trained: parameters, which may have changed since the last outer step.
         weights: that the program may have set.
         period: how long rounds are; None for a single one without end.
 
@@ -71,12 +71,12 @@ class Rounds(Part):
         """Take the outer step; unless this is inside ``join``, and no rank has taken a step. Tells whether it did."""
         assert self.period is not None
         settings, progress = self.plan.settings, self.progress
-        change = self.trained.pending()
+        self.trained.follow()
         with self.costs.of("outer", progress.inner_steps):
             if settings.exact_average or settings.base_buffers == "average":
-                formed = self.messages.together(lambda: self._form(change), self._retract)
+                formed = self.messages.together(self._form, self._retract)
             else:
-                formed = self._form(change)
+                formed = self._form()
             if formed is None:
                 return False
             self._adopt(formed)
@@ -88,15 +88,10 @@ class Rounds(Part):
         if decision is not None:
             self._record(decision)
         self.begin()
-        if settings.exact_average:
-            if change is not None:  # to which all ranks have agreed by the message before the average
-                self.trained.adopt(change)
-        else:
-            self.trained.follow()
         _log.debug("outer step %d after inner step %d, loss %g", progress.rounds, progress.inner_steps, formed.loss)
         return True
 
-    def _form(self, change: Change | None) -> _Average | None:
+    def _form(self) -> _Average | None:
         """All of an outer step that can fail. Changes nothing that ``_retract`` does not put back.
 
         None if this is inside ``join``, and no rank has taken a step in this round.
@@ -119,7 +114,6 @@ class Rounds(Part):
                 rates=rates,
                 is_active=is_active,
                 found=found,
-                change=change,
             )
             loss, rate, seconds = agreement.loss, agreement.learning_rate, agreement.clock
             weights_set = agreement.weights_set

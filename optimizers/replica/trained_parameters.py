@@ -22,7 +22,7 @@ from lentando.comm.flat import FlatBuffer, FlatLayout, describe
 from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.flat_state import carried_over
-from lentando.optimizers.framework import ChangingFramework
+from lentando.optimizers.framework import ChangingFramework, CoveringFramework
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
@@ -106,9 +106,9 @@ class TrainedParameters:
         change = self.pending()
         if change is not None:
             self.messages.agree(Event.CHANGE, "changes which parameters it trains in", change=change)
-            self.adopt(change)
+            self._adopt(change)
 
-    def adopt(self, change: Change) -> None:
+    def _adopt(self, change: Change) -> None:
         """Lay the buffers out again, all ranks having agreed to. Collective."""
         plan = self.plan
         framework = plan.framework
@@ -145,7 +145,7 @@ class TrainedParameters:
     def warn_of_left_out(self) -> None:
         """Say so if the model has trainable parameters that no wrapped optimizer has."""
         framework = self.plan.framework
-        if not isinstance(framework, ChangingFramework) or self.plan.transport.rank != 0:
+        if not isinstance(framework, CoveringFramework) or self.plan.transport.rank != 0:
             return
         if names := framework.left_out():
             _log.warning(

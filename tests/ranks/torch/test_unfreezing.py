@@ -165,7 +165,7 @@ def test_slow_momentum_of_all_parts_follows_the_rule() -> None:
         now = {name for name in names if trains_later or not name.startswith("later")}
         for name in averaged | now:
             mean = torch.stack([dict(r.named_parameters())[name].detach() for r in replicas]).mean(dim=0)
-            if name in averaged:
+            if name in averaged & now:
                 slow[name] = beta * slow[name] + (anchors[name] - mean) / RATE
                 mean = anchors[name] - RATE * slow[name]
             else:
@@ -337,3 +337,29 @@ def test_after_a_change_rounds_cost_what_they_cost_a_model_that_was_wrapped_so()
         after = wrapped.report()
         costs.append([after[key] - before[key] for key in ("messages", "bytes_sent")])
     assert costs[0] == costs[1]
+
+
+def test_a_layer_that_is_frozen_after_an_outer_step_stays_what_it_is() -> None:
+    """Slow momentum does not move it once more."""
+    for method in EXACT:
+        model, optimizer = make(method, trains_later=True)
+        train(model, optimizer, range(2 * PERIOD))
+        model.later.requires_grad_(False)
+        before = copy.deepcopy(model.later.state_dict())
+        train(model, optimizer, range(2 * PERIOD, 4 * PERIOD))
+        for name, value in model.later.state_dict().items():
+            if "GP" in method:  # it was gossiped for the rest of a round, which rounds
+                assert torch.allclose(before[name], value, rtol=1e-12), method
+            else:
+                assert torch.equal(before[name], value), method
+
+
+def test_gossip_of_ranks_that_change_different_parameters_ends_in_an_error() -> None:
+    if lt.size() == 1:
+        return
+    model, optimizer = make("SGP")
+    train(model, optimizer, range(2))
+    if lt.rank() == 0:
+        model.later.requires_grad_(True)
+    with pytest.raises(lt.LentandoError):
+        train(model, optimizer, range(2, 12))
