@@ -37,7 +37,9 @@ class DistributedOptimizer(WrappedOptimizer):
 
     Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are the base optimizer's own,
     so that learning-rate schedulers may be attached to either, and ``GradScaler``, closures and gradient accumulation
-    work (an inner step is one call of ``step``). At construction all ranks take over rank 0's model.
+    work (an inner step is one call of ``step``). At construction all ranks take over rank 0's model. Parameters may be
+    frozen, unfrozen, added and removed later, at the same step on every rank: they join, or leave, the next time that
+    the ranks communicate; what was trained before keeps its state.
 
     Args:
         optimizer: the base optimizer. Left untouched.

@@ -352,14 +352,3 @@ def test_a_layer_that_is_frozen_after_an_outer_step_stays_what_it_is() -> None:
                 assert torch.allclose(before[name], value, rtol=1e-12), method
             else:
                 assert torch.equal(before[name], value), method
-
-
-def test_gossip_of_ranks_that_change_different_parameters_ends_in_an_error() -> None:
-    if lt.size() == 1:
-        return
-    model, optimizer = make("SGP")
-    train(model, optimizer, range(2))
-    if lt.rank() == 0:
-        model.later.requires_grad_(True)
-    with pytest.raises(lt.LentandoError):
-        train(model, optimizer, range(2, 12))
