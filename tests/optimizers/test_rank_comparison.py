@@ -33,7 +33,8 @@ def warned(
     """What is said of losses when ranks have these."""
 
     def work(transport: ThreadTransport) -> None:
-        Worker(transport, gradient, np.ones(4), lambda step: 0.1, loss=loss, **settings).run(STEPS)
+        worker = Worker(transport, gradient, np.ones(4), lambda step: 0.1, loss=loss, averages_loss=True, **settings)
+        worker.run(STEPS)
 
     log.clear()
     with log.at_level(logging.WARNING, "lentando"):

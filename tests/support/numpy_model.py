@@ -97,6 +97,7 @@ class Worker:
         learning_rates: of each step, a number or one number per parameter group.
         momentum: of the base optimizer.
         loss: the training loss of a step, from the worker that takes it; None gives the replica no loss.
+        averages_loss: give the loss of a step also to an average of its gradients, as the frameworks' adapters do.
         place: see ``NumpyModel``.
         settings: for ``Settings``.
     """
@@ -109,6 +110,7 @@ class Worker:
         learning_rates: Any,
         momentum: float = 0.0,
         loss: "Callable[[Worker], float] | None" = None,
+        averages_loss: bool = False,
         place: Callable[[Array], Array] = np.asarray,
         **settings: Any,
     ) -> None:
@@ -116,6 +118,7 @@ class Worker:
         self.gradient = gradient
         self.learning_rates = learning_rates
         self.loss = loss
+        self.averages_loss = averages_loss
         self.model = NumpyModel(start, momentum=momentum, place=place)
         self.replica = Replica(transport, self.model, Settings(**settings))
 
@@ -129,7 +132,7 @@ class Worker:
             if loss is not None:
                 self.replica.record_loss(loss)
             if self.replica.averages_gradients:
-                self.replica.average_gradients(loss)
+                self.replica.average_gradients(loss if self.averages_loss else None)
             self.replica.before_step()
             self.model.step()
             self.replica.after_step()
