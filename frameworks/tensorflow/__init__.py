@@ -59,6 +59,7 @@ from lentando.tensorflow.functions import (
 from lentando.tensorflow.layers import layers
 from lentando.tensorflow.methods import AdaComm, DiLoCo, SlowMo
 from lentando.tensorflow.optimizer import DistributedOptimizer
+from lentando.tensorflow.original_errors import original_errors
 
 __all__ = [
     "DPSGD",
@@ -124,6 +125,7 @@ __all__ = [
     "load",
     "local_rank",
     "local_size",
+    "original_errors",
     "rank",
     "save",
     "save_on_signal",

@@ -13,6 +13,7 @@ from lentando.comm.transport import Transport, VirtualTime
 from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.original_errors import note_error
 
 __all__ = ["CountedSteps", "call_python", "check_can_wait", "check_loss", "record_loss", "unconverted"]
 
@@ -53,8 +54,12 @@ def call_python(
     handles = [variable.handle for variable in (_order_token(), *touched)]
 
     def called(*arguments: Any) -> Any:
-        with _one_thread_at_a_time:
-            return function(*arguments[len(handles) :])
+        try:
+            with _one_thread_at_a_time:
+                return function(*arguments[len(handles) :])
+        except Exception as error:
+            note_error(error)
+            raise
 
     # Shown by XLA, which has no way to call Python, when it refuses.
     name = "Lentando_communicates_from_Python_which_needs_jit_compile_False"

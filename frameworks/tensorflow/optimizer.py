@@ -29,6 +29,7 @@ from lentando.tensorflow.fixed_state import check_synchronized
 from lentando.tensorflow.forwarding import ForwardsSettings
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.original_errors import convert_errors_of
 from lentando.tensorflow.precision import warn_of_rounded_betas
 from lentando.tensorflow.state_variables import native
 from lentando.tensorflow.training import KerasTraining
@@ -121,6 +122,8 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         self._counted: CountedSteps
         self._averages: GradientAverages
         self._scaled_loss: tuple[Any, Any] | None = None
+        if model is not None:
+            convert_errors_of(model)
         if model is not None and model.built and model.trainable_variables:
             self.build(model.trainable_variables)
 
@@ -195,7 +198,8 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
 
         Raises:
             MismatchError, NonFiniteError: on every rank; see ``lentando.optimizers.replica.Replica``. From a graph,
-                TensorFlow raises an error of its own with the same text.
+                TensorFlow raises an error of its own with the same text, except in ``fit`` of the model that was given,
+                and inside ``lentando.tensorflow.original_errors()``.
             ConfigurationError: for variables that the optimizer was not built with.
         """
         _check_surroundings()

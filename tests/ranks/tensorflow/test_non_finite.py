@@ -22,8 +22,8 @@ def sgd(momentum: float = 0.5) -> keras.optimizers.Optimizer:
 
 
 def error_of(way: str) -> Any:
-    """What NonFiniteError is when it comes from a graph."""
-    return lt.NonFiniteError if way == "eager" else tf.errors.UnknownError
+    """What NonFiniteError is when it comes from a graph of the user's; fit raises it as it is."""
+    return tf.errors.UnknownError if way == "graph" else lt.NonFiniteError
 
 
 def on_every_rank(text: str, part: str) -> bool:
