@@ -5,7 +5,10 @@ that is reshaped to a map, come in another order, and the weights along such axe
 features are concatenated. Where neither that nor the same order is certain, the order is unknown.
 """
 
+import re
+import sys
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import keras
@@ -21,7 +24,7 @@ from lentando.tensorflow.orders import (
     merged,
     plain_value,
 )
-from lentando.tensorflow.tracing import Functions, sublayers
+from lentando.tensorflow.tracing import Functions, sublayers, wrapped
 
 __all__ = ["FeatureOrders"]
 
@@ -63,6 +66,10 @@ REDUCTIONS = {"Mean", "Max", "Min", "Sum", "Amax", "Amin"}
 RESHAPES = {"Reshape", "ExpandDims", "Squeeze", "Flatten"}
 
 
+NUMBERED = re.compile(r"keras_tensor(?:_(\d+))?")
+"""How Keras names the outputs of layers, counting calls."""
+
+
 class FeatureOrders:
     """The orders of a model's features.
 
@@ -73,6 +80,8 @@ class FeatureOrders:
     Attributes:
         inputs: the order of a layer's input features, by ``id`` of the layer.
         outputs: the same of output features.
+        ancestors: the ``id`` of every layer whose results reach a layer, by ``id`` of that layer.
+        calls: a number by which layers can be sorted as they were called first, by ``id`` of the layer.
         has_maps: whether there are feature maps in the model.
     """
 
@@ -80,39 +89,56 @@ class FeatureOrders:
         self.inputs: dict[int, Order] = {}
         self.outputs: dict[int, Order] = {}
         self.has_maps = any(isinstance(layer, (*SPATIAL, *GLOBAL_POOLING, L.Flatten)) for layer in leaves)
+        self.ancestors: dict[int, set[int]] = {}
+        self.calls: dict[int, int] = {}
         self._functions = Functions()
         function = self._functions.of_model(model)
         if function is None:
             self.has_maps |= self._functions.takes_images(model)
         else:
             try:
-                self._run(function, None)
+                self._run(function, None, [])
             except Exception as error:  # whatever a user's layer raises when it is asked: saving needs no description
                 raise ConfigurationError(
                     f"what the model consists of could not be determined: following its layers ended in "
                     f"{type(error).__name__}: {error}"
                 ) from error
 
-    def _run(self, function: Any, given: Sequence[Value] | None) -> list[Value]:
-        """Follow all layers of a functional model. Returns what its outputs are."""
+    def _run(
+        self, function: Any, given: Sequence[Value] | None, origins: Sequence[set[int]]
+    ) -> list[tuple[Value, set[int]]]:
+        """Follow all layers of a functional model.
+
+        Args:
+            function: the model.
+            given: what its inputs are; None for those of the whole model.
+            origins: the layers whose results have reached each input.
+
+        Returns:
+            What its outputs are, and the layers whose results have reached each.
+        """
         values: dict[int, Value] = {}
+        reached: dict[int, set[int]] = {}
         inputs = self._functions.inputs(function)
         for number, tensor in enumerate(inputs):
             values[id(tensor)] = self._input(tensor) if given is None else given[number]
+            reached[id(tensor)] = origins[number] if given is not None else set()
         pending = self._functions.nodes(function)
         while pending:
             later = []
             for node in pending:
                 if all(id(tensor) in values for tensor in node.input_tensors):
-                    found = self._outputs(node, [values[id(tensor)] for tensor in node.input_tensors])
-                    values.update(zip(map(id, node.output_tensors), found, strict=True))
+                    before = [reached[id(tensor)] for tensor in node.input_tensors]
+                    found = self._outputs(node, [values[id(tensor)] for tensor in node.input_tensors], before)
+                    for tensor, (value, after) in zip(node.output_tensors, found, strict=True):
+                        values[id(tensor)], reached[id(tensor)] = value, after
                 else:
                     later.append(node)
             if len(later) == len(pending):  # those that are left belong to other models with the same layers
                 break
             pending = later
         outputs = self._functions.outputs(function)
-        return [values.get(id(tensor)) or _unknown(tensor) for tensor in outputs]
+        return [(values.get(id(tensor)) or _unknown(tensor), reached.get(id(tensor), set())) for tensor in outputs]
 
     def _input(self, tensor: Any) -> Value:
         lengths = _lengths(tensor)
@@ -124,16 +150,28 @@ class FeatureOrders:
         layout = map_layout(len(lengths), data_format or keras.config.image_data_format())
         return Value(value.axes, layout, is_map=True)
 
-    def _outputs(self, node: Any, values: list[Value]) -> list[Value]:
-        """What a layer or an operation makes of values."""
+    def _outputs(self, node: Any, values: list[Value], before: list[set[int]]) -> list[tuple[Value, set[int]]]:
+        """What a layer or an operation makes of values, and the layers whose results reach that."""
         layer, tensors = node.operation, node.output_tensors
+        all_before = set().union(*before)
+        self.ancestors.setdefault(id(layer), set()).update(all_before)
+        after = all_before | {id(own) for own in (layer, *wrapped(layer))}
+        for previous, own in pairwise((None, *wrapped(layer))):  # the directions of a recurrent layer have an order
+            known = self.ancestors.setdefault(id(own), set())
+            known.update(all_before if previous is None else {*all_before, id(previous)})
+        numbers = [int(named[1] or 0) for tensor in tensors if (named := NUMBERED.fullmatch(tensor.name))]
+        self.calls[id(layer)] = min([self.calls.get(id(layer), sys.maxsize), *numbers])
         function = self._functions.within(node)
         if function is not None:
             inner = self._functions.inputs(function)
             if [_lengths(tensor) for tensor in inner] != [value.lengths for value in values]:
-                values = [_unknown(tensor) for tensor in inner]
-            found = self._run(function, values)
-            return found if len(found) == len(tensors) else [_unknown(tensor) for tensor in tensors]
+                values, before = [_unknown(tensor) for tensor in inner], [all_before] * len(inner)
+            found = [(value, after | reached) for value, reached in self._run(function, values, before)]
+            return found if len(found) == len(tensors) else [(_unknown(tensor), after) for tensor in tensors]
+        return [(value, after) for value in self._values(layer, values, tensors)]
+
+    def _values(self, layer: Any, values: list[Value], tensors: list[Any]) -> list[Value]:
+        """What a layer or an operation that is no model makes of values."""
         if isinstance(layer, RECURRENT):
             self._recurrent(layer, values)
             return [plain_value(_lengths(tensor)) for tensor in tensors]
@@ -222,7 +260,7 @@ class FeatureOrders:
         return Value(tuple(axes), map_layout(len(lengths), layer.data_format), is_map=True)
 
     def _recurrent(self, layer: Any, values: list[Value]) -> None:
-        inner = (layer.forward_layer, layer.backward_layer) if isinstance(layer, L.Bidirectional) else (layer,)
+        inner = wrapped(layer) or (layer,)
         plain = [*(axis.make_plain() for axis in values[0].axes[:-1]), *(value.make_plain() for value in values[1:])]
         for own in inner:
             self._takes(own, values[0].axes[-1] if all(plain) else Order.unknown(None))

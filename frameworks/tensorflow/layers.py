@@ -1,6 +1,7 @@
 """What a Keras model consists of, for pairing its layers with another framework's."""
 
-from collections.abc import Callable, Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,7 +12,7 @@ from lentando.tensorflow.feature_orders import FeatureOrders
 from lentando.tensorflow.names import names_of
 from lentando.tensorflow.orders import Order
 from lentando.tensorflow.state_variables import native
-from lentando.tensorflow.tracing import sublayers
+from lentando.tensorflow.tracing import is_functional, sublayers, wrapped
 
 __all__ = ["layers"]
 
@@ -40,7 +41,7 @@ class _Description:
 
 
 def layers(model: keras.Model, names: Mapping[int, str] | None = None) -> list[Layer]:
-    """The layers of a model that have weights, in the order of ``model.layers``.
+    """The layers of a model that have weights, in the order in which they were called, or assigned by a subclass.
 
     For ``Mapping.between``. The model's graph is followed to find which features were flattened from feature maps,
     whose order differs between the frameworks; layers for which that cannot be determined say so, and are not paired.
@@ -54,24 +55,48 @@ def layers(model: keras.Model, names: Mapping[int, str] | None = None) -> list[L
         ids = {id(native(variable)) for variable in trained}
         variables = [*trained, *(v for v in model.weights if id(native(v)) not in ids)]
         names = dict(zip([id(native(v)) for v in variables], names_of(variables, model), strict=True))
-    leaves = list(_leaves(model))
-    orders = FeatureOrders(model, leaves)
-    return [_layer(leaf, own, names, orders) for leaf in leaves for own in _descriptions(leaf, names)]
+    orders = FeatureOrders(model, list(_leaves(model)))
+    leaves = _leaves(model, orders.calls)
+    described = [(leaf, _layer(leaf, own, names, orders)) for leaf in leaves for own in _descriptions(leaf, names)]
+    return _with_parallels(described, orders.ancestors)
 
 
-def _leaves(layer: Any) -> Iterator[Any]:
-    """The layers that compute, those of models and of other layers included."""
-    if isinstance(layer, L.Bidirectional):
-        yield from (layer.forward_layer, layer.backward_layer)
-    elif isinstance(layer, L.TimeDistributed):
-        yield from _leaves(layer.layer)
+def _with_parallels(described: Sequence[tuple[Any, Layer]], ancestors: Mapping[int, set[int]]) -> list[Layer]:
+    """Layers, with a mark on those that have a like that comes neither before nor after them."""
+    by_signature: dict[Any, list[Any]] = {}
+    for leaf, layer in described:
+        by_signature.setdefault(layer.signature, []).append(leaf)
+
+    def is_parallel(one: Any, other: Any) -> bool:
+        known = ancestors.get(id(one)), ancestors.get(id(other))
+        if one is other or known[0] is None or known[1] is None:
+            return False
+        return id(other) not in known[0] and id(one) not in known[1]
+
+    return [
+        replace(layer, is_parallel=any(is_parallel(leaf, other) for other in by_signature[layer.signature]))
+        for leaf, layer in described
+    ]
+
+
+def _leaves(layer: Any, calls: Mapping[int, int] | None = None) -> Iterator[Any]:
+    """The layers that compute, those of models and of other layers included.
+
+    Functional models list their layers by depth, which for branches is another order than that of the program. With
+    ``calls``, see ``FeatureOrders``, theirs come as they were called.
+    """
+    if wrapped(layer):
+        for own in wrapped(layer):
+            yield from _leaves(own, calls)
     else:
         inner = sublayers(layer)
         within = {id(native(variable)) for own in inner for variable in own.weights}
         if not inner or any(id(native(variable)) not in within for variable in layer.weights):
             yield layer
+        if calls and is_functional(layer):
+            inner = sorted(inner, key=lambda own: calls.get(id(own), sys.maxsize))
         for own in inner:
-            yield from _leaves(own)
+            yield from _leaves(own, calls)
 
 
 def _layer(leaf: Any, own: _Description, names: Mapping[int, str], orders: FeatureOrders) -> Layer:

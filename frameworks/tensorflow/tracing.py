@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 
-__all__ = ["Functions", "sublayers"]
+__all__ = ["Functions", "is_functional", "sublayers", "wrapped"]
 
 ATOMS = (keras.layers.MultiHeadAttention, keras.layers.Bidirectional, keras.layers.RNN, keras.layers.TimeDistributed)
 """Layers that are described as a whole."""
@@ -22,6 +22,18 @@ def sublayers(layer: Any) -> list[Any]:
     if isinstance(layer, keras.Model):
         return list(layer.layers)
     return list(layer._layers)  # noqa: SLF001 - Keras lists the layers of a model only
+
+
+def wrapped(layer: Any) -> tuple[Any, ...]:
+    """The layers that a wrapper computes with."""
+    if isinstance(layer, keras.layers.Bidirectional):
+        return layer.forward_layer, layer.backward_layer
+    return (layer.layer,) if isinstance(layer, keras.layers.TimeDistributed) else ()
+
+
+def is_functional(model: Any) -> bool:
+    """Whether a model has a graph of its own: its layers come in no order that the user gave them."""
+    return _own_graph(model) is not None
 
 
 class Functions:

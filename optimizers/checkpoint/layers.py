@@ -8,7 +8,10 @@ from typing import Any, TypeAlias
 
 from lentando.optimizers.checkpoint.rule import Ranges, extent
 
-__all__ = ["Factors", "Layer", "Segment", "Tensor", "layers_from_json"]
+__all__ = ["OPTIONAL", "Factors", "Layer", "Segment", "Tensor", "layers_from_json"]
+
+OPTIONAL = {"recurrent bias": "bias"}
+"""Roles that one framework may add up with another one."""
 
 Factors: TypeAlias = tuple[tuple[str, int], ...]
 """What several axes that were flattened into one counted and how long they were, such as (("h", 4), ("c", 32))."""
@@ -80,6 +83,8 @@ class Layer:
         structure: what must be equal for both layers to compute the same (number of heads, groups).
         settings: numbers that are not weights, and should be equal (epsilon, momentum).
         unknown: why the order of its input or output features is not known; empty if it is known.
+        is_parallel: whether there is a layer of the same kind and shape that comes neither before nor after it, so that
+            only the order in which layers were made tells which is which.
     """
 
     name: str
@@ -92,6 +97,17 @@ class Layer:
     structure: Dictionary[str, Setting] = field(default_factory=dict)
     settings: Dictionary[str, Setting] = field(default_factory=dict)
     unknown: str = ""
+    is_parallel: bool = False
+
+    @property
+    def signature(self) -> tuple[object, ...]:
+        """What two layers that can be paired have in common: kind, roles, and lengths of axes."""
+        roles = []
+        for role, tensor in sorted(self.tensors.items()):
+            if role not in OPTIONAL:
+                lengths = tensor.lengths(self.lengths) or {}
+                roles.append((role, tuple(sorted(item for item in lengths.items() if item[1] != 1))))
+        return (self.kind, *roles)
 
     @property
     def segments(self) -> dict[str, tuple[Segment, ...]]:
@@ -118,6 +134,7 @@ class Layer:
             "structure": dict(self.structure),
             "settings": dict(self.settings),
             "unknown": self.unknown,
+            "is_parallel": self.is_parallel,
         }
 
     @classmethod
@@ -137,6 +154,7 @@ class Layer:
             json.get("structure", {}),
             json.get("settings", {}),
             json.get("unknown", ""),
+            json.get("is_parallel", False),
         )
 
 

@@ -8,12 +8,14 @@ from typing import TypeAlias
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.rule import Ranges, Rule
-from lentando.optimizers.checkpoint.rules_of_layer import OPTIONAL, rules_of
+from lentando.optimizers.checkpoint.rules_of_layer import rules_of
 from lentando.optimizers.checkpoint.suggestion import suggested
 
 __all__ = ["differing_settings", "pair", "pairs_of"]
 
 Pair: TypeAlias = tuple[Layer, Layer]
+NAMED = 20
+"""Pairs of layers that a note names at most."""
 
 
 def pair(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Rule], list[str]]:
@@ -91,7 +93,7 @@ def _aligned(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair
     """Pairs of layers, in the order of the first model's, and notes for the user."""
     if len(first) != len(second):
         first, second = _without_repeated(first), _without_repeated(second)
-    signatures = [[_signature(layer) for layer in layers] for layers in (first, second)]
+    signatures = [[layer.signature for layer in layers] for layers in (first, second)]
     if signatures[0] != signatures[1] and Counter(signatures[0]) == Counter(signatures[1]):
         return _aligned_by_kind(first, second)
     for number in range(max(len(first), len(second))):
@@ -99,7 +101,9 @@ def _aligned(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair
         if here[0] is None or here[1] is None or here[0].kind != here[1].kind:
             found = " but ".join("nothing" if layer is None else f"{layer.kind} {layer.name!r}" for layer in here)
             raise ConfigurationError(f"the models differ at layer {number}: {found}")
-    return list(zip(first, second, strict=True)), []
+    pairs = list(zip(first, second, strict=True))
+    parallel = [found for found in pairs if found[0].is_parallel or found[1].is_parallel]
+    return pairs, _guesses(parallel, "neither of which comes before the other in the model")
 
 
 def _aligned_by_kind(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair], list[str]]:
@@ -108,9 +112,9 @@ def _aligned_by_kind(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[l
     guessed: list[Pair] = []
     for kind in dict.fromkeys(layer.kind for layer in first):
         ones, others = ([layer for layer in layers if layer.kind == kind] for layers in (first, second))
-        same_order = [_signature(layer) for layer in ones] == [_signature(layer) for layer in others]
-        for signature in dict.fromkeys(map(_signature, ones)):
-            equal = [[layer for layer in layers if _signature(layer) == signature] for layers in (ones, others)]
+        same_order = [layer.signature for layer in ones] == [layer.signature for layer in others]
+        for signature in dict.fromkeys(layer.signature for layer in ones):
+            equal = [[layer for layer in layers if layer.signature == signature] for layers in (ones, others)]
             found = list(zip(*equal, strict=True))
             if len(found) > 1 and not same_order:
                 names = [", ".join(repr(layer.name) for layer in layers) for layers in equal]
@@ -122,24 +126,19 @@ def _aligned_by_kind(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[l
             guessed += found if len(found) > 1 else []
     position = {id(layer): number for number, layer in enumerate(first)}
     pairs.sort(key=lambda found: position[id(found[0])])
-    if not guessed:
-        return pairs, []
-    names = [f"{one.name!r} and {other.name!r}" for one, other in guessed]
+    return pairs, _guesses(guessed, "while the layers of the models come in another order")
+
+
+def _guesses(pairs: Sequence[Pair], why: str) -> list[str]:
+    """Names pairs of layers that only their order among layers of the same kind and shape tells apart."""
+    names = [f"{one.name!r} and {other.name!r}" for one, other in pairs[:NAMED]]
+    more = f"; and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
+    listed = "; ".join(names) + more
     note = (
-        "the layers of the models come in another order; those of the same kind and shape were paired in their order "
-        f"among themselves: {'; '.join(names)}"
+        f"layers of the same kind and shape, {why}, were paired in the order in which they were made, so check that "
+        f"these are the same: {listed}"
     )
-    return pairs, [note]
-
-
-def _signature(layer: Layer) -> tuple[object, ...]:
-    """What two layers that can be paired have in common."""
-    roles = []
-    for role, tensor in sorted(layer.tensors.items()):
-        if role not in OPTIONAL:
-            lengths = tensor.lengths(layer.lengths) or {}
-            roles.append((role, tuple(sorted(item for item in lengths.items() if item[1] != 1))))
-    return (layer.kind, *roles)
+    return [note] if pairs else []
 
 
 def _without_repeated(layers: Sequence[Layer]) -> list[Layer]:

@@ -5,17 +5,15 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.checkpoint.layers import Factors, Layer, Segment, Tensor
+from lentando.optimizers.checkpoint.layers import OPTIONAL, Factors, Layer, Segment, Tensor
 from lentando.optimizers.checkpoint.rule import Ranges, Rule
 
-__all__ = ["KINDS", "OPTIONAL", "rules_of", "tensor_rules"]
+__all__ = ["KINDS", "rules_of", "tensor_rules"]
 
 KINDS = (
     "dense", "convolution", "depthwise convolution", "transposed convolution", "batch norm", "layer norm", "group norm",
     "rms norm", "embedding", "prelu", "attention", "lstm", "gru", "simple rnn",
 )  # fmt: skip
-OPTIONAL = {"recurrent bias": "bias"}
-"""Roles that one framework may add up with another one."""
 
 
 def rules_of(one: Layer, other: Layer) -> list[Rule]:

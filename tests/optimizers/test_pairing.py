@@ -1,6 +1,7 @@
 """Which layer is which, where the order differs; what is said of settings, and of layers that cannot be paired."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -41,7 +42,16 @@ def test_layers_of_one_kind_in_the_same_order_are_paired_and_named() -> None:
     second = [dense("z", 3, 4, "io"), norm("x", 3), norm("y", 3)]
     assert paired(first, second) == {"a.w": "x.w", "b.w": "y.w", "c.w": "z.w"}
     (note,) = Mapping.between(first, second).notes
-    assert note.endswith("in their order among themselves: 'a' and 'x'; 'b' and 'y'")
+    assert note.endswith("so check that these are the same: 'a' and 'x'; 'b' and 'y'")
+
+
+def test_layers_in_parallel_are_named() -> None:
+    first = [norm(f"a{number}", 3) for number in range(25)]
+    second = [replace(norm(f"b{number}", 3), is_parallel=number > 1) for number in range(25)]
+    (note,) = Mapping.between(first, second).notes
+    assert "neither of which comes before the other" in note
+    assert note.endswith("'a21' and 'b21'; and 3 more")
+    assert layers_from_json([layer.as_json() for layer in second]) == second
 
 
 def test_layers_that_cannot_be_told_apart_are_refused() -> None:

@@ -312,6 +312,28 @@ def test_features_find_their_places(name: str) -> None:
     assert_crosses(first, second, *inputs)
 
 
+def test_branches_of_equal_layers_are_paired_as_they_were_made_and_named() -> None:
+    """Keras lists the layers of branches by depth."""
+    a = keras.Input((4,))
+    query, key, value = L.Dense(4)(a), L.Dense(4)(a), L.Dense(4)(L.Dense(4)(a))
+    x = L.Dense(4)(L.Multiply()([L.Softmax()(L.Add()([query, key])), value]))
+    second = keras.Model(a, L.Dense(2)(x))
+
+    def forward(query: Any, key: Any, first: Any, value: Any, mix: Any, out: Any, x: Any) -> Any:
+        return out(mix((query(x) + key(x)).softmax(-1) * value(first(x))))
+
+    *made, last = [nn.Linear(4, 4) for _ in range(5)] + [nn.Linear(4, 2)]
+    mapping = assert_crosses(Torch(forward, made[0], made[1], made[3], made[2], made[4], last), second, array(3, 4))
+    (note,) = mapping.notes
+    assert (
+        "neither of which comes before the other in the model, were paired in the order in which they were made" in note
+    )
+    named = note.rpartition(": ")[2]
+    assert [f"'own.{number}' and" in named for number in range(6)] == [True] * 4 + [False, False]
+    chain = keras.Sequential([keras.Input((4,)), L.Dense(4), L.Dense(4), L.Dense(4)])
+    assert assert_crosses(nn.Sequential(*made[:3]), chain, array(3, 4)).notes == ()
+
+
 @pytest.mark.parametrize("seed", range(6))
 def test_random_models_cross(seed: int) -> None:
     """Branches of maps and vectors that are flattened, concatenated and combined at random."""
