@@ -212,7 +212,11 @@ class _Loading:
     def _notes(self) -> Sequence[str]:
         if self._mapping.notes or self._about["framework"] == self._framework.name:
             return self._mapping.notes
-        saved, layers = self._content["layers"], self._training.layers()
+        saved = self._content["layers"]
+        try:
+            layers = self._training.layers()
+        except ConfigurationError as error:  # no reason not to load: the mapping was given
+            return [f"whether settings differ is not known: {error}"]
         return differing_settings(pairs_of(self._rules, layers_from_json(saved or []), layers or []))
 
     @property

@@ -247,7 +247,7 @@ def keras_normalized(**settings: Any) -> Any:
     return keras.Model([words, images], L.Dense(2)(L.GlobalAveragePooling2D()(x)))
 
 
-def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any) -> None:
+def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any, monkeypatch: Any) -> None:
     lt.save(shared_path, TorchRun("slowmo", "sgd", model=Normalized).optimizer)
     alike = KerasRun("slowmo", "sgd", model=lambda: keras_normalized(epsilon=1e-5, momentum=0.9))
     ltf.load(shared_path, alike.optimizer)
@@ -265,6 +265,15 @@ def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any)
             assert first.startswith("- epsilon of batch norm: 1e-05 in 'one', 0.001 in 'batch_norm")
             assert first.endswith(", and so in 1 more")
             assert second.startswith("- momentum of batch norm: 0.1 in 'one', 0.01")
+
+    def undescribed(*_: Any) -> Any:
+        raise ltf.ConfigurationError("a layer of another world")
+
+    monkeypatch.setattr("lentando.tensorflow.training.layers", undescribed)
+    ltf.load(shared_path, run.optimizer, ltf.Mapping(mapping.rules.values()))
+    assert lt.rank() > 0 or "whether settings differ is not known: a layer of another world" in caplog.text
+    with pytest.raises(ltf.CheckpointError, match="a layer of another world"):
+        ltf.load(shared_path, run.optimizer)
 
 
 def test_layers_that_cannot_cross_are_refused_with_a_mapping_to_start_from(shared_path: Path) -> None:
