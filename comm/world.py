@@ -7,7 +7,7 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -16,12 +16,21 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import HOW_TO_START, begin, is_elastic, transaction
-from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError, NotInitializedError
+from lentando.comm.errors import (
+    ConfigurationError,
+    LaunchError,
+    LentandoError,
+    NonFiniteError,
+    NotInitializedError,
+    grouped_by_rank,
+)
 from lentando.comm.forked import is_forked
 from lentando.comm.joining import join_seconds, patiently
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
 from lentando.comm.launcher_variables import check_is_rank, hide_variables, mark_rank
+from lentando.comm.leaving import take_problems
 from lentando.comm.notices import exchanges_begun
+from lentando.comm.objects import allgather_object
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -141,6 +150,8 @@ def shutdown() -> None:
 
     Raises:
         MismatchError: on every rank, if one of them is about to do something else, such as another training step.
+        NonFiniteError: on every rank, if training has ended with parameters that are not finite, and nothing has said
+            so yet. The rank has not left the job then: the next call leaves it.
     """
     global _current
     leaving = _joined()
@@ -149,7 +160,8 @@ def shutdown() -> None:
     if is_forked(leaving):
         _current = None
         return
-    transaction(leaving, lambda: _agree_to_leave(leaving))
+    problems = take_problems(leaving)
+    transaction(leaving, lambda: _agree_to_leave(leaving, problems))
     seat = _seat.get()
     if seat is None:
         end_inspection()
@@ -161,14 +173,25 @@ def shutdown() -> None:
     leaving.close()
 
 
-def _agree_to_leave(leaving: Transport) -> None:
-    """All ranks leave, after equally many gossip steps: what one rank has sent alone, no other would ever receive."""
+def _agree_to_leave(leaving: Transport, problems: Sequence[str]) -> None:
+    """All ranks leave, after equally many gossip steps: what one rank has sent alone, no other would ever receive.
+
+    Args:
+        leaving: the job's ranks.
+        problems: what this rank has found when it looked at its models once more.
+    """
     steps = 0 if is_elastic(leaving) else exchanges_begun(leaving)  # an elastic rank that is behind leaves some out
 
     def words() -> str:
         return "has ended (shutdown, or the end of the program)" + (f" after {steps} gossip steps" if steps else "")
 
-    agree(leaving, Control(Event.SHUTDOWN, step=steps), words)
+    agreement = agree(leaving, Control(Event.SHUTDOWN, step=steps, finite=not problems), words)
+    if agreement.non_finite:
+        by_rank = allgather_object(leaving, "; ".join(problems) or "all is finite")
+        raise NonFiniteError(
+            f"the job ends with models that are not finite. {grouped_by_rank(by_rank)}. Training has diverged there "
+            "after its last outer step: lower the learning rate, clip gradients, or shorten the period"
+        )
 
 
 def is_initialized() -> bool:

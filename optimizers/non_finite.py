@@ -75,17 +75,24 @@ class NonFinite:
 
     Attributes:
         left_out: how often this rank's values were left out.
+        was_reported: whether an error has said that values are not finite.
     """
 
     def __init__(self, transport: Transport, policy: OnNonFinite) -> None:
         self._transport = transport
         self.skips = policy == "skip"
         self.left_out = 0
+        self.was_reported = False
         self._restored: str | None = None
 
     def is_clean(self, found: str | None) -> bool:
         """What a control message tells of this rank: nothing found now, nor in gossip since the last message."""
         return found is None and self._restored is None
+
+    def error(self, text: str) -> NonFiniteError:
+        """The error that says so, to be raised."""
+        self.was_reported = True
+        return NonFiniteError(text)
 
     def lose(self, found: str) -> None:
         """This rank's parameters have left gossip, and come back with its neighbours' shares."""
@@ -138,11 +145,11 @@ class NonFinite:
         finite = [is_finite for _, is_finite, _, _ in told]
         active = [is_finite and counts for _, is_finite, counts, _ in told]
         if not self.skips:
-            raise NonFiniteError(f"{doing}: not all values are finite, so nothing was averaged. {said}. {ADVICE}")
+            raise self.error(f"{doing}: not all values are finite, so nothing was averaged. {said}. {ADVICE}")
         if not any(active):
-            raise NonFiniteError(f"{doing}: no rank has finite values that could be averaged. {said}. {ADVICE}")
+            raise self.error(f"{doing}: no rank has finite values that could be averaged. {said}. {ADVICE}")
         if any(lasts for *_, lasts in told):
-            raise NonFiniteError(
+            raise self.error(
                 f"{doing}: on_nonfinite='skip' cannot restore parameters where only gradients are averaged. {said}. "
                 "Give a period, so that outer steps restore them"
             )

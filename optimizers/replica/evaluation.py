@@ -12,7 +12,6 @@ from lentando.comm.array_module import copy_into
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Event
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.join import mean_over_some
 from lentando.optimizers.non_finite import ADVICE, NonFinite, first_non_finite
@@ -106,7 +105,7 @@ class Evaluation:
             return
         text = f"{what} has ended on rank {plan.transport.rank} with {found!r} not finite"
         if not self.non_finite.skips:
-            raise NonFiniteError(f"{text}. {ADVICE}")
+            raise self.non_finite.error(f"{text}. {ADVICE}")
         _log.warning("%s: the next outer step restores it from the other ranks", text)
 
     def consensus_distance(self) -> float:

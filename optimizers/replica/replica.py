@@ -18,6 +18,7 @@ from lentando.optimizers.period import needs_loss
 from lentando.optimizers.replica.costs import Costs
 from lentando.optimizers.replica.evaluation import Evaluation
 from lentando.optimizers.replica.gradients import Gradients
+from lentando.optimizers.replica.last_look import LastLook
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.plan import Plan
@@ -77,12 +78,14 @@ class Replica:
         weights = self._weights = Weights(plan, messages, non_finite)
         self._gradients = Gradients(*shared, weights)
         self._mixing = Mixing(*shared)
-        self._trained = TrainedParameters(plan, progress, messages, timing)
+        last_look = LastLook(transport, progress, non_finite, framework.buffers)
+        self._trained = TrainedParameters(plan, progress, messages, timing, last_look)
         self._rounds = Rounds(*shared, self._trained, weights, period)
         self._taking_part = TakingPart(plan, progress, timing, messages, self._gradients, self._mixing, self._rounds)
         self._evaluation = Evaluation(plan, messages, timing, non_finite)
         self._rounds.begin()
         enlist(transport, self)
+        last_look.begin(transport, self)
 
     @property
     def inner_steps(self) -> int:

@@ -136,7 +136,8 @@ class Rounds(Part):
                 loss, share = verdict.loss, verdict.share or share
         try:
             buffers = self._average(share)
-        except (NonFiniteError, MismatchError):
+        except (NonFiniteError, MismatchError) as error:
+            self.non_finite.was_reported |= isinstance(error, NonFiniteError)
             self._retract()
             raise
         return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set=weights_set)

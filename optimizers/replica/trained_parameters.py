@@ -23,6 +23,7 @@ from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.base_buffers import average
 from lentando.optimizers.flat_state import carried_over
 from lentando.optimizers.framework import ChangingFramework, CoveringFramework
+from lentando.optimizers.replica.last_look import LastLook
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
@@ -71,12 +72,14 @@ class TrainedParameters:
         progress: how far it is.
         messages: compare what the ranks do.
         timing: does not count the time that a change takes.
+        last_look: looks at the buffers that there are at the end.
     """
 
     plan: Plan
     progress: Progress
     messages: Messages
     timing: Timing
+    last_look: LastLook
 
     def pending(self) -> Change | None:
         """What has changed on this rank since the buffers were laid out, None if nothing has."""
@@ -134,6 +137,7 @@ class TrainedParameters:
         framework.store()
         self._share_new_frozen(known)
         plan.plan_again()
+        self.last_look.buffers = framework.buffers
         self._carry_base_state_over(base_state, before)
         if plan.outer is not None and outer_state is not None:
             plan.outer.load_state_dict(carried_over(outer_state, plan.outer.state_dict(), before, self._layouts()))
