@@ -147,11 +147,36 @@ def _inputs_at(node: Any) -> tuple[Any, Any]:
 
 def _inputs_of(model: Any) -> tuple[Any, Any]:
     """What a model that has been built takes, as symbolic tensors."""
-    return [keras.Input(batch_shape=(None, *shape[1:])) for shape in _shapes(model)], {}
+
+    def symbolic(shape: Any) -> Any:
+        if isinstance(shape, dict):
+            return {name: symbolic(own) for name, own in shape.items()}
+        if _is_shape(shape):
+            return keras.Input(batch_shape=(None, *shape[1:]))
+        return [symbolic(own) for own in shape]
+
+    return [symbolic(shape) for shape in _given(model)], {}
 
 
 def _shapes(model: Any) -> list[tuple[int | None, ...]]:
     """The shapes of the inputs that a model was built for."""
+
+    def walk(shape: Any) -> Iterator[tuple[int | None, ...]]:
+        if _is_shape(shape):
+            yield tuple(shape)
+        else:
+            for own in shape.values() if isinstance(shape, dict) else shape:
+                yield from walk(own)
+
+    return [shape for given in _given(model) for shape in walk(given)]
+
+
+def _given(model: Any) -> list[Any]:
+    """What a model was built for: for each argument of its call a shape, or a list or dict of them."""
     config = model.get_build_config() or {}
     found = config.get("shapes_dict") or {"input_shape": config.get("input_shape")}
-    return [tuple(shape) for shape in found.values() if isinstance(shape, list | tuple) and shape]
+    return [shape for shape in found.values() if shape]
+
+
+def _is_shape(shape: Any) -> bool:
+    return isinstance(shape, list | tuple) and all(length is None or isinstance(length, int) for length in shape)

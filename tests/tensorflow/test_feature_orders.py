@@ -305,6 +305,29 @@ def a_subclassed_model_with_layers_of_its_own() -> Any:
     return first, second, [IMAGE]
 
 
+class OfTwoInputs(keras.Model):
+    """Takes a list."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.meta, self.out = L.Conv2D(3, 2, activation="relu"), L.Dense(4), L.Dense(2)
+
+    def call(self, inputs: Any) -> Any:
+        images, features = inputs
+        return self.out(L.Concatenate()([self.meta(features), L.Flatten()(self.conv(images))]))
+
+
+@case
+def a_subclassed_model_of_two_inputs() -> Any:
+    second = OfTwoInputs()
+    second([np.zeros((1, *IMAGE), np.float32), np.zeros((1, 3), np.float32)])
+    first = Torch(
+        lambda conv, meta, out, x, t: out(torch.cat([meta(t), F.relu(conv(x)).flatten(1)], 1)),
+        nn.Conv2d(2, 3, 2), nn.Linear(3, 4), nn.Linear(64, 2),
+    )  # fmt: skip
+    return first, second, [IMAGE, (3,)]
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_features_find_their_places(name: str) -> None:
     first, second, shapes = CASES[name]()
