@@ -122,6 +122,9 @@ class Evaluation:
         squared = 0.0
         for buffer in plan.framework.buffers:
             own = buffer.parameters.astype(accumulator_dtype(buffer.array.dtype))
+            reference = own.copy()
+            plan.transport.broadcast(reference)
+            own -= reference  # replicas that are equal have no distance, however the mean of equal numbers is rounded
             mean = own.copy()
             plan_reduction(plan.transport, mean, plan.settings.algorithm).all_reduce(mean=True)
             squared += float(np.square(own - mean, dtype=np.float64).sum())

@@ -345,6 +345,14 @@ def test_consensus_distance_is_the_spread_of_the_replicas(transport: Transport) 
     assert mine.replica.consensus_distance() == pytest.approx(wanted)
 
 
+def test_consensus_distance_of_equal_replicas_is_zero(transport: Transport) -> None:
+    """Also where the mean of equal numbers is rounded, as it is for three ranks."""
+    mine = worker(transport, SGP())
+    for scale in (0.1, 0.7, 1 / 3):
+        mine.model.x[...] = np.linspace(-scale, scale, mine.model.x.size)
+        assert mine.replica.consensus_distance() == 0
+
+
 @pytest.mark.parametrize("bad", [-1, 1.0, True, None])
 def test_impossible_staleness_is_refused(bad: Any) -> None:
     with pytest.raises(ConfigurationError, match="staleness must be an integer >= 0"):
