@@ -10,12 +10,12 @@ import json
 import multiprocessing
 import os
 import stat
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Collection, Mapping, MutableMapping
 
 from lentando.comm.errors import LaunchError
 from lentando.comm.launch import Launch
 
-__all__ = ["check_is_rank", "hide_variables", "mark_rank"]
+__all__ = ["check_is_rank", "hide_variables", "mark_rank", "would_be_misread"]
 
 MARK = "LENTANDO_RANK_PID"
 _CONNECTION = "PMI_FD"
@@ -76,6 +76,18 @@ def check_is_rank(environment: Mapping[str, str], launch: Launch) -> None:
 def hide_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
     """Take away what other libraries would take for a job of torch.distributed. Returns what was taken away."""
     return {name: environment.pop(name) for name in _HIDDEN if name in environment}
+
+
+def would_be_misread(environment: Mapping[str, str], modules: Collection[str]) -> bool:
+    """Whether a library that is loaded would start torch.distributed because of these variables, and fail.
+
+    Accelerate does, which Hugging Face's Trainer uses, unless the environment also says where ranks meet.
+
+    Args:
+        environment: of this process.
+        modules: names of the modules that are loaded.
+    """
+    return "accelerate" in modules and "MASTER_ADDR" not in environment
 
 
 def _fingerprint(environment: Mapping[str, str]) -> str:

@@ -27,7 +27,7 @@ from lentando.comm.errors import (
 from lentando.comm.forked import is_forked
 from lentando.comm.joining import join_seconds, patiently
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
-from lentando.comm.launcher_variables import check_is_rank, hide_variables, mark_rank
+from lentando.comm.launcher_variables import check_is_rank, hide_variables, mark_rank, would_be_misread
 from lentando.comm.leaving import take_problems
 from lentando.comm.notices import exchanges_begun
 from lentando.comm.objects import allgather_object
@@ -87,7 +87,7 @@ _seat: ContextVar[_Seat | None] = ContextVar("lentando_seat", default=None)
 
 
 def init(
-    comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = False, hide_launcher: bool = False
+    comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = False, hide_launcher: bool | None = None
 ) -> None:
     """Join the job that mpirun, horovodrun or srun started; a program started alone becomes a world of 1.
 
@@ -101,7 +101,8 @@ def init(
             then on with ``rank()`` and ``size()`` of those that live. Needs Open MPI 5 under ``mpirun --with-ft ulfm``.
         hide_launcher: take the variables by which a launcher numbers its ranks (``OMPI_COMM_WORLD_SIZE``, ``RANK`` and
             the like) out of the environment until ``shutdown()``. Libraries that would start torch.distributed because
-            of them, such as Accelerate, then train this rank's model as if it were alone, and Lentando averages.
+            of them, such as Accelerate, then train this rank's model as if it were alone, and Lentando averages. By
+            default this is done where Accelerate has been imported by now, and ``MASTER_ADDR`` is not set.
 
     Raises:
         LaunchError: if the launcher promised a world that the transport does not see, or this process is no rank: it
@@ -125,7 +126,7 @@ def init(
     _current = joined
     if not isinstance(comm, Transport) and not isinstance(joined, SingleTransport) and detect_launch() is not None:
         mark_rank(os.environ)
-    if hide_launcher:
+    if would_be_misread(os.environ, sys.modules) if hide_launcher is None else hide_launcher:
         _hidden.update(hide_variables(os.environ))
     if level is not None:
         _log_to_stderr(level, _current.rank)

@@ -10,7 +10,7 @@ from launchers import OPEN_MPI, WITH_MPICH, Launcher
 
 from lentando.comm.errors import LaunchError
 from lentando.comm.launch import detect_launch
-from lentando.comm.launcher_variables import MARK, check_is_rank, hide_variables, mark_rank
+from lentando.comm.launcher_variables import MARK, check_is_rank, hide_variables, mark_rank, would_be_misread
 
 OPEN_MPI_RANK = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "prterun-host-7@1", "PMIX_RANK": "1",
@@ -92,6 +92,27 @@ def test_hidden_variables_are_those_of_every_launcher() -> None:
     assert {**environment, **hidden} == {
         **OPEN_MPI_RANK, **HOROVOD_RANK, "PMI_RANK": "0", "PMI_SIZE": "2", "RANK": "0", "PATH": "/bin",
     }  # fmt: skip
+
+
+def test_accelerate_would_misread_the_variables_unless_it_is_told_where_ranks_meet() -> None:
+    assert would_be_misread(OPEN_MPI_RANK, {"accelerate", "torch"})
+    assert not would_be_misread(OPEN_MPI_RANK, {"torch"})
+    assert not would_be_misread({**OPEN_MPI_RANK, "MASTER_ADDR": "node1"}, {"accelerate", "torch"})
+
+
+@pytest.mark.parametrize(
+    ("loaded", "argument", "hides"), [(True, "None", True), (False, "None", False), (True, "False", False)]
+)
+def test_variables_are_hidden_where_accelerate_is_loaded(loaded: bool, argument: str, hides: bool) -> None:
+    """An empty module stands in for Accelerate, which the development environment does without."""
+    program = (
+        "import os, sys, types\nfrom lentando.comm import world\n"
+        f"if {loaded}: sys.modules['accelerate'] = types.ModuleType('accelerate')\n"
+        f"world.init(hide_launcher={argument})\n"
+        f"assert ('OMPI_COMM_WORLD_SIZE' not in os.environ) == {hides}\nassert world.size() == 2\n"
+    )
+    job = OPEN_MPI.run(2, "-c", program, environment={"MASTER_ADDR": None})
+    assert job.status == 0, job.output
 
 
 PROGRAM = """
