@@ -4,7 +4,8 @@
 
 A case is a Python file whose first lines hold its command: ``python NAME.py``, or ``mpirun -np 2 python NAME.py``, with
 ``KEY=VALUE`` and ``timeout SECONDS`` before it if need be, and choices of arguments as ``[one|other]`` behind it. Cases
-with ``mpirun`` are run on each of the numbers of ranks. A case passes if it ends with status 0 within its time.
+with ``mpirun`` are run on each of the numbers of ranks. A case passes if it ends with status 0 within its time. Where
+its first lines expect an error, the table shows which it was.
 """
 
 import argparse
@@ -25,6 +26,7 @@ COMMAND = re.compile(
     r"python (?P<file>\w+\.py)(?P<choices>(?: \[[\w|]+\])*)"
 )
 NEEDS = re.compile(r"pip install ([\w ]+);")
+ERROR = re.compile(r"[\w.]*(Error|Exception)\b.*:")
 HEAD_LINES = 6
 SECONDS = 180
 SHOWN_LINES = 12
@@ -119,11 +121,14 @@ def main() -> None:
             status, output = ended(run)
             took = time.monotonic() - started
             print(f"{'ok     ' if status == 0 else 'FAILED '} {run.title}  {took:.0f} s", flush=True)
+            lines = [line for line in output.splitlines() if line.strip()]
             if status != 0:
                 failed.append(run.title)
                 print(f"        {'ended after its time' if status is None else f'status {status}'}")
-            for line in output.splitlines()[-SHOWN_LINES if status != 0 else -3 :]:
-                print(f"        {line[:160]}", flush=True)
+                errors = [line for line in lines if ERROR.match(line)]
+                lines = errors[-1:] or lines[-SHOWN_LINES:]
+            for line in lines[-3 if status == 0 else -SHOWN_LINES :]:
+                print(f"        {line[:300]}", flush=True)
     print(
         f"\n{len(failed)} failed: {', '.join(failed) or 'none'}; {len(skipped)} skipped: {', '.join(skipped) or 'none'}"
     )
