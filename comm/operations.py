@@ -117,7 +117,7 @@ def allreduce_number(value: float, op: Op = Average, name: str | None = None) ->
         name: compared between ranks, and shown in messages.
 
     Raises:
-        ConfigurationError: for an integer that int64 does not hold.
+        ConfigurationError: for an integer so large that int64 may not hold the result.
         MismatchError: as of ``allreduce``.
     """
     dtype: np.dtype[Any] = np.dtype(np.float64)
@@ -125,11 +125,14 @@ def allreduce_number(value: float, op: Op = Average, name: str | None = None) ->
         dtype = np.dtype(np.bool_)
     elif isinstance(value, int) and op is not Average:
         dtype = np.dtype(np.int64)
-    try:
-        array = np.array([value], dtype)
-    except OverflowError:
-        bits = int(value).bit_length()
-        raise ConfigurationError(f"allreduce of an integer of {bits} bits: expected 63 at most") from None
+    if dtype == np.int64:
+        most = 63 - ((transport().size - 1).bit_length() if op is Sum else 0)
+        if not -(2**most) <= value < 2**most:
+            raise ConfigurationError(
+                f"allreduce of an integer of {int(value).bit_length()} bits: expected {most} at most, so that int64 "
+                "holds the result"
+            )
+    array = np.array([value], dtype)
     allreduce(array, op, name)
     found: float = array.tolist()[0]
     return found

@@ -58,7 +58,7 @@ def allreduce(
         op = _op(op, average)
         number = operations.allreduce_number(_scaled(tensor, prescale_factor), op, name)
         return _scaled(number, postscale_factor)
-    _check_needs_no_gradient(tensor, "allreduce")
+    _check_tensor(tensor, "allreduce")
     return allreduce_(
         tensor.detach().clone(),
         average,
@@ -79,8 +79,12 @@ def allreduce_(
     postscale_factor: float = 1.0,
 ) -> torch.Tensor:
     """``allreduce`` in place; returns the tensor."""
-    _check_needs_no_gradient(tensor, "allreduce_")
+    _check_tensor(tensor, "allreduce_")
     op = _op(op, average)
+    if not (tensor.is_floating_point() or tensor.is_complex()) and (prescale_factor, postscale_factor) != (1.0, 1.0):
+        raise ConfigurationError(
+            f"prescale_factor and postscale_factor need floating-point numbers, got a tensor of {dtype_name(tensor)}"
+        )
     with torch.no_grad():
         if prescale_factor != 1.0:
             tensor.mul_(prescale_factor)
@@ -98,7 +102,7 @@ def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
     Raises:
         ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
     """
-    _check_needs_no_gradient(tensor, "allgather")
+    _check_tensor(tensor, "allgather")
     return new_tensor(operations.allgather(as_array(_on_host(tensor)), name)).to(tensor.device)
 
 
@@ -108,13 +112,13 @@ def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> 
     Raises:
         ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
     """
-    _check_needs_no_gradient(tensor, "broadcast")
+    _check_tensor(tensor, "broadcast")
     return broadcast_(tensor.detach().clone(), root_rank, name)
 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
     """``broadcast`` in place; returns the tensor."""
-    _check_needs_no_gradient(tensor, "broadcast_")
+    _check_tensor(tensor, "broadcast_")
     host = _on_host(tensor)
     operations.broadcast(as_array(host), root_rank, name)
     with torch.no_grad():
@@ -189,12 +193,18 @@ def _scaled(number: float, factor: float) -> float:
     return number if factor == 1.0 else number * factor
 
 
-def _check_needs_no_gradient(tensor: torch.Tensor, function: str) -> None:
-    """Refuse what would lose its gradient without a word.
+def _check_tensor(tensor: Any, function: str) -> None:
+    """Refuse what cannot be sent, and what would lose its gradient without a word.
 
     Raises:
-        ConfigurationError: says how to go on without a gradient.
+        ConfigurationError: says what was expected, or how to go on without a gradient.
     """
+    if not isinstance(tensor, torch.Tensor):
+        numbers = ", or a Python float, int or bool" if function == "allreduce" else ""
+        raise ConfigurationError(f"{function} expects a torch.Tensor{numbers}, got {type(tensor).__name__}")
+    if tensor.layout is not torch.strided or tensor.is_meta or tensor.is_nested:
+        kind = "on the meta device" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.layout)
+        raise ConfigurationError(f"{function} expects a dense tensor that holds values, got one that is {kind}")
     if tensor.requires_grad and torch.is_grad_enabled():
         transport()  # outside of a job, that is the error
         raise ConfigurationError(

@@ -7,23 +7,83 @@ import torch
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["inner_optimizers", "load_unchanged", "reset", "states"]
+__all__ = ["inner_optimizers", "inner_states", "load_unchanged", "load_with_inner", "reset", "states", "tensors_in"]
+
+OWN_CONTAINERS = {"state", "param_groups", "defaults"}
+"""Attributes of every optimizer, which hold no other one."""
 
 
 def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
-    """The optimizers that this one holds as attributes, and theirs, by path: ``{"base_optimizer": ...}``."""
+    """The optimizers that this one holds, and theirs, by path: ``{"base_optimizer": ..., "parts.0": ...}``.
+
+    It holds them as attributes, or in lists, tuples and dicts that are attributes (one optimizer for matrices and
+    another one for the rest, as Muon and AdamW are combined).
+    """
     found: dict[str, torch.optim.Optimizer] = {}
     seen = {id(optimizer)}
 
+    def visit(value: Any, path: str) -> None:
+        if isinstance(value, torch.optim.Optimizer) and id(value) not in seen:
+            seen.add(id(value))
+            found[path] = value
+            walk(value, f"{path}.")
+
     def walk(outer: torch.optim.Optimizer, path: str) -> None:
         for name, value in vars(outer).items():
-            if isinstance(value, torch.optim.Optimizer) and id(value) not in seen:
-                seen.add(id(value))
-                found[f"{path}{name}"] = value
-                walk(value, f"{path}{name}.")
+            if name in OWN_CONTAINERS:
+                continue
+            visit(value, f"{path}{name}")
+            if isinstance(value, list | tuple):
+                for number, item in enumerate(value):
+                    visit(item, f"{path}{name}.{number}")
+            elif isinstance(value, dict):
+                for key, item in value.items():
+                    visit(item, f"{path}{name}.{key}")
 
     walk(optimizer, "")
     return found
+
+
+def inner_states(optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """State dicts of the optimizers that this one holds, by path, where its own lacks tensors that they keep.
+
+    Args:
+        optimizer: holds them.
+        packed: its own state dict.
+    """
+    known = tensors_in(packed)
+    found = {path: holder.state_dict() for path, holder in inner_optimizers(optimizer).items()}
+    return {path: state for path, state in found.items() if not tensors_in(state) <= known}
+
+
+def tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
+    """Which tensors a packed state holds for parameters: by address and length, as copies of a dict share them."""
+    return {
+        (value.data_ptr(), value.numel())
+        for state in packed["state"].values()
+        if isinstance(state, Mapping)
+        for value in state.values()
+        if isinstance(value, torch.Tensor)
+    }
+
+
+def load_with_inner(
+    optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any], inner: Mapping[str, Mapping[str, Any]]
+) -> None:
+    """Load a state dict, and what ``inner_states`` gave beside it.
+
+    Raises:
+        ConfigurationError: if the optimizer does not hold all of these.
+    """
+    held = inner_optimizers(optimizer)
+    if unknown := sorted(inner.keys() - held.keys()):
+        raise ConfigurationError(
+            f"the state dict has the state of an optimizer {unknown[0]!r} that the saved {type(optimizer).__name__} "
+            "held, and the one here does not hold: make it as it was made then"
+        )
+    for path, state in inner.items():
+        load_unchanged(held[path], state)
+    load_unchanged(optimizer, state_dict)
 
 
 def states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, MutableMapping[Any, Any]]]:

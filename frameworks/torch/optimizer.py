@@ -22,7 +22,7 @@ from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.settings import BaseBuffers, Settings
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
-from lentando.torch.inner_optimizers import load_unchanged
+from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
 from lentando.torch.training import TorchTraining
 from lentando.torch.wrapped import WrappedOptimizer
@@ -30,6 +30,9 @@ from lentando.torch.wrapped import WrappedOptimizer
 __all__ = ["DistributedOptimizer"]
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
+
+INNER = "lentando inner optimizers"
+"""The key in a state dict of the states of optimizers that the base optimizer holds, if its own state lacks them."""
 
 
 class DistributedOptimizer(WrappedOptimizer):
@@ -238,11 +241,16 @@ class DistributedOptimizer(WrappedOptimizer):
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict with one more entry, ``"lentando"``: all that decides the next step.
 
-        Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves its own.
+        If the base optimizer holds others (SAM, a list of optimizers) whose state its own state dict lacks, theirs is
+        in another entry. Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves
+        its own.
         ``torch.load(..., weights_only=True)`` reads it.
         """
         self._run_hooks("before state_dict")
-        state = {**self._base_optimizer.state_dict(), "lentando": to_torch(self._replica.state_dict())}
+        packed = self._base_optimizer.state_dict()
+        state = {**packed, "lentando": to_torch(self._replica.state_dict())}
+        if inner := inner_states(self._base_optimizer, packed):
+            state[INNER] = inner
         return self._replaced_by_hooks("after state_dict", state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -258,7 +266,8 @@ class DistributedOptimizer(WrappedOptimizer):
                 "plain optimizer's state, load it into that optimizer before wrapping it"
             )
         self._replica.load_state_dict(to_plain(state_dict["lentando"]))
-        load_unchanged(self._base_optimizer, {k: v for k, v in state_dict.items() if k != "lentando"})
+        base = {key: value for key, value in state_dict.items() if key not in ("lentando", INNER)}
+        load_with_inner(self._base_optimizer, base, state_dict.get(INNER, {}))
         self._run_hooks("after load")
 
     def training(self) -> TorchTraining:

@@ -12,7 +12,7 @@ from lentando.optimizers.checkpoint.optimizer_state import NeutralState, Optimiz
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.stopping import SaveOnSignal, StopHandle
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
-from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged
+from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged, tensors_in
 from lentando.torch.layers import layers
 from lentando.torch.model import TorchModel
 from lentando.torch.wrappable import AVERAGED, as_real
@@ -46,11 +46,11 @@ class TorchTraining:
             rest["more"] = more
         if inner := inner_optimizers(self._optimizer):
             rest["inner"] = {}
-            known = _tensors_in(packed)
+            known = tensors_in(packed)
             for path, holder in inner.items():
                 own = holder.state_dict()
                 _check_packed(holder, own)
-                if not _tensors_in(own) <= known:  # otherwise they are in what the one that holds it gives, and loads
+                if not tensors_in(own) <= known:  # otherwise they are in what the one that holds it gives, and loads
                     rest["inner"][path] = self._rest_of(holder, own, f"{path}.", tensors)
         reading, obstacle = self._reading(tensors)
         is_empty = not packed["state"] and not rest.get("inner")
@@ -255,17 +255,6 @@ def _check_packed(holder: torch.optim.Optimizer, packed: Any) -> None:
             f"{type(holder).__name__}.state_dict() is not what torch.optim documents: a dict with 'state' and the "
             "'param_groups' that the optimizer has. It cannot be saved here"
         )
-
-
-def _tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
-    """Which tensors a packed state holds for parameters: by address and length, as copies of a dict share them."""
-    return {
-        (value.data_ptr(), value.numel())
-        for state in packed["state"].values()
-        if isinstance(state, Mapping)
-        for value in state.values()
-        if isinstance(value, torch.Tensor)
-    }
 
 
 def _under(prefix: str, tensors: Mapping[str, Mapping[str, Array]]) -> dict[str, Mapping[str, Array]]:

@@ -124,7 +124,40 @@ class Hidden(torch.optim.Optimizer):
             kept.copy_(state_dict["state"][number]["kept"])
 
 
-KINDS = [Delegating, Lookahead, Sharpness, Precise, Hidden]
+class Combined(torch.optim.Optimizer):
+    """One optimizer for matrices and another one for the rest, in a list; ``state_dict()`` has no tensor of either."""
+
+    def __init__(self, parameters: Any) -> None:
+        parameters = list(parameters)
+        super().__init__(parameters, {})
+        self.hold(
+            torch.optim.RMSprop([p for p in parameters if p.ndim > 1], lr=0.01, momentum=0.9),
+            torch.optim.Adagrad([p for p in parameters if p.ndim < 2], lr=0.05),
+        )
+        self.param_groups = [group for part in self.held() for group in part.param_groups]
+
+    def hold(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts: Any = list(parts)
+
+    def held(self) -> list[torch.optim.Optimizer]:
+        return list(self.parts)
+
+    def step(self, closure: Any = None) -> None:
+        for part in self.held():
+            part.step()
+
+
+class CombinedByName(Combined):
+    """The same with a dict."""
+
+    def hold(self, *parts: torch.optim.Optimizer) -> None:
+        self.parts = dict(zip(("matrices", "rest"), parts, strict=True))
+
+    def held(self) -> list[torch.optim.Optimizer]:
+        return list(self.parts.values())
+
+
+KINDS = [Delegating, Lookahead, Sharpness, Precise, Hidden, Combined, CombinedByName]
 
 
 def make(kind: Any, base_buffers: Any = "maintain", period: int = 4) -> tuple[nn.Module, Any]:
@@ -159,12 +192,11 @@ def test_training_resumes_to_the_bit(kind: Any, shared_path: Path) -> None:
         lt.load(shared_path / "run", other)
         train(resumed, other, range(5, 10))
         assert same(model, resumed)
-    if kind is not Sharpness:  # whose own state_dict() is all that torch's way has
-        resumed, other = make(kind)
-        resumed.load_state_dict(weights)
-        other.load_state_dict(state)
-        train(resumed, other, range(5, 10))
-        assert same(model, resumed)
+    resumed, other = make(kind)
+    resumed.load_state_dict(weights)
+    other.load_state_dict(state)
+    train(resumed, other, range(5, 10))
+    assert same(model, resumed)
 
 
 @pytest.mark.parametrize("kind", [Delegating, Lookahead, Sharpness])
@@ -180,7 +212,7 @@ def test_learning_rates_still_reach_the_inner_optimizer_after_loading(kind: Any,
     assert same(model, other_model)
 
 
-@pytest.mark.parametrize("kind", [Delegating, Lookahead, Sharpness])
+@pytest.mark.parametrize("kind", [Delegating, Lookahead, Sharpness, Combined, CombinedByName])
 def test_an_outer_step_resets_what_is_held_too(kind: Any) -> None:
     """After it, training continues as that of a wrapper made then."""
     model, optimizer = make(kind, "reset")
@@ -201,7 +233,7 @@ def test_a_reset_that_reaches_nothing_is_refused() -> None:
         train(model, optimizer, range(4))
 
 
-@pytest.mark.parametrize("kind", [Delegating, Lookahead, Sharpness])
+@pytest.mark.parametrize("kind", [Delegating, Lookahead, Sharpness, Combined])
 def test_averaged_buffers_are_those_of_the_inner_optimizer_too(kind: Any) -> None:
     model, optimizer = make(kind, "average")
     train(model, optimizer, range(4))
@@ -211,6 +243,16 @@ def test_averaged_buffers_are_those_of_the_inner_optimizer_too(kind: Any) -> Non
         for name, array in by_name.items():
             everyone = lt.allgather(torch.tensor(array).reshape(1, -1))
             assert (everyone == everyone[0]).all(), (key, name)
+
+
+def test_a_state_dict_of_an_optimizer_that_is_no_longer_held_is_refused() -> None:
+    model, optimizer = make(Sharpness)
+    train(model, optimizer, range(2))
+    state = copy.deepcopy(optimizer.state_dict())
+    _, other = make(Sharpness)
+    other.base_optimizer.base_optimizer = None
+    with pytest.raises(lt.ConfigurationError, match="an optimizer 'base_optimizer' that the saved Sharpness held"):
+        other.load_state_dict(state)
 
 
 def test_states_that_do_not_fit_are_refused(shared_path: Path) -> None:

@@ -4,6 +4,7 @@ from collections import Counter, OrderedDict, defaultdict, namedtuple
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -29,8 +30,34 @@ def test_numbers_are_combined_and_keep_their_kind() -> None:
         assert type(found) is type(expected)
         assert found == pytest.approx(expected, rel=1e-15)
     assert lt.allreduce(1.0, op=lt.Sum, prescale_factor=0.5, postscale_factor=4.0) == 2.0 * n
-    with pytest.raises(lt.ConfigurationError, match="an integer of 65 bits: expected 63 at most"):
+    assert lt.allreduce(-(2**63), op=lt.Min) == -(2**63)
+    with pytest.raises(lt.ConfigurationError, match="an integer of 65 bits"):
         lt.allreduce(2**64, op=lt.Sum)
+    with pytest.raises(lt.ConfigurationError, match="an integer of 64 bits: expected 63 at most"):
+        lt.allreduce(2**63, op=lt.Max)
+    if n > 1:  # each fits, their sum does not
+        with pytest.raises(lt.ConfigurationError, match="so that int64 holds the result"):
+            lt.allreduce(2**62, op=lt.Sum)
+
+
+@pytest.mark.parametrize("value", [None, "1", [1.0], 1j, np.float32(1.0), np.ones(2)])
+def test_what_is_neither_a_tensor_nor_a_number_is_refused_by_its_kind(value: Any) -> None:
+    for call in (lt.allreduce, lt.allgather, lambda value: lt.broadcast(value, 0)):
+        with pytest.raises(lt.ConfigurationError, match=rf"expects a torch.Tensor.*, got {type(value).__name__}"):
+            call(value)
+
+
+@pytest.mark.parametrize("tensor", [torch.eye(2).to_sparse(), torch.empty(2, device="meta")])
+def test_tensors_without_dense_values_are_refused(tensor: torch.Tensor) -> None:
+    for call in (lt.allreduce, lt.allgather, lambda value: lt.broadcast(value, 0)):
+        with pytest.raises(lt.ConfigurationError, match="expects a dense tensor that holds values, got one that is "):
+            call(tensor)
+
+
+def test_factors_of_integer_tensors_are_refused() -> None:
+    for factors in ({"prescale_factor": 0.5}, {"postscale_factor": 0.5}):
+        with pytest.raises(lt.ConfigurationError, match="need floating-point numbers, got a tensor of int64"):
+            lt.allreduce(torch.tensor([3, 5]), op=lt.Sum, **factors)
 
 
 def test_boolean_tensors_say_whether_any_or_all_ranks_have_true() -> None:
