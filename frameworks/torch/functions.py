@@ -151,11 +151,21 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) 
 
     Meant for an optimizer that only the root has restored from a checkpoint. For a ``DistributedOptimizer`` that is the
     base optimizer's part; its own part is saved and loaded by each rank.
+
+    Raises:
+        MismatchError: on every rank, if the optimizers list parameters of other names (where they know names), shapes
+            or dtypes, or in another order.
     """
     from lentando.torch.optimizer import DistributedOptimizer
 
     if isinstance(optimizer, DistributedOptimizer):
         optimizer = optimizer.base_optimizer
+    described = [
+        (f"parameter {number}{name and f' ({name})'} of group {of}", f"{dtype_name(own)} {list(own.shape)}")
+        for of, group in enumerate(optimizer.param_groups)
+        for number, (own, name) in enumerate(zip(group["params"], _names_in(group), strict=True))
+    ]
+    operations.in_shared_order("broadcast_optimizer_state", described, root_rank)
     state = broadcast_object(optimizer.state_dict(), root_rank, "optimizer state")
     optimizer.load_state_dict(state)
 
@@ -179,6 +189,12 @@ def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
     """Every rank's object, by rank."""
     gathered: list[Any] = to_torch(operations.allgather_object(obj, name, to_plain))
     return gathered
+
+
+def _names_in(group: Mapping[str, Any]) -> Iterable[str]:
+    """Names of a parameter group's parameters, as torch keeps them where they were given; else empty ones."""
+    names: Iterable[str] = group.get("param_names") or [""] * len(group["params"])
+    return names
 
 
 def _op(op: Op | None, average: bool | None) -> Op:

@@ -139,7 +139,10 @@ class DistributedOptimizer(WrappedOptimizer):
             if not overflow or replica.needs_loss:  # of a step that is not taken it may well be infinite
                 replica.record_loss(loss)
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
-        replica.settle_deferred(expected=self.found_inf is not None)
+        if overflow and are_averaged:  # a GradScaler may have looked before that, at what was then left out
+            overflow = not self._has_finite_gradients()
+        # If a rank's gradients were not finite, so is no rank's average, also where its GradScaler looked before that.
+        overflow = replica.settle_deferred(expected=self.found_inf is not None) or overflow
         if closure is not None:
             closure = self._observed(closure, record=loss is None)
         elif replica.averages_gradients and not are_averaged:
@@ -353,6 +356,10 @@ class DistributedOptimizer(WrappedOptimizer):
             return loss
 
         return observed
+
+    def _has_finite_gradients(self) -> bool:
+        gradients = (parameter.grad for group in self.param_groups for parameter in group["params"])
+        return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
 
     def _unscale(self) -> bool:
         """Do what ``torch.amp.GradScaler`` leaves to this optimizer; tells whether the gradients overflowed here."""

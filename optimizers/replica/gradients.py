@@ -79,12 +79,13 @@ class Gradients(Part):
             self.plan.base.average_gradients(self._share(agreement, verdict))
         return rates, bool(agreement.flagged)
 
-    def settle_deferred(self, expected: bool) -> None:
+    def settle_deferred(self, expected: bool) -> bool:
         """See ``Replica.settle_deferred``."""
         error, self._deferred_error = self._deferred_error, None
         if error is not None and not expected:
             self.progress.is_in_step = False
             raise error
+        return error is not None
 
     def _judge(self, agreement: Agreement, step: int, found: str | None = None) -> Verdict | None:
         """What is left out. Gradients that have overflowed are their scaler's affair."""

@@ -147,13 +147,16 @@ class Replica:
         self._begin_step()
         return self._gradients.average(loss, flag, is_scaled, defer)
 
-    def settle_deferred(self, expected: bool) -> None:
+    def settle_deferred(self, expected: bool) -> bool:
         """Raise the error that ``average_gradients`` was asked to keep, if there is one, or forget an expected one.
+
+        Returns:
+            Whether there was an expected one, on every rank: the averaged gradients are not finite.
 
         Raises:
             NonFiniteError: on every rank. The step is not taken.
         """
-        self._gradients.settle_deferred(expected)
+        return self._gradients.settle_deferred(expected)
 
     def before_step(self) -> None:
         """Call right before the base optimizer steps."""
@@ -302,6 +305,7 @@ class Replica:
         self._look()
         self._look_at_buffers()
         self.follow_changes()
+        self._trained.warn_of_left_out()
         return self._evaluation.averaged()
 
     def consensus_distance(self) -> float:
@@ -446,8 +450,10 @@ class Replica:
         """Continue where ``state_dict()`` was taken. Parameters and base optimizer are restored by the framework.
 
         Raises:
-            ConfigurationError: if the state is of another version, model, method, world size or rank.
+            ConfigurationError: if the state is of another version, model, method, world size or rank, and inside
+                ``averaged()``.
         """
+        self._check_not_averaged("to load a state dict")
         load_state(state, self._plan, self._progress, self._rounds)
         self._messages.forget_start()
 

@@ -9,7 +9,7 @@ they are equal on all ranks.
 
 import logging
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -80,6 +80,7 @@ class TrainedParameters:
     messages: Messages
     timing: Timing
     last_look: LastLook
+    _named: set[str] = field(default_factory=set, init=False)  # in a warning
 
     def pending(self) -> Change | None:
         """What has changed on this rank since the buffers were laid out, None if nothing has."""
@@ -147,11 +148,17 @@ class TrainedParameters:
         self.timing.resume()
 
     def warn_of_left_out(self) -> None:
-        """Say so if the model has trainable parameters that no wrapped optimizer has."""
+        """Say so, once of each, if the model has trainable parameters that no wrapped optimizer has.
+
+        Asked before the first step and where the average is evaluated: a program may have put other parameters into the
+        model meanwhile (``load_state_dict(assign=True)``, another head).
+        """
         framework = self.plan.framework
         if not isinstance(framework, CoveringFramework) or self.plan.transport.rank != 0:
             return
-        if names := framework.left_out():
+        names = [name for name in framework.left_out() if name not in self._named]
+        self._named.update(names)
+        if names:
             _log.warning(
                 "%d trainable parameters of the model given as model= are in no wrapped optimizer, so they are never "
                 "averaged: %s%s. Give them to the optimizer, or freeze them",

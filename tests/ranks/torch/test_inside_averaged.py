@@ -64,7 +64,10 @@ def test_a_step_inside_averaged_is_an_error_and_changes_nothing(base: Any, way: 
 def test_what_else_is_an_error_there(shared_path: Any) -> None:
     _, optimizer = make()
     lt.save(shared_path / "one", optimizer)
+    state = copy.deepcopy(optimizer.state_dict())
     with optimizer.averaged():
+        with pytest.raises(lt.ConfigurationError, match="to load a state dict is not possible inside averaged"):
+            optimizer.load_state_dict(state)
         with pytest.raises(lt.ConfigurationError, match="to save a checkpoint is not possible inside averaged"):
             lt.save(shared_path / "two", optimizer)
         with pytest.raises(lt.ConfigurationError, match="to load a checkpoint is not possible inside averaged"):

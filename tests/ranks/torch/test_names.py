@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 import lentando.torch as lt
 
@@ -123,3 +124,18 @@ def test_an_optimizer_in_one_thread_and_collectives_in_another_never_mix() -> No
     assert not any(thread.is_alive() for thread in threads)
     assert outcomes.get("gradients", [(lt.size() + 1) / 2]) == [(lt.size() + 1) / 2]
     assert set(outcomes.get("sums", [])) <= {lt.size() * (lt.size() + 1) / 2}  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("are_named", [False, True])
+def test_states_of_optimizers_that_list_their_parameters_in_another_order_are_refused(are_named: bool) -> None:
+    model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) if are_named else nn.Linear(3, 2)
+    given: list[Any] = list(model.named_parameters() if are_named else model.parameters())
+    other = given[2:] + given[:2] if are_named else given[::-1]  # names or shapes tell them apart
+    optimizer = torch.optim.Adam(given if lt.rank() == 0 else other, lr=0.1)
+    model(torch.ones(1, 2 if are_named else 3)).sum().backward()
+    optimizer.step()
+    if lt.size() == 1:
+        lt.broadcast_optimizer_state(optimizer, 0)
+        return
+    with pytest.raises(lt.MismatchError, match=r"broadcast_optimizer_state: the ranks' tensors differ: 'parameter 0"):
+        lt.broadcast_optimizer_state(optimizer, 0)

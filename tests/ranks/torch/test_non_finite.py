@@ -133,6 +133,35 @@ def test_grad_scaler_keeps_its_own_protocol(on_nonfinite: Any) -> None:
     assert optimizer.report()["left_out"] == 0
 
 
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
+def test_gradients_may_be_unscaled_before_they_are_averaged_and_clipped(on_nonfinite: Any, overlap: bool) -> None:
+    """PyTorch's order: only the rank whose gradients overflow sees it, and all ranks do the same all the same."""
+    model = net()
+    base = lt.AllReduce(overlap=overlap)
+    optimizer = lt.DistributedOptimizer(sgd(model), model=model, base=base, on_nonfinite=on_nonfinite)
+    scaler = torch.amp.GradScaler("cpu", init_scale=2.0**8)
+    for step in range(4):
+        optimizer.zero_grad()
+        x = torch.randn(6, 4, generator=torch.Generator().manual_seed(10 * step + lt.rank()))
+        loss = model(x).square().mean()
+        if step == 1 and lt.rank() == CULPRIT:
+            loss = loss * float("inf")
+        before = model[0].weight.clone()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        optimizer.synchronize()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        scaler.step(optimizer)
+        scaler.update()
+        is_skipped = step == 1 and (on_nonfinite == "raise" or lt.size() == 1)
+        assert torch.equal(model[0].weight, before) == is_skipped
+        assert all(bool(parameter.isfinite().all()) for parameter in model.parameters())
+        own = torch.cat([parameter.detach().reshape(1, -1) for parameter in model.parameters()], dim=1)
+        everyone = lt.allgather(own)
+        assert (everyone == everyone[0]).all()
+
+
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
 def test_horovods_way_to_clip_under_a_grad_scaler_goes_on(on_nonfinite: Any) -> None:
     """synchronize() cannot know yet that a scaler waits for the overflow."""

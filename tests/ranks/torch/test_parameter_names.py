@@ -1,5 +1,6 @@
 """Every parameter that a wrapper trains has a name of its own, and every one that a model trains has a wrapper."""
 
+import copy
 import logging
 from itertools import chain
 from typing import Any
@@ -82,3 +83,18 @@ def test_models_that_are_divided_or_partly_frozen_are_not_warned_of(warnings: An
     model = two_layers()
     step(model, wrap(model, model=model))
     assert not warnings()
+
+
+def test_parameters_that_are_put_into_the_model_later_are_named_once(warnings: Any) -> None:
+    """``load_state_dict(assign=True)`` gives the model other parameters than those that the optimizer trains."""
+    model = two_layers()
+    optimizer = lt.SlowMo(torch.optim.RMSprop(model.parameters(), lr=0.1), model=model, period=2)
+    step(model, optimizer)
+    model[1].load_state_dict(copy.deepcopy(model[1].state_dict()), assign=True)
+    for _ in range(2):
+        step(model, optimizer)
+        with optimizer.averaged():
+            pass
+    said = warnings()
+    assert len(said) == (lt.rank() == 0)
+    assert all("'1.weight', '1.bias'" in text for text in said)
