@@ -8,7 +8,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.weight_watch import WeightWatch
 
-__all__ = ["ChangingFramework", "CoveringFramework", "Framework"]
+__all__ = ["ChangingFramework", "CoveringFramework", "Framework", "MeasuringFramework"]
 
 
 class Framework(Protocol):
@@ -71,6 +71,14 @@ class CoveringFramework(Framework, Protocol):
 
     def left_out(self) -> Sequence[str]:
         """Names of trainable parameters of the model that no wrapped optimizer has: they are never averaged."""
+
+
+@runtime_checkable
+class MeasuringFramework(Framework, Protocol):
+    """A framework whose models may hold means and variances that were measured on each rank's own data."""
+
+    def moments(self) -> Sequence[tuple[str, str]]:
+        """Names of such a mean and its variance, both of them in ``not_averaged``."""
 
 
 @runtime_checkable

@@ -161,6 +161,16 @@ class KerasModel:
         if self._model is not None and not self.is_in_graph:
             finalize(self._model, self._adapted)
 
+    def moments(self) -> Sequence[tuple[str, str]]:
+        """Of layers that were adapted to this rank's data. None beside other frameworks, which have no such layers."""
+        if self._has_mapping:
+            return []
+        name_of = {id(tensor): name for name, tensor in self._rest.items()}
+        pairs = [
+            (id(native(layer.adapt_mean)), id(native(layer.adapt_variance))) for layer in _measuring(self._adapted)
+        ]
+        return [(name_of[mean], name_of[variance]) for mean, variance in pairs]
+
     def fixed_state(self) -> FixedState:
         """Of the layers. Not compared beside other frameworks, which have no such layers."""
         return [] if self._has_mapping else fixed_state(self._model)
@@ -249,6 +259,11 @@ class _Gradients:
             as_tensor(view, shape) if present[0] > 0 else None
             for (view, present), shape in zip(self._places, self._shapes, strict=True)
         ]
+
+
+def _measuring(layers: Sequence[Any]) -> list[Any]:
+    """Those that hold a mean and a variance of data."""
+    return [layer for layer in layers if hasattr(layer, "adapt_mean") and hasattr(layer, "adapt_variance")]
 
 
 def _frozen(model: keras.Model | None) -> set[int]:

@@ -10,7 +10,7 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.constants import Constants
 from lentando.optimizers.fixed_state import check_fixed_state
-from lentando.optimizers.framework import Framework
+from lentando.optimizers.framework import Framework, MeasuringFramework
 from lentando.optimizers.outer_step import OuterStep
 from lentando.optimizers.rest_of_model import take_over
 from lentando.optimizers.same_model import check_equal
@@ -109,7 +109,8 @@ class Plan:
             transport.broadcast(buffer.array)
         self.constants.note(framework.buffers)
         framework.store()
-        framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged()))
+        moments = framework.moments() if isinstance(framework, MeasuringFramework) else ()
+        framework.store_not_averaged(take_over(transport, framework.name, framework.not_averaged(), moments))
         check_fixed_state(transport, framework)
         self.base = self._bind()
         if settings.period is not None:
