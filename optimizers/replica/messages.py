@@ -3,12 +3,13 @@
 from collections.abc import Callable, Sequence
 from math import nan
 from typing import TYPE_CHECKING, TypeVar
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from lentando.comm.array_module import to_host
 from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
 from lentando.comm.elastic import is_elastic, transaction
-from lentando.comm.transport import as_bytes
+from lentando.comm.transport import Transport, as_bytes
 from lentando.optimizers.fixed_state import fixed_state_of
 from lentando.optimizers.non_finite import NonFinite
 from lentando.optimizers.replica.plan import Plan
@@ -26,6 +27,9 @@ T = TypeVar("T")
 
 JOINED = fingerprint("inside a join block")
 """Makes the subject of a message another one, so that ranks inside the block and outside it do not mistake theirs."""
+
+_replicas: WeakKeyDictionary[Transport, int] = WeakKeyDictionary()
+"""How many replicas each job has had. All ranks make them in the same order."""
 
 
 class Messages:
@@ -48,6 +52,10 @@ class Messages:
         self._timing = timing
         self._non_finite = non_finite
         self._start_checksum = 0
+        # Models of equal layout, such as those of a GAN, would otherwise be averaged with each other where ranks take
+        # their steps in another order.
+        _replicas[plan.transport] = self._number = _replicas.get(plan.transport, 0) + 1
+        self._identity = fingerprint(["replica", self._number])
         self._comparison = RankComparison(plan.transport.rank, plan.settings.rates_may_differ)
 
     def expect_start(self) -> None:
@@ -95,7 +103,8 @@ class Messages:
             MismatchError: on every rank, if the ranks are not about to do the same.
         """
         transport, progress = self._plan.transport, self._progress
-        about, checksum = self._plan.subject ^ self._start_checksum, self._start_checksum
+        checksum = self._start_checksum
+        about = self._plan.subject ^ self._identity ^ checksum
         if not is_elastic(transport):  # where the message may be repeated, with ranks that have not sent it yet
             self.forget_start()
         step = progress.inner_steps
@@ -131,7 +140,8 @@ class Messages:
             where = " inside join" if progress.is_joined else ""
             where = " with the others, having run out of its own batches," if progress.has_ended else where
             trained = "" if change is None else f", with {change}"
-            return f"{doing} its model{where}{trained}, after {progress.inner_steps} steps and {since}"
+            which = "" if _replicas[transport] == 1 else f" (that of optimizer {self._number} of this job)"
+            return f"{doing} its model{which}{where}{trained}, after {progress.inner_steps} steps and {since}"
 
         agreement = agree(transport, control, words)
         self._comparison.look(agreement, progress.inner_steps, progress.steps if event is Event.ROUND else 1)
