@@ -5,10 +5,11 @@ come in between the messages of that rank, or end the job. So the transports tha
 """
 
 import os
-from typing import Any, NoReturn
+from typing import NoReturn
 from weakref import WeakSet
 
 from lentando.comm.errors import TransportError
+from lentando.comm.refusing import Refusing, become
 from lentando.comm.transport import Transport
 
 __all__ = ["is_forked", "refuse_in_children"]
@@ -28,58 +29,14 @@ def is_forked(transport: Transport) -> bool:
 
 def _after_fork_in_child() -> None:
     for transport in list(_transports):
-        kind = type(transport)
-        if transport.size > 1 and not issubclass(kind, _InChild):
-            transport.__class__ = type(kind.__name__, (_InChild, kind), {})
+        if transport.size > 1:
+            become(transport, _InChild)
 
 
 os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
-class _InChild:
-    """Comes before a transport's own class: everything else stays as it is."""
-
-    rank: int
-
-    def exchange(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def allreduce(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def broadcast(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def allgather(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def barrier(self) -> NoReturn:
-        self._refuse()
-
-    def node_barrier(self) -> NoReturn:
-        self._refuse()
-
-    def for_thread(self) -> NoReturn:
-        self._refuse()
-
-    def open_side_channel(self) -> NoReturn:
-        self._refuse()
-
-    def leave_notice(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def read_notice(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def take_notice(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def vote(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def repair(self) -> NoReturn:
-        self._refuse()
-
+class _InChild(Refusing):
     def abort(self, status: int = 1) -> NoReturn:
         """End this process, and not the job."""
         os._exit(status)

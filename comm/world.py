@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from lentando.comm.closed import is_closed
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import HOW_TO_START, begin, is_elastic, transaction
 from lentando.comm.errors import (
@@ -147,7 +148,7 @@ def _check_elastic(transport: Transport) -> None:
 def shutdown() -> None:
     """Leave the job. Every rank does so together; the normal end of the program does it too.
 
-    In a process that a rank has made by fork, nobody is waited for.
+    In a process that a rank has made by fork, and after the program has finalised MPI itself, nobody is waited for.
 
     Raises:
         MismatchError: on every rank, if one of them is about to do something else, such as another training step.
@@ -161,8 +162,9 @@ def shutdown() -> None:
     if is_forked(leaving):
         _current = None
         return
-    problems = take_problems(leaving)
-    transaction(leaving, lambda: _agree_to_leave(leaving, problems))
+    if not is_closed(leaving):  # the program may have finalised MPI
+        problems = take_problems(leaving)
+        transaction(leaving, lambda: _agree_to_leave(leaving, problems))
     seat = _seat.get()
     if seat is None:
         end_inspection()
@@ -414,7 +416,7 @@ class _Hooks:
     def _on_exception(cls, kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
         """Report as always, then take the others along: they would wait for this rank forever."""
         cls._report(kind, error, trace)
-        if os.getpid() == cls._process and _current is not None and _current.size > 1:
+        if os.getpid() == cls._process and _current is not None and _current.size > 1 and not is_closed(_current):
             sys.stderr.write(f"Lentando: rank {_current.rank} failed ({kind.__name__}) and ends the job\n")
             sys.stderr.flush()
             time.sleep(LAST_WORDS_SECONDS)

@@ -8,7 +8,8 @@ from typing import Any
 
 from mpi4py import MPI
 
-from lentando.comm.errors import TransportError
+from lentando.comm.closed import ended
+from lentando.comm.errors import NotInitializedError, TransportError
 
 __all__ = ["POLL_SECONDS", "Exchange", "ProgressThread"]
 
@@ -29,6 +30,7 @@ class Exchange:
         pending: the requests.
         device: see above.
         as_ours: makes an error of MPI's one of ours.
+        rank: of this process, for messages.
     """
 
     def __init__(
@@ -36,13 +38,15 @@ class Exchange:
         pending: list[MPI.Request],
         device: Any,
         as_ours: Callable[[MPI.Exception, Sequence[MPI.Status]], TransportError],
+        rank: int,
     ) -> None:
         self.device = device
         self._pending = pending
         self._as_ours = as_ours
+        self._rank = rank
         self._completing = threading.Lock()
         self._done = False
-        self._error: TransportError | None = None
+        self._error: TransportError | NotInitializedError | None = None
 
     def wait(self) -> None:
         with self._completing:
@@ -100,6 +104,9 @@ class Exchange:
         # Without statuses to fill, Open MPI 5 does not always report a message that is longer than its receive.
         statuses: list[MPI.Status] = []
         try:
+            if MPI.Is_finalized():
+                self._pending.clear()
+                self._error = ended(self._rank)
             while self._pending:
                 if not call(self._pending[:TESTED_AT_ONCE], statuses):
                     return

@@ -7,11 +7,13 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from typing import Any, NoReturn
+from weakref import WeakSet
 
 import numpy as np
 from mpi4py import MPI
 
 from lentando.comm.array_module import array_module, is_on_host
+from lentando.comm.closed import refuse_from_now_on
 from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
@@ -68,13 +70,15 @@ class MPITransport:
         self._whispered: list[MPI.Request] = []
         self._notices: list[MPI.Request] = []
         refuse_in_children(self)
+        _open.add(self)
+        _notice_finalize()
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
         comm, traffic = self._comm, self.traffic
         pending: list[MPI.Request] = []
-        request = Exchange(pending, _settled(*(array for _, array in (*sends, *receives))), self._as_ours)
+        request = Exchange(pending, _settled(*(array for _, array in (*sends, *receives))), self._as_ours, self.rank)
         self._begins(request)
         try:
             # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
@@ -206,6 +210,14 @@ class MPITransport:
         if self._node:
             self._node.Free()
         self._comm.Free()
+        _open.discard(self)
+        refuse_from_now_on(self)  # Open MPI would crash where it is given a communicator that was freed
+
+    def end_with_mpi(self) -> None:
+        """MPI is about to end, by the program's own call: nothing of ours may call it again, and nothing is freed."""
+        if self._progress is not None:
+            self._progress.close()
+        refuse_from_now_on(self)
 
     def _complete(self, spinning: Callable[..., object], starting: Callable[..., MPI.Request], *arguments: Any) -> None:
         """A collective of MPI's, by that of its two calls which suits: a patient rank asks every now and then."""
@@ -245,6 +257,27 @@ class MPITransport:
         if is_on_host(array) and 0 <= peer < self.size:
             longest = min(longest, self._piece_bytes[peer])
         return [memory] if memory.size <= longest else list(pieces(memory, longest))
+
+
+_open: WeakSet[MPITransport] = WeakSet()
+"""Those of this process that are not closed."""
+_finalize_keys: list[int] = []
+
+
+def _notice_finalize() -> None:
+    """Let the open transports know when the program calls ``MPI.Finalize()`` itself.
+
+    MPI deletes the attributes of ``COMM_SELF`` before it begins to end. At the end of the interpreter, where mpi4py
+    ends MPI, Python is no longer called, and need not be.
+    """
+    if not _finalize_keys:
+        _finalize_keys.append(MPI.Comm.Create_keyval(delete_fn=_on_finalize))
+        MPI.COMM_SELF.Set_attr(_finalize_keys[0], True)
+
+
+def _on_finalize(*_: object) -> None:
+    for transport in list(_open):
+        transport.end_with_mpi()
 
 
 def _takes_device_arrays() -> bool:
