@@ -140,8 +140,8 @@ class Messages:
             where = " inside join" if progress.is_joined else ""
             where = " with the others, having run out of its own batches," if progress.has_ended else where
             trained = "" if change is None else f", with {change}"
-            which = "" if _replicas[transport] == 1 else f" (that of optimizer {self._number} of this job)"
-            return f"{doing} its model{which}{where}{trained}, after {progress.inner_steps} steps and {since}"
+            which = "" if _replicas[transport] == 1 else f" (optimizer {self._number} of this job)"
+            return f"{doing} its model{where}{trained}, after {progress.inner_steps} steps and {since}{which}"
 
         agreement = agree(transport, control, words)
         self._comparison.look(agreement, progress.inner_steps, progress.steps if event is Event.ROUND else 1)
