@@ -22,6 +22,7 @@ from lentando.tensorflow.orders import (
     map_factors,
     map_layout,
     merged,
+    origins_of,
     plain_value,
 )
 from lentando.tensorflow.tracing import Functions, sublayers, wrapped
@@ -53,6 +54,8 @@ GLOBAL_POOLING = (
     L.GlobalMaxPooling1D, L.GlobalMaxPooling2D, L.GlobalMaxPooling3D,
 )  # fmt: skip
 RECURRENT = (L.LSTM, L.GRU, L.SimpleRNN, L.Bidirectional)
+MOVES_OF_STEPS = (L.ZeroPadding1D, L.Cropping1D, L.UpSampling1D)
+"""In PyTorch they are functions of tensors with channels first, or of sequences with features last."""
 SEQUENCE_POOLING = (L.GlobalAveragePooling1D, L.GlobalMaxPooling1D)
 
 # Operations of keras.ops, by the names of their classes.
@@ -97,7 +100,9 @@ class FeatureOrders:
             self.has_maps |= self._functions.takes_images(model)
         else:
             try:
-                self._run(function, None, [])
+                for value, _ in self._run(function, None, []):
+                    if len(value.axes) > 1:  # an image that the model makes, perhaps of the channels of another
+                        _certain(value.axes[_channels(value)], len(value.axes))
             except Exception as error:  # whatever a user's layer raises when it is asked: saving needs no description
                 raise ConfigurationError(
                     f"what the model consists of could not be determined: following its layers ended in "
@@ -178,7 +183,8 @@ class FeatureOrders:
         if values and len(tensors) == 1:
             return [self._output(layer, values, tensors[0])]
         is_same = _same(values) and not _hides_layers(layer, values)
-        return [plain_value(_lengths(tensor)) if is_same else _unknown(tensor) for tensor in tensors]
+        made_of = [] if getattr(layer, "weights", None) else values
+        return [plain_value(_lengths(tensor)) if is_same else _unknown(tensor, made_of) for tensor in tensors]
 
     def _output(self, layer: Any, values: list[Value], tensor: Any) -> Value:
         """What a layer or an operation with one output makes of values: a table of those that are known."""
@@ -211,7 +217,7 @@ class FeatureOrders:
             return plain_value(lengths)  # PyTorch does the same with the same
         if name == "GetItem" and value.make_plain():
             return Value(tuple(map(Order.plain, lengths)), (0,) if len(lengths) == 1 else None)
-        return _unknown(tensor)
+        return _unknown(tensor, [] if getattr(layer, "weights", None) else values)
 
     def _weighted(self, layer: Any, values: list[Value], lengths: list[int | None]) -> Value | None:
         """What a layer with weights makes of values, None if it is none; notes which features it is given and makes."""
@@ -222,7 +228,9 @@ class FeatureOrders:
             self._takes(layer, value.axes[-1])
             return Value((*value.axes[:-1], self._made(layer, lengths[-1])), value.after_features_last)
         if isinstance(layer, CHANNEL_NORMS):
-            self._takes(layer, _certain(value.axes[_axis(layer.axis, rank)], rank))
+            order = _certain(value.axes[_axis(layer.axis, rank)], rank)
+            mixes = isinstance(layer, L.GroupNormalization) and layer.groups not in (1, -1, order.length)
+            self._takes(layer, Order.unknown(None) if mixes and not order.make_plain() else order)
             moves = rank > 1 and not value.is_map  # PyTorch has channels before the steps of a sequence there
             return Value(value.axes, None if moves else value.layout, value.is_map)
         if isinstance(layer, LAST_AXIS_NORMS) and _axes(layer.axis, rank) == [rank - 1]:
@@ -247,17 +255,20 @@ class FeatureOrders:
 
     def _spatial(self, layer: Any, value: Value, lengths: list[int | None], tensor: Any) -> Value:
         self.has_maps = True
-        channels = 0 if layer.data_format == "channels_first" else len(lengths) - 1
+        channels = 0 if _data_format(layer) == "channels_first" else len(lengths) - 1
         axes = list(map(Order.plain, lengths))
         is_mixed = any(axis.segments() is not None and not axis.make_plain() for axis in _without(value.axes, channels))
         if isinstance(layer, CONVOLUTIONS):
             known = Order.unknown(None) if is_mixed else _certain(value.axes[channels], len(lengths))
             self._takes(layer, known)
+            axes[channels] = self.outputs.setdefault(id(layer), Order.plain(lengths[channels]))
         elif is_mixed:  # neighbours here are no neighbours in PyTorch
             return _unknown(tensor)
         else:
             axes[channels] = value.axes[channels]
-        return Value(tuple(axes), map_layout(len(lengths), layer.data_format), is_map=True)
+        if isinstance(layer, MOVES_OF_STEPS) and not value.is_map:
+            return Value(tuple(axes), None)
+        return Value(tuple(axes), map_layout(len(lengths), _data_format(layer)), is_map=True)
 
     def _recurrent(self, layer: Any, values: list[Value]) -> None:
         inner = wrapped(layer) or (layer,)
@@ -285,7 +296,7 @@ class FeatureOrders:
             if data_format is not None:
                 return Value(plain, map_layout(len(lengths), data_format), is_map=True)
             return Value(plain, same if value.make_same() and not value.is_map else None)
-        return plain_value(lengths) if value.make_same() and not value.is_map else _unknown(tensor)
+        return plain_value(lengths) if value.make_same() and not value.is_map else _unknown(tensor, [value])
 
     def _unflattened(self, order: Order, lengths: list[int | None], tensor: Any, data_format: str | None) -> Value:
         """A vector that is reshaped: to a feature map if it is used as one or is an image that the model makes."""
@@ -320,31 +331,60 @@ class FeatureOrders:
                     continue
                 seen.add(id(node))
                 layer = node.operation
-                if isinstance(layer, (*SPATIAL, *GLOBAL_POOLING)) and not isinstance(layer, SEQUENCE_POOLING):
+                if isinstance(layer, (*SPATIAL, *GLOBAL_POOLING)) and not isinstance(
+                    layer, (*SEQUENCE_POOLING, *MOVES_OF_STEPS)
+                ):
                     return str(layer.data_format)
                 function = self._functions.within(node)
                 if function is not None:
                     places = [number for number, own in enumerate(node.input_tensors) if own is tensor]
                     self._functions.nodes(function)
                     waiting += [self._functions.inputs(function)[place] for place in places]
-                elif isinstance(layer, (*ELEMENTWISE, *CHANNEL_NORMS, *MERGES, L.Concatenate)) or (
+                elif isinstance(layer, (*ELEMENTWISE, *CHANNEL_NORMS, *MERGES, *MOVES_OF_STEPS, L.Concatenate)) or (
                     _is_operation(layer) and type(layer).__name__ in UNARY | BINARY | {"Concatenate"}
                 ):
                     waiting += node.output_tensors
         return None
 
 
+def _data_format(layer: Any) -> str:
+    """Keras's layers for sequences that have none work on sequences with channels last."""
+    return str(getattr(layer, "data_format", "channels_last"))
+
+
 def _lengths(tensor: Any) -> list[int | None]:
     return list(tensor.shape[1:])
 
 
-def _unknown(tensor: Any) -> Value:
-    return Value(tuple(map(Order.unknown, _lengths(tensor))), None)
+def _unknown(tensor: Any, values: Sequence[Value] = ()) -> Value:
+    """A tensor of which nothing is known.
+
+    Args:
+        tensor: the tensor.
+        values: that it was made of without any weights, so that its channels may be those of these.
+    """
+    origins = origins_of([value.axes[_channels(value)] for value in values if len(value.axes) > 1])
+    return Value(tuple(Order.unknown(length, origins) for length in _lengths(tensor)), None)
+
+
+def _channels(value: Value) -> int:
+    """Which axis has the channels, if the tensor is a feature map; the last one otherwise."""
+    return value.layout[0] if value.is_map and value.layout is not None else len(value.axes) - 1
 
 
 def _certain(order: Order, rank: int) -> Order:
-    """The order of channels: of a map, nothing but its flattening brings them into another order."""
-    return Order.plain(order.length) if rank > 1 and order.segments() is None else order
+    """The order of channels: plain in a map, unless channels were made of places, or places of channels.
+
+    Those that become places (``depth_to_space``) come in another order in PyTorch, and become unknown.
+    """
+    if rank == 1 or order.segments() is not None:
+        return order
+    lengths = [origin.length for origin in order.root.origins]
+    if not lengths or order.length in (*lengths, sum(length or 0 for length in lengths)):
+        return Order.plain(order.length)
+    for origin in order.root.origins:
+        origin.forget()
+    return order
 
 
 def _same(values: Sequence[Value]) -> bool:

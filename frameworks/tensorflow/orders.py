@@ -7,7 +7,7 @@ from typing import Any
 
 from lentando.optimizers.checkpoint.layers import Factors
 
-__all__ = ["Order", "Value", "flattened", "joined", "map_factors", "map_layout", "merged", "plain_value"]
+__all__ = ["Order", "Value", "flattened", "joined", "map_factors", "map_layout", "merged", "origins_of", "plain_value"]
 
 PLACES = "dhw"
 
@@ -21,6 +21,7 @@ class Order:
             features of a dense layer have the order of what they are combined with, or reshaped to.
         parts: instead, the orders that are concatenated along the axis.
         is_known: whether anything is known.
+        origins: of an order that is not known, the orders of the channels that it may have been made of.
     """
 
     def __init__(
@@ -30,11 +31,13 @@ class Order:
         parts: Sequence["Order"] = (),
         *,
         is_known: bool = True,
+        origins: Sequence["Order"] = (),
     ) -> None:
         self.length = length
         self.decided = segments
         self.parts = tuple(parts)
         self.is_known = is_known
+        self.origins = tuple(origins)
         self.same_as: Order | None = None
 
     @classmethod
@@ -43,9 +46,9 @@ class Order:
         return cls(length, _plain(length))
 
     @classmethod
-    def unknown(cls, length: int | None) -> "Order":
+    def unknown(cls, length: int | None, origins: Sequence["Order"] = ()) -> "Order":
         """It cannot be determined what the order is in the other framework."""
-        return cls(length, is_known=False)
+        return cls(length, is_known=False, origins=origins)
 
     @property
     def root(self) -> "Order":
@@ -104,7 +107,9 @@ class Order:
         segments = one.segments()
         if segments is not None and segments == two.segments():
             return one
-        return one if one.make_plain() and two.make_plain() else Order.unknown(self.length)
+        if one.make_plain() and two.make_plain():
+            return one
+        return Order.unknown(self.length, origins_of((one, two)))
 
     def forget(self) -> None:
         """It can no longer be determined."""
@@ -153,6 +158,12 @@ class Value:
     def big_axes(self) -> list[int]:
         """The axes that are longer than 1."""
         return [number for number, length in enumerate(self.lengths) if length != 1]
+
+
+def origins_of(orders: Sequence[Order]) -> list[Order]:
+    """The orders that are not known are represented by those that they were made of."""
+    roots = [order.root for order in orders]
+    return [origin for order in roots for origin in ([order] if order.is_known else order.origins)]
 
 
 def plain_value(lengths: Sequence[int | None]) -> Value:
@@ -205,14 +216,14 @@ def joined(value: Value, order: Sequence[int]) -> Order:
         return Order.unknown(None)
     total = prod(lengths[axis] or 0 for axis in order)
     if not value.make_plain():
-        return Order.unknown(total)
+        return Order.unknown(total, origins_of([order for order in value.axes if not order.make_plain()]))
     if value.layout is None:  # features come last in Keras, places are in the same order
-        return Order.unknown(total) if len(value.axes) - 1 in big else Order.plain(total)
+        return Order.unknown(total, value.axes[-1:]) if len(value.axes) - 1 in big else Order.plain(total)
     layout = [axis for axis in value.layout if axis in order]
     if layout == list(order) or (value.layout[0] not in big and [a for a in layout if a in big] == big):
         return Order.plain(total)
     factors = map_factors(lengths, layout, order) if value.is_map and layout[0] == value.layout[0] else None
-    return Order.unknown(total) if factors is None else Order(total, (_normal(factors),))
+    return Order.unknown(total, value.axes[-1:]) if factors is None else Order(total, (_normal(factors),))
 
 
 def merged(values: Sequence[Value], lengths: Sequence[int | None]) -> Value:

@@ -13,6 +13,7 @@ import pytest
 import tensorflow as tf
 import torch
 from keras import layers as L  # noqa: N812
+from keras import ops
 from switching import assert_crosses
 from torch import nn
 from torch.nn import functional as F  # noqa: N812
@@ -231,6 +232,32 @@ def a_block_of_layers_with_features_last() -> Any:
         nn.Linear(4, 2),
     )  # fmt: skip
     return first, second, [IMAGE]
+
+
+@case
+def channels_that_are_shuffled() -> Any:
+    """Reshaped and transposed, but channels all the same."""
+    a = keras.Input(IMAGE)
+    x = ops.transpose(ops.reshape(L.Conv2D(8, 1)(a), (-1, 6, 5, 2, 4)), (0, 1, 2, 4, 3))
+    x = L.Conv2D(3, 1)(L.Lambda(tf.nn.relu)(ops.reshape(x, (-1, 6, 5, 8))))
+    first = Torch(
+        lambda one, two, x: two(F.relu(one(x).reshape(-1, 2, 4, 6, 5).transpose(1, 2).reshape(-1, 8, 6, 5))),
+        nn.Conv2d(2, 8, 1), nn.Conv2d(8, 3, 1),
+    )  # fmt: skip
+    return first, keras.Model(a, x), [IMAGE]
+
+
+@case
+def a_sequence_that_is_padded_cropped_and_stretched() -> Any:
+    a = keras.Input((6, 4))
+    x = L.Cropping1D(1)(L.UpSampling1D(2)(L.Conv1D(3, 3)(L.ZeroPadding1D(1)(a))))
+    first = Torch(
+        lambda conv, out, x: out(
+            conv(F.pad(x.transpose(1, 2), (1, 1))).repeat_interleave(2, 2)[:, :, 1:-1].flatten(1)
+        ),
+        nn.Conv1d(4, 3, 3), nn.Linear(30, 2),
+    )  # fmt: skip
+    return first, keras.Model(a, L.Dense(2)(L.Flatten()(x))), [(6, 4)]
 
 
 @case
@@ -512,6 +539,44 @@ def within_a_layer() -> tuple[Any, nn.Module]:
     return second, nn.ModuleList([nn.Conv1d(3, 4, 2), nn.Linear(20, 2)])
 
 
+def channels_that_become_places() -> tuple[Any, nn.Module]:
+    """PyTorch's pixel_shuffle takes the channels in another order."""
+    a = keras.Input((3, 2, 4))
+    x = ops.transpose(ops.reshape(L.Conv2D(8, 1)(a), (-1, 3, 2, 2, 2, 2)), (0, 1, 3, 2, 4, 5))
+    second = keras.Model(a, L.Conv2D(3, 2)(ops.reshape(x, (-1, 6, 4, 2))))
+    return second, nn.ModuleList([nn.Conv2d(4, 8, 1), nn.Conv2d(2, 3, 2)])
+
+
+def channels_that_become_places_by_a_function() -> tuple[Any, nn.Module]:
+    def shuffled(x: Any) -> Any:
+        return tf.nn.depth_to_space(x, 2)
+
+    own = [L.Conv2D(12, 1), L.Lambda(shuffled, output_shape=(12, 10, 3))]
+    return keras.Sequential([keras.Input(IMAGE), *own]), nn.ModuleList([nn.Conv2d(2, 12, 1)])
+
+
+def places_that_become_channels() -> tuple[Any, nn.Module]:
+    a = keras.Input((4, 6, 2))
+    x = ops.transpose(ops.reshape(a, (-1, 2, 2, 3, 2, 2)), (0, 1, 3, 2, 4, 5))
+    second = keras.Model(a, L.Conv2D(5, 1)(ops.reshape(x, (-1, 2, 3, 8))))
+    return second, nn.ModuleList([nn.Conv2d(8, 5, 1)])
+
+
+def groups_of_a_flattened_map() -> tuple[Any, nn.Module]:
+    own = [L.Conv2D(4, 2), L.Flatten(), L.GroupNormalization(4), L.Dense(2)]
+    return keras.Sequential([keras.Input(IMAGE), *own]), nn.ModuleList(
+        [nn.Conv2d(2, 4, 2), nn.GroupNorm(4, 80), nn.Linear(80, 2)]
+    )
+
+
+def steps_of_a_sequence_that_are_padded() -> tuple[Any, nn.Module]:
+    """PyTorch's tensor may have its features last here, or not."""
+    own = [L.LSTM(4, return_sequences=True), L.ZeroPadding1D(1), L.Cropping1D(1), L.UpSampling1D(2), L.Flatten()]
+    return keras.Sequential([keras.Input((5, 3)), *own, L.Dense(2)]), nn.ModuleList(
+        [nn.LSTM(3, 4, batch_first=True), nn.Linear(40, 2)]
+    )
+
+
 @pytest.mark.parametrize(
     ("make", "side", "layer"),
     [
@@ -521,6 +586,11 @@ def within_a_layer() -> tuple[Any, nn.Module]:
         (in_another_order, "output", "dense"),
         (places_in_another_order, "input", "convolution"),
         (within_a_layer, "input", "dense"),
+        (channels_that_become_places, "output", "convolution"),
+        (channels_that_become_places_by_a_function, "output", "convolution"),
+        (places_that_become_channels, "input", "convolution"),
+        (groups_of_a_flattened_map, "input", "group norm"),
+        (steps_of_a_sequence_that_are_padded, "input", "dense"),
     ],
 )
 def test_what_cannot_be_known_is_refused(make: Any, side: str, layer: str) -> None:
