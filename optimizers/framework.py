@@ -104,5 +104,11 @@ class ChangingFramework(CoveringFramework, Protocol):
             ConfigurationError: if there can be none: no parameter is trainable.
         """
 
+    def replaced(self) -> Set[str]:
+        """Names of parameters that are others now than those of the same name when the buffers were laid out.
+
+        Such as those of a layer that the program has put in another one's place.
+        """
+
     def change_layout(self) -> None:
         """Make new ``buffers`` and ``gradients`` for what is trained now. No parameter changes its value."""

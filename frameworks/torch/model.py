@@ -1,6 +1,6 @@
 """A PyTorch model and its optimizer as the replica sees them: flat buffers, learning rates, optimizer state."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import chain
 from math import nan
@@ -124,11 +124,14 @@ class TorchModel:
         entries = [_entry(name, parameter, group_of[name]) for name, parameter in in_order]
         return build_layouts([*entries, *(_entry(name, buffer, None) for name, buffer in statistics.items())])
 
+    def replaced(self) -> Set[str]:
+        return self._trained.replaced()
+
     def change_layout(self) -> None:
         layouts, before = self.next_layouts(), self._parameters
         self._trained.read()
         for name, parameter in before.items():
-            if name not in self._parameters:
+            if self._parameters.get(name) is not parameter:
                 parameter.data = parameter.data.clone()  # so that the memory of before can be freed
         self.__dict__.pop("flat_gradients", None)
         weights_set = self.watch.found

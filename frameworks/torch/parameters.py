@@ -100,6 +100,12 @@ class Parameters:
             raise ConfigurationError(f"names of parameters must be unique, got {sorted(twice)} more than once")
         return trainable, frozen, group_of
 
+    def replaced(self) -> set[str]:
+        """Names that stand for other parameters than when ``read`` was last called."""
+        trainable, frozen, _ = self.found()
+        before, now = self.trainable | self.frozen, trainable | frozen
+        return {name for name, parameter in now.items() if before.get(name, parameter) is not parameter}
+
     def left_out(self) -> list[str]:
         """Names of the model's trainable parameters that no wrapped optimizer of this process has."""
         if self._model is None:

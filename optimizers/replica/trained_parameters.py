@@ -9,7 +9,7 @@ they are equal on all ranks.
 
 import logging
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from zlib import crc32
 
 import numpy as np
@@ -46,11 +46,13 @@ class Change:
     Attributes:
         joined: names of parameters that are trained now and were not.
         left: names of parameters that are no longer trained.
+        replaced: names that stand for other parameters than before: these have joined, and their predecessors left.
         subject: what travels with a control message, so that ranks that differ notice it.
     """
 
     joined: Sequence[str]
     left: Sequence[str]
+    replaced: Set[str]
     subject: int
 
     def __str__(self) -> str:
@@ -93,11 +95,13 @@ class TrainedParameters:
                 "the optimizer was wrapped yet: do so before wrapping"
             )
         after = framework.next_layouts()
-        before, now = (set(_parameters(layouts)) for layouts in (self._layouts(), after))
+        replaced = framework.replaced()
+        before, now = (set(_parameters(layouts)) - replaced for layouts in (self._layouts(), after))
         return Change(
             [name for name in _parameters(after) if name not in before],
             [name for name in _parameters(self._layouts()) if name not in now],
-            fingerprint(["change", describe(after)]),
+            replaced,
+            fingerprint(["change", describe(after), sorted(replaced)]),
         )
 
     def follow(self) -> None:
@@ -120,7 +124,8 @@ class TrainedParameters:
         check_equal_hyperparameters(plan.transport, framework)
         self.timing.pause()
         plan.drain()
-        before, known = self._layouts(), framework.known
+        before = [_renamed(layout, change.replaced) for layout in self._layouts()]
+        known = framework.known - change.replaced
         base_state = plan.base.state_dict()
         outer_state = None if plan.outer is None else plan.outer.whole_state()
         exposed = None
@@ -235,6 +240,13 @@ class TrainedParameters:
                     transport.broadcast(array)
         for name, array in arrays.items():
             copy_into(places[name], array)
+
+
+def _renamed(layout: FlatLayout, names: Set[str]) -> FlatLayout:
+    """The layout with other names in place of these, so that nothing is carried over from them by name."""
+    return FlatLayout(
+        [replace(entry, name=f"{entry.name} (before)") if entry.name in names else entry for entry in layout.entries]
+    )
 
 
 def _parameters(layouts: Iterable[FlatLayout]) -> list[str]:
