@@ -49,6 +49,11 @@ class OptimizerDescription:
         """
         return any(name.startswith("eps") for name in self.hyperparameters)
 
+    @property
+    def keeps_average_of_weights(self) -> bool:
+        """Whether it keeps a moving average of the weights, as Keras's optimizers do with ``use_ema=True``."""
+        return self.hyperparameters.get("use_ema") == "True"
+
     def as_plain(self, with_rates: bool) -> dict[str, Any]:
         """To be sent and compared."""
         plain = asdict(self)

@@ -37,7 +37,8 @@ class Settings:
         base_buffers: what an outer step does to the base optimizer's own state: "reset" makes it new, "maintain" leaves
             it, "average" averages its buffers over the ranks. "auto" is "maintain" for optimizers that divide by a
             running mean of squared gradients, which would have to be learnt anew (Adam, RMSprop, ...), and "reset"
-            for others (SGD, ...): the choice of SlowMo's authors. Told by a hyperparameter that is called "eps...".
+            for others (SGD, ...): the choice of SlowMo's authors. Told by a hyperparameter that is called "eps...". It
+            is "average" for optimizers that keep a moving average of the weights (Keras's ``use_ema=True``).
         exact_average: False leaves out the average: each replica applies the outer rule to itself.
         algorithm: how the exact average is formed.
         on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
@@ -99,6 +100,8 @@ class Settings:
         """With what "auto" stands for where this is the base optimizer."""
         if self.base_buffers != "auto":
             return self
+        if description.keeps_average_of_weights:
+            return replace(self, base_buffers="average")
         return replace(self, base_buffers="maintain" if description.keeps_second_moments else "reset")
 
     def check_learning_rates(self, rates: Sequence[float]) -> None:

@@ -1,5 +1,7 @@
 """What the ranks have planned together: at the start, and anew with those that live when some have died."""
 
+import logging
+
 import numpy as np
 
 from lentando.comm.control import fingerprint
@@ -17,6 +19,8 @@ from lentando.optimizers.same_model import check_equal
 from lentando.optimizers.settings import Settings
 
 __all__ = ["Plan"]
+
+_log = logging.getLogger("lentando")
 
 
 class Plan:
@@ -48,12 +52,19 @@ class Plan:
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
         self.transport = transport
         self.framework = framework
-        self.settings = settings.for_optimizer(framework.describe_optimizer())
+        description = framework.describe_optimizer()
+        self.settings = settings.for_optimizer(description)
         self._given = settings
         self.outer: OuterStep | None = None
         self.recoveries = 0
         self.constants = Constants(transport.size)
         in_place(transport, [buffer.array for buffer in framework.buffers], self._begin)
+        kept_apart = settings.base_buffers == "maintain" and settings.period is not None
+        if kept_apart and description.keeps_average_of_weights and transport.rank == 0 and transport.size > 1:
+            _log.warning(
+                "base_buffers='maintain' leaves the moving averages of the weights (use_ema=True) apart: each rank "
+                "ends training with its own. Use base_buffers='average' (or 'auto')"
+            )
 
     def start(self) -> None:
         """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""

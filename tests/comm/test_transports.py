@@ -164,6 +164,9 @@ class LosingNaN(ThreadTransport):
             super().allreduce(array, op)
         else:
             (np.fmax if op == "max" else np.fmin).reduce(gathered, out=array)
+            negative = np.signbit(np.where(gathered == 0, gathered, 0.0 if op == "min" else -0.0))
+            is_negative = negative.any(axis=0) if op == "min" else negative.all(axis=0)
+            array[...] = np.where(array == 0, np.where(is_negative, -0.0, 0.0), array)
         self.traffic.collectives -= 1
         self.traffic.bytes_sent -= array.nbytes * (self.size - 1)
 
