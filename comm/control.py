@@ -6,7 +6,7 @@ Each round, and each collective of the user's, starts with one. The ranks see ea
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields
 from enum import IntEnum
 from math import isnan, nan
 from typing import cast
@@ -174,7 +174,7 @@ def agree(transport: Transport, control: Control, doing: Callable[[], str]) -> A
     is_announced = neighbors is not None and (control.event not in _WITHIN_TRAINING or optimizers_of(transport) > 1)
     if neighbors is not None and is_announced:
         neighbors.announce(cast(Notices, transport))
-    own = np.array((*astuple(control), is_announced), np.float64)
+    own = np.array((*vars(control).values(), is_announced), np.float64)  # in the order of the fields
     other_thread = same_call_elsewhere(transport, what_is_compared(control))
     if other_thread is not None:
         own[0] = -1 - control.event  # which no event is: the others must know, whatever their own threads do

@@ -83,11 +83,17 @@ class TrainedParameters:
     timing: Timing
     last_look: LastLook
     _named: set[str] = field(default_factory=set, init=False)  # in a warning
+    _changing: ChangingFramework | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        # Asked once: looking through a protocol takes longer than the rest of a small step.
+        framework = self.plan.framework
+        self._changing = framework if isinstance(framework, ChangingFramework) else None
 
     def pending(self) -> Change | None:
         """What has changed on this rank since the buffers were laid out, None if nothing has."""
-        framework = self.plan.framework
-        if not isinstance(framework, ChangingFramework) or not framework.has_changed():
+        framework = self._changing
+        if framework is None or not framework.has_changed():
             return None
         if is_elastic(self.plan.transport):
             raise ConfigurationError(
