@@ -3,6 +3,7 @@
 The words hold no address in memory and no object of a framework, so that equal settings read the same on every rank.
 """
 
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from enum import Enum
@@ -17,7 +18,16 @@ import numpy as np
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.transport import as_bytes
 
-__all__ = ["OptimizerDescription", "by_group", "check_same_optimizer", "in_plain_words", "qualified_name"]
+__all__ = [
+    "OptimizerDescription",
+    "by_group",
+    "check_same_optimizer",
+    "in_plain_words",
+    "qualified_name",
+    "warn_of_other_state",
+]
+
+_log = logging.getLogger("lentando")
 
 MOST_ELEMENTS = 64
 """Of an array that is spelt out."""
@@ -35,11 +45,13 @@ class OptimizerDescription:
         kind: qualified name of its class.
         hyperparameters: in words, by name, without those that choose an implementation and leave the mathematics alone.
         learning_rates: the learning rate, its schedule and what else is derived from it, in words, by name.
+        state: how many steps the optimizer has taken, and for how many parameters it keeps state, in words.
     """
 
     kind: str
     hyperparameters: Mapping[str, str]
     learning_rates: Mapping[str, str]
+    state: str = ""
 
     @property
     def keeps_second_moments(self) -> bool:
@@ -55,8 +67,9 @@ class OptimizerDescription:
         return self.hyperparameters.get("use_ema") == "True"
 
     def as_plain(self, with_rates: bool) -> dict[str, Any]:
-        """To be sent and compared."""
+        """To be sent and compared: all but the state, which may still be made equal by a broadcast."""
         plain = asdict(self)
+        del plain["state"]
         if not with_rates:
             plain["learning_rates"] = {}
         return plain
@@ -84,6 +97,32 @@ def check_same_optimizer(frameworks: Sequence[str], described: Sequence[Mapping[
                 "optimizer of the same class with the same hyperparameters. If some ranks have loaded an optimizer's "
                 "state, load it on all of them. Learning rates that differ on purpose need rates_may_differ=True"
             )
+
+
+def warn_of_other_state(frameworks: Sequence[str], states: Sequence[str]) -> None:
+    """Log one warning if the base optimizers of ranks of one framework begin with different state.
+
+    It is no error, for the state may be broadcast after the optimizer is wrapped.
+
+    Args:
+        frameworks: by rank.
+        states: ``OptimizerDescription.state``, by rank.
+    """
+    found = []
+    for framework in dict.fromkeys(frameworks):
+        ranks = [rank for rank, name in enumerate(frameworks) if name == framework]
+        words = [states[rank] for rank in ranks]
+        if len(set(words)) > 1:
+            found.append(grouped_by_rank(words, ranks))
+    if found:
+        _log.warning(
+            "the base optimizers that are wrapped have different state. %s. Unless that is mended, the replicas take "
+            "different steps, and those that should stay equal come apart without a further word. Load the "
+            "optimizer's state on all ranks, or give all of them that of one rank before the first step: "
+            "broadcast_optimizer_state(optimizer, rank) in PyTorch, broadcast_variables(optimizer.variables, rank) "
+            "of the base optimizer in Keras",
+            "; ".join(found),
+        )
 
 
 def _differences(described: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -> list[str]:

@@ -11,7 +11,7 @@ from lentando.comm.flat import describe, first_difference
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 from lentando.optimizers.framework import Framework
-from lentando.optimizers.optimizer_description import check_same_optimizer
+from lentando.optimizers.optimizer_description import check_same_optimizer, warn_of_other_state
 from lentando.optimizers.settings import Settings
 
 __all__ = ["check_equal", "check_equal_hyperparameters"]
@@ -26,6 +26,8 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
         given: the method in the user's words.
         settings: the same, with what "auto" stands for: ranks whose optimizers differ should hear of these, not of it.
 
+    Base optimizers whose state differs are a warning on rank 0.
+
     Raises:
         MismatchError: on every rank, with the first difference and the ranks that have it.
     """
@@ -33,8 +35,14 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
     layouts = describe(buffer.layout for buffer in framework.buffers)
     subject = fingerprint([layouts, given.in_words()])
     on_host = all(is_on_host(buffer.array) for buffer in framework.buffers)
-    optimizer = framework.describe_optimizer().as_plain(with_rates=not settings.rates_may_differ)
-    own = [subject, on_host, fingerprint([framework.name, optimizer])]
+    description = framework.describe_optimizer()
+    optimizer = description.as_plain(with_rates=not settings.rates_may_differ)
+    own = [
+        subject,
+        on_host,
+        fingerprint([framework.name, optimizer]),
+        fingerprint([framework.name, description.state]),
+    ]
     by_rank = transport.allgather(np.array(own, np.int64))
     if len(set(by_rank[:, 1].tolist())) > 1:
         found = grouped_by_rank(["host memory" if host else "the memory of a GPU" for host in by_rank[:, 1]])
@@ -47,6 +55,10 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
             everyone = allgather_object(transport, [framework.name, optimizer, settings.in_words()])
             check_same_optimizer([name for name, *_ in everyone], [described for _, described, _ in everyone])
             _check_same_method([method for *_, method in everyone])
+        if (by_rank[:, 3] != own[3]).any():
+            begun = allgather_object(transport, [framework.name, description.state])
+            if transport.rank == 0:
+                warn_of_other_state([name for name, _ in begun], [state for _, state in begun])
         return fingerprint([layouts, settings.method_in_words()])
     _check_same_method(allgather_object(transport, given.in_words()))
     described = allgather_object(transport, layouts)

@@ -29,8 +29,9 @@ def describe_optimizer(optimizer: Any) -> OptimizerDescription:
         kind = f"{kind} of {qualified_name(type(optimizer))}"
     settings |= _settings(optimizer)
     rate = optimizer._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
+    steps = in_plain_words(optimizer.iterations, _plain)
     words = {name: in_plain_words(value, _plain) for name, value in settings.items()}
-    return OptimizerDescription(kind, words, {"learning_rate": in_plain_words(rate, _plain)})
+    return OptimizerDescription(kind, words, {"learning_rate": in_plain_words(rate, _plain)}, f"iteration {steps}")
 
 
 def _settings(described: Any) -> dict[str, Any]:

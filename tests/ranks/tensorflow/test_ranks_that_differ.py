@@ -127,3 +127,16 @@ def test_rates_that_come_apart_are_named_once(
     expected = 1 if lt.size() > 1 and lt.rank() == 0 and not is_intended else 0
     assert len(warned(caplog)) == expected
     assert all(f"{lt.size() - 1}: 0.0001" in text for text in warned(caplog))
+
+
+@pytest.mark.parametrize("make", [lambda: OPTIMIZERS.Adam(0.1), scaled])
+@pytest.mark.parametrize("method", ["allreduce", "slowmo"])
+def test_state_on_one_rank_alone_is_warned_of(make: Any, method: str, caplog: pytest.LogCaptureFixture) -> None:
+    model, optimizer = make_model(), make()
+    if lt.rank() == 0:
+        optimizer.apply([tf.ones_like(v) for v in model.trainable_variables], model.trainable_variables)
+    own = {"allreduce": {}, "slowmo": {"base": lt.LocalSGD(), "period": 2, "outer": lt.SlowMomentum()}}[method]
+    lt.DistributedOptimizer(optimizer, model=model, **own)
+    texts = [r.getMessage() for r in caplog.records if "have different state" in r.getMessage()]
+    assert len(texts) == (1 if lt.size() > 1 and lt.rank() == 0 else 0)
+    assert all("rank 0: iteration 1; rank" in text and ": iteration 0. Unless" in text for text in texts)
