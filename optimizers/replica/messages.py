@@ -1,5 +1,6 @@
 """What a replica tells the others, in a control message before data move, and what it learns of them."""
 
+import re
 from collections.abc import Callable, Sequence
 from math import nan
 from typing import TYPE_CHECKING, TypeVar
@@ -9,6 +10,7 @@ from zlib import crc32
 from lentando.comm.array_module import to_host
 from lentando.comm.control import Agreement, Control, Event, agree, fingerprint
 from lentando.comm.elastic import is_elastic, transaction
+from lentando.comm.errors import MismatchError
 from lentando.comm.transport import Transport, as_bytes
 from lentando.optimizers.fixed_state import fixed_state_of
 from lentando.optimizers.non_finite import NonFinite
@@ -27,6 +29,17 @@ T = TypeVar("T")
 
 JOINED = fingerprint("inside a join block")
 """Makes the subject of a message another one, so that ranks inside the block and outside it do not mistake theirs."""
+
+STARTED = "started from parameters with checksum"
+"""Precedes the checksum in what a rank says that it does."""
+
+DIFFERENT_START = (
+    "The parameters differed between ranks when the first step was taken. Either they were loaded or set after the "
+    "optimizer was wrapped, and not on every rank; or the first forward pass changed them in place, on each rank by "
+    "its own batch, as torch.nn.Embedding(max_norm=...) does. In the latter case bring all rows a little below the "
+    "bound (torch.renorm), on every rank, before the optimizer is wrapped. Where every step averages gradients and "
+    "there are no outer steps, do so after each step in place of max_norm, which would keep the replicas apart"
+)
 
 _replicas: WeakKeyDictionary[Transport, int] = WeakKeyDictionary()
 """How many replicas each job has had. All ranks make them in the same order."""
@@ -136,14 +149,19 @@ class Messages:
         )
 
         def words() -> str:
-            since = f"started from parameters with checksum {checksum:08x}" if checksum else f"{progress.rounds} rounds"
+            since = f"{STARTED} {checksum:08x}" if checksum else f"{progress.rounds} rounds"
             where = " inside join" if progress.is_joined else ""
             where = " with the others, having run out of its own batches," if progress.has_ended else where
             trained = "" if change is None else f", with {change}"
             which = "" if _replicas[transport] == 1 else f" (optimizer {self._number} of this job)"
             return f"{doing} its model{where}{trained}, after {progress.inner_steps} steps and {since}{which}"
 
-        agreement = agree(transport, control, words)
+        try:
+            agreement = agree(transport, control, words)
+        except MismatchError as error:
+            if len(set(re.findall(rf"{STARTED} (\w+)", str(error)))) < 2:
+                raise
+            raise MismatchError(f"{error}. {DIFFERENT_START}") from None
         self._comparison.look(agreement, progress.inner_steps, progress.steps if event is Event.ROUND else 1)
         if self.stop is not None:
             self.stop.agree(agreement.stopping)

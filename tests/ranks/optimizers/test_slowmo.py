@@ -436,8 +436,9 @@ def test_parameters_that_differ_at_the_first_step_are_noticed(transport: Transpo
     worker = Worker(transport, QUADRATIC, START, fixed(0.1), base=LocalSGD(), period=2)
     if transport.rank == 1:
         worker.model.x += 1
-    with pytest.raises(MismatchError, match="started from parameters with checksum"):
+    with pytest.raises(MismatchError, match="started from parameters with checksum") as raised:
         worker.run(2)
+    assert "loaded or set after the optimizer was wrapped, and not on every rank" in str(raised.value)
 
 
 def test_weights_loaded_before_the_first_step_are_the_anchor(transport: Transport) -> None:
