@@ -200,9 +200,12 @@ def _why_not(value: object) -> str:
     for base in (dict, list, tuple, set, frozenset):
         if isinstance(value, base):
             return f"is a {kind}, which would come back as a {base.__name__}: send {base.__name__}(value)"
+    if isinstance(value, np.ndarray | np.generic):
+        kind = f"{kind} of dtype {shortened(str(value.dtype))}"
     return (
         f"is a {kind}: only None, bool, int, float, complex, str, bytes, Path, list, tuple, set, dict (OrderedDict, "
-        "Counter, defaultdict) and arrays of numbers travel between ranks (no pickle: it could run anything)"
+        "Counter, defaultdict) and arrays of numbers travel between ranks and into "
+        "checkpoints (no pickle: it could run anything)"
     )
 
 

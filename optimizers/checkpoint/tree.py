@@ -40,7 +40,7 @@ def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict
     def convert(value: Any, where: str) -> Any:
         if is_flat_state(value):
             return {MARK: "flat", **_pack_flat(value, layouts, where, tensors)}
-        if isinstance(value, np.ndarray | np.generic):
+        if isinstance(value, np.ndarray | np.generic) and can_travel(value.dtype):
             while where in tensors:  # keys may be written alike: 1 and "1"
                 where += "'"
             array, about = _as_stored(np.asarray(value))
@@ -61,11 +61,9 @@ def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict
 
 def _as_stored(array: Array) -> tuple[Array, dict[str, str]]:
     """An array of a dtype that every reader of the file knows, and what else must be noted to get it back."""
-    if (
-        (array.dtype.kind in "biuf" and array.dtype.isbuiltin == 1)
-        or array.dtype == bfloat16
-        or not can_travel(array.dtype)
-    ):
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # the file does not say in which byte order it is
+    is_widely_known = array.dtype.kind in "biuf" and array.dtype.isbuiltin == 1 and array.dtype.itemsize <= 8
+    if is_widely_known or array.dtype == bfloat16:
         return array, {}
     memory = np.ascontiguousarray(array).reshape(*array.shape, 1).view(np.uint8)
     return memory, {"dtype": array.dtype.name}

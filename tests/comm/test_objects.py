@@ -114,9 +114,11 @@ def test_scalars_of_numpy_stay_scalars_even_as_keys(scalar: np.generic) -> None:
         ({"day": {Weekday.MONDAY}}, r"the object\['day'\]\{...\} is a member of the enumeration Weekday"),
         ([Names()], r"the object\[0\] is a Names, which would come back as a dict: send dict\(value\)"),
         ({"d": defaultdict(lambda: 0)}, r"the object\['d'\] is a defaultdict of <function"),
-        (np.array(["2026-11-27"], "datetime64[D]"), "the object is a ndarray"),
-        (np.array(["text"]), "the object is a ndarray"),
-        (np.array([print]), "the object is a ndarray"),
+        (np.array(["2026-11-27"], "datetime64[D]"), r"the object is a ndarray of dtype datetime64\[D\]: only"),
+        ({"t": np.array(["text"])}, r"the object\['t'\] is a ndarray of dtype <U4: only"),
+        (np.array([print]), "the object is a ndarray of dtype object: only"),
+        ([np.zeros(2, "f4, i4")], r"the object\[0\] is a ndarray of dtype \[\('f0', '<f4'\), \('f1', '<i4'\)\]: only"),
+        ([np.datetime64("2026-11-27")], r"the object\[0\] is a datetime64 of dtype datetime64\[D\]: only"),
     ],
 )
 def test_other_kinds_are_refused_with_their_place(value: object, reason: str) -> None:

@@ -63,6 +63,33 @@ def test_object_that_cannot_be_saved_is_named() -> None:
         pack({"list": [0, object()]}, [], "extra")
 
 
+@pytest.mark.parametrize(
+    ("value", "kind"),
+    [
+        (np.array([print]), "ndarray of dtype object"),
+        (np.array(["a"]), "ndarray of dtype <U1"),
+        (np.array([b"a"]), r"ndarray of dtype \|S1"),
+        (np.array([1], "datetime64[D]"), r"ndarray of dtype datetime64\[D\]"),
+        (np.timedelta64(1, "s"), r"timedelta64 of dtype timedelta64\[s\]"),
+        (np.zeros(2, "f4, i4"), r"ndarray of dtype \[\('f0', '<f4'\), \('f1', '<i4'\)\]"),
+    ],
+)
+def test_array_of_other_things_than_numbers_is_named_with_its_dtype(value: Any, kind: str) -> None:
+    with pytest.raises(ConfigurationError, match=rf"extra\['list'\]\[1\] is a {kind}: only"):
+        pack({"list": [0, value]}, [], "extra")
+
+
+@pytest.mark.parametrize("dtype", [">f4", ">i2", ">c16", np.longdouble])
+def test_arrays_in_other_byte_orders_and_of_more_bits_come_back(dtype: Any, tmp_path: Path) -> None:
+    array = np.arange(3).astype(dtype)
+    structure, tensors = pack({"a": array, "b": array[1]}, [], "extra")
+    part = write_part(tmp_path / "part.safetensors", tensors, {})
+    found = unpack(structure, read_part(tmp_path, part.as_json())[0], lambda node: node)
+    assert_array_equal(found["a"], array)
+    assert found["a"].dtype == array.dtype.newbyteorder("=")
+    assert found["b"] == 1
+
+
 def test_part_comes_back(tmp_path: Path) -> None:
     tensors = {
         "fortran": np.asfortranarray(np.arange(6.0).reshape(2, 3)),
