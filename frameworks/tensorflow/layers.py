@@ -279,7 +279,8 @@ def _recurrent(kind: str, layer: Any) -> _Description:
         weight=(layer.cell.kernel, "iu"), recurrent_weight=(layer.cell.recurrent_kernel, "vu"),
         bias=(layer.cell.bias, "u"),
     )  # fmt: skip
-    structure = {"activation": _name(layer.activation)}
+    direction = "backward" if layer.go_backwards else "forward"
+    structure = {"activation": _name(layer.activation), "direction": direction}
     if kind != "simple rnn":
         structure["recurrent activation"] = _name(layer.recurrent_activation)
     return _Description(kind, roles, structure)

@@ -177,7 +177,8 @@ def _recurrent(module: Any, own: _Describing) -> Iterator[Layer]:
                 "recurrent bias": (getattr(module, f"bias_hh{of}", None), "u"),
             }
             suffix = "" if single else f" ({of.removeprefix('_')})"
-            yield own.layer(kind, tensors, structure=structure, orders=orders, suffix=suffix)
+            directed = {**structure, "direction": "backward" if direction else "forward"}
+            yield own.layer(kind, tensors, structure=directed, orders=orders, suffix=suffix)
 
 
 KINDS: tuple[tuple[Any, Callable[[Any, _Describing], Iterator[Layer]]], ...] = (

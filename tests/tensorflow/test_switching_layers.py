@@ -243,6 +243,11 @@ def test_embedding_crosses_both_ways() -> None:
             sequential(STEPS, layers.LSTM(3, activation="relu")),
             "activation of 'LSTM' is tanh, but .* relu",
         ),
+        (
+            nn.LSTM(4, 3),
+            sequential(STEPS, layers.LSTM(3, go_backwards=True)),
+            "direction of 'LSTM' is forward, but .* backward",
+        ),
         (nn.LSTM(4, 3, proj_size=2), sequential(STEPS, layers.LSTM(3)), "LSTM 'LSTM' but lstm 'lstm"),
         (nn.GroupNorm(4, 4), sequential(MAP, layers.GroupNormalization(2)), "groups of 'GroupNorm' is 4, but .* is 2"),
         (nn.Conv2d(4, 4, 3, groups=2), sequential(MAP, layers.Conv2D(4, 3)), "groups of 'Conv2d' is 2, but .* is 1"),
