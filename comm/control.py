@@ -56,9 +56,14 @@ _WORDS = {
     Event.GOSSIP: "a gossip step",
     Event.RESTART: "restart() of an optimizer",
 }
-_WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND, Event.STEP, Event.STOP)
-"""Control messages at fixed steps of an optimizer. A rank that comes to one has begun all exchanges of that optimizer
-for which another rank can wait, and leaves no notices if there is no other optimizer."""
+_WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND)
+"""Control messages that come at the same steps of an optimizer on all ranks, by settings that were compared when it was
+made. A rank that comes to one has begun all exchanges of that optimizer for which another rank can wait, and leaves no
+notices if there is no other optimizer.
+
+Event.STEP and Event.STOP do not belong here: a rank outside join, or one that does not save on signals, does not come
+to them, but begins the next exchange.
+"""
 
 
 @dataclass(frozen=True)

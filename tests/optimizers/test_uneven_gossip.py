@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -125,6 +125,80 @@ def test_ranks_over_horovod_all_get_the_same_error(then: str) -> None:
         thread.join(20)
     assert "rank 0: waits in gossip step 7 for a message of rank 2" in texts[0]
     assert len(set(texts)) == 1
+
+
+def joins_apart(transport: Transport, joined: Callable[[int], bool], **settings: Any) -> None:
+    """After two steps of all ranks, some take three more inside join, and the others as many outside it."""
+    world.init()
+    trained = worker(transport, **settings)
+    trained.run(2)
+    if joined(transport.rank):
+        trained.run_joined(3)
+    else:
+        trained.run(3)
+
+
+def joins_apart_errors(transport: Transport, joined: Callable[[int], bool], **settings: Any) -> str:
+    with pytest.raises(MismatchError, match=SAME) as error, world.simulated_rank(transport):
+        joins_apart(transport, joined, **settings)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("size", [2, 3])
+@pytest.mark.parametrize("joined", ["first", "last", "all but the first"])
+@pytest.mark.parametrize("period", [None, 2, 4])
+@pytest.mark.parametrize("name", ["sgp", "ring", "dpsgd", "osgp", "osgp 4"])
+def test_ranks_of_which_some_are_inside_join_all_get_the_same_error(
+    name: str, period: int | None, joined: str, size: int
+) -> None:
+    """Inside join a control message precedes each gossip step, to which the ranks outside do not come."""
+
+    def is_joined(rank: int) -> bool:
+        return {"first": rank == 0, "last": rank == size - 1, "all but the first": rank > 0}[joined]
+
+    run = partial(joins_apart_errors, joined=is_joined, base=GOSSIP[name], period=period)
+    texts = run_ranks(size, run, timeout_seconds=20)
+    assert len(set(texts)) == 1
+    assert "gossips about its model inside join, after 2 steps" in texts[0]
+    with pytest.raises(SimulationError, match="inside join, after 2 steps"):
+        simulate(partial(joins_apart, joined=is_joined, base=GOSSIP[name], period=period), size)
+
+
+class Stop:
+    """Stands for a handle of save_on_signal that looks every two steps."""
+
+    every, told, automatic = 2, False, True
+
+    def agree(self, ranks: object) -> None:
+        pass
+
+    def check(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("which", ["made", "closed"])
+@pytest.mark.parametrize("name", ["sgp", "dpsgd", "osgp", "osgp 4"])
+def test_error_comes_where_one_rank_alone_saves_on_signals_or_ceases_to(name: str, which: str) -> None:
+    def train(transport: Transport) -> None:
+        world.init()
+        trained, stop = worker(transport, base=GOSSIP[name]), cast(Any, Stop())
+        trained.run(2)
+        if which == "closed" or transport.rank == 0:
+            trained.replica.expect_stop(stop)
+        if which == "closed" and transport.rank == 0:
+            trained.replica.expect_no_stop()
+        trained.run(5)
+
+    def run(transport: Transport) -> str:
+        with pytest.raises(MismatchError, match=SAME) as error, world.simulated_rank(transport):
+            train(transport)
+        return str(error.value)
+
+    texts = run_ranks(2, run, timeout_seconds=20)
+    assert texts[0] == texts[1]
+    assert {"made": "rank 0: prepares to save on signals", "closed": "rank 1: looks whether a rank was told to stop"}[
+        which
+    ] in texts[0]
 
 
 def test_error_comes_where_another_optimizer_takes_its_steps() -> None:
