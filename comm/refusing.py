@@ -20,43 +20,11 @@ class Refusing:
     rank: int
 
     def exchange(self, *_: Any, **__: Any) -> NoReturn:
+        """Raise the error that says why, as everything does that communicates."""
         self._refuse()
 
-    def allreduce(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def broadcast(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def allgather(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def barrier(self) -> NoReturn:
-        self._refuse()
-
-    def node_barrier(self) -> NoReturn:
-        self._refuse()
-
-    def for_thread(self) -> NoReturn:
-        self._refuse()
-
-    def open_side_channel(self) -> NoReturn:
-        self._refuse()
-
-    def leave_notice(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def read_notice(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def take_notice(self, *_: Any) -> NoReturn:
-        self._refuse()
-
-    def vote(self, *_: Any, **__: Any) -> NoReturn:
-        self._refuse()
-
-    def repair(self) -> NoReturn:
-        self._refuse()
+    allreduce = broadcast = allgather = barrier = node_barrier = exchange
+    for_thread = open_side_channel = leave_notice = read_notice = take_notice = vote = repair = exchange
 
     def close(self) -> None:
         """There is nothing left to close."""
