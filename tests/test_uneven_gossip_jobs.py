@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from launchers import OPEN_MPI, WITH_MPICH, Launcher
+from launchers import OPEN_MPI, WITH_MPICH, Launcher, has_torch
 
 TORCH = """
 import sys, torch
@@ -52,6 +52,8 @@ def check(launcher: Launcher, ranks: int, program: Path, *arguments: str) -> Non
 @pytest.mark.parametrize(("ranks", "size", "ending"), [(2, "3", "exit"), (3, LARGE, "evaluate"), (3, LARGE, "")])
 def test_torch(tmp_path: Path, launcher: Launcher, ranks: int, size: str, ending: str) -> None:
     launcher.need()
+    if launcher is WITH_MPICH and not has_torch(launcher):
+        pytest.skip("the environment of MPICH has no PyTorch")
     program = tmp_path / "program.py"
     program.write_text(TORCH)
     check(launcher, ranks, program, size, ending)

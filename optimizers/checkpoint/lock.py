@@ -77,8 +77,9 @@ def _acquired(file: Path) -> int | None:
             _warn_without_locks(file.parent, error)
             return None
         if _is_still(file, descriptor):
-            os.ftruncate(descriptor, 0)
-            os.write(descriptor, _holder().encode())
+            with suppress(OSError):  # a full disk: the lock is held, although nobody can read by whom
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, _holder().encode())
             return descriptor
         os.close(descriptor)  # its previous holder removed this file after we had opened it: lock the new one
 

@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from zlib import crc32
 
 import numpy as np
@@ -36,6 +36,7 @@ class Weights:
     plan: Plan
     messages: Messages
     non_finite: NonFinite
+    _is_continued: bool = field(default=False, init=False)  # gossip, from the weights that were found
 
     def look(self, has_stepped: bool = False) -> None:
         """The program has had its turn: see whether it has set the weights of this rank.
@@ -46,8 +47,14 @@ class Weights:
         watch = self.plan.framework.watch
         if not has_stepped:
             watch.look()
-        if self.plan.settings.base.mixes_parameters and watch.found:
+        if not self.plan.settings.base.mixes_parameters:
+            return
+        is_known, self._is_continued = self._is_continued, watch.found
+        if self._is_continued and not is_known:
             self._continue_gossip()
+            if self.plan.outer is None:  # no outer step will ask, and the next time is to be noticed as well
+                watch.reset()
+                self._is_continued = False
 
     def compare(self, ranks: Sequence[int]) -> None:
         """Synchronous training has nothing but equal weights: see whether they are equal still. Collective.

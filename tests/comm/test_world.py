@@ -26,6 +26,7 @@ def started_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for variable in VARIABLES:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)  # importing it is an ImportError
+    monkeypatch.delattr("mpi4py.MPI", raising=False)  # which a test before this one may have imported
     monkeypatch.setattr(world, "_current", None)
     monkeypatch.setattr(world._Hooks, "installed", True)
     logger = logging.getLogger("lentando")

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import weakref
 from typing import Any
 
 import numpy as np
@@ -89,10 +90,13 @@ def test_owner_is_not_kept_alive() -> None:
     """Many optimizers may be made and dropped in one job."""
 
     def work(transport: ThreadTransport) -> None:
+        made = []
         for _ in range(50):
-            worker(transport, **METHODS["local sgd"]).run(1)
+            mine = worker(transport, **METHODS["local sgd"])
+            mine.run(1)
+            made.append(weakref.ref(mine.replica))
+        del mine
         gc.collect()
-        alive = sum(isinstance(thing, Worker) for thing in gc.get_objects())
-        assert alive <= transport.size
+        assert not any(replica() for replica in made)
 
     run_ranks(1, work)

@@ -5,9 +5,11 @@ LENTANDO_REQUIRE_LAUNCHERS=1 says that they must run.
 """
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -59,6 +61,13 @@ class Launcher:
             pytest.fail(f"{self.missing}, and LENTANDO_REQUIRE_LAUNCHERS=1 asks for it")
         if self.missing:
             pytest.skip(self.missing)
+
+
+@cache
+def has_torch(launcher: Launcher) -> bool:
+    """Whether PyTorch is installed where this launcher starts Python."""
+    code = "import importlib.util, sys; sys.exit(importlib.util.find_spec('torch') is None)"
+    return subprocess.run([launcher.python, "-c", code], check=False).returncode == 0
 
 
 NO_LAUNCHER: dict[str, str | None] = {"LENTANDO_TRANSPORT": None, "HOROVOD_RANK": None, "HOROVOD_SIZE": None}

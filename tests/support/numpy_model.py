@@ -97,8 +97,8 @@ class Worker:
         learning_rates: of each step, a number or one number per parameter group.
         momentum: of the base optimizer.
         loss: the training loss of a step, from the worker that takes it; None gives the replica no loss.
-        averages_loss: give the loss of a step also to an average of its gradients, as the frameworks' adapters do.
         place: see ``NumpyModel``.
+        averages_loss: give the loss of a step also to an average of its gradients, as the frameworks' adapters do.
         settings: for ``Settings``.
     """
 
@@ -110,8 +110,8 @@ class Worker:
         learning_rates: Any,
         momentum: float = 0.0,
         loss: "Callable[[Worker], float] | None" = None,
-        averages_loss: bool = False,
         place: Callable[[Array], Array] = np.asarray,
+        averages_loss: bool = False,
         **settings: Any,
     ) -> None:
         self.rank = transport.rank
