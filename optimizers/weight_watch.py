@@ -17,10 +17,13 @@ __all__ = ["NoWatch", "SampledWeights", "WeightWatch", "is_jump", "sampled_eleme
 SAMPLES = 64
 """Elements that are compared, at least one of each parameter: a microsecond per step for a hundred parameters."""
 
-TOLERATED = 2.0
-"""How many times as far as the step before the program may move the weights, and it still counts as part of the step.
+FAR, FARTHER = 1.25, 2.0
+"""How many times the length of the last step a change of the program's may have and still count as part of that step.
 
-Clipping weights, masks of pruned ones, and projections on constraints undo at most what the step has done.
+Clipping weights, masks of pruned ones and other projections on constraints that the weights met before the step move
+them at most as far as the step did; on a convex set they also end at most that far from where the step began
+(projections do not expand distances). The lengths are those of a sample, so that both may appear somewhat longer, but
+not both at once.
 """
 
 
@@ -57,8 +60,11 @@ def is_jump(before: Array, after: Array, now: Array) -> bool:
         now: the same elements at the beginning of the next step.
     """
     with np.errstate(all="ignore"):
-        step, change = np.subtract(after, before, dtype=np.float64), np.subtract(now, after, dtype=np.float64)
-        return bool(np.dot(change, change) > TOLERATED**2 * np.dot(step, step))
+        step, change, both = (
+            np.subtract(*pair, dtype=np.float64) for pair in ((after, before), (now, after), (now, before))
+        )
+        limit, moved = np.dot(step, step), np.dot(change, change)
+        return bool(moved > FARTHER**2 * limit or min(moved, np.dot(both, both)) > FAR**2 * limit)
 
 
 def sampled_elements(layout: FlatLayout) -> Array:
