@@ -25,7 +25,7 @@ from lentando.comm.flat import Entry, FlatBuffer, FlatLayout
 from lentando.comm.topology import OnePeerExponential
 from lentando.comm.transport import Message, Request
 from lentando.comm.transports.mpi import MPITransport
-from lentando.optimizers.gossip import OSGP, SGP
+from lentando.optimizers.rules.gossip import OSGP, SGP
 
 ITERATIONS = 4
 """Iterations of one measurement."""
@@ -111,7 +111,7 @@ def main() -> None:
     with tqdm(total=options.repeats * len(cases), disable=comm.rank != 0, leave=False) as progress:
         found = measure(comm, cases, options.repeats, progress)
     for method in methods.values():
-        method.drain()
+        method.wait_in_flight()
 
     blocked = {name: statistics.median(comm.allgather(statistics.median(times))) for name, times in waited.items()}
     if comm.rank == 0:

@@ -23,7 +23,7 @@ from torch import nn
 import lentando.torch as lt
 from lentando.comm import world
 from lentando.comm.topology import OnePeerExponential
-from lentando.optimizers.delay_model import (
+from lentando.optimizers.planning import (
     Measurement,
     all_reduce_seconds,
     append_measurement,

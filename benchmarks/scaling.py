@@ -25,7 +25,7 @@ import lentando.torch as lt
 from lentando.comm.simulation import Compute, Network, simulate
 from lentando.comm.topology import OnePeerExponential
 from lentando.comm.world import transport
-from lentando.optimizers.delay_model import (
+from lentando.optimizers.planning import (
     all_reduce_seconds,
     gossip_rate,
     local_sgd_seconds,

@@ -3,9 +3,9 @@
 from pathlib import Path
 
 from lentando.cli.predictions import Prediction, Recommendation
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
-from lentando.optimizers.delay_model import Delays, local_sgd_seconds, mean_seconds
+from lentando.optimizers.planning import Delays, local_sgd_seconds, mean_seconds
 
 __all__ = ["draw"]
 

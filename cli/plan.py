@@ -21,10 +21,10 @@ from lentando.cli.quantities import (
     parse_share,
 )
 from lentando.cli.tables import print_table
+from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster.network import Network
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
-from lentando.comm.simulation.network import Network
-from lentando.optimizers.delay_model import Delays, Problem, mean_seconds, network_delays, read_measurement
+from lentando.optimizers.planning import Delays, Problem, mean_seconds, network_delays, read_measurement
 
 __all__ = ["Dtype", "plan"]
 

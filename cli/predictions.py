@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from lentando.comm.simulation.compute import Compute
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.topology import OnePeerExponential
-from lentando.optimizers.delay_model import (
+from lentando.optimizers.planning import (
     Delays,
     Problem,
     all_reduce_seconds,

@@ -33,10 +33,10 @@ class _Closed(Refusing):
         """End this process: the other ranks wait for it no more."""
         raise SystemExit(status)
 
-    def whisper(self, peer: int, content: bytes) -> None:
+    def send_nowait(self, peer: int, content: bytes) -> None:
         """Nobody asks any more who is missing."""
 
-    def hear(self) -> None:
+    def receive_nowait(self) -> None:
         """Nobody asks any more who is missing."""
 
     def _refuse(self) -> NoReturn:

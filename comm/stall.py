@@ -211,15 +211,15 @@ class StallInspector:
         if self._channel is not None:
             for peer in range(self.transport.size):
                 if peer != self.transport.rank:
-                    self._channel.whisper(peer, json.dumps({"question": self._asked}).encode())
+                    self._channel.send_nowait(peer, json.dumps({"question": self._asked}).encode())
 
     def _hear(self) -> None:
         """Answer what others ask, and take in what they answer."""
-        while self._channel is not None and (heard := self._channel.hear()) is not None:
+        while self._channel is not None and (heard := self._channel.receive_nowait()) is not None:
             peer, content = heard
             said = json.loads(content)
             if "question" in said:
-                self._channel.whisper(peer, json.dumps({"to": said["question"], **self._answer()}).encode())
+                self._channel.send_nowait(peer, json.dumps({"to": said["question"], **self._answer()}).encode())
             elif self._question is not None and said["to"] == self._question.number:
                 self._question.answers[peer] = said
 

@@ -193,10 +193,10 @@ class SideChannel(Protocol):
     def open_side_channel(self) -> bool:
         """Make it; False if the engine lets one thread in only. Collective."""
 
-    def whisper(self, peer: int, content: bytes) -> None:
+    def send_nowait(self, peer: int, content: bytes) -> None:
         """Send without waiting, even if the peer never listens."""
 
-    def hear(self) -> tuple[int, bytes] | None:
+    def receive_nowait(self) -> tuple[int, bytes] | None:
         """The next message that has come, with its sender; never blocks."""
 
 

@@ -26,13 +26,13 @@ from lentando.comm.errors import (
     grouped_by_rank,
 )
 from lentando.comm.forked import is_forked
-from lentando.comm.joining import join_seconds, patiently
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
 from lentando.comm.launcher_variables import check_is_rank, hide_variables, mark_rank, would_be_misread
 from lentando.comm.leaving import take_problems
 from lentando.comm.notices import exchanges_begun
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import begin_inspection, end_inspection
+from lentando.comm.startup_timeout import join_seconds, patiently
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lentando.optimizers.delay_model import measurement_line
+from lentando.optimizers.planning import measurement_line
 
 ALGORITHMS = ("slowmo", "localsgd", "allreduce", "sgp", "osgp", "dpsgd", "adacomm")
 COMPARED = ALGORITHMS[:3]

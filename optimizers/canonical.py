@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry
 from lentando.comm.transport import Array
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
 
 __all__ = ["Place", "canonical_places"]
 

@@ -102,7 +102,7 @@ def test_slow_momentum_of_the_living_is_to_the_bit_that_of_as_many_ranks_from_th
 
     gradient = quadratic(DIMENSION)
 
-    def go_on(transport: Transport) -> tuple[Array, Array, int]:
+    def resume_after_failure(transport: Transport) -> tuple[Array, Array, int]:
         worker = Worker(
             transport,
             lambda rank, step, x: gradient(living[rank], step, x),
@@ -121,7 +121,7 @@ def test_slow_momentum_of_the_living_is_to_the_bit_that_of_as_many_ranks_from_th
         worker.run(STEPS - SEEN)
         return worker.model.x.copy(), worker.slow_buffer().copy(), first
 
-    for last_x, part, first in simulate(go_on, size=3):
+    for last_x, part, first in simulate(resume_after_failure, size=3):
         for one in saved:
             assert (one["last_x"] == last_x).all()
             assert (one["last_u"][first : first + part.size] == part).all()
@@ -389,7 +389,7 @@ from elastic_numbers import RATE, Worker, quadratic, start
 from killing import kill_at
 from lentando.comm import world
 from lentando.comm.topology import Hypercube
-from lentando.optimizers.gossip import SGP
+from lentando.optimizers.rules.gossip import SGP
 world.init(elastic=True)
 if world.rank() == 1:
     kill_at("exchange", 6)

@@ -74,7 +74,7 @@ def test_wheel_has_one_package_and_nothing_beside_it(built):
 
 def test_wheel_has_every_module_and_the_mark_of_a_typed_package(built):
     packed = {name for name in contents(built.direct) if name.startswith("lentando/")}
-    assert "lentando/comm/ring.py" in packed
+    assert "lentando/comm/flat.py" in packed
     assert packed == {*python_files(built.source), "lentando/py.typed"}
 
 
@@ -88,9 +88,9 @@ def test_installed_wheel_imports_from_another_folder(built, tmp_path):
     run(sys.executable, "-m", "pip", "install", "--no-deps", "--target", installed, built.from_sdist)
     info = f"lentando-{lentando.__version__}.dist-info"
     assert {path.name for path in installed.iterdir()} == {"bin", "lentando", info}
-    program = "import lentando.comm.ring, lentando.optimizers; print(lentando.__file__, lentando.comm.ring.__file__)"
+    program = "import lentando.comm.flat, lentando.optimizers; print(lentando.__file__, lentando.comm.flat.__file__)"
     found = run(sys.executable, "-c", program, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)})
-    assert found.split() == [str(installed / "lentando/__init__.py"), str(installed / "lentando/comm/ring.py")]
+    assert found.split() == [str(installed / "lentando/__init__.py"), str(installed / "lentando/comm/flat.py")]
     told = run(installed / "bin/lentando", "--version", cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)})
     assert told == f"lentando {lentando.__version__}\n"
 

@@ -78,8 +78,8 @@ class Lentando:
 
     def outer_step(self, elements: int) -> Callable[[], object]:
         from lentando.comm.flat import Entry, FlatBuffer, FlatLayout
-        from lentando.optimizers.outer_step import OuterStep
-        from lentando.optimizers.slow_momentum import SlowMomentum
+        from lentando.optimizers.rules.outer_step import OuterStep
+        from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
         model = FlatBuffer(FlatLayout([Entry("weights", (elements,), "float32", 0)]), shared=True)
         outer = OuterStep(self._transport, [model], SlowMomentum(slow_momentum=0.5))

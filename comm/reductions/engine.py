@@ -1,9 +1,9 @@
 """All-reduce by the engine's own collectives: MPI's, Horovod's, NCCL's."""
 
-from lentando.comm import ring
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, store, visit
 from lentando.comm.transport import Array, EngineHalves, Transport
 
@@ -17,8 +17,8 @@ class EngineReduction:
         self._transport = transport
         self._buffer = buffer
         size = transport.size
-        self.shard = ring.shard(transport.rank, size, buffer.size)
-        self._shards = [ring.shard(rank, size, buffer.size) for rank in range(size)]
+        self.shard = ring_schedule.shard(transport.rank, size, buffer.size)
+        self._shards = [ring_schedule.shard(rank, size, buffer.size) for rank in range(size)]
         self._module = array_module(buffer)
         self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
         self._padded = self._module.zeros(-(-buffer.size // size), buffer.dtype)  # all-gather takes equal shapes

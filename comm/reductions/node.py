@@ -10,13 +10,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from lentando.comm import ring
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.flat import blocks
 from lentando.comm.objects import allgather_object
+from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store
 from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
-from lentando.comm.shared_memory import offer, open_offer
+from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
 
 __all__ = ["NodeReduction", "plan_node_reduction"]
@@ -52,7 +52,7 @@ class NodeReduction:
         count, elements = len(node), buffer.size
         self._size = transport.size
         self._barrier = barrier
-        part = ring.shard(own, count, elements)
+        part = ring_schedule.shard(own, count, elements)
         # The ring's order: a part is summed from the rank after its own round to itself.
         self._values = [neighbors[(own + 1 + step) % count][part] for step in range(count)]
         self._own = buffer[part]
@@ -164,7 +164,7 @@ def plan_node_reduction(
     if not isinstance(transport, SharedNode):
         return None
     same_node = transport.same_node
-    about = allgather_object(transport, [list(same_node), offer(buffer)])
+    about = allgather_object(transport, [list(same_node), export_handle(buffer)])
     nodes = sorted({tuple(node) for node, _ in about})
     if len({len(node) for node in nodes}) > 1 or len(nodes[0]) < 2:
         return None
@@ -173,7 +173,7 @@ def plan_node_reduction(
         offered = about[rank][1]
         if rank == transport.rank and offered is not None:
             neighbors.append(buffer)
-        elif offered is not None and (opened := open_offer(offered, buffer.size, buffer.dtype)) is not None:
+        elif offered is not None and (opened := import_handle(offered, buffer.size, buffer.dtype)) is not None:
             neighbors.append(opened)
     reached = np.array([len(neighbors) == len(same_node)])
     if not transport.allgather(reached).all():

@@ -8,9 +8,9 @@ from typing import TypeAlias
 
 import numpy as np
 
-from lentando.comm import ring
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store, visit
 from lentando.comm.transport import Array, Exchanges, Request
 
@@ -28,7 +28,7 @@ Finish: TypeAlias = Callable[[Array, Array], object]
 
 
 class RingReduction:
-    """The segmented, pipelined ring of ``lentando.comm.ring``.
+    """The segmented, pipelined ring of ``lentando.comm.reductions.ring_schedule``.
 
     While one segment is added, the next ones are on their way. float16 and bfloat16 travel as float32 partial sums in
     the first half, so that nothing is rounded before the sum is complete, and in their own dtype in the second.
@@ -56,14 +56,14 @@ class RingReduction:
         rank, size, elements = transport.rank, transport.size, buffer.size
         self._accumulator = accumulator_dtype(buffer.dtype)
         self._module = array_module(buffer)
-        self.shard = ring.shard(rank, size, elements)
+        self.shard = ring_schedule.shard(rank, size, elements)
         self._next, self._previous = (rank + 1) % size, (rank - 1) % size
-        count = ring.segments(size, elements, segment_bytes // self._accumulator.itemsize)
+        count = ring_schedule.segments(size, elements, segment_bytes // self._accumulator.itemsize)
         self._in_flight = min(count, in_flight)
         # Partial sums alternate between two chunks of scratch: the one received at this step is sent at the next.
         longest = -(-elements // size)
         scratch: Array = self._module.empty((2, longest), self._accumulator)
-        starts = [ring.chunk(number, size, elements).start for number in range(size)]
+        starts = [ring_schedule.chunk(number, size, elements).start for number in range(size)]
         self._sum = scratch[size % 2, : self.shard.stop - self.shard.start]  # the slot that the last step fills
 
         def slot(step: int, owner: int, part: slice) -> Array:
@@ -71,14 +71,14 @@ class RingReduction:
             return scratch[step % 2, part.start - start : part.stop - start]
 
         self._reduce_plan = []
-        for hop in ring.reduce_hops(rank, size, elements, count):
+        for hop in ring_schedule.reduce_hops(rank, size, elements, count):
             own = self._terms[hop.receive]
             received = slot(hop.step, rank - 1 - hop.step, hop.receive)
             sent = slot(hop.step - 1, rank - hop.step, hop.send) if hop.step else self._terms[hop.send]
             place = buffer[hop.receive] if hop.step == size - 2 else None  # where the sum is complete
             self._reduce_plan.append((sent, received, own, place))
         self._gather_plan = [
-            (buffer[hop.send], buffer[hop.receive]) for hop in ring.gather_hops(rank, size, elements, count)
+            (buffer[hop.send], buffer[hop.receive]) for hop in ring_schedule.gather_hops(rank, size, elements, count)
         ]
 
     def reduce_scatter(self, each: Each | None = None) -> Array:

@@ -5,9 +5,9 @@ from random import Random
 
 import numpy as np
 
+from lentando.comm.cluster.network import Wires
 from lentando.comm.errors import MismatchError, RankLostError, ranks_in_words
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
-from lentando.comm.simulation.network import Wires
 from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
 from lentando.comm.transport import Array, ReduceOp, as_bytes
 
@@ -44,7 +44,7 @@ class _Gathering(Wait):
 class Collectives:
     """All collectives among the same ranks: the k-th of each rank belong together.
 
-    Of a rank that dies nothing is known here, and who waits for it waits forever, unless ``lose`` is called.
+    Of a rank that dies nothing is known here, and who waits for it waits forever, unless ``drop_non_finite`` is called.
 
     Args:
         scheduler: lets ranks wait for each other.
@@ -62,7 +62,7 @@ class Collectives:
         self._lost: dict[int, str] = {}
         self._ended: str | None = None
 
-    def lose(self, task: Task, why: str, time: float) -> None:
+    def drop_non_finite(self, task: Task, why: str, time: float) -> None:
         """What needs a rank that is dead fails, and all that it has not joined."""
         self._lost[task.rank] = why
         for gathering in self._open.values():

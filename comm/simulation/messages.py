@@ -5,9 +5,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
+from lentando.comm.cluster.network import Network, Wires
 from lentando.comm.errors import ConfigurationError, RankLostError, TransportError
 from lentando.comm.simulation.faults import MessageFaults
-from lentando.comm.simulation.network import Network, Wires
 from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
 from lentando.comm.transport import Array, Message, as_bytes
 
@@ -119,16 +119,16 @@ class Mail:
             self._under_way = {other: ranks for other, ranks in self._under_way.items() if other.can_be_lost}
             self._under_way[request] = peers
 
-    def lose(self, task: Task, why: str, time: float) -> None:
+    def drop_non_finite(self, task: Task, why: str, time: float) -> None:
         """The exchanges with a rank that is dead fail."""
         for request, peers in self._under_way.items():
             if task.rank in peers:
-                request.lose(why, time)
+                request.drop_non_finite(why, time)
 
     def end(self, why: str, time: float) -> None:
         """Everything under way fails, and is gone."""
         for request in self._under_way:
-            request.lose(why, time)
+            request.drop_non_finite(why, time)
         self._under_way, self._channels, self._notices = {}, {}, {}
 
     def leave_notice(self, task: Task, peer: int, number: int) -> None:
@@ -296,7 +296,7 @@ class Exchange(Wait):
         """Whether there is nothing to wait for."""
         return self.lost is not None or (not self.missing and self.left_at <= self.task.clock)
 
-    def lose(self, why: str, time: float) -> None:
+    def drop_non_finite(self, why: str, time: float) -> None:
         """It has failed, unless all that it waited for has come."""
         if self.can_be_lost:
             self.lost = why

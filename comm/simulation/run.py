@@ -7,14 +7,14 @@ from math import inf
 from random import Random
 from typing import Any
 
+from lentando.comm.cluster.compute import Compute, StepTimes
+from lentando.comm.cluster.network import Network, Wires
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.process_state import IsolatedRanks
 from lentando.comm.simulation.collectives import Collectives
-from lentando.comm.simulation.compute import Compute, StepTimes
-from lentando.comm.simulation.elastic import Crew, ElasticTransport
 from lentando.comm.simulation.faults import Fault, MessageFaults, RankFault, RankFaults
+from lentando.comm.simulation.membership import ElasticTransport, Membership
 from lentando.comm.simulation.messages import Mail, Sent
-from lentando.comm.simulation.network import Network, Wires
 from lentando.comm.simulation.scheduler import Scheduler
 from lentando.comm.simulation.transport import SimulatedTransport
 from lentando.comm.world import simulated_rank
@@ -78,9 +78,9 @@ def simulate(
     wires = Wires(network, size, local_size, seed)
     mail = Mail(scheduler, wires, network, MessageFaults(faults, seed), check_buffers, observe)
     collectives = Collectives(scheduler, wires, scheduler.tasks)
-    crew: Crew | None = None
+    crew: Membership | None = None
     if notice_seconds is not None:
-        crew = Crew(scheduler, mail, wires, notice_seconds, local_size, Random(f"crew {seed}"))
+        crew = Membership(scheduler, mail, wires, notice_seconds, local_size, Random(f"crew {seed}"))
 
     def live(transport: SimulatedTransport) -> Any:
         with simulated_rank(transport):

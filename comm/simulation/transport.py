@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
+from lentando.comm.cluster.compute import StepTimes
 from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
 from lentando.comm.simulation.collectives import Collectives
-from lentando.comm.simulation.compute import StepTimes
 from lentando.comm.simulation.faults import RankFaults
 from lentando.comm.simulation.messages import Exchange, Mail
 from lentando.comm.simulation.scheduler import Scheduler, Task

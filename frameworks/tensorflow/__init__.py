@@ -30,17 +30,17 @@ from lentando.comm.topology import (
     Torus,
 )
 from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
-from lentando.optimizers.adacomm import AdaptivePeriod
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.checkpoint.loading import load
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.join import join
-from lentando.optimizers.outer_sgd import OuterSGD
-from lentando.optimizers.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.rules.adacomm import AdaptivePeriod
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.partial_average import join
+from lentando.optimizers.rules.period import Decision, FixedPeriod, Period, PostLocal, RoundSummary
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.tensorflow.callbacks import (
     AveragedModelCallback,
     BroadcastGlobalVariablesCallback,

@@ -5,14 +5,14 @@ from typing import Any
 import keras
 
 from lentando.comm.collectives import Algorithm
-from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
-from lentando.optimizers.checkpoint.mapping import Mapping
-from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.outer_sgd import OuterSGD
-from lentando.optimizers.period import Period
-from lentando.optimizers.settings import BaseBuffers
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.checkpoint.weight_map import Mapping
+from lentando.optimizers.rules.adacomm import adacomm
+from lentando.optimizers.rules.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.rules.non_finite import OnNonFinite
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.period import Period
+from lentando.optimizers.rules.settings import BaseBuffers
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.tensorflow.optimizer import DistributedOptimizer
 
 __all__ = ["AdaComm", "DiLoCo", "SlowMo"]
@@ -139,7 +139,7 @@ def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
         optimizer: the base optimizer, or its name in Keras (``"adam"``).
         model: see ``DistributedOptimizer``.
         mapping: see there.
-        options: of ``lentando.optimizers.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
+        options: of ``lentando.optimizers.rules.adacomm.adacomm``: ``base=LocalSGD()``, ``initial_period=16``,
             ``interval=60.0`` (seconds) or ``interval_steps``, ``max_period``, ``slow_momentum=0.0``, ...
     """
     settings = adacomm(**options)

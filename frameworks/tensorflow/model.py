@@ -14,10 +14,10 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array
 from lentando.optimizers.canonical import canonical_places
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
 from lentando.optimizers.fixed_state import FixedState
-from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
+from lentando.optimizers.rules.gradient_layout import gradient_layouts
 from lentando.optimizers.weight_watch import WeightWatch
 from lentando.tensorflow.assignments import Assignments
 from lentando.tensorflow.base_optimizer import BaseOptimizer

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from lentando.optimizers.stopping import SaveOnSignal
+from lentando.optimizers.replica.stopping import SaveOnSignal
 
 __all__ = ["SaveOnSignalCallback"]
 
@@ -12,7 +12,7 @@ __all__ = ["SaveOnSignalCallback"]
 class SaveOnSignalCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """What ``save_on_signal`` returns: a callback for ``fit``, and ``check()`` for loops of your own.
 
-    Implements ``lentando.optimizers.stopping.StopHandle``.
+    Implements ``lentando.optimizers.replica.stopping.StopHandle``.
 
     Args:
         stop: makes the ranks agree.
@@ -27,11 +27,11 @@ class SaveOnSignalCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self.check()
 
     def check(self) -> None:
-        """See ``lentando.optimizers.stopping.SaveOnSignal.check``."""
+        """See ``lentando.optimizers.replica.stopping.SaveOnSignal.check``."""
         self._stop.check()
 
     def close(self) -> None:
-        """See ``lentando.optimizers.stopping.SaveOnSignal.close``."""
+        """See ``lentando.optimizers.replica.stopping.SaveOnSignal.close``."""
         self._stop.close()
 
     def __enter__(self) -> "SaveOnSignalCallback":

@@ -12,16 +12,16 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
-from lentando.optimizers.checkpoint.mapping import Mapping
+from lentando.optimizers.checkpoint.weight_map import Mapping
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number
-from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.outer_rule import OuterRule
-from lentando.optimizers.period import PeriodSetting, needs_loss
 from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.replica.resume import copied
-from lentando.optimizers.settings import BaseBuffers, Settings
+from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm
+from lentando.optimizers.rules.non_finite import OnNonFinite
+from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.period import PeriodSetting, needs_loss
+from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.description import describe_optimizer

@@ -11,7 +11,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_tensor, to_plain
 from lentando.tensorflow.graph import CountedSteps

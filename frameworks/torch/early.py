@@ -6,8 +6,8 @@ from weakref import ref
 
 import torch
 
-from lentando.optimizers.base_algorithms import EarlyGradients
-from lentando.optimizers.buckets import ALL, ALL_THERE_ARE, NONE
+from lentando.optimizers.rules.base_algorithms import OverlappedGradients
+from lentando.optimizers.rules.gradient_buckets import ALL, ALL_THERE_ARE, NONE
 from lentando.torch.model import dense_gradient
 
 __all__ = ["EarlyHooks"]
@@ -26,7 +26,7 @@ class EarlyHooks:
     """
 
     def __init__(
-        self, parameters: Mapping[str, torch.Tensor], homes: Mapping[str, torch.Tensor], early: EarlyGradients
+        self, parameters: Mapping[str, torch.Tensor], homes: Mapping[str, torch.Tensor], early: OverlappedGradients
     ) -> None:
         self._early = early
         self._parameters = parameters

@@ -12,8 +12,8 @@ from torch.utils.dlpack import from_dlpack
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
-from lentando.optimizers.gradients import gradient_layouts
 from lentando.optimizers.optimizer_description import OptimizerDescription
+from lentando.optimizers.rules.gradient_layout import gradient_layouts
 from lentando.optimizers.weight_watch import SampledWeights, WeightWatch
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
 from lentando.torch.description import describe_optimizer

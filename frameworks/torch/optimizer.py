@@ -11,15 +11,15 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, EarlyGradients, InnerSteps
-from lentando.optimizers.buckets import NONE
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number, not_one_number
-from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.outer_rule import OuterRule
-from lentando.optimizers.period import PeriodSetting
 from lentando.optimizers.replica import BaseState, Replica
-from lentando.optimizers.settings import BaseBuffers, Settings
+from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, BoundAlgorithm, OverlappedGradients
+from lentando.optimizers.rules.gradient_buckets import NONE
+from lentando.optimizers.rules.non_finite import OnNonFinite
+from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.period import PeriodSetting
+from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.early import EarlyHooks
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
@@ -105,7 +105,7 @@ class DistributedOptimizer(WrappedOptimizer):
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
         self._early: EarlyHooks | None = None
-        self._hooked: InnerSteps | None = None
+        self._hooked: BoundAlgorithm | None = None
         self._follow_base_algorithm()
 
     @property
@@ -300,7 +300,7 @@ class DistributedOptimizer(WrappedOptimizer):
         base_algorithm = self._replica.base
         if base_algorithm is not self._hooked:
             self._hooked, self._early = base_algorithm, None
-            if isinstance(base_algorithm, EarlyGradients):
+            if isinstance(base_algorithm, OverlappedGradients):
                 gradients = self._model.flat_gradients
                 self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
 

@@ -10,7 +10,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
 from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged, tensors_in
 from lentando.torch.layers import layers

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeAlias
 
-from lentando.optimizers.checkpoint.rule import Ranges, extent
+from lentando.optimizers.checkpoint.weight_rule import Ranges, extent
 
 __all__ = ["OPTIONAL", "Factors", "Layer", "Segment", "Tensor", "layers_from_json"]
 

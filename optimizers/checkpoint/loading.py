@@ -18,17 +18,17 @@ from lentando.comm.flat import Entry, build_layouts, describe, in_words
 from lentando.comm.objects import broadcast_object, from_json, to_json
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint import folder as folders
-from lentando.optimizers.checkpoint import mapping as mappings
+from lentando.optimizers.checkpoint import weight_map as mappings
+from lentando.optimizers.checkpoint.collective import together
 from lentando.optimizers.checkpoint.elements import in_memory_order
 from lentando.optimizers.checkpoint.layers import layers_from_json
 from lentando.optimizers.checkpoint.manifest import read_manifest
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.checkpoint.pairing import differing_settings, pairs_of
-from lentando.optimizers.checkpoint.part import read_part
-from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.relayout import Relaying
 from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.saving import checked_path
-from lentando.optimizers.checkpoint.together import together
+from lentando.optimizers.checkpoint.shard_file import read_part
 from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 
@@ -235,7 +235,7 @@ class _Loading:
         adopt_optimizer = self._prepared_optimizer()
 
         def adopt() -> None:
-            replica.drain()
+            replica.wait_in_flight()
             framework.load()
             for buffer in framework.buffers:
                 for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):

@@ -8,7 +8,7 @@ from typing import Any
 
 from lentando.optimizers.checkpoint.saving import checked_path, save
 from lentando.optimizers.checkpoint.training import Checkpointed, trainings_of
-from lentando.optimizers.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 
 __all__ = ["save_on_signal"]
 

@@ -7,9 +7,9 @@ from typing import TypeAlias
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer
-from lentando.optimizers.checkpoint.rule import Ranges, Rule
 from lentando.optimizers.checkpoint.rules_of_layer import rules_of
 from lentando.optimizers.checkpoint.suggestion import suggested
+from lentando.optimizers.checkpoint.weight_rule import Ranges, Rule
 
 __all__ = ["differing_settings", "pair", "pairs_of"]
 

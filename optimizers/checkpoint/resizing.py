@@ -13,11 +13,11 @@ from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import CheckpointError
 from lentando.comm.flat import FlatLayout
 from lentando.comm.transport import Array
-from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.checkpoint.elements import in_memory_order, in_shape
-from lentando.optimizers.checkpoint.relaying import Part, Tensors, held, parameters_of
+from lentando.optimizers.checkpoint.relayout import Part, Tensors, held, parameters_of
 from lentando.optimizers.checkpoint.tree import no_flat_state, pack, tensor, unpack
-from lentando.optimizers.flat_state import flat_state
+from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.flat_state import flat_state
 
 __all__ = ["Resizing"]
 
@@ -42,7 +42,7 @@ class Resizing:
         size: int,
         read: Callable[[int], Part],
         layouts: Sequence[FlatLayout],
-        base: InnerSteps,
+        base: BoundAlgorithm,
         rank: int,
         new_size: int,
     ) -> None:

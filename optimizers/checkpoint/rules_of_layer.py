@@ -6,7 +6,7 @@ from itertools import product
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import OPTIONAL, Factors, Layer, Segment, Tensor
-from lentando.optimizers.checkpoint.rule import Ranges, Rule
+from lentando.optimizers.checkpoint.weight_rule import Ranges, Rule
 
 __all__ = ["KINDS", "rules_of", "tensor_rules"]
 

@@ -19,11 +19,11 @@ from lentando.comm.flat import describe
 from lentando.comm.objects import broadcast_object
 from lentando.comm.transport import Array, Transport, as_bytes
 from lentando.optimizers.checkpoint import folder as folders
+from lentando.optimizers.checkpoint.collective import together
 from lentando.optimizers.checkpoint.elements import in_shape
 from lentando.optimizers.checkpoint.lock import locked
 from lentando.optimizers.checkpoint.manifest import files_of, read_manifest, write_manifest
-from lentando.optimizers.checkpoint.part import Part, write_part
-from lentando.optimizers.checkpoint.together import together
+from lentando.optimizers.checkpoint.shard_file import Part, write_part
 from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import pack
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer, Tensor
-from lentando.optimizers.checkpoint.rule import Rule
 from lentando.optimizers.checkpoint.rules_of_layer import rules_of
+from lentando.optimizers.checkpoint.weight_rule import Rule
 
 __all__ = ["suggested"]
 

@@ -7,9 +7,9 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
-from lentando.optimizers.join import Joinable
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.rules.partial_average import Joinable
 
 __all__ = ["Checkpointed", "Training", "trainings_of"]
 

@@ -12,7 +12,7 @@ from lentando.comm.flat import FlatLayout
 from lentando.comm.objects import can_travel, from_json, to_json
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import entries_within, in_shape
-from lentando.optimizers.flat_state import is_flat_state
+from lentando.optimizers.rules.flat_state import is_flat_state
 
 __all__ = ["FlatNode", "flat_nodes", "no_flat_state", "pack", "tensor", "unpack"]
 

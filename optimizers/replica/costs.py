@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from lentando.comm.stall import watched
 from lentando.comm.transport import Transport
 from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.timing import Kind, Timing
+from lentando.optimizers.replica.timing import Kind, Timing
 
 __all__ = ["Costs"]
 

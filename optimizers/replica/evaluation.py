@@ -13,11 +13,11 @@ from lentando.comm.collectives import plan_reduction
 from lentando.comm.control import Event
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.transport import Array
-from lentando.optimizers.join import mean_over_some
-from lentando.optimizers.non_finite import ADVICE, NonFinite, first_non_finite
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
-from lentando.optimizers.timing import Timing
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.non_finite import ADVICE, NonFinite, first_non_finite
+from lentando.optimizers.rules.partial_average import mean_over_some
 
 __all__ = ["Evaluation"]
 
@@ -63,9 +63,9 @@ class Evaluation:
                 gossips=plan.settings.base.mixes_parameters,
             )
             share = None if verdict is None else verdict.share
-            plan.drain()
+            plan.wait_in_flight()
             own.extend(buffer.array.copy() for buffer in buffers)
-            plan.base.drain() if share is not None and share.of_estimates else plan.base.expose()
+            plan.base.wait_in_flight() if share is not None and share.of_estimates else plan.base.prepare_average()
             for buffer in buffers:
                 constants = plan.constants.within(buffer)
                 reduction = plan_reduction(plan.transport, buffer.array, plan.settings.algorithm)

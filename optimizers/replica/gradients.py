@@ -8,10 +8,10 @@ from lentando.comm.control import Agreement, Event
 from lentando.comm.elastic import in_place
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
-from lentando.optimizers.join import Share
-from lentando.optimizers.non_finite import Verdict, first_non_finite, told_loss
 from lentando.optimizers.replica.part import Part
 from lentando.optimizers.replica.weights import Weights
+from lentando.optimizers.rules.non_finite import Verdict, first_non_finite, told_loss
+from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["Gradients"]
 
@@ -104,7 +104,7 @@ class Gradients(Part):
             is_lasting=lasting is not None,
         )
 
-    def _share(self, agreement: Agreement, verdict: Verdict | None) -> Share | None:
+    def _share(self, agreement: Agreement, verdict: Verdict | None) -> PartialAverage | None:
         if verdict is not None and verdict.share is not None:
             return verdict.share
         return None if self.uneven.is_everybodys(agreement) else self.uneven.share(agreement)

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.leaving import look_when_leaving
 from lentando.comm.transport import Transport
-from lentando.optimizers.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.replica.progress import Progress
+from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 
 __all__ = ["LastLook"]
 

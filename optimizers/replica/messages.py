@@ -13,12 +13,12 @@ from lentando.comm.elastic import is_elastic, transaction
 from lentando.comm.errors import MismatchError
 from lentando.comm.transport import Transport, as_bytes
 from lentando.optimizers.fixed_state import fixed_state_of
-from lentando.optimizers.non_finite import NonFinite
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rank_comparison import RankComparison, weighted_rate
-from lentando.optimizers.stopping import SaveOnSignal
-from lentando.optimizers.timing import Timing
+from lentando.optimizers.replica.stopping import SaveOnSignal
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.non_finite import NonFinite
 
 if TYPE_CHECKING:
     from lentando.optimizers.replica.trained_parameters import Change

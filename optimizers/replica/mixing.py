@@ -4,8 +4,8 @@ from collections.abc import Sequence
 
 from lentando.comm.control import Agreement, Event
 from lentando.comm.elastic import without_vote
-from lentando.optimizers.non_finite import first_non_finite
 from lentando.optimizers.replica.part import Part
+from lentando.optimizers.rules.non_finite import first_non_finite
 
 __all__ = ["Mixing"]
 
@@ -50,8 +50,8 @@ class Mixing(Part):
         plan.framework.load()
         found = first_non_finite(plan.framework.buffers, statistics=False) if self.non_finite.skips else None
         if found is not None:
-            self.non_finite.lose(found)
-            plan.base.lose()
+            self.non_finite.drop_non_finite(found)
+            plan.base.drop_non_finite()
         if without_vote(plan.transport, plan.base.after_step):
             plan.framework.store()
         if found is not None:

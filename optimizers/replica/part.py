@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 
-from lentando.optimizers.non_finite import NonFinite
 from lentando.optimizers.replica.costs import Costs
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.uneven import Uneven
+from lentando.optimizers.rules.non_finite import NonFinite
 
 __all__ = ["Part"]
 

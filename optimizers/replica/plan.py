@@ -9,14 +9,14 @@ from lentando.comm.elastic import in_place
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import describe
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import InnerSteps
-from lentando.optimizers.constants import Constants
 from lentando.optimizers.fixed_state import check_fixed_state
 from lentando.optimizers.framework import Framework, MeasuringFramework
-from lentando.optimizers.outer_step import OuterStep
-from lentando.optimizers.rest_of_model import take_over
-from lentando.optimizers.same_model import check_equal
-from lentando.optimizers.settings import Settings
+from lentando.optimizers.replica.rest_of_model import take_over
+from lentando.optimizers.replica.same_model import check_equal
+from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.constant_statistics import Constants
+from lentando.optimizers.rules.outer_step import OuterStep
+from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["Plan"]
 
@@ -47,7 +47,7 @@ class Plan:
     """
 
     subject: int
-    base: InnerSteps
+    base: BoundAlgorithm
 
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
         self.transport = transport
@@ -73,10 +73,10 @@ class Plan:
         if self.outer is not None:
             self.outer.restart()
 
-    def drain(self) -> None:
+    def wait_in_flight(self) -> None:
         """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
         self.framework.load()
-        self.base.drain()
+        self.base.wait_in_flight()
         self.framework.store()
 
     def continue_from_weights(self) -> None:
@@ -104,7 +104,7 @@ class Plan:
         furthest = int(self.transport.allgather(np.array([begun], np.int64)).max())
         self.framework.load()
         base = self._bind()
-        base.go_on(begun, furthest)
+        base.resume_after_failure(begun, furthest)
         self.base = base
         if self.outer is not None:
             self.outer.replan()
@@ -133,12 +133,12 @@ class Plan:
             self.transport, buffers, settings.outer, settings.exact_average, settings.algorithm, self.constants
         )
 
-    def _bind(self) -> InnerSteps:
+    def _bind(self) -> BoundAlgorithm:
         settings, buffers = self.settings, self.framework.buffers
         gradients = self.framework.gradients if settings.base.averages_gradients else []
         base = settings.base.bind(self.transport, buffers, gradients)
         if settings.on_nonfinite == "skip" and settings.base.mixes_parameters:
-            base.expect_losses()
+            base.allow_drop()
             if settings.period is None and any(part.group is None for b in buffers for part in b.layout.ranges):
                 raise ConfigurationError(
                     "on_nonfinite='skip' cannot restore the statistics of the model (BatchNorm's) here, for gossip "

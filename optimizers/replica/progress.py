@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from lentando.optimizers.non_finite import told_loss
+from lentando.optimizers.rules.non_finite import told_loss
 
 __all__ = ["Progress"]
 

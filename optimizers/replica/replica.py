@@ -10,11 +10,7 @@ from lentando.comm.control import Agreement, Event
 from lentando.comm.elastic import enlist
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport, VirtualTime
-from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.framework import ChangingFramework, Framework
-from lentando.optimizers.join import StepAlong
-from lentando.optimizers.non_finite import NonFinite
-from lentando.optimizers.period import needs_loss
 from lentando.optimizers.replica.costs import Costs
 from lentando.optimizers.replica.evaluation import Evaluation
 from lentando.optimizers.replica.gradients import Gradients
@@ -25,13 +21,17 @@ from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.resume import check_state, load_state, state_of
 from lentando.optimizers.replica.rounds import Rounds
+from lentando.optimizers.replica.stopping import SaveOnSignal
 from lentando.optimizers.replica.taking_part import TakingPart
+from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven import Uneven
 from lentando.optimizers.replica.weights import Weights
-from lentando.optimizers.settings import Settings
-from lentando.optimizers.stopping import SaveOnSignal
-from lentando.optimizers.timing import Timing
+from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.non_finite import NonFinite
+from lentando.optimizers.rules.partial_average import StepAlong
+from lentando.optimizers.rules.period import needs_loss
+from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["BaseState", "Replica"]
 
@@ -113,7 +113,7 @@ class Replica:
         return self._plan.transport, self._plan.framework, self._plan.settings
 
     @property
-    def base(self) -> InnerSteps:
+    def base(self) -> BoundAlgorithm:
         """The base algorithm at work."""
         return self._plan.base
 
@@ -246,7 +246,7 @@ class Replica:
 
     @contextmanager
     def join(self, step_along: StepAlong) -> Iterator[None]:
-        """Let ranks have unequal numbers of batches inside the block; see ``lentando.optimizers.join.join``.
+        """Let ranks have unequal numbers of batches inside the block; see ``rules.partial_average.join``.
 
         Args:
             step_along: called where the base algorithm averages gradients, when these have been averaged.
@@ -381,9 +381,9 @@ class Replica:
         yield
         self._plan.continue_from_weights()
 
-    def drain(self) -> None:
+    def wait_in_flight(self) -> None:
         """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
-        self._plan.drain()
+        self._plan.wait_in_flight()
 
     def report(self) -> dict[str, Any]:
         """Plain numbers about this rank so far.
@@ -392,8 +392,8 @@ class Replica:
         and by gradients, gossip and outer steps, not by evaluation: ``bytes_sent``, ``messages`` (point-to-point and
         collective) and ``communication_seconds`` (waiting for other ranks included). ``left_out``: how often this
         rank's values were left out of an average because they were not finite. ``decisions`` of a period that
-        adapts: dicts with the keys of ``lentando.optimizers.period.Decision``, oldest first. Beside them what
-        ``lentando.optimizers.timing.Timing.report`` tells of computing, delays, stragglers and the time saved.
+        adapts: dicts with the keys of ``lentando.optimizers.rules.period.Decision``, oldest first. Beside them what
+        ``lentando.optimizers.replica.timing.Timing.report`` tells of computing, delays, stragglers and the time saved.
         """
         transport, framework, settings = self.parts
         return {

@@ -6,10 +6,10 @@ from typing import Any
 
 from lentando.comm.elastic import without_vote
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.period import Decision
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
+from lentando.optimizers.rules.period import Decision
 
 __all__ = ["check_state", "copied", "load_state", "state_of"]
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from lentando.comm.control import Event
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
-from lentando.optimizers.base_buffers import average
-from lentando.optimizers.join import Share
-from lentando.optimizers.non_finite import first_non_finite
-from lentando.optimizers.period import Decision, Period, RoundSummary
 from lentando.optimizers.replica.part import Part
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.weights import Weights
+from lentando.optimizers.rules.base_buffers import average
+from lentando.optimizers.rules.non_finite import first_non_finite
+from lentando.optimizers.rules.partial_average import PartialAverage
+from lentando.optimizers.rules.period import Decision, Period, RoundSummary
 
 __all__ = ["Rounds"]
 
@@ -100,7 +100,7 @@ class Rounds(Part):
         assert plan.outer is not None
         rates = progress.mean_rates()
         rate, loss, seconds = sum(rates) / len(rates), progress.mean_loss(), progress.seconds()
-        share: Share | None = None
+        share: PartialAverage | None = None
         weights_set: Sequence[int] = [plan.transport.rank] if plan.framework.watch.found else []
         plan.framework.load()
         found = first_non_finite(plan.framework.buffers, constants=plan.constants) if self.non_finite.skips else None
@@ -142,13 +142,13 @@ class Rounds(Part):
             raise
         return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set=weights_set)
 
-    def _average(self, share: Share | None) -> Mapping[str, Array] | None:
+    def _average(self, share: PartialAverage | None) -> Mapping[str, Array] | None:
         """Average parameters, and the base optimizer's buffers if they are to be: returns those."""
         plan = self.plan
         assert plan.outer is not None
         if plan.settings.exact_average:
             self._is_exposed = True
-            plan.base.drain() if share is not None and share.of_estimates else plan.base.expose()
+            plan.base.wait_in_flight() if share is not None and share.of_estimates else plan.base.prepare_average()
         plan.outer.average(share)
         if plan.settings.base_buffers != "average":
             return None
@@ -158,10 +158,10 @@ class Rounds(Part):
         """The average is not adopted."""
         plan = self.plan
         assert plan.outer is not None
-        plan.outer.retract()
+        plan.outer.abort_average()
         if self._is_exposed:
             self._is_exposed = False
-            plan.base.retract()
+            plan.base.abort_average()
         plan.framework.store()
 
     def _adopt(self, formed: _Average) -> None:

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.join import StepAlong
 from lentando.optimizers.replica.gradients import Gradients
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
-from lentando.optimizers.timing import Timing
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.partial_average import StepAlong
 
 __all__ = ["TakingPart"]
 
@@ -72,7 +72,7 @@ class TakingPart:
                 self.messages.stop_if_agreed(automatic=False)
             if settings.period is not None and settings.exact_average and self.progress.steps:
                 self.rounds.end()
-            self.plan.drain()
+            self.plan.wait_in_flight()
         else:
             while self.rounds.end():
                 self.messages.stop_if_agreed(automatic=False)

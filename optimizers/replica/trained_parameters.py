@@ -20,16 +20,16 @@ from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer, FlatLayout, describe
 from lentando.comm.transport import Array, as_bytes
-from lentando.optimizers.base_buffers import average
-from lentando.optimizers.flat_state import carried_over
 from lentando.optimizers.framework import ChangingFramework, CoveringFramework
 from lentando.optimizers.replica.last_look import LastLook
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.rest_of_model import take_over
-from lentando.optimizers.same_model import check_equal_hyperparameters
-from lentando.optimizers.timing import Timing
+from lentando.optimizers.replica.rest_of_model import take_over
+from lentando.optimizers.replica.same_model import check_equal_hyperparameters
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.base_buffers import average
+from lentando.optimizers.rules.flat_state import carried_over
 
 __all__ = ["Change", "TrainedParameters"]
 
@@ -129,7 +129,7 @@ class TrainedParameters:
         assert isinstance(framework, ChangingFramework)
         check_equal_hyperparameters(plan.transport, framework)
         self.timing.pause()
-        plan.drain()
+        plan.wait_in_flight()
         before = [_renamed(layout, change.replaced) for layout in self._layouts()]
         known = framework.known - change.replaced
         base_state = plan.base.state_dict()

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from lentando.comm.control import Agreement
-from lentando.optimizers.join import Share
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.timing import Timing
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["Uneven"]
 
@@ -32,11 +32,11 @@ class Uneven:
         """Whether all ranks take this step."""
         return agreement.weight == self.plan.transport.size
 
-    def share(self, agreement: Agreement, is_active: bool | None = None) -> Share:
+    def share(self, agreement: Agreement, is_active: bool | None = None) -> PartialAverage:
         """This rank's share in an average over some of the ranks."""
         is_active = not self.progress.has_ended if is_active is None else is_active
         gossips = self.plan.settings.base.mixes_parameters
-        return Share(is_active, round(agreement.weight), self.plan.transport.size, gossips)
+        return PartialAverage(is_active, round(agreement.weight), self.plan.transport.size, gossips)
 
     def rates_of_active(self) -> list[float]:
         """The learning rates of this step on the first rank that takes it. Collective."""

@@ -13,10 +13,10 @@ from lentando.comm.control import Event
 from lentando.comm.elastic import in_place, without_vote
 from lentando.comm.errors import MismatchError, ranks_in_words
 from lentando.comm.transport import as_bytes
-from lentando.optimizers.join import mean_over_some
-from lentando.optimizers.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.replica.messages import Messages
 from lentando.optimizers.replica.plan import Plan
+from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
+from lentando.optimizers.rules.partial_average import mean_over_some
 
 __all__ = ["Weights"]
 
@@ -135,7 +135,7 @@ class Weights:
         """Receive what is in flight, and keep the weights as they are."""
         buffers = self.plan.framework.buffers
         kept = [buffer.array.copy() for buffer in buffers] if self.plan.settings.base.mixes_parameters else []
-        self.plan.base.drain()
+        self.plan.base.wait_in_flight()
         for buffer, array in zip(buffers, kept, strict=bool(kept)):
             copy_into(buffer.array, array)
 

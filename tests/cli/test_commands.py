@@ -14,7 +14,7 @@ from lentando.cli.app import run
 from lentando.comm.simulation import Compute, Network, simulate
 from lentando.comm.topology import OnePeerExponential
 from lentando.comm.transport import Transport
-from lentando.optimizers.delay_model import (
+from lentando.optimizers.planning import (
     Measurement,
     Problem,
     all_reduce_seconds,

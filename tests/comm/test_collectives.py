@@ -11,10 +11,11 @@ from late_transport import run_ranks_late
 from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
-from lentando.comm import collectives, ring
+from lentando.comm import collectives
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.engine import EngineReduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import store
@@ -140,7 +141,7 @@ def test_all_gather_hands_out_what_ranks_made_of_their_shards(
 
     expected = np.empty(elements)
     for rank in range(4):
-        expected[ring.shard(rank, 4, elements)] = 100 + rank
+        expected[ring_schedule.shard(rank, 4, elements)] = 100 + rank
     assert run_ranks(4, outer_step) == [expected.tolist()] * 4
 
 

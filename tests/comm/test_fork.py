@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from forking import succeeds_in_child
 
-from lentando.comm.shared_memory import offer, open_offer, shared_zeros
+from lentando.comm.shared_memory import export_handle, import_handle, shared_zeros
 
 pytestmark = [
     pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="this system has no anonymous files"),
@@ -31,7 +31,7 @@ def test_a_child_reads_its_parents_values_and_its_writes_stay_its_own() -> None:
         assert (arrays[0] == -1).all()
         assert arrays[2].min() == -2
         assert arrays[2].max() == 3
-        assert offer(arrays[0]) is None  # nobody else could see what is written here
+        assert export_handle(arrays[0]) is None  # nobody else could see what is written here
 
     assert succeeds_in_child(write)
     for number, array in enumerate(arrays):
@@ -57,14 +57,14 @@ def test_a_child_of_a_child_has_what_the_child_has_written() -> None:
 
 def test_the_parent_and_its_neighbors_still_share_after_a_fork() -> None:
     array = shared_zeros(ELEMENTS, FLOAT)
-    offered = offer(array)
+    offered = export_handle(array)
     assert offered is not None
 
     def write() -> None:
         array[:] = 1
 
     assert succeeds_in_child(write)
-    opened = open_offer(offered, ELEMENTS, FLOAT)
+    opened = import_handle(offered, ELEMENTS, FLOAT)
     assert opened is not None
     opened[3] = 5
     assert array[3] == 5
@@ -77,7 +77,7 @@ def test_memory_made_by_a_child_can_be_offered() -> None:
     def make() -> None:
         own = shared_zeros(ELEMENTS, FLOAT)
         own[:] = 2
-        assert offer(own) is not None
+        assert export_handle(own) is not None
 
         def write() -> None:
             own[:] = 3

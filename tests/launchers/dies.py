@@ -21,12 +21,12 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "support"))
 from numpy_model import Worker
 
 from lentando.comm import world
-from lentando.optimizers.base_algorithms import AllReduce
 from lentando.optimizers.checkpoint.loading import load
 from lentando.optimizers.checkpoint.optimizer_state import OptimizerState
 from lentando.optimizers.checkpoint.saving import save
-from lentando.optimizers.gossip import SGP
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.rules.base_algorithms import AllReduce
+from lentando.optimizers.rules.gossip import SGP
 
 DEATHS: dict[str, Callable[[], object]] = {
     "killed": lambda: os.kill(os.getpid(), signal.SIGKILL),

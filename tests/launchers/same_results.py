@@ -20,9 +20,9 @@ from lentando.comm import operations, world
 from lentando.comm.collectives import all_reduce
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.transport import Array
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 STEPS = 24
 METHODS: dict[str, dict[str, Any]] = {

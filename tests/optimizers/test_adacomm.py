@@ -20,12 +20,12 @@ from lentando.comm.simulation import Compute, Network, SimulatedTransport, simul
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.comm.transports.threads import run_ranks
-from lentando.optimizers.adacomm import AdaptivePeriod, adacomm
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.period import Period, PostLocal, RoundSummary
-from lentando.optimizers.settings import Settings
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.adacomm import AdaptivePeriod, adacomm
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.period import Period, PostLocal, RoundSummary
+from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 LOSSES = [2.3, 1.15, 0.575, 0.56, 0.55, 0.2, 0.05]
 BASIC = [20, 15, 10, 10, 10, 6, 3]

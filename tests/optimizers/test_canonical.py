@@ -13,14 +13,14 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array
 from lentando.comm.world import init, rank, transport
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.canonical import canonical_places
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
-from lentando.optimizers.gossip import OSGP, SGP
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.settings import Settings
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.optimizers.weight_watch import NoWatch
 
 COMMON = [
@@ -144,7 +144,7 @@ def train(kinds: Sequence[type[Plain]], **settings: Any) -> dict[str, Array]:
         replica.before_step()
         model.step(step)
         replica.after_step()
-    replica.drain()
+    replica.wait_in_flight()
     return model.result()
 
 

@@ -14,15 +14,15 @@ from numpy.testing import assert_array_equal
 
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, FlatLayout, build_layouts
-from lentando.optimizers.base_algorithms import InnerSteps
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
-from lentando.optimizers.checkpoint.part import read_part, write_part
-from lentando.optimizers.checkpoint.relaying import Relaying
+from lentando.optimizers.checkpoint.relayout import Relaying
 from lentando.optimizers.checkpoint.resizing import Resizing
+from lentando.optimizers.checkpoint.shard_file import read_part, write_part
 from lentando.optimizers.checkpoint.tree import pack, unpack
-from lentando.optimizers.flat_state import flat_state, is_flat_state
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.flat_state import flat_state, is_flat_state
 
 
 def through_json(tree: Any) -> Any:
@@ -192,7 +192,7 @@ def resized(
         }  # fmt: skip
         return tensors, about
 
-    return Resizing(len(models), read, layouts, InnerSteps(), 1, 7).part()
+    return Resizing(len(models), read, layouts, BoundAlgorithm(), 1, 7).part()
 
 
 @given(st.integers(1, 4), st.integers(0, 3), st.data())
@@ -253,9 +253,11 @@ def test_shards_that_leave_a_gap_are_refused() -> None:
 
 
 def test_base_algorithm_that_does_not_say_how_it_continues_is_refused() -> None:
-    assert InnerSteps().continued({}, []) == {}
-    with pytest.raises(ConfigurationError, match="InnerSteps does not say how it continues on another number of ranks"):
-        InnerSteps().continued({"round": 3}, [])
+    assert BoundAlgorithm().continued({}, []) == {}
+    with pytest.raises(
+        ConfigurationError, match="BoundAlgorithm does not say how it continues on another number of ranks"
+    ):
+        BoundAlgorithm().continued({"round": 3}, [])
 
 
 # --- the base optimizer's state -----------------------------------------------------------------------------

@@ -16,8 +16,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.simulation import Compute, Link, Network
 from lentando.comm.topology import Complete, OnePeerExponential, Ring, StaticExponential, Topology
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.delay_model import (
+from lentando.optimizers.planning import (
     Delays,
     Problem,
     all_reduce_seconds,
@@ -38,7 +37,8 @@ from lentando.optimizers.delay_model import (
     speed_up,
     stragglers,
 )
-from lentando.optimizers.gossip import OSGP, SGP
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import OSGP, SGP
 
 DRAWS = 40_000
 TRACE = (0.1, 0.1, 0.12, 0.4)

@@ -17,10 +17,10 @@ from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.testing import run_ranks
 from lentando.comm.topology import Complete, Ring
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.outer_sgd import OuterSGD
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 METHODS: dict[str, dict[str, Any]] = {
     "synchronous SGD": {"base": AllReduce("engine")},
@@ -95,7 +95,7 @@ def test_gossip_comes_to_its_end_whoever_is_late(base: Any) -> None:
             if step % transport.size == transport.rank:
                 time.sleep(0.02)
             own.run(1)
-        own.replica.drain()
+        own.replica.wait_in_flight()
         return own.replica.consensus_distance()
 
     distances = run_ranks_on_devices(4, train, latency_seconds=0.005)

@@ -6,8 +6,8 @@ import pytest
 from elastic_schedules import Schedule, failures
 
 from lentando.comm.elastic import _Job
-from lentando.optimizers.outer_step import OuterStep
-from lentando.optimizers.push_sum import PushSum
+from lentando.optimizers.rules.outer_step import OuterStep
+from lentando.optimizers.rules.push_sum import PushSum
 
 SEEDS, CHUNK = 2000, 250
 
@@ -31,7 +31,7 @@ def test_schedules_differ_and_cover_much() -> None:
 
 def keeps_the_weight(self: Any, begun: int, furthest: int) -> None:
     weight = self.weight
-    go_on(self, begun, furthest)
+    resume_after_failure(self, begun, furthest)
     self.weight = 0.5 * weight
 
 
@@ -44,17 +44,17 @@ def votes_yes_whatever_happened(self: Any, transport: Any, attempt: Any, undo: A
 
 
 def forgets_where_others_are(self: Any, begun: int, furthest: int) -> None:
-    go_on(self, begun, begun)
+    resume_after_failure(self, begun, begun)
 
 
-go_on, transaction = PushSum.go_on, _Job.transaction
+resume_after_failure, transaction = PushSum.resume_after_failure, _Job.transaction
 
 
 @pytest.mark.parametrize(
     ("owner", "name", "spoilt"),
     [
-        (PushSum, "go_on", keeps_the_weight),
-        (PushSum, "go_on", forgets_where_others_are),
+        (PushSum, "resume_after_failure", keeps_the_weight),
+        (PushSum, "resume_after_failure", forgets_where_others_are),
         (OuterStep, "replan", lambda self: None),
         (_Job, "transaction", votes_yes_whatever_happened),
     ],

@@ -15,9 +15,9 @@ from lentando.comm.errors import DeadlockError, MismatchError, SimulationError
 from lentando.comm.simulation import Compute, Drop, Duplicate, Network, simulate
 from lentando.comm.topology import FromGraph, OnePeerExponential, PPeerExponential, Topology
 from lentando.comm.transport import Transport
-from lentando.optimizers.gossip import OSGP
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.wire import WireDtype
+from lentando.optimizers.rules.gossip import OSGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.wire import WireDtype
 
 CASES = int(os.environ.get("LENTANDO_GOSSIP_CASES", "1000"))
 DIMENSION = 4
@@ -55,7 +55,7 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
         assert running.weight > 0
         assert len(running._under_way) <= base.staleness
     if drain:
-        worker.replica.drain()
+        worker.replica.wait_in_flight()
         return worker.model.x.copy(), running.weight
     running.state_dict()  # waits for what is under way, and leaves it there
     x, w = running.biased[0].copy(), running.weight

@@ -7,7 +7,7 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 
 
 @pytest.mark.parametrize("period", [None, 40])

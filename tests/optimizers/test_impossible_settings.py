@@ -9,14 +9,14 @@ import pytest
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology import Hybrid, NodeAware, PPeerExponential, Ring, Torus
-from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.loss import as_number
-from lentando.optimizers.outer_sgd import OuterSGD
-from lentando.optimizers.period import FixedPeriod, PostLocal
-from lentando.optimizers.settings import Settings
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.adacomm import adacomm
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.period import FixedPeriod, PostLocal
+from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 LOCAL = LocalSGD()
 nan, inf = math.nan, math.inf

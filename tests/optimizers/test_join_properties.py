@@ -13,10 +13,10 @@ from numpy_model import Worker
 from lentando.comm.simulation import Compute, Network, simulate
 from lentando.comm.topology import Ring, StaticExponential
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import OSGP, SGP
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 7
 START = np.linspace(-1, 1, DIMENSION)

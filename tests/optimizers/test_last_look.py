@@ -12,8 +12,8 @@ from numpy_model import Worker
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.leaving import take_problems
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import OSGP, SGP
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import OSGP, SGP
 
 METHODS: dict[str, dict[str, Any]] = {
     "local sgd": {"base": LocalSGD(), "period": 4},

@@ -13,7 +13,7 @@ from numpy.testing import assert_array_equal
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer, Tensor
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
 
 
 @st.composite

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.checkpoint import rule as rules
+from lentando.optimizers.checkpoint import weight_rule as rules
 from lentando.optimizers.checkpoint.layers import Layer, Tensor, layers_from_json
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
 
 
 def dense(name: str, inputs: int, outputs: int, axes: str = "oi", **more: Any) -> Layer:

@@ -7,8 +7,8 @@ from numpy_model import Worker
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.base_algorithms import LocalSGD
-from lentando.optimizers.period import FixedPeriod, Period, PostLocal, RoundSummary, as_period
+from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.period import FixedPeriod, Period, PostLocal, RoundSummary, as_period
 
 
 def rounds(period: Any, steps: int) -> list[int]:

@@ -10,9 +10,9 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import SGP
 from lentando.optimizers.replica.rank_comparison import weighted_rate
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import SGP
 
 METHODS: dict[str, dict[str, Any]] = {
     "allreduce": {"base": AllReduce()},

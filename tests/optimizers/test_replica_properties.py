@@ -11,8 +11,8 @@ from numpy_model import Worker
 
 from lentando.comm.transport import Transport
 from lentando.comm.transports.threads import run_ranks
-from lentando.optimizers.base_algorithms import LocalSGD
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 
 @settings(max_examples=60, deadline=None)

@@ -12,8 +12,8 @@ from numpy.testing import assert_allclose, assert_array_equal
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry
 from lentando.optimizers.canonical import canonical_places
-from lentando.optimizers.checkpoint import rule as rules
-from lentando.optimizers.checkpoint.mapping import Mapping, Rule
+from lentando.optimizers.checkpoint import weight_rule as rules
+from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
 
 CONCATENATED = [
     Rule("weight", "kernel", axes=(1, 0), source_part=((0, 7), (0, 5)), target_part=((0, 5), (0, 7))),

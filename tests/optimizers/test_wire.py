@@ -15,9 +15,9 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.simulation import simulate
 from lentando.comm.topology import Complete, OnePeerExponential, Topology
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.wire import WireDtype, rounded_into
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.wire import WireDtype, rounded_into
 
 UNIT_ROUNDOFF: dict[WireDtype, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16}
@@ -80,7 +80,7 @@ def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[A
     worker.run(steps // 2)
     for _ in range(steps // 2):
         np.maximum(farthest, np.abs(worker.run(1) / scale / MEAN - 1), out=farthest)
-    worker.replica.drain()
+    worker.replica.wait_in_flight()
     return farthest, worker.model.x / scale
 
 

@@ -11,9 +11,9 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import describe
 from lentando.comm.topology import Ring
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.base_algorithms import AllReduce
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.settings import Settings
+from lentando.optimizers.rules.base_algorithms import AllReduce
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.settings import Settings
 
 OLD = ", outer=None, period=4, base_buffers='maintain', exact_average=True, algorithm='auto')"
 BASES = [

@@ -19,12 +19,12 @@ from reference import quadratic
 from lentando.comm import world
 from lentando.comm.elastic import transaction
 from lentando.comm.transport import Array
-from lentando.optimizers.adacomm import AdaptivePeriod
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.push_sum import PushSum
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.adacomm import AdaptivePeriod
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 50
 RANKS = 4

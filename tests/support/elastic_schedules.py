@@ -25,7 +25,7 @@ from lentando.comm import elastic, world
 from lentando.comm.errors import LentandoError
 from lentando.comm.simulation import Compute, Death, Fault, Network, Pause, Slow, simulate
 from lentando.comm.transport import Array
-from lentando.optimizers.push_sum import PushSum
+from lentando.optimizers.rules.push_sum import PushSum
 
 DIMENSION = 12
 STEPS = 14

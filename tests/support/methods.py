@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from lentando.optimizers.adacomm import AdaptivePeriod
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.outer_sgd import OuterSGD
-from lentando.optimizers.period import PostLocal
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.adacomm import AdaptivePeriod
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.period import PostLocal
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 ROUND = 3
 """Inner steps between outer steps, where that is a number."""

@@ -11,7 +11,7 @@ from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.settings import Settings
+from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.weight_watch import NoWatch, SampledWeights, WeightWatch
 
 

@@ -107,14 +107,14 @@ class ElasticMPITransport(MPITransport):
     def for_thread(self) -> None:
         return None  # it would have to be repaired too, in the middle of what its thread does
 
-    def whisper(self, peer: int, content: bytes) -> None:
+    def send_nowait(self, peer: int, content: bytes) -> None:
         with self._channel_lock, suppress(TransportError):  # to the dead, or to a rank that there is no more
-            super().whisper(peer, content)
+            super().send_nowait(peer, content)
 
-    def hear(self) -> tuple[int, bytes] | None:
+    def receive_nowait(self) -> tuple[int, bytes] | None:
         with self._channel_lock:
             try:
-                return super().hear()
+                return super().receive_nowait()
             except RankLostError:
                 if self._side_channel is not None:
                     self._side_channel.Ack_failed()  # and the living are heard again, also before the repair

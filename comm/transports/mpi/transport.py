@@ -169,13 +169,13 @@ class MPITransport:
         self._others.append(BackgroundMPITransport(self._comm))
         return self._others[-1]
 
-    def whisper(self, peer: int, content: bytes) -> None:
+    def send_nowait(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
         with self._translated:
             self._whispered = [request for request in self._whispered if not request.Test()]
             self._whispered.append(self._side_channel.Isend((content, MPI.BYTE), peer))
 
-    def hear(self) -> tuple[int, bytes] | None:
+    def receive_nowait(self) -> tuple[int, bytes] | None:
         assert self._side_channel is not None
         status = MPI.Status()
         with self._translated:

@@ -18,8 +18,8 @@ from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Background, SharedNode, Transport
-from lentando.optimizers.base_algorithms import LocalSGD
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 LARGE = SHARED_FROM_BYTES_IF_SLOW // 4
 """Elements of the smallest buffer of float32 that is measured in these tests."""

@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
-from lentando.comm import ring
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
+from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.transport import Array, Transport
 
@@ -208,7 +208,7 @@ def test_what_ranks_make_of_their_shards_is_handed_out(
     reduction.all_gather()
     expected = np.empty(elements, dtype)
     for rank in range(transport.size):
-        expected[ring.shard(rank, transport.size, elements)] = sum(range(transport.size)) + rank
+        expected[ring_schedule.shard(rank, transport.size, elements)] = sum(range(transport.size)) + rank
     assert np.array_equal(buffer, expected)
 
 

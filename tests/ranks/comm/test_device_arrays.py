@@ -15,9 +15,9 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.testing import check_device_arrays
 from lentando.comm.transport import takes_device_arrays
 from lentando.comm.transports.mpi import MPITransport
-from lentando.optimizers.base_algorithms import LocalSGD
-from lentando.optimizers.gossip import OSGP
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.gossip import OSGP
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 
 @pytest.fixture

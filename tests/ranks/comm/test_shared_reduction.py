@@ -18,10 +18,10 @@ from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.reductions.engine import EngineReduction
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
-from lentando.comm.shared_memory import offer, open_offer
+from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, SharedNode, Transport
-from lentando.optimizers.outer_step import OuterStep
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.outer_step import OuterStep
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 FLOATS = (np.float32, np.float64, np.float16, bfloat16)
 LENGTHS = (1, 3, 7, 1003, 70_001)
@@ -91,9 +91,9 @@ def test_between_nodes_only_sums_of_a_node_travel(several: Transport, dtype: DTy
     nodes = [list(range(0, size, 2)), list(range(1, size, 2))]
     by_rank = values_by_rank(size, elements, dtype)
     array = in_shared_memory(by_rank[rank])
-    offers = several.allgather(np.array(offer(array)))
+    offers = several.allgather(np.array(export_handle(array)))
     neighbors = [
-        array if other == rank else open_offer(offers[other].tolist(), elements, array.dtype)
+        array if other == rank else import_handle(offers[other].tolist(), elements, array.dtype)
         for other in nodes[rank % 2]
     ]
     reduction = NodeReduction(

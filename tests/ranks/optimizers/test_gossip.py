@@ -23,10 +23,10 @@ from lentando.comm.topology import (
     Topology,
 )
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.slow_momentum import SlowMomentum
-from lentando.optimizers.wire import WireDtype
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.wire import WireDtype
 
 DIMENSION = 13
 START = np.linspace(-1, 1, DIMENSION)
@@ -173,7 +173,7 @@ def test_replicas_reach_the_mean_of_their_starts(transport: Transport, name: str
     mine.replica._progress.has_started = True
     push_sum(mine).restart()
     mine.run(min(60 * transport.size, 400))
-    mine.replica.drain()
+    mine.replica.wait_in_flight()
     assert_allclose(mine.model.x, START + (transport.size - 1) / 2, atol=1e-9)
 
 

@@ -13,11 +13,11 @@ from numpy_model import Worker
 from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.topology import StaticExponential
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.adacomm import adacomm
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.adacomm import adacomm
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 13
 START = np.linspace(-1, 1, DIMENSION)
@@ -242,7 +242,7 @@ def test_on_even_data_join_changes_no_bit(transport: Transport, method: str) -> 
     with_join = worker(transport, momentum=0.5, **METHODS[method])
     for _ in range(3):
         with_join.run_joined(4)
-    plain.replica.drain()
+    plain.replica.wait_in_flight()
     assert_array_equal(with_join.model.x, plain.model.x)
     assert_array_equal(with_join.model.momentum_buffer, plain.model.momentum_buffer)
     assert with_join.replica.rounds == plain.replica.rounds

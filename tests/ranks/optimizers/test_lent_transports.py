@@ -10,9 +10,9 @@ from lentando.comm import world
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.lending import lend, opened
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import AllReduce, EarlyGradients
-from lentando.optimizers.buckets import THREADS
-from lentando.optimizers.gradients import gradient_layouts
+from lentando.optimizers.rules.base_algorithms import AllReduce, OverlappedGradients
+from lentando.optimizers.rules.gradient_buckets import THREADS
+from lentando.optimizers.rules.gradient_layout import gradient_layouts
 
 if world.transport().name != "mpi" or world.size() == 1:
     pytest.skip("only MPI has transports for threads", allow_module_level=True)
@@ -28,16 +28,16 @@ def own_transport() -> Any:
     transport.close()
 
 
-def bound(transport: Transport) -> EarlyGradients:
+def bound(transport: Transport) -> OverlappedGradients:
     """An ``AllReduce(overlap=True)`` at work on gradients of its own."""
     entries = [Entry("w", (40,), "float32", 0), Entry("b", (3,), "float32", 0)]
     gradients = [FlatBuffer(layout) for layout in gradient_layouts(build_layouts(entries))]
     found = AllReduce(overlap=True, bucket_bytes=64).bind(transport, [], gradients)
-    assert isinstance(found, EarlyGradients)
+    assert isinstance(found, OverlappedGradients)
     return found
 
 
-def average(early: EarlyGradients, transport: Transport) -> None:
+def average(early: OverlappedGradients, transport: Transport) -> None:
     early.buckets.start_all()
     early.buckets.wait(transport.traffic)
 

@@ -12,10 +12,10 @@ from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteErr
 from lentando.comm.objects import allgather_object
 from lentando.comm.topology import OnePeerExponential, Ring, StaticExponential, Topology
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import DPSGD, OSGP, SGP
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 13
 START = np.linspace(-1, 1, DIMENSION)
@@ -306,7 +306,7 @@ def test_overlapped_gossip_goes_on_without_it(
     mine.gradient = lambda *_: np.zeros(DIMENSION)
     mine.model.momentum = 0.0
     mine.run(60)
-    mine.replica.drain()
+    mine.replica.wait_in_flight()
     assert_allclose(transport.allgather(np.array([push_sum(mine).weight])).sum(), size)
     assert_allclose(transport.allgather(mine.model.x), np.tile(mine.model.x, (size, 1)), atol=1e-4)
 

@@ -11,9 +11,9 @@ from numpy_model import Worker
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import LocalSGD
-from lentando.optimizers.outer_sgd import OuterSGD
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 13  # no number of ranks divides it
 START = np.linspace(-1, 1, DIMENSION)

@@ -10,14 +10,14 @@ import reference
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
-from lentando.comm import ring
 from lentando.comm.control import CONTROL_BYTES
 from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
+from lentando.comm.reductions import ring_schedule
 from lentando.comm.transport import Array, Transport
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.base_algorithms import AllReduce, LocalSGD
-from lentando.optimizers.gossip import SGP
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.gossip import SGP
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 13  # no number of ranks divides it
 START = np.linspace(-1, 1, DIMENSION)
@@ -68,7 +68,7 @@ def test_slowmo_equals_algorithm_1(transport: Transport, algorithm: str, nestero
         transport.size, 22, START, QUADRATIC, 4, changing, 0.8, 0.6, momentum=0.5, buffers=buffers, nesterov=nesterov
     )
     assert_allclose(worker.model.x, expected.x[transport.rank], **EXACT)
-    shard = ring.shard(transport.rank, transport.size, DIMENSION)
+    shard = ring_schedule.shard(transport.rank, transport.size, DIMENSION)
     assert_allclose(worker.slow_buffer(), expected.u[transport.rank][shard], **EXACT)
 
 
@@ -118,7 +118,7 @@ def test_one_worker_without_momentum_is_lookahead() -> None:
 def test_slow_lr_1_steps_from_the_average_along_the_carried_momentum(transport: Transport) -> None:
     """O5: x_{t+1,0} = average - beta gamma_t u_t, whatever the learning rates."""
     rates = [0.1, 0.03, 0.0, 0.2, 0.07]
-    shard = ring.shard(transport.rank, transport.size, DIMENSION)
+    shard = ring_schedule.shard(transport.rank, transport.size, DIMENSION)
     worker = Worker(
         transport,
         QUADRATIC,
@@ -171,7 +171,7 @@ def test_slow_momentum_does_not_depend_on_the_learning_rate(transport: Transport
     """O9: for a fixed direction d, u_t = period d (1 - beta^t) / (1 - beta) under every schedule."""
     direction = np.arange(1.0, DIMENSION + 1)
     worker = slowmo(transport, lambda *_: direction, rates, 20, 4, slow_momentum=0.5)
-    shard = ring.shard(transport.rank, transport.size, DIMENSION)
+    shard = ring_schedule.shard(transport.rank, transport.size, DIMENSION)
     assert_allclose(worker.slow_buffer(), 4 * direction[shard] * (1 - 0.5**5) / (1 - 0.5), rtol=1e-11)
 
 
@@ -281,7 +281,7 @@ def test_mean_of_the_local_momenta_is_the_averaged_momentum(transport: Transport
     gradient = reference.constant(DIMENSION)
     apart = slowmo(transport, gradient, fixed(0.25), 12, 3, slow_momentum=0.5, exact_average=False)
     together = slowmo(transport, gradient, fixed(0.25), 12, 3, slow_momentum=0.5)
-    shard = ring.shard(transport.rank, transport.size, DIMENSION)
+    shard = ring_schedule.shard(transport.rank, transport.size, DIMENSION)
     mean = everyones(transport, apart.slow_buffer()).mean(axis=0)
     assert_allclose(mean[shard], together.slow_buffer(), **EXACT)
 
@@ -310,7 +310,7 @@ def test_one_ring_all_reduce_per_round_and_nothing_between(transport: Transport,
         base_buffers=buffers,
         algorithm="ring",
     )
-    sizes = [ring.chunk(number, transport.size, DIMENSION) for number in range(transport.size)]
+    sizes = [ring_schedule.chunk(number, transport.size, DIMENSION) for number in range(transport.size)]
     lengths = [part.stop - part.start for part in sizes]
     rank, size = transport.rank, transport.size
     elements = 2 * DIMENSION - lengths[(rank + 1) % size] - lengths[(rank + 2) % size] if size > 1 else 0

@@ -7,7 +7,7 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
 
 STEP_SECONDS = 0.002
 SLOW_SECONDS = 0.030

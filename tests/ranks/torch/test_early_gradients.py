@@ -12,7 +12,7 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import lentando.torch as lt
-from lentando.optimizers.base_algorithms import EarlyGradients
+from lentando.optimizers.rules.base_algorithms import OverlappedGradients
 
 BUCKET_BYTES = 200
 """Some parameters in each."""
@@ -223,7 +223,7 @@ def test_any_step_may_follow_any_other() -> None:
 
 def buckets_of(optimizer: lt.DistributedOptimizer) -> Any:
     base = optimizer._replica.base
-    assert isinstance(base, EarlyGradients)
+    assert isinstance(base, OverlappedGradients)
     return base.buckets
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 import lentando.torch as lt
 from lentando.comm.transport import Transport
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 13
 START = np.linspace(-1, 1, DIMENSION)

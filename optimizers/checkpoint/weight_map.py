@@ -9,7 +9,7 @@ import numpy as np
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.checkpoint.rule import Ranges, Rule, extent, part_in_words, slices
+from lentando.optimizers.checkpoint.weight_rule import Ranges, Rule, extent, part_in_words, slices
 
 if TYPE_CHECKING:
     from lentando.optimizers.checkpoint.layers import Layer

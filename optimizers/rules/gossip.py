@@ -9,10 +9,10 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.topology import OnePeerExponential, Topology
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import InnerSteps
-from lentando.optimizers.push_sum import PushSum
-from lentando.optimizers.wire import WireDtype, check_wire_dtype
-from lentando.optimizers.words import UNSAID
+from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.push_sum import PushSum
+from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
+from lentando.optimizers.rules.words import UNSAID
 
 __all__ = ["DPSGD", "OSGP", "SGP"]
 
@@ -53,7 +53,7 @@ class SGP(_Gossip):
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
-    ) -> InnerSteps:
+    ) -> BoundAlgorithm:
         graphs = self.topology.for_size(transport.size)
         return PushSum(transport, parameters, graphs, wire_dtype=self.wire_dtype)
 
@@ -94,7 +94,7 @@ class OSGP(_Gossip):
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
-    ) -> InnerSteps:
+    ) -> BoundAlgorithm:
         graphs = self.topology.for_size(transport.size)
         return PushSum(transport, parameters, graphs, self.staleness, self.deterministic, wire_dtype=self.wire_dtype)
 
@@ -119,7 +119,7 @@ class DPSGD(_Gossip):
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
-    ) -> InnerSteps:
+    ) -> BoundAlgorithm:
         graphs = self.topology.for_size(transport.size)
         if graphs.stochasticity != "doubly":
             raise ConfigurationError(

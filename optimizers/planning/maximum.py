@@ -13,8 +13,8 @@ from math import erfc, exp, floor, inf, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
 
 __all__ = ["deviation_seconds", "expected_maximum_seconds", "harmonic_number", "mean_seconds"]
 

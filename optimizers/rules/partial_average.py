@@ -14,7 +14,7 @@ from lentando.comm.flat import FlatBuffer, Range
 from lentando.comm.reductions.reduction import Reduction, store
 from lentando.comm.transport import Array
 
-__all__ = ["Joinable", "Share", "StepAlong", "join", "mean_over_some"]
+__all__ = ["Joinable", "PartialAverage", "StepAlong", "join", "mean_over_some"]
 
 StepAlong: TypeAlias = Callable[[Sequence[float], bool], bool]
 """Lets the base optimizer of a rank that has no batch step along the others' gradients.
@@ -25,7 +25,7 @@ an inner step.
 
 
 @dataclass(frozen=True)
-class Share:
+class PartialAverage:
     """What a rank has in an average that is not over all ranks.
 
     Attributes:
@@ -65,7 +65,7 @@ class Share:
         return self.gossips and part.group is not None
 
 
-def mean_over_some(reduction: Reduction, buffer: Array, share: Share) -> None:
+def mean_over_some(reduction: Reduction, buffer: Array, share: PartialAverage) -> None:
     """Replace ``buffer``, which ``reduction`` was planned for, by its mean over the active ranks, on all ranks."""
     if not (share.is_active and share.is_finite):
         array_module(buffer).copyto(buffer, 0)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar, Literal
 from lentando.comm.checks import check_flag
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.base_algorithms import BaseAlgorithm, LocalSGD
-from lentando.optimizers.non_finite import OnNonFinite
-from lentando.optimizers.period import Decision, Period, PostLocal, RoundSummary, check_steps
-from lentando.optimizers.settings import BaseBuffers, Settings
-from lentando.optimizers.slow_momentum import SlowMomentum, is_number
+from lentando.optimizers.rules.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.rules.non_finite import OnNonFinite
+from lentando.optimizers.rules.period import Decision, Period, PostLocal, RoundSummary, check_steps
+from lentando.optimizers.rules.settings import BaseBuffers, Settings
+from lentando.optimizers.rules.slow_momentum import SlowMomentum, is_number
 
 __all__ = ["AdaptivePeriod", "adacomm"]
 

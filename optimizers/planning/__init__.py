@@ -4,19 +4,19 @@ Compute times are described by ``lentando.comm.simulation.Compute``, networks by
 closed form can be simulated there, step by step, by the same description.
 """
 
-from lentando.optimizers.delay_model.delays import Delay, Delays, fit_delay, network_delays
-from lentando.optimizers.delay_model.estimate import ComputeEstimate, as_compute, estimate_compute, stragglers
-from lentando.optimizers.delay_model.gossip_rate import GossipRate, gossip_rate
-from lentando.optimizers.delay_model.maximum import (
+from lentando.optimizers.measure import measure_delays
+from lentando.optimizers.planning.delays import Delay, Delays, fit_delay, network_delays
+from lentando.optimizers.planning.estimate import ComputeEstimate, as_compute, estimate_compute, stragglers
+from lentando.optimizers.planning.gossip_rate import GossipRate, gossip_rate
+from lentando.optimizers.planning.maximum import (
     deviation_seconds,
     expected_maximum_seconds,
     harmonic_number,
     mean_seconds,
 )
-from lentando.optimizers.delay_model.measure import measure_delays
-from lentando.optimizers.delay_model.records import Measurement, append_measurement, measurement_line, read_measurement
-from lentando.optimizers.delay_model.run_time import all_reduce_seconds, local_sgd_seconds, speed_up
-from lentando.optimizers.delay_model.trade_off import (
+from lentando.optimizers.planning.records import Measurement, append_measurement, measurement_line, read_measurement
+from lentando.optimizers.planning.run_time import all_reduce_seconds, local_sgd_seconds, speed_up
+from lentando.optimizers.planning.trade_off import (
     LONGEST_PERIOD,
     Problem,
     best_period,

@@ -2,7 +2,7 @@
 
 A rank looks at its own values before the ranks communicate anyway, and the control message tells all of them who has
 found something; only then is more said. Looking costs one pass over memory. With "raise", outer steps
-save it: the average that they have formed tells as well, only later (``lentando.optimizers.outer_step``).
+save it: the average that they have formed tells as well, only later (``lentando.optimizers.rules.outer_step``).
 """
 
 import logging
@@ -16,8 +16,8 @@ from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, all_finite
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
-from lentando.optimizers.constants import Constants
-from lentando.optimizers.join import Share
+from lentando.optimizers.rules.constant_statistics import Constants
+from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "first_non_finite", "told_loss"]
 
@@ -62,7 +62,7 @@ class Verdict:
         loss: mean of the losses that are finite, NaN if none is.
     """
 
-    share: Share | None
+    share: PartialAverage | None
     loss: float
 
 
@@ -94,7 +94,7 @@ class NonFinite:
         self.was_reported = True
         return NonFiniteError(text)
 
-    def lose(self, found: str) -> None:
+    def drop_non_finite(self, found: str) -> None:
         """This rank's parameters have left gossip, and come back with its neighbours' shares."""
         self.left_out += 1
         self._restored = found
@@ -121,7 +121,7 @@ class NonFinite:
             doing: what is about to be averaged, in words.
             found: this rank's first values that are not finite, in words.
             is_active: whether this rank's numbers would count.
-            gossips: see ``Share``.
+            gossips: see ``PartialAverage``.
             is_lasting: nothing that follows would make this rank's values finite again.
             look: names what was not looked at, for the error.
 
@@ -159,5 +159,5 @@ class NonFinite:
         losses = [loss for loss in agreement.losses if isfinite(loss)]
         share = None
         if not all(finite):
-            share = Share(is_active, sum(active), sum(finite), gossips, found is None, of_estimates=True)
+            share = PartialAverage(is_active, sum(active), sum(finite), gossips, found is None, of_estimates=True)
         return Verdict(share, sum(losses) / len(losses) if losses else nan)

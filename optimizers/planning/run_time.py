@@ -4,10 +4,10 @@ Y is the compute time of a step, D the delay of a communication, tau the period 
 1810.08313, section 3). All times are in seconds per inner step of every rank, so that they compare as they are.
 """
 
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
-from lentando.optimizers.delay_model.delays import Delays
-from lentando.optimizers.delay_model.maximum import expected_maximum_seconds
+from lentando.optimizers.planning.delays import Delays
+from lentando.optimizers.planning.maximum import expected_maximum_seconds
 
 __all__ = ["all_reduce_seconds", "local_sgd_seconds", "speed_up"]
 

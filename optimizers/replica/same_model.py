@@ -12,7 +12,7 @@ from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.optimizer_description import check_same_optimizer, warn_of_other_state
-from lentando.optimizers.settings import Settings
+from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["check_equal", "check_equal_hyperparameters"]
 

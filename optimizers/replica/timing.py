@@ -14,8 +14,7 @@ from typing import Any, Literal, TypeAlias
 
 from lentando.comm.control import Agreement
 from lentando.comm.transport import Transport
-from lentando.optimizers.base_algorithms import BaseAlgorithm
-from lentando.optimizers.delay_model import (
+from lentando.optimizers.planning import (
     Delays,
     all_reduce_seconds,
     as_compute,
@@ -23,6 +22,7 @@ from lentando.optimizers.delay_model import (
     local_sgd_seconds,
     stragglers,
 )
+from lentando.optimizers.rules.base_algorithms import BaseAlgorithm
 
 __all__ = ["Kind", "Timing"]
 

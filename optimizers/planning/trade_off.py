@@ -8,11 +8,11 @@ are rarely known; ``cheap_period`` needs none of them.
 from dataclasses import dataclass
 from math import floor, inf, sqrt
 
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
-from lentando.optimizers.delay_model.delays import Delays
-from lentando.optimizers.delay_model.maximum import mean_seconds
-from lentando.optimizers.delay_model.run_time import local_sgd_seconds
+from lentando.optimizers.planning.delays import Delays
+from lentando.optimizers.planning.maximum import mean_seconds
+from lentando.optimizers.planning.run_time import local_sgd_seconds
 
 __all__ = ["LONGEST_PERIOD", "Problem", "best_period", "cheap_period", "error_bound", "real_best_period"]
 

@@ -6,8 +6,8 @@ from statistics import median_low
 
 import numpy as np
 
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
 
 __all__ = ["ComputeEstimate", "as_compute", "estimate_compute", "stragglers"]
 

@@ -11,9 +11,9 @@ from lentando.comm.errors import CheckpointError
 from lentando.comm.flat import Entry, FlatLayout
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
-from lentando.optimizers.checkpoint.mapping import Mapping
 from lentando.optimizers.checkpoint.tree import FlatNode, flat_nodes, pack, tensor
-from lentando.optimizers.flat_state import flat_state
+from lentando.optimizers.checkpoint.weight_map import Mapping
+from lentando.optimizers.rules.flat_state import flat_state
 
 __all__ = ["Part", "Relaying", "Tensors", "held", "parameters_of"]
 
@@ -52,7 +52,7 @@ class Relaying:
         self._is_same = [layout.entries for layout in saved] == [layout.entries for layout in layouts]
 
     def flat_state(self, node: FlatNode) -> dict[str, Any]:
-        """What ``lentando.optimizers.flat_state.flat_state`` would have made here.
+        """What ``lentando.optimizers.rules.flat_state.flat_state`` would have made here.
 
         Args:
             node: stands for what this rank has saved.

@@ -9,11 +9,11 @@ import numpy as np
 from lentando.comm.control import CONTROL_BYTES, Control, Event, agree
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Transport, VirtualTime, shares_memory
-from lentando.optimizers.base_algorithms import AllReduce
-from lentando.optimizers.delay_model.records import Measurement, Points
-from lentando.optimizers.gossip import OSGP, SGP
-from lentando.optimizers.outer_step import OuterStep
-from lentando.optimizers.slow_momentum import SlowMomentum
+from lentando.optimizers.planning.records import Measurement, Points
+from lentando.optimizers.rules.base_algorithms import AllReduce
+from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.outer_step import OuterStep
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 __all__ = ["measure_delays"]
 
@@ -87,7 +87,7 @@ def _operations(
             overlapped = OSGP(staleness=1, deterministic=True).bind(transport, [buffer], [])
             # Long after it was sent, the message of the step before has come: what is left is this rank's own work.
             local = min(whole, clock.median(overlapped.after_step, pause_seconds=4 * whole))
-            overlapped.drain()
+            overlapped.wait_in_flight()
         found |= {"exchange": whole - local, "exchange_local": local}
     return found
 

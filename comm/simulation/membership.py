@@ -3,21 +3,21 @@
 from collections.abc import Sequence
 from random import Random
 
+from lentando.comm.cluster.network import Wires
 from lentando.comm.errors import RankLostError
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.messages import Exchange, Mail
-from lentando.comm.simulation.network import Wires
 from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
 from lentando.comm.simulation.transport import SimulatedTransport
 from lentando.comm.transport import Message, check_rank
 
-__all__ = ["Crew", "ElasticTransport"]
+__all__ = ["ElasticTransport", "Membership"]
 
 
 class _Assembly(Wait):
     """A vote or a repair: who has come to it. Complete when all have that are not known to be dead."""
 
-    def __init__(self, crew: "Crew", what: str) -> None:
+    def __init__(self, crew: "Membership", what: str) -> None:
         self._crew, self._what = crew, what
         self.come: dict[int, Task] = {}
         self.is_over = False
@@ -31,7 +31,7 @@ class _Assembly(Wait):
         return f"{' and '.join(_named(task) for task in absent)} to {self._what}"
 
 
-class Crew:
+class Membership:
     """The ranks of an elastic simulation that are left, as far as they know.
 
     Args:
@@ -91,7 +91,7 @@ class Crew:
         peers = {rank for rank, _ in (*to, *source)}
         self._mail.watch(request, peers)
         for rank in peers & self._dead.keys():
-            request.lose(self._dead[rank], task.clock)
+            request.drop_non_finite(self._dead[rank], task.clock)
         return request
 
     def number(self, peer: int) -> int:
@@ -140,8 +140,8 @@ class Crew:
         if task not in self.members:
             return
         why = self._dead[task.rank] = f"{_named(task)} {task.ended}: call repair()"
-        self._mail.lose(task, why, now)
-        self.collectives.lose(task, why, now)
+        self._mail.drop_non_finite(task, why, now)
+        self.collectives.drop_non_finite(task, why, now)
         for vote in self._votes.values():
             self._settle_vote(vote, now)
         if self._repair is not None:
@@ -194,9 +194,9 @@ class Crew:
 class ElasticTransport(SimulatedTransport):
     """The transport of a virtual rank that goes on when others die; see ``simulate``."""
 
-    _crew: Crew
+    _crew: Membership
 
-    def join(self, crew: Crew) -> None:
+    def join(self, crew: Membership) -> None:
         """Say who goes on with whom. Called once, before it runs."""
         self._crew = crew
         crew.join(self)

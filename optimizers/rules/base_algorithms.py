@@ -11,14 +11,14 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.lending import lend
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
-from lentando.optimizers.join import Share, mean_over_some
-from lentando.optimizers.words import UNSAID
+from lentando.optimizers.rules.gradient_buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
+from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
+from lentando.optimizers.rules.words import UNSAID
 
-__all__ = ["AllReduce", "BaseAlgorithm", "EarlyGradients", "InnerSteps", "LocalSGD"]
+__all__ = ["AllReduce", "BaseAlgorithm", "BoundAlgorithm", "LocalSGD", "OverlappedGradients"]
 
 
-class InnerSteps:
+class BoundAlgorithm:
     """A base algorithm at work in one job. Does nothing at any moment that a subclass does not override.
 
     Attributes:
@@ -30,7 +30,7 @@ class InnerSteps:
     def settle(self, early: int) -> None:
         """Before ``average_gradients``, unless this rank has run out of batches: what all ranks know to be averaged."""
 
-    def average_gradients(self, share: Share | None = None) -> None:
+    def average_gradients(self, share: PartialAverage | None = None) -> None:
         """After the gradients of a step are there, before the base optimizer uses them.
 
         Args:
@@ -40,28 +40,28 @@ class InnerSteps:
     def after_step(self) -> None:
         """After the base optimizer has stepped."""
 
-    def expect_losses(self) -> None:
-        """From now on, ``lose`` may be called.
+    def allow_drop(self) -> None:
+        """From now on, ``drop_non_finite`` may be called.
 
         Raises:
             ConfigurationError: by base algorithms that mix parameters and do not know how to go on then.
         """
         raise ConfigurationError(
             f"{type(self).__name__} does not say how replicas go on without the parameters of a rank that are not "
-            "finite (``expect_losses``): use on_nonfinite='raise'"
+            "finite (``allow_drop``): use on_nonfinite='raise'"
         )
 
-    def lose(self) -> None:
+    def drop_non_finite(self) -> None:
         """Before ``after_step``: this rank's parameters are not finite, and must not reach another."""
 
-    def drain(self) -> None:
+    def wait_in_flight(self) -> None:
         """Bring home what is still under way."""
 
-    def expose(self) -> None:
+    def prepare_average(self) -> None:
         """Before an exact average: put into the buffers what must be averaged, with nothing under way."""
 
-    def retract(self) -> None:
-        """The average did not come about: put back what ``expose`` has replaced."""
+    def abort_average(self) -> None:
+        """The average did not come about: put back what ``prepare_average`` has replaced."""
 
     def restart(self) -> None:
         """The buffers hold new parameters, equal on all ranks: begin from them."""
@@ -83,7 +83,7 @@ class InnerSteps:
         """How many times it has begun to exchange messages with some of the ranks."""
         return 0
 
-    def go_on(self, begun: int, furthest: int) -> None:
+    def resume_after_failure(self, begun: int, furthest: int) -> None:
         """Begin from the parameters, with no exchange before as many have been left out as the furthest rank has begun.
 
         Args:
@@ -95,7 +95,7 @@ class InnerSteps:
     # A checkpoint that goes on with another number of ranks goes on from the average. These two change nothing here.
 
     def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
-        """What ``expose`` would have put into the buffers of a rank.
+        """What ``prepare_average`` would have put into the buffers of a rank.
 
         Args:
             state: its ``state_dict()``.
@@ -136,7 +136,7 @@ class BaseAlgorithm(Protocol):
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
-    ) -> InnerSteps:
+    ) -> BoundAlgorithm:
         """Plan the messages for these buffers; ``gradients`` is empty unless ``averages_gradients``."""
 
 
@@ -150,8 +150,8 @@ class LocalSGD:
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
-    ) -> InnerSteps:
-        return InnerSteps()
+    ) -> BoundAlgorithm:
+        return BoundAlgorithm()
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ class AllReduce:
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
-    ) -> InnerSteps:
+    ) -> BoundAlgorithm:
         threads = 0
         if self.overlap and transport.size > 1 and all(is_on_host(buffer.array) for buffer in gradients):
             threads = THREADS
@@ -196,15 +196,15 @@ class AllReduce:
         if not loans:
             return _AveragedGradients(transport, gradients, self.algorithm)
         buckets = Buckets(loans, gradients, self.algorithm, self.bucket_bytes)
-        return EarlyGradients(transport, gradients, self.algorithm, buckets)
+        return OverlappedGradients(transport, gradients, self.algorithm, buckets)
 
 
-class _AveragedGradients(InnerSteps):
+class _AveragedGradients(BoundAlgorithm):
     def __init__(self, transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm) -> None:
         self._gradients = gradients
         self._reductions = [plan_reduction(transport, buffer.array, algorithm) for buffer in gradients]
 
-    def average_gradients(self, share: Share | None = None) -> None:
+    def average_gradients(self, share: PartialAverage | None = None) -> None:
         for buffer, reduction in zip(self._gradients, self._reductions, strict=True):
             if share is None:
                 reduction.all_reduce(mean=True)
@@ -212,7 +212,7 @@ class _AveragedGradients(InnerSteps):
                 mean_over_some(reduction, buffer.array, share)
 
 
-class EarlyGradients(_AveragedGradients):
+class OverlappedGradients(_AveragedGradients):
     """Takes what buckets hold for the mean, where they hold it on all ranks.
 
     Attributes:
@@ -235,7 +235,7 @@ class EarlyGradients(_AveragedGradients):
         if self.buckets.under_way:
             self.buckets.wait(self._traffic)
 
-    def average_gradients(self, share: Share | None = None) -> None:
+    def average_gradients(self, share: PartialAverage | None = None) -> None:
         """Take over what the buckets hold, or average all."""
         agreed, self._agreed = self._agreed, NONE
         if share is not None or agreed == NONE:

@@ -21,10 +21,10 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.simulation.compute import Compute
-from lentando.optimizers.delay_model.delays import Delay, Delays, fit_delay
-from lentando.optimizers.delay_model.estimate import as_compute
+from lentando.optimizers.planning.delays import Delay, Delays, fit_delay
+from lentando.optimizers.planning.estimate import as_compute
 
 __all__ = ["FORMAT", "Measurement", "Points", "append_measurement", "measurement_line", "read_measurement"]
 
@@ -147,7 +147,7 @@ def read_measurement(path: Path) -> Measurement:
     if found is None:
         raise ConfigurationError(
             f'{path} has no measured values: expected a line of JSON with "format": "{FORMAT}", as lentando measure '
-            "--json and lentando.optimizers.delay_model.append_measurement write it"
+            "--json and lentando.optimizers.planning.append_measurement write it"
         )
     return found
 

@@ -11,12 +11,12 @@ from typing import Literal, TypeAlias, get_args
 from lentando.comm.checks import check_choice, check_flag, check_has
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.base_algorithms import AllReduce, BaseAlgorithm
-from lentando.optimizers.non_finite import OnNonFinite
 from lentando.optimizers.optimizer_description import OptimizerDescription
-from lentando.optimizers.outer_rule import OuterRule
-from lentando.optimizers.period import Period, PeriodSetting, as_period, needs_loss
-from lentando.optimizers.words import UNSAID, in_words
+from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm
+from lentando.optimizers.rules.non_finite import OnNonFinite
+from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss
+from lentando.optimizers.rules.words import UNSAID, in_words
 
 __all__ = ["BaseBuffers", "Settings"]
 

@@ -9,13 +9,16 @@ from lentando.comm.errors import MismatchError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts, describe, first_difference
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.join import Share, mean_over_some
+from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
 
 __all__ = ["average"]
 
 
 def average(
-    transport: Transport, arrays: Mapping[str, Array], algorithm: Algorithm = "auto", share: Share | None = None
+    transport: Transport,
+    arrays: Mapping[str, Array],
+    algorithm: Algorithm = "auto",
+    share: PartialAverage | None = None,
 ) -> dict[str, Array]:
     """The mean over ranks of named arrays, sent as one message per dtype.
 

@@ -20,10 +20,10 @@ from math import inf, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from lentando.comm.simulation.compute import Compute
+from lentando.comm.cluster.compute import Compute
 from lentando.comm.topology.base import GraphSequence
-from lentando.optimizers.delay_model.delays import Delays
-from lentando.optimizers.delay_model.maximum import expected_maximum_seconds, mean_seconds
+from lentando.optimizers.planning.delays import Delays
+from lentando.optimizers.planning.maximum import expected_maximum_seconds, mean_seconds
 
 __all__ = ["GossipRate", "gossip_rate"]
 

@@ -23,11 +23,11 @@ from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.constants import Constants, is_finite_but_for
-from lentando.optimizers.flat_state import flat_state
-from lentando.optimizers.join import Share
-from lentando.optimizers.non_finite import ADVICE
-from lentando.optimizers.outer_rule import OuterRule
+from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
+from lentando.optimizers.rules.flat_state import flat_state
+from lentando.optimizers.rules.non_finite import ADVICE
+from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["OuterStep"]
 
@@ -82,7 +82,7 @@ class OuterStep:
         for shard in self._shards:
             shard.replan()
 
-    def average(self, share: Share | None = None) -> None:
+    def average(self, share: PartialAverage | None = None) -> None:
         """Form the average; the buffers stay what they are.
 
         Args:
@@ -96,13 +96,13 @@ class OuterStep:
         try:
             self._check_finite(all(finite))
         except NonFiniteError:
-            self.retract()
+            self.abort_average()
             raise
 
-    def retract(self) -> None:
+    def abort_average(self) -> None:
         """The average is not adopted."""
         for shard in self._shards:
-            shard.retract()
+            shard.abort_average()
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Step outward from the anchor through the average, on all buffers.
@@ -231,10 +231,10 @@ class _Shard:
         self._reduction.all_gather()
         self._left_out = []
 
-    def reduce(self, divisor: int, share: Share | None) -> bool:
+    def reduce(self, divisor: int, share: PartialAverage | None) -> bool:
         """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite.
 
-        The buffer of a rank that has no share is zero from then on, until ``step`` or ``retract``: in between,
+        The buffer of a rank that has no share is zero from then on, until ``step`` or ``abort_average``: in between,
         neighbours may read it.
         """
         constants = self._constants.within(self.buffer, self._reduction.shard)  # before what is left out becomes zero
@@ -260,7 +260,7 @@ class _Shard:
             constant.restore(self._mean)
         return is_finite or (bool(constants) and is_finite_but_for(self._mean, constants))
 
-    def retract(self) -> None:
+    def abort_average(self) -> None:
         """The average is not adopted. Every rank has formed its part of it, so nobody reads here any more."""
         for own, kept in self._left_out:
             self._module.copyto(own, kept)

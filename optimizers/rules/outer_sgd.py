@@ -8,7 +8,7 @@ from lentando.comm.array_module import array_module
 from lentando.comm.checks import check_flag
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.slow_momentum import is_number
+from lentando.optimizers.rules.slow_momentum import is_number
 
 __all__ = ["OuterSGD"]
 

@@ -22,10 +22,10 @@ from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
-from lentando.optimizers.base_algorithms import InnerSteps
-from lentando.optimizers.flat_state import flat_state
-from lentando.optimizers.non_finite import ADVICE
-from lentando.optimizers.wire import WireDtype, rounded_into
+from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.flat_state import flat_state
+from lentando.optimizers.rules.non_finite import ADVICE
+from lentando.optimizers.rules.wire import WireDtype, rounded_into
 
 __all__ = ["PushSum"]
 
@@ -33,7 +33,7 @@ GOSSIP_TAG = 1
 """Keeps gossip apart from the ring's messages, which use tag 0."""
 
 
-class PushSum(InnerSteps):
+class PushSum(BoundAlgorithm):
     """Push-sum at work on one rank.
 
     Args:
@@ -70,7 +70,7 @@ class PushSum(InnerSteps):
         self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
         self._on_device = not all(map(is_on_host, self._model))
         self.weight = 1.0
-        self._lost = 0.0  # of the weight, by ``lose``
+        self._lost = 0.0  # of the weight, by ``drop_non_finite``
         self._steps_lost = 0
         self.round = 0
         self._begun = 0
@@ -90,7 +90,7 @@ class PushSum(InnerSteps):
     def begun(self) -> int:
         return self._begun
 
-    def go_on(self, begun: int, furthest: int) -> None:
+    def resume_after_failure(self, begun: int, furthest: int) -> None:
         # x / w is an estimate of the mean whatever was lost on the way; with w = 1 the weights' sum is right again.
         self.restart()
         self.round = self._begun = begun
@@ -114,10 +114,10 @@ class PushSum(InnerSteps):
             self._mix(arrived=self._take(self.round), show=True)
         self.round += 1
 
-    def expect_losses(self) -> None:
+    def allow_drop(self) -> None:
         self._weighted = True  # a rank that sends nothing would count as zeros
 
-    def lose(self) -> None:
+    def drop_non_finite(self) -> None:
         """Send nothing, which is x = 0 and w = 0, until shares of neighbours arrive.
 
         z = x / w is then theirs, and with the weight that was lost this rank goes on from it: the sum of all weights
@@ -135,17 +135,17 @@ class PushSum(InnerSteps):
         for x in self.biased:
             x[...] = 0
 
-    def drain(self) -> None:
+    def wait_in_flight(self) -> None:
         self._mix(arrived=self._take(self.round), show=True)
 
-    def expose(self) -> None:
-        self.drain()
+    def prepare_average(self) -> None:
+        self.wait_in_flight()
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(z).copyto(z, x, casting="same_kind")
             if self._lost:
                 z[...] = nan  # no sum of which it is missing is an average
 
-    def retract(self) -> None:
+    def abort_average(self) -> None:
         self._mix(show=True)
 
     def restart(self) -> None:
