@@ -1,0 +1,112 @@
+"""Refuses words that docs/glossary.md retires, and docstrings too short to say anything. Run by ``make lint``.
+
+python .ci/check_words.py                  # all product code and documentation
+python .ci/check_words.py comm/flat.py     # some files or folders
+python .ci/check_words.py --count          # how many of each, and nothing else
+"""
+
+import argparse
+import ast
+import io
+import re
+import sys
+import tokenize
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+GLOSSARY = ROOT / "docs" / "glossary.md"
+CODE = ("comm", "optimizers", "frameworks", "cli")
+PAGES = ("README.md", "CONTRIBUTING.md", "docs")
+SHORTEST_DOCSTRING = 25
+"""Characters. Shorter ones repeat the name, or say nothing."""
+CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+ALLOWED = "check_words: allow"
+"""A line that holds this comment is left out: for the few places where a retired word is the right one."""
+
+
+def retired() -> dict[str, re.Pattern[str]]:
+    """The words in the first column of the glossary's last table."""
+    table = GLOSSARY.read_text().partition("## Retired words")[2]
+    rows = [line.split("|")[1].strip() for line in table.splitlines()[5:] if line.startswith("| ")]
+    words = [word.strip() for row in rows for word in row.split(",")]
+    return {
+        word: re.compile(r"\b" + r"\s+".join(map(re.escape, word.split())) + r"\b", re.IGNORECASE) for word in words
+    }
+
+
+def texts_of(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of everything in a file that is read by people."""
+    source = path.read_text()
+    if path.suffix != ".py":
+        if path != GLOSSARY:
+            yield 1, CODE_BLOCK.sub(lambda code: "\n" * code[0].count("\n"), source)
+        return
+    lines = source.splitlines()
+    in_string: list[str] = []
+    started = 0
+    for token in tokenize.generate_tokens(io.StringIO(source).readline):
+        kind = tokenize.tok_name[token.type]
+        if ALLOWED in lines[min(token.start[0], len(lines)) - 1]:
+            continue
+        if kind == "NAME":
+            yield token.start[0], token.string.replace("_", " ")
+        elif kind in ("STRING", "COMMENT"):
+            yield token.start[0], token.string
+        elif kind == "FSTRING_START":
+            in_string, started = [], token.start[0]
+        elif kind == "FSTRING_MIDDLE":
+            in_string.append(token.string)
+        elif kind == "FSTRING_END":
+            yield started, "{}".join(in_string)
+
+
+def short_docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of each docstring that is shorter than a sentence."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node)
+            if text is not None and len(text) < SHORTEST_DOCSTRING:
+                yield node.body[0].lineno, text
+
+
+def files_in(place: Path) -> list[Path]:
+    """The Python files and pages of a folder, or the file itself."""
+    if place.is_dir():
+        return sorted(path for suffix in ("*.py", "*.md") for path in place.rglob(suffix))
+    return [place] if place.exists() else []
+
+
+def main() -> int:
+    """Print what was found; the status is 1 if there is anything."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("places", nargs="*", type=Path, help="files and folders; by default all")
+    parser.add_argument("--count", action="store_true", help="print only how many of each there are")
+    options = parser.parse_args()
+    patterns = retired()
+    counts: Counter[str] = Counter()
+    for path in [file for place in options.places or [ROOT / p for p in (*CODE, *PAGES)] for file in files_in(place)]:
+        found = [
+            (line + text.count("\n", 0, match.start()), f"retired word {match[0]!r}", word)
+            for line, text in texts_of(path)
+            for word, pattern in patterns.items()
+            for match in pattern.finditer(text)
+        ]
+        if path.suffix == ".py":
+            found += [
+                (line, f"docstring says nothing: {text!r}", "short docstring") for line, text in short_docstrings(path)
+            ]
+        counts.update(kind for _, _, kind in found)
+        if not options.count:
+            for line, message, _ in sorted(found):
+                print(f"{path}:{line}: {message}")
+    if options.count:
+        print("\n".join(f"{number:5d} {kind}" for kind, number in counts.most_common()) or "none")
+    elif counts:
+        print(f"{counts.total()} found. docs/glossary.md says which words to use instead.")
+    return 1 if counts else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
