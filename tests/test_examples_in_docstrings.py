@@ -1,0 +1,155 @@
+"""Every ``>>>`` example in a docstring of the package runs, in one process, and the names users need most have one."""
+
+import ast
+import doctest
+import importlib
+import inspect
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lentando.comm import topology, world
+
+SOURCE = Path(__file__).parents[1] / "src"
+FRAMEWORKS = {"lentando.torch": "torch", "lentando.tensorflow": "tensorflow"}
+OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
+
+OF_FRAMEWORKS = ["AdaComm", "DistributedOptimizer", "SGP", "SlowMo", "load", "save"]
+WITH_EXAMPLE = [
+    *(f"{framework}.{name}" for framework in FRAMEWORKS for name in OF_FRAMEWORKS),
+    *(f"lentando.comm.topology.{name}" for name in topology.__all__ if name != "Stochasticity"),
+    "lentando.comm.simulation.Compute",
+    "lentando.comm.simulation.Network",
+    "lentando.comm.simulation.simulate",
+    "lentando.comm.testing.check_topology",
+    "lentando.comm.testing.check_transport",
+    "lentando.comm.testing.run_ranks",
+    "lentando.optimizers.planning",
+]
+"""Public names whose docstrings show how they are used."""
+
+MISSING = {
+    "lentando.torch.AdaComm",
+    "lentando.torch.DistributedOptimizer",
+    "lentando.torch.SGP",
+    "lentando.torch.SlowMo",
+    "lentando.torch.load",
+    "lentando.torch.save",
+    "lentando.tensorflow.AdaComm",
+    "lentando.tensorflow.DistributedOptimizer",
+    "lentando.tensorflow.SGP",
+    "lentando.tensorflow.SlowMo",
+    "lentando.tensorflow.load",
+    "lentando.tensorflow.save",
+    "lentando.comm.topology.BipartiteExponential",
+    "lentando.comm.topology.Circulant",
+    "lentando.comm.topology.Complete",
+    "lentando.comm.topology.FromGraph",
+    "lentando.comm.topology.FromMatrix",
+    "lentando.comm.topology.GraphSequence",
+    "lentando.comm.topology.Hybrid",
+    "lentando.comm.topology.Hypercube",
+    "lentando.comm.topology.NodeAware",
+    "lentando.comm.topology.OnePeerExponential",
+    "lentando.comm.topology.OnePeerHypercube",
+    "lentando.comm.topology.PPeerExponential",
+    "lentando.comm.topology.Peers",
+    "lentando.comm.topology.Ring",
+    "lentando.comm.topology.StaticExponential",
+    "lentando.comm.topology.Topology",
+    "lentando.comm.topology.Torus",
+    "lentando.comm.topology.check_graphs",
+    "lentando.comm.topology.second_modulus",
+    "lentando.comm.topology.stochasticity",
+    "lentando.comm.simulation.Compute",
+    "lentando.comm.simulation.Network",
+    "lentando.comm.simulation.simulate",
+    "lentando.comm.testing.check_topology",
+    "lentando.comm.testing.check_transport",
+    "lentando.comm.testing.run_ranks",
+    "lentando.optimizers.planning",
+}
+"""Names that have no example yet."""
+
+
+def modules_with_examples() -> Iterator[tuple[str, Path]]:
+    """Name and file of each module whose source contains an example, without importing any."""
+    for package in sorted(path for path in (SOURCE / "lentando").iterdir() if (path / "__init__.py").exists()):
+        for path in sorted(package.resolve().rglob("*.py")):
+            if ">>>" in path.read_text():
+                parts = (path.parent if path.name == "__init__.py" else path.with_suffix("")).relative_to(
+                    package.resolve()
+                )
+                yield ".".join(["lentando", package.name, *parts.parts]), path
+
+
+def documented(node: ast.AST, name: str) -> Iterator[tuple[str, str, int]]:
+    """Qualified name, docstring and line of everything in a module that has a docstring with an example."""
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            yield from documented(child, f"{name}.{child.name}")
+    if isinstance(node, ast.Module | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        text = ast.get_docstring(node)
+        if text is not None and ">>>" in text:
+            yield name, text, node.body[0].lineno - 1
+
+
+EXAMPLES = [
+    pytest.param(module, path, text, line, id=name)
+    for module, path in modules_with_examples()
+    for name, text, line in documented(ast.parse(path.read_text()), module)
+]
+
+
+def imported(module: str) -> Any:
+    """The module, or a skipped test where its framework is not installed."""
+    for package, framework in FRAMEWORKS.items():
+        if module == package or module.startswith(f"{package}."):
+            pytest.importorskip(framework)
+    return importlib.import_module(module)
+
+
+def run_example(text: str, globs: dict[str, Any], name: str, path: Path | None, line: int) -> None:
+    """Run a docstring's examples; fail with doctest's report of those that print something else."""
+    report: list[str] = []
+    test = doctest.DocTestParser().get_doctest(text, globs, name, path and str(path), line)
+    results = doctest.DocTestRunner(optionflags=OPTIONS).run(test, out=report.append)
+    assert results.attempted > 0
+    assert results.failed == 0, "".join(report)
+
+
+@pytest.fixture(autouse=True)
+def a_folder_of_its_own_and_a_job_that_ends(tmp_path, monkeypatch):
+    """Examples may write files, and may call ``init()``: a process that was started alone is a world of 1."""
+    monkeypatch.chdir(tmp_path)
+    yield
+    world.shutdown()
+
+
+@pytest.mark.parametrize(("module", "path", "text", "line"), EXAMPLES)
+def test_the_example_runs(module, path, text, line, request):
+    run_example(text, dict(vars(imported(module))), request.node.callspec.id, path, line)
+
+
+def docstring_of(name: str) -> str:
+    """The docstring that ``help`` shows for a public name."""
+    if name == "lentando.optimizers.planning":
+        return imported(name).__doc__
+    module, _, attribute = name.rpartition(".")
+    return inspect.cleandoc(getattr(imported(module), attribute).__doc__)
+
+
+@pytest.mark.parametrize("name", WITH_EXAMPLE)
+def test_the_public_name_has_an_example_that_runs(name):
+    text = docstring_of(name)
+    if name in MISSING and ">>>" not in text:
+        pytest.skip("no example yet")
+    assert ">>>" in text, f"{name} needs an example (lines that begin with >>>) in its docstring"
+    run_example(text, {}, name, None, 0)
+
+
+def test_an_example_that_prints_something_else_is_reported():
+    with pytest.raises(AssertionError, match=r"Expected:\s+3\s+Got:\s+2"):
+        run_example(">>> 1 + 1\n3", {}, "wrong", None, 0)
