@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry
 from lentando.comm.transport import Array
-from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 
-__all__ = ["Place", "canonical_places"]
+__all__ = ["CanonicalTensor", "canonical_tensors"]
 
 
 @dataclass(frozen=True)
-class Place:
+class CanonicalTensor:
     """Where one of this rank's tensors lies in the common layout.
 
     Attributes:
@@ -27,7 +27,7 @@ class Place:
 
     entry: Entry
     own: str
-    rule: Rule
+    rule: WeightRule
 
     def views(self, common: Array, own: Array) -> tuple[Array, Array]:
         """Both tensors as views of one shape: ``np.copyto(a, b)`` copies in, ``np.copyto(b, a)`` out.
@@ -40,7 +40,7 @@ class Place:
         return permuted, own.reshape(permuted.shape)
 
 
-def canonical_places(mapping: Mapping, entries: Iterable[Entry]) -> list[Place]:
+def canonical_tensors(mapping: WeightMap, entries: Iterable[Entry]) -> list[CanonicalTensor]:
     """The common layout, as this rank's tensors make it up.
 
     Args:
@@ -74,6 +74,8 @@ def canonical_places(mapping: Mapping, entries: Iterable[Entry]) -> list[Place]:
         if name in own:  # a mapping may also speak of frozen tensors, which are not averaged
             entry = own[name]
             places.append(
-                Place(Entry(rule.source, rule.inverse.shape(entry.shape), entry.dtype, entry.group), name, rule)
+                CanonicalTensor(
+                    Entry(rule.source, rule.inverse.shape(entry.shape), entry.dtype, entry.group), name, rule
+                )
             )
     return sorted(places, key=lambda place: (place.entry.group is None, place.entry.group or 0))

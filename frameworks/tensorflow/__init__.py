@@ -33,7 +33,7 @@ from lentando.comm.world import init, is_initialized, local_rank, local_size, ra
 from lentando.optimizers.checkpoint.loading import load
 from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
-from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
@@ -88,7 +88,6 @@ __all__ = [
     "LentandoCallback",
     "LentandoError",
     "LocalSGD",
-    "Mapping",
     "Max",
     "MetricAverageCallback",
     "Min",
@@ -104,13 +103,14 @@ __all__ = [
     "RankLostError",
     "Ring",
     "RoundSummary",
-    "Rule",
     "SlowMo",
     "SlowMomentum",
     "StaticExponential",
     "Sum",
     "Torus",
     "TransportError",
+    "WeightMap",
+    "WeightRule",
     "allgather",
     "allgather_object",
     "allreduce",

@@ -5,7 +5,7 @@ from typing import Any
 import keras
 
 from lentando.comm.collectives import Algorithm
-from lentando.optimizers.checkpoint.weight_map import Mapping
+from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.rules.adacomm import adacomm
 from lentando.optimizers.rules.base_algorithms import BaseAlgorithm, LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
@@ -32,7 +32,7 @@ def SlowMo(  # noqa: N802 - reads as the optimizer that it makes
     algorithm: Algorithm = "auto",
     on_nonfinite: OnNonFinite = "raise",
     rates_may_differ: bool = False,
-    mapping: Mapping | None = None,
+    mapping: WeightMap | None = None,
 ) -> DistributedOptimizer:
     """Slow momentum over ``base`` (Wang et al., ICLR 2020, arXiv 1910.00643): a setting of ``DistributedOptimizer``.
 
@@ -81,7 +81,7 @@ def DiLoCo(  # noqa: N802 - reads as the optimizer that it makes
     algorithm: Algorithm = "auto",
     on_nonfinite: OnNonFinite = "raise",
     rates_may_differ: bool = False,
-    mapping: Mapping | None = None,
+    mapping: WeightMap | None = None,
 ) -> DistributedOptimizer:
     """DiLoCo (Douillard et al., arXiv 2311.08105): long rounds of local steps, then SGD with Nesterov momentum outside.
 
@@ -128,7 +128,7 @@ def AdaComm(  # noqa: N802 - reads as the optimizer that it makes
     optimizer: keras.optimizers.Optimizer | str,
     *,
     model: keras.Model | None = None,
-    mapping: Mapping | None = None,
+    mapping: WeightMap | None = None,
     **options: Any,
 ) -> DistributedOptimizer:
     """Ever shorter rounds as the loss falls (Wang and Joshi, MLSys 2019, arXiv 1810.08313).

@@ -1,7 +1,6 @@
 """A Keras model and its optimizer as the replica sees them: flat buffers, learning rates, optimizer state."""
 
-from collections.abc import Callable, Sequence
-from collections.abc import Mapping as Dictionary
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 from weakref import WeakSet
@@ -13,8 +12,8 @@ import tensorflow as tf
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array
-from lentando.optimizers.canonical import canonical_places
-from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.canonical import canonical_tensors
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.fixed_state import FixedState
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.rules.gradient_layout import gradient_layouts
@@ -61,7 +60,7 @@ class KerasModel:
         optimizer: BaseOptimizer,
         variables: Sequence[Any],
         model: keras.Model | None = None,
-        mapping: Mapping | None = None,
+        mapping: WeightMap | None = None,
         shares_memory: bool = False,
         steps: Callable[[], int] = lambda: 0,
     ) -> None:
@@ -98,8 +97,8 @@ class KerasModel:
             group = 0 if number < len(variables) else None
             entries.append(Entry(name, tuple(tensor.shape), tensor.dtype.name, group))
         self._has_mapping = mapping is not None
-        self._mapping = mapping or Mapping(Rule(name, name) for name in by_name)
-        self._places = {place.entry.name: place for place in canonical_places(self._mapping, entries)}
+        self._mapping = mapping or WeightMap(WeightRule(name, name) for name in by_name)
+        self._places = {place.entry.name: place for place in canonical_tensors(self._mapping, entries)}
         layouts = build_layouts(place.entry for place in self._places.values())
         self.buffers: Sequence[FlatBuffer] = [FlatBuffer(layout, shared=shares_memory) for layout in layouts]
         self._own_names = [self._places[entry.name].own for layout in layouts for entry in layout.entries]
@@ -146,7 +145,7 @@ class KerasModel:
         by_name = dict(zip(self._own_names, self.variables, strict=True))
         return [by_name[name].shape for name in self.names]
 
-    def not_averaged(self) -> Dictionary[str, Array]:
+    def not_averaged(self) -> Mapping[str, Array]:
         """Seeds are no weights."""
         return {
             rule.source: rule.inverse.apply(as_array(self._rest[name].read_value()))
@@ -154,7 +153,7 @@ class KerasModel:
             if name in self._rest
         }
 
-    def store_not_averaged(self, tensors: Dictionary[str, Array]) -> None:
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
         for name, rule in self._mapping.rules.items():
             if rule.source in tensors:
                 self._rest[name].assign(as_tensor(rule.apply(tensors[rule.source])))
@@ -217,10 +216,10 @@ class KerasModel:
         """Whether a ``LossScaleOptimizer`` looks for overflow in the gradients."""
         return self._optimizer.is_scaled
 
-    def optimizer_buffers(self) -> Dictionary[str, Array]:
+    def optimizer_buffers(self) -> Mapping[str, Array]:
         return self._optimizer.buffers()
 
-    def store_optimizer_buffers(self, averaged: Dictionary[str, Array]) -> None:
+    def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
         self._optimizer.store_buffers(averaged)
 
     def reset_optimizer(self) -> None:

@@ -1,7 +1,6 @@
 """The optimizers that Keras users write: a wrapper round their own, which the replica drives."""
 
-from collections.abc import Iterable, Iterator, Sequence
-from collections.abc import Mapping as Dictionary
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any
 
@@ -12,7 +11,7 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
-from lentando.optimizers.checkpoint.weight_map import Mapping
+from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number
 from lentando.optimizers.replica import BaseState, Replica
@@ -89,7 +88,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         algorithm: Algorithm = "auto",
         on_nonfinite: OnNonFinite = "raise",
         rates_may_differ: bool = False,
-        mapping: Mapping | None = None,
+        mapping: WeightMap | None = None,
     ) -> None:
         world = transport()
         settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ)
@@ -330,7 +329,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""
         return {"iterations": int(self._iterations), "replica": copied(self._replica.state_dict())}
 
-    def load_state_dict(self, state_dict: Dictionary[str, Any]) -> None:
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, once the weights and ``optimizer.variables`` have been loaded too.
 
         Raises:

@@ -9,7 +9,7 @@ from lentando.comm.errors import CheckpointError, LentandoError, RankLostError, 
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 
-__all__ = ["together"]
+__all__ = ["run_on_all_ranks"]
 
 T = TypeVar("T")
 
@@ -26,7 +26,7 @@ FAILURES = (
 """What writing and reading files, and a user's own ``extra``, can end in."""
 
 
-def together(transport: Transport, doing: str, action: Callable[[], T]) -> list[T]:
+def run_on_all_ranks(transport: Transport, doing: str, action: Callable[[], T]) -> list[T]:
     """Collective: run ``action`` on every rank. Returns what it returned, by rank: anything that JSON can hold.
 
     Raises:

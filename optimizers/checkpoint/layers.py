@@ -1,7 +1,6 @@
 """What a model consists of, described so that two frameworks' models can be compared layer by layer."""
 
-from collections.abc import Iterable, Iterator
-from collections.abc import Mapping as Dictionary
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from math import prod
 from typing import Any, TypeAlias
@@ -44,7 +43,7 @@ class Tensor:
         """The letters of each axis."""
         return list(_groups(self.axes))
 
-    def lengths(self, known: Dictionary[str, int]) -> dict[str, int] | None:
+    def lengths(self, known: Mapping[str, int]) -> dict[str, int] | None:
         """How long each letter's axis is; None if that is not known, or does not fit the shape.
 
         Args:
@@ -89,13 +88,13 @@ class Layer:
 
     name: str
     kind: str
-    tensors: Dictionary[str, Tensor]
+    tensors: Mapping[str, Tensor]
     flattened: Factors | None = None
     channels_first: bool = field(default=False)
-    orders: Dictionary[str, tuple[Segment, ...]] = field(default_factory=dict)
-    lengths: Dictionary[str, int] = field(default_factory=dict)
-    structure: Dictionary[str, Setting] = field(default_factory=dict)
-    settings: Dictionary[str, Setting] = field(default_factory=dict)
+    orders: Mapping[str, tuple[Segment, ...]] = field(default_factory=dict)
+    lengths: Mapping[str, int] = field(default_factory=dict)
+    structure: Mapping[str, Setting] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
     unknown: str = ""
     is_parallel: bool = False
 
@@ -138,7 +137,7 @@ class Layer:
         }
 
     @classmethod
-    def from_json(cls, json: Dictionary[str, Any]) -> "Layer":
+    def from_json(cls, json: Mapping[str, Any]) -> "Layer":
         """The inverse of ``as_json``."""
         return cls(
             json["name"],
@@ -158,7 +157,7 @@ class Layer:
         )
 
 
-def layers_from_json(json: Iterable[Dictionary[str, Any]]) -> list[Layer]:
+def layers_from_json(json: Iterable[Mapping[str, Any]]) -> list[Layer]:
     """The layers that a checkpoint describes.
 
     Checkpoints written before concatenated features were described say of a dense layer that it follows no feature map

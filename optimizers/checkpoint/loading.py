@@ -19,16 +19,16 @@ from lentando.comm.objects import broadcast_object, from_json, to_json
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint import weight_map as mappings
-from lentando.optimizers.checkpoint.collective import together
+from lentando.optimizers.checkpoint.collective import run_on_all_ranks
 from lentando.optimizers.checkpoint.elements import in_memory_order
 from lentando.optimizers.checkpoint.layers import layers_from_json
 from lentando.optimizers.checkpoint.manifest import read_manifest
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.checkpoint.pairing import differing_settings, pairs_of
-from lentando.optimizers.checkpoint.relayout import Relaying
+from lentando.optimizers.checkpoint.relayout import Relayout
 from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.saving import checked_path
-from lentando.optimizers.checkpoint.shard_file import read_part
+from lentando.optimizers.checkpoint.shard_file import read_shard_file
 from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 
@@ -42,7 +42,7 @@ OptimizerStateChoice: TypeAlias = Literal["saved", "new"]
 def load(
     path: str | PathLike[str],
     optimizer: Checkpointed | Mapping[str, Checkpointed],
-    mapping: mappings.Mapping | Mapping[str, mappings.Mapping] | None = None,
+    mapping: mappings.WeightMap | Mapping[str, mappings.WeightMap] | None = None,
     *,
     optimizer_state: OptimizerStateChoice = "saved",
 ) -> Any:
@@ -84,27 +84,27 @@ def load(
 
 
 def _mappings_of(
-    mapping: mappings.Mapping | Mapping[str, mappings.Mapping] | None, trainings: Mapping[str, Training]
-) -> dict[str, mappings.Mapping | None]:
+    mapping: mappings.WeightMap | Mapping[str, mappings.WeightMap] | None, trainings: Mapping[str, Training]
+) -> dict[str, mappings.WeightMap | None]:
     """The mapping of each optimizer, None for those without."""
-    if mapping is None or (isinstance(mapping, mappings.Mapping) and list(trainings) == [""]):
+    if mapping is None or (isinstance(mapping, mappings.WeightMap) and list(trainings) == [""]):
         return dict.fromkeys(trainings, mapping)
     if list(trainings) == [""]:
-        raise ConfigurationError(f"mapping must be a Mapping of Rules, got {type(mapping).__name__}")
+        raise ConfigurationError(f"mapping must be a WeightMap, got {type(mapping).__name__}")
     if not isinstance(mapping, Mapping) or not mapping.keys() <= trainings.keys():
         raise ConfigurationError(
-            f"mapping must be a dict of Mappings by the names of the optimizers, {list(trainings)}, got {mapping!r}"
+            f"mapping must be a dict of WeightMaps by the names of the optimizers, {list(trainings)}, got {mapping!r}"
         )
     for name, own in mapping.items():
-        if not isinstance(own, mappings.Mapping):
-            raise ConfigurationError(f"mapping[{name!r}] must be a Mapping of Rules, got {type(own).__name__}")
+        if not isinstance(own, mappings.WeightMap):
+            raise ConfigurationError(f"mapping[{name!r}] must be a WeightMap, got {type(own).__name__}")
     return {name: mapping.get(name) for name in trainings}
 
 
 def _load(
     trainings: Mapping[str, Training],
     path: Path,
-    by_name: Mapping[str, mappings.Mapping | None],
+    by_name: Mapping[str, mappings.WeightMap | None],
     optimizer_state: OptimizerStateChoice,
 ) -> Any:
     transport, _, _ = next(iter(trainings.values())).replica.parts
@@ -117,7 +117,7 @@ def _load(
             folder = folders.locate(path)
             found.update(folder=str(folder), contents=read_manifest(folder))
 
-    together(transport, f"loading the checkpoint {path}", find)
+    run_on_all_ranks(transport, f"loading the checkpoint {path}", find)
     found = broadcast_object(transport, found)
     doing = f"loading the checkpoint {found['folder']}"
     ready: list[tuple[_Loading, Callable[[], None]]] = []
@@ -133,8 +133,8 @@ def _load(
         for _, change in ready:
             change()
 
-    together(transport, doing, prepare)
-    together(transport, doing, adopt)
+    run_on_all_ranks(transport, doing, prepare)
+    run_on_all_ranks(transport, doing, adopt)
     for (loading, _), name in zip(ready, trainings, strict=True):
         for warning in loading.warnings if transport.rank == 0 else []:
             _log.warning("%s%s", f"{name}: " if name else "", warning)
@@ -163,7 +163,7 @@ class _Loading:
         training: Training,
         folder: Path,
         content: dict[str, Any],
-        mapping: mappings.Mapping | None,
+        mapping: mappings.WeightMap | None,
         optimizer_state: OptimizerStateChoice,
     ) -> None:
         self._training = training
@@ -253,10 +253,10 @@ class _Loading:
         return tensor(self._tensors, f"model/{name}")
 
     @property
-    def _rules(self) -> list[mappings.Rule]:
+    def _rules(self) -> list[mappings.WeightRule]:
         return list(self._mapping.rules.values())
 
-    def _completed(self, mapping: mappings.Mapping | None) -> mappings.Mapping:
+    def _completed(self, mapping: mappings.WeightMap | None) -> mappings.WeightMap:
         """The mapping for every tensor of the model: as given, or found by the layers, or by names that are equal."""
         saved = {entry.name: entry.shape for entry in self._saved}
         own = {entry.name: entry.shape for entry in self._own}
@@ -268,7 +268,7 @@ class _Loading:
             mapping = self._found_by_layers()
         if mapping is None:
             named = [*own, *(name for name in self._not_averaged if name in saved_rest)]
-            mapping = mappings.Mapping(mappings.Rule(name, name) for name in named)
+            mapping = mappings.WeightMap(mappings.WeightRule(name, name) for name in named)
         mentioned = {rule.source for rule in mapping.rules.values()}
         # Counters and the like exist in one framework only: those that no rule mentions are left where they are.
         saved |= {
@@ -284,7 +284,7 @@ class _Loading:
         mapping.check(saved, own)
         return mapping
 
-    def _found_by_layers(self) -> mappings.Mapping:
+    def _found_by_layers(self) -> mappings.WeightMap:
         layers, saved = self._training.layers(), self._content["layers"]
         if layers is None or saved is None:
             reason = self._content["why_no_layers"] or "no model= was given here"
@@ -292,7 +292,7 @@ class _Loading:
                 f"it was saved by {self._about['framework']}, and which of its tensors is which here is not known: "
                 f"give mapping=, or model= to the optimizers of both frameworks ({reason})"
             )
-        return mappings.Mapping.between(layers_from_json(saved), layers)
+        return mappings.WeightMap.between(layers_from_json(saved), layers)
 
     def _first_difference(self) -> str:
         trained_then = {entry.name for entry in self._saved if entry.group is not None}
@@ -322,7 +322,7 @@ class _Loading:
 
     def _part(self, rank: int) -> tuple[dict[str, Array], Any]:
         parts = self._content["parts"]
-        tensors, about = read_part(self._folder, parts["ranks"][rank])
+        tensors, about = read_shard_file(self._folder, parts["ranks"][rank])
         state = from_json(about["replica"])
         if (state["rank"], state["size"]) != (rank, self._content["world_size"]):
             raise CheckpointError(
@@ -333,7 +333,7 @@ class _Loading:
 
     @cached_property
     def _shared(self) -> dict[str, Array]:
-        return read_part(self._folder, self._content["parts"]["shared"])[0]
+        return read_shard_file(self._folder, self._content["parts"]["shared"])[0]
 
     def _shards(self) -> list[tuple[dict[str, Array], Any]]:
         """What every rank holds a shard of, or what has been put together of it.
@@ -353,8 +353,8 @@ class _Loading:
         own = self._training.replica.state_dict()
         saved = build_layouts(self._saved)
         mine = (self._tensors, self._about)
-        relaying = Relaying(self._mapping, saved, self._layouts, own, mine, self._shards)
-        state: dict[str, Any] = unpack(self._about["replica"], self._tensors, relaying.flat_state)
+        relayout = Relayout(self._mapping, saved, self._layouts, own, mine, self._shards)
+        state: dict[str, Any] = unpack(self._about["replica"], self._tensors, relayout.flat_state)
         if self._resizing is not None:
             state |= {key: own[key] for key in ("rank", "size")}
         if not self._is_native:

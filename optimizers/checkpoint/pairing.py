@@ -9,7 +9,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.rules_of_layer import rules_of
 from lentando.optimizers.checkpoint.suggestion import suggested
-from lentando.optimizers.checkpoint.weight_rule import Ranges, Rule
+from lentando.optimizers.checkpoint.weight_rule import Ranges, WeightRule
 
 __all__ = ["differing_settings", "pair", "pairs_of"]
 
@@ -18,8 +18,8 @@ NAMED = 20
 """Pairs of layers that a note names at most."""
 
 
-def pair(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Rule], list[str]]:
-    """The rules from one model to another that has the same layers; see ``Mapping.between``.
+def pair(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[WeightRule], list[str]]:
+    """The rules from one model to another that has the same layers; see ``WeightMap.between``.
 
     Returns:
         The rules, in the order of the first model's layers, and notes for the user.
@@ -42,8 +42,8 @@ def pair(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Rule], l
     return rules, [*notes, *differing_settings(aligned)]
 
 
-def _rules(aligned: Sequence[Pair]) -> list[Rule]:
-    rules: dict[tuple[str, Ranges | None, bool], Rule] = {}
+def _rules(aligned: Sequence[Pair]) -> list[WeightRule]:
+    rules: dict[tuple[str, Ranges | None, bool], WeightRule] = {}
     for one, other in aligned:
         for rule in rules_of(one, other):
             key = rule.source, rule.source_part, rule.use == "zero"
@@ -55,7 +55,7 @@ def _rules(aligned: Sequence[Pair]) -> list[Rule]:
     return list(rules.values())
 
 
-def pairs_of(rules: Sequence[Rule], first: Sequence[Layer], second: Sequence[Layer]) -> list[Pair]:
+def pairs_of(rules: Sequence[WeightRule], first: Sequence[Layer], second: Sequence[Layer]) -> list[Pair]:
     """The layers between whose weights some of these rules lead."""
     by_name = [{t.name: layer for layer in layers for t in layer.tensors.values()} for layers in (first, second)]
     found: dict[tuple[int, int], Pair] = {}

@@ -12,17 +12,17 @@ from lentando.comm.flat import Entry, FlatLayout
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
 from lentando.optimizers.checkpoint.tree import FlatNode, flat_nodes, pack, tensor
-from lentando.optimizers.checkpoint.weight_map import Mapping
+from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.rules.flat_state import flat_state
 
-__all__ = ["Part", "Relaying", "Tensors", "held", "parameters_of"]
+__all__ = ["RankContent", "Relayout", "Tensors", "parameters_of", "saved_arrays"]
 
 Tensors = dict[str, Array]
-Part = tuple[Tensors, Any]
+RankContent = tuple[Tensors, Any]
 """A rank's tensors, and what is said about them."""
 
 
-class Relaying:
+class Relayout:
     """Makes the state of this rank's buffers of what the ranks have saved.
 
     Args:
@@ -36,12 +36,12 @@ class Relaying:
 
     def __init__(
         self,
-        mapping: Mapping,
+        mapping: WeightMap,
         saved: Sequence[FlatLayout],
         layouts: Sequence[FlatLayout],
         state: dict[str, Any],
-        own: Part,
-        everyone: Callable[[], Sequence[Part]],
+        own: RankContent,
+        everyone: Callable[[], Sequence[RankContent]],
     ) -> None:
         self._mapping = mapping
         self._saved = saved
@@ -63,7 +63,7 @@ class Relaying:
         known = self._wanted.get(node["path"])
         wanted = self._whole(node) if known is None else known["ranges"]
         if self._is_same and wanted == node["ranges"]:
-            arrays = held(self._saved, node["path"], wanted, self._own[0])
+            arrays = saved_arrays(self._saved, node["path"], wanted, self._own[0])
         else:
             values = self._by_name(node)
             arrays = [
@@ -129,11 +129,13 @@ class Relaying:
         return self._mapping.value(entry.name, saved)
 
     @cached_property
-    def _all(self) -> Sequence[Part]:
+    def _all(self) -> Sequence[RankContent]:
         return self._everyone()
 
 
-def held(layouts: Sequence[FlatLayout], path: str, ranges: Sequence[Any], tensors: Tensors) -> list[Array | None]:
+def saved_arrays(
+    layouts: Sequence[FlatLayout], path: str, ranges: Sequence[Any], tensors: Tensors
+) -> list[Array | None]:
     """What a rank has saved of each buffer: arrays as they were given to ``flat_state``.
 
     Args:

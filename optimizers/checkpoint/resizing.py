@@ -14,7 +14,7 @@ from lentando.comm.errors import CheckpointError
 from lentando.comm.flat import FlatLayout
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import in_memory_order, in_shape
-from lentando.optimizers.checkpoint.relayout import Part, Tensors, held, parameters_of
+from lentando.optimizers.checkpoint.relayout import RankContent, Tensors, parameters_of, saved_arrays
 from lentando.optimizers.checkpoint.tree import no_flat_state, pack, tensor, unpack
 from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
 from lentando.optimizers.rules.flat_state import flat_state
@@ -40,7 +40,7 @@ class Resizing:
     def __init__(
         self,
         size: int,
-        read: Callable[[int], Part],
+        read: Callable[[int], RankContent],
         layouts: Sequence[FlatLayout],
         base: BoundAlgorithm,
         rank: int,
@@ -62,7 +62,7 @@ class Resizing:
             if saved in (0, rank):
                 self._extra = {name: a for name, a in tensors.items() if _is_below("extra", name)}, about["extra"]
 
-    def part(self) -> Part:
+    def part(self) -> RankContent:
         """Tensors, and what is said about them, like those of a rank; whole where ranks hold shards."""
         model = self._model()
         state = self._state([self._flattened(layout, model)[: parameters_of(layout)] for layout in self._layouts])
@@ -114,7 +114,7 @@ class Resizing:
             about["replica"],
             tensors,
             lambda node: flat_state(
-                held(self._layouts, node["path"], node["ranges"], tensors),
+                saved_arrays(self._layouts, node["path"], node["ranges"], tensors),
                 [extent[0] if extent else 0 for extent in node["ranges"]] if node["sharded"] else None,
             ),
         )
@@ -269,7 +269,7 @@ class _Optimizers:
     def equal(self) -> bool:
         return self._average.equal(self._average.names()) and all(_same(rest, self._rests[0]) for rest in self._rests)
 
-    def merged(self) -> Part:
+    def merged(self) -> RankContent:
         own = [about["optimizer"] for about in self._abouts]
         # A rank whose state says that others cannot read it speaks for all.
         about = dict(next((one for one in own if one["reading"] is None), own[0]))

@@ -6,7 +6,7 @@ from itertools import product
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import OPTIONAL, Factors, Layer, Segment, Tensor
-from lentando.optimizers.checkpoint.weight_rule import Ranges, Rule
+from lentando.optimizers.checkpoint.weight_rule import Ranges, WeightRule
 
 __all__ = ["KINDS", "rules_of", "tensor_rules"]
 
@@ -16,7 +16,7 @@ KINDS = (
 )  # fmt: skip
 
 
-def rules_of(one: Layer, other: Layer) -> list[Rule]:
+def rules_of(one: Layer, other: Layer) -> list[WeightRule]:
     """The rules from one layer to another.
 
     Raises:
@@ -38,7 +38,7 @@ def rules_of(one: Layer, other: Layer) -> list[Rule]:
                 f"{setting} of {one.name!r} is {one.structure[setting]}, but that of {other.name!r} is "
                 f"{other.structure[setting]}"
             )
-    rules: list[Rule] = []
+    rules: list[WeightRule] = []
     for role, tensor in one.tensors.items():
         if role in other.tensors:
             rules += tensor_rules(tensor, other.tensors[role], one, other)
@@ -61,7 +61,7 @@ class _Range:
     factors: tuple[Factors, Factors]
 
 
-def tensor_rules(source: Tensor, target: Tensor, one: Layer, other: Layer) -> list[Rule]:
+def tensor_rules(source: Tensor, target: Tensor, one: Layer, other: Layer) -> list[WeightRule]:
     """The rules from a tensor of one layer to that of another: one, or one for each part that is permuted otherwise.
 
     Raises:
@@ -95,7 +95,7 @@ def _fit(one: Mapping[str, int], other: Mapping[str, int]) -> bool:
 
 def _rule(
     source: Tensor, target: Tensor, letters: set[str], lengths: Mapping[str, int], chosen: Sequence[_Range]
-) -> Rule:
+) -> WeightRule:
     by_letter = {part.letter: part for part in chosen}
 
     def pieces(tensor: Tensor, side: int) -> list[list[tuple[str, int]]]:
@@ -117,8 +117,8 @@ def _rule(
     parts = [_part(tensor, side, by_letter) for side, tensor in enumerate((source, target))]
     if all(len(group) == 1 for group in (*split, *joined)):
         axes = None if axes == tuple(range(len(order))) else axes
-        return Rule(source.name, target.name, axes, source_part=parts[0], target_part=parts[1])
-    return Rule(
+        return WeightRule(source.name, target.name, axes, source_part=parts[0], target_part=parts[1])
+    return WeightRule(
         source.name,
         target.name,
         axes,

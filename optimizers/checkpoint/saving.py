@@ -19,11 +19,11 @@ from lentando.comm.flat import describe
 from lentando.comm.objects import broadcast_object
 from lentando.comm.transport import Array, Transport, as_bytes
 from lentando.optimizers.checkpoint import folder as folders
-from lentando.optimizers.checkpoint.collective import together
+from lentando.optimizers.checkpoint.collective import run_on_all_ranks
 from lentando.optimizers.checkpoint.elements import in_shape
 from lentando.optimizers.checkpoint.lock import locked
 from lentando.optimizers.checkpoint.manifest import files_of, read_manifest, write_manifest
-from lentando.optimizers.checkpoint.shard_file import Part, write_part
+from lentando.optimizers.checkpoint.shard_file import ShardFile, write_shard_file
 from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import pack
 
@@ -116,7 +116,7 @@ class _Saving:
 
     def _together(self, action: Any, where: Path | None = None) -> list[Any]:
         place = "" if where is None else f" to {where}"
-        return together(self._transport, f"saving a checkpoint{place}", action)
+        return run_on_all_ranks(self._transport, f"saving a checkpoint{place}", action)
 
     def _check_alike(self) -> None:
         what = "" if list(self._trainings) == [""] else f"the optimizers {list(self._trainings)}, "
@@ -166,7 +166,7 @@ class _Saving:
                 if self._is_first:
                     wanted.append((f"{stem}-shared.safetensors", {key: tensors[key] for key in common}, None))
                 own_files.extend(file for file, _, _ in wanted)
-                described.append([write_part(folder / file, *content).as_json() for file, *content in wanted])
+                described.append([write_shard_file(folder / file, *content).as_json() for file, *content in wanted])
             return described
 
         def check() -> None:
@@ -305,7 +305,7 @@ def _digest(array: Array) -> str:
 def _check_visible(folder: Path, parts: list[list[list[dict[str, Any]]]]) -> None:
     """What the other ranks wrote must be there for rank 0 as well."""
     for rank, own in enumerate(parts):
-        for part in (Part(**described) for by_optimizer in own for described in by_optimizer):
+        for part in (ShardFile(**described) for by_optimizer in own for described in by_optimizer):
             file = folder / part.file
             found = file.stat().st_size if file.exists() else "no"
             if found != part.size_bytes:

@@ -15,11 +15,11 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.folder import checksum, written
 from lentando.optimizers.checkpoint.manifest import parse_json
 
-__all__ = ["Part", "read_part", "write_part"]
+__all__ = ["ShardFile", "read_shard_file", "write_shard_file"]
 
 
 @dataclass(frozen=True)
-class Part:
+class ShardFile:
     """What the manifest knows of a file.
 
     Attributes:
@@ -37,21 +37,21 @@ class Part:
         return asdict(self)
 
 
-def write_part(file: Path, tensors: Mapping[str, Array], about: Any) -> Part:
+def write_shard_file(file: Path, tensors: Mapping[str, Array], about: Any) -> ShardFile:
     """Write tensors, and ``about``, which is JSON. When this returns, they are on the disk."""
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with written(file) as partial:
         save_file(dense, partial, metadata={"lentando": json.dumps(about, allow_nan=False)})
-        return Part(file.name, partial.stat().st_size, checksum(partial))
+        return ShardFile(file.name, partial.stat().st_size, checksum(partial))
 
 
-def read_part(folder: Path, described: Mapping[str, Any]) -> tuple[dict[str, Array], Any]:
+def read_shard_file(folder: Path, described: Mapping[str, Any]) -> tuple[dict[str, Array], Any]:
     """The tensors of a file, and what was written about them.
 
     Raises:
         CheckpointError: if the file is missing or not what the manifest says.
     """
-    part = Part(**described)
+    part = ShardFile(**described)
     file = folder / part.file
     if not file.exists():
         raise CheckpointError(f"{file} is missing: the checkpoint is not complete, or not all of it was copied here")

@@ -6,7 +6,7 @@ from dataclasses import replace
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint.layers import Layer, Tensor
 from lentando.optimizers.checkpoint.rules_of_layer import rules_of
-from lentando.optimizers.checkpoint.weight_rule import Rule
+from lentando.optimizers.checkpoint.weight_rule import WeightRule
 
 __all__ = ["suggested"]
 
@@ -46,13 +46,13 @@ def suggested(first: Sequence[Layer], second: Sequence[Layer]) -> str:
     lines += [f"# not yet mapped from: {t.name!r}, shape {t.shape}" for t in sources.values()]
     lines += [f"# not yet mapped to: {t.name!r}, shape {t.shape}" for t in targets.values()]
     body = "\n".join(f"    {line}" for line in lines)
-    return f"Give a mapping to load, beginning with this one:\nmapping = lt.Mapping([\n{body}\n])"
+    return f"Give a mapping to load, beginning with this one:\nmapping = lt.WeightMap([\n{body}\n])"
 
 
 _PARTS = "otherwise split, axes and merge permute its axis, and source_part and target_part restrict that to a part"
 
 
-def _rules(one: Layer, other: Layer) -> list[Rule] | None:
+def _rules(one: Layer, other: Layer) -> list[WeightRule] | None:
     if one.kind != other.kind:
         return None
     try:
@@ -61,10 +61,10 @@ def _rules(one: Layer, other: Layer) -> list[Rule] | None:
         return None
 
 
-def _guess(source: Tensor, target: Tensor) -> Rule | None:
+def _guess(source: Tensor, target: Tensor) -> WeightRule | None:
     """A rule between tensors of unknown axes of which the shapes are equal, or reversed."""
     if source.shape == target.shape:
-        return Rule(source.name, target.name)
+        return WeightRule(source.name, target.name)
     if len(source.shape) == 2 and source.shape == target.shape[::-1]:
-        return Rule(source.name, target.name, (1, 0))
+        return WeightRule(source.name, target.name, (1, 0))
     return None

@@ -9,15 +9,15 @@ import numpy as np
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.checkpoint.weight_rule import Ranges, Rule, extent, part_in_words, slices
+from lentando.optimizers.checkpoint.weight_rule import Ranges, WeightRule, extent, part_in_words, slices
 
 if TYPE_CHECKING:
     from lentando.optimizers.checkpoint.layers import Layer
 
-__all__ = ["Mapping", "Rule"]
+__all__ = ["WeightMap", "WeightRule"]
 
 
-class Mapping:
+class WeightMap:
     """From the tensors of one model to those of another, each once.
 
     Args:
@@ -29,12 +29,12 @@ class Mapping:
         ConfigurationError: if a name, or a part of a tensor, occurs twice.
 
     Attributes:
-        rules: by what each makes: the name of the target, or for a part of it ``Rule.key``.
+        rules: by what each makes: the name of the target, or for a part of it ``WeightRule.key``.
         by_target: the rules that make each target.
         notes: as given.
     """
 
-    def __init__(self, rules: Iterable[Rule], notes: Sequence[str] = ()) -> None:
+    def __init__(self, rules: Iterable[WeightRule], notes: Sequence[str] = ()) -> None:
         listed = list(rules)
         for side, unused in (("source", "zero"), ("target", "added")):
             found: dict[str, list[Ranges | None]] = {}
@@ -45,13 +45,13 @@ class Mapping:
             if twice:
                 raise ConfigurationError(f"a mapping must name each {side} once, but these occur more often: {twice}")
         self.rules = {rule.key: rule for rule in listed}
-        self.by_target: dict[str, list[Rule]] = {}
+        self.by_target: dict[str, list[WeightRule]] = {}
         for rule in listed:
             self.by_target.setdefault(rule.target, []).append(rule)
         self.notes = tuple(notes)
 
     @classmethod
-    def between(cls, first: "Sequence[Layer]", second: "Sequence[Layer]") -> "Mapping":
+    def between(cls, first: "Sequence[Layer]", second: "Sequence[Layer]") -> "WeightMap":
         """From one model to another that has the same layers, by what each says about itself.
 
         Layers are paired in their order; where that differs, by their kinds and shapes. ``notes`` names the layers of
@@ -71,9 +71,9 @@ class Mapping:
         return cls(*pair(first, second))
 
     @property
-    def inverse(self) -> "Mapping":
+    def inverse(self) -> "WeightMap":
         """From the second model to the first."""
-        return Mapping((rule.inverse for rule in self.rules.values()), self.notes)
+        return WeightMap((rule.inverse for rule in self.rules.values()), self.notes)
 
     @property
     def whole(self) -> bool:
@@ -147,18 +147,18 @@ class Mapping:
         return [rule.as_json() for rule in self.rules.values()]
 
     @classmethod
-    def from_json(cls, json: Iterable[dict[str, Any]]) -> "Mapping":
+    def from_json(cls, json: Iterable[dict[str, Any]]) -> "WeightMap":
         """The inverse of ``as_json``."""
-        return cls(map(Rule.from_json, json))
+        return cls(map(WeightRule.from_json, json))
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Mapping) and self.rules == other.rules
+        return isinstance(other, WeightMap) and self.rules == other.rules
 
     def __hash__(self) -> int:
         return hash(tuple(self.rules.values()))
 
     def __repr__(self) -> str:
-        return f"Mapping({list(self.rules.values())})"
+        return f"WeightMap({list(self.rules.values())})"
 
 
 def _few(names: list[str]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["Ranges", "Rule", "extent", "part_in_words", "slices"]
+__all__ = ["Ranges", "WeightRule", "extent", "part_in_words", "slices"]
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
 """A part of a tensor: for each axis, the first index and the index after the last."""
@@ -18,23 +18,24 @@ Use: TypeAlias = Literal["copied", "added", "zero"]
 
 
 @dataclass(frozen=True)
-class Rule:
+class WeightRule:
     """How one tensor, or a part of one, is made of another tensor, or of a part of it.
 
     Most need a permutation of axes at most. A dense layer that follows a flattened feature map needs more: one of its
     axes stands for several, which the other framework flattens in another order. ``split`` splits such axes, ``axes``
     permutes the pieces, ``merge`` joins neighbours again:
 
-        Rule("out.weight", "out/kernel", split=((10,), (32, 4, 4)), axes=(2, 3, 1, 0), merge=(3, 1))
+        WeightRule("out.weight", "out/kernel", split=((10,), (32, 4, 4)), axes=(2, 3, 1, 0), merge=(3, 1))
 
     turns (10, 512), channels first, into (512, 10), channels last.
 
     ``source_part`` and ``target_part`` restrict a rule to a part of a tensor; several rules then make up the whole. Of
     a dense layer whose input is 8 other features followed by that map, these two permute the last 512 rows only:
 
-        Rule("out.weight", "out/kernel", axes=(1, 0), source_part=((0, 10), (0, 8)), target_part=((0, 8), (0, 10)))
-        Rule("out.weight", "out/kernel", axes=(2, 3, 1, 0), split=((10,), (32, 4, 4)), merge=(3, 1),
-             source_part=((0, 10), (8, 520)), target_part=((8, 520), (0, 10)))
+        WeightRule("out.weight", "out/kernel", axes=(1, 0),
+                   source_part=((0, 10), (0, 8)), target_part=((0, 8), (0, 10)))
+        WeightRule("out.weight", "out/kernel", axes=(2, 3, 1, 0), split=((10,), (32, 4, 4)), merge=(3, 1),
+                   source_part=((0, 10), (8, 520)), target_part=((8, 520), (0, 10)))
 
     Args:
         source: name in the file, or in general in the first model.
@@ -87,13 +88,13 @@ class Rule:
             raise ConfigurationError(f"use must be one of {get_args(Use)}, got {self.use!r}")
 
     @property
-    def inverse(self) -> "Rule":
+    def inverse(self) -> "WeightRule":
         """From the target to the source."""
         axes = None if self.axes is None else tuple(int(axis) for axis in np.argsort(self.axes))
         split = None if self.split is None else self._target_split()
         merge = None if self.split is None else tuple(map(len, self.split))
         opposite: dict[Use, Use] = {"copied": "copied", "added": "zero", "zero": "added"}
-        return Rule(
+        return WeightRule(
             self.target, self.source, axes, split, merge, self.target_part, self.source_part, opposite[self.use]
         )
 
@@ -153,7 +154,7 @@ class Rule:
         names = ("axes", "split", "merge", "source_part", "target_part")
         settings = [f", {name}={getattr(self, name)}" for name in names if getattr(self, name) is not None]
         use = "" if self.use == "copied" else f", use={self.use!r}"
-        return f"lt.Rule({self.source!r}, {self.target!r}{''.join(settings)}{use})"
+        return f"lt.WeightRule({self.source!r}, {self.target!r}{''.join(settings)}{use})"
 
     def as_json(self) -> dict[str, Any]:
         """For a file."""
@@ -169,7 +170,7 @@ class Rule:
         }
 
     @classmethod
-    def from_json(cls, json: dict[str, Any]) -> "Rule":
+    def from_json(cls, json: dict[str, Any]) -> "WeightRule":
         """The inverse of ``as_json``."""
         axes, split, merge = json["axes"], json["split"], json["merge"]
         source_part, target_part = (json.get(f"{side}_part") for side in ("source", "target"))

@@ -1,7 +1,6 @@
 """Ranks that hold the same model in different layouts, and average with each other."""
 
-from collections.abc import Mapping as Dictionary
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +12,8 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Array
 from lentando.comm.world import init, rank, transport
-from lentando.optimizers.canonical import canonical_places
-from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.canonical import canonical_tensors
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
@@ -29,13 +28,13 @@ COMMON = [
     Entry("out.weight", (5, 12), "float64", 0),
     Entry("norm.mean", (2,), "float64", None),
 ]
-MAPPING = Mapping(
+MAPPING = WeightMap(
     [
-        Rule("conv.weight", "conv/kernel", (2, 3, 1, 0)),
-        Rule("norm.weight", "norm/gamma"),
-        Rule("norm.mean", "norm/moving_mean"),
-        Rule("frozen.weight", "frozen/kernel", (1, 0)),
-        Rule("out.weight", "out/kernel", (2, 3, 1, 0), ((5,), (2, 3, 2)), (3, 1)),
+        WeightRule("conv.weight", "conv/kernel", (2, 3, 1, 0)),
+        WeightRule("norm.weight", "norm/gamma"),
+        WeightRule("norm.mean", "norm/moving_mean"),
+        WeightRule("frozen.weight", "frozen/kernel", (1, 0)),
+        WeightRule("out.weight", "out/kernel", (2, 3, 1, 0), ((5,), (2, 3, 2)), (3, 1)),
     ]
 )
 
@@ -73,17 +72,17 @@ class Plain:
     def describe_optimizer(self) -> OptimizerDescription:
         return OptimizerDescription("plain SGD", {}, {})
 
-    def optimizer_buffers(self) -> Dictionary[str, Array]:
+    def optimizer_buffers(self) -> Mapping[str, Array]:
         return {}
 
-    def store_optimizer_buffers(self, averaged: Dictionary[str, Array]) -> None: ...
+    def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None: ...
 
     def reset_optimizer(self) -> None: ...
 
-    def not_averaged(self) -> Dictionary[str, Array]:
+    def not_averaged(self) -> Mapping[str, Array]:
         return {}
 
-    def store_not_averaged(self, tensors: Dictionary[str, Array]) -> None: ...
+    def store_not_averaged(self, tensors: Mapping[str, Array]) -> None: ...
 
 
 class Permuted(Plain):
@@ -93,7 +92,7 @@ class Permuted(Plain):
         own = [Entry(r.target, r.shape(e.shape), e.dtype, e.group) for r in MAPPING.rules.values() for e in COMMON
                if e.name == r.source]  # fmt: skip
         self.tensors = {entry.name: np.zeros(entry.shape, entry.dtype) for entry in reversed(own)}
-        places = canonical_places(MAPPING, reversed(own))
+        places = canonical_tensors(MAPPING, reversed(own))
         assert [place.entry for place in places] == COMMON
         by_name = {place.entry.name: place for place in places}
         super().__init__()
@@ -170,4 +169,4 @@ def test_mixed_job_trains_what_a_plain_one_trains_to_the_bit(settings: Any) -> N
 
 def test_mapping_that_leaves_out_a_tensor_is_refused() -> None:
     with pytest.raises(ConfigurationError, match=r"leaves out tensors of this rank: \['other'\]"):
-        canonical_places(MAPPING, [Entry("other", (2,), "float32", 0)])
+        canonical_tensors(MAPPING, [Entry("other", (2,), "float32", 0)])

@@ -16,11 +16,11 @@ from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, FlatLayout, build_layouts
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
-from lentando.optimizers.checkpoint.relayout import Relaying
+from lentando.optimizers.checkpoint.relayout import Relayout
 from lentando.optimizers.checkpoint.resizing import Resizing
-from lentando.optimizers.checkpoint.shard_file import read_part, write_part
+from lentando.optimizers.checkpoint.shard_file import read_shard_file, write_shard_file
 from lentando.optimizers.checkpoint.tree import pack, unpack
-from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
 from lentando.optimizers.rules.flat_state import flat_state, is_flat_state
 
@@ -83,8 +83,8 @@ def test_array_of_other_things_than_numbers_is_named_with_its_dtype(value: Any, 
 def test_arrays_in_other_byte_orders_and_of_more_bits_come_back(dtype: Any, tmp_path: Path) -> None:
     array = np.arange(3).astype(dtype)
     structure, tensors = pack({"a": array, "b": array[1]}, [], "extra")
-    part = write_part(tmp_path / "part.safetensors", tensors, {})
-    found = unpack(structure, read_part(tmp_path, part.as_json())[0], lambda node: node)
+    part = write_shard_file(tmp_path / "part.safetensors", tensors, {})
+    found = unpack(structure, read_shard_file(tmp_path, part.as_json())[0], lambda node: node)
     assert_array_equal(found["a"], array)
     assert found["a"].dtype == array.dtype.newbyteorder("=")
     assert found["b"] == 1
@@ -99,9 +99,9 @@ def test_part_comes_back(tmp_path: Path) -> None:
         "number": np.array(7),
         "truth": np.array([True, False]),
     }
-    part = write_part(tmp_path / "part.safetensors", tensors, {"about": 1})
+    part = write_shard_file(tmp_path / "part.safetensors", tensors, {"about": 1})
     assert [path.name for path in tmp_path.iterdir()] == ["part.safetensors"]
-    found, about = read_part(tmp_path, part.as_json())
+    found, about = read_shard_file(tmp_path, part.as_json())
     assert about == {"about": 1}
     assert found.keys() == tensors.keys()
     for name, array in tensors.items():
@@ -141,7 +141,9 @@ def test_shards_find_their_new_places(before: int, after: int, seed: int) -> Non
     wanted = build_layouts(
         [Entry("B", (2, 2), "float32", 0), Entry("A", (3, 2), "float64", 0), Entry("C", (5,), "float64", None)]
     )
-    mapping = Mapping([Rule("a", "A", (1, 0)), Rule("b", "B", None, ((2, 2),), (1, 1)), Rule("c", "C")])
+    mapping = WeightMap(
+        [WeightRule("a", "A", (1, 0)), WeightRule("b", "B", None, ((2, 2),), (1, 1)), WeightRule("c", "C")]
+    )
     values = {entry.name: generator.normal(size=entry.shape) for layout in saved for entry in layout.entries}
     flat = {layout.dtype: np.concatenate([values[e.name].reshape(-1) for e in layout.entries]) for layout in saved}
 
@@ -158,9 +160,9 @@ def test_shards_find_their_new_places(before: int, after: int, seed: int) -> Non
         shards = [cut(layout.size, rank, after) for layout in wanted]
         empty = [np.empty(s.stop - s.start) for s in shards]
         state = {"u": flat_state(empty, [s.start for s in shards])}
-        relaying = Relaying(mapping, saved, wanted, state, parts[0], lambda: parts)
+        relayout = Relayout(mapping, saved, wanted, state, parts[0], lambda: parts)
         node = pack(state, wanted, "replica")[0]
-        found = unpack(parts[0][1]["replica"], parts[0][0], relaying.flat_state)["u"]
+        found = unpack(parts[0][1]["replica"], parts[0][0], relayout.flat_state)["u"]
         assert node is not None
         assert found["starts"] == [s.start for s in shards]
         for layout, shard, array in zip(wanted, shards, found["flat"], strict=True):

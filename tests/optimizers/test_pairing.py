@@ -9,7 +9,7 @@ import pytest
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.checkpoint import weight_rule as rules
 from lentando.optimizers.checkpoint.layers import Layer, Tensor, layers_from_json
-from lentando.optimizers.checkpoint.weight_map import Mapping, Rule
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 
 
 def dense(name: str, inputs: int, outputs: int, axes: str = "oi", **more: Any) -> Layer:
@@ -23,8 +23,8 @@ def norm(name: str, size: int, **settings: Any) -> Layer:
 
 
 def paired(first: list[Layer], second: list[Layer]) -> dict[str, str]:
-    mapping = Mapping.between(first, second)
-    assert Mapping.between(second, first) == mapping.inverse
+    mapping = WeightMap.between(first, second)
+    assert WeightMap.between(second, first) == mapping.inverse
     return {rule.source: rule.target for rule in mapping.rules.values()}
 
 
@@ -32,7 +32,7 @@ def test_layers_in_another_order_are_paired_by_shape() -> None:
     first = [dense("a", 2, 3), norm("b", 3), dense("c", 3, 4)]
     second = [dense("z", 3, 4, "io"), dense("x", 2, 3, "io"), norm("y", 3)]
     assert paired(first, second) == {"a.w": "x.w", "b.w": "y.w", "c.w": "z.w"}
-    assert Mapping.between(first, second).notes == ()
+    assert WeightMap.between(first, second).notes == ()
     # Rules come in the order of the first model.
     assert list(paired(first, second)) == ["a.w", "b.w", "c.w"]
 
@@ -41,14 +41,14 @@ def test_layers_of_one_kind_in_the_same_order_are_paired_and_named() -> None:
     first = [norm("a", 3), norm("b", 3), dense("c", 3, 4)]
     second = [dense("z", 3, 4, "io"), norm("x", 3), norm("y", 3)]
     assert paired(first, second) == {"a.w": "x.w", "b.w": "y.w", "c.w": "z.w"}
-    (note,) = Mapping.between(first, second).notes
+    (note,) = WeightMap.between(first, second).notes
     assert note.endswith("so check that these are the same: 'a' and 'x'; 'b' and 'y'")
 
 
 def test_layers_in_parallel_are_named() -> None:
     first = [norm(f"a{number}", 3) for number in range(25)]
     second = [replace(norm(f"b{number}", 3), is_parallel=number > 1) for number in range(25)]
-    (note,) = Mapping.between(first, second).notes
+    (note,) = WeightMap.between(first, second).notes
     assert "neither of which comes before the other" in note
     assert note.endswith("'a21' and 'b21'; and 3 more")
     assert layers_from_json([layer.as_json() for layer in second]) == second
@@ -60,7 +60,7 @@ def test_layers_that_cannot_be_told_apart_are_refused() -> None:
     with pytest.raises(
         ConfigurationError, match="cannot be told which of 'a', 'b' is which of 'x', 'y': each is a dense"
     ):
-        Mapping.between(first, second)
+        WeightMap.between(first, second)
 
 
 def test_layer_that_is_listed_twice_is_paired_once() -> None:
@@ -78,7 +78,7 @@ def test_settings_that_differ_are_named_with_both_values() -> None:
         norm("y", 3, epsilon=1e-3, momentum=1 - 0.99),
         norm("z", 4, epsilon=1e-5, momentum=1 - 0.9),
     ]
-    assert Mapping.between(first, second).notes == (
+    assert WeightMap.between(first, second).notes == (
         "epsilon of layer norm: 1e-05 in 'a', 0.001 in 'x', and so in 1 more",
         f"momentum of layer norm: 0.1 in 'b', {1 - 0.99} in 'y', as PyTorch counts it (Keras's is 1 minus that)",
     )
@@ -91,9 +91,9 @@ def test_gates_in_another_order() -> None:
     second = Layer(
         "b", "gru", {"weight": Tensor("b.w", "iu", (3, 6))}, orders={"u": (("z", (("n", 4),)), ("r", (("n", 2),)))}
     )
-    assert list(Mapping.between([first], [second]).rules.values()) == [
-        Rule("a.w", "b.w", (1, 0), source_part=((0, 2), (0, 3)), target_part=((0, 3), (4, 6))),
-        Rule("a.w", "b.w", (1, 0), source_part=((2, 6), (0, 3)), target_part=((0, 3), (0, 4))),
+    assert list(WeightMap.between([first], [second]).rules.values()) == [
+        WeightRule("a.w", "b.w", (1, 0), source_part=((0, 2), (0, 3)), target_part=((0, 3), (4, 6))),
+        WeightRule("a.w", "b.w", (1, 0), source_part=((2, 6), (0, 3)), target_part=((0, 3), (0, 4))),
     ]
     assert layers_from_json(json.loads(json.dumps([first.as_json(), second.as_json()]))) == [first, second]
 
@@ -102,14 +102,14 @@ def test_neighbouring_features_in_the_same_order_are_one_part() -> None:
     """Of a map of one channel, of one place, and of several."""
     segments = ((("h", 2), ("w", 3), ("c", 1)), (("h", 1), ("w", 1), ("c", 5)), (("n", 4),), (("h", 2), ("c", 3)))
     order = tuple((str(number), factors) for number, factors in enumerate(segments))
-    mapping = Mapping.between([dense("a", 21, 2)], [dense("b", 21, 2, "io", orders={"i": order})])
+    mapping = WeightMap.between([dense("a", 21, 2)], [dense("b", 21, 2, "io", orders={"i": order})])
     assert [rule.source_part for rule in mapping.rules.values()] == [((0, 2), (0, 15)), ((0, 2), (15, 21))]
     assert [rule.split for rule in mapping.rules.values()] == [None, ((2,), (3, 2))]
 
 
 def test_features_that_do_not_add_up_are_refused() -> None:
     with pytest.raises(ConfigurationError, match="'a.w' has 5 features where 'a' or 'b' has 6"):
-        Mapping.between([dense("a", 5, 2)], [dense("b", 5, 2, "io", flattened=(("h", 2), ("c", 3)))])
+        WeightMap.between([dense("a", 5, 2)], [dense("b", 5, 2, "io", flattened=(("h", 2), ("c", 3)))])
 
 
 def test_mapping_to_start_from_is_python() -> None:
@@ -120,17 +120,17 @@ def test_mapping_to_start_from_is_python() -> None:
         dense("z", 3, 5, "io"),
     ]
     with pytest.raises(ConfigurationError, match="token.*but Cls 'cls'") as refusal:
-        Mapping.between(first, second)
+        WeightMap.between(first, second)
     message = str(refusal.value)
     assert message.splitlines()[1:] == [
-        "mapping = lt.Mapping([",
-        "    lt.Rule('a.w', 'x.w', axes=(1, 0)),",
-        "    lt.Rule('token', 'cls'),  # a guess by shape: check it",
+        "mapping = lt.WeightMap([",
+        "    lt.WeightRule('a.w', 'x.w', axes=(1, 0)),",
+        "    lt.WeightRule('token', 'cls'),  # a guess by shape: check it",
         "    # not yet mapped from: 'c.w', shape (4, 3)",
         "    # not yet mapped to: 'z.w', shape (3, 5)",
         "])",
     ]
-    namespace: dict[str, Any] = {"lt": type("lt", (), {"Mapping": Mapping, "Rule": rules.Rule})}
+    namespace: dict[str, Any] = {"lt": type("lt", (), {"WeightMap": WeightMap, "WeightRule": rules.WeightRule})}
     exec("\n".join(message.splitlines()[1:]), namespace)
     assert len(namespace["mapping"].rules) == 2
 
@@ -169,5 +169,5 @@ def test_earlier_checkpoints_are_refused_where_features_may_be_concatenated() ->
     with pytest.raises(
         ConfigurationError, match="written by an earlier version, which did not record where the 6 input"
     ):
-        Mapping.between(layers_from_json([old(layer) for layer in saved]), here)
-    assert Mapping.between(saved, here)  # a version that records it
+        WeightMap.between(layers_from_json([old(layer) for layer in saved]), here)
+    assert WeightMap.between(saved, here)  # a version that records it

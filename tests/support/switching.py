@@ -38,7 +38,7 @@ def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
     return model.eval()
 
 
-def assert_crosses(first: nn.Module, second: Any, *inputs: Any, tolerance: float = 2e-6) -> lt.Mapping:
+def assert_crosses(first: nn.Module, second: Any, *inputs: Any, tolerance: float = 2e-6) -> lt.WeightMap:
     """The outputs are equal when Keras's model has torch's values, and when torch's then has Keras's new ones.
 
     Args:
@@ -51,8 +51,8 @@ def assert_crosses(first: nn.Module, second: Any, *inputs: Any, tolerance: float
         The mapping from torch's to Keras's tensors.
     """
     randomized(first)
-    mapping = lt.Mapping.between(lt.layers(first), ltf.layers(second))
-    back = lt.Mapping.between(ltf.layers(second), lt.layers(first))
+    mapping = lt.WeightMap.between(lt.layers(first), ltf.layers(second))
+    back = lt.WeightMap.between(ltf.layers(second), lt.layers(first))
     assert back == mapping.inverse
     sources, targets = values_of_torch(first), values_of_keras(second)
     shapes = [{name: tuple(value.shape) for name, value in values.items()} for values in (sources, targets)]

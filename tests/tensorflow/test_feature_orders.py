@@ -463,10 +463,12 @@ def test_keras_models_with_channels_first(flatten: str) -> None:
         lambda conv, out, x, t: out(torch.cat([t, conv(x).flatten(1)], 1)), nn.Conv2d(2, 3, 2), nn.Linear(63, 2)
     )
     rules = [
-        r for r in lt.Mapping.between(lt.layers(first), ltf.layers(second)).rules.values() if r.source == "own.1.weight"
+        r
+        for r in lt.WeightMap.between(lt.layers(first), ltf.layers(second)).rules.values()
+        if r.source == "own.1.weight"
     ]
     if flatten == "channels_last":
-        assert rules == [lt.Rule("own.1.weight", "dense/kernel", (1, 0))]
+        assert rules == [lt.WeightRule("own.1.weight", "dense/kernel", (1, 0))]
     else:
         assert [rule.source_part for rule in rules] == [((0, 2), (0, 3)), ((0, 2), (3, 63))]
         assert rules[1].split == ((2,), (3, 5, 4))
@@ -599,11 +601,11 @@ def test_what_cannot_be_known_is_refused(make: Any, side: str, layer: str) -> No
         with pytest.raises(
             ltf.ConfigurationError, match=rf"order of the {side} features of {layer} '\w+' is"
         ) as refusal:
-            lt.Mapping.between(*pair)
+            lt.WeightMap.between(*pair)
         message = str(refusal.value)
         assert "# Right only if the input" in message
         # What it suggests is Python that makes a mapping of every tensor.
-        mapping = eval(message[message.index("lt.Mapping(") :], {"lt": lt})
+        mapping = eval(message[message.index("lt.WeightMap(") :], {"lt": lt})
         assert {rule.source for rule in mapping.rules.values()} == {
             t.name for own in pair[0] for t in own.tensors.values()
         }

@@ -23,10 +23,10 @@ import lentando.torch as lt
 from lentando.tensorflow.names import names_of
 
 
-def carry_over(first: nn.Module, second: Any) -> lt.Mapping:
+def carry_over(first: nn.Module, second: Any) -> lt.WeightMap:
     """Give the Keras model the torch model's values; checks that every one of either is mapped, and the way back."""
-    mapping = lt.Mapping.between(lt.layers(first), ltf.layers(second))
-    assert lt.Mapping.between(ltf.layers(second), lt.layers(first)) == mapping.inverse
+    mapping = lt.WeightMap.between(lt.layers(first), ltf.layers(second))
+    assert lt.WeightMap.between(ltf.layers(second), lt.layers(first)) == mapping.inverse
     sources = {name: tensor.numpy() for name, tensor in first.state_dict().items() if tensor.is_floating_point()}
     frozen = [variable for variable in second.weights if not variable.trainable]
     variables = [*second.trainable_variables, *frozen]
@@ -80,7 +80,7 @@ def digits_twin() -> Any:
 def test_digits_model_and_its_keras_twin_compute_the_same() -> None:
     first, second = stir(digits_torch.make_model(0)), digits_twin()
     mapping = carry_over(first, second)
-    assert mapping.rules["sequential/dense/kernel"] == lt.Rule(
+    assert mapping.rules["sequential/dense/kernel"] == lt.WeightRule(
         "8.weight", "sequential/dense/kernel", (2, 3, 1, 0), ((10,), (32, 4, 4)), (3, 1)
     )
     images = np.random.default_rng(0).normal(size=(5, 1, 8, 8)).astype(np.float32)
@@ -142,7 +142,7 @@ def test_embedding_and_tied_layers() -> None:
     second = keras.Model(inputs, shared(shared(layers.Embedding(7, 3)(inputs))))
     first = Tied()
     described = lt.layers(first)
-    mapping = lt.Mapping.between(described[:2], ltf.layers(second))  # Keras lists a shared layer once
+    mapping = lt.WeightMap.between(described[:2], ltf.layers(second))  # Keras lists a shared layer once
     assert {rule.source for rule in mapping.rules.values()} == {"words.weight", "first.weight", "first.bias"}
     assert described[2].tensors["weight"].name == "first.weight"
 
@@ -164,7 +164,7 @@ def test_flattening_that_cannot_be_seen_is_refused() -> None:
     model(np.zeros((1, 6, 6, 1), np.float32))
     first = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten(), nn.Linear(48, 2))
     with pytest.raises(ltf.ConfigurationError, match=r"order of the input features of dense 'dense.*' is not known"):
-        lt.Mapping.between(lt.layers(first), ltf.layers(model))
+        lt.WeightMap.between(lt.layers(first), ltf.layers(model))
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_models_that_differ_are_refused(first: nn.Module, layer: Any, said: str)
         layer = layers.RNN(layer)
     model = keras.Sequential([keras.Input((5, 4) if isinstance(layer, layers.RNN) else (4,)), layer])
     with pytest.raises(ltf.ConfigurationError, match=said):
-        lt.Mapping.between(lt.layers(first), ltf.layers(model))
+        lt.WeightMap.between(lt.layers(first), ltf.layers(model))

@@ -266,10 +266,10 @@ def test_embedding_crosses_both_ways() -> None:
 )
 def test_layers_that_compute_something_else_are_refused(first: nn.Module, second: Any, said: str) -> None:
     with pytest.raises(ltf.ConfigurationError, match=f"(?s){said}.*begin"):
-        lt.Mapping.between(lt.layers(first), ltf.layers(second))
+        lt.WeightMap.between(lt.layers(first), ltf.layers(second))
 
 
 def test_attention_of_other_heads_is_refused() -> None:
     """The weights would fit."""
     with pytest.raises(ltf.ConfigurationError, match="heads of 'inner' is 2, but that of .* is 4"):
-        lt.Mapping.between(lt.layers(Attention(8, 2)), ltf.layers(attention(4, 2, ATTENDED)))
+        lt.WeightMap.between(lt.layers(Attention(8, 2)), ltf.layers(attention(4, 2, ATTENDED)))

@@ -120,7 +120,7 @@ def batches(ours: keras.Model) -> Iterator[tuple[NDArray[Any], NDArray[Any]]]:
         yield inputs, np.sin(inputs.reshape(BATCH, -1).sum(1, keepdims=True) + rank).astype(dtype)
 
 
-def train_keras(ours: keras.Model, optimizer: str, method: str, mapping: tensorflow_lt.Mapping | None = None) -> None:
+def train_keras(ours: keras.Model, optimizer: str, method: str, mapping: tensorflow_lt.WeightMap | None = None) -> None:
     distributed = METHODS[method](tensorflow_lt, OPTIMIZERS[optimizer][0](), model=ours, mapping=mapping)
 
     @tf.function
@@ -170,7 +170,7 @@ def difference_of_mixed_job(kind: str, optimizer: str, method: str) -> float:
         names = [name for name in trained if not name.endswith(("running_var", "num_batches_tracked"))]
         return largest([(name, again.state_dict()[name].numpy(), trained[name]) for name in names])
     train_keras(
-        ours, optimizer, method, tensorflow_lt.Mapping.between(torch_lt.layers(again), tensorflow_lt.layers(ours))
+        ours, optimizer, method, tensorflow_lt.WeightMap.between(torch_lt.layers(again), tensorflow_lt.layers(ours))
     )
     return largest(pairs(ours, theirs))
 

@@ -254,8 +254,8 @@ def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any,
     assert "BatchNorm" not in caplog.text
     assert "batch norm" not in caplog.text
     run = KerasRun("slowmo", "sgd", model=keras_normalized)
-    mapping = ltf.Mapping.between(lt.layers(Normalized()), ltf.layers(run.model))
-    for given in (None, ltf.Mapping(mapping.rules.values())):
+    mapping = ltf.WeightMap.between(lt.layers(Normalized()), ltf.layers(run.model))
+    for given in (None, ltf.WeightMap(mapping.rules.values())):
         caplog.clear()
         ltf.load(shared_path, run.optimizer, given)
         warnings = [record.getMessage() for record in caplog.records if "was loaded into" in record.getMessage()]
@@ -270,7 +270,7 @@ def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any,
         raise ltf.ConfigurationError("a layer of another world")
 
     monkeypatch.setattr("lentando.tensorflow.training.layers", undescribed)
-    ltf.load(shared_path, run.optimizer, ltf.Mapping(mapping.rules.values()))
+    ltf.load(shared_path, run.optimizer, ltf.WeightMap(mapping.rules.values()))
     assert lt.rank() > 0 or "whether settings differ is not known: a layer of another world" in caplog.text
     with pytest.raises(ltf.CheckpointError, match="a layer of another world"):
         ltf.load(shared_path, run.optimizer)
@@ -287,7 +287,7 @@ def test_layers_that_cannot_cross_are_refused_with_a_mapping_to_start_from(share
     run = KerasRun("slowmo", "sgd", seed=1, model=other)
     before = [variable.numpy() for variable in run.model.weights]
     with pytest.raises(
-        ltf.CheckpointError, match="(?s)lstm 'lstm' but RNN 'rnn.*lt.Rule.'words.weight', 'embedding/embed"
+        ltf.CheckpointError, match="(?s)lstm 'lstm' but RNN 'rnn.*lt.WeightRule.'words.weight', 'embedding/embed"
     ):
         ltf.load(shared_path, run.optimizer)
     for variable, value in zip(run.model.weights, before, strict=True):

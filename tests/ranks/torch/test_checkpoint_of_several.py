@@ -126,8 +126,8 @@ def test_dicts_that_cannot_be_saved_are_refused(shared_path: Path) -> None:
     for given, said in refused:
         with pytest.raises(lt.ConfigurationError, match=said):
             lt.save(shared_path, given)
-    with pytest.raises(lt.ConfigurationError, match="mapping must be a dict of Mappings by the names"):
-        lt.load(shared_path, {"g": g}, lt.Mapping([]))
+    with pytest.raises(lt.ConfigurationError, match="mapping must be a dict of WeightMaps by the names"):
+        lt.load(shared_path, {"g": g}, lt.WeightMap([]))
 
 
 def test_ranks_that_save_other_optimizers_fail_alike(shared_path: Path) -> None:

@@ -360,8 +360,8 @@ class Small(nn.Module):
 
 NAMES = {"conv": "start", "norm": "statistics", "first": "hidden", "out": "head"}
 PARTS = {"conv": "weight bias", "norm": "weight bias running_mean running_var", "first": "weight", "out": "weight bias"}
-MAPPING = lt.Mapping(
-    lt.Rule(f"{name}.{part}", f"{NAMES[name]}.{part}") for name, parts in PARTS.items() for part in parts.split()
+MAPPING = lt.WeightMap(
+    lt.WeightRule(f"{name}.{part}", f"{NAMES[name]}.{part}") for name, parts in PARTS.items() for part in parts.split()
 )
 
 
@@ -417,7 +417,7 @@ def test_mapping_that_does_not_fit_is_refused(shared_path: Path) -> None:
     again = lt.SlowMo(sgd(other), model=other, period=ROUND)
     rules = list(MAPPING.rules.values())
     with pytest.raises(lt.CheckpointError, match="leaves out tensors of the checkpoint: 'conv.weight'"):
-        lt.load(shared_path, again, lt.Mapping(rules[1:]))
-    swapped = [lt.Rule(rules[0].source, rules[0].target, (1, 0, 2, 3)), *rules[1:]]
+        lt.load(shared_path, again, lt.WeightMap(rules[1:]))
+    swapped = [lt.WeightRule(rules[0].source, rules[0].target, (1, 0, 2, 3)), *rules[1:]]
     with pytest.raises(lt.CheckpointError, match=r"becomes \(1, 3, 3, 3\) by the mapping, but 'start.weight' of the"):
-        lt.load(shared_path, again, lt.Mapping(swapped))
+        lt.load(shared_path, again, lt.WeightMap(swapped))
