@@ -56,8 +56,8 @@ from lentando.tensorflow.functions import (
     broadcast_object,
     broadcast_variables,
 )
-from lentando.tensorflow.layers import layers
 from lentando.tensorflow.methods import AdaComm, DiLoCo, SlowMo
+from lentando.tensorflow.model_layers import layers
 from lentando.tensorflow.optimizer import DistributedOptimizer
 from lentando.tensorflow.original_errors import original_errors
 

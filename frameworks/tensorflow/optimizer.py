@@ -21,17 +21,17 @@ from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.period import PeriodSetting, needs_loss
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
-from lentando.tensorflow.averages import GradientAverages, Pairs
 from lentando.tensorflow.base_optimizer import BaseOptimizer
+from lentando.tensorflow.checkpoint_state import KerasTraining
 from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.fixed_state import check_synchronized
 from lentando.tensorflow.forwarding import ForwardsSettings
+from lentando.tensorflow.gradient_averages import GradientAverages, Pairs
 from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.original_errors import convert_errors_of
 from lentando.tensorflow.precision import warn_of_rounded_betas
 from lentando.tensorflow.state_variables import native
-from lentando.tensorflow.training import KerasTraining
 
 __all__ = ["DistributedOptimizer"]
 

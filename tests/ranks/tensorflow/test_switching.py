@@ -269,7 +269,7 @@ def test_settings_that_differ_are_warned_of_once(shared_path: Path, caplog: Any,
     def undescribed(*_: Any) -> Any:
         raise ltf.ConfigurationError("a layer of another world")
 
-    monkeypatch.setattr("lentando.tensorflow.training.layers", undescribed)
+    monkeypatch.setattr("lentando.tensorflow.checkpoint_state.layers", undescribed)
     ltf.load(shared_path, run.optimizer, ltf.WeightMap(mapping.rules.values()))
     assert lt.rank() > 0 or "whether settings differ is not known: a layer of another world" in caplog.text
     with pytest.raises(ltf.CheckpointError, match="a layer of another world"):

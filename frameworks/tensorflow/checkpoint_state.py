@@ -15,8 +15,8 @@ from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_tensor, to_plain
 from lentando.tensorflow.graph import CountedSteps
-from lentando.tensorflow.layers import layers
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.model_layers import layers
 from lentando.tensorflow.on_signal import SaveOnSignalCallback
 
 __all__ = ["KerasTraining"]

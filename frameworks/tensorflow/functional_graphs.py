@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary
 
 import keras
 
-__all__ = ["Functions", "is_functional", "sublayers", "wrapped"]
+__all__ = ["FunctionalGraphs", "is_functional", "sublayers", "wrapped"]
 
 ATOMS = (keras.layers.MultiHeadAttention, keras.layers.Bidirectional, keras.layers.RNN, keras.layers.TimeDistributed)
 """Layers that are described as a whole."""
@@ -36,7 +36,7 @@ def is_functional(model: Any) -> bool:
     return _own_graph(model) is not None
 
 
-class Functions:
+class FunctionalGraphs:
     """Functional models, by what they are the graph of."""
 
     def __init__(self) -> None:
