@@ -22,13 +22,13 @@ from lentando.comm.array_module import is_on_host
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
 from lentando.comm.objects import allgather_object
-from lentando.comm.reductions.engine import EngineReduction
+from lentando.comm.reductions.backend import BackendReduction
 from lentando.comm.reductions.node import plan_node_reduction
 from lentando.comm.reductions.reduction import Reduction, store
 from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.stall import watched
-from lentando.comm.transport import Array, Transport, VirtualTime, is_patient
+from lentando.comm.transport import Array, Transport, VirtualTime, yields_cpu
 
 __all__ = ["Choice", "Segments", "Way", "chosen_in", "fastest", "planned", "usual_way"]
 
@@ -69,7 +69,7 @@ class Way:
     """One way to all-reduce.
 
     Attributes:
-        by: ``RingReduction``, ``NodeReduction``, or ``EngineReduction``.
+        by: ``RingReduction``, ``NodeReduction``, or ``BackendReduction``.
         segments: of the ring, which is also what several nodes' shared memory has between them; None without one.
     """
 
@@ -138,7 +138,7 @@ def planned(transport: Transport, buffer: Array, way: Way) -> Reduction:
         ConfigurationError: on every rank, if it is by shared memory, and the buffers of some lie elsewhere.
     """
     if way.by == "engine":
-        return EngineReduction(transport, buffer)
+        return BackendReduction(transport, buffer)
     segments = way.segments or Segments()
     if way.by == "ring":
         return RingReduction(transport, buffer, segments.segment_bytes, in_flight=segments.in_flight)
@@ -148,7 +148,9 @@ def planned(transport: Transport, buffer: Array, way: Way) -> Reduction:
     return reduction
 
 
-def fastest(transport: Transport, buffer: Array, usual: Way, *, in_halves: bool = False, of_all: bool = False) -> Way:
+def fastest(
+    transport: Transport, buffer: Array, usual: Way, *, scatter_gather: bool = False, of_all: bool = False
+) -> Way:
     """The fastest way to all-reduce ``buffer``; the usual one if none is clearly faster.
 
     Collective where anything is measured or looked up: for large buffers, but not in virtual time, on a device, or
@@ -158,7 +160,7 @@ def fastest(transport: Transport, buffer: Array, usual: Way, *, in_halves: bool 
         transport: ranks that take part.
         buffer: like which many will be reduced. Not touched.
         usual: how, if nothing was measured.
-        in_halves: see ``plan_reduction``.
+        scatter_gather: see ``plan_reduction``.
         of_all: also of the ways that sum in another order. The ranks' shards are those of the usual way.
 
     Raises:
@@ -167,16 +169,16 @@ def fastest(transport: Transport, buffer: Array, usual: Way, *, in_halves: bool 
     from_bytes = COMPARED_FROM_BYTES if of_all else MEASURED_FROM_BYTES
     if not _can_measure(transport) or not is_on_host(buffer) or buffer.nbytes < from_bytes:
         return usual
-    ways = _alternatives(transport, buffer, usual, in_halves, of_all)
-    if len(ways) == 1 or is_patient(transport):
+    ways = _alternatives(transport, buffer, usual, scatter_gather, of_all)
+    if len(ways) == 1 or yields_cpu(transport):
         return ways[0]
-    in_halves = in_halves and of_all  # a ring's best segments are those of both its halves
+    scatter_gather = scatter_gather and of_all  # a ring's best segments are those of both its halves
     longest_bytes = 1 << (buffer.nbytes - 1).bit_length()
-    what = f"up to {_in_words(longest_bytes)} of {buffer.dtype.name}{', in halves' if in_halves else ''}"
+    what = f"up to {_in_words(longest_bytes)} of {buffer.dtype.name}{', in halves' if scatter_gather else ''}"
     job, question = _job(transport), (what, tuple(ways))
     if question not in job.choices:
         with watched(transport, f"the choice of a way to all-reduce {what}"):
-            seconds = _measured(transport, _rehearsals(transport, buffer, ways, in_halves))
+            seconds = _measured(transport, _rehearsals(transport, buffer, ways, scatter_gather))
         way = ways[_clearly_fastest(seconds)]
         job.choices[question] = Choice(what, way, dict(zip(ways, seconds, strict=True)))
         if transport.rank == 0:
@@ -190,7 +192,7 @@ def _can_measure(transport: Transport) -> bool:
     return transport.size > 1 and is_real and not is_elastic(transport)
 
 
-def _alternatives(transport: Transport, buffer: Array, usual: Way, in_halves: bool, of_all: bool) -> list[Way]:
+def _alternatives(transport: Transport, buffer: Array, usual: Way, scatter_gather: bool, of_all: bool) -> list[Way]:
     """The ways to choose from, the usual one first."""
     ring = usual_way(transport, "ring")
     rings = [ring]
@@ -200,7 +202,7 @@ def _alternatives(transport: Transport, buffer: Array, usual: Way, in_halves: bo
         rings = rings if given is None else [replace(ring, segments=given)]
     ways = [usual] if usual.segments is None else [replace(usual, segments=way.segments) for way in rings]
     # Shared memory of several nodes cuts shards otherwise, and what an outer step keeps is cut by shards.
-    if of_all and (usual.by != "shared memory" or usual.segments is None or not in_halves):
+    if of_all and (usual.by != "shared memory" or usual.segments is None or not scatter_gather):
         ways += [way for way in (*rings, Way("engine")) if way not in ways]
     return ways
 
@@ -231,16 +233,16 @@ def _parsed(text: str) -> Segments:
 
 
 def _rehearsals(
-    transport: Transport, buffer: Array, ways: Sequence[Way], in_halves: bool
+    transport: Transport, buffer: Array, ways: Sequence[Way], scatter_gather: bool
 ) -> list[Callable[[], object]]:
     """What all-reduces zeros once in each way, as many as ``buffer`` has if they are not too many, as that will be."""
     elements = min(buffer.size, REHEARSED_BYTES // buffer.itemsize)
     zeros: Array = (shared_zeros if ways[0].by == "shared memory" else np.zeros)(elements, buffer.dtype)
-    return [_rehearsal(transport, zeros, planned(transport, zeros, way), in_halves) for way in ways]
+    return [_rehearsal(transport, zeros, planned(transport, zeros, way), scatter_gather) for way in ways]
 
 
-def _rehearsal(transport: Transport, zeros: Array, reduction: Reduction, in_halves: bool) -> Callable[[], object]:
-    if not in_halves:
+def _rehearsal(transport: Transport, zeros: Array, reduction: Reduction, scatter_gather: bool) -> Callable[[], object]:
+    if not scatter_gather:
         return partial(reduction.all_reduce, mean=False)
 
     def outer_step() -> None:

@@ -6,10 +6,10 @@ from lentando.comm.errors import NotInitializedError
 from lentando.comm.refusing import Refusing, become
 from lentando.comm.transport import Transport
 
-__all__ = ["ended", "is_closed", "refuse_from_now_on"]
+__all__ = ["ended", "is_closed", "mark_closed"]
 
 
-def refuse_from_now_on(transport: Transport) -> None:
+def mark_closed(transport: Transport) -> None:
     """Let every method of this transport that communicates raise an error: the engine below has ended, or will now."""
     become(transport, _Closed)
 

@@ -11,11 +11,11 @@ from lentando.comm.array_module import is_on_host
 from lentando.comm.choice import fastest, planned, usual_way
 from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
+from lentando.comm.reductions.backend import BackendReduction, BackendShardedReduction
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.transport import Array, EngineHalves, Transport, is_patient
+from lentando.comm.transport import Array, BackendReduceScatter, Transport, yields_cpu
 
 __all__ = ["Algorithm", "all_reduce", "plan_reduction"]
 
@@ -37,7 +37,12 @@ nodes the ring wins early; in halves, the engine moves everything one and a half
 
 
 def plan_reduction(
-    transport: Transport, buffer: Array, algorithm: Algorithm = "auto", *, in_halves: bool = False, once: bool = False
+    transport: Transport,
+    buffer: Array,
+    algorithm: Algorithm = "auto",
+    *,
+    scatter_gather: bool = False,
+    once: bool = False,
 ) -> Reduction:
     """Plan the all-reduce of ``buffer``, one-dimensional and contiguous, by the algorithm that suits its size.
 
@@ -51,7 +56,7 @@ def plan_reduction(
             For large buffers, ranks measure which of the ways that give the same bits is the fastest, once in a job;
             with ``"ring"``, too. ``"measured"`` compares all ways, for smaller buffers as well: sums then differ in the
             last bits where another start of the job chooses otherwise. See ``lentando.comm.choice``.
-        in_halves: it will be used by its halves, not as a whole: ``"auto"`` then chooses otherwise.
+        scatter_gather: it will be used by its halves, not as a whole: ``"auto"`` then chooses otherwise.
         once: it will be used a single time: then nothing is measured, and ``"auto"`` plans nothing with other ranks.
 
     Raises:
@@ -64,16 +69,16 @@ def plan_reduction(
     if transport.size == 1:
         return NoReduction(buffer)
     chooses = algorithm in ("auto", "measured")
-    if chooses and not is_on_host(buffer) and isinstance(transport, EngineHalves):
-        return HalvesReduction(transport, buffer) if in_halves else EngineReduction(transport, buffer)
+    if chooses and not is_on_host(buffer) and isinstance(transport, BackendReduceScatter):
+        return BackendShardedReduction(transport, buffer) if scatter_gather else BackendReduction(transport, buffer)
     by_node: NodeReduction | None = None
     if chooses and not once and buffer.nbytes >= _shared_from_bytes(transport) and is_on_host(buffer):
         by_node = plan_node_reduction(transport, buffer)
-    is_ring = algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, in_halves))
+    is_ring = algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, scatter_gather))
     usual = usual_way(transport, "shared memory" if by_node is not None else "ring" if is_ring else "engine")
     way = usual
     if not once:
-        way = fastest(transport, buffer, usual, in_halves=in_halves, of_all=algorithm == "measured")
+        way = fastest(transport, buffer, usual, scatter_gather=scatter_gather, of_all=algorithm == "measured")
     return by_node if by_node is not None and way == usual else planned(transport, buffer, way)
 
 
@@ -93,12 +98,12 @@ def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algori
 
 
 def _shared_from_bytes(transport: Transport) -> int:
-    is_slow = is_patient(transport) or transport.local_size < transport.size
+    is_slow = yields_cpu(transport) or transport.local_size < transport.size
     return SHARED_FROM_BYTES_IF_SLOW if is_slow else SHARED_FROM_BYTES
 
 
-def _ring_from_bytes(transport: Transport, in_halves: bool) -> float:
+def _ring_from_bytes(transport: Transport, scatter_gather: bool) -> float:
     place = "several nodes"
     if transport.local_size == transport.size:
-        place = "one node, in halves" if in_halves else "one node"
+        place = "one node, in halves" if scatter_gather else "one node"
     return RING_FROM_BYTES[transport.name if transport.name in RING_FROM_BYTES else place]

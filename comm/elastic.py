@@ -25,12 +25,12 @@ from lentando.comm.turns import turn
 __all__ = [
     "HOW_TO_START",
     "Member",
-    "began_as",
     "begin",
+    "current_rank",
     "enlist",
     "in_place",
+    "initial_number",
     "is_elastic",
-    "number_now",
     "transaction",
     "without_vote",
 ]
@@ -50,7 +50,7 @@ class Member(Protocol):
     def recover(self) -> None:
         """Plan it anew for the ranks of now. Collective over them; begun again if another dies meanwhile."""
 
-    def place(self) -> str:
+    def position(self) -> str:
         """Where it is, in words: ``after inner step 7``."""
 
 
@@ -139,13 +139,13 @@ def begin(transport: Transport) -> None:
         job.begin(transport)
 
 
-def began_as(transport: Transport, rank: int) -> int:
+def initial_number(transport: Transport, rank: int) -> int:
     """The number that a rank had at the start of the job."""
     job = _job(transport)
     return rank if job is None else job.numbers[rank]
 
 
-def number_now(transport: Transport, number: int, doing: str) -> int:
+def current_rank(transport: Transport, number: int, doing: str) -> int:
     """The rank that had this number at the start of the job.
 
     Raises:
@@ -251,7 +251,7 @@ class _Job:
     def _tell(self, before: Sequence[int], members: Sequence[Member], seconds: float) -> None:
         dead = [number for number in before if number not in self.numbers]
         words = [f"{number}{self._hosts[number] if self._hosts else ''}" for number in dead]
-        places = "; ".join(member.place() for member in members)
+        places = "; ".join(member.position() for member in members)
         renumbered = ", ".join(f"{number} -> {rank}" for rank, number in enumerate(self.numbers))
         _log.warning(
             "%s died%s. %d go on after %.2f s, by their numbers at the start -> now: %s",

@@ -16,7 +16,7 @@ from lentando.comm import objects
 from lentando.comm.collectives import all_reduce
 from lentando.comm.control import Control, Event, agree, fingerprint, what_is_compared
 from lentando.comm.dtypes import accumulator_dtype, is_floating
-from lentando.comm.elastic import began_as, in_place, number_now, transaction
+from lentando.comm.elastic import current_rank, in_place, initial_number, transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
 from lentando.comm.transport import Array, Transport
 from lentando.comm.turns import turn
@@ -289,12 +289,12 @@ class _Root:
         if not 0 <= rank < world.size:
             raise ConfigurationError(f"root_rank must be a rank of this job, 0 to {world.size - 1}, got {rank}")
         self._world = world
-        self._number = began_as(world, rank)
+        self._number = initial_number(world, rank)
 
     @property
     def now(self) -> int:
         """Its rank."""
-        return number_now(self._world, self._number, "broadcast")
+        return current_rank(self._world, self._number, "broadcast")
 
 
 class _Call:

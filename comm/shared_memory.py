@@ -22,9 +22,9 @@ import numpy as np
 
 from lentando.comm.transport import Array
 
-__all__ = ["Offer", "export_handle", "import_handle", "shared_zeros"]
+__all__ = ["MemoryHandle", "export_handle", "import_handle", "shared_zeros"]
 
-Offer = list[int]
+MemoryHandle = list[int]
 """Where another process finds an array: process, file descriptor, the file's device and number, first byte."""
 
 
@@ -65,7 +65,7 @@ def shared_zeros(size: int, dtype: np.dtype[Any]) -> Array:
     return array
 
 
-def export_handle(array: Array) -> Offer | None:
+def export_handle(array: Array) -> MemoryHandle | None:
     """What another process of this node needs to open a contiguous array; None if its memory is not shared."""
     start = _address(array)
     for address, segment in _segments.items():
@@ -75,7 +75,7 @@ def export_handle(array: Array) -> Offer | None:
     return None
 
 
-def import_handle(offered: Offer, size: int, dtype: np.dtype[Any]) -> Array | None:
+def import_handle(offered: MemoryHandle, size: int, dtype: np.dtype[Any]) -> Array | None:
     """The array of the process that offered it; None if it cannot be reached from here."""
     pid, number, device, inode, start = offered
     try:

@@ -8,9 +8,9 @@ from contextlib import contextmanager
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["JOIN_SECONDS", "join_seconds", "patiently"]
+__all__ = ["DEFAULT_TIMEOUT_SECONDS", "startup_timeout", "startup_timeout_seconds"]
 
-JOIN_SECONDS = 120.0
+DEFAULT_TIMEOUT_SECONDS = 120.0
 """How long a rank waits for the others unless LENTANDO_JOIN_SECONDS says otherwise."""
 
 INTERFACES = (
@@ -21,13 +21,13 @@ INTERFACES = (
 """Variables that choose the network between ranks."""
 
 
-def join_seconds() -> float:
+def startup_timeout_seconds() -> float:
     """What ``LENTANDO_JOIN_SECONDS`` says.
 
     Raises:
         ConfigurationError: if it is no positive number.
     """
-    text = os.environ.get("LENTANDO_JOIN_SECONDS", str(JOIN_SECONDS))
+    text = os.environ.get("LENTANDO_JOIN_SECONDS", str(DEFAULT_TIMEOUT_SECONDS))
     try:
         seconds = float(text)
     except ValueError:
@@ -38,7 +38,7 @@ def join_seconds() -> float:
 
 
 @contextmanager
-def patiently(rank: int, size: int) -> Iterator[None]:
+def startup_timeout(rank: int, size: int) -> Iterator[None]:
     """Around the first communication of the ranks: if it lasts too long, say what to check and end this process.
 
     No exception could: the engine waits inside a call that does not return. The launcher ends the other ranks.
@@ -47,7 +47,7 @@ def patiently(rank: int, size: int) -> Iterator[None]:
         rank: this process.
         size: number of ranks that are to come together.
     """
-    seconds = join_seconds()
+    seconds = startup_timeout_seconds()
     timer = threading.Timer(seconds, _give_up, (rank, size, seconds))
     timer.daemon = True
     if size > 1:

@@ -15,14 +15,13 @@ from lentando.comm.errors import TransportError
 
 __all__ = [
     "Array",
+    "BackendReduceScatter",
     "Background",
     "DeviceArrays",
     "Elastic",
-    "EngineHalves",
     "Exchanges",
     "Message",
     "Notices",
-    "Patient",
     "ReduceOp",
     "Request",
     "SharedNode",
@@ -31,11 +30,12 @@ __all__ = [
     "Traffic",
     "Transport",
     "VirtualTime",
+    "YieldsCPU",
     "as_bytes",
     "check_rank",
-    "is_patient",
     "shares_memory",
     "takes_device_arrays",
+    "yields_cpu",
 ]
 
 Array: TypeAlias = NDArray[Any]
@@ -229,14 +229,14 @@ class Background(Protocol):
 
 
 @runtime_checkable
-class Patient(Protocol):
+class YieldsCPU(Protocol):
     """A transport that can leave the core to others while it waits: what it takes by itself then tells little.
 
     Attributes:
-        is_patient: whether it does.
+        yields_cpu: whether it does.
     """
 
-    is_patient: bool
+    yields_cpu: bool
 
 
 @runtime_checkable
@@ -258,9 +258,9 @@ def shares_memory(transport: Transport) -> bool:
     return isinstance(transport, SharedNode) and len(transport.same_node) > 1
 
 
-def is_patient(transport: Transport) -> bool:
+def yields_cpu(transport: Transport) -> bool:
     """Whether this rank leaves the core to others while it waits."""
-    return isinstance(transport, Patient) and transport.is_patient
+    return isinstance(transport, YieldsCPU) and transport.yields_cpu
 
 
 @runtime_checkable
@@ -293,7 +293,7 @@ def takes_device_arrays(transport: Transport) -> bool:
 
 
 @runtime_checkable
-class EngineHalves(Protocol):
+class BackendReduceScatter(Protocol):
     """A transport whose engine has the two halves of the all-reduce itself, for device arrays."""
 
     def reduce_scatter(self, array: Array, out: Array) -> None:

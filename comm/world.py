@@ -25,14 +25,14 @@ from lentando.comm.errors import (
     NotInitializedError,
     grouped_by_rank,
 )
+from lentando.comm.final_checks import take_problems
 from lentando.comm.forked import is_forked
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
 from lentando.comm.launcher_variables import check_is_rank, hide_variables, mark_rank, would_be_misread
-from lentando.comm.leaving import take_problems
 from lentando.comm.notices import exchanges_begun
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import begin_inspection, end_inspection
-from lentando.comm.startup_timeout import join_seconds, patiently
+from lentando.comm.startup_timeout import startup_timeout, startup_timeout_seconds
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 
@@ -60,7 +60,7 @@ _INSTALL_MPI = (
     "environment's bin/"
 )
 
-LAST_WORDS_SECONDS = 1.0
+FAILURE_GRACE_SECONDS = 1.0
 """How long a failed rank lets the others report the same failure before it ends the job."""
 
 _TRANSPORTS = ("horovod", "mpi", "nccl", "single")
@@ -304,7 +304,7 @@ def _detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = 
         library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
         check_world(launch, MPI.COMM_WORLD.Get_size(), library)
     ranks = MPI.COMM_WORLD if comm is None else comm
-    with patiently(ranks.Get_rank(), ranks.Get_size()):
+    with startup_timeout(ranks.Get_rank(), ranks.Get_size()):
         return ElasticMPITransport(comm) if elastic else MPITransport(comm)
 
 
@@ -329,7 +329,7 @@ def _load_mpi(launch: Launch | None, elastic: bool) -> Any:
         check_library(launch, MPI.Get_library_version())
         level = getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}")
         if elastic:  # else the launcher ends the job when a rank dies before it has come here
-            faulthandler.dump_traceback_later(join_seconds(), exit=True)
+            faulthandler.dump_traceback_later(startup_timeout_seconds(), exit=True)
             MPI.Init_thread(level)
             faulthandler.cancel_dump_traceback_later()
         else:
@@ -419,7 +419,7 @@ class _Hooks:
         if os.getpid() == cls._process and _current is not None and _current.size > 1 and not is_closed(_current):
             sys.stderr.write(f"Lentando: rank {_current.rank} failed ({kind.__name__}) and ends the job\n")
             sys.stderr.flush()
-            time.sleep(LAST_WORDS_SECONDS)
+            time.sleep(FAILURE_GRACE_SECONDS)
             _current.abort(1)
 
     @classmethod

@@ -85,7 +85,7 @@ class NodeReduction:
             self._reduce_in_place(divisor)
         else:
             self._sum_node()
-            self._between.both_halves(divisor)
+            self._between.reduce_and_divide(divisor)
             self._hand_out()
 
     def _sum_node(self, each: Each | None = None) -> None:

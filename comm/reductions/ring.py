@@ -92,9 +92,9 @@ class RingReduction:
         self._travel(self._gather_hops())
 
     def all_reduce(self, mean: bool) -> None:
-        self.both_halves(self._transport.size if mean else 1)
+        self.reduce_and_divide(self._transport.size if mean else 1)
 
-    def both_halves(self, divisor: int) -> None:
+    def reduce_and_divide(self, divisor: int) -> None:
         """All-reduce, and divide: the first finished segments set out while the last ones are still being summed."""
         if self._transport.size == 1:
             store(self.reduce_scatter(), self._buffer, divisor)

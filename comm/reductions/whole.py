@@ -34,7 +34,7 @@ class WholeReduction:
 
     def plan(self) -> None:
         """Plan the messages for the ranks that there are now. Collective."""
-        self._reduction = plan_reduction(self._transport, self._sum, self._algorithm, in_halves=True)
+        self._reduction = plan_reduction(self._transport, self._sum, self._algorithm, scatter_gather=True)
 
     def reduce_scatter(self, each: Each | None = None) -> Array:
         self._module.copyto(self._sum, self._buffer)

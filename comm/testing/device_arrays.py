@@ -1,4 +1,4 @@
-"""What a transport that takes arrays on a GPU must pass, too: the promises of ``DeviceArrays`` and ``EngineHalves``."""
+"""Checks of a transport that takes arrays on a GPU: what ``DeviceArrays`` and ``BackendReduceScatter`` promise."""
 
 import time
 from collections.abc import Callable
@@ -8,7 +8,7 @@ import numpy as np
 
 from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.testing.transports import DTYPES, LARGE_ELEMENTS, LATE_SECONDS, _TransportCheck
-from lentando.comm.transport import Array, EngineHalves, ReduceOp, Transport, takes_device_arrays
+from lentando.comm.transport import Array, BackendReduceScatter, ReduceOp, Transport, takes_device_arrays
 
 __all__ = ["check_device_arrays"]
 
@@ -16,7 +16,7 @@ __all__ = ["check_device_arrays"]
 def check_device_arrays(
     transport: Transport, on_device: Callable[[Array], Array], *, patience_seconds: float = 30.0
 ) -> None:
-    """Check that ``transport`` keeps the promises of ``DeviceArrays``, and of ``EngineHalves`` if it makes them.
+    """Check that ``transport`` keeps what ``DeviceArrays``, and ``BackendReduceScatter`` if it has it, promise.
 
     Called by all ranks together, like ``check_transport``, whose promises about host memory hold beside.
 
@@ -179,7 +179,7 @@ class _DeviceCheck(_TransportCheck):
 
     def halves(self) -> None:
         transport, rank, size = self.transport, self.transport.rank, self.transport.size
-        if not isinstance(transport, EngineHalves):
+        if not isinstance(transport, BackendReduceScatter):
             return
         for dtype in (np.float32, np.float64, np.int64):
             whole, part = self.put(self.numbers(rank, 0, 5 * size, dtype)), self.put(np.zeros(5, dtype))

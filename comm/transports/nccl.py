@@ -49,7 +49,7 @@ ABORT_SECONDS = 5.0
 
 
 class NCCLTransport:
-    """Ranks that have a GPU each. Implements ``DeviceArrays`` and ``EngineHalves``.
+    """Ranks that have a GPU each. Implements ``DeviceArrays`` and ``BackendReduceScatter``.
 
     Args:
         bootstrap: the same ranks over MPI or the like. It is closed with this transport.

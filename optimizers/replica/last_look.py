@@ -7,8 +7,8 @@ otherwise leave a model of NaN without a word.
 import logging
 from collections.abc import Sequence
 
+from lentando.comm.final_checks import check_before_leaving
 from lentando.comm.flat import FlatBuffer
-from lentando.comm.leaving import look_when_leaving
 from lentando.comm.transport import Transport
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
@@ -44,7 +44,7 @@ class LastLook:
 
     def begin(self, transport: Transport, owner: object) -> None:
         """Look when ``owner`` is dropped, or this rank leaves the job."""
-        look_when_leaving(transport, owner, self._look)
+        check_before_leaving(transport, owner, self._look)
 
     def _look(self) -> str | None:
         progress = self._progress

@@ -462,7 +462,7 @@ class Replica:
         self._plan.recover()
         self._timing.forget_ranks()
 
-    def place(self) -> str:
+    def position(self) -> str:
         """Where it is, in words."""
         return f"after inner step {self.inner_steps} and {self.rounds} rounds"
 

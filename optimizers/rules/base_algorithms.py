@@ -9,7 +9,7 @@ from lentando.comm.checks import check_choice, check_flag
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
-from lentando.comm.lending import lend
+from lentando.comm.thread_transports import borrow_transports
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.gradient_buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
@@ -192,7 +192,7 @@ class AllReduce:
         threads = 0
         if self.overlap and transport.size > 1 and all(is_on_host(buffer.array) for buffer in gradients):
             threads = THREADS
-        loans = lend(transport, threads) if threads else []
+        loans = borrow_transports(transport, threads) if threads else []
         if not loans:
             return _AveragedGradients(transport, gradients, self.algorithm)
         buckets = Buckets(loans, gradients, self.algorithm, self.bucket_bytes)

@@ -16,8 +16,8 @@ import numpy as np
 
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
-from lentando.comm.lending import Loan
 from lentando.comm.reductions.reduction import Reduction
+from lentando.comm.thread_transports import Loan
 from lentando.comm.transport import Array, Traffic, shares_memory
 
 __all__ = ["ALL", "ALL_THERE_ARE", "NONE", "THREADS", "Buckets"]

@@ -64,7 +64,7 @@ class OuterStep:
                 return NoReduction(buffer.array)
             if not self._sharded:
                 return WholeReduction(transport, buffer.array, algorithm)
-            return plan_reduction(transport, buffer.array, algorithm, in_halves=True)
+            return plan_reduction(transport, buffer.array, algorithm, scatter_gather=True)
 
         self._shards = [_Shard(buffer, reduction(buffer), rule, self._constants) for buffer in buffers]
 

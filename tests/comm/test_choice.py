@@ -123,7 +123,7 @@ def messages_planning(algorithm: Algorithm, elements: int, **how: Any) -> list[i
     ("algorithm", "elements", "how"),
     [
         ("auto", LARGE - 1, {}),
-        ("ring", LARGE - 1, {"in_halves": True}),
+        ("ring", LARGE - 1, {"scatter_gather": True}),
         ("measured", choice.COMPARED_FROM_BYTES // 4 - 1, {}),
         ("engine", LARGE, {}),
         ("auto", LARGE, {"once": True}),
@@ -138,11 +138,11 @@ def test_small_buffers_and_those_of_a_single_use_cost_no_message_to_plan(
     assert min(messages_planning("ring", LARGE)) > 0
 
 
-@pytest.mark.parametrize("in_halves", [False, True])
-def test_measured_compares_the_engine_too(in_halves: bool) -> None:
+@pytest.mark.parametrize("scatter_gather", [False, True])
+def test_measured_compares_the_engine_too(scatter_gather: bool) -> None:
     def plan(transport: ThreadTransport) -> set[Any]:
         reductions = [
-            plan_reduction(on_hosts(transport), buffer(elements), "measured", in_halves=in_halves)
+            plan_reduction(on_hosts(transport), buffer(elements), "measured", scatter_gather=scatter_gather)
             for elements in (LARGE, LARGE // 8)
         ]
         large, small = chosen_in(transport)

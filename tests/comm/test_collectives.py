@@ -16,7 +16,7 @@ from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions import ring_schedule
-from lentando.comm.reductions.engine import EngineReduction
+from lentando.comm.reductions.backend import BackendReduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import store
 from lentando.comm.reductions.ring import RingReduction
@@ -185,7 +185,7 @@ def plans_for(size: int, nbytes: int, local_size: int) -> list[type[Any]]:
 @pytest.mark.parametrize(("place", "local_size"), [("one node", 2), ("several nodes", 1)])
 def test_auto_leaves_small_buffers_to_the_engine(place: str, local_size: int) -> None:
     threshold = collectives.RING_FROM_BYTES[place]
-    assert plans_for(2, threshold - 1, local_size) == [EngineReduction] * 2
+    assert plans_for(2, threshold - 1, local_size) == [BackendReduction] * 2
     assert plans_for(2, threshold, local_size) == [RingReduction] * 2
 
 

@@ -17,7 +17,7 @@ from lentando.comm import pieces
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import TransportError
-from lentando.comm.reductions.engine import EngineReduction
+from lentando.comm.reductions.backend import BackendReduction
 from lentando.comm.testing import check_transport
 from lentando.comm.transports.horovod import HorovodTransport
 
@@ -213,7 +213,7 @@ def test_arrays_that_are_read_only_are_only_read() -> None:
 
 def test_averages_are_left_to_the_engine_however_large() -> None:
     large = np.zeros(2**26, np.uint8)
-    assert on_each_rank(2, lambda transport: type(plan_reduction(transport, large))) == [EngineReduction] * 2
+    assert on_each_rank(2, lambda transport: type(plan_reduction(transport, large))) == [BackendReduction] * 2
 
 
 def test_ranks_that_call_different_collectives_get_an_error() -> None:

@@ -15,10 +15,10 @@ from lentando.comm.array_module import to_host
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError, LaunchError, TransportError
-from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
+from lentando.comm.reductions.backend import BackendReduction, BackendShardedReduction
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, check_device_arrays, check_transport, run_ranks
-from lentando.comm.transport import Array, EngineHalves, Message, Request, Traffic, takes_device_arrays
+from lentando.comm.transport import Array, BackendReduceScatter, Message, Request, Traffic, takes_device_arrays
 from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.nccl_binding import NCCLBinding
 
@@ -35,7 +35,7 @@ def test_host_memory_travels_as_over_any_transport(size: int) -> None:
 def test_device_arrays_travel(size: int, latency_seconds: float) -> None:
     def check(transport: NCCLTransport) -> None:
         assert takes_device_arrays(transport)
-        assert isinstance(transport, EngineHalves)
+        assert isinstance(transport, BackendReduceScatter)
         check_device_arrays(transport, device_arrays.asarray)
 
     run_ranks_on_devices(size, check, latency_seconds=latency_seconds)
@@ -257,8 +257,8 @@ def test_what_this_machine_lacks_is_said_in_words() -> None:
 
 REDUCTIONS: dict[str, Callable[[Any, Array], Any]] = {
     "ring": RingReduction,
-    "engine": EngineReduction,
-    "halves": HalvesReduction,
+    "engine": BackendReduction,
+    "halves": BackendShardedReduction,
 }
 
 
@@ -320,12 +320,12 @@ def test_all_gather_hands_out_what_ranks_made_of_their_shards(algorithm: str, el
     assert [values for _, values in found] == [expected.tolist()] * 4
 
 
-@pytest.mark.parametrize(("in_halves", "expected"), [(True, HalvesReduction), (False, EngineReduction)])
-def test_auto_leaves_device_arrays_to_nccl_and_host_memory_to_what_it_was(in_halves: bool, expected: type) -> None:
+@pytest.mark.parametrize(("scatter_gather", "expected"), [(True, BackendShardedReduction), (False, BackendReduction)])
+def test_auto_leaves_device_arrays_to_nccl_and_host_memory_to_what_it_was(scatter_gather: bool, expected: type) -> None:
     def plan(transport: NCCLTransport) -> tuple[type, type]:
         large = collectives.RING_FROM_BYTES["one node"]
         kinds = (
-            plan_reduction(transport, array, in_halves=in_halves)
+            plan_reduction(transport, array, scatter_gather=scatter_gather)
             for array in (device_arrays.zeros(large, np.uint8), np.zeros(large, np.uint8))
         )
         return tuple(map(type, kinds))  # type: ignore[return-value]
@@ -335,7 +335,7 @@ def test_auto_leaves_device_arrays_to_nccl_and_host_memory_to_what_it_was(in_hal
 
 def test_engine_without_halves_is_refused_by_name() -> None:
     def plan(transport: ThreadTransport) -> None:
-        HalvesReduction(transport, np.zeros(3, np.float32))
+        BackendShardedReduction(transport, np.zeros(3, np.float32))
 
     with pytest.raises(ConfigurationError, match="the engine of transport 'threads' has no halves of its own"):
         run_ranks(1, plan)
@@ -354,7 +354,7 @@ def test_halves_send_what_a_ring_sends() -> None:
     def sent(transport: NCCLTransport) -> int:
         buffer = device_arrays.zeros(12, np.float32)
         transport.broadcast(buffer)
-        reduction = plan_reduction(transport, buffer, in_halves=True)
+        reduction = plan_reduction(transport, buffer, scatter_gather=True)
         before = transport.traffic.copy()
         reduction.reduce_scatter()
         reduction.all_gather()

@@ -10,7 +10,7 @@ from numpy_model import Worker
 from lentando.comm.array_module import array_module, copy_into, is_on_host, to_host
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
-from lentando.comm.reductions.engine import EngineReduction, HalvesReduction
+from lentando.comm.reductions.backend import BackendReduction, BackendShardedReduction
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import check_device_arrays, check_transport
 from lentando.comm.transport import Array
@@ -72,7 +72,7 @@ def test_error_of_nccl_is_a_transport_error(nccl: NCCLTransport) -> None:
         nccl.allreduce(on_device(np.ones(3, np.complex64)))
 
 
-@pytest.mark.parametrize("kind", [RingReduction, EngineReduction, HalvesReduction])
+@pytest.mark.parametrize("kind", [RingReduction, BackendReduction, BackendShardedReduction])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, np.int64])
 def test_reductions_of_one_rank_leave_what_was_there(nccl: NCCLTransport, kind: Any, dtype: Any) -> None:
     values = np.arange(11).astype(dtype)

@@ -10,7 +10,7 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.leaving import take_problems
+from lentando.comm.final_checks import take_problems
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
 from lentando.optimizers.rules.gossip import OSGP, SGP

@@ -138,7 +138,7 @@ class Job:
     def living(self) -> list[int]:
         """The ranks of the last thing that all have done together, by their numbers at the start."""
         transport = world.transport()
-        return [elastic.began_as(transport, rank) for rank in range(transport.size)]
+        return [elastic.initial_number(transport, rank) for rank in range(transport.size)]
 
     def judge(self, what: str, step: int, average: Array) -> None:
         """The average is that of what the ranks had that took part."""

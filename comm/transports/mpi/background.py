@@ -17,7 +17,7 @@ class BackgroundMPITransport(MPITransport):
     """
 
     closed = False
-    is_patient = True
+    yields_cpu = True
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True

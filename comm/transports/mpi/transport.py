@@ -13,7 +13,7 @@ import numpy as np
 from mpi4py import MPI
 
 from lentando.comm.array_module import array_module, is_on_host
-from lentando.comm.closed import refuse_from_now_on
+from lentando.comm.closed import mark_closed
 from lentando.comm.errors import ConfigurationError, TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
@@ -50,8 +50,8 @@ class MPITransport:
     name = "mpi"
     takes_device_arrays: bool
     """Whether this MPI reads and writes a GPU's memory; see ``_takes_device_arrays``. Implements ``DeviceArrays``."""
-    is_patient = False
-    """MPI's own waiting spins, and would take a core from threads that communicate. Implements ``Patient``."""
+    yields_cpu = False
+    """MPI's own waiting spins, and would take a core from threads that communicate. Implements ``YieldsCPU``."""
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self._translated = _Translated(self._as_ours)
@@ -165,7 +165,7 @@ class MPITransport:
 
         if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
             return None
-        self.is_patient = True
+        self.yields_cpu = True
         self._others.append(BackgroundMPITransport(self._comm))
         return self._others[-1]
 
@@ -211,18 +211,18 @@ class MPITransport:
             self._node.Free()
         self._comm.Free()
         _open.discard(self)
-        refuse_from_now_on(self)  # Open MPI would crash where it is given a communicator that was freed
+        mark_closed(self)  # Open MPI would crash where it is given a communicator that was freed
 
     def end_with_mpi(self) -> None:
         """MPI is about to end, by the program's own call: nothing of ours may call it again, and nothing is freed."""
         if self._progress is not None:
             self._progress.close()
-        refuse_from_now_on(self)
+        mark_closed(self)
 
     def _complete(self, spinning: Callable[..., object], starting: Callable[..., MPI.Request], *arguments: Any) -> None:
         """A collective of MPI's, by that of its two calls which suits: a patient rank asks every now and then."""
         with self._translated:
-            if not self.is_patient:
+            if not self.yields_cpu:
                 spinning(*arguments)
                 return
             request = starting(*arguments)

@@ -56,21 +56,21 @@ def test_all_ranks_choose_the_same_and_measure_once(job: Transport, caplog: pyte
     assert len(set(allgather_object(job, repr(found)))) == 1
     before = job.traffic.copy()
     plan_reduction(job, np.zeros(LARGE - 1000, np.float32), "ring")
-    plan_reduction(job, np.zeros(LARGE, np.float32), "ring", in_halves=True)
+    plan_reduction(job, np.zeros(LARGE, np.float32), "ring", scatter_gather=True)
     assert job.traffic == before
     assert chosen_in(job) == [found]
 
 
-@pytest.mark.parametrize("in_halves", [False, True])
+@pytest.mark.parametrize("scatter_gather", [False, True])
 def test_shared_memory_of_one_node_is_taken_unmeasured_unless_that_is_asked_for(
-    job: Transport, in_halves: bool
+    job: Transport, scatter_gather: bool
 ) -> None:
     if job.local_size < job.size:
         pytest.skip("on one node")
     array = shared_zeros(LARGE, np.dtype(np.float32))
-    usual = plan_reduction(job, array, in_halves=in_halves)
+    usual = plan_reduction(job, array, scatter_gather=scatter_gather)
     assert chosen_in(job) == []
-    measured = plan_reduction(job, array, "measured", in_halves=in_halves)
+    measured = plan_reduction(job, array, "measured", scatter_gather=scatter_gather)
     (found,) = chosen_in(job)
     assert found.seconds.keys() == {Way("shared memory"), *RINGS, Way("engine")}
     assert measured.shard == usual.shard
@@ -127,7 +127,7 @@ def test_the_ring_between_nodes_is_measured_where_they_share_memory_within(
     for once in (True, False):
         array[:] = by_rank[job.rank]
         job.barrier()
-        reduction = plan_node_reduction(nodes, array) if once else plan_reduction(nodes, array, in_halves=True)
+        reduction = plan_node_reduction(nodes, array) if once else plan_reduction(nodes, array, scatter_gather=True)
         assert isinstance(reduction, NodeReduction)
         before = job.traffic.messages
         reduction.all_reduce(mean=True)

@@ -64,11 +64,11 @@ def watched_transport(monkeypatch: pytest.MonkeyPatch, transport: Transport) -> 
     found.close()
 
 
-@pytest.mark.parametrize("is_patient", [False, True])
-def test_every_operation_keeps_the_promises_in_pieces(watched_transport: WatchedTransport, is_patient: bool) -> None:
-    watched_transport.is_patient = is_patient
+@pytest.mark.parametrize("yields_cpu", [False, True])
+def test_every_operation_keeps_the_promises_in_pieces(watched_transport: WatchedTransport, yields_cpu: bool) -> None:
+    watched_transport.yields_cpu = yields_cpu
     check_transport(watched_transport)
-    collectives = {"Iallreduce", "Iallgather"} if is_patient else {"Allreduce", "Allgather"}
+    collectives = {"Iallreduce", "Iallgather"} if yields_cpu else {"Allreduce", "Allgather"}
     assert {"Isend", "Irecv", "Bcast", *collectives} <= watched_transport.watched.calls
 
 
@@ -94,7 +94,7 @@ def test_objects_and_reductions_travel_in_pieces(watched_transport: WatchedTrans
     ]
     for algorithm in ("ring", "engine", "auto"):
         buffer: Array = np.full(5 * LIMIT + 3, rank + 1, np.float32)
-        reduction = plan_reduction(watched_transport, buffer, algorithm, in_halves=True)
+        reduction = plan_reduction(watched_transport, buffer, algorithm, scatter_gather=True)
         part = reduction.reduce_scatter()
         buffer[reduction.shard] = part
         reduction.all_gather()

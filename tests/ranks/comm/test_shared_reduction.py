@@ -16,7 +16,7 @@ from lentando.comm import collectives
 from lentando.comm.collectives import SHARED_FROM_BYTES, SHARED_FROM_BYTES_IF_SLOW, plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
-from lentando.comm.reductions.engine import EngineReduction
+from lentando.comm.reductions.backend import BackendReduction
 from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
 from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, SharedNode, Transport
@@ -129,7 +129,7 @@ def test_auto_takes_it_where_all_ranks_can(several: Transport, monkeypatch: pyte
     monkeypatch.setattr(collectives, "SHARED_FROM_BYTES", 0)
     assert type(plan_reduction(several, flat(100, is_shared=True).array)) is NodeReduction
     one_is_not = flat(100, is_shared=several.rank != 0)
-    assert type(plan_reduction(several, one_is_not.array)) is EngineReduction
+    assert type(plan_reduction(several, one_is_not.array)) is BackendReduction
     one_is_not.array[:] = several.rank
     plan_reduction(several, one_is_not.array).all_reduce(mean=True)
     assert (one_is_not.array == (several.size - 1) / 2).all()
@@ -145,9 +145,9 @@ def test_auto_leaves_small_ones_to_the_engine(several: Transport, monkeypatch: p
         least = least_bytes // 4
         return [type(plan_reduction(several, flat(n, is_shared=True).array)) for n in (least - 1, least)]
 
-    assert plans(SHARED_FROM_BYTES) == [EngineReduction, NodeReduction]
-    monkeypatch.setattr(several, "is_patient", True)
-    assert plans(SHARED_FROM_BYTES_IF_SLOW) == [EngineReduction, NodeReduction]
+    assert plans(SHARED_FROM_BYTES) == [BackendReduction, NodeReduction]
+    monkeypatch.setattr(several, "yields_cpu", True)
+    assert plans(SHARED_FROM_BYTES_IF_SLOW) == [BackendReduction, NodeReduction]
 
 
 def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:

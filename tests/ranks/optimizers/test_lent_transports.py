@@ -8,7 +8,7 @@ import pytest
 
 from lentando.comm import world
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
-from lentando.comm.lending import lend, opened
+from lentando.comm.thread_transports import borrow_transports, opened_count
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithms import AllReduce, OverlappedGradients
 from lentando.optimizers.rules.gradient_buckets import THREADS
@@ -49,8 +49,8 @@ def test_transports_are_used_again_by_later_wrappers(own_transport: MPITransport
         if number % 3 == 0:  # the others never communicate
             average(early, own_transport)
     del early
-    assert opened(own_transport) <= 3 * THREADS
-    assert len(own_transport._others) == opened(own_transport)
+    assert opened_count(own_transport) <= 3 * THREADS
+    assert len(own_transport._others) == opened_count(own_transport)
 
 
 def test_wrappers_that_live_together_have_transports_of_their_own(own_transport: MPITransport) -> None:
@@ -59,7 +59,7 @@ def test_wrappers_that_live_together_have_transports_of_their_own(own_transport:
         early.buckets.start_all()
     for early in reversed(together) if own_transport.rank % 2 else together:
         early.buckets.wait(own_transport.traffic)
-    assert opened(own_transport) == 3 * THREADS
+    assert opened_count(own_transport) == 3 * THREADS
 
 
 def test_what_one_rank_still_holds_is_lent_to_nobody(own_transport: MPITransport) -> None:
@@ -69,12 +69,12 @@ def test_what_one_rank_still_holds_is_lent_to_nobody(own_transport: MPITransport
     gc.collect()
     second = bound(own_transport)
     average(second, own_transport)
-    assert opened(own_transport) == 2 * THREADS
+    assert opened_count(own_transport) == 2 * THREADS
     del kept
     gc.collect()
     third = bound(own_transport)
     average(third, own_transport)
-    assert opened(own_transport) == 2 * THREADS
+    assert opened_count(own_transport) == 2 * THREADS
 
 
 def test_a_wrapper_that_is_dropped_while_it_averages_gives_back_afterwards(own_transport: MPITransport) -> None:
@@ -84,15 +84,15 @@ def test_a_wrapper_that_is_dropped_while_it_averages_gives_back_afterwards(own_t
     gc.collect()
     for _ in range(5):
         average(bound(own_transport), own_transport)
-    assert opened(own_transport) <= 3 * THREADS
+    assert opened_count(own_transport) <= 3 * THREADS
 
 
 def test_a_transport_given_back_carries_other_buffers(own_transport: MPITransport) -> None:
     for number in range(3):
-        (loan,) = lend(own_transport, 1)
+        (loan,) = borrow_transports(own_transport, 1)
         array = np.full(5, float(own_transport.rank + number))
         loan.transport.allreduce(array)
         size = own_transport.size
         assert (array == size * (size - 1) / 2 + size * number).all()
         loan.give_back()
-    assert opened(own_transport) == 1
+    assert opened_count(own_transport) == 1

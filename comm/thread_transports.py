@@ -13,7 +13,7 @@ import numpy as np
 
 from lentando.comm.transport import Background, Transport
 
-__all__ = ["Loan", "lend", "opened"]
+__all__ = ["Loan", "borrow_transports", "opened_count"]
 
 COLLECTED_FROM = 2
 """With so many open and none free, it is worth looking for dropped optimizers that hold some before opening others."""
@@ -45,7 +45,7 @@ _opened: WeakKeyDictionary[Transport, list[Loan]] = WeakKeyDictionary()
 """By the transport of the job; in the same order on all ranks."""
 
 
-def lend(transport: Transport, count: int) -> list[Loan]:
+def borrow_transports(transport: Transport, count: int) -> list[Loan]:
     """Transports of the same ranks for so many threads; none if the engine lets one thread in only. Collective."""
     if not isinstance(transport, Background):
         return []
@@ -69,7 +69,7 @@ def lend(transport: Transport, count: int) -> list[Loan]:
     return loans
 
 
-def opened(transport: Transport) -> int:
+def opened_count(transport: Transport) -> int:
     """How many transports for threads a job has opened so far."""
     return len(_opened.get(transport, []))
 

@@ -6,7 +6,7 @@ from weakref import WeakKeyDictionary, finalize
 
 from lentando.comm.transport import Transport
 
-__all__ = ["look_when_leaving", "take_problems"]
+__all__ = ["check_before_leaving", "take_problems"]
 
 
 @dataclass
@@ -25,7 +25,7 @@ class _Looks:
 _looks: WeakKeyDictionary[Transport, _Looks] = WeakKeyDictionary()
 
 
-def look_when_leaving(transport: Transport, owner: object, look: Callable[[], str | None]) -> None:
+def check_before_leaving(transport: Transport, owner: object, look: Callable[[], str | None]) -> None:
     """Call a function once: when its owner is dropped, or else when this rank leaves the job.
 
     Args:

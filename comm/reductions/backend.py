@@ -5,12 +5,12 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, store, visit
-from lentando.comm.transport import Array, EngineHalves, Transport
+from lentando.comm.transport import Array, BackendReduceScatter, Transport
 
-__all__ = ["EngineReduction", "HalvesReduction"]
+__all__ = ["BackendReduction", "BackendShardedReduction"]
 
 
-class EngineReduction:
+class BackendReduction:
     """The engine's own all-reduce: least latency for small buffers, at the price of a full-size scratch copy."""
 
     def __init__(self, transport: Transport, buffer: Array) -> None:
@@ -49,7 +49,7 @@ class EngineReduction:
         self._transport.allreduce(self._scratch)
 
 
-class HalvesReduction:
+class BackendShardedReduction:
     """The engine's own halves (NCCL's): what a device array takes, in halves.
 
     An engine cuts a buffer in equal parts. One that cannot be cut so, or whose sum is formed in another dtype, is
@@ -57,7 +57,7 @@ class HalvesReduction:
     """
 
     def __init__(self, transport: Transport, buffer: Array) -> None:
-        if not isinstance(transport, EngineHalves):
+        if not isinstance(transport, BackendReduceScatter):
             raise ConfigurationError(f"the engine of transport {transport.name!r} has no halves of its own")
         self._engine = transport
         self._buffer = buffer
