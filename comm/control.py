@@ -87,7 +87,7 @@ class Control:
         agreed_seconds: how long this rank's last control message of a round took, waiting included, NaN if none did.
         finite: false if this rank has found values of its own that are not finite.
         stopping: true if this rank was told to stop.
-        early: what of this rank's gradients its buckets hold; see ``lentando.optimizers.rules.gradient_buckets``.
+        early: what of this rank's gradients its buckets hold; see ``BucketCoverage`` of ``lentando.optimizers``.
         weights_set: true if the program has set weights of this rank that training has not reached by itself.
     """
 

@@ -60,7 +60,7 @@ def _operations(
     gradients = AllReduce().bind(transport, [], [buffer])
     plain, slow = (OuterStep(transport, [buffer], rule) for rule in (None, SlowMomentum(1.0, slow_momentum)))
     for outer in (plain, slow):
-        outer.restart()
+        outer.reset_anchor()
 
     separate = buffer.array.copy()
 

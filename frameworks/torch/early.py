@@ -7,7 +7,7 @@ from weakref import ref
 import torch
 
 from lentando.optimizers.rules.base_algorithms import OverlappedGradients
-from lentando.optimizers.rules.gradient_buckets import ALL, ALL_THERE_ARE, NONE
+from lentando.optimizers.rules.gradient_buckets import BucketCoverage
 from lentando.torch.model import dense_gradient
 
 __all__ = ["EarlyHooks"]
@@ -47,9 +47,9 @@ class EarlyHooks:
             self._is_paused = before
 
     @property
-    def under_way(self) -> bool:
+    def is_in_flight(self) -> bool:
         """Whether gradients of a step that has not been taken are being averaged."""
-        return self._early.buckets.under_way
+        return self._early.buckets.is_in_flight
 
     def accumulated(self, name: str) -> None:
         """A backward pass has added to this parameter's gradient."""
@@ -68,21 +68,21 @@ class EarlyHooks:
         Returns:
             Whether the flat gradients are up to date, for none that had set out was changed since.
         """
-        buckets, holds = self._early.buckets, ALL
+        buckets, coverage = self._early.buckets, BucketCoverage.ALL
         for name, parameter in self._parameters.items():
             gradient, home = dense_gradient(name, parameter), self._homes[name]
             if not buckets.is_open(name):
                 if gradient is None or gradient.data_ptr() == home.data_ptr() or not torch.equal(gradient, home):
-                    holds = NONE
+                    coverage = BucketCoverage.NONE
             elif gradient is None:
                 home.zero_()
-                holds = min(holds, ALL_THERE_ARE)
+                coverage = min(coverage, BucketCoverage.ALL_PRESENT)
             elif gradient.data_ptr() != home.data_ptr():
                 home.copy_(gradient)
         buckets.start_all()
-        self._early.early = holds
+        self._early.coverage = coverage
         self._is_finished = True
-        return holds != NONE
+        return coverage is not BucketCoverage.NONE
 
     def restart(self) -> None:
         """The step is over."""

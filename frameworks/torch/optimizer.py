@@ -15,7 +15,7 @@ from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, BoundAlgorithm, OverlappedGradients
-from lentando.optimizers.rules.gradient_buckets import NONE
+from lentando.optimizers.rules.gradient_buckets import BucketCoverage
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.period import PeriodSetting
@@ -186,7 +186,7 @@ class DistributedOptimizer(WrappedOptimizer):
             with self._replica.join(self._step_along):
                 yield
             return
-        if self._early.under_way:
+        if self._early.is_in_flight:
             raise ConfigurationError(
                 "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
             )
@@ -309,7 +309,7 @@ class DistributedOptimizer(WrappedOptimizer):
         if self._model.has_changed():
             if self._early is not None:
                 self._early.finish()
-                self._replica.base.settle(NONE)
+                self._replica.base.finish_buckets(BucketCoverage.NONE)
             self._replica.follow_changes()
         self._follow_base_algorithm()
         gradients = self._model.flat_gradients

@@ -123,7 +123,7 @@ class Resizing:
         self._gossips |= bool(state["base"])
         if state["started"]:  # before, what gossip holds may be older than the weights
             parameters = [a[: parameters_of(layout)] for layout, a in zip(self._layouts, arrays, strict=True)]
-            shown = self._base.exposed(state["base"], parameters)
+            shown = self._base.prepared_average(state["base"], parameters)
             arrays = [
                 np.concatenate([own, array[own.size :].astype(own.dtype)])
                 for own, array in zip(shown, arrays, strict=True)
@@ -156,7 +156,7 @@ class Resizing:
             "rate_sums": [_mean(sums) for sums in zip(*rates, strict=True)],
             "loss_sum": _mean([loss for loss, _ in losses]) * count if losses else 0.0,
             "loss_count": count,
-            "base": self._base.continued(first["base"], parameters),
+            "base": self._base.state_for_average(first["base"], parameters),
             "outer": first["outer"] and self._outer.whole(),
         }
 

@@ -10,6 +10,7 @@ from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.part import Part
 from lentando.optimizers.replica.weights import Weights
+from lentando.optimizers.rules.gradient_buckets import BucketCoverage
 from lentando.optimizers.rules.non_finite import Verdict, first_non_finite, told_loss
 from lentando.optimizers.rules.partial_average import PartialAverage
 
@@ -39,7 +40,7 @@ class Gradients(Part):
 
         def attempt() -> tuple[Agreement, Verdict | None]:
             agreement = self.messages.agree(Event.GRADIENTS, _DOING, told, flag, found=found)
-            plan.base.settle(agreement.early)
+            plan.base.finish_buckets(BucketCoverage(agreement.early))
             self.weights.compare(agreement.weights_set)
             verdict = self._deferred_error = None
             try:
@@ -105,6 +106,6 @@ class Gradients(Part):
         )
 
     def _share(self, agreement: Agreement, verdict: Verdict | None) -> PartialAverage | None:
-        if verdict is not None and verdict.share is not None:
-            return verdict.share
+        if verdict is not None and verdict.partial_average is not None:
+            return verdict.partial_average
         return None if self.uneven.is_everybodys(agreement) else self.uneven.share(agreement)

@@ -69,9 +69,9 @@ class Plan:
     def start(self) -> None:
         """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
         self.framework.load()
-        self.base.restart()
+        self.base.adopt_consensus()
         if self.outer is not None:
-            self.outer.restart()
+            self.outer.reset_anchor()
 
     def wait_in_flight(self) -> None:
         """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
@@ -82,7 +82,7 @@ class Plan:
     def continue_from_weights(self) -> None:
         """The weights of this rank were changed between steps: gossip continues from what they are now."""
         self.framework.load()
-        self.base.follow()
+        self.base.rebase_on_model()
         self.framework.store()
         self.framework.watch.mark()
 
@@ -100,11 +100,11 @@ class Plan:
         Each takes what it has for its estimate of the average, and gossip begins anew from there, with the step after
         the last that any rank has begun to exchange: those that are behind take the steps until there by themselves.
         """
-        begun = self.base.begun
-        furthest = int(self.transport.allgather(np.array([begun], np.int64)).max())
+        begun_exchanges = self.base.begun_exchanges
+        most_begun = int(self.transport.allgather(np.array([begun_exchanges], np.int64)).max())
         self.framework.load()
         base = self._bind()
-        base.resume_after_failure(begun, furthest)
+        base.resume_after_failure(begun_exchanges, most_begun)
         self.base = base
         if self.outer is not None:
             self.outer.replan()

@@ -60,7 +60,7 @@ class Rounds(Part):
     weights: Weights
     period: Period | None
     decisions: list[Decision] = field(default_factory=list)
-    _is_exposed: bool = False
+    _is_prepared: bool = False
 
     def begin(self) -> None:
         """A round begins."""
@@ -133,7 +133,7 @@ class Rounds(Part):
                 look=lambda: first_non_finite(plan.framework.buffers, constants=plan.constants),
             )
             if verdict is not None:
-                loss, share = verdict.loss, verdict.share or share
+                loss, share = verdict.loss, verdict.partial_average or share
         try:
             buffers = self._average(share)
         except (NonFiniteError, MismatchError) as error:
@@ -147,8 +147,8 @@ class Rounds(Part):
         plan = self.plan
         assert plan.outer is not None
         if plan.settings.exact_average:
-            self._is_exposed = True
-            plan.base.wait_in_flight() if share is not None and share.of_estimates else plan.base.prepare_average()
+            self._is_prepared = True
+            plan.base.wait_in_flight() if share is not None and share.is_over_debiased else plan.base.prepare_average()
         plan.outer.average(share)
         if plan.settings.base_buffers != "average":
             return None
@@ -159,8 +159,8 @@ class Rounds(Part):
         plan = self.plan
         assert plan.outer is not None
         plan.outer.abort_average()
-        if self._is_exposed:
-            self._is_exposed = False
+        if self._is_prepared:
+            self._is_prepared = False
             plan.base.abort_average()
         plan.framework.store()
 
@@ -168,7 +168,7 @@ class Rounds(Part):
         """Step outward through the average."""
         plan = self.plan
         assert plan.outer is not None
-        self._is_exposed = False
+        self._is_prepared = False
         if formed.weights_set:
             plan.outer.adopt()
             plan.framework.watch.reset()
@@ -176,9 +176,9 @@ class Rounds(Part):
         else:
             plan.outer.step(formed.rates)
         if plan.settings.exact_average:
-            plan.base.restart()
+            plan.base.adopt_consensus()
         else:
-            plan.base.follow()
+            plan.base.rebase_on_model()
         plan.framework.store()
         if formed.buffers is not None:
             plan.framework.store_optimizer_buffers(formed.buffers)

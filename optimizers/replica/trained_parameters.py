@@ -134,12 +134,12 @@ class TrainedParameters:
         known = framework.known - change.replaced
         base_state = plan.base.state_dict()
         outer_state = None if plan.outer is None else plan.outer.whole_state()
-        exposed = None
+        prepared = None
         if change.left:
             parameters = [to_host(buffer.parameters) for buffer in framework.buffers]
-            exposed = plan.base.exposed(base_state, parameters)
+            prepared = plan.base.prepared_average(base_state, parameters)
         by_mean = not plan.settings.base.averages_gradients
-        self._unify(framework.buffers, change.left, by_mean, exposed)
+        self._unify(framework.buffers, change.left, by_mean, prepared)
         framework.store()
         framework.change_layout()
         framework.load()
@@ -187,7 +187,7 @@ class TrainedParameters:
         base.load_state_dict(carried_over(state, base.state_dict(), before, after))
         # Once more, when what has joined has been brought in line with the rest (x = w z, with this rank's w).
         plan.framework.load()
-        base.follow()
+        base.rebase_on_model()
         base.load_state_dict(carried_over(state, base.state_dict(), before, after))
 
     def _carry_rates_over(self, before: Sequence[FlatLayout]) -> None:

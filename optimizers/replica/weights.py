@@ -102,7 +102,7 @@ class Weights:
             agreement = self.messages.agree(Event.RESTART, "begins a new round of", found=found)
             verdict = self.non_finite.judge(agreement, "restart", None if found is None else repr(found))
             self._drain()
-            share = None if verdict is None else verdict.share
+            share = None if verdict is None else verdict.partial_average
             if share is not None or not self._are_equal():  # the mean of equal numbers may differ from them by a bit
                 for buffer in plan.framework.buffers:
                     constants = plan.constants.within(buffer)
@@ -115,9 +115,9 @@ class Weights:
                         constant.restore(buffer.array)
 
         in_place(plan.transport, [buffer.array for buffer in plan.framework.buffers], attempt)
-        plan.base.restart()
+        plan.base.adopt_consensus()
         if plan.outer is not None:
-            plan.outer.restart(forget_momentum=True)
+            plan.outer.reset_anchor(forget_momentum=True)
         plan.framework.store()
         plan.framework.watch.reset()
         plan.framework.watch.mark()
@@ -128,7 +128,7 @@ class Weights:
         plan = self.plan
         plan.framework.load()
         without_vote(plan.transport, self._drain)
-        plan.base.follow()
+        plan.base.rebase_on_model()
         plan.framework.store()
 
     def _drain(self) -> None:

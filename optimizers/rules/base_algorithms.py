@@ -11,7 +11,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.thread_transports import borrow_transports
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.rules.gradient_buckets import ALL_THERE_ARE, NONE, THREADS, Buckets
+from lentando.optimizers.rules.gradient_buckets import THREADS, BucketCoverage, Buckets
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
 from lentando.optimizers.rules.words import UNSAID
 
@@ -22,19 +22,23 @@ class BoundAlgorithm:
     """A base algorithm at work in one job. Does nothing at any moment that a subclass does not override.
 
     Attributes:
-        early: what of this step's gradients was averaged while the others were computed; see ``buckets``.
+        coverage: which of this rank's gradients of this step its buckets hold.
     """
 
-    early = NONE
+    coverage = BucketCoverage.NONE
 
-    def settle(self, early: int) -> None:
-        """Before ``average_gradients``, unless this rank has run out of batches: what all ranks know to be averaged."""
+    def finish_buckets(self, agreed: BucketCoverage) -> None:
+        """Called before ``average_gradients``, unless this rank has run out of batches.
 
-    def average_gradients(self, share: PartialAverage | None = None) -> None:
+        Args:
+            agreed: least coverage of any rank.
+        """
+
+    def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
         """After the gradients of a step are there, before the base optimizer uses them.
 
         Args:
-            share: of this rank, if the average is not over all ranks (``join``).
+            partial_average: of this rank, if the average is not over all ranks (``join``).
         """
 
     def after_step(self) -> None:
@@ -63,10 +67,10 @@ class BoundAlgorithm:
     def abort_average(self) -> None:
         """The average did not come about: put back what ``prepare_average`` has replaced."""
 
-    def restart(self) -> None:
+    def adopt_consensus(self) -> None:
         """The buffers hold new parameters, equal on all ranks: begin from them."""
 
-    def follow(self) -> None:
+    def rebase_on_model(self) -> None:
         """The buffers hold new parameters of this rank's own: go on from them."""
 
     def state_dict(self) -> dict[str, Any]:
@@ -79,22 +83,22 @@ class BoundAlgorithm:
     # A job that loses ranks makes its base algorithm anew (``bind``). Then these two, for one that exchanges messages.
 
     @property
-    def begun(self) -> int:
-        """How many times it has begun to exchange messages with some of the ranks."""
+    def begun_exchanges(self) -> int:
+        """How many gossip steps have begun to exchange messages with some of the ranks."""
         return 0
 
-    def resume_after_failure(self, begun: int, furthest: int) -> None:
-        """Begin from the parameters, with no exchange before as many have been left out as the furthest rank has begun.
+    def resume_after_failure(self, begun_exchanges: int, most_begun: int) -> None:
+        """Begin from the parameters, and exchange nothing in the steps that any rank has begun already.
 
         Args:
-            begun: of this rank, by the one before.
-            furthest: the most of any rank.
+            begun_exchanges: ``begun_exchanges`` of this rank's algorithm before the failure.
+            most_begun: largest ``begun_exchanges`` of any rank.
         """
-        self.restart()
+        self.adopt_consensus()
 
     # A checkpoint that goes on with another number of ranks goes on from the average. These two change nothing here.
 
-    def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
+    def prepared_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
         """What ``prepare_average`` would have put into the buffers of a rank.
 
         Args:
@@ -103,7 +107,7 @@ class BoundAlgorithm:
         """
         return parameters
 
-    def continued(self, state: dict[str, Any], parameters: Sequence[Array]) -> dict[str, Any]:
+    def state_for_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> dict[str, Any]:
         """The state with which a world of another size begins from the average.
 
         Args:
@@ -115,8 +119,8 @@ class BoundAlgorithm:
         """
         if state:
             raise ConfigurationError(
-                f"{type(self).__name__} does not say how it continues on another number of ranks (``continued``): "
-                "start as many ranks as saved the checkpoint"
+                f"{type(self).__name__} does not say how it continues on another number of ranks "
+                "(``state_for_average``): start as many ranks as saved the checkpoint"
             )
         return {}
 
@@ -204,12 +208,12 @@ class _AveragedGradients(BoundAlgorithm):
         self._gradients = gradients
         self._reductions = [plan_reduction(transport, buffer.array, algorithm) for buffer in gradients]
 
-    def average_gradients(self, share: PartialAverage | None = None) -> None:
+    def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
         for buffer, reduction in zip(self._gradients, self._reductions, strict=True):
-            if share is None:
+            if partial_average is None:
                 reduction.all_reduce(mean=True)
             else:
-                mean_over_some(reduction, buffer.array, share)
+                mean_over_some(reduction, buffer.array, partial_average)
 
 
 class OverlappedGradients(_AveragedGradients):
@@ -217,7 +221,7 @@ class OverlappedGradients(_AveragedGradients):
 
     Attributes:
         buckets: an adapter fills them, starts them all before each ``average_gradients`` of a replica outside
-            ``join``, and sets ``early``.
+            ``join``, and sets ``coverage``.
     """
 
     def __init__(
@@ -227,21 +231,21 @@ class OverlappedGradients(_AveragedGradients):
         self.buckets = buckets
         self._traffic = transport.traffic
         self._presence = [plan_reduction(transport, own.array[own.layout.offsets[-1] :], "engine") for own in gradients]
-        self._agreed = NONE
+        self._agreed = BucketCoverage.NONE
 
-    def settle(self, early: int) -> None:
-        """Wait for the buckets that are under way."""
-        self._agreed, self.early = early, NONE
-        if self.buckets.under_way:
+    def finish_buckets(self, agreed: BucketCoverage) -> None:
+        """Wait for the buckets that are in flight."""
+        self._agreed, self.coverage = agreed, BucketCoverage.NONE
+        if self.buckets.is_in_flight:
             self.buckets.wait(self._traffic)
 
-    def average_gradients(self, share: PartialAverage | None = None) -> None:
+    def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
         """Take over what the buckets hold, or average all."""
-        agreed, self._agreed = self._agreed, NONE
-        if share is not None or agreed == NONE:
-            super().average_gradients(share)
+        agreed, self._agreed = self._agreed, BucketCoverage.NONE
+        if partial_average is not None or agreed is BucketCoverage.NONE:
+            super().average_gradients(partial_average)
             return
         self.buckets.take_over()
-        if agreed == ALL_THERE_ARE:
+        if agreed is BucketCoverage.ALL_PRESENT:
             for reduction in self._presence:
                 reduction.all_reduce(mean=True)

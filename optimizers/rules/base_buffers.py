@@ -18,7 +18,7 @@ def average(
     transport: Transport,
     arrays: Mapping[str, Array],
     algorithm: Algorithm = "auto",
-    share: PartialAverage | None = None,
+    partial_average: PartialAverage | None = None,
 ) -> dict[str, Array]:
     """The mean over ranks of named arrays, sent as one message per dtype.
 
@@ -26,7 +26,7 @@ def average(
         transport: ranks that take part.
         arrays: by name.
         algorithm: how the mean is formed.
-        share: of this rank, if the mean is not over all ranks.
+        partial_average: of this rank, if the mean is not over all ranks.
 
     Raises:
         MismatchError: on every rank, if names, shapes or dtypes differ.
@@ -45,9 +45,9 @@ def average(
         for entry, view in zip(layout.entries, flat.views, strict=True):
             np.copyto(view, arrays[entry.name])
         reduction = plan_reduction(transport, flat.array, algorithm)
-        if share is None:
+        if partial_average is None:
             reduction.all_reduce(mean=True)
         else:
-            mean_over_some(reduction, flat.array, share)
+            mean_over_some(reduction, flat.array, partial_average)
         averaged |= {entry.name: view for entry, view in zip(layout.entries, flat.views, strict=True)}
     return averaged

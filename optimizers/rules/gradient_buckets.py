@@ -9,6 +9,7 @@ that another way is always left.
 
 import threading
 from collections.abc import Sequence
+from enum import IntEnum
 from queue import SimpleQueue
 from weakref import finalize
 
@@ -20,15 +21,26 @@ from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.thread_transports import Loan
 from lentando.comm.transport import Array, Traffic, shares_memory
 
-__all__ = ["ALL", "ALL_THERE_ARE", "NONE", "THREADS", "Buckets"]
-
-NONE, ALL_THERE_ARE, ALL = 0, 1, 2
-"""What of a rank's gradients its buckets hold at the end of a step. Over all ranks, the least of it counts."""
+__all__ = ["THREADS", "BucketCoverage", "Buckets"]
 
 THREADS = 2
 """That average buckets in turn."""
 FIRST_BYTES = 1024 * 1024
 """Of the first bucket, which nothing can hide behind until it is full."""
+
+
+class BucketCoverage(IntEnum):
+    """Which of a rank's gradients its buckets hold at the end of a step. Of all ranks' coverages, the least counts.
+
+    Attributes:
+        NONE: the buckets are not to be used: a gradient has changed since its bucket was started.
+        ALL_PRESENT: every gradient that this rank has; some parameters have none.
+        ALL: a gradient of every parameter.
+    """
+
+    NONE = 0
+    ALL_PRESENT = 1
+    ALL = 2
 
 
 class Buckets:
@@ -73,7 +85,7 @@ class Buckets:
         return len(self._buckets)
 
     @property
-    def under_way(self) -> bool:
+    def is_in_flight(self) -> bool:
         """Whether this rank has started any that is not waited for."""
         return self._started > 0
 

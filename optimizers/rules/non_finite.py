@@ -58,11 +58,11 @@ class Verdict:
     """What all ranks know alike when some have values that are not finite.
 
     Attributes:
-        share: this rank's in the average, None if every rank's values count.
+        partial_average: how this rank takes part in the average; None if every rank's values count.
         loss: mean of the losses that are finite, NaN if none is.
     """
 
-    share: PartialAverage | None
+    partial_average: PartialAverage | None
     loss: float
 
 
@@ -157,7 +157,9 @@ class NonFinite:
         if rank == 0 or own:
             _log.warning("%s: what is not finite was left out. %s", doing, said)
         losses = [loss for loss in agreement.losses if isfinite(loss)]
-        share = None
+        partial_average = None
         if not all(finite):
-            share = PartialAverage(is_active, sum(active), sum(finite), gossips, found is None, of_estimates=True)
-        return Verdict(share, sum(losses) / len(losses) if losses else nan)
+            partial_average = PartialAverage(
+                is_active, sum(active), sum(finite), gossips, found is None, is_over_debiased=True
+            )
+        return Verdict(partial_average, sum(losses) / len(losses) if losses else nan)

@@ -56,7 +56,7 @@ class OuterStep:
     ) -> None:
         self._transport = transport
         self._constants = constants or Constants(transport.size)
-        self._averages = exact_average
+        self._is_exact = exact_average
         self._sharded = exact_average and not is_elastic(transport)
 
         def reduction(buffer: FlatBuffer) -> Reduction:
@@ -68,31 +68,31 @@ class OuterStep:
 
         self._shards = [_Shard(buffer, reduction(buffer), rule, self._constants) for buffer in buffers]
 
-    def restart(self, forget_momentum: bool = False) -> None:
+    def reset_anchor(self, forget_momentum: bool = False) -> None:
         """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins.
 
         Args:
             forget_momentum: the rule's momentum begins again at zero.
         """
         for shard in self._shards:
-            shard.restart(forget_momentum)
+            shard.reset_anchor(forget_momentum)
 
     def replan(self) -> None:
         """There are fewer ranks now. Collective over them."""
         for shard in self._shards:
             shard.replan()
 
-    def average(self, share: PartialAverage | None = None) -> None:
+    def average(self, partial_average: PartialAverage | None = None) -> None:
         """Form the average; the buffers stay what they are.
 
         Args:
-            share: of this rank, if the average is not over all ranks.
+            partial_average: of this rank, if the average is not over all ranks.
 
         Raises:
             NonFiniteError: on every rank, naming parameter and rank, if the average is not finite.
         """
-        divisor = self._transport.size if self._averages else 1
-        finite = [shard.reduce(divisor, share) for shard in self._shards]
+        divisor = self._transport.size if self._is_exact else 1
+        finite = [shard.reduce(divisor, partial_average) for shard in self._shards]
         try:
             self._check_finite(all(finite))
         except NonFiniteError:
@@ -174,7 +174,7 @@ class OuterStep:
         }
 
     def _check_finite(self, finite: bool) -> None:
-        if self._averages:
+        if self._is_exact:
             # Each rank has seen its shard alone: all must know before any of them changes a parameter.
             finite = bool(self._transport.allgather(np.array([finite])).all())
         if finite:
@@ -182,8 +182,8 @@ class OuterStep:
         own = self._constants.first_non_finite([shard.buffer for shard in self._shards])
         text = f"{own.name!r} is not finite" if own else "all parameters are finite"
         about: list[Any] = [text, own is not None and own.group is None]
-        by_rank = allgather_object(self._transport, about) if self._averages else [about]
-        found = grouped_by_rank([text for text, _ in by_rank]) if self._averages else text
+        by_rank = allgather_object(self._transport, about) if self._is_exact else [about]
+        found = grouped_by_rank([text for text, _ in by_rank]) if self._is_exact else text
         buffer = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
         raise NonFiniteError(
             f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {found}. "
@@ -213,13 +213,13 @@ class _Shard:
         self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
         self._mean: Array = self._own
         self._left_out: list[tuple[Array, Array]] = []
-        self.restart()
+        self.reset_anchor()
 
     def replan(self) -> None:
         if isinstance(self._reduction, WholeReduction):
             self._reduction.plan()
 
-    def restart(self, forget_momentum: bool = False) -> None:
+    def reset_anchor(self, forget_momentum: bool = False) -> None:
         if self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
         if forget_momentum and self.slow_buffer is not None:
@@ -227,23 +227,23 @@ class _Shard:
 
     def adopt(self) -> None:
         self._module.copyto(self._own, self._mean, casting="same_kind")
-        self.restart(forget_momentum=True)
+        self.reset_anchor(forget_momentum=True)
         self._reduction.all_gather()
         self._left_out = []
 
-    def reduce(self, divisor: int, share: PartialAverage | None) -> bool:
+    def reduce(self, divisor: int, partial_average: PartialAverage | None) -> bool:
         """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite.
 
-        The buffer of a rank that has no share is zero from then on, until ``step`` or ``abort_average``: in between,
-        neighbours may read it.
+        Where this rank does not count, its buffer is zero from then on, until ``step`` or ``abort_average``: in
+        between, neighbours may read it.
         """
         constants = self._constants.within(self.buffer, self._reduction.shard)  # before what is left out becomes zero
-        self._left_out = [] if share is None else share.leave_out(self.buffer)
-        if share is not None:
+        self._left_out = [] if partial_average is None else partial_average.leave_out(self.buffer)
+        if partial_average is not None:
             self._mean = self._reduction.reduce_scatter()
             for part in self._ranges:
                 mean = self._mean[part.start : part.stop]
-                np.true_divide(mean, share.divisor(part), out=mean)
+                np.true_divide(mean, partial_average.divisor(part), out=mean)
             for constant in constants:
                 constant.restore(self._mean)
             return is_finite_but_for(self._mean, constants)

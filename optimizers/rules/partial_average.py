@@ -30,24 +30,25 @@ class PartialAverage:
 
     Attributes:
         is_active: whether this rank's numbers count.
-        active: on how many ranks they do.
-        total: of how many ranks that have finite values.
-        gossips: parameters count on all ranks: gossip has carried the active ranks' share of them to the others, and
+        active_ranks: number of ranks whose numbers count.
+        finite_ranks: number of ranks whose values are finite.
+        is_mixed: parameters count on all ranks: gossip has carried the active ranks' share of them to the others, and
             only the sum over all is what training has found. Statistics do not travel by gossip.
         is_finite: false if nothing of this rank counts, because it is not finite.
-        of_estimates: where parameters gossip, the average is of the ranks' de-biased ones: some rank's are missing.
+        is_over_debiased: whether the average is over de-biased parameters z (push-sum), because those of some rank are
+            missing, and not over the biased x.
     """
 
     is_active: bool
-    active: int
-    total: int
-    gossips: bool = False
+    active_ranks: int
+    finite_ranks: int
+    is_mixed: bool = False
     is_finite: bool = True
-    of_estimates: bool = False
+    is_over_debiased: bool = False
 
     def divisor(self, part: Range) -> int:
         """On how many ranks this part of a buffer counts."""
-        return self.total if self._is_everyones(part) else self.active
+        return self.finite_ranks if self._counts_everywhere(part) else self.active_ranks
 
     def leave_out(self, buffer: FlatBuffer) -> list[tuple[Array, Array]]:
         """Put zeros where this rank's numbers do not count. Returns these parts, and copies of what was there."""
@@ -55,21 +56,21 @@ class PartialAverage:
             return []
         left_out = []
         for part in buffer.layout.ranges:
-            if not (self.is_finite and self._is_everyones(part)):
+            if not (self.is_finite and self._counts_everywhere(part)):
                 own = buffer.array[part.start : part.stop]
                 left_out.append((own, own.copy()))
                 own[...] = 0
         return left_out
 
-    def _is_everyones(self, part: Range) -> bool:
-        return self.gossips and part.group is not None
+    def _counts_everywhere(self, part: Range) -> bool:
+        return self.is_mixed and part.group is not None
 
 
-def mean_over_some(reduction: Reduction, buffer: Array, share: PartialAverage) -> None:
+def mean_over_some(reduction: Reduction, buffer: Array, partial_average: PartialAverage) -> None:
     """Replace ``buffer``, which ``reduction`` was planned for, by its mean over the active ranks, on all ranks."""
-    if not (share.is_active and share.is_finite):
+    if not (partial_average.is_active and partial_average.is_finite):
         array_module(buffer).copyto(buffer, 0)
-    store(reduction.reduce_scatter(), buffer[reduction.shard], share.active)
+    store(reduction.reduce_scatter(), buffer[reduction.shard], partial_average.active_ranks)
     reduction.all_gather()
 
 

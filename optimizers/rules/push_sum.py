@@ -70,41 +70,41 @@ class PushSum(BoundAlgorithm):
         self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
         self._on_device = not all(map(is_on_host, self._model))
         self.weight = 1.0
-        self._lost = 0.0  # of the weight, by ``drop_non_finite``
-        self._steps_lost = 0
+        self._dropped_weight = 0.0  # of the weight, by ``drop_non_finite``
+        self._steps_without_weight = 0
         self.round = 0
-        self._begun = 0
-        self._furthest = 0
+        self._begun_exchanges = 0
+        self._most_begun = 0
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         neighbors = {peer for p in peers for peer, _ in (*p.out_neighbors, *p.in_neighbors)}
         self._exchanges = NeighborExchanges(transport, neighbors)
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
         degree = max((len(p.in_neighbors) for p in peers), default=0)
-        self._rounds = wire_dtype is not None
+        self._rounds_to_16_bit = wire_dtype is not None
         travelling = [x.dtype if wire_dtype is None else numpy_dtype(wire_dtype) for x in self.biased]
         self._slots = [_Slot(self.biased, travelling, shares, degree) for _ in range(staleness + 1)]
-        self._under_way: deque[_Round] = deque()
-        self.restart()
+        self._in_flight: deque[_Round] = deque()
+        self.adopt_consensus()
 
     @property
-    def begun(self) -> int:
-        return self._begun
+    def begun_exchanges(self) -> int:
+        return self._begun_exchanges
 
-    def resume_after_failure(self, begun: int, furthest: int) -> None:
+    def resume_after_failure(self, begun_exchanges: int, most_begun: int) -> None:
         # x / w is an estimate of the mean whatever was lost on the way; with w = 1 the weights' sum is right again.
-        self.restart()
-        self.round = self._begun = begun
-        self._furthest = furthest
+        self.adopt_consensus()
+        self.round = self._begun_exchanges = begun_exchanges
+        self._most_begun = most_begun
 
     def after_step(self) -> None:
-        self._begun = self.round + 1
-        if self.round < self._furthest:  # some ranks have taken this step already, with ranks that are no more
-            if not self._lost:
-                self.follow()
+        self._begun_exchanges = self.round + 1
+        if self.round < self._most_begun:  # some ranks have taken this step already, with ranks that are no more
+            if not self._dropped_weight:
+                self.rebase_on_model()
             self.round += 1
             return
         outgoing = self._next_messages()
-        moved = not self._lost  # or x is gone, and what the base optimizer has moved is not finite
+        moved = not self._dropped_weight  # or x is gone, and what the base optimizer has moved is not finite
         if self._staleness:
             self._mix(moved=moved, arrived=self._take(self.round - self._staleness), outgoing=outgoing, show=True)
             self._exchange(outgoing)
@@ -123,14 +123,14 @@ class PushSum(BoundAlgorithm):
         z = x / w is then theirs, and with the weight that was lost this rank goes on from it: the sum of all weights
         stays the number of ranks, as if it had been restored from a rank that lies between these neighbours.
         """
-        self._steps_lost = self._steps_lost + 1 if self._lost else 1
+        self._steps_without_weight = self._steps_without_weight + 1 if self._dropped_weight else 1
         limit = self._graphs.phases * self._transport.size + self._staleness
-        if self._steps_lost > limit:
+        if self._steps_without_weight > limit:
             raise NonFiniteError(
                 f"parameters of rank {self._transport.rank} are not finite, and no neighbour has had finite ones to "
                 f"restore them from for {limit} steps. {ADVICE}"
             )
-        self._lost += self.weight
+        self._dropped_weight += self.weight
         self.weight = 0.0
         for x in self.biased:
             x[...] = 0
@@ -142,45 +142,45 @@ class PushSum(BoundAlgorithm):
         self.wait_in_flight()
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(z).copyto(z, x, casting="same_kind")
-            if self._lost:
+            if self._dropped_weight:
                 z[...] = nan  # no sum of which it is missing is an average
 
     def abort_average(self) -> None:
         self._mix(show=True)
 
-    def restart(self) -> None:
+    def adopt_consensus(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
             array_module(x).copyto(x, z)
-        self.weight, self._lost = 1.0, 0.0
+        self.weight, self._dropped_weight = 1.0, 0.0
 
-    def follow(self) -> None:
+    def rebase_on_model(self) -> None:
         for x, z in zip(self.biased, self._model, strict=True):
             np.multiply(z, self.weight, out=x)
 
     def state_dict(self) -> dict[str, Any]:
         pending = []
-        for under_way in self._under_way:
+        for under_way in self._in_flight:
             self._wait_for(under_way)  # arrived, not used: resuming uses it when this run would have
             messages = [{"weight": m.weight, "shares": flat_state(m.whole_shares())} for m in under_way.received]
             pending.append({"number": under_way.number, "messages": messages})
         state = {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": pending}
-        return {**state, "lost": self._lost} if self._lost else state
+        return {**state, "lost": self._dropped_weight} if self._dropped_weight else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        self.round = self._begun = state["round"]
-        self._furthest = 0
-        self.weight, self._lost = state["weight"], state.get("lost", 0.0)
+        self.round = self._begun_exchanges = state["round"]
+        self._most_begun = 0
+        self.weight, self._dropped_weight = state["weight"], state.get("lost", 0.0)
         for own, saved in zip(self.biased, state["biased"]["flat"], strict=True):
             copy_into(own, saved)
-        self._under_way.clear()
+        self._in_flight.clear()
         for saved in state["under_way"]:
             slot = self._slots[saved["number"] % len(self._slots)]
             received = slot.received[: len(saved["messages"])]
             for message, content in zip(received, saved["messages"], strict=True):
                 message.restore(saved["number"], content["weight"], content["shares"]["flat"])
-            self._under_way.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"]), 0))
+            self._in_flight.append(_Round(saved["number"], None, received, self._in_neighbors(saved["number"]), 0))
 
-    def exposed(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
+    def prepared_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
         found = []
         for number, (saved, z) in enumerate(zip(state["biased"]["flat"], parameters, strict=True)):
             x = saved.copy()
@@ -191,7 +191,7 @@ class PushSum(BoundAlgorithm):
             found.append(total)
         return found
 
-    def continued(self, state: dict[str, Any], parameters: Sequence[Array]) -> dict[str, Any]:
+    def state_for_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> dict[str, Any]:
         biased = [z.astype(accumulator_dtype(z.dtype)) for z in parameters]
         return {"round": state["round"], "weight": 1.0, "biased": flat_state(biased), "under_way": []}
 
@@ -227,7 +227,7 @@ class PushSum(BoundAlgorithm):
             arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
             # This rank may compute next while the out-neighbours still wait for the rest of its message.
             slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True) if sends else None
-        self._under_way.append(_Round(self.round, arrival, received, sources, slot.exchange))
+        self._in_flight.append(_Round(self.round, arrival, received, sources, slot.exchange))
 
     def _wait_for(self, under_way: "_Round") -> None:
         if under_way.arrival is not None:
@@ -242,7 +242,7 @@ class PushSum(BoundAlgorithm):
         """The messages to add up now: what has arrived, and rounds up to number ``due``, which are waited for."""
         taken: list[_Message] = []
         waiting: deque[_Round] = deque()
-        for under_way in self._under_way:
+        for under_way in self._in_flight:
             if under_way.number <= due:
                 self._wait_for(under_way)
             elif self._deterministic or not under_way.has_arrived():
@@ -251,7 +251,7 @@ class PushSum(BoundAlgorithm):
             for peer, message in zip(under_way.sources, under_way.received, strict=True):
                 message.check(peer, under_way.number)
                 taken.append(message)
-        self._under_way = waiting
+        self._in_flight = waiting
         return taken
 
     def _mix(
@@ -274,9 +274,9 @@ class PushSum(BoundAlgorithm):
             for message in arrived:
                 self.weight += message.weight
         restored = 1.0
-        if self._lost and self.weight:
-            restored = (self.weight + self._lost) / self.weight
-            self.weight, self._lost = self.weight + self._lost, 0.0
+        if self._dropped_weight and self.weight:
+            restored = (self.weight + self._dropped_weight) / self.weight
+            self.weight, self._dropped_weight = self.weight + self._dropped_weight, 0.0
         shares, kept, copies = {}, 1.0, Counter[float]()
         if outgoing is not None:
             shares, kept = outgoing.messages, outgoing.peers.self_weight
@@ -293,7 +293,7 @@ class PushSum(BoundAlgorithm):
                     now = np.add(now, message.share(number, block), out=x)
                 if restored != 1:
                     now = np.multiply(now, restored, out=x)
-                if shares and self._rounds:
+                if shares and self._rounds_to_16_bit:
                     sent = [
                         rounded_into(message.shares[number][block], now * share) * copies[share]
                         for share, message in shares.items()

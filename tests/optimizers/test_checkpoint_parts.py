@@ -255,11 +255,11 @@ def test_shards_that_leave_a_gap_are_refused() -> None:
 
 
 def test_base_algorithm_that_does_not_say_how_it_continues_is_refused() -> None:
-    assert BoundAlgorithm().continued({}, []) == {}
+    assert BoundAlgorithm().state_for_average({}, []) == {}
     with pytest.raises(
         ConfigurationError, match="BoundAlgorithm does not say how it continues on another number of ranks"
     ):
-        BoundAlgorithm().continued({"round": 3}, [])
+        BoundAlgorithm().state_for_average({"round": 3}, [])
 
 
 # --- the base optimizer's state -----------------------------------------------------------------------------

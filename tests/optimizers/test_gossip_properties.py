@@ -49,17 +49,17 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
     assert isinstance(running, PushSum)
     worker.model.x[:] = start(transport.rank)
     worker.replica._progress.has_started = True
-    running.restart()
+    running.adopt_consensus()
     for _ in range(steps):
         worker.run(1)
         assert running.weight > 0
-        assert len(running._under_way) <= base.staleness
+        assert len(running._in_flight) <= base.staleness
     if drain:
         worker.replica.wait_in_flight()
         return worker.model.x.copy(), running.weight
     running.state_dict()  # waits for what is under way, and leaves it there
     x, w = running.biased[0].copy(), running.weight
-    for pending in running._under_way:
+    for pending in running._in_flight:
         for message in pending.received:
             x, w = x + message.share(0, slice(None)), w + message.weight
     return x, w

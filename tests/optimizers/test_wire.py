@@ -75,7 +75,7 @@ def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[A
     assert isinstance(running, PushSum)
     worker.model.x[:] = scale * (MEAN + 0.05 * (transport.rank - (transport.size - 1) / 2))
     worker.replica._progress.has_started = True
-    running.restart()
+    running.adopt_consensus()
     farthest = np.zeros(64)
     worker.run(steps // 2)
     for _ in range(steps // 2):

@@ -156,7 +156,7 @@ def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch
     for algorithm in ("auto", "ring"):
         buffer = flat(1003, is_shared=True)
         outer = OuterStep(several, [buffer], SlowMomentum(0.9, 0.6), algorithm=algorithm)  # type: ignore[arg-type]
-        outer.restart()
+        outer.reset_anchor()
         for step in range(5):
             buffer.array += np.sin(np.arange(1003) * (several.rank + 1) + step).astype(np.float32)
             outer.run([0.1])

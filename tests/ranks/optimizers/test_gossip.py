@@ -147,7 +147,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
     mine = worker(transport, OSGP(topology, staleness, deterministic), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank  # before the first step: each replica starts elsewhere
     mine.replica._progress.has_started = True
-    push_sum(mine).restart()
+    push_sum(mine).adopt_consensus()
     total = everyones(transport, mine.model.x).sum(axis=0)
     for _ in range(12):
         mine.run(1)
@@ -155,7 +155,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
         assert running.weight > 0
         late = running.state_dict()["under_way"]
         x, w = running.biased[0].copy(), running.weight
-        for pending in running._under_way:
+        for pending in running._in_flight:
             for message in pending.received:
                 x += message.share(0, slice(None))
                 w += message.weight
@@ -171,7 +171,7 @@ def test_replicas_reach_the_mean_of_their_starts(transport: Transport, name: str
     mine = worker(transport, OSGP(TOPOLOGIES[name](transport.size), staleness), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank
     mine.replica._progress.has_started = True
-    push_sum(mine).restart()
+    push_sum(mine).adopt_consensus()
     mine.run(min(60 * transport.size, 400))
     mine.replica.wait_in_flight()
     assert_allclose(mine.model.x, START + (transport.size - 1) / 2, atol=1e-9)
@@ -219,7 +219,7 @@ def test_no_message_is_used_later_than_the_bound(transport: Transport, staleness
     mine = worker(transport, OSGP(staleness=staleness))
     for step in range(12):
         mine.run(1)
-        numbers = [pending.number for pending in push_sum(mine)._under_way]
+        numbers = [pending.number for pending in push_sum(mine)._in_flight]
         assert all(step - number < staleness for number in numbers)
 
 
@@ -232,7 +232,7 @@ def test_one_step_overlap_between_two_ranks_by_hand(transport: Transport) -> Non
     mine = worker(transport, OSGP(staleness=1, deterministic=True), lambda *_: np.zeros(DIMENSION))
     mine.model.x[:] = 8.0 * transport.rank
     mine.replica._progress.has_started = True
-    push_sum(mine).restart()
+    push_sum(mine).adopt_consensus()
     for x, w, z in [([0.0, 4.0], 0.5, [0.0, 8.0]), ([2.0, 2.0], 0.5, [4.0, 4.0]), ([2.0, 2.0], 0.5, [4.0, 4.0])]:
         mine.run(1)
         assert_array_equal(push_sum(mine).biased[0], x[transport.rank])
@@ -274,7 +274,7 @@ def test_slowmo_over_gossip_equals_the_reference(transport: Transport, base: Any
         everyone = everyones(transport, mine.run(4))
         assert (everyone == everyone[0]).all()
         assert push_sum(mine).weight == 1.0
-        assert not push_sum(mine)._under_way
+        assert not push_sum(mine)._in_flight
     mine.run(2)
     staleness = getattr(base, "staleness", 0)
     outcome = expected(transport, base.topology, 14, staleness, period=4, alpha=0.9, beta=0.6)

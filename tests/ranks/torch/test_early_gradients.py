@@ -236,12 +236,12 @@ def test_buckets_set_out_before_the_backward_pass_is_over() -> None:
     assert len(buckets) > 3
     under_way = []
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda _: under_way.append(buckets.under_way))
+        parameter.register_post_accumulate_grad_hook(lambda _: under_way.append(buckets.is_in_flight))
     model(torch.ones(2, 8)).sum().backward()
     assert under_way[0] is False
     assert under_way[4:] == [True] * 8
     optimizer.step()
-    assert not buckets.under_way
+    assert not buckets.is_in_flight
 
 
 def test_two_models_take_turns() -> None:
@@ -297,7 +297,7 @@ def test_join_after_a_backward_pass_is_refused() -> None:
     model = net()
     optimizer = wrap(model, overlap=True)
     backward(model, 0)
-    if optimizer._early is not None and optimizer._early.under_way:
+    if optimizer._early is not None and optimizer._early.is_in_flight:
         with pytest.raises(lt.ConfigurationError, match="enter join before the backward pass"), lt.join(optimizer):
             pass
     optimizer.step()
