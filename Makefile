@@ -29,7 +29,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # What would have every rank of every test compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo test faults cases horovod lint parity gpu bench wheel constraints clean
+.PHONY: help demo check test faults cases horovod lint parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -38,6 +38,9 @@ demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_torch.py $(DEMO)/torch
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_tensorflow.py $(DEMO)/tensorflow
 	$(BIN)/python examples/digits_table.py runs/demo/torch runs/demo/tensorflow
+
+check: lint ## linters, type check, doctests and the quick tests of a single process (a minute on two cores)
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'not ranks and not slow and not alone' --numprocesses $(WORKERS)
 
 test: lint ## linters, type check and the test suite (a quarter of an hour; LENTANDO_TESTS=all: every combination)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone

@@ -1,0 +1,77 @@
+"""Training that resumes from `state_dict` is bit-identical (O20, O21)."""
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch_training import make, net, sgd, train
+
+import lentando.torch as lt
+from lentando.comm.transport import Transport
+
+
+@pytest.mark.parametrize("kind", ["slowmo", "slowmo, adam", "localsgd", "allreduce"])
+def test_resumed_training_is_the_same_to_the_bit(kind: str, shared_path: Any) -> None:
+    """O20, at every step of two rounds, through files and in a model that was built anew."""
+    model = net()
+    optimizer = make(kind, model)
+    for taken in range(9):
+        saved = shared_path / f"{kind}-{taken}-{lt.rank()}.pt"
+        torch.save({"model": model.state_dict(), "optimizer": optimizer.state_dict()}, saved)
+        train(optimizer, model, 1, first=taken)
+    train(optimizer, model, 4, first=9)
+    for taken in range(9):
+        state = torch.load(shared_path / f"{kind}-{taken}-{lt.rank()}.pt", weights_only=True)
+        resumed = net(seed=5 + lt.rank())
+        again = make(kind, resumed)
+        resumed.load_state_dict(state["model"])
+        again.load_state_dict(state["optimizer"])
+        train(again, resumed, 13 - taken, first=taken)
+        for (name, mine), other in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
+            assert torch.equal(mine, other), f"{name}, resumed after step {taken}"
+        assert again.report()["rounds"] == optimizer.report()["rounds"]
+
+
+def test_order_of_constructing_and_loading_does_not_matter() -> None:
+    """O21."""
+    model = net()
+    optimizer = make("slowmo", model)
+    train(optimizer, model, 6)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    train(optimizer, model, 6, first=6)
+
+    loaded_first = net(seed=1)
+    loaded_first.load_state_dict(weights)
+    one = make("slowmo", loaded_first)  # takes over rank 0's parameters ...
+    loaded_first.load_state_dict(weights)  # ... which in the middle of a round are not this rank's
+    one.load_state_dict(copy.deepcopy(state))  # torch's optimizers keep the tensors that they are given
+    built_first = net(seed=2)
+    other = make("slowmo", built_first)
+    other.load_state_dict(copy.deepcopy(state))
+    built_first.load_state_dict(weights)
+    for resumed, again in ((loaded_first, one), (built_first, other)):
+        train(again, resumed, 6, first=6)
+        for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
+            assert torch.equal(mine, theirs), name
+
+
+def test_state_of_another_rank_is_refused(transport: Transport) -> None:
+    if lt.size() == 1:
+        return
+    model = net()
+    optimizer = make("slowmo", model)
+    train(optimizer, model, 5)
+    states = lt.allgather_object(optimizer.state_dict()["lentando"])
+    wrong = {**optimizer.state_dict(), "lentando": states[(lt.rank() + 1) % lt.size()]}
+    with pytest.raises(lt.ConfigurationError, match=f"the rank .*is {lt.rank()} here"):
+        optimizer.load_state_dict(wrong)
+
+
+def test_state_of_another_method_or_of_a_plain_optimizer_is_refused() -> None:
+    model = net()
+    state = make("slowmo", model).state_dict()
+    with pytest.raises(lt.ConfigurationError, match="fingerprint of model and settings"):
+        make("localsgd", net()).load_state_dict(state)
+    with pytest.raises(lt.ConfigurationError, match="no entry 'lentando'"):
+        make("slowmo", net()).load_state_dict(sgd(model).state_dict())
