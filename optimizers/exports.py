@@ -1,0 +1,138 @@
+"""The names that users write with any framework, exported by ``lentando.optimizers`` and by the framework packages."""
+
+from lentando.comm.collectives import Algorithm
+from lentando.comm.errors import (
+    CheckpointError,
+    ConfigurationError,
+    DeadlockError,
+    LaunchError,
+    LentandoError,
+    MismatchError,
+    NonFiniteError,
+    NotInitializedError,
+    RankLostError,
+    SimulationError,
+    TransportError,
+)
+from lentando.comm.operations import Average, Max, Min, Op, Sum, barrier
+from lentando.comm.topology import (
+    BipartiteExponential,
+    Circulant,
+    Complete,
+    FromGraph,
+    FromMatrix,
+    GraphSequence,
+    Hybrid,
+    Hypercube,
+    NodeAware,
+    OnePeerExponential,
+    OnePeerHypercube,
+    Peers,
+    PPeerExponential,
+    Ring,
+    StaticExponential,
+    Stochasticity,
+    Topology,
+    Torus,
+    check_graphs,
+    second_modulus,
+    stochasticity,
+)
+from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
+from lentando.optimizers.checkpoint.loading import OptimizerStateChoice, load
+from lentando.optimizers.checkpoint.on_signal import save_on_signal
+from lentando.optimizers.checkpoint.saving import save
+from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
+from lentando.optimizers.replica.replica import BaseState
+from lentando.optimizers.replica.stopping import StopHandle
+from lentando.optimizers.rules.adacomm import AdaptivePeriod
+from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, BoundAlgorithm, LocalSGD
+from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.non_finite import OnNonFinite
+from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.partial_average import Joinable, join
+from lentando.optimizers.rules.period import Decision, FixedPeriod, Period, PeriodSetting, PostLocal, RoundSummary
+from lentando.optimizers.rules.settings import BaseBuffers, Settings
+from lentando.optimizers.rules.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.wire import WireDtype
+
+__all__ = [
+    "DPSGD",
+    "OSGP",
+    "SGP",
+    "AdaptivePeriod",
+    "Algorithm",
+    "AllReduce",
+    "Average",
+    "BaseAlgorithm",
+    "BaseBuffers",
+    "BaseState",
+    "BipartiteExponential",
+    "BoundAlgorithm",
+    "CheckpointError",
+    "Circulant",
+    "Complete",
+    "ConfigurationError",
+    "DeadlockError",
+    "Decision",
+    "FixedPeriod",
+    "FromGraph",
+    "FromMatrix",
+    "GraphSequence",
+    "Hybrid",
+    "Hypercube",
+    "Joinable",
+    "LaunchError",
+    "LentandoError",
+    "LocalSGD",
+    "Max",
+    "Min",
+    "MismatchError",
+    "NodeAware",
+    "NonFiniteError",
+    "NotInitializedError",
+    "OnNonFinite",
+    "OnePeerExponential",
+    "OnePeerHypercube",
+    "Op",
+    "OptimizerStateChoice",
+    "OuterRule",
+    "OuterSGD",
+    "PPeerExponential",
+    "Peers",
+    "Period",
+    "PeriodSetting",
+    "PostLocal",
+    "RankLostError",
+    "Ring",
+    "RoundSummary",
+    "Settings",
+    "SimulationError",
+    "SlowMomentum",
+    "StaticExponential",
+    "Stochasticity",
+    "StopHandle",
+    "Sum",
+    "Topology",
+    "Torus",
+    "TransportError",
+    "WeightMap",
+    "WeightRule",
+    "WireDtype",
+    "barrier",
+    "check_graphs",
+    "init",
+    "is_initialized",
+    "join",
+    "load",
+    "local_rank",
+    "local_size",
+    "rank",
+    "save",
+    "save_on_signal",
+    "second_modulus",
+    "shutdown",
+    "size",
+    "stochasticity",
+]
