@@ -3,7 +3,6 @@
 from typing import TYPE_CHECKING
 
 import tensorflow as _tf  # noqa: ICN001 - no name of this package
-from lentando.tensorflow.layers import *
 
 from lentando.comm.process_state import ProcessState as _ProcessState
 from lentando.comm.process_state import register_process_state as _register_process_state
@@ -14,6 +13,7 @@ from lentando.tensorflow import functions as _functions
 from lentando.tensorflow.callbacks import *
 from lentando.tensorflow.functions import *
 from lentando.tensorflow.methods import *
+from lentando.tensorflow.model_layers import *
 from lentando.tensorflow.optimizer import *
 from lentando.tensorflow.original_errors import original_errors as original_errors
 
