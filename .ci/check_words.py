@@ -1,4 +1,4 @@
-"""Refuses words that docs/glossary.md retires, and docstrings too short to say anything. Run by ``make lint``.
+"""Refuses words that docs/glossary.md retires, docstrings that are too short, and arguments not described by a noun.
 
 python .ci/check_words.py                  # all product code and documentation
 python .ci/check_words.py comm/flat.py     # some files or folders
@@ -17,17 +17,21 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
-CODE = ("comm", "optimizers", "frameworks", "cli")
+PACKAGES = ("comm", "optimizers", "frameworks", "cli")
 PAGES = ("README.md", "CONTRIBUTING.md", "docs")
 SHORTEST_DOCSTRING = 25
 """Characters. Shorter ones repeat the name, or say nothing."""
-CODE_BLOCK = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
+"""Code in a page: a block, or a part of a line."""
+SECTION = re.compile(r"(Args|Attributes):$")
+FRAGMENT = re.compile(r"    \*{0,2}\w+: (of|by|that|which|who|whose|tells?)\b")
+"""Description of an argument that begins with a relative clause or an attribute, whose noun the reader must guess."""
 ALLOWED = "check_words: allow"
 """A line that holds this comment is left out: for the few places where a retired word is the right one."""
 
 
 def retired() -> dict[str, re.Pattern[str]]:
-    """The words in the first column of the glossary's last table."""
+    """Pattern of each word in the first column of the glossary's last table."""
     table = GLOSSARY.read_text().partition("## Retired words")[2]
     rows = [line.split("|")[1].strip() for line in table.splitlines()[5:] if line.startswith("| ")]
     words = [word.strip() for row in rows for word in row.split(",")]
@@ -41,7 +45,7 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
     source = path.read_text()
     if path.suffix != ".py":
         if path != GLOSSARY:
-            yield 1, CODE_BLOCK.sub(lambda code: "\n" * code[0].count("\n"), source)
+            yield 1, CODE.sub(lambda code: "\n" * code[0].count("\n"), source)
         return
     lines = source.splitlines()
     in_string: list[str] = []
@@ -62,13 +66,36 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
             yield started, "{}".join(in_string)
 
 
-def short_docstrings(path: Path) -> Iterator[tuple[int, str]]:
-    """Line number and text of each docstring that is shorter than a sentence."""
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Line number and text of each docstring of a module, class or function."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
-            if text is not None and len(text) < SHORTEST_DOCSTRING:
+            if text is not None:
                 yield node.body[0].lineno, text
+
+
+def fragments(docstring: str) -> Iterator[tuple[int, str]]:
+    """Line number within a docstring, and text, of each argument that is described by a relative clause."""
+    is_section = False
+    for number, line in enumerate(docstring.splitlines()):
+        if not line.startswith(" "):
+            is_section = SECTION.match(line) is not None or (is_section and not line)
+        elif is_section and FRAGMENT.match(line):
+            yield number, line.strip()
+
+
+def findings(path: Path, patterns: dict[str, re.Pattern[str]]) -> Iterator[tuple[int, str, str]]:
+    """Line number, message and kind of everything that is wrong in a file."""
+    for line, text in texts_of(path):
+        for word, pattern in patterns.items():
+            for match in pattern.finditer(text):
+                yield line + text.count("\n", 0, match.start()), f"retired word {match[0]!r}", word
+    for line, text in docstrings(path) if path.suffix == ".py" else ():
+        if len(text) < SHORTEST_DOCSTRING:
+            yield line, f"docstring is shorter than a sentence: {text!r}", "short docstring"
+        for number, fragment in fragments(text):
+            yield line + number, f"description is no noun phrase: {fragment!r}", "fragment"
 
 
 def files_in(place: Path) -> list[Path]:
@@ -86,20 +113,12 @@ def main() -> int:
     options = parser.parse_args()
     patterns = retired()
     counts: Counter[str] = Counter()
-    for path in [file for place in options.places or [ROOT / p for p in (*CODE, *PAGES)] for file in files_in(place)]:
-        found = [
-            (line + text.count("\n", 0, match.start()), f"retired word {match[0]!r}", word)
-            for line, text in texts_of(path)
-            for word, pattern in patterns.items()
-            for match in pattern.finditer(text)
-        ]
-        if path.suffix == ".py":
-            found += [
-                (line, f"docstring says nothing: {text!r}", "short docstring") for line, text in short_docstrings(path)
-            ]
+    places = options.places or [ROOT / place for place in (*PACKAGES, *PAGES)]
+    for path in [file for place in places for file in files_in(place)]:
+        found = sorted(findings(path, patterns))
         counts.update(kind for _, _, kind in found)
         if not options.count:
-            for line, message, _ in sorted(found):
+            for line, message, _ in found:
                 print(f"{path}:{line}: {message}")
     if options.count:
         print("\n".join(f"{number:5d} {kind}" for kind, number in counts.most_common()) or "none")
