@@ -1,39 +1,21 @@
-"""All-reduce in two halves, planned once for a buffer and executed many times.
+"""All-reduce as a reduce-scatter and an all-gather, planned once for a buffer and executed many times.
 
-The halves are apart because the outer step lives between them: ``reduce_scatter`` leaves each rank with the sum of its
-shard, the rank replaces its shard by whatever it makes of that, and ``all_gather`` hands all shards out.
+The two are separate because the outer step runs between them: ``reduce_scatter`` leaves each rank with the sum of its
+shard, the rank replaces its shard by the result of the outer rule, and ``all_gather`` distributes all shards.
 """
 
-from math import inf
-from typing import Literal, TypeAlias, get_args
+from typing import get_args
 
-from lentando.comm.array_module import is_on_host
-from lentando.comm.choice import fastest, planned, usual_way
 from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.reductions.backend import BackendReduction, BackendShardedReduction
-from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
-from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.node import open_node_memory
+from lentando.comm.reductions.plan import Algorithm, build, default_plan, wants_node_memory
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.transport import Array, BackendReduceScatter, Transport, yields_cpu
+from lentando.comm.reductions.rehearsal import Rehearsal
+from lentando.comm.reductions.tuning import tuned_plan
+from lentando.comm.transport import Array, Transport
 
 __all__ = ["Algorithm", "all_reduce", "plan_reduction"]
-
-Algorithm: TypeAlias = Literal["auto", "measured", "ring", "engine"]
-
-SHARED_FROM_BYTES = 64 * 1024
-"""On one node, ``auto`` leaves smaller buffers to the engine: two barriers cost about as much as its latency."""
-SHARED_FROM_BYTES_IF_SLOW = 512 * 1024
-"""The same where there is more to wait for: a ring between nodes, or patience, at each barrier anew."""
-RING_FROM_BYTES: dict[str, float] = {
-    "one node": 32 * 1024 * 1024,
-    "one node, in halves": 4 * 1024 * 1024,
-    "several nodes": 256 * 1024,
-    "horovod": inf,
-}
-"""``auto`` leaves smaller buffers to the engine: there, latency decides, and the ring needs 2(n - 1) steps. Between
-nodes the ring wins early; in halves, the engine moves everything one and a half times.
-``benchmarks/all_reduce.py`` shows where the lines cross. Over Horovod, messages are collectives too: no ring wins."""
 
 
 def plan_reduction(
@@ -44,49 +26,78 @@ def plan_reduction(
     scatter_gather: bool = False,
     once: bool = False,
 ) -> Reduction:
-    """Plan the all-reduce of ``buffer``, one-dimensional and contiguous, by the algorithm that suits its size.
+    """Plan the all-reduce of ``buffer`` by the algorithm that suits its size.
 
     Args:
-        transport: ranks that take part; all must plan the same number of elements, dtype and algorithm.
-        buffer: float32, float64, float16, bfloat16 or integers; kept, and used in place at each execution.
-        algorithm: ``"ring"``, ``"engine"`` (the transport's own all-reduce), or ``"auto"``. For device arrays that is
-            the engine's own, by its halves if it has them.
-            Where the buffers of all ranks lie in memory that neighbours can reach (``FlatBuffer(shared=True)``), and
-            every node has equally many ranks, it is ``NodeReduction``; whether it can be, ranks find out together.
-            For large buffers, ranks measure which of the ways that give the same bits is the fastest, once in a job;
-            with ``"ring"``, too. ``"measured"`` compares all ways, for smaller buffers as well: sums then differ in the
-            last bits where another start of the job chooses otherwise. See ``lentando.comm.choice``.
-        scatter_gather: it will be used by its halves, not as a whole: ``"auto"`` then chooses otherwise.
-        once: it will be used a single time: then nothing is measured, and ``"auto"`` plans nothing with other ranks.
+        transport: transport that connects the participating ranks. All of them plan the same number of elements, dtype
+            and algorithm.
+        buffer: one-dimensional, contiguous array of float32, float64, float16, bfloat16 or integers. It is kept, and
+            used in place at each execution.
+        algorithm: ``"ring"``; ``"engine"``, which is the backend's own all-reduce; or ``"auto"``. For arrays on a GPU,
+            ``"auto"`` is the backend's all-reduce, or its reduce-scatter and all-gather. Where the buffers of all ranks
+            lie in memory that the ranks of their node can access (``FlatBuffer(shared=True)``), and every node has
+            equally many ranks, it is ``NodeReduction``, as all ranks find out together. For large buffers,
+            ``"auto"`` and ``"ring"`` measure once per job which of several bit-identical plans is the fastest.
+            ``"measured"`` compares all algorithms, for smaller buffers as well; the last bits of the sums may then
+            differ from one start of the job to the next. The module ``lentando.comm.reductions.tuning`` describes the
+            measurement.
+        scatter_gather: whether ``reduce_scatter`` and ``all_gather`` will be called instead of ``all_reduce``:
+            ``"auto"`` has other thresholds for that.
+        once: whether the reduction will be executed a single time: then nothing is measured, and ``"auto"`` plans
+            without exchanging messages.
 
     Raises:
         ConfigurationError: for any other algorithm, dtype or shape.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.comm.testing import run_ranks
+        >>> def average(transport):
+        ...     buffer = np.arange(3.0) + transport.rank
+        ...     reduction = plan_reduction(transport, buffer)  # once
+        ...     reduction.all_reduce(mean=True)  # at every step
+        ...     return buffer.tolist()
+        >>> run_ranks(2, average)
+        [[0.5, 1.5, 2.5], [0.5, 1.5, 2.5]]
     """
     if buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise ConfigurationError(f"a reduction needs a contiguous one-dimensional array, got shape {buffer.shape}")
     if algorithm not in get_args(Algorithm):
         raise ConfigurationError(f"algorithm must be 'auto', 'measured', 'ring' or 'engine', got {algorithm!r}")
-    if transport.size == 1:
-        return NoReduction(buffer)
-    chooses = algorithm in ("auto", "measured")
-    if chooses and not is_on_host(buffer) and isinstance(transport, BackendReduceScatter):
-        return BackendShardedReduction(transport, buffer) if scatter_gather else BackendReduction(transport, buffer)
-    by_node: NodeReduction | None = None
-    if chooses and not once and buffer.nbytes >= _shared_from_bytes(transport) and is_on_host(buffer):
-        by_node = plan_node_reduction(transport, buffer)
-    is_ring = algorithm == "ring" or (chooses and buffer.nbytes >= _ring_from_bytes(transport, scatter_gather))
-    usual = usual_way(transport, "shared memory" if by_node is not None else "ring" if is_ring else "engine")
-    way = usual
+    memory = None
+    if not once and wants_node_memory(transport, buffer, algorithm):
+        memory = open_node_memory(transport, buffer)
+    plan = default_plan(transport, buffer, algorithm, scatter_gather=scatter_gather, has_node_memory=memory is not None)
     if not once:
-        way = fastest(transport, buffer, usual, scatter_gather=scatter_gather, of_all=algorithm == "measured")
-    return by_node if by_node is not None and way == usual else planned(transport, buffer, way)
+        compare_all = algorithm == "measured"
+        rehearsal = Rehearsal(transport, buffer, plan, scatter_gather and compare_all)
+        plan = tuned_plan(
+            transport, buffer, plan, rehearsal.prepare, scatter_gather=scatter_gather, compare_all=compare_all
+        )
+    return build(transport, buffer, plan, memory)
 
 
 def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algorithm: Algorithm = "auto") -> None:
-    """Replace ``array`` (any shape, C-contiguous) by its sum or mean over ranks, equal to the bit on every rank.
+    """Replace ``array`` by its sum or mean over ranks, bit-identical on every rank.
+
+    Args:
+        transport: transport that connects the participating ranks.
+        array: C-contiguous array of any shape, and of the dtypes of ``plan_reduction``; changed in place.
+        mean: whether the sum is divided by the number of ranks.
+        algorithm: as for ``plan_reduction``.
 
     Raises:
-        ConfigurationError: for the mean of integers, or what ``plan_reduction`` refuses.
+        ConfigurationError: for the mean of integers, and wherever ``plan_reduction`` raises it.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.comm.testing import run_ranks
+        >>> def total(transport):
+        ...     array = np.full((2, 2), transport.rank)
+        ...     all_reduce(transport, array)
+        ...     return array.tolist()
+        >>> run_ranks(3, total)[0]
+        [[3, 3], [3, 3]]
     """
     if mean and not is_floating(array.dtype):
         raise ConfigurationError(
@@ -95,15 +106,3 @@ def all_reduce(transport: Transport, array: Array, *, mean: bool = False, algori
     if not array.flags.c_contiguous:
         raise ConfigurationError("all_reduce works in place and needs a C-contiguous array")
     plan_reduction(transport, array.reshape(-1), algorithm, once=True).all_reduce(mean)
-
-
-def _shared_from_bytes(transport: Transport) -> int:
-    is_slow = yields_cpu(transport) or transport.local_size < transport.size
-    return SHARED_FROM_BYTES_IF_SLOW if is_slow else SHARED_FROM_BYTES
-
-
-def _ring_from_bytes(transport: Transport, scatter_gather: bool) -> float:
-    place = "several nodes"
-    if transport.local_size == transport.size:
-        place = "one node, in halves" if scatter_gather else "one node"
-    return RING_FROM_BYTES[transport.name if transport.name in RING_FROM_BYTES else place]

@@ -1,1 +1,1 @@
-"""All-reduce of one buffer in two halves, each way to do it in a file of its own; ``collectives`` chooses."""
+"""All-reduce of one buffer. Each method is a file; ``plan`` builds them, ``tuning`` measures which is the fastest."""

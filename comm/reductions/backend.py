@@ -1,4 +1,4 @@
-"""All-reduce by the engine's own collectives: MPI's, Horovod's, NCCL's."""
+"""All-reduce by the backend's own collectives: those of MPI, Horovod or NCCL."""
 
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
@@ -11,7 +11,12 @@ __all__ = ["BackendReduction", "BackendShardedReduction"]
 
 
 class BackendReduction:
-    """The engine's own all-reduce: least latency for small buffers, at the price of a full-size scratch copy."""
+    """The backend's own all-reduce: the least latency for small buffers, at the price of a full-size scratch copy.
+
+    Args:
+        transport: transport that connects the participating ranks.
+        buffer: one-dimensional, contiguous array; read and written in place at every execution.
+    """
 
     def __init__(self, transport: Transport, buffer: Array) -> None:
         self._transport = transport
@@ -21,7 +26,7 @@ class BackendReduction:
         self._shards = [ring_schedule.shard(rank, size, buffer.size) for rank in range(size)]
         self._module = array_module(buffer)
         self._scratch: Array = self._module.empty(buffer.size, accumulator_dtype(buffer.dtype))
-        self._padded = self._module.zeros(-(-buffer.size // size), buffer.dtype)  # all-gather takes equal shapes
+        self._padded = self._module.zeros(-(-buffer.size // size), buffer.dtype)  # ``allgather`` takes equal shapes
 
     def reduce_scatter(self, each: Each | None = None) -> Array:
         self._reduce()
@@ -38,7 +43,7 @@ class BackendReduction:
     def all_reduce(self, mean: bool) -> None:
         total = self._buffer
         if self._scratch.dtype == total.dtype:
-            self._transport.allreduce(total)  # two copies less
+            self._transport.allreduce(total)  # saves two copies
         else:
             self._reduce()
             total = self._scratch
@@ -50,16 +55,23 @@ class BackendReduction:
 
 
 class BackendShardedReduction:
-    """The engine's own halves (NCCL's): what a device array takes, in halves.
+    """The backend's own reduce-scatter and all-gather (NCCL's), for arrays on a GPU.
 
-    An engine cuts a buffer in equal parts. One that cannot be cut so, or whose sum is formed in another dtype, is
-    copied on the device, which costs little beside the network.
+    A backend cuts a buffer into equal parts. A buffer that cannot be cut in this way, or whose sum is formed in another
+    dtype, is copied on the device, which costs little compared to the network.
+
+    Args:
+        transport: transport that connects the participating ranks, a ``BackendReduceScatter``.
+        buffer: one-dimensional, contiguous array; read and written in place at every execution.
+
+    Raises:
+        ConfigurationError: if the transport is no ``BackendReduceScatter``.
     """
 
     def __init__(self, transport: Transport, buffer: Array) -> None:
         if not isinstance(transport, BackendReduceScatter):
-            raise ConfigurationError(f"the engine of transport {transport.name!r} has no halves of its own")
-        self._engine = transport
+            raise ConfigurationError(f"transport {transport.name!r} has no reduce-scatter of its own")
+        self._backend = transport
         self._buffer = buffer
         self._size = transport.size
         self._module = array_module(buffer)
@@ -79,17 +91,17 @@ class BackendShardedReduction:
     def reduce_scatter(self, each: Each | None = None) -> Array:
         if self._terms is not self._buffer:
             self._module.copyto(self._terms[: self._buffer.size], self._buffer)
-        self._engine.reduce_scatter(self._terms, self._sum)
+        self._backend.reduce_scatter(self._terms, self._sum)
         total = self._sum[: self.shard.stop - self.shard.start]
         visit(total, each)
         return total
 
     def all_gather(self) -> None:
         if self._gathered is self._buffer:
-            self._engine.allgather_into(self._part, self._gathered)
+            self._backend.allgather_into(self._part, self._gathered)
             return
         self._module.copyto(self._part[: self.shard.stop - self.shard.start], self._buffer[self.shard])
-        self._engine.allgather_into(self._part, self._gathered)
+        self._backend.allgather_into(self._part, self._gathered)
         self._module.copyto(self._buffer, self._gathered[: self._buffer.size])
 
     def all_reduce(self, mean: bool) -> None:

@@ -1,12 +1,13 @@
-"""All-reduce where ranks of a node reach each other's memory, and only sums of a node cross the links.
+"""All-reduce where the ranks of a node access each other's memory, and only the sums of a node cross the links.
 
-Each rank of a node sums one part of the buffer over the node, straight from its neighbours' memory, and writes what
-comes of it back to all of them, block by block: what it writes to is still in the cache. Nobody else touches that part,
-so that ranks wait for each other at the start and at the end alone. Between nodes the part goes round the ring of the
-ranks that have the same one: a link carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
+Each rank of a node sums one part of the buffer over the node, directly from its neighbours' memory, and writes the
+result back to all of them, block by block: the memory that it writes to is still in the cache. No other rank touches
+that part, so the ranks wait for each other only at the start and at the end. Between nodes, a ring connects the ranks
+that own the same part: a link carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -15,54 +16,86 @@ from lentando.comm.flat import blocks
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store
-from lentando.comm.reductions.ring import SEGMENT_BYTES, SEGMENTS_IN_FLIGHT, RingReduction
+from lentando.comm.reductions.ring import DEFAULT_SEGMENTS, RingReduction, Segments
 from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
 
-__all__ = ["NodeReduction", "plan_node_reduction"]
+__all__ = ["NodeMemory", "NodeReduction", "open_node_memory"]
+
+
+@dataclass(frozen=True)
+class NodeMemory:
+    """The buffers of all ranks of this node, and how ranks are distributed over nodes.
+
+    Attributes:
+        nodes: the ranks of each node, equally many, by local rank.
+        buffers: the buffers of this node's ranks, by local rank, including this rank's own.
+        barrier: waits for all ranks of this node.
+    """
+
+    nodes: Sequence[Sequence[int]]
+    buffers: Sequence[Array]
+    barrier: Callable[[], None]
+
+
+def open_node_memory(transport: Transport, buffer: Array) -> NodeMemory | None:
+    """Open the buffers of the other ranks of this node. Collective if the transport is a ``SharedNode``.
+
+    Returns:
+        None, on all ranks alike, if a rank cannot access the buffer of another rank of its node, or the nodes have
+        different numbers of ranks, or one each.
+    """
+    if not isinstance(transport, SharedNode):
+        return None
+    same_node = transport.same_node
+    by_rank = allgather_object(transport, [list(same_node), export_handle(buffer)])
+    nodes = sorted({tuple(node) for node, _ in by_rank})
+    if len({len(node) for node in nodes}) > 1 or len(nodes[0]) < 2:
+        return None
+    buffers = []
+    for rank in same_node:
+        handle = by_rank[rank][1]
+        if rank == transport.rank and handle is not None:
+            buffers.append(buffer)
+        elif handle is not None and (opened := import_handle(handle, buffer.size, buffer.dtype)) is not None:
+            buffers.append(opened)
+    has_all = np.array([len(buffers) == len(same_node)])
+    if not transport.allgather(has_all).all():
+        return None
+    return NodeMemory(nodes, buffers, transport.node_barrier)
 
 
 class NodeReduction:
-    """One buffer, reduced within nodes by shared memory and between them by rings.
+    """All-reduce of one buffer through shared memory within nodes, and by rings between them.
 
-    Within one node sums are formed in the order of ``RingReduction``, and so equal its to the bit.
+    On a single node, sums are formed in the order of ``RingReduction``, and are bit-identical to those.
 
     Args:
-        transport: ranks that take part.
-        nodes: the ranks of each node, equally many, by local rank.
-        buffer: one-dimensional and contiguous; lies in shared memory.
-        neighbors: the buffers of all ranks of this node, by local rank; this rank's own is ``buffer``.
-        barrier: waits for all ranks of this node.
-        segment_bytes, in_flight: of the ring between nodes.
+        transport: transport that connects the participating ranks.
+        buffer: one-dimensional, contiguous array in shared memory; read and written in place at every execution.
+        memory: the same buffer on all ranks of this node.
+        segments: how the ring between nodes cuts its messages.
     """
 
     def __init__(
-        self,
-        transport: Transport,
-        nodes: Sequence[Sequence[int]],
-        buffer: Array,
-        neighbors: Sequence[Array],
-        barrier: Callable[[], None],
-        segment_bytes: int = SEGMENT_BYTES,
-        in_flight: int = SEGMENTS_IN_FLIGHT,
+        self, transport: Transport, buffer: Array, memory: NodeMemory, segments: Segments = DEFAULT_SEGMENTS
     ) -> None:
         self._traffic = transport.traffic
-        node = next(node for node in nodes if transport.rank in node)
-        own = node.index(transport.rank)
-        count, elements = len(node), buffer.size
+        node = next(node for node in memory.nodes if transport.rank in node)
+        local_rank, count = node.index(transport.rank), len(node)
         self._size = transport.size
-        self._barrier = barrier
-        part = ring_schedule.shard(own, count, elements)
-        # The ring's order: a part is summed from the rank after its own round to itself.
-        self._values = [neighbors[(own + 1 + step) % count][part] for step in range(count)]
-        self._own = buffer[part]
-        self._crossing_bytes = 2 * (count - 1) * self._own.nbytes  # read in neighbours' memory, and written there
-        self._sum: Array = np.empty(self._own.size, accumulator_dtype(buffer.dtype))
+        self._barrier = memory.barrier
+        part = ring_schedule.shard(local_rank, count, buffer.size)
+        # In the ring's order: a part is summed starting with the next rank, and ending with this one.
+        self._values = [memory.buffers[(local_rank + 1 + step) % count][part] for step in range(count)]
+        self._part = buffer[part]
+        self._crossing_bytes = 2 * (count - 1) * self._part.nbytes  # read from neighbours' memory, and written there
+        self._sum: Array = np.empty(self._part.size, accumulator_dtype(buffer.dtype))
         self._between: RingReduction | None = None
         self.shard = part
-        if len(nodes) > 1:
-            counterparts = _Counterparts(transport, [ranks[own] for ranks in nodes])
-            self._between = RingReduction(counterparts, self._own, segment_bytes, self._sum, in_flight=in_flight)
+        if len(memory.nodes) > 1:
+            counterparts = _Counterparts(transport, [ranks[local_rank] for ranks in memory.nodes])
+            self._between = RingReduction(counterparts, self._part, segments, self._sum)
             within = self._between.shard
             self.shard = slice(part.start + within.start, part.start + within.stop)
 
@@ -76,8 +109,8 @@ class NodeReduction:
     def all_gather(self) -> None:
         if self._between is not None:
             self._between.all_gather()
-        self._barrier()  # nobody needs the values of before any more
-        self._hand_out()
+        self._barrier()  # no rank needs the previous values any more
+        self._distribute()
 
     def all_reduce(self, mean: bool) -> None:
         divisor = self._size if mean else 1
@@ -86,46 +119,46 @@ class NodeReduction:
         else:
             self._sum_node()
             self._between.reduce_and_divide(divisor)
-            self._hand_out()
+            self._distribute()
 
     def _sum_node(self, each: Each | None = None) -> None:
-        """Sum this rank's part over the node, aside, in blocks that stay in the cache meanwhile."""
-        self._barrier()  # everybody's values are there
+        """Sum this rank's part over the node, into scratch memory, in blocks that stay in the cache meanwhile."""
+        self._barrier()  # all ranks have written their values
         with quiet():
-            for block in blocks(self._own):
+            for block in blocks(self._part):
                 total = self._sum[block]
                 _add_up([values[block] for values in self._values], total)
                 if each is not None:
                     each(total)
 
     def _reduce_in_place(self, divisor: int) -> None:
-        """Replace this rank's part by its sum, at every rank of the node."""
-        self._barrier()  # everybody's values are there
-        is_narrow = self._sum.dtype != self._own.dtype
+        """Replace this rank's part by its sum, on every rank of the node."""
+        self._barrier()  # all ranks have written their values
+        is_narrow = self._sum.dtype != self._part.dtype
         with quiet():
-            for block in blocks(self._own):
+            for block in blocks(self._part):
                 values = [part[block] for part in self._values]
                 total = self._sum[: values[0].size] if is_narrow else values[0]
                 _add_up(values, total)
                 store(total, values[0], divisor)
-                for place in values[1:]:
-                    np.copyto(place, values[0])
+                for target in values[1:]:
+                    np.copyto(target, values[0])
         self._end()
 
-    def _hand_out(self) -> None:
+    def _distribute(self) -> None:
         """Write this rank's part into the memory of its neighbours."""
-        for block in blocks(self._own):
-            for place in self._values[:-1]:
-                np.copyto(place[block], self._own[block])
+        for block in blocks(self._part):
+            for target in self._values[:-1]:
+                np.copyto(target[block], self._part[block])
         self._end()
 
     def _end(self) -> None:
-        self._barrier()  # nobody writes here any more: the caller may read, and write
+        self._barrier()  # no rank writes here any more: the caller may read and write
         self._traffic.count_collective(self._crossing_bytes)
 
 
 def _add_up(terms: Sequence[Array], total: Array) -> None:
-    """Sum, in order; ``total`` may be the first."""
+    """Sum the terms in order. ``total`` may be the first of them."""
     first, *others = terms
     if others and first.dtype == total.dtype:
         np.add(first, others.pop(0), out=total)  # one pass less than copying the first
@@ -136,7 +169,7 @@ def _add_up(terms: Sequence[Array], total: Array) -> None:
 
 
 class _Counterparts:
-    """Some of a transport's ranks, numbered anew: what a ring among them needs."""
+    """Some of a transport's ranks, with numbers of their own: the ``Exchanges`` of a ring among them."""
 
     def __init__(self, transport: Transport, ranks: Sequence[int]) -> None:
         self._transport = transport
@@ -152,30 +185,3 @@ class _Counterparts:
             tag,
             overlap=overlap,
         )
-
-
-def plan_node_reduction(
-    transport: Transport, buffer: Array, segment_bytes: int = SEGMENT_BYTES, in_flight: int = SEGMENTS_IN_FLIGHT
-) -> NodeReduction | None:
-    """Plan it, if the ranks of each node can reach each other's ``buffer`` and every node has equally many of them.
-
-    Collective if the transport knows of neighbours: all ranks come to the same answer.
-    """
-    if not isinstance(transport, SharedNode):
-        return None
-    same_node = transport.same_node
-    about = allgather_object(transport, [list(same_node), export_handle(buffer)])
-    nodes = sorted({tuple(node) for node, _ in about})
-    if len({len(node) for node in nodes}) > 1 or len(nodes[0]) < 2:
-        return None
-    neighbors = []
-    for rank in same_node:
-        offered = about[rank][1]
-        if rank == transport.rank and offered is not None:
-            neighbors.append(buffer)
-        elif offered is not None and (opened := import_handle(offered, buffer.size, buffer.dtype)) is not None:
-            neighbors.append(opened)
-    reached = np.array([len(neighbors) == len(same_node)])
-    if not transport.allgather(reached).all():
-        return None
-    return NodeReduction(transport, nodes, buffer, neighbors, transport.node_barrier, segment_bytes, in_flight)

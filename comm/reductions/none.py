@@ -1,4 +1,4 @@
-"""No all-reduce, behind the same interface."""
+"""The all-reduce of a job with a single rank, behind the same interface."""
 
 from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
@@ -9,7 +9,7 @@ __all__ = ["NoReduction"]
 
 
 class NoReduction:
-    """The same two halves without the others: this rank alone owns all of the buffer, and nothing is sent."""
+    """A reduction that sends nothing: this rank owns the whole buffer as its shard."""
 
     def __init__(self, buffer: Array) -> None:
         self._buffer = buffer

@@ -1,4 +1,4 @@
-"""What every way to reduce a buffer over all ranks offers: the two halves of an all-reduce, and both together."""
+"""The interface of all reductions: reduce-scatter, all-gather, and both as one all-reduce."""
 
 from collections.abc import Callable
 from typing import Protocol, TypeAlias
@@ -12,49 +12,49 @@ from lentando.comm.transport import Array
 __all__ = ["Each", "Reduction", "quiet", "store", "visit"]
 
 Each: TypeAlias = Callable[[Array], object]
-"""What is done with each piece of a sum while it is in the cache; it may change the piece."""
+"""Called with each piece of a sum while it is in the cache; it may change the piece."""
 
 
 class Reduction(Protocol):
     """A planned all-reduce of one buffer over all ranks.
 
     Attributes:
-        shard: the range of the buffer that this rank owns between the two halves. The shards of all ranks
+        shard: range of the buffer that this rank owns between reduce-scatter and all-gather. The shards of all ranks
             partition the buffer.
     """
 
     shard: slice
 
     def reduce_scatter(self, each: Each | None = None) -> Array:
-        """The sum over ranks of this rank's shard, in float32 at least.
+        """Return the sum over ranks of this rank's shard, in float32 at least.
 
-        The buffer itself is not touched. The result is scratch memory: valid until the next call.
+        The buffer itself is not changed. The result is scratch memory, valid until the next call.
 
         Args:
-            each: called once with every piece of the result, in any order, as soon as it is complete.
+            each: function that is called once with every piece of the result, in any order, once it is complete.
         """
 
     def all_gather(self) -> None:
-        """Overwrite every other rank's shard of the buffer with what that rank holds there."""
+        """Fill the other ranks' shards of the buffer with the values that those ranks hold there."""
 
     def all_reduce(self, mean: bool) -> None:
         """Replace the buffer by its sum, or mean, over ranks."""
 
 
 def quiet() -> np.errstate:
-    """Infinities and NaNs are the caller's to find in the result: a warning in the middle of a sum helps nobody."""
+    """Suppress NumPy's warnings about overflow and NaN: the caller checks whether the result is finite."""
     return np.errstate(over="ignore", invalid="ignore")
 
 
 def visit(total: Array, each: Each | None) -> None:
-    """Let ``each`` see all of a sum that became complete at once."""
+    """Call ``each`` with every block of a sum that became complete at once."""
     if each is not None:
         for block in blocks(total):
             each(total[block])
 
 
 def store(total: Array, out: Array, divisor: int) -> None:
-    """``out = total / divisor``, rounded to ``out``'s dtype once."""
+    """``out = total / divisor``, rounded once to the dtype of ``out``."""
     if divisor != 1:
         np.true_divide(total, divisor, out=total)
     if total is not out:

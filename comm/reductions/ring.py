@@ -1,10 +1,10 @@
-"""All-reduce round a ring: the least traffic that there can be."""
+"""All-reduce on a ring of ranks, with the least traffic that any all-reduce can have."""
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from itertools import chain
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 
@@ -14,41 +14,74 @@ from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store, visit
 from lentando.comm.transport import Array, Exchanges, Request
 
-__all__ = ["RingReduction"]
+__all__ = ["DEFAULT_SEGMENTS", "RingReduction", "Segments"]
 
-SEGMENT_BYTES = 256 * 1024
-"""Longest message of the ring: short enough that a link has always one to carry while others are being added."""
-SEGMENTS_IN_FLIGHT = 4
-"""Segments on their way while an earlier one is being added."""
 
-_Hop: TypeAlias = tuple[Array, Array, Callable[[], object] | None]
-"""What is sent, what is filled, and what is done when both have happened."""
+class Segments(NamedTuple):
+    """How a ring cuts its messages. No choice changes a bit of the sum.
+
+    Attributes:
+        segment_bytes: length limit of a message. By default short enough that the link is busy while others are added.
+        in_flight: number of segments that may be in flight while an earlier one is being added.
+    """
+
+    segment_bytes: int = 256 * 1024
+    in_flight: int = 4
+
+
+DEFAULT_SEGMENTS = Segments()
+
 Finish: TypeAlias = Callable[[Array, Array], object]
-"""What is done with each segment of the sum, and the place of that segment in the buffer, as soon as it is complete."""
+"""Called with each segment of the sum once it is complete, and with the range of the buffer that it belongs to."""
+
+
+class _Transfer(NamedTuple):
+    """One hop of the schedule, on arrays.
+
+    Attributes:
+        sent, received: the arrays to send and to fill.
+        then: called once both transfers are complete.
+    """
+
+    sent: Array
+    received: Array
+    then: Callable[[], object] | None = None
+
+
+class _ReduceHop(NamedTuple):
+    """One hop of the reduce-scatter, on arrays.
+
+    Attributes:
+        sent, received: the partial sums to send and to receive.
+        terms: this rank's values, which are added to those received.
+        target: range of the buffer where the sum is complete after this hop; None if it is not.
+    """
+
+    sent: Array
+    received: Array
+    terms: Array
+    target: Array | None
 
 
 class RingReduction:
-    """The segmented, pipelined ring of ``lentando.comm.reductions.ring_schedule``.
+    """The segmented, pipelined ring whose schedule is ``lentando.comm.reductions.ring_schedule``.
 
-    While one segment is added, the next ones are on their way. float16 and bfloat16 travel as float32 partial sums in
-    the first half, so that nothing is rounded before the sum is complete, and in their own dtype in the second.
+    While one segment is added, the next ones are in flight. float16 and bfloat16 are sent as float32 partial sums in
+    the reduce-scatter, so that nothing is rounded before the sum is complete, and in their own dtype in the all-gather.
 
     Args:
-        transport: ranks that take part.
-        buffer: one-dimensional and contiguous; read and written in place at every execution.
-        segment_bytes: longest message. It changes no bits of the sum, nor does ``in_flight``.
-        terms: what is summed, of the buffer's length, where that is not what the buffer holds.
-        in_flight: most segments that are on their way while an earlier one is being added.
+        transport: transport that connects the participating ranks.
+        buffer: one-dimensional, contiguous array; read and written in place at every execution.
+        segments: how messages are cut.
+        terms: values to be summed instead of those of the buffer, as an array of the buffer's length.
     """
 
     def __init__(
         self,
         transport: Exchanges,
         buffer: Array,
-        segment_bytes: int = SEGMENT_BYTES,
+        segments: Segments = DEFAULT_SEGMENTS,
         terms: Array | None = None,
-        *,
-        in_flight: int = SEGMENTS_IN_FLIGHT,
     ) -> None:
         self._transport = transport
         self._buffer = buffer
@@ -58,85 +91,84 @@ class RingReduction:
         self._module = array_module(buffer)
         self.shard = ring_schedule.shard(rank, size, elements)
         self._next, self._previous = (rank + 1) % size, (rank - 1) % size
-        count = ring_schedule.segments(size, elements, segment_bytes // self._accumulator.itemsize)
-        self._in_flight = min(count, in_flight)
+        count = ring_schedule.segments(size, elements, segments.segment_bytes // self._accumulator.itemsize)
+        self._in_flight = min(count, segments.in_flight)
         # Partial sums alternate between two chunks of scratch: the one received at this step is sent at the next.
         longest = -(-elements // size)
         scratch: Array = self._module.empty((2, longest), self._accumulator)
         starts = [ring_schedule.chunk(number, size, elements).start for number in range(size)]
-        self._sum = scratch[size % 2, : self.shard.stop - self.shard.start]  # the slot that the last step fills
+        self._sum = scratch[size % 2, : self.shard.stop - self.shard.start]  # filled by the last step
 
         def slot(step: int, owner: int, part: slice) -> Array:
             start = starts[owner % size]
             return scratch[step % 2, part.start - start : part.stop - start]
 
-        self._reduce_plan = []
+        self._reduce_plan: list[_ReduceHop] = []
         for hop in ring_schedule.reduce_hops(rank, size, elements, count):
-            own = self._terms[hop.receive]
             received = slot(hop.step, rank - 1 - hop.step, hop.receive)
             sent = slot(hop.step - 1, rank - hop.step, hop.send) if hop.step else self._terms[hop.send]
-            place = buffer[hop.receive] if hop.step == size - 2 else None  # where the sum is complete
-            self._reduce_plan.append((sent, received, own, place))
+            target = buffer[hop.receive] if hop.step == size - 2 else None
+            self._reduce_plan.append(_ReduceHop(sent, received, self._terms[hop.receive], target))
         self._gather_plan = [
-            (buffer[hop.send], buffer[hop.receive]) for hop in ring_schedule.gather_hops(rank, size, elements, count)
+            _Transfer(buffer[hop.send], buffer[hop.receive])
+            for hop in ring_schedule.gather_hops(rank, size, elements, count)
         ]
 
     def reduce_scatter(self, each: Each | None = None) -> Array:
         if self._transport.size == 1:
             self._module.copyto(self._sum, self._terms)
             visit(self._sum, each)
-        self._travel(self._reduce_hops(lambda total, _: visit(total, each)))
+        self._run(self._reduce_transfers(lambda total, _: visit(total, each)))
         return self._sum
 
     def all_gather(self) -> None:
-        self._travel(self._gather_hops())
+        self._run(self._gather_plan)
 
     def all_reduce(self, mean: bool) -> None:
         self.reduce_and_divide(self._transport.size if mean else 1)
 
     def reduce_and_divide(self, divisor: int) -> None:
-        """All-reduce, and divide: the first finished segments set out while the last ones are still being summed."""
+        """All-reduce, and divide. The first complete segments are sent while the last ones are still being summed."""
         if self._transport.size == 1:
             store(self.reduce_scatter(), self._buffer, divisor)
             return
 
-        def finish(total: Array, place: Array) -> None:
-            store(total, place, divisor)
+        def finish(total: Array, target: Array) -> None:
+            store(total, target, divisor)
 
-        self._travel(chain(self._reduce_hops(finish), self._gather_hops()))
+        self._run(chain(self._reduce_transfers(finish), self._gather_plan))
 
-    def _reduce_hops(self, finish: Finish | None = None) -> Iterator[_Hop]:
-        def add(received: Array, own: Array, place: Array | None) -> None:
+    def _reduce_transfers(self, finish: Finish) -> Iterator[_Transfer]:
+        def add(hop: _ReduceHop) -> None:
             with quiet():
-                np.add(received, own, out=received)
-            if finish is not None and place is not None:
-                finish(received, place)
+                np.add(hop.received, hop.terms, out=hop.received)
+            if hop.target is not None:
+                finish(hop.received, hop.target)
 
-        for sent, received, own, place in self._reduce_plan:
-            # In the first step the buffer's own values set out; widening them copies, which keeps the sum in float32.
-            yield sent.astype(self._accumulator, copy=False), received, partial(add, received, own, place)
+        for hop in self._reduce_plan:
+            # The first step sends the buffer's own values. Widening copies them, which keeps the sum in float32.
+            sent = hop.sent.astype(self._accumulator, copy=False)
+            yield _Transfer(sent, hop.received, partial(add, hop))
 
-    def _gather_hops(self) -> Iterator[_Hop]:
-        return ((sent, received, None) for sent, received in self._gather_plan)
+    def _run(self, transfers: Iterable[_Transfer]) -> None:
+        """Execute transfers in order, a limited number at a time.
 
-    def _travel(self, hops: Iterable[_Hop]) -> None:
-        """Let segments travel, in order, so many at a time.
-
-        At most a chunk's segments are under way: what a hop sends, the hop of the step before has received and added.
+        No more than the segments of one chunk are in flight: a hop sends what the hop of the step before has received
+        and added.
         """
         pending: deque[tuple[Request, Callable[[], object] | None]] = deque()
-        for sent, received, then in hops:
+        for transfer in transfers:
             if len(pending) == self._in_flight:
                 _complete(*pending.popleft())
-            pending.append((self._pass_on(sent, received), then))
+            pending.append((self._start(transfer), transfer.then))
         while pending:
             _complete(*pending.popleft())
 
-    def _pass_on(self, sent: Array, received: Array) -> Request:
-        # An empty segment (fewer elements than ranks) is no message: both sides know its length.
+    def _start(self, transfer: _Transfer) -> Request:
+        # An empty segment (fewer elements than ranks) is not sent: both sides know its length.
         return self._transport.exchange(
-            [(self._next, sent)] if sent.size else [],
-            [(self._previous, received)] if received.size else [],
+            [(self._next, transfer.sent)] if transfer.sent.size else [],
+            [(self._previous, transfer.received)] if transfer.received.size else [],
             overlap=False,
         )
 

@@ -1,4 +1,4 @@
-"""The sum over ranks, whole on every rank, beside a buffer that stays what it is: what an elastic job averages by."""
+"""All-reduce into scratch memory that leaves the buffer unchanged, for elastic jobs."""
 
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.collectives import Algorithm, plan_reduction
@@ -11,14 +11,14 @@ __all__ = ["WholeReduction"]
 
 
 class WholeReduction:
-    """Both halves of an all-reduce in the first, on a copy; nothing is left to do in the second.
+    """A reduction whose ``reduce_scatter`` all-reduces a copy of the buffer, and whose ``all_gather`` does nothing.
 
-    If a rank dies meanwhile, nothing has happened. Costs one more copy of the buffer, in float32 at least.
+    If a rank dies meanwhile, the buffer is unchanged. This costs one more copy of the buffer, in float32 at least.
 
     Args:
-        transport: ranks that take part.
-        buffer: one-dimensional and contiguous.
-        algorithm: see ``lentando.comm.collectives.plan_reduction``. The sum is formed as in the halves of that.
+        transport: transport that connects the participating ranks.
+        buffer: one-dimensional, contiguous array.
+        algorithm: as for ``plan_reduction``. The sum is formed in the order of its reduce-scatter and all-gather.
     """
 
     def __init__(self, transport: Transport, buffer: Array, algorithm: Algorithm = "auto") -> None:
@@ -33,7 +33,7 @@ class WholeReduction:
         self.plan()
 
     def plan(self) -> None:
-        """Plan the messages for the ranks that there are now. Collective."""
+        """Plan the reduction for the present ranks, again after some have died. Collective."""
         self._reduction = plan_reduction(self._transport, self._sum, self._algorithm, scatter_gather=True)
 
     def reduce_scatter(self, each: Each | None = None) -> Array:

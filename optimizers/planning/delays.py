@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from lentando.comm.cluster.network import Network
-from lentando.comm.collectives import RING_FROM_BYTES
 from lentando.comm.control import CONTROL_BYTES
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.reductions.plan import RING_FROM_BYTES
 
 __all__ = ["Delay", "Delays", "fit_delay", "network_delays"]
 

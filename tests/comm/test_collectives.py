@@ -11,15 +11,15 @@ from late_transport import run_ranks_late
 from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
-from lentando.comm import collectives
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.backend import BackendReduction
 from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.plan import RING_FROM_BYTES
 from lentando.comm.reductions.reduction import store
-from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.reductions.ring import RingReduction, Segments
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Array
 from lentando.comm.transports.single import SingleTransport
@@ -49,7 +49,7 @@ def test_ring_equals_the_sum_along_its_path_to_the_bit(
 
     def reduce(transport: ThreadTransport) -> Array:
         buffer = by_rank[transport.rank].copy()
-        reduction = RingReduction(transport, buffer, segment_bytes, in_flight=in_flight)
+        reduction = RingReduction(transport, buffer, Segments(segment_bytes, in_flight))
         reduction.all_reduce(mean)
         whole = buffer.copy()
         buffer[...] = by_rank[transport.rank]
@@ -74,7 +74,7 @@ def test_ring_reuses_no_memory_that_is_still_on_its_way(
 
     def reduce(transport: ThreadTransport) -> Array:
         buffer = by_rank[transport.rank].copy()
-        RingReduction(transport, buffer, segment_bytes, in_flight=in_flight).all_reduce(mean=False)
+        RingReduction(transport, buffer, Segments(segment_bytes, in_flight)).all_reduce(mean=False)
         return buffer
 
     expected = along_the_ring(by_rank, mean=False)
@@ -184,7 +184,7 @@ def plans_for(size: int, nbytes: int, local_size: int) -> list[type[Any]]:
 
 @pytest.mark.parametrize(("place", "local_size"), [("one node", 2), ("several nodes", 1)])
 def test_auto_leaves_small_buffers_to_the_engine(place: str, local_size: int) -> None:
-    threshold = collectives.RING_FROM_BYTES[place]
+    threshold = RING_FROM_BYTES[place]
     assert plans_for(2, threshold - 1, local_size) == [BackendReduction] * 2
     assert plans_for(2, threshold, local_size) == [RingReduction] * 2
 

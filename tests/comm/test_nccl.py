@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from matching_nccl import MatchingBinding, MatchingCommunicator, MatchingNCCL, run_ranks_on_devices
 
-from lentando.comm import collectives
 from lentando.comm.array_module import to_host
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError, LaunchError, TransportError
 from lentando.comm.reductions.backend import BackendReduction, BackendShardedReduction
+from lentando.comm.reductions.plan import RING_FROM_BYTES
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, check_device_arrays, check_transport, run_ranks
 from lentando.comm.transport import Array, BackendReduceScatter, Message, Request, Traffic, takes_device_arrays
@@ -323,7 +323,7 @@ def test_all_gather_hands_out_what_ranks_made_of_their_shards(algorithm: str, el
 @pytest.mark.parametrize(("scatter_gather", "expected"), [(True, BackendShardedReduction), (False, BackendReduction)])
 def test_auto_leaves_device_arrays_to_nccl_and_host_memory_to_what_it_was(scatter_gather: bool, expected: type) -> None:
     def plan(transport: NCCLTransport) -> tuple[type, type]:
-        large = collectives.RING_FROM_BYTES["one node"]
+        large = RING_FROM_BYTES["one node"]
         kinds = (
             plan_reduction(transport, array, scatter_gather=scatter_gather)
             for array in (device_arrays.zeros(large, np.uint8), np.zeros(large, np.uint8))
@@ -337,7 +337,7 @@ def test_engine_without_halves_is_refused_by_name() -> None:
     def plan(transport: ThreadTransport) -> None:
         BackendShardedReduction(transport, np.zeros(3, np.float32))
 
-    with pytest.raises(ConfigurationError, match="the engine of transport 'threads' has no halves of its own"):
+    with pytest.raises(ConfigurationError, match="transport 'threads' has no reduce-scatter of its own"):
         run_ranks(1, plan)
 
 

@@ -12,7 +12,7 @@ from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import MismatchError, SimulationError
 from lentando.comm.objects import allgather_object, broadcast_object
-from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.reductions.ring import RingReduction, Segments
 from lentando.comm.simulation import Compute, Link, Network, Sent, SharedLink, SimulatedTransport, simulate
 from lentando.comm.transport import Array
 
@@ -28,7 +28,7 @@ def test_ring_gives_every_rank_the_exact_sum(size: int, elements: int) -> None:
     def worker(transport: SimulatedTransport) -> bytes:
         buffer: Array = (np.arange(elements, dtype=np.float32) + transport.rank) % 97
         transport.compute()
-        RingReduction(transport, buffer, segment_bytes=64).all_reduce(mean=False)
+        RingReduction(transport, buffer, Segments(64)).all_reduce(mean=False)
         return buffer.tobytes()
 
     expected = sum((np.arange(elements, dtype=np.float32) + rank) % 97 for rank in range(size))
@@ -66,7 +66,7 @@ def test_segments_hide_latency_but_not_bandwidth() -> None:
     size, elements = 4, 2**14
 
     def worker(transport: SimulatedTransport) -> float:
-        RingReduction(transport, np.ones(elements, np.float32), segment_bytes=2**12).all_reduce(mean=False)
+        RingReduction(transport, np.ones(elements, np.float32), Segments(2**12)).all_reduce(mean=False)
         return transport.clock()
 
     moved = 2 * (size - 1) * 4 * elements / (size * BANDWIDTH)

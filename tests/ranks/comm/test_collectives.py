@@ -10,7 +10,7 @@ from ring_reference import along_the_ring, values_by_rank
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.reductions import ring_schedule
-from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.reductions.ring import RingReduction, Segments
 from lentando.comm.transport import Array, Transport
 
 ALGORITHMS = ("ring", "engine")
@@ -102,7 +102,7 @@ def test_nan_of_one_rank_reaches_all(transport: Transport, algorithm: Algorithm,
 
 def traffic_of_ring(transport: Transport, elements: int, segment_bytes: int = 2**20) -> tuple[list[int], list[int]]:
     """Elements sent and messages sent in one all-reduce, by rank, counted at the transport."""
-    reduction = RingReduction(transport, np.ones(elements, np.float32), segment_bytes)
+    reduction = RingReduction(transport, np.ones(elements, np.float32), Segments(segment_bytes))
     before = transport.traffic.copy()
     reduction.all_reduce(mean=False)
     assert transport.traffic.collectives == before.collectives
@@ -172,7 +172,7 @@ def test_large_segments_do_not_touch_each_other(transport: Transport, count: int
 def check_sum_along_the_ring(transport: Transport, elements: int, segment_bytes: int) -> None:
     by_rank = values_by_rank(transport.size, elements, np.float32)
     array = by_rank[transport.rank].copy()
-    RingReduction(transport, array, segment_bytes).all_reduce(mean=False)
+    RingReduction(transport, array, Segments(segment_bytes)).all_reduce(mean=False)
     assert np.array_equal(array, along_the_ring(by_rank, mean=False))
 
 
@@ -184,7 +184,7 @@ def test_every_tensor_of_a_flat_buffer_is_reduced_exactly_once(
     """O63: each element counts its ranks in binary, so that one that is missing or added twice shows."""
     flat = np.full(sum(tensors), 2.0**transport.rank, np.float32)
     if algorithm == "ring":
-        RingReduction(transport, flat, 4 * segment).all_reduce(mean=False)
+        RingReduction(transport, flat, Segments(4 * segment)).all_reduce(mean=False)
     else:
         all_reduce(transport, flat, algorithm=algorithm)
     for tensor in np.split(flat, np.cumsum(tensors)[:-1]):

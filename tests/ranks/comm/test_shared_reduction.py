@@ -12,12 +12,13 @@ from numpy.typing import DTypeLike
 from numpy_model import in_shared_memory
 from ring_reference import along_the_ring, values_by_rank
 
-from lentando.comm import collectives
-from lentando.comm.collectives import SHARED_FROM_BYTES, SHARED_FROM_BYTES_IF_SLOW, plan_reduction
+from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+from lentando.comm.reductions import plan
 from lentando.comm.reductions.backend import BackendReduction
-from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
+from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
+from lentando.comm.reductions.plan import SHARED_FROM_BYTES, SHARED_FROM_BYTES_IF_SLOW
 from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, SharedNode, Transport
 from lentando.optimizers.rules.outer_step import OuterStep
@@ -37,9 +38,9 @@ def several(transport: Transport) -> Transport:
 
 
 def planned(transport: Transport, buffer: Array) -> NodeReduction:
-    reduction = plan_node_reduction(transport, buffer)
-    assert reduction is not None
-    return reduction
+    memory = open_node_memory(transport, buffer)
+    assert memory is not None
+    return NodeReduction(transport, buffer, memory)
 
 
 def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
@@ -96,9 +97,8 @@ def test_between_nodes_only_sums_of_a_node_travel(several: Transport, dtype: DTy
         array if other == rank else import_handle(offers[other].tolist(), elements, array.dtype)
         for other in nodes[rank % 2]
     ]
-    reduction = NodeReduction(
-        several, nodes, array, [found for found in neighbors if found is not None], several.barrier
-    )
+    memory = NodeMemory(nodes, [found for found in neighbors if found is not None], several.barrier)
+    reduction = NodeReduction(several, array, memory)
     before = several.traffic.copy()
     reduction.all_reduce(mean=False)
     sent_bytes = several.traffic.bytes_sent - before.bytes_sent
@@ -126,7 +126,7 @@ def flat(elements: int, *, is_shared: bool) -> FlatBuffer:
 
 
 def test_auto_takes_it_where_all_ranks_can(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collectives, "SHARED_FROM_BYTES", 0)
+    monkeypatch.setattr(plan, "SHARED_FROM_BYTES", 0)
     assert type(plan_reduction(several, flat(100, is_shared=True).array)) is NodeReduction
     one_is_not = flat(100, is_shared=several.rank != 0)
     assert type(plan_reduction(several, one_is_not.array)) is BackendReduction
@@ -151,7 +151,7 @@ def test_auto_leaves_small_ones_to_the_engine(several: Transport, monkeypatch: p
 
 
 def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(collectives, "SHARED_FROM_BYTES", 0)
+    monkeypatch.setattr(plan, "SHARED_FROM_BYTES", 0)
     results = []
     for algorithm in ("auto", "ring"):
         buffer = flat(1003, is_shared=True)

@@ -8,21 +8,22 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from lentando.comm import choice
-from lentando.comm.choice import SEGMENTS_VARIABLE, Choice, Segments, Way, chosen_in
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.elastic import is_elastic
-from lentando.comm.reductions.ring import RingReduction
+from lentando.comm.reductions import tuning
+from lentando.comm.reductions.plan import ReductionPlan
+from lentando.comm.reductions.ring import RingReduction, Segments
+from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, TunedPlan, tuned_plans
 from lentando.comm.simulation import Network, SimulatedTransport, simulate
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Message, Request
 
 SIZE = 2
-LARGE = choice.MEASURED_FROM_BYTES // 4
+LARGE = tuning.MEASURED_FROM_BYTES // 4
 """Elements of the smallest buffer of float32 that is measured."""
 DELAY_SECONDS = 0.002
-ENGINE = Way("engine")
-RINGS = [Way("ring", segments) for segments in choice.TRIED_SEGMENTS]
+BACKEND = ReductionPlan("backend")
+RINGS = [ReductionPlan("ring", segments) for segments in tuning.TRIED_SEGMENTS]
 
 
 def on_hosts(transport: ThreadTransport) -> ThreadTransport:
@@ -60,11 +61,11 @@ def buffer(elements: int = LARGE) -> NDArray[np.float32]:
     return np.zeros(elements, np.float32)
 
 
-def chosen_by_each(kind: type[ThreadTransport], algorithm: Algorithm = "ring") -> list[list[Choice]]:
-    def plan(transport: ThreadTransport) -> list[Choice]:
+def chosen_by_each(kind: type[ThreadTransport], algorithm: Algorithm = "ring") -> list[list[TunedPlan]]:
+    def plan(transport: ThreadTransport) -> list[TunedPlan]:
         own = on_hosts(kind(transport.rank, transport._world))
         plan_reduction(own, buffer(), algorithm)
-        return chosen_in(own)
+        return tuned_plans(own)
 
     return run_ranks(SIZE, plan)
 
@@ -72,15 +73,15 @@ def chosen_by_each(kind: type[ThreadTransport], algorithm: Algorithm = "ring") -
 def test_where_messages_are_slow_to_start_all_ranks_choose_long_segments() -> None:
     """By the times of the slowest rank, though the others' own are shorter."""
     found = chosen_by_each(SlowToStart)
-    assert [choices[0].way for choices in found] == [RINGS[-1]] * SIZE
+    assert [choices[0].plan for choices in found] == [RINGS[-1]] * SIZE
     assert found[0] == found[1]
     assert min(found[0][0].seconds.values()) >= 2 * DELAY_SECONDS
 
 
 def test_the_usual_way_stays_unless_another_is_clearly_faster(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(choice, "CLEARLY_FASTER", float("inf"))
+    monkeypatch.setattr(tuning, "CLEARLY_FASTER", float("inf"))
     (choices, _) = chosen_by_each(SlowToStart)
-    assert choices[0].way == RINGS[0]
+    assert choices[0].plan == RINGS[0]
     assert choices[0].seconds[RINGS[0]] == max(choices[0].seconds.values())
 
 
@@ -98,9 +99,9 @@ def test_the_elastic_transport_of_these_tests_is_one() -> None:
 
 @pytest.mark.parametrize("algorithm", ["auto", "measured", "ring"])
 def test_nothing_is_measured_in_a_simulation(algorithm: Algorithm) -> None:
-    def plan(transport: SimulatedTransport) -> tuple[float, list[Choice]]:
+    def plan(transport: SimulatedTransport) -> tuple[float, list[TunedPlan]]:
         plan_reduction(transport, buffer(), algorithm)
-        return transport.clock(), chosen_in(transport)
+        return transport.clock(), tuned_plans(transport)
 
     assert simulate(plan, SIZE, network=Network(1e-3, 1e6)) == [(0.0, [])] * SIZE
 
@@ -124,7 +125,7 @@ def messages_planning(algorithm: Algorithm, elements: int, **how: Any) -> list[i
     [
         ("auto", LARGE - 1, {}),
         ("ring", LARGE - 1, {"scatter_gather": True}),
-        ("measured", choice.COMPARED_FROM_BYTES // 4 - 1, {}),
+        ("measured", tuning.COMPARED_FROM_BYTES // 4 - 1, {}),
         ("engine", LARGE, {}),
         ("auto", LARGE, {"once": True}),
         ("ring", LARGE, {"once": True}),
@@ -145,13 +146,13 @@ def test_measured_compares_the_engine_too(scatter_gather: bool) -> None:
             plan_reduction(on_hosts(transport), buffer(elements), "measured", scatter_gather=scatter_gather)
             for elements in (LARGE, LARGE // 8)
         ]
-        large, small = chosen_in(transport)
-        assert set(large.seconds) == {*RINGS, ENGINE}
-        assert set(small.seconds) == {RINGS[0], ENGINE}
+        large, small = tuned_plans(transport)
+        assert set(large.seconds) == {*RINGS, BACKEND}
+        assert set(small.seconds) == {RINGS[0], BACKEND}
         assert [isinstance(reduction, RingReduction) for reduction in reductions] == [
-            one.way.by == "ring" for one in (large, small)
+            one.plan.method == "ring" for one in (large, small)
         ]
-        return {large.way, small.way}
+        return {large.plan, small.plan}
 
     first, second = run_ranks(SIZE, plan)
     assert first == second
@@ -160,20 +161,20 @@ def test_measured_compares_the_engine_too(scatter_gather: bool) -> None:
 def test_the_variable_says_what_is_otherwise_measured(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(SEGMENTS_VARIABLE, "300000x2")
 
-    def reduce(transport: ThreadTransport) -> tuple[int, list[Choice]]:
+    def reduce(transport: ThreadTransport) -> tuple[int, list[TunedPlan]]:
         reduction = plan_reduction(on_hosts(transport), buffer(), "ring")
         before = transport.traffic.messages
         reduction.all_reduce(mean=False)
-        return transport.traffic.messages - before, chosen_in(transport)
+        return transport.traffic.messages - before, tuned_plans(transport)
 
     segments = -(-(LARGE // SIZE) // (300_000 // 4))
     assert run_ranks(SIZE, reduce) == [(2 * segments, [])] * SIZE
 
 
 def test_a_choice_tells_what_was_chosen_and_why() -> None:
-    between = Way("shared memory", Segments(1024, 2))
-    made = Choice("up to 32 MiB of float32", between, {RINGS[0]: 0.5, between: 0.25, ENGINE: 0.75})
+    between = ReductionPlan("shared memory", Segments(1024, 2))
+    made = TunedPlan("up to 32 MiB of float32", between, {RINGS[0]: 0.5, between: 0.25, BACKEND: 0.75})
     assert str(made) == (
         "up to 32 MiB of float32: shared memory, ring between nodes in segments of 1024x2 (measured: ring in segments "
-        "of 262144x4 500 ms, shared memory, ring between nodes in segments of 1024x2 250 ms, engine 750 ms)"
+        "of 262144x4 500 ms, shared memory, ring between nodes in segments of 1024x2 250 ms, backend 750 ms)"
     )

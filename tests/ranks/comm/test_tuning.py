@@ -10,12 +10,14 @@ from numpy.testing import assert_array_equal
 from numpy_model import Worker
 from ring_reference import along_the_ring, values_by_rank
 
-from lentando.comm import choice
-from lentando.comm.choice import SEGMENTS_VARIABLE, Segments, Way, chosen_in
-from lentando.comm.collectives import SHARED_FROM_BYTES_IF_SLOW, Algorithm, plan_reduction
+from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.objects import allgather_object
-from lentando.comm.reductions.node import NodeReduction, plan_node_reduction
+from lentando.comm.reductions import tuning
+from lentando.comm.reductions.node import NodeReduction
+from lentando.comm.reductions.plan import SHARED_FROM_BYTES_IF_SLOW, ReductionPlan, build
+from lentando.comm.reductions.ring import Segments
+from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, tuned_plans
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Background, SharedNode, Transport
 from lentando.optimizers.rules.base_algorithms import LocalSGD
@@ -23,7 +25,7 @@ from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 LARGE = SHARED_FROM_BYTES_IF_SLOW // 4
 """Elements of the smallest buffer of float32 that is measured in these tests."""
-RINGS = [Way("ring", segments) for segments in choice.TRIED_SEGMENTS]
+RINGS = [ReductionPlan("ring", segments) for segments in tuning.TRIED_SEGMENTS]
 
 
 @pytest.fixture
@@ -34,7 +36,7 @@ def job(transport: Transport, monkeypatch: pytest.MonkeyPatch) -> Iterator[Trans
     if transport.name != "mpi":
         pytest.skip(f"another job over {transport.name} cannot be opened here")
     monkeypatch.delenv(SEGMENTS_VARIABLE, raising=False)
-    monkeypatch.setattr(choice, "MEASURED_FROM_BYTES", 4 * LARGE)
+    monkeypatch.setattr(tuning, "MEASURED_FROM_BYTES", 4 * LARGE)
     new = another_job()
     yield new
     new.close()
@@ -50,7 +52,7 @@ def test_all_ranks_choose_the_same_and_measure_once(job: Transport, caplog: pyte
     """For the first buffer of a size. What later ones take, nobody needs to be asked. Rank 0 tells."""
     with caplog.at_level("INFO", "lentando"):
         plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
-    (found,) = chosen_in(job)
+    (found,) = tuned_plans(job)
     assert caplog.messages == ([f"all-reduce of {found}"] if job.rank == 0 else [])
     assert found.seconds.keys() == set(RINGS)
     assert len(set(allgather_object(job, repr(found)))) == 1
@@ -58,7 +60,7 @@ def test_all_ranks_choose_the_same_and_measure_once(job: Transport, caplog: pyte
     plan_reduction(job, np.zeros(LARGE - 1000, np.float32), "ring")
     plan_reduction(job, np.zeros(LARGE, np.float32), "ring", scatter_gather=True)
     assert job.traffic == before
-    assert chosen_in(job) == [found]
+    assert tuned_plans(job) == [found]
 
 
 @pytest.mark.parametrize("scatter_gather", [False, True])
@@ -69,10 +71,10 @@ def test_shared_memory_of_one_node_is_taken_unmeasured_unless_that_is_asked_for(
         pytest.skip("on one node")
     array = shared_zeros(LARGE, np.dtype(np.float32))
     usual = plan_reduction(job, array, scatter_gather=scatter_gather)
-    assert chosen_in(job) == []
+    assert tuned_plans(job) == []
     measured = plan_reduction(job, array, "measured", scatter_gather=scatter_gather)
-    (found,) = chosen_in(job)
-    assert found.seconds.keys() == {Way("shared memory"), *RINGS, Way("engine")}
+    (found,) = tuned_plans(job)
+    assert found.seconds.keys() == {ReductionPlan("shared memory"), *RINGS, ReductionPlan("backend")}
     assert measured.shard == usual.shard
 
 
@@ -98,7 +100,7 @@ def messages_of_thread(job: Transport) -> int:
     reduction = plan_reduction(thread, np.zeros(LARGE, np.float32), "ring")
     before = thread.traffic.messages
     reduction.all_reduce(mean=False)
-    assert chosen_in(thread) == []
+    assert tuned_plans(thread) == []
     return thread.traffic.messages - before
 
 
@@ -127,7 +129,11 @@ def test_the_ring_between_nodes_is_measured_where_they_share_memory_within(
     for once in (True, False):
         array[:] = by_rank[job.rank]
         job.barrier()
-        reduction = plan_node_reduction(nodes, array) if once else plan_reduction(nodes, array, scatter_gather=True)
+        reduction = (
+            build(nodes, array, ReductionPlan("shared memory"))
+            if once
+            else plan_reduction(nodes, array, scatter_gather=True)
+        )
         assert isinstance(reduction, NodeReduction)
         before = job.traffic.messages
         reduction.all_reduce(mean=True)
@@ -135,10 +141,10 @@ def test_the_ring_between_nodes_is_measured_where_they_share_memory_within(
         job.barrier()
     assert len(results) == 1
     if given is None:
-        (found,) = chosen_in(nodes)
-        assert found.seconds.keys() == {Way("shared memory", segments) for segments in choice.TRIED_SEGMENTS}
+        (found,) = tuned_plans(nodes)
+        assert found.seconds.keys() == {ReductionPlan("shared memory", segments) for segments in tuning.TRIED_SEGMENTS}
     else:
-        assert chosen_in(nodes) == []
+        assert tuned_plans(nodes) == []
         own_bytes = array.nbytes // nodes.local_size // 2  # of this rank's part, what it sends in each half
         assert job.traffic.messages - before >= 2 * (own_bytes // given.segment_bytes)
 
@@ -197,7 +203,7 @@ def test_a_job_resumes_bit_for_bit_whatever_was_chosen(job: Transport, monkeypat
             period=2,
             algorithm="ring",
         )
-        assert len(chosen_in(own)) == (segments is None)
+        assert len(tuned_plans(own)) == (segments is None)
         return made, own
 
     straight, first = worker(None)
