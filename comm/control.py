@@ -13,11 +13,12 @@ from typing import cast
 
 import numpy as np
 
+from lentando.comm.capabilities import Notices
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.notices import count_optimizer, neighbors_of, optimizers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
-from lentando.comm.transport import Notices, Transport
+from lentando.comm.transport import Transport
 from lentando.comm.turns import SAME_CALLS, same_call_elsewhere
 
 __all__ = ["CONTROL_BYTES", "Agreement", "Control", "Event", "agree", "fingerprint", "what_is_compared"]

@@ -1,6 +1,6 @@
 """Ranks that die: what the others do together is attempted until those who live have done it.
 
-A job is elastic if its transport is (``lentando.comm.transport.Elastic``). Whatever its ranks do together, each as a
+A job is elastic if its transport is (``lentando.comm.capabilities.Elastic``). Whatever its ranks do together, each as a
 whole, is a transaction: they attempt it so that it can be undone, then vote. If all say yes, it has happened on all. If
 not, they undo it, leave out the dead, plan anew what they had planned together, and attempt it again. So all ranks that
 live are within one transaction of each other. In a job that is not elastic nothing of this costs anything.
@@ -15,11 +15,12 @@ from typing import Protocol, TypeVar, runtime_checkable
 from weakref import WeakKeyDictionary, WeakValueDictionary
 
 from lentando.comm.array_module import copy_into
+from lentando.comm.capabilities import Elastic
 from lentando.comm.errors import LentandoError, RankLostError, TransportError
 from lentando.comm.notices import forget_neighbors
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
-from lentando.comm.transport import Array, Elastic, Transport
+from lentando.comm.transport import Array, Transport
 from lentando.comm.turns import turn
 
 __all__ = [

@@ -3,11 +3,12 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
+from lentando.comm.capabilities import Elastic, Notices, TimedRequest
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import MismatchError, ranks_in_words
 from lentando.comm.notices import watch_neighbors
-from lentando.comm.transport import Elastic, Notices, Request, TimedRequest, Transport
+from lentando.comm.transport import Request, Transport
 
 __all__ = ["NeighborExchanges", "in_gossip"]
 

@@ -12,7 +12,8 @@ Every notice of a control message is taken in that same control message, so that
 from collections.abc import Collection, Iterable
 from weakref import WeakKeyDictionary
 
-from lentando.comm.transport import Notices, Request, Transport
+from lentando.comm.capabilities import Notices
+from lentando.comm.transport import Request, Transport
 
 __all__ = [
     "Neighbors",

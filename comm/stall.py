@@ -21,8 +21,9 @@ from types import FrameType
 from typing import Any
 
 import lentando
+from lentando.comm.capabilities import SideChannel
 from lentando.comm.errors import ConfigurationError, ranks_in_words, ranks_of
-from lentando.comm.transport import SideChannel, Transport
+from lentando.comm.transport import Transport
 
 __all__ = ["STALLED_STATUS", "StallInspector", "Thresholds", "begin_inspection", "end_inspection", "watched"]
 

@@ -11,7 +11,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from lentando.comm.transport import Background, Transport
+from lentando.comm.capabilities import Background
+from lentando.comm.transport import Transport
 
 __all__ = ["Loan", "borrow_transports", "opened_count"]
 

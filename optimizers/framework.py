@@ -17,7 +17,7 @@ class Framework(Protocol):
     Attributes:
         name: "torch", "tensorflow" or the like.
         buffers: parameters, then statistics, flat, one buffer per dtype: in host memory, or all on the rank's device if
-            the transport takes device arrays (``lentando.comm.transport.DeviceArrays``).
+            the transport takes device arrays (``lentando.comm.capabilities.DeviceArrays``).
         gradients: gradients of the parameters, flat, one buffer per dtype; asked for only by base algorithms that
             average gradients.
         watch: notices parameters that the program sets between steps.

@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lentando.comm.capabilities import VirtualTime, shares_memory
 from lentando.comm.control import CONTROL_BYTES, Control, Event, agree
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
-from lentando.comm.transport import Transport, VirtualTime, shares_memory
+from lentando.comm.transport import Transport
 from lentando.optimizers.planning.records import Measurement, Points
 from lentando.optimizers.rules.base_algorithms import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP

@@ -1,11 +1,12 @@
 """All-reduce by the backend's own collectives: those of MPI, Horovod or NCCL."""
 
 from lentando.comm.array_module import array_module
+from lentando.comm.capabilities import BackendReduceScatter
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, store, visit
-from lentando.comm.transport import Array, BackendReduceScatter, Transport
+from lentando.comm.transport import Array, Transport
 
 __all__ = ["BackendReduction", "BackendShardedReduction"]
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lentando.comm.capabilities import SharedNode
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.flat import blocks
 from lentando.comm.objects import allgather_object
@@ -18,7 +19,7 @@ from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store
 from lentando.comm.reductions.ring import DEFAULT_SEGMENTS, RingReduction, Segments
 from lentando.comm.shared_memory import export_handle, import_handle
-from lentando.comm.transport import Array, Message, Request, SharedNode, Transport
+from lentando.comm.transport import Array, Message, Request, Transport
 
 __all__ = ["NodeMemory", "NodeReduction", "open_node_memory"]
 

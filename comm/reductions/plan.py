@@ -5,13 +5,14 @@ from math import inf
 from typing import Literal, TypeAlias
 
 from lentando.comm.array_module import is_on_host
+from lentando.comm.capabilities import BackendReduceScatter, yields_cpu
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.backend import BackendReduction, BackendShardedReduction
 from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.reductions.ring import DEFAULT_SEGMENTS, RingReduction, Segments
-from lentando.comm.transport import Array, BackendReduceScatter, Transport, yields_cpu
+from lentando.comm.transport import Array, Transport
 
 __all__ = [
     "RING_FROM_BYTES",

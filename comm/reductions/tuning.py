@@ -18,6 +18,7 @@ from typing import TypeAlias
 import numpy as np
 
 from lentando.comm.array_module import is_on_host
+from lentando.comm.capabilities import VirtualTime, yields_cpu
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
 from lentando.comm.job import job_of
@@ -25,7 +26,7 @@ from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.plan import WITHIN_NODE_SEGMENTS, ReductionPlan, plan_for
 from lentando.comm.reductions.ring import DEFAULT_SEGMENTS, Segments
 from lentando.comm.stall import watched
-from lentando.comm.transport import Array, Transport, VirtualTime, yields_cpu
+from lentando.comm.transport import Array, Transport
 
 __all__ = ["Prepare", "TunedPlan", "tuned_plan", "tuned_plans"]
 

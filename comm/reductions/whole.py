@@ -1,11 +1,12 @@
 """All-reduce into scratch memory that leaves the buffer unchanged, for elastic jobs."""
 
 from lentando.comm.array_module import array_module, is_on_host
+from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.reductions.reduction import Each, store, visit
 from lentando.comm.shared_memory import shared_zeros
-from lentando.comm.transport import Array, Transport, shares_memory
+from lentando.comm.transport import Array, Transport
 
 __all__ = ["WholeReduction"]
 

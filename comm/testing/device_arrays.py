@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.array_module import copy_into, to_host
+from lentando.comm.capabilities import BackendReduceScatter, takes_device_arrays
 from lentando.comm.testing.transports import DTYPES, LARGE_ELEMENTS, LATE_SECONDS, _TransportCheck
-from lentando.comm.transport import Array, BackendReduceScatter, ReduceOp, Transport, takes_device_arrays
+from lentando.comm.transport import Array, ReduceOp, Transport
 
 __all__ = ["check_device_arrays"]
 

@@ -5,8 +5,9 @@ from typing import NoReturn, Protocol
 
 import numpy as np
 
+from lentando.comm.capabilities import Elastic
 from lentando.comm.errors import RankLostError, TransportError
-from lentando.comm.transport import Array, Elastic, Transport
+from lentando.comm.transport import Array, Transport
 
 __all__ = ["check_elastic"]
 

@@ -8,9 +8,10 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from lentando.comm.array_module import to_host
+from lentando.comm.capabilities import Notices, SharedNode, TimedRequest
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
-from lentando.comm.transport import Array, Notices, ReduceOp, Request, SharedNode, TimedRequest, Traffic, Transport
+from lentando.comm.transport import Array, ReduceOp, Request, Traffic, Transport
 
 __all__ = ["DTYPES", "LARGE_ELEMENTS", "LATE_SECONDS", "check_transport"]
 

@@ -4,7 +4,7 @@ Written, and tested with a stand-in for NCCL that matches calls as NCCL does; ne
 
 One rank has one GPU: that of the first device array that it gives to a collective, which is when the communicator is
 made. All of NCCL's calls go to one communicator and one stream, in the order of the rank's own calls: the rules of
-``lentando.comm.transport.DeviceArrays`` say why nobody waits forever then, and who waits for whom. NCCL connects two
+``lentando.comm.capabilities.DeviceArrays`` say why nobody waits forever then, and who waits for whom. NCCL connects two
 ranks when they first exchange, and holds up the caller of ``exchange`` until both have come.
 """
 
@@ -16,6 +16,7 @@ from typing import NoReturn, cast
 import numpy as np
 
 from lentando.comm.array_module import array_module, is_on_host
+from lentando.comm.capabilities import Notices, TimedRequest
 from lentando.comm.errors import (
     ConfigurationError,
     LaunchError,
@@ -26,17 +27,7 @@ from lentando.comm.errors import (
 )
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.objects import allgather_object, broadcast_object
-from lentando.comm.transport import (
-    Array,
-    Message,
-    Notices,
-    ReduceOp,
-    Request,
-    TimedRequest,
-    Transport,
-    as_bytes,
-    check_rank,
-)
+from lentando.comm.transport import Array, Message, ReduceOp, Request, Transport, as_bytes, check_rank
 from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBinding
 
 __all__ = ["NCCLTransport"]

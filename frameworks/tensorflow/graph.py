@@ -8,8 +8,9 @@ from typing import Any, Literal, TypeVar, cast
 
 import tensorflow as tf
 
+from lentando.comm.capabilities import VirtualTime
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.transport import Transport, VirtualTime
+from lentando.comm.transport import Transport
 from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.model import KerasModel

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 import tensorflow as tf
 
+from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
-from lentando.comm.transport import shares_memory
 from lentando.comm.world import transport
 from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.flat_report import flat_report

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from lentando.comm.capabilities import shares_memory, takes_device_arrays
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.transport import shares_memory, takes_device_arrays
 from lentando.comm.world import transport
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number, not_one_number

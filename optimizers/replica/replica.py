@@ -6,10 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
+from lentando.comm.capabilities import VirtualTime
 from lentando.comm.control import Agreement, Event
 from lentando.comm.elastic import enlist
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.transport import Transport, VirtualTime
+from lentando.comm.transport import Transport
 from lentando.optimizers.framework import ChangingFramework, Framework
 from lentando.optimizers.replica.costs import Costs
 from lentando.optimizers.replica.evaluation import Evaluation

@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from weakref import WeakSet
 
+from lentando.comm.capabilities import VirtualTime
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
 from lentando.comm.objects import allgather_object
-from lentando.comm.transport import VirtualTime
 
 if TYPE_CHECKING:
     from lentando.optimizers.replica import Replica

@@ -15,11 +15,12 @@ from weakref import finalize
 
 import numpy as np
 
+from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.thread_transports import Loan
-from lentando.comm.transport import Array, Traffic, shares_memory
+from lentando.comm.transport import Array, Traffic
 
 __all__ = ["THREADS", "BucketCoverage", "Buckets"]
 

@@ -9,8 +9,8 @@ import pytest
 from device_arrays import DeviceArray
 
 from lentando.comm.array_module import array_module, copy_into, is_on_host, to_host
+from lentando.comm.capabilities import takes_device_arrays
 from lentando.comm.flat import BLOCK, Entry, FlatBuffer, FlatLayout, blocks
-from lentando.comm.transport import takes_device_arrays
 from lentando.comm.transports.single import SingleTransport
 
 

@@ -11,6 +11,7 @@ import pytest
 from matching_nccl import MatchingBinding, MatchingCommunicator, MatchingNCCL, run_ranks_on_devices
 
 from lentando.comm.array_module import to_host
+from lentando.comm.capabilities import BackendReduceScatter, takes_device_arrays
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError, LaunchError, TransportError
@@ -18,7 +19,7 @@ from lentando.comm.reductions.backend import BackendReduction, BackendShardedRed
 from lentando.comm.reductions.plan import RING_FROM_BYTES
 from lentando.comm.reductions.ring import RingReduction
 from lentando.comm.testing import ThreadTransport, check_device_arrays, check_transport, run_ranks
-from lentando.comm.transport import Array, BackendReduceScatter, Message, Request, Traffic, takes_device_arrays
+from lentando.comm.transport import Array, Message, Request, Traffic
 from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.nccl_binding import NCCLBinding
 

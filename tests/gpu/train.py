@@ -10,7 +10,7 @@ from torch import nn
 
 import lentando.torch as lt
 from lentando.comm import world
-from lentando.comm.transport import takes_device_arrays
+from lentando.comm.capabilities import takes_device_arrays
 
 METHODS: dict[str, Any] = {
     "allreduce": {"base": lt.AllReduce()},

@@ -36,7 +36,7 @@ EXCHANGES_REMEMBERED = 64
 
 
 class ElasticMPITransport(MPITransport):
-    """Ranks of an MPI communicator that go on when some of them die. Implements ``lentando.comm.transport.Elastic``.
+    """Ranks of an MPI communicator that go on when some of them die. Implements ``lentando.comm.capabilities.Elastic``.
 
     Args:
         comm: the ranks that take part; all of ``MPI.COMM_WORLD`` by default.

@@ -11,9 +11,9 @@ from mpi4py import MPI
 from numpy_model import Worker
 
 from lentando.comm.array_module import to_host
+from lentando.comm.capabilities import takes_device_arrays
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.testing import check_device_arrays
-from lentando.comm.transport import takes_device_arrays
 from lentando.comm.transports.mpi import MPITransport
 from lentando.optimizers.rules.base_algorithms import LocalSGD
 from lentando.optimizers.rules.gossip import OSGP

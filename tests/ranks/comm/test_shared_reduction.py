@@ -12,6 +12,7 @@ from numpy.typing import DTypeLike
 from numpy_model import in_shared_memory
 from ring_reference import along_the_ring, values_by_rank
 
+from lentando.comm.capabilities import SharedNode
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
@@ -20,7 +21,7 @@ from lentando.comm.reductions.backend import BackendReduction
 from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
 from lentando.comm.reductions.plan import SHARED_FROM_BYTES, SHARED_FROM_BYTES_IF_SLOW
 from lentando.comm.shared_memory import export_handle, import_handle
-from lentando.comm.transport import Array, SharedNode, Transport
+from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 

@@ -10,6 +10,7 @@ from numpy.testing import assert_array_equal
 from numpy_model import Worker
 from ring_reference import along_the_ring, values_by_rank
 
+from lentando.comm.capabilities import Background, SharedNode
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.objects import allgather_object
@@ -19,7 +20,7 @@ from lentando.comm.reductions.plan import SHARED_FROM_BYTES_IF_SLOW, ReductionPl
 from lentando.comm.reductions.ring import Segments
 from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, tuned_plans
 from lentando.comm.shared_memory import shared_zeros
-from lentando.comm.transport import Background, SharedNode, Transport
+from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithms import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
