@@ -23,6 +23,7 @@ from torch import nn
 import lentando.torch as lt
 from lentando.comm import world
 from lentando.comm.topology import OnePeerExponential
+from lentando.optimizers.measure import measure_delays
 from lentando.optimizers.planning import (
     Measurement,
     all_reduce_seconds,
@@ -31,7 +32,6 @@ from lentando.optimizers.planning import (
     estimate_compute,
     gossip_rate,
     local_sgd_seconds,
-    measure_delays,
 )
 
 Step = Callable[[], object]

@@ -10,7 +10,8 @@ from lentando.cli.plan import Dtype
 from lentando.cli.quantities import format_bandwidth, format_bytes, format_seconds, parse_count
 from lentando.cli.tables import print_table
 from lentando.comm import world
-from lentando.optimizers.planning import Measurement, measure_delays, measurement_line
+from lentando.optimizers.measure import measure_delays
+from lentando.optimizers.planning import Measurement, measurement_line
 
 __all__ = ["measure"]
 

@@ -69,7 +69,6 @@ MISSING = {
     "lentando.comm.testing.check_topology",
     "lentando.comm.testing.check_transport",
     "lentando.comm.testing.run_ranks",
-    "lentando.optimizers.planning",
 }
 """Names that have no example yet."""
 

@@ -1,10 +1,23 @@
-"""How long training takes before it is run: the delay model behind AdaComm, and what it says of every algorithm.
+"""Predicted training time of every algorithm, by the delay model behind AdaComm.
 
-Compute times are described by ``lentando.comm.simulation.Compute``, networks by ``Network``: what is predicted here in
-closed form can be simulated there, step by step, by the same description.
+``Compute`` describes compute times and ``Network`` a network. The simulator takes the same two descriptions, so that
+what is predicted here in closed form can also be simulated step by step.
+
+Example:
+    >>> from lentando.comm.cluster.compute import Compute
+    >>> from lentando.comm.cluster.network import Network
+    >>> from lentando.optimizers.planning import all_reduce_seconds, cheap_period, local_sgd_seconds, network_delays
+    >>> compute = Compute(0.18, "exponential")  # 180 ms per step on average
+    >>> network = Network(50e-6, 1.25e9)  # 50 us, 10 Gbit/s
+    >>> delays = network_delays(network, size=32, model_bytes=102_400_000)
+    >>> round(all_reduce_seconds(compute, 32, delays), 3)
+    0.893
+    >>> round(local_sgd_seconds(compute, 32, delays, period=12), 3)
+    0.318
+    >>> cheap_period(compute, 32, delays, overhead=0.5)
+    25
 """
 
-from lentando.optimizers.measure import measure_delays
 from lentando.optimizers.planning.delays import Delay, Delays, fit_delay, network_delays
 from lentando.optimizers.planning.estimate import ComputeEstimate, as_compute, estimate_compute, stragglers
 from lentando.optimizers.planning.gossip_rate import GossipRate, gossip_rate
@@ -47,7 +60,6 @@ __all__ = [
     "harmonic_number",
     "local_sgd_seconds",
     "mean_seconds",
-    "measure_delays",
     "measurement_line",
     "network_delays",
     "read_measurement",

@@ -1,7 +1,8 @@
-"""What communication costs: the delay D of each operation, from a model of the network or from measurements.
+"""The delay D of each operation, from a model of the network or from measurements.
 
-D is the time that an operation takes once the last rank has come to it; waiting for that rank belongs to the compute
-times (``maximum``). Latency and bandwidth parts are those of the alpha-beta model (Hockney 1994): a + b * bytes.
+D is the time that an operation takes once the last rank has reached it. The time spent waiting for that rank counts as
+compute time (``maximum``). D has a latency and a bandwidth part, as in the alpha-beta model (Hockney 1994):
+a + b * bytes.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ __all__ = ["Delay", "Delays", "fit_delay", "network_delays"]
 
 GOSSIP_HEADER_BYTES = 16
 FINITE_BYTES = 1
-"""Of ``OuterStep``'s question whether the average is finite."""
+"""Size of the flag by which ``OuterStep`` agrees whether the average is finite."""
 
 
 @dataclass(frozen=True)
@@ -26,34 +27,43 @@ class Delay:
     """A delay that grows with the message: latency_seconds + seconds_per_byte * bytes.
 
     Attributes:
-        latency_seconds: of an empty message.
+        latency_seconds: delay of an empty message.
         seconds_per_byte: one over the bandwidth.
+
+    Example:
+        >>> Delay(latency_seconds=50e-6, seconds_per_byte=1e-9).seconds(1_000_000)
+        0.00105
     """
 
     latency_seconds: float
     seconds_per_byte: float
 
     def seconds(self, size_bytes: float) -> float:
-        """The delay of a message of this size."""
+        """Return the delay of a message of this size."""
         return self.latency_seconds + self.seconds_per_byte * size_bytes
 
 
 def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Delay:
-    """The ``Delay`` that fits measurements best: least squares of the relative errors, neither part negative.
+    """Return the ``Delay`` that fits measurements best: least squares of the relative errors, neither part negative.
 
-    Relative, because the sizes of messages span orders of magnitude, and so do the errors of their times.
+    The errors are relative because the sizes of messages span orders of magnitude, and so do the errors of their times.
 
     Args:
-        sizes_bytes: of the messages, at least two different ones.
-        seconds: what each took, > 0.
+        sizes_bytes: sizes of the messages in bytes, at least two different ones.
+        seconds: duration of each message, > 0.
 
     Raises:
         ConfigurationError: if the measurements do not determine a line.
+
+    Example:
+        >>> fitted = fit_delay([1_000, 1_000_000], [0.00011, 0.00111])
+        >>> round(fitted.latency_seconds, 6), round(1 / fitted.seconds_per_byte)
+        (0.000109, 999000000)
     """
     sizes, times = np.asarray(sizes_bytes, np.float64), np.asarray(seconds, np.float64)
     if sizes.size != times.size or np.unique(sizes).size < 2 or not (times > 0).all():
         raise ConfigurationError(
-            "a delay is fitted to times > 0 of messages of at least two sizes, got "
+            "expected times > 0 of messages of at least two sizes, to fit a delay to, got "
             f"{sizes.tolist()} bytes and {times.tolist()} seconds"
         )
     columns = np.stack([1.0 / times, sizes / times], axis=1)
@@ -69,15 +79,15 @@ def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Delay:
 
 @dataclass(frozen=True)
 class Delays:
-    """What each operation costs for one model on one set of ranks, in seconds.
+    """Delay of each operation for one model on one set of ranks, in seconds.
 
     Attributes:
         gradient_average: D of synchronous SGD: control message and all-reduce of the gradients.
-        outer_step: D of an outer step: control message, both halves of the average, and what lies between.
-        slow_momentum: what slow momentum adds to it (arithmetic; no message).
-        exchange: of a gossip step, from sending until the neighbours' shares are there.
-        exchange_busy: for how much of that this rank's port is taken, so that the next message cannot leave yet.
-        exchange_local: what a gossip step computes besides (mixing, de-biasing): time that no overlap hides.
+        outer_step: D of an outer step: control message, reduce-scatter, the outer rule and all-gather.
+        slow_momentum: additional time of slow momentum in an outer step (arithmetic only, no message).
+        exchange: time of a gossip step's messages, from sending until the neighbours' messages have arrived.
+        exchange_busy: part of ``exchange`` during which this rank's port is occupied and can send nothing else.
+        exchange_local: arithmetic of a gossip step (mixing, de-biasing), which no overlap hides.
     """
 
     gradient_average: float
@@ -89,26 +99,32 @@ class Delays:
 
 
 def network_delays(network: Network, size: int, model_bytes: int, *, degree: int = 1, gossip_bytes: int = 0) -> Delays:
-    """The delays of ``size`` ranks, each on a node of its own, on a modelled network. Arithmetic takes no time.
+    """Return the delays of ``size`` ranks, one per node, on a modelled network where arithmetic takes no time.
 
     With alpha the latency, beta one over the bandwidth and B the bytes of the model:
 
     - control message, an all-gather of c bytes: ceil(log2 n) alpha + (n - 1) c beta.
-    - all-reduce by the ring: 2 (n - 1) (alpha + B / n beta), exact for messages of one segment; the latency of longer
-      ones hides in part behind their other segments (an upper bound).
-    - all-reduce by the engine: 2 ceil(log2 n) alpha + 2 (n - 1) / n B beta, as ``Network`` takes it; in halves, for the
-      outer step, its all-gather comes on top: ceil(log2 n) alpha + (n - 1) / n B beta.
-    - the outer step asks once, between its halves, whether the average is finite: an all-gather of 8 bytes.
-    - gossip: alpha + degree (B + 16) beta: all messages of a step share the sender's port.
+    - all-reduce by the ring: 2 (n - 1) (alpha + B / n beta). Exact for messages of one segment. For longer messages it
+      is an upper bound, because latency is partly hidden behind their other segments.
+    - all-reduce by MPI: 2 ceil(log2 n) alpha + 2 (n - 1) / n B beta, as the simulator charges it. As reduce-scatter and
+      all-gather, for the outer step, the all-gather is added: ceil(log2 n) alpha + (n - 1) / n B beta.
+    - the outer step checks between the two whether the average is finite: an all-gather of one byte.
+    - gossip: alpha + degree (B + 16) beta, because all messages of a step share the sender's port.
 
-    Which of ring and engine it is, ``plan_reduction`` decides by size, and so does this.
+    The ring is used from the same size as by ``plan_reduction``.
 
     Args:
-        network: its latency and bandwidth; links that differ are not looked at.
+        network: description whose common latency and bandwidth are used; links that differ are ignored.
         size: number of ranks (n).
-        model_bytes: of the parameters (B).
-        degree: out-neighbours per gossip step.
-        gossip_bytes: of the parameters as gossip sends them (float32 at least); ``model_bytes`` if 0.
+        model_bytes: size of the parameters (B).
+        degree: number of out-neighbours per gossip step.
+        gossip_bytes: size of the parameters as gossip sends them (float32 at least); ``model_bytes`` if 0.
+
+    Example:
+        >>> from lentando.comm.cluster.network import Network
+        >>> delays = network_delays(Network(50e-6, 1.25e9), size=8, model_bytes=100_000_000)
+        >>> round(delays.gradient_average, 3), round(delays.exchange, 3)
+        (0.141, 0.08)
     """
     if size == 1:
         return Delays(0.0, 0.0)
@@ -116,11 +132,11 @@ def network_delays(network: Network, size: int, model_bytes: int, *, degree: int
     levels = (size - 1).bit_length()
     control = levels * alpha + (size - 1) * CONTROL_BYTES * beta
     if model_bytes >= RING_FROM_BYTES["several nodes"]:
-        whole = in_halves = 2 * (size - 1) * (alpha + model_bytes / size * beta)
+        whole = separate = 2 * (size - 1) * (alpha + model_bytes / size * beta)
     else:
         moved = (size - 1) / size * model_bytes * beta
         whole = 2 * levels * alpha + 2 * moved
-        in_halves = whole + levels * alpha + moved
-    in_halves += levels * alpha + (size - 1) * FINITE_BYTES * beta
+        separate = whole + levels * alpha + moved
+    separate += levels * alpha + (size - 1) * FINITE_BYTES * beta
     busy = degree * ((gossip_bytes or model_bytes) + GOSSIP_HEADER_BYTES) * beta
-    return Delays(control + whole, control + in_halves, exchange=alpha + busy, exchange_busy=busy)
+    return Delays(control + whole, control + separate, exchange=alpha + busy, exchange_busy=busy)

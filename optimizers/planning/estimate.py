@@ -1,4 +1,4 @@
-"""The compute model of a job, from measured times of its steps."""
+"""Estimates of compute time and variation from measured steps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,20 +12,21 @@ from lentando.comm.errors import ConfigurationError
 __all__ = ["ComputeEstimate", "as_compute", "estimate_compute", "stragglers"]
 
 STRAGGLES_FROM = 1.2
-"""A rank straggles if its mean step is so many times the median rank's, and that is no accident."""
+"""A rank straggles if its mean step exceeds the median rank's by this factor, significantly."""
 STANDARD_ERRORS = 3.0
+"""Standard errors by which a mean must exceed that bound to be significant."""
 
 
 @dataclass(frozen=True)
 class ComputeEstimate:
-    """How long a step computes on one rank.
+    """Compute time of a step on one rank.
 
     Attributes:
-        mean_seconds: of a step (Y).
-        deviation_seconds: standard deviation of a single step, or NaN if there is but one sample.
-        tail_seconds: what one sample in twenty exceeds: of single steps if they were measured, else of means over the
-            steps of a sample, which scatter less.
-        steps: that were measured.
+        mean_seconds: mean time of a step (Y).
+        deviation_seconds: standard deviation of a single step, or NaN if there is only one sample.
+        tail_seconds: 95th percentile of the samples. If a sample spans several steps, it is that of their means, which
+            vary less.
+        steps: number of measured steps.
     """
 
     mean_seconds: float
@@ -35,14 +36,18 @@ class ComputeEstimate:
 
 
 def estimate_compute(seconds: Sequence[float], steps: Sequence[int] | None = None) -> ComputeEstimate:
-    """Mean, variance and tail of the compute time of a step, from samples that each lasted one step or several.
+    """Estimate mean, deviation and tail of a step's compute time from samples of one or several steps each.
 
     With x_r the mean over the n_r steps of sample r: Y = sum n_r x_r / sum n_r, and s^2 = sum n_r (x_r - Y)^2 / (R - 1)
     because Var(x_r) = s^2 / n_r. Both are unbiased for independent steps.
 
     Args:
-        seconds: that each sample took, all its steps together.
-        steps: of each sample; 1 each by default.
+        seconds: duration of each sample, over all its steps.
+        steps: number of steps of each sample; 1 each by default.
+
+    Example:
+        >>> estimate_compute([0.25, 0.5, 0.75], steps=[1, 2, 1]).mean_seconds
+        0.375
     """
     counts = np.ones(len(seconds)) if steps is None else np.asarray(steps, np.float64)
     times = np.asarray(seconds, np.float64)
@@ -57,9 +62,17 @@ def estimate_compute(seconds: Sequence[float], steps: Sequence[int] | None = Non
 
 
 def as_compute(mean_seconds_by_rank: Sequence[float], deviation_seconds_by_rank: Sequence[float]) -> Compute:
-    """The compute model with the ranks' measured means, and the ranks' mean variation (deviation over mean).
+    """Return the compute model with each rank's measured mean and one variation (deviation over mean) for all ranks.
 
-    Lognormal: step times are positive and skewed, and Var and mean are all that is known of them.
+    The distribution is lognormal, because step times are positive and skewed, and only mean and variance are measured.
+
+    Args:
+        mean_seconds_by_rank: mean time of a step of each rank.
+        deviation_seconds_by_rank: standard deviation of a step of each rank; NaN where unknown.
+
+    Example:
+        >>> as_compute([0.5, 0.75], [0.0, 0.0]).stragglers
+        {1: 1.5}
     """
     means = np.asarray(mean_seconds_by_rank, np.float64)
     base = float(means.min())
@@ -77,17 +90,21 @@ def as_compute(mean_seconds_by_rank: Sequence[float], deviation_seconds_by_rank:
 def stragglers(
     mean_seconds_by_rank: Sequence[float], deviation_seconds_by_rank: Sequence[float], steps: int
 ) -> list[int]:
-    """The ranks that are slower for good: means above 1.2 times the median rank's, by 3 standard errors.
+    """Return the permanently slower ranks: means above 1.2 times the median rank's, by 3 standard errors.
 
     Args:
-        mean_seconds_by_rank: of a step.
-        deviation_seconds_by_rank: of a step; NaN counts as 0.
-        steps: that each mean was taken over.
+        mean_seconds_by_rank: mean time of a step of each rank.
+        deviation_seconds_by_rank: standard deviation of a step of each rank; NaN counts as 0.
+        steps: number of steps that each mean was taken over.
+
+    Example:
+        >>> stragglers([0.1, 0.1, 0.2], [0.01, 0.01, 0.01], steps=100)
+        [2]
     """
-    line = STRAGGLES_FROM * median_low(mean_seconds_by_rank)
-    found = []
+    bound = STRAGGLES_FROM * median_low(mean_seconds_by_rank)
+    slow = []
     for rank, (mean, deviation) in enumerate(zip(mean_seconds_by_rank, deviation_seconds_by_rank, strict=True)):
         error = 0.0 if np.isnan(deviation) else deviation / max(steps, 1) ** 0.5
-        if mean - STANDARD_ERRORS * error > line:
-            found.append(rank)
-    return found
+        if mean - STANDARD_ERRORS * error > bound:
+            slow.append(rank)
+    return slow

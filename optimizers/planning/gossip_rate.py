@@ -1,16 +1,16 @@
-"""The speed of gossip: ranks that wait for their in-neighbours only, and through them, later, for everybody.
+"""Time per step of gossip, where a rank waits for its in-neighbours, and through them, later, for all ranks.
 
-A step of rank i ends when it has computed and its in-neighbours' messages are there: times follow
+A step of rank i ends when it has computed and its in-neighbours' messages have arrived. Times follow
 
     t_i(k + 1) = max(t_i(k) + Y_i(k), max over in-neighbours j of t_j(k) + Y_j(k) + G)
 
 with G the delay of an exchange: a linear system in (max, +) algebra (Baccelli, Cohen, Olsder, Quadrat, "Synchronization
 and Linearity", 1992), whose time per step converges to one rate for all ranks on a connected graph. Random compute
-times have no closed form for it. A message of overlap SGP with staleness s is waited for s steps later:
+times have no closed form for it. With overlap SGP and staleness s, a rank waits for a message s steps later:
 
     t_i(k + 1) = max(t_i(k) + Y_i(k), max over j of t_j(k + 1 - s) + G)
 
-where t_i(k + 1) is when step k ends, and its message leaves. So exchange hides behind s steps of compute.
+where t_i(k + 1) is when step k ends and its message leaves. So s steps of compute hide the exchange.
 """
 
 from collections.abc import Callable
@@ -30,7 +30,7 @@ __all__ = ["GossipRate", "gossip_rate"]
 Floats = NDArray[np.float64]
 
 BATCHES = 16
-"""The run is cut into so many parts, whose scatter tells the standard error."""
+"""Number of parts into which the run is cut. Their scatter gives the standard error."""
 
 
 @dataclass(frozen=True)
@@ -38,10 +38,10 @@ class GossipRate:
     """The time per step of gossip.
 
     Attributes:
-        seconds: per step, the long-run mean. Exact for constant compute times, an estimate otherwise.
-        standard_error_seconds: of that estimate.
-        lower_seconds: a bound: the rate cannot be less. Each rank must compute, and each message must travel.
-        upper_seconds: a bound, if there is no staleness: as if all ranks waited for all in every step.
+        seconds: long-run mean of the time per step. Exact for constant compute times, an estimate otherwise.
+        standard_error_seconds: standard error of that estimate.
+        lower_seconds: lower bound: each rank must compute, and each message must be transferred.
+        upper_seconds: upper bound without staleness: all ranks wait for all ranks in every step; infinite otherwise.
     """
 
     seconds: float
@@ -60,24 +60,35 @@ def gossip_rate(
     slow_momentum: bool = False,
     seed: int = 0,
 ) -> GossipRate:
-    """Monte Carlo of the recursion above, many runs at a time, started a while before it counts.
+    """Estimate the time per step of gossip by a Monte Carlo simulation of the recursion, after a warm-up.
 
     With constant Y and one message per step: SGP Y + G, OSGP max(Y, G / staleness, time on the port). With random Y,
-    E[max of all Y] + G bounds SGP from above (to wait for more ranks makes nobody faster: the recursion is monotone),
-    and both E[Y_i] and, on graphs where every rank hears somebody in each step, min_i E[Y_i] + G from below (the weight
-    of one path through the recursion). An outer step, every ``period`` steps, waits for all ranks and all messages.
+    E[max of all Y] + G bounds SGP from above (waiting for more ranks makes no rank faster: the recursion is monotone).
+    E[Y_i] bounds it from below, and so does min_i E[Y_i] + G on graphs where every rank has an in-neighbour in each
+    step (the weight of one path through the recursion). An outer step, every ``period`` steps, waits for all ranks and
+    all messages.
 
-    Wires are those of ``lentando.comm.simulation.Network``: a rank's port sends one message at a time and receives
-    one. For several messages per step the order in which they share ports is approximated.
+    Ports are modelled as in the simulator: each rank sends one message at a time and receives one at a time. With
+    several messages per step, the order in which they share ports is approximated.
 
     Args:
-        compute: Y.
-        graphs: who hears whom.
-        delays: of exchange and outer step.
-        staleness: of OSGP; 0 is SGP.
-        period: inner steps between outer steps; None for none.
-        slow_momentum: whether the outer steps take it.
-        seed: of the Monte Carlo.
+        compute: distribution of compute times (Y).
+        graphs: communication graphs by step.
+        delays: delays of exchange and outer step.
+        staleness: staleness of OSGP in steps; 0 is SGP.
+        period: inner steps between outer steps; None without outer steps.
+        slow_momentum: whether outer steps include slow momentum.
+        seed: seed of the Monte Carlo simulation.
+
+    Example:
+        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.topology import OnePeerExponential
+        >>> delays = Delays(gradient_average=0.1, outer_step=0.1, exchange=0.05, exchange_busy=0.05)
+        >>> graphs = OnePeerExponential().for_size(4)
+        >>> round(gossip_rate(Compute(0.2), graphs, delays).seconds, 3)
+        0.25
+        >>> round(gossip_rate(Compute(0.2), graphs, delays, staleness=1).seconds, 3)
+        0.2
     """
     size = graphs.size
     runs = max(1, 2048 // size)
@@ -92,25 +103,26 @@ def gossip_rate(
             marks.append(system.ready.mean())
         system.step(step, draw())
         if period is not None and (step + 1) % period == 0:
-            system.meet(delays.outer_step + (delays.slow_momentum if slow_momentum else 0.0))
+            system.outer_step(delays.outer_step + (delays.slow_momentum if slow_momentum else 0.0))
     marks.append(system.ready.mean())
     rates = np.diff(marks) / (counted // BATCHES)
     means = [mean_seconds(compute, rank) for rank in range(size)]
     lower, upper = max(means) + delays.exchange_local, inf
     outer = 0.0 if period is None else delays.outer_step / period
     if not staleness:
-        hears = all(graphs.peers_in(rank, phase).in_neighbors for rank in range(size) for phase in range(graphs.phases))
-        lower = max(lower, min(means) + delays.exchange_local + (delays.exchange if hears else 0.0))
+        every_step = [graphs.peers_in(rank, phase) for rank in range(size) for phase in range(graphs.phases)]
+        has_senders = all(peers.in_neighbors for peers in every_step)
+        lower = max(lower, min(means) + delays.exchange_local + (delays.exchange if has_senders else 0.0))
         upper = expected_maximum_seconds(compute, size) + delays.exchange_local + delays.exchange
         upper += outer + (delays.slow_momentum / period if period is not None and slow_momentum else 0.0)
     return GossipRate(float(rates.mean()), float(rates.std(ddof=1) / sqrt(BATCHES)), lower, upper)
 
 
 class _System:
-    """Times of ``runs`` independent systems of ranks, shape (runs, ranks).
+    """Simulated clocks of ``runs`` independent systems of ranks, as arrays of shape (runs, ranks).
 
     Attributes:
-        ready: when each rank begins its next step.
+        ready: time at which each rank begins its next step.
     """
 
     def __init__(self, graphs: GraphSequence, delays: Delays, staleness: int, runs: int) -> None:
@@ -128,42 +140,42 @@ class _System:
         self._busy = [delays.exchange_busy * np.array(row) / max(most, 1) for row in degrees]
 
     def step(self, number: int, seconds: Floats) -> None:
-        """Every rank computes for ``seconds``, sends, and waits for what is due."""
+        """Advance every rank by one step: compute for ``seconds``, send, and wait for the messages that are due."""
         slots = self._staleness + 1
         phase = self._graphs.phase(number)
         done = self.ready + seconds + self._delays.exchange_local
         if self._staleness:
             done = np.maximum(done, self._arrived[(number - self._staleness) % slots])
-            done = np.maximum(done, self._left[number % slots])  # the message whose memory is needed now
+            done = np.maximum(done, self._left[number % slots])  # the message whose buffer is reused
         start = np.maximum(done, self._port_out)
         self._left[number % slots] = self._port_out = start + self._busy[phase]
-        heard = self._heard(start, phase)
-        hears = heard > -inf
-        occupied = np.maximum(heard, self._port_in) + self._delays.exchange_busy
-        self._port_in = np.where(hears, occupied, self._port_in)
-        arrived = np.where(hears, occupied + (self._delays.exchange - self._delays.exchange_busy), -inf)
+        sent = self._latest_in(start, phase)
+        has_senders = sent > -inf
+        occupied = np.maximum(sent, self._port_in) + self._delays.exchange_busy
+        self._port_in = np.where(has_senders, occupied, self._port_in)
+        arrived = np.where(has_senders, occupied + (self._delays.exchange - self._delays.exchange_busy), -inf)
         self._arrived[number % slots] = arrived
         self.ready = done if self._staleness else np.maximum(done, arrived)
 
-    def meet(self, seconds: float) -> None:
-        """All ranks wait for each other and for all messages, then spend ``seconds`` together."""
+    def outer_step(self, seconds: float) -> None:
+        """Let all ranks wait for each other and for all messages, and then take an outer step of ``seconds``."""
         latest = np.maximum(self.ready, np.max(self._arrived, axis=0)).max(axis=1, keepdims=True)
         self.ready = np.repeat(latest + seconds, self.ready.shape[1], axis=1)
 
-    def _heard(self, times: Floats, phase: int) -> Floats:
-        """The latest of each rank's in-neighbours; -inf where it has none."""
+    def _latest_in(self, times: Floats, phase: int) -> Floats:
+        """Return the latest time among each rank's in-neighbours; -inf where it has none."""
         padded = np.concatenate([times, np.full((times.shape[0], 1), -inf)], axis=1)
         return np.asarray(padded[:, self._in[phase]].max(axis=2))
 
     @staticmethod
     def _indices(neighbors: list[list[int]]) -> NDArray[np.int64]:
-        """Padded to the same length with the number behind the last rank's."""
+        """Return the neighbours as one array, padded to equal length with the number of ranks."""
         degree = max(1, *map(len, neighbors))
         return np.array([[*ranks, *[len(neighbors)] * (degree - len(ranks))] for ranks in neighbors])
 
 
 def _sampler(compute: Compute, size: int, runs: int, random: np.random.Generator) -> Callable[[], Floats]:
-    """Draws the times of one step of all ranks."""
+    """Return a function that draws the times of one step, shape (runs, ranks)."""
     factors = np.array([compute.stragglers.get(rank, 1.0) for rank in range(size)])
     shape = (runs, size)
     if compute.distribution == "exponential":

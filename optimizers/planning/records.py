@@ -1,15 +1,15 @@
-"""Measured values in a file: what ``optimizer.report()`` and ``lentando measure`` write, and ``lentando plan`` reads.
+"""Files of measured values, which ``optimizer.report()`` and ``lentando measure`` write and ``lentando plan`` reads.
 
-JSON Lines. A line counts if it is an object whose ``"format"`` is ``"lentando-measurement-1"``, or that has such an
-object under ``"report"``; all other lines (losses, epochs) are left to whoever wrote them. Its keys, each optional but
-``size``, times in seconds:
+The format is JSON Lines. A line is read if it is an object whose ``"format"`` is ``"lentando-measurement-1"``, or has
+such an object under ``"report"``; all other lines (losses, epochs) are ignored. These are its keys, all optional except
+``size``, with times in seconds:
 
 - ``size``: number of ranks.
-- ``model_bytes``: of the parameters.
+- ``model_bytes``: size of the parameters.
 - ``compute_seconds_by_rank``, ``compute_deviation_seconds_by_rank``: mean and standard deviation of a step.
 - ``delays``: by operation (an attribute of ``Delays``, or ``"control"``), a list of [bytes of the model, seconds].
 
-Of several lines each adds to those before it, and what it says itself holds.
+Each line adds to the lines before it, and replaces values that both contain.
 """
 
 import json
@@ -31,21 +31,27 @@ __all__ = ["FORMAT", "Measurement", "Points", "append_measurement", "measurement
 FORMAT = "lentando-measurement-1"
 
 Points: TypeAlias = "list[tuple[int, float]]"
-"""(bytes of the model, seconds), in the order of bytes."""
+"""Pairs of (bytes of the model, seconds), in increasing order of bytes."""
 
 _OPERATIONS = ("control", "gradient_average", "outer_step", "slow_momentum", "exchange", "exchange_local")
 
 
 @dataclass
 class Measurement:
-    """What was measured, of a job or of its network.
+    """Measured compute times and delays of a job.
 
     Attributes:
         size: number of ranks.
-        model_bytes: of the parameters, or None.
-        compute_seconds_by_rank: mean of a step; empty if unknown, like the next.
-        compute_deviation_seconds_by_rank: standard deviation of a step; NaN where unknown.
-        delays: by operation.
+        model_bytes: size of the parameters in bytes, or None if unknown.
+        compute_seconds_by_rank: mean time of a step of each rank; empty if unknown.
+        compute_deviation_seconds_by_rank: standard deviation of a step of each rank, NaN where unknown; empty like the
+            means.
+        delays: measured points of each operation.
+
+    Example:
+        >>> measured = Measurement(size=4, delays={"outer_step": [(1_000_000, 0.002), (4_000_000, 0.005)]})
+        >>> measured.delay_at("outer_step", 2_500_000)
+        0.0035
     """
 
     size: int
@@ -55,13 +61,13 @@ class Measurement:
     delays: dict[str, Points] = field(default_factory=dict)
 
     def compute(self) -> Compute | None:
-        """The compute model of these ranks."""
+        """Return the compute model of these ranks, or None if their compute times are unknown."""
         if not self.compute_seconds_by_rank:
             return None
         return as_compute(self.compute_seconds_by_rank, self.compute_deviation_seconds_by_rank)
 
     def delay_at(self, operation: str, model_bytes: int) -> float | None:
-        """The delay of an operation for a model of this size: between measured sizes by a line, beyond by the fit."""
+        """Return the delay of an operation for a model of this size: interpolated, or from the fit beyond."""
         points = self.delays.get(operation)
         if not points:
             return None
@@ -72,14 +78,14 @@ class Measurement:
         return None if fitted is None else fitted.seconds(model_bytes)
 
     def fit(self, operation: str) -> Delay | None:
-        """Latency and bandwidth of an operation, if sizes enough were measured to tell them apart."""
+        """Return latency and bandwidth of an operation, or None if too few sizes were measured to separate them."""
         points = [point for point in self.delays.get(operation, []) if point[1] > 0]
         return fit_delay(*zip(*points, strict=True)) if len(points) > 1 else None
 
     def delays_at(self, model_bytes: int) -> Delays | None:
-        """All delays for a model of this size; None if neither average was measured.
+        """Return all delays for a model of this size, or None if neither average was measured.
 
-        Where one of the two averages is missing, the other stands in for it: by the ring they cost the same.
+        If only one of the two averages was measured, its delay is used for both: by the ring they cost the same.
         """
         gradients = self.delay_at("gradient_average", model_bytes)
         outer = self.delay_at("outer_step", model_bytes)
@@ -89,7 +95,7 @@ class Measurement:
         fitted = self.fit("exchange")
         busy = exchange if fitted is None else min(exchange, fitted.seconds_per_byte * model_bytes)
         return Delays(
-            gradient_average=outer if gradients is None else gradients,  # type: ignore[arg-type] # one of them is known
+            gradient_average=outer if gradients is None else gradients,  # type: ignore[arg-type] # one of the two is known
             outer_step=gradients if outer is None else outer,  # type: ignore[arg-type]
             slow_momentum=self.delay_at("slow_momentum", model_bytes) or 0.0,
             exchange=exchange,
@@ -99,7 +105,7 @@ class Measurement:
 
 
 def measurement_line(measured: "Measurement | Mapping[str, Any]") -> dict[str, Any]:
-    """A line of the format: of a ``Measurement``, or of ``optimizer.report()``, all of which stays in it."""
+    """Return the line of a ``Measurement``, or of all that ``optimizer.report()`` returned, as a JSON object."""
     if isinstance(measured, Measurement):
         line: dict[str, Any] = {"format": FORMAT, **vars(measured)}
     else:
@@ -114,65 +120,67 @@ def measurement_line(measured: "Measurement | Mapping[str, Any]") -> dict[str, A
 
 
 def append_measurement(path: Path, measured: "Measurement | Mapping[str, Any]") -> None:
-    """Add a line to the file: a ``Measurement``, or what ``optimizer.report()`` returned."""
+    """Append a ``Measurement``, or what ``optimizer.report()`` returned, to a file."""
     with path.open("a") as file:
         file.write(json.dumps(measurement_line(measured), allow_nan=False) + "\n")
 
 
 def read_measurement(path: Path) -> Measurement:
-    """What a file says.
+    """Return the measurement that a file holds.
 
     Raises:
-        ConfigurationError: if it cannot be read, says nothing, or speaks of different numbers of ranks.
+        ConfigurationError: if the file cannot be read, holds no measurement, or holds measurements of different numbers
+            of ranks.
     """
     try:
         lines = path.read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigurationError(f"cannot read {path}: {error}") from error
-    found: Measurement | None = None
+    measurement: Measurement | None = None
     for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:
-            told = json.loads(line)
+            record = json.loads(line)
         except ValueError as error:
             raise ConfigurationError(f"{path}, line {number}: expected JSON Lines, got {line[:40]!r}") from error
-        if isinstance(told, dict) and isinstance(told.get("report"), dict):
-            told = told["report"]
-        if isinstance(told, dict) and told.get("format") == FORMAT:
+        if isinstance(record, dict) and isinstance(record.get("report"), dict):
+            record = record["report"]
+        if isinstance(record, dict) and record.get("format") == FORMAT:
             try:
-                found = _added(found, told)
+                measurement = _merge(measurement, record)
             except (KeyError, TypeError, ValueError) as error:
                 raise ConfigurationError(f"{path}, line {number}: not in the format {FORMAT}: {error}") from error
-    if found is None:
+    if measurement is None:
         raise ConfigurationError(
             f'{path} has no measured values: expected a line of JSON with "format": "{FORMAT}", as lentando measure '
             "--json and lentando.optimizers.planning.append_measurement write it"
         )
-    return found
+    return measurement
 
 
-def _added(before: Measurement | None, told: Mapping[str, Any]) -> Measurement:
-    size = int(told["size"])
+def _merge(before: Measurement | None, record: Mapping[str, Any]) -> Measurement:
+    """Add the values of a line to a measurement; they replace values of earlier lines."""
+    size = int(record["size"])
     if size < 1 or (before is not None and before.size != size):
         was = "" if before is None else f" after {before.size}"
-        raise ConfigurationError(f"size is {size}{was}, but all lines must speak of the same number of ranks")
-    found = before or Measurement(size)
-    if told.get("model_bytes") is not None:
-        found.model_bytes = int(told["model_bytes"])
-    means = told.get("compute_seconds_by_rank") or ()
+        raise ConfigurationError(f"size is {size}{was}, but all lines must be of the same number of ranks")
+    merged = before or Measurement(size)
+    if record.get("model_bytes") is not None:
+        merged.model_bytes = int(record["model_bytes"])
+    means = record.get("compute_seconds_by_rank") or ()
     if means:
-        deviations = told.get("compute_deviation_seconds_by_rank") or [None] * len(means)
+        deviations = record.get("compute_deviation_seconds_by_rank") or [None] * len(means)
         if len(means) != size or len(deviations) != size:
             raise ConfigurationError(f"expected compute times of {size} ranks, got {len(means)} and {len(deviations)}")
-        found.compute_seconds_by_rank = [_positive(value) for value in means]
-        found.compute_deviation_seconds_by_rank = [nan if v is None else _positive(v) for v in deviations]
-    for operation, points in (told.get("delays") or {}).items():
+        merged.compute_seconds_by_rank = [_positive(value) for value in means]
+        merged.compute_deviation_seconds_by_rank = [nan if v is None else _positive(v) for v in deviations]
+    for operation, points in (record.get("delays") or {}).items():
         if operation in _OPERATIONS:
-            merged = dict(found.delays.get(operation, ()))
-            merged |= {int(size_bytes): _positive(seconds) for size_bytes, seconds in points}
-            found.delays[operation] = sorted(merged.items())
-    return found
+            by_size = dict(merged.delays.get(operation, ()))
+            by_size |= {int(size_bytes): _positive(seconds) for size_bytes, seconds in points}
+            merged.delays[operation] = sorted(by_size.items())
+    return merged
 
 
 def _positive(value: Any) -> float:

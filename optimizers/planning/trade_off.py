@@ -1,4 +1,4 @@
-"""Which period to choose: the error that a longer one costs against the time that it saves.
+"""Choice of the period: the error that a longer period costs against the time that it saves.
 
 The bound and its minimum are those of Wang and Joshi, "Adaptive Communication Strategies to Achieve the Best
 Error-Runtime Trade-off in Local-Update SGD", MLSys 2019, arXiv 1810.08313, Theorems 1 and 2. Their constants (L, sigma)
@@ -17,19 +17,24 @@ from lentando.optimizers.planning.run_time import local_sgd_seconds
 __all__ = ["LONGEST_PERIOD", "Problem", "best_period", "cheap_period", "error_bound", "real_best_period"]
 
 LONGEST_PERIOD = 1024
-"""``cheap_period`` looks no further: replicas that meet more rarely are hardly one training."""
+"""Longest period that ``cheap_period`` considers: replicas that are averaged more rarely train separate models."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What the bound needs to know of a training.
+    """Constants of a training run that the error bound depends on.
 
     Args:
-        loss_gap: F(x_1) - F_inf, how far the loss can fall, > 0.
-        lipschitz: L, of the gradient, > 0.
-        variance: sigma^2, of the stochastic gradients, > 0.
-        learning_rate: eta, > 0.
-        time_seconds: T, how long the training lasts, > 0.
+        loss_gap: distance from the initial loss to its infimum, F(x_1) - F_inf > 0.
+        lipschitz: Lipschitz constant of the gradient, L > 0.
+        variance: variance of the stochastic gradients, sigma^2 > 0.
+        learning_rate: learning rate, eta > 0.
+        time_seconds: duration of the training, T > 0.
+
+    Example:
+        >>> problem = Problem(loss_gap=2.0, lipschitz=1.0, variance=1.0, learning_rate=0.08, time_seconds=3600.0)
+        >>> best_period(problem, delay_seconds=1.0), problem.allows(2)
+        (2, True)
     """
 
     loss_gap: float
@@ -44,25 +49,30 @@ class Problem:
                 raise ConfigurationError(f"{name} must be finite and > 0, got {value}")
 
     def allows(self, period: float) -> bool:
-        """Whether the bound holds for this period: eta L + eta^2 L^2 tau (tau - 1) <= 1 (Theorem 1)."""
+        """Return whether the bound holds for this period: eta L + eta^2 L^2 tau (tau - 1) <= 1 (Theorem 1)."""
         step = self.learning_rate * self.lipschitz
         return step + step**2 * period * (period - 1) <= 1
 
 
 def error_bound(problem: Problem, compute_seconds: float, delay_seconds: float, size: int, period: float) -> float:
-    """An upper bound on min_k E ||grad F(x_k)||^2 after T seconds, for constant Y and D (Theorem 1):
+    """Return an upper bound on min_k E ||grad F(x_k)||^2 after T seconds, for constant Y and D (Theorem 1):
 
         2 (F(x_1) - F_inf) / (eta T) * (Y + D / tau) + eta L sigma^2 / m + eta^2 L^2 sigma^2 (tau - 1)
 
-    The first term falls with the period (more steps in the same time), the last is the error floor that it raises. It
-    is proved where ``problem.allows(period)``.
+    The first term falls with the period (more steps in the same time). The last term, the error floor, rises with it.
+    The bound is proved where ``problem.allows(period)``.
 
     Args:
-        problem: the constants.
-        compute_seconds: Y.
-        delay_seconds: D.
+        problem: constants of the training run.
+        compute_seconds: compute time of a step (Y).
+        delay_seconds: delay of a communication (D).
         size: number of ranks (m).
-        period: tau >= 1.
+        period: inner steps between averages, tau >= 1.
+
+    Example:
+        >>> problem = Problem(loss_gap=1.0, lipschitz=1.0, variance=1.0, learning_rate=0.1, time_seconds=100.0)
+        >>> round(error_bound(problem, compute_seconds=0.1, delay_seconds=0.1, size=4, period=2), 3)
+        0.065
     """  # noqa: D415 - ends in a colon, for the formula
     eta, smooth, variance = problem.learning_rate, problem.lipschitz, problem.variance
     run_time = 2 * problem.loss_gap / (eta * problem.time_seconds) * (compute_seconds + delay_seconds / period)
@@ -70,9 +80,14 @@ def error_bound(problem: Problem, compute_seconds: float, delay_seconds: float, 
 
 
 def real_best_period(problem: Problem, delay_seconds: float) -> float:
-    """tau* = sqrt(2 (F(x_1) - F_inf) D / (eta^3 L^2 sigma^2 T)), the minimum of the bound over real periods > 0.
+    """Return tau* = sqrt(2 (F(x_1) - F_inf) D / (eta^3 L^2 sigma^2 T)), the real period that minimises the bound.
 
-    Theorem 2. It does not depend on Y nor on the number of ranks.
+    This is Theorem 2. The period depends neither on Y nor on the number of ranks.
+
+    Example:
+        >>> problem = Problem(loss_gap=1.0, lipschitz=1.0, variance=1.0, learning_rate=0.1, time_seconds=100.0)
+        >>> round(real_best_period(problem, delay_seconds=1.0), 3)
+        4.472
     """
     eta = problem.learning_rate
     return sqrt(
@@ -82,7 +97,13 @@ def real_best_period(problem: Problem, delay_seconds: float) -> float:
 
 
 def best_period(problem: Problem, delay_seconds: float) -> int:
-    """The integer period >= 1 with the smallest bound: one of tau*'s two neighbours, because the bound is convex."""
+    """Return the integer period >= 1 with the smallest bound: a neighbour of tau*, because the bound is convex.
+
+    Example:
+        >>> problem = Problem(loss_gap=1.0, lipschitz=1.0, variance=1.0, learning_rate=0.1, time_seconds=100.0)
+        >>> best_period(problem, delay_seconds=1.0)
+        4
+    """
     real = real_best_period(problem, delay_seconds)
     if real <= 1:
         return 1
@@ -91,21 +112,26 @@ def best_period(problem: Problem, delay_seconds: float) -> int:
 
 
 def cheap_period(compute: Compute, size: int, delays: Delays, overhead: float = 0.1) -> int | None:
-    """The smallest period at which communication and straggling cost at most ``overhead`` times the computation.
+    """Return the smallest period at which communication and stragglers cost at most ``overhead`` of the computation.
 
-    That is, E[max_i Ybar_i] + D / tau <= (1 + overhead) max_i E[Y_i]: the slowest rank's own mean is what no period
-    can save. AdaComm begins with its longest period: a longer one than this would save next to no time, and cost
-    accuracy. A rule of this project, which needs no constants of the loss; the time falls with the period, so a
+    That is, E[max_i Ybar_i] + D / tau <= (1 + overhead) max_i E[Y_i], because no period can save the mean compute time
+    of the slowest rank. AdaComm begins with its longest period: a longer one than this would save next to no time, and
+    cost accuracy. This rule of this project needs no constants of the loss. The time falls with the period, so a
     bisection finds it.
 
     Args:
-        compute: Y.
+        compute: distribution of compute times (Y).
         size: number of ranks.
-        delays: D.
-        overhead: > 0.
+        delays: delays of the operations (D).
+        overhead: accepted cost as a share of the slowest rank's mean compute time, > 0.
 
     Returns:
         The period, or None if even ``LONGEST_PERIOD`` costs more.
+
+    Example:
+        >>> from lentando.comm.cluster.compute import Compute
+        >>> cheap_period(Compute(0.1), 8, Delays(gradient_average=0.05, outer_step=0.05), overhead=0.1)
+        5
     """
     if not 0 < overhead < inf:
         raise ConfigurationError(f"overhead must be finite and > 0, got {overhead}")
@@ -114,7 +140,7 @@ def cheap_period(compute: Compute, size: int, delays: Delays, overhead: float = 
     def is_cheap(period: int) -> bool:
         return local_sgd_seconds(compute, size, delays, period) <= allowed
 
-    low, high = 0, 1  # not cheap, perhaps cheap
+    low, high = 0, 1  # too short, and perhaps long enough
     while not is_cheap(high):
         if high >= LONGEST_PERIOD:
             return None

@@ -14,6 +14,7 @@ from lentando.cli.app import run
 from lentando.comm.simulation import Compute, Network, simulate
 from lentando.comm.topology import OnePeerExponential
 from lentando.comm.transport import Transport
+from lentando.optimizers.measure import measure_delays
 from lentando.optimizers.planning import (
     Measurement,
     Problem,
@@ -22,7 +23,6 @@ from lentando.optimizers.planning import (
     best_period,
     gossip_rate,
     local_sgd_seconds,
-    measure_delays,
     network_delays,
     read_measurement,
 )
