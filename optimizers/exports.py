@@ -46,8 +46,10 @@ from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.replica.replica import BaseState
 from lentando.optimizers.replica.stopping import StopHandle
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
-from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, BoundAlgorithm, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm, BoundAlgorithm
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_sgd import OuterSGD

@@ -11,7 +11,8 @@ from lentando.comm.control import CONTROL_BYTES, Control, Event, agree
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Transport
 from lentando.optimizers.planning.records import Measurement, Points
-from lentando.optimizers.rules.base_algorithms import AllReduce
+from lentando.optimizers.rules.algorithm_hooks import hooks_of
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
@@ -88,7 +89,7 @@ def _operations(
             overlapped = OSGP(staleness=1, deterministic=True).bind(transport, [buffer], [])
             # Long after it was sent, the message of the step before has come: what is left is this rank's own work.
             local = min(whole, clock.median(overlapped.after_step, pause_seconds=4 * whole))
-            overlapped.wait_in_flight()
+            hooks_of(overlapped).outer_average.wait_in_flight()
         found |= {"exchange": whole - local, "exchange_local": local}
     return found
 

@@ -7,7 +7,8 @@ import keras
 from lentando.comm.collectives import Algorithm
 from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.rules.adacomm import adacomm
-from lentando.optimizers.rules.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.period import Period

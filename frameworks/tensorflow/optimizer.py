@@ -16,7 +16,8 @@ from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number
 from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.replica.resume import copied
-from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm
+from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.period import PeriodSetting, needs_loss

@@ -14,16 +14,17 @@ from lentando.comm.world import transport
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.replica import BaseState, Replica
-from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, BoundAlgorithm, OverlappedGradients
-from lentando.optimizers.rules.gradient_buckets import BucketCoverage
+from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.overlap import BucketCoverage
 from lentando.optimizers.rules.period import PeriodSetting
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.torch.convert import to_plain, to_torch
-from lentando.torch.early import EarlyHooks
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
+from lentando.torch.overlap import OverlapHooks
 from lentando.torch.training import TorchTraining
 from lentando.torch.wrapped import WrappedOptimizer
 
@@ -104,9 +105,8 @@ class DistributedOptimizer(WrappedOptimizer):
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
         self._replica = Replica(world, self._model, settings)
         self._gradients_are_averaged = False
-        self._early: EarlyHooks | None = None
-        self._hooked: BoundAlgorithm | None = None
-        self._follow_base_algorithm()
+        self._overlap: OverlapHooks | None = None
+        self._follow_buckets()
 
     @property
     def period(self) -> int | None:
@@ -151,8 +151,8 @@ class DistributedOptimizer(WrappedOptimizer):
         result = None
         if not overflow:
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
-        if self._early is not None:
-            self._early.restart()
+        if self._overlap is not None:
+            self._overlap.begin_step()
         replica.after_step()
         replica.stop_if_agreed()
         return result
@@ -176,21 +176,21 @@ class DistributedOptimizer(WrappedOptimizer):
 
         They do so outside it, too, but with ``AllReduce(overlap=True)`` gradients set out as soon as they are there.
         """
-        with nullcontext() if self._early is None else self._early.paused():
+        with nullcontext() if self._overlap is None else self._overlap.paused():
             yield
 
     @contextmanager
     def joined(self) -> Iterator[None]:
         """Let ranks have unequal numbers of batches inside the block; see ``lentando.torch.join``."""
-        if self._early is None:
+        if self._overlap is None:
             with self._replica.join(self._step_along):
                 yield
             return
-        if self._early.is_in_flight:
+        if self._overlap.is_in_flight:
             raise ConfigurationError(
                 "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
             )
-        with self._early.paused(), self._replica.join(self._step_along):
+        with self._overlap.paused(), self._replica.join(self._step_along):
             yield
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -295,28 +295,28 @@ class DistributedOptimizer(WrappedOptimizer):
         with self._replica.weights_changed_by(f"{name}()"):
             return method()
 
-    def _follow_base_algorithm(self) -> None:
+    def _follow_buckets(self) -> None:
         """Let the backward pass fill the buckets of the base algorithm at work, which a change replaces."""
-        base_algorithm = self._replica.base
-        if base_algorithm is not self._hooked:
-            self._hooked, self._early = base_algorithm, None
-            if isinstance(base_algorithm, OverlappedGradients):
-                gradients = self._model.flat_gradients
-                self._early = EarlyHooks(gradients.parameters, gradients.views, base_algorithm)
+        buckets = self._replica.base.overlap.buckets
+        if buckets is None:
+            self._overlap = None
+        elif self._overlap is None or self._overlap.buckets is not buckets:
+            gradients = self._model.flat_gradients
+            self._overlap = OverlapHooks(gradients.parameters, gradients.views, buckets)
 
     def _average_gradients(self, loss: float | None, overflow: bool, defer: bool = False) -> tuple[float, bool]:
         """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
         if self._model.has_changed():
-            if self._early is not None:
-                self._early.finish()
-                self._replica.base.finish_buckets(BucketCoverage.NONE)
+            if self._overlap is not None:
+                self._overlap.finish()
+                self._replica.base.overlap.finish_buckets(BucketCoverage.NONE)
             self._replica.follow_changes()
-        self._follow_base_algorithm()
+        self._follow_buckets()
         gradients = self._model.flat_gradients
-        if self._early is None or self._replica.joined:
+        if self._overlap is None or self._replica.joined:
             gradients.gather()
         else:
-            gradients.gather(present_already=self._early.finish())
+            gradients.gather(present_already=self._overlap.finish())
         agreement = self._replica.average_gradients(loss, overflow, defer=defer)
         gradients.scatter()
         return agreement.loss, bool(agreement.flagged)

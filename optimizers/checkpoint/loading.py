@@ -187,7 +187,7 @@ class _Loading:
                 content["world_size"],
                 self._part,
                 build_layouts(self._saved),
-                training.replica.base,
+                training.replica.base.resizing,
                 self._rank,
                 transport.size,
             )

@@ -16,7 +16,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import in_memory_order, in_shape
 from lentando.optimizers.checkpoint.relayout import RankContent, Tensors, parameters_of, saved_arrays
 from lentando.optimizers.checkpoint.tree import no_flat_state, pack, tensor, unpack
-from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.base_algorithm import Resizable
 from lentando.optimizers.rules.flat_state import flat_state
 
 __all__ = ["Resizing"]
@@ -42,7 +42,7 @@ class Resizing:
         size: int,
         read: Callable[[int], RankContent],
         layouts: Sequence[FlatLayout],
-        base: BoundAlgorithm,
+        base: Resizable,
         rank: int,
         new_size: int,
     ) -> None:

@@ -65,7 +65,7 @@ class Evaluation:
             share = None if verdict is None else verdict.partial_average
             plan.wait_in_flight()
             own.extend(buffer.array.copy() for buffer in buffers)
-            plan.base.wait_in_flight() if share is not None and share.is_over_debiased else plan.base.prepare_average()
+            plan.base.prepare_average(share)
             for buffer in buffers:
                 constants = plan.constants.within(buffer)
                 reduction = plan_reduction(plan.transport, buffer.array, plan.settings.algorithm)
@@ -91,7 +91,7 @@ class Evaluation:
             self.is_open = False
             put_back()
             if plan.recoveries != recoveries:  # which took the average for this replica's parameters
-                plan.base.rebase_on_model()
+                plan.base.outer_average.rebase_on_model()
             plan.framework.store()
             plan.framework.watch.mark()
             self.timing.resume()

@@ -10,8 +10,8 @@ from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.part import Part
 from lentando.optimizers.replica.weights import Weights
-from lentando.optimizers.rules.gradient_buckets import BucketCoverage
 from lentando.optimizers.rules.non_finite import Verdict, first_non_finite, told_loss
+from lentando.optimizers.rules.overlap import BucketCoverage
 from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["Gradients"]
@@ -40,7 +40,7 @@ class Gradients(Part):
 
         def attempt() -> tuple[Agreement, Verdict | None]:
             agreement = self.messages.agree(Event.GRADIENTS, _DOING, told, flag, found=found)
-            plan.base.finish_buckets(BucketCoverage(agreement.early))
+            plan.base.overlap.finish_buckets(BucketCoverage(agreement.early))
             self.weights.compare(agreement.weights_set)
             verdict = self._deferred_error = None
             try:
@@ -51,7 +51,7 @@ class Gradients(Part):
                 self._deferred_error = error
             if not self.uneven.is_everybodys(agreement):
                 self.uneven.rates_of_active()
-            plan.base.average_gradients(self._share(agreement, verdict))
+            plan.base.steps.average_gradients(self._share(agreement, verdict))
             return agreement, verdict
 
         with self.costs.of("gradients", step):
@@ -77,7 +77,7 @@ class Gradients(Part):
             verdict = self._judge(agreement, self.progress.inner_steps + 1)
             rates = self.uneven.rates_of_active()
             self.plan.framework.load()  # on a device, what follows is then in order with the framework
-            self.plan.base.average_gradients(self._share(agreement, verdict))
+            self.plan.base.steps.average_gradients(self._share(agreement, verdict))
         return rates, bool(agreement.flagged)
 
     def settle_deferred(self, expected: bool) -> bool:

@@ -143,7 +143,7 @@ class Messages:
             clock=progress.seconds(),
             finite=self._non_finite.is_clean(found),
             stopping=self.stop is not None and self.stop.told,
-            early=self._plan.base.coverage,
+            early=self._plan.base.overlap.coverage,
             weights_set=event in (Event.GRADIENTS, Event.ROUND) and self._plan.framework.watch.found,
             **self._timing.shares(),
         )

@@ -51,8 +51,8 @@ class Mixing(Part):
         found = first_non_finite(plan.framework.buffers, statistics=False) if self.non_finite.skips else None
         if found is not None:
             self.non_finite.drop_non_finite(found)
-            plan.base.drop_non_finite()
-        if without_vote(plan.transport, plan.base.after_step):
+            plan.base.non_finite.drop_non_finite()
+        if without_vote(plan.transport, plan.base.steps.after_step):
             plan.framework.store()
         if found is not None:
             plan.framework.reset_optimizer()

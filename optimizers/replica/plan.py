@@ -13,7 +13,7 @@ from lentando.optimizers.fixed_state import check_fixed_state
 from lentando.optimizers.framework import Framework, MeasuringFramework
 from lentando.optimizers.replica.rest_of_model import take_over
 from lentando.optimizers.replica.same_model import check_equal
-from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks, hooks_of
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.settings import Settings
@@ -47,7 +47,7 @@ class Plan:
     """
 
     subject: int
-    base: BoundAlgorithm
+    base: AlgorithmHooks
 
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
         self.transport = transport
@@ -69,20 +69,20 @@ class Plan:
     def start(self) -> None:
         """Before the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
         self.framework.load()
-        self.base.adopt_consensus()
+        self.base.outer_average.adopt_consensus()
         if self.outer is not None:
             self.outer.reset_anchor()
 
     def wait_in_flight(self) -> None:
         """Bring home what gossip has under way, so that the parameters stand for all that has been sent."""
         self.framework.load()
-        self.base.wait_in_flight()
+        self.base.outer_average.wait_in_flight()
         self.framework.store()
 
     def continue_from_weights(self) -> None:
         """The weights of this rank were changed between steps: gossip continues from what they are now."""
         self.framework.load()
-        self.base.rebase_on_model()
+        self.base.outer_average.rebase_on_model()
         self.framework.store()
         self.framework.watch.mark()
 
@@ -100,11 +100,11 @@ class Plan:
         Each takes what it has for its estimate of the average, and gossip begins anew from there, with the step after
         the last that any rank has begun to exchange: those that are behind take the steps until there by themselves.
         """
-        begun_exchanges = self.base.begun_exchanges
+        begun_exchanges = self.base.recovery.begun_exchanges
         most_begun = int(self.transport.allgather(np.array([begun_exchanges], np.int64)).max())
         self.framework.load()
         base = self._bind()
-        base.resume_after_failure(begun_exchanges, most_begun)
+        base.recovery.resume_after_failure(begun_exchanges, most_begun)
         self.base = base
         if self.outer is not None:
             self.outer.replan()
@@ -133,12 +133,12 @@ class Plan:
             self.transport, buffers, settings.outer, settings.exact_average, settings.algorithm, self.constants
         )
 
-    def _bind(self) -> BoundAlgorithm:
+    def _bind(self) -> AlgorithmHooks:
         settings, buffers = self.settings, self.framework.buffers
         gradients = self.framework.gradients if settings.base.averages_gradients else []
-        base = settings.base.bind(self.transport, buffers, gradients)
+        base = hooks_of(settings.base.bind(self.transport, buffers, gradients))
         if settings.on_nonfinite == "skip" and settings.base.mixes_parameters:
-            base.allow_drop()
+            base.non_finite.allow_drop()
             if settings.period is None and any(part.group is None for b in buffers for part in b.layout.ranges):
                 raise ConfigurationError(
                     "on_nonfinite='skip' cannot restore the statistics of the model (BatchNorm's) here, for gossip "

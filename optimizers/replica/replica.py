@@ -28,7 +28,7 @@ from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven import Uneven
 from lentando.optimizers.replica.weights import Weights
-from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 from lentando.optimizers.rules.non_finite import NonFinite
 from lentando.optimizers.rules.partial_average import StepAlong
 from lentando.optimizers.rules.period import needs_loss
@@ -114,8 +114,8 @@ class Replica:
         return self._plan.transport, self._plan.framework, self._plan.settings
 
     @property
-    def base(self) -> BoundAlgorithm:
-        """The base algorithm at work."""
+    def base(self) -> AlgorithmHooks:
+        """The hooks of the base algorithm at work."""
         return self._plan.base
 
     def record_loss(self, loss: Any, count: int = 1) -> None:

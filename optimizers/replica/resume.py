@@ -70,7 +70,7 @@ def load_state(state: Mapping[str, Any], plan: Plan, progress: Progress, rounds:
     progress.steps, progress.steps_in_round = state["steps"], state["steps_in_round"]
     progress.rate_sums = list(state["rate_sums"])
     progress.loss_sum, progress.loss_count = state["loss_sum"], state["loss_count"]
-    plan.base.load_state_dict(state["base"])
+    plan.base.state.load_state_dict(state["base"])
     if rounds.period is not None:
         rounds.period.load_state_dict(state["period"])
     if plan.outer is not None:
@@ -89,6 +89,6 @@ def copied(state: Any) -> Any:
 def _state_of_base(plan: Plan) -> dict[str, Any]:
     """The base algorithm's, which may wait for messages."""
     state: dict[str, Any] = {}
-    while not without_vote(plan.transport, lambda: state.update(plan.base.state_dict())):
+    while not without_vote(plan.transport, lambda: state.update(plan.base.state.state_dict())):
         pass
     return state

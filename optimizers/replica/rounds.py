@@ -148,7 +148,7 @@ class Rounds(Part):
         assert plan.outer is not None
         if plan.settings.exact_average:
             self._is_prepared = True
-            plan.base.wait_in_flight() if share is not None and share.is_over_debiased else plan.base.prepare_average()
+            plan.base.prepare_average(share)
         plan.outer.average(share)
         if plan.settings.base_buffers != "average":
             return None
@@ -161,7 +161,7 @@ class Rounds(Part):
         plan.outer.abort_average()
         if self._is_prepared:
             self._is_prepared = False
-            plan.base.abort_average()
+            plan.base.outer_average.abort_average()
         plan.framework.store()
 
     def _adopt(self, formed: _Average) -> None:
@@ -176,9 +176,9 @@ class Rounds(Part):
         else:
             plan.outer.step(formed.rates)
         if plan.settings.exact_average:
-            plan.base.adopt_consensus()
+            plan.base.outer_average.adopt_consensus()
         else:
-            plan.base.rebase_on_model()
+            plan.base.outer_average.rebase_on_model()
         plan.framework.store()
         if formed.buffers is not None:
             plan.framework.store_optimizer_buffers(formed.buffers)

@@ -22,7 +22,7 @@ from lentando.optimizers.planning import (
     local_sgd_seconds,
     stragglers,
 )
-from lentando.optimizers.rules.base_algorithms import BaseAlgorithm
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 
 __all__ = ["Kind", "Timing"]
 

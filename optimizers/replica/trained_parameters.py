@@ -132,12 +132,12 @@ class TrainedParameters:
         plan.wait_in_flight()
         before = [_renamed(layout, change.replaced) for layout in self._layouts()]
         known = framework.known - change.replaced
-        base_state = plan.base.state_dict()
+        base_state = plan.base.state.state_dict()
         outer_state = None if plan.outer is None else plan.outer.whole_state()
         prepared = None
         if change.left:
             parameters = [to_host(buffer.parameters) for buffer in framework.buffers]
-            prepared = plan.base.prepared_average(base_state, parameters)
+            prepared = plan.base.resizing.prepared_average(base_state, parameters)
         by_mean = not plan.settings.base.averages_gradients
         self._unify(framework.buffers, change.left, by_mean, prepared)
         framework.store()
@@ -184,11 +184,11 @@ class TrainedParameters:
     def _carry_base_state_over(self, state: dict[str, object], before: Sequence[FlatLayout]) -> None:
         plan = self.plan
         base, after = plan.base, self._layouts()
-        base.load_state_dict(carried_over(state, base.state_dict(), before, after))
+        base.state.load_state_dict(carried_over(state, base.state.state_dict(), before, after))
         # Once more, when what has joined has been brought in line with the rest (x = w z, with this rank's w).
         plan.framework.load()
-        base.rebase_on_model()
-        base.load_state_dict(carried_over(state, base.state_dict(), before, after))
+        base.outer_average.rebase_on_model()
+        base.state.load_state_dict(carried_over(state, base.state.state_dict(), before, after))
 
     def _carry_rates_over(self, before: Sequence[FlatLayout]) -> None:
         """Groups of parameters that were there keep the learning rates of the round so far; others have today's."""

@@ -115,7 +115,7 @@ class Weights:
                         constant.restore(buffer.array)
 
         in_place(plan.transport, [buffer.array for buffer in plan.framework.buffers], attempt)
-        plan.base.adopt_consensus()
+        plan.base.outer_average.adopt_consensus()
         if plan.outer is not None:
             plan.outer.reset_anchor(forget_momentum=True)
         plan.framework.store()
@@ -128,14 +128,14 @@ class Weights:
         plan = self.plan
         plan.framework.load()
         without_vote(plan.transport, self._drain)
-        plan.base.rebase_on_model()
+        plan.base.outer_average.rebase_on_model()
         plan.framework.store()
 
     def _drain(self) -> None:
         """Receive what is in flight, and keep the weights as they are."""
         buffers = self.plan.framework.buffers
         kept = [buffer.array.copy() for buffer in buffers] if self.plan.settings.base.mixes_parameters else []
-        self.plan.base.wait_in_flight()
+        self.plan.base.outer_average.wait_in_flight()
         for buffer, array in zip(buffers, kept, strict=bool(kept)):
             copy_into(buffer.array, array)
 

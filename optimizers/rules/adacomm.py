@@ -7,7 +7,8 @@ from typing import Any, ClassVar, Literal
 from lentando.comm.checks import check_flag
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.rules.base_algorithms import BaseAlgorithm, LocalSGD
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.period import Decision, Period, PostLocal, RoundSummary, check_steps
 from lentando.optimizers.rules.settings import BaseBuffers, Settings

@@ -9,7 +9,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.topology import OnePeerExponential, Topology
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
 from lentando.optimizers.rules.words import UNSAID

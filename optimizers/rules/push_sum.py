@@ -22,7 +22,14 @@ from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
-from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.base_algorithm import (
+    BoundAlgorithm,
+    DropsNonFinite,
+    OuterAverageHooks,
+    Recoverable,
+    Resizable,
+    StatefulAlgorithm,
+)
 from lentando.optimizers.rules.flat_state import flat_state
 from lentando.optimizers.rules.non_finite import ADVICE
 from lentando.optimizers.rules.wire import WireDtype, rounded_into
@@ -33,7 +40,7 @@ GOSSIP_TAG = 1
 """Keeps gossip apart from the ring's messages, which use tag 0."""
 
 
-class PushSum(BoundAlgorithm):
+class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFinite, Recoverable, Resizable):
     """Push-sum at work on one rank.
 
     Args:

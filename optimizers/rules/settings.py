@@ -12,7 +12,8 @@ from lentando.comm.checks import check_choice, check_flag, check_has
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.optimizer_description import OptimizerDescription
-from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm
+from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss

@@ -16,8 +16,9 @@ from lentando.comm.testing import check_device_arrays, check_transport
 from lentando.comm.transport import Array
 from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 METHODS: dict[str, dict[str, Any]] = {

@@ -25,7 +25,7 @@ from lentando.optimizers.checkpoint.loading import load
 from lentando.optimizers.checkpoint.optimizer_state import OptimizerState
 from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.base_algorithms import AllReduce
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
 
 DEATHS: dict[str, Callable[[], object]] = {

@@ -20,8 +20,9 @@ from lentando.comm import operations, world
 from lentando.comm.collectives import all_reduce
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.transport import Array
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 STEPS = 24

@@ -21,8 +21,9 @@ from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.comm.transports.threads import run_ranks
 from lentando.optimizers.rules.adacomm import AdaptivePeriod, adacomm
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.period import Period, PostLocal, RoundSummary
 from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum

@@ -16,8 +16,9 @@ from lentando.optimizers.canonical import canonical_tensors
 from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.optimizers.weight_watch import NoWatch

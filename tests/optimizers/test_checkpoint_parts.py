@@ -21,7 +21,8 @@ from lentando.optimizers.checkpoint.resizing import Resizing
 from lentando.optimizers.checkpoint.shard_file import read_shard_file, write_shard_file
 from lentando.optimizers.checkpoint.tree import pack, unpack
 from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
-from lentando.optimizers.rules.base_algorithms import BoundAlgorithm
+from lentando.optimizers.rules.algorithm_hooks import hooks_of
+from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.flat_state import flat_state, is_flat_state
 
 
@@ -194,7 +195,11 @@ def resized(
         }  # fmt: skip
         return tensors, about
 
-    return Resizing(len(models), read, layouts, BoundAlgorithm(), 1, 7).part()
+    return Resizing(len(models), read, layouts, hooks_of(Mixing()).resizing, 1, 7).part()
+
+
+class Mixing(BoundAlgorithm):
+    """A base algorithm without any optional protocol."""
 
 
 @given(st.integers(1, 4), st.integers(0, 3), st.data())
@@ -255,11 +260,10 @@ def test_shards_that_leave_a_gap_are_refused() -> None:
 
 
 def test_base_algorithm_that_does_not_say_how_it_continues_is_refused() -> None:
-    assert BoundAlgorithm().state_for_average({}, []) == {}
-    with pytest.raises(
-        ConfigurationError, match="BoundAlgorithm does not say how it continues on another number of ranks"
-    ):
-        BoundAlgorithm().state_for_average({"round": 3}, [])
+    resizing = hooks_of(Mixing()).resizing
+    assert resizing.state_for_average({}, []) == {}
+    with pytest.raises(ConfigurationError, match="Mixing does not define how it continues on another number of ranks"):
+        resizing.state_for_average({"round": 3}, [])
 
 
 # --- the base optimizer's state -----------------------------------------------------------------------------

@@ -37,8 +37,9 @@ from lentando.optimizers.planning import (
     speed_up,
     stragglers,
 )
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 
 DRAWS = 40_000
 TRACE = (0.1, 0.1, 0.12, 0.4)

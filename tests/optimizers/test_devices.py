@@ -17,8 +17,9 @@ from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.testing import run_ranks
 from lentando.comm.topology import Complete, Ring
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 

@@ -45,7 +45,7 @@ def start(rank: int) -> Any:
 def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False) -> tuple[Any, float]:
     """A rank's x and w, messages under way included, after some steps without gradients."""
     worker = Worker(transport, lambda *_: np.zeros(DIMENSION), start(0), lambda _: 0.1, base=base)
-    running = worker.replica.base
+    running = worker.replica.base.steps
     assert isinstance(running, PushSum)
     worker.model.x[:] = start(transport.rank)
     worker.replica._progress.has_started = True

@@ -11,8 +11,9 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology import Hybrid, NodeAware, PPeerExponential, Ring, Torus
 from lentando.optimizers.loss import as_number
 from lentando.optimizers.rules.adacomm import adacomm
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.period import FixedPeriod, PostLocal
 from lentando.optimizers.rules.settings import Settings

@@ -13,8 +13,9 @@ from numpy_model import Worker
 from lentando.comm.simulation import Compute, Network, simulate
 from lentando.comm.topology import Ring, StaticExponential
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
@@ -100,7 +101,7 @@ def test_gossip(
         base = OSGP(topology, staleness, deterministic)
         worker = Worker(transport, noted, START, lambda _: 0.1, base=base, period=period)
         worker.run_joined(counts[transport.rank])
-        running = worker.replica.base
+        running = worker.replica.base.steps
         assert isinstance(running, PushSum)
         assert not running.state_dict()["under_way"]
         return worker.model.x.copy(), running.biased[0].copy(), running.weight, worker.replica.inner_steps

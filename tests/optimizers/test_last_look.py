@@ -12,8 +12,9 @@ from numpy_model import Worker
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.final_checks import take_problems
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 
 METHODS: dict[str, dict[str, Any]] = {
     "local sgd": {"base": LocalSGD(), "period": 4},

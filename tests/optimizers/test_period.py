@@ -7,7 +7,7 @@ from numpy_model import Worker
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.period import FixedPeriod, Period, PostLocal, RoundSummary, as_period
 
 

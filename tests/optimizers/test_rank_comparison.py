@@ -11,8 +11,9 @@ from numpy_model import Worker
 
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.optimizers.replica.rank_comparison import weighted_rate
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 
 METHODS: dict[str, dict[str, Any]] = {
     "allreduce": {"base": AllReduce()},

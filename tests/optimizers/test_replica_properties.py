@@ -11,7 +11,7 @@ from numpy_model import Worker
 
 from lentando.comm.transport import Transport
 from lentando.comm.transports.threads import run_ranks
-from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 

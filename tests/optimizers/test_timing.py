@@ -10,8 +10,9 @@ from lentando.comm import simulate
 from lentando.comm.simulation import Compute, Network
 from lentando.comm.transport import Transport
 from lentando.optimizers.planning import Delays, all_reduce_seconds, local_sgd_seconds, network_delays
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 
 NETWORK = Network(latency_seconds=2e-3, bandwidth_bytes_per_second=4e6)
 ELEMENTS = 4104

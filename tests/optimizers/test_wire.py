@@ -71,7 +71,7 @@ def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[A
     The replicas begin some steps of rounding apart: if they were equal, what they send and receive would be, too.
     """
     worker = Worker(transport, lambda *_: np.zeros(64), np.zeros(64), lambda _: 0.1, base=base)
-    running = worker.replica.base
+    running = worker.replica.base.steps
     assert isinstance(running, PushSum)
     worker.model.x[:] = scale * (MEAN + 0.05 * (transport.rank - (transport.size - 1) / 2))
     worker.replica._progress.has_started = True

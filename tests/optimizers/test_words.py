@@ -11,7 +11,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import describe
 from lentando.comm.topology import Ring
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.rules.base_algorithms import AllReduce
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.settings import Settings
 

@@ -21,8 +21,9 @@ from lentando.comm.elastic import transaction
 from lentando.comm.transport import Array
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
@@ -123,7 +124,7 @@ def main(
         np.savez(
             Path(folder, f"{number}.npz"), *estimates, **seen, **{f"last_{k}": v for k, v in state(worker).items()}
         )
-    base = worker.replica.base
+    base = worker.replica.base.steps
     distance = worker.replica.consensus_distance()
     with worker.replica.averaged():
         average = worker.model.x.copy()

@@ -121,15 +121,15 @@ class Job:
             rounds = replica.rounds
             self.before["round", step, number] = model.x.copy()
             replica.after_step()
-            if replica.rounds > rounds and is_exact and not isinstance(replica.base, PushSum):
+            if replica.rounds > rounds and is_exact and not isinstance(replica.base.steps, PushSum):
                 self.judge("round", step, model.x)
         with replica.averaged():
             average = model.x.copy()
             living = self.living()
         weight = 1.0
-        if isinstance(replica.base, PushSum):
-            weight = replica.base.weight
-            self.drained[number] = weight, replica.base.biased[0].copy()
+        if isinstance(replica.base.steps, PushSum):
+            weight = replica.base.steps.weight
+            self.drained[number] = weight, replica.base.steps.biased[0].copy()
         else:
             self.drained[number] = weight, model.x.copy()
         counts = {"steps": replica.inner_steps, "rounds": replica.rounds, "living": living}

@@ -3,8 +3,9 @@
 from typing import Any
 
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.period import PostLocal
 from lentando.optimizers.rules.slow_momentum import SlowMomentum

@@ -15,8 +15,8 @@ from lentando.comm.capabilities import takes_device_arrays
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.testing import check_device_arrays
 from lentando.comm.transports.mpi import MPITransport
-from lentando.optimizers.rules.base_algorithms import LocalSGD
 from lentando.optimizers.rules.gossip import OSGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 

@@ -21,7 +21,7 @@ from lentando.comm.reductions.ring import Segments
 from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, tuned_plans
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 LARGE = SHARED_FROM_BYTES_IF_SLOW // 4

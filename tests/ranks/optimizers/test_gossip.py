@@ -59,7 +59,7 @@ def worker(transport: Transport, base: Any, gradient: Any = QUADRATIC, rate: flo
 
 
 def push_sum(of: Worker) -> PushSum:
-    running = of.replica.base
+    running = of.replica.base.steps
     assert isinstance(running, PushSum)
     return running
 

@@ -14,8 +14,9 @@ from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteErr
 from lentando.comm.topology import StaticExponential
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.adacomm import adacomm
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
@@ -115,7 +116,7 @@ def test_averaged_gradients_go_on_after_uneven_data(transport: Transport) -> Non
 
 
 def running(of: Worker) -> PushSum:
-    base = of.replica.base
+    base = of.replica.base.steps
     assert isinstance(base, PushSum)
     return base
 

@@ -10,9 +10,9 @@ from lentando.comm import world
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.thread_transports import borrow_transports, opened_count
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules.base_algorithms import AllReduce, OverlappedGradients
-from lentando.optimizers.rules.gradient_buckets import THREADS
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gradient_layout import gradient_layouts
+from lentando.optimizers.rules.overlap import THREADS, OverlappedGradients
 
 if world.transport().name != "mpi" or world.size() == 1:
     pytest.skip("only MPI has transports for threads", allow_module_level=True)

@@ -12,8 +12,9 @@ from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteErr
 from lentando.comm.objects import allgather_object
 from lentando.comm.topology import OnePeerExponential, Ring, StaticExponential, Topology
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
@@ -239,7 +240,7 @@ TOPOLOGIES = {"one peer": OnePeerExponential(), "static": StaticExponential(), "
 
 
 def push_sum(of: Worker) -> PushSum:
-    running = of.replica.base
+    running = of.replica.base.steps
     assert isinstance(running, PushSum)
     return running
 

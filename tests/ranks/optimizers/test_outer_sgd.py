@@ -11,7 +11,7 @@ from numpy_model import Worker
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 

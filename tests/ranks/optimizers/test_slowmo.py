@@ -15,8 +15,9 @@ from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteErr
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.transport import Array, Transport
 from lentando.comm.transports.single import SingleTransport
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 DIMENSION = 13  # no number of ranks divides it

@@ -7,7 +7,9 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules.base_algorithms import AllReduce, BaseAlgorithm, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.local_sgd import LocalSGD
 
 STEP_SECONDS = 0.002
 SLOW_SECONDS = 0.030

@@ -12,7 +12,6 @@ from numpy.testing import assert_allclose
 from torch import nn
 
 import lentando.torch as lt
-from lentando.optimizers.rules.base_algorithms import OverlappedGradients
 
 BUCKET_BYTES = 200
 """Some parameters in each."""
@@ -222,9 +221,9 @@ def test_any_step_may_follow_any_other() -> None:
 
 
 def buckets_of(optimizer: lt.DistributedOptimizer) -> Any:
-    base = optimizer._replica.base
-    assert isinstance(base, OverlappedGradients)
-    return base.buckets
+    buckets = optimizer._replica.base.overlap.buckets
+    assert buckets is not None
+    return buckets
 
 
 def test_buckets_set_out_before_the_backward_pass_is_over() -> None:
@@ -297,7 +296,7 @@ def test_join_after_a_backward_pass_is_refused() -> None:
     model = net()
     optimizer = wrap(model, overlap=True)
     backward(model, 0)
-    if optimizer._early is not None and optimizer._early.is_in_flight:
+    if optimizer._overlap is not None and optimizer._overlap.is_in_flight:
         with pytest.raises(lt.ConfigurationError, match="enter join before the backward pass"), lt.join(optimizer):
             pass
     optimizer.step()

@@ -1,0 +1,104 @@
+"""PyTorch's hooks that fill the buckets of gradients while the backward pass computes others."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from weakref import ref
+
+import torch
+
+from lentando.optimizers.rules.overlap import BucketCoverage, Buckets
+from lentando.torch.model import dense_gradient
+
+__all__ = ["OverlapHooks"]
+
+
+class OverlapHooks:
+    """Copies each gradient into the flat gradients when a backward pass has accumulated it, so that its bucket starts.
+
+    The tensors in ``grad`` remain the model's until the optimizer takes the means over. By comparing them with the flat
+    gradients, a step detects what was done to them in between.
+
+    Args:
+        parameters: parameters by name.
+        views: flat gradients by name, each a view of the parameter's shape.
+        buckets: buckets of the base algorithm.
+
+    Attributes:
+        buckets: as given.
+    """
+
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], views: Mapping[str, torch.Tensor], buckets: Buckets
+    ) -> None:
+        self.buckets = buckets
+        self._parameters = parameters
+        self._views = views
+        self._is_paused = False
+        self._is_finished = False
+        hooks = ref(self)
+        for name, parameter in parameters.items():
+            _attach(parameter, name, hooks)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let backward passes inside the block only accumulate gradients."""
+        before, self._is_paused = self._is_paused, True
+        try:
+            yield
+        finally:
+            self._is_paused = before
+
+    @property
+    def is_in_flight(self) -> bool:
+        """Whether gradients of a step that has not been taken are being averaged."""
+        return self.buckets.is_in_flight
+
+    def accumulated(self, name: str) -> None:
+        """Copy the gradient of this parameter, to which a backward pass has added."""
+        buckets, view = self.buckets, self._views[name]
+        if self._is_paused or self._is_finished or not buckets.is_open(name):
+            return  # ``finish`` detects what is added to a gradient whose bucket has been started
+        gradient = dense_gradient(name, self._parameters[name])
+        # A gradient that was zeroed in place is the flat gradient itself, in which later changes could not be detected.
+        if gradient is not None and gradient.data_ptr() != view.data_ptr():
+            view.copy_(gradient)
+            buckets.filled(name)
+
+    def finish(self) -> bool:
+        """Start the remaining buckets, now that all gradients of a step are computed, and set the buckets' coverage.
+
+        Returns:
+            Whether the flat gradients are up to date, because no gradient was changed after its bucket was started.
+        """
+        buckets, coverage = self.buckets, BucketCoverage.ALL
+        for name, parameter in self._parameters.items():
+            gradient, view = dense_gradient(name, parameter), self._views[name]
+            if not buckets.is_open(name):
+                if gradient is None or gradient.data_ptr() == view.data_ptr() or not torch.equal(gradient, view):
+                    coverage = BucketCoverage.NONE
+            elif gradient is None:
+                view.zero_()
+                coverage = min(coverage, BucketCoverage.ALL_PRESENT)
+            elif gradient.data_ptr() != view.data_ptr():
+                view.copy_(gradient)
+        buckets.start_all()
+        buckets.coverage = coverage
+        self._is_finished = True
+        return coverage is not BucketCoverage.NONE
+
+    def begin_step(self) -> None:
+        """Let the next backward pass fill the buckets again, because the step is over."""
+        self._is_finished = False
+
+
+def _attach(parameter: torch.Tensor, name: str, hooks: "ref[OverlapHooks]") -> None:
+    """Register a hook that does not keep the optimizer alive, which may be deleted before the model is."""
+
+    def hook(_: torch.Tensor) -> None:
+        alive = hooks()
+        if alive is None:
+            handle.remove()
+        else:
+            alive.accumulated(name)
+
+    handle = parameter.register_post_accumulate_grad_hook(hook)  # type: ignore[no-untyped-call]
