@@ -12,7 +12,8 @@ from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Array
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.base_algorithms import AllReduce, LocalSGD
+from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.optimizers.testing.subject import MakeSubject

@@ -13,7 +13,7 @@ from lentando.comm.testing import run_ranks
 from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.base_algorithms import LocalSGD
+from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.optimizers.testing import check_framework
