@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from lentando.cli.predictions import Prediction, Recommendation
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.planning import Delays, local_sgd_seconds, mean_seconds
 

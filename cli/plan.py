@@ -21,8 +21,7 @@ from lentando.cli.quantities import (
     parse_share,
 )
 from lentando.cli.tables import print_table
-from lentando.comm.cluster.compute import Compute
-from lentando.comm.cluster.network import Network
+from lentando.comm.cluster import Compute, Network
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.planning import Delays, Problem, mean_seconds, network_delays, read_measurement
 

@@ -23,12 +23,12 @@ from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Array, Transport
 
 NUMBERS = str(Path(__file__).parent / "support/elastic_numbers.py")
-DYING = str(Path(__file__).parent / "support/dying.py")
+TRAIN_WITH_DEATHS = str(Path(__file__).parent / "support/train_with_deaths.py")
 
 RANK = """
 import json, sys, time
 import numpy as np
-from killing import die, kill_at
+from kill_points import die, kill_at
 from lentando.comm import operations as lt, world
 world.init(elastic=True)
 number = world.rank()
@@ -227,7 +227,7 @@ sys.stdout.write(f"waited {time.monotonic() - before > 1} size {world.size()}\\n
 def test_transport_keeps_its_promises_before_and_after_a_death() -> None:
     program = """
 import sys
-from killing import kill_at
+from kill_points import kill_at
 from lentando.comm import operations as lt, world
 from lentando.comm.testing import check_transport
 world.init(elastic=True)
@@ -299,7 +299,9 @@ lt.barrier()
 )
 def test_training_goes_on(framework: str, flags: list[str], kill: list[str], living: list[int]) -> None:
     options = [option for text in kill for option in ("--kill", text)]
-    job = elastic(DYING, framework, "--epochs", "4", *options, *flags, seconds=120, TF_CPP_MIN_LOG_LEVEL="3")
+    job = elastic(
+        TRAIN_WITH_DEATHS, framework, "--epochs", "4", *options, *flags, seconds=120, TF_CPP_MIN_LOG_LEVEL="3"
+    )
     found = check_living(job, living)
     assert len({one["checksum"] for one in found}) == 1
     assert found[0]["accuracy"] > 0.9
@@ -310,7 +312,7 @@ def test_training_goes_on(framework: str, flags: list[str], kill: list[str], liv
 def test_checkpoints_come_about_although_ranks_die(tmp_path: Path) -> None:
     program = """
 import json, sys, torch
-from killing import kill_at
+from kill_points import kill_at
 import lentando.torch as lt
 path = sys.argv[1]
 lt.init(elastic=True)
@@ -386,7 +388,7 @@ sys.stdout.write(f"{sum(float(p.detach().double().sum()) for p in model.paramete
 def test_topology_that_cannot_do_with_fewer_ranks_ends_the_job_and_says_so() -> None:
     program = """
 from elastic_numbers import RATE, Worker, quadratic, start
-from killing import kill_at
+from kill_points import kill_at
 from lentando.comm import world
 from lentando.comm.topology import Hypercube
 from lentando.optimizers.rules.gossip import SGP

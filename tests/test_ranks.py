@@ -5,14 +5,14 @@ import re
 from pathlib import Path
 
 import pytest
+from case_selection import selected_cases
 from launching import PYTEST, RANKS, mpirun
-from thinning import thinned
 
 FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test_*.py")})
 SIZES = {
-    "tensorflow": thinned([1, 2], [1, 2, 3]),
+    "tensorflow": selected_cases([1, 2], [1, 2, 3]),
     "torch": [1, 3],
-    "optimizers": thinned([1, 2, 3, 5], [1, 2, 3, 5, 8]),
+    "optimizers": selected_cases([1, 2, 3, 5], [1, 2, 3, 5, 8]),
 }
 """For folders whose ranks take long: what they call is tested with more ranks in the others. Five have all that eight
 would add, three strides of the exponential graphs; TensorFlow's three would share the cores with another test's."""

@@ -7,10 +7,9 @@ clock is lowest goes on. So whatever delays, stragglers and faults the models as
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from lentando.comm.cluster.compute import Compute
-from lentando.comm.cluster.network import Link, Network, SharedLink
-from lentando.comm.process_state import ProcessState, register_process_state
+from lentando.comm.cluster import Compute, Link, Network, SharedLink
 from lentando.comm.simulation.faults import Death, Delay, Drop, Duplicate, Fault, Pause, Slow
+from lentando.comm.simulation.process_state import ProcessState, register_process_state
 
 if TYPE_CHECKING:
     from lentando.comm.simulation.messages import Sent

@@ -5,10 +5,11 @@ from random import Random
 
 import numpy as np
 
-from lentando.comm.cluster.network import Wires
 from lentando.comm.errors import MismatchError, RankLostError, ranks_in_words
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
-from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
+from lentando.comm.simulation.scheduler import Scheduler
+from lentando.comm.simulation.tasks import Task, Wait
+from lentando.comm.simulation.wires import Wires
 from lentando.comm.transport import Array, ReduceOp, as_bytes
 
 __all__ = ["Collectives"]

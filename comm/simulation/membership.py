@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from random import Random
 
-from lentando.comm.cluster.network import Wires
 from lentando.comm.errors import RankLostError
 from lentando.comm.simulation.collectives import Collectives
-from lentando.comm.simulation.messages import Exchange, Mail
-from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
+from lentando.comm.simulation.messages import Mail, SimulatedExchange
+from lentando.comm.simulation.scheduler import Scheduler
+from lentando.comm.simulation.tasks import Task, Wait
 from lentando.comm.simulation.transport import SimulatedTransport
+from lentando.comm.simulation.wires import Wires
 from lentando.comm.transport import Message, check_rank
 
 __all__ = ["ElasticTransport", "Membership"]
@@ -82,7 +83,9 @@ class Membership:
         same_node = [other for other in self.members if other.rank // self._local_size == task.rank // self._local_size]
         return self.members.index(task), len(self.members), same_node.index(task), len(same_node)
 
-    def exchange(self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Exchange:
+    def exchange(
+        self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int
+    ) -> SimulatedExchange:
         """As ``Mail.exchange``, but with members, who may be dead."""
         if self._ended is not None:
             raise RankLostError(self._ended)
@@ -221,7 +224,7 @@ class ElasticTransport(SimulatedTransport):
     def _task_number(self, peer: int) -> int:
         return self._crew.number(peer)
 
-    def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Exchange:
+    def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> SimulatedExchange:
         return self._crew.exchange(self._task, sends, receives, tag)
 
 

@@ -5,13 +5,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
 
-from lentando.comm.cluster.network import Network, Wires
+from lentando.comm.cluster import Network
 from lentando.comm.errors import ConfigurationError, RankLostError, TransportError
 from lentando.comm.simulation.faults import MessageFaults
-from lentando.comm.simulation.scheduler import Scheduler, Task, Wait
+from lentando.comm.simulation.scheduler import Scheduler
+from lentando.comm.simulation.tasks import Task, Wait
+from lentando.comm.simulation.wires import Wires
 from lentando.comm.transport import Array, Message, as_bytes
 
-__all__ = ["Exchange", "Mail", "Sent"]
+__all__ = ["Mail", "Sent", "SimulatedExchange"]
 
 TAGS = 32768
 
@@ -46,11 +48,11 @@ class _Channel:
 
     def __init__(self, sender: int, receiver: int, tag: int) -> None:
         self.name = (sender, receiver, tag)
-        self.receives: deque[tuple[Exchange, Array]] = deque()
-        self.arrived: deque[tuple[bytes, Exchange | None]] = deque()
+        self.receives: deque[tuple[SimulatedExchange, Array]] = deque()
+        self.arrived: deque[tuple[bytes, SimulatedExchange | None]] = deque()
         self.last_arrival = 0.0
 
-    def arrive(self, data: bytes, sender: "Exchange | None", time: float) -> None:
+    def arrive(self, data: bytes, sender: "SimulatedExchange | None", time: float) -> None:
         """A message is there: the earliest receive takes it, or the next one to come."""
         if self.receives:
             receiver, array = self.receives.popleft()
@@ -58,7 +60,7 @@ class _Channel:
         else:
             self.arrived.append((data, sender))
 
-    def ask(self, receiver: "Exchange", array: Array, time: float) -> None:
+    def ask(self, receiver: "SimulatedExchange", array: Array, time: float) -> None:
         """A receive is there: the earliest message fills its array, or the next one to come."""
         if self.arrived:
             data, sender = self.arrived.popleft()
@@ -67,7 +69,7 @@ class _Channel:
             self.receives.append((receiver, array))
 
     def _hand_over(
-        self, data: bytes, sender: "Exchange | None", receiver: "Exchange", array: Array, time: float
+        self, data: bytes, sender: "SimulatedExchange | None", receiver: "SimulatedExchange", array: Array, time: float
     ) -> None:
         if receiver.lost is not None:
             pass  # its rank has been told that the exchange has failed, and may use the array for something else
@@ -111,9 +113,9 @@ class Mail:
         self._check_buffers, self._observe = check_buffers, observe
         self._channels: dict[tuple[int, int, int], _Channel] = {}
         self._notices: dict[tuple[int, int], deque[int]] = {}
-        self._under_way: dict[Exchange, set[int]] = {}
+        self._under_way: dict[SimulatedExchange, set[int]] = {}
 
-    def watch(self, request: "Exchange", peers: set[int]) -> None:
+    def watch(self, request: "SimulatedExchange", peers: set[int]) -> None:
         """Let an exchange with these ranks fail when one of them dies."""
         if request.missing:
             self._under_way = {other: ranks for other, ranks in self._under_way.items() if other.can_be_lost}
@@ -135,7 +137,7 @@ class Mail:
         """Let a rank read a number at once, also one that waits. Takes no time."""
         self._notices.setdefault((task.rank, peer), deque()).append(number)
         other = self.scheduler.tasks[peer]
-        if isinstance(other.waiting, Exchange) and other.waiting.reads_notices:
+        if isinstance(other.waiting, SimulatedExchange) and other.waiting.reads_notices:
             self.scheduler.wake(other, max(task.clock, other.clock))
 
     def read_notice(self, task: Task, peer: int) -> int | None:
@@ -147,12 +149,14 @@ class Mail:
         """Whether any rank has left a number that this one has not read."""
         return any(receiver == task.rank and bool(left) for (_, receiver), left in self._notices.items())
 
-    def exchange(self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "Exchange":
+    def exchange(
+        self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int
+    ) -> "SimulatedExchange":
         """Start an exchange of ``task``'s."""
         self.scheduler.check_alive(task)
         if not 0 <= tag < TAGS:
             raise ConfigurationError(f"tag must be between 0 and {TAGS - 1}, got {tag}")
-        request = Exchange(self, task)
+        request = SimulatedExchange(self, task)
         for peer, array in receives:
             self._check(peer, array)
             if self._check_buffers:
@@ -164,7 +168,7 @@ class Mail:
             self._send(request, peer, array, tag)
         return request
 
-    def _send(self, request: "Exchange", peer: int, array: Array, tag: int) -> None:
+    def _send(self, request: "SimulatedExchange", peer: int, array: Array, tag: int) -> None:
         rank, now = request.task.rank, request.task.clock
         data = array.tobytes()
         left, arrival = self._wires.send(now, rank, peer, len(data))
@@ -178,7 +182,7 @@ class Mail:
         channel = self._channel(rank, peer, tag)
         if not self._network.reordering and copies:
             arrival = channel.last_arrival = max(arrival, channel.last_arrival)
-        acknowledged: Exchange | None = None
+        acknowledged: SimulatedExchange | None = None
         if not self._network.buffered:
             acknowledged = request
             request.missing += 1
@@ -204,7 +208,7 @@ class Mail:
         if not array.flags.c_contiguous:
             raise ConfigurationError(f"exchange with rank {peer}: expected a C-contiguous array")
 
-    def missing_in_words(self, request: "Exchange") -> str:
+    def missing_in_words(self, request: "SimulatedExchange") -> str:
         """What an exchange still waits for."""
         parts, unclaimed = [], []
         for (sender, receiver, tag), channel in self._channels.items():
@@ -222,7 +226,7 @@ class Mail:
         return text
 
 
-class Exchange(Wait):
+class SimulatedExchange(Wait):
     """Messages under way: complete when all receives are filled and all sends have left.
 
     Attributes:

@@ -6,7 +6,7 @@ from types import FrameType
 
 import lentando
 from lentando.comm.errors import DeadlockError
-from lentando.comm.simulation.scheduler import Task
+from lentando.comm.simulation.tasks import Task
 
 __all__ = ["deadlock"]
 

@@ -7,16 +7,17 @@ from math import inf
 from random import Random
 from typing import Any
 
-from lentando.comm.cluster.compute import Compute, StepTimes
-from lentando.comm.cluster.network import Network, Wires
+from lentando.comm.cluster import Compute, Network
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.process_state import IsolatedRanks
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.faults import Fault, MessageFaults, RankFault, RankFaults
 from lentando.comm.simulation.membership import ElasticTransport, Membership
 from lentando.comm.simulation.messages import Mail, Sent
+from lentando.comm.simulation.process_state import IsolatedRanks
 from lentando.comm.simulation.scheduler import Scheduler
+from lentando.comm.simulation.step_times import StepTimes
 from lentando.comm.simulation.transport import SimulatedTransport
+from lentando.comm.simulation.wires import Wires
 from lentando.comm.world import simulated_rank
 
 __all__ = ["simulate"]

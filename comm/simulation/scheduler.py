@@ -4,56 +4,19 @@ Events of the same moment happen in the order: deaths, arrivals, ranks that go o
 order is the same in every run.
 """
 
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from heapq import heappop, heappush
-from typing import Any, NoReturn, final
+from typing import Any, NoReturn
+
+from greenlet import GreenletExit, getcurrent  # type: ignore[import-untyped, unused-ignore]
 
 from lentando.comm.errors import SimulationError
+from lentando.comm.simulation.report import deadlock
+from lentando.comm.simulation.tasks import Task, Wait
 
-try:
-    from greenlet import GreenletExit, getcurrent, greenlet  # type: ignore[import-untyped, unused-ignore]
-except ImportError as error:
-    raise ImportError("the simulator needs greenlet: pip install lentando[simulation]") from error
-
-__all__ = ["Scheduler", "Task", "Wait"]
+__all__ = ["Scheduler"]
 
 _DEATH, _ARRIVAL, _RESUME, _POLL = range(4)
-
-
-class Wait(ABC):
-    """What a rank waits for, told in words when nobody can go on."""
-
-    @abstractmethod
-    def in_words(self) -> str:
-        """Completes the sentence "rank 3 waits for ..."."""
-
-
-@final
-class Task:
-    """One rank: a greenlet with a clock.
-
-    Attributes:
-        rank: number of the rank.
-        clock: its virtual time in seconds.
-        waiting: what it waits for; None while it could run.
-        blocked: whether only ``wake`` lets it go on.
-        ended: how it ended, in words; None before.
-        died: whether it ended by a death.
-        result: what it returned.
-    """
-
-    __slots__ = ("blocked", "clock", "died", "ended", "greenlet", "rank", "result", "waiting")
-
-    def __init__(self, rank: int, run: Callable[[], Any]) -> None:
-        self.rank = rank
-        self.clock = 0.0
-        self.waiting: Wait | None = None
-        self.blocked = False
-        self.ended: str | None = None
-        self.died = False
-        self.result: Any = None
-        self.greenlet = greenlet(run)
 
 
 class Scheduler:
@@ -130,8 +93,6 @@ class Scheduler:
                     heappush(events, (max(time, task.clock), _POLL, task.rank, task))
                 polling.clear()
         if any(task.ended is None for task in self.tasks):
-            from lentando.comm.simulation.report import deadlock
-
             raise deadlock(self.tasks)
 
     # What a task calls, on itself, while it runs.

@@ -3,12 +3,13 @@
 from collections.abc import Sequence
 from typing import NoReturn
 
-from lentando.comm.cluster.compute import StepTimes
 from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.faults import RankFaults
-from lentando.comm.simulation.messages import Exchange, Mail
-from lentando.comm.simulation.scheduler import Scheduler, Task
+from lentando.comm.simulation.messages import Mail, SimulatedExchange
+from lentando.comm.simulation.scheduler import Scheduler
+from lentando.comm.simulation.step_times import StepTimes
+from lentando.comm.simulation.tasks import Task
 from lentando.comm.transport import Array, Message, ReduceOp, Traffic, check_rank
 
 __all__ = ["SimulatedTransport"]
@@ -48,7 +49,7 @@ class SimulatedTransport:
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
-    ) -> Exchange:
+    ) -> SimulatedExchange:
         """As ``Transport.exchange``. A send takes the array's bytes at once; a receive fills its array on arrival.
 
         Raises:
@@ -134,7 +135,7 @@ class SimulatedTransport:
     def _task_number(self, peer: int) -> int:
         return peer
 
-    def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> Exchange:
+    def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> SimulatedExchange:
         return self._mail.exchange(self._task, sends, receives, tag)
 
     def _begin_collective(self) -> None:

@@ -4,7 +4,7 @@ A description such as ``OnePeerExponential()`` becomes a plan by ``for_size(n)``
 step)``. Nothing here communicates.
 """
 
-from lentando.comm.topology.base import GraphSequence, Peers, Topology
+from lentando.comm.topology.base import GraphSequence, Topology
 from lentando.comm.topology.checks import check_graphs
 from lentando.comm.topology.circulant import (
     Circulant,
@@ -16,6 +16,7 @@ from lentando.comm.topology.circulant import (
 )
 from lentando.comm.topology.combined import Hybrid, NodeAware
 from lentando.comm.topology.given import FromGraph, FromMatrix
+from lentando.comm.topology.peers import Peers
 from lentando.comm.topology.spectrum import Stochasticity, second_modulus, stochasticity
 from lentando.comm.topology.symmetric import BipartiteExponential, Hypercube, OnePeerHypercube, Torus
 

@@ -1,7 +1,6 @@
 """The seam: a topology (described without a world size) and its plan for one (a sequence of weighted digraphs)."""
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, final
@@ -10,30 +9,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.topology.peers import Peers
+from lentando.comm.topology.picture import draw
 from lentando.comm.topology.spectrum import second_modulus, stochasticity
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["GraphSequence", "Peers", "Topology"]
-
-
-@dataclass(frozen=True, slots=True)
-class Peers:
-    """One rank's part in one step.
-
-    The share of a message is chosen by its sender, who need not know how many others its receiver hears. A rank
-    without neighbours rests: it keeps what it has.
-
-    Attributes:
-        out_neighbors: (rank, share) of those we send to: p_ji of our x and w goes to j.
-        in_neighbors: (rank, share) of those who send to us: p_ij of j's x and w comes to us.
-        self_weight: the share p_ii > 0 that we keep. With those of ``out_neighbors`` it sums to 1.
-    """
-
-    out_neighbors: tuple[tuple[int, float], ...]
-    in_neighbors: tuple[tuple[int, float], ...]
-    self_weight: float
+__all__ = ["GraphSequence", "Topology"]
 
 
 class GraphSequence(ABC):
@@ -109,8 +92,6 @@ class GraphSequence(ABC):
 
     def draw(self, path: str | Path | None = None) -> "Figure":
         """A picture: ranks on a circle, one panel per graph. Needs matplotlib; saved to ``path`` if given."""
-        from lentando.comm.topology.picture import draw
-
         return draw(self, path)
 
     def _matrix(self, phase: int) -> NDArray[np.float64]:

@@ -6,8 +6,9 @@ from typing import TypeAlias
 
 from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.topology.base import GraphSequence, Peers, Topology
+from lentando.comm.topology.base import GraphSequence, Topology
 from lentando.comm.topology.checks import check_graphs
+from lentando.comm.topology.peers import Peers
 
 __all__ = ["Circulant", "Complete", "OnePeerExponential", "PPeerExponential", "Ring", "StaticExponential"]
 

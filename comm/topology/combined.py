@@ -4,7 +4,8 @@ from dataclasses import dataclass
 
 from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.topology.base import GraphSequence, Peers, Topology
+from lentando.comm.topology.base import GraphSequence, Topology
+from lentando.comm.topology.peers import Peers
 
 __all__ = ["Hybrid", "NodeAware"]
 

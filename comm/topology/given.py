@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.topology.base import GraphSequence, Peers, Topology
+from lentando.comm.topology.base import GraphSequence, Topology
 from lentando.comm.topology.checks import check_connected
+from lentando.comm.topology.peers import Peers
 from lentando.comm.topology.spectrum import SUM_TOLERANCE, stochasticity
 
 __all__ = ["FromGraph", "FromMatrix", "NetworkxGraph"]

@@ -2,10 +2,10 @@
 
 from math import ceil, cos, pi, sin
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.topology.base import GraphSequence
+from lentando.comm.topology.peers import Peers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,7 +17,17 @@ MOST_PANELS = 12
 PANEL_INCHES = 3.0
 
 
-def draw(graphs: GraphSequence, path: str | Path | None = None) -> "Figure":
+class _Graphs(Protocol):
+    """The part of a ``GraphSequence`` that a picture shows."""
+
+    size: int
+    period_steps: int
+    lead_steps: int
+
+    def peers(self, rank: int, step: int) -> Peers: ...
+
+
+def draw(graphs: _Graphs, path: str | Path | None = None) -> "Figure":
     """Ranks on a circle, an arrow for each message, one panel per step: of the period, or its first 12.
 
     Args:
@@ -46,7 +56,7 @@ def draw(graphs: GraphSequence, path: str | Path | None = None) -> "Figure":
     return figure
 
 
-def _draw_step(panel: "Axes", graphs: GraphSequence, step: int) -> None:
+def _draw_step(panel: "Axes", graphs: _Graphs, step: int) -> None:
     size = graphs.size
     angles = [pi / 2 - 2 * pi * rank / size for rank in range(size)]  # clockwise from the top, as on a clock
     places = [(cos(angle), sin(angle)) for angle in angles]

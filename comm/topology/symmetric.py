@@ -7,8 +7,9 @@ from math import isqrt
 
 from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.topology.base import GraphSequence, Peers, Topology
+from lentando.comm.topology.base import GraphSequence, Topology
 from lentando.comm.topology.circulant import distinct_hops, exponents
+from lentando.comm.topology.peers import Peers
 
 __all__ = ["BipartiteExponential", "Hypercube", "OnePeerHypercube", "Torus"]
 

@@ -90,7 +90,7 @@ class NCCLTransport:
                     communicator.send(as_bytes(array), peer)
                 self.traffic.messages += 1
                 self.traffic.bytes_sent += array.nbytes
-        return _Exchange(self.rank, communicator, [*sends, *receives], on_host)
+        return _NCCLExchange(self.rank, communicator, [*sends, *receives], on_host)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         if is_on_host(array):
@@ -168,7 +168,7 @@ class NCCLTransport:
         if all(array.size for array in arrays):
             with communicator.group():
                 operation(communicator)
-            _Exchange(self.rank, communicator, [], None).wait()
+            _NCCLExchange(self.rank, communicator, [], None).wait()
 
     def _opened(self, *arrays: Array) -> Communicator:
         if self._communicator is None:
@@ -202,7 +202,7 @@ class NCCLTransport:
         return self._binding.open(self.size, self.rank, unique_id, device)
 
 
-class _Exchange:
+class _NCCLExchange:
     """What has been enqueued up to here, and the messages in host memory that go with it."""
 
     def __init__(

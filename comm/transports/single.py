@@ -42,7 +42,7 @@ class SingleTransport:
             self._mailboxes[tag].send(array)
             self.traffic.messages += 1
             self.traffic.bytes_sent += array.nbytes
-        return _Exchange(expected)
+        return _SingleExchange(expected)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         self.traffic.count_collective(0)
@@ -69,7 +69,7 @@ class SingleTransport:
         return
 
 
-class _Exchange:
+class _SingleExchange:
     """Receives of messages to oneself: complete as soon as these are sent."""
 
     def __init__(self, expected: list[Receive]) -> None:

@@ -77,7 +77,7 @@ class ThreadTransport:
                 self.traffic.messages += 1
                 self.traffic.bytes_sent += array.nbytes
             self._world.changed.notify_all()
-        return _Exchange(self._world, expected)
+        return _ThreadExchange(self._world, expected)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         in_order = needs_order(array, op)
@@ -172,7 +172,7 @@ class _World:
         self._gate.abort()
 
 
-class _Exchange:
+class _ThreadExchange:
     """Receives under way. What was sent is already copied."""
 
     def __init__(self, world: _World, expected: list[Receive]) -> None:

@@ -2,10 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import tensorflow as _tf  # noqa: ICN001 - no name of this package
-
-from lentando.comm.process_state import ProcessState as _ProcessState
-from lentando.comm.process_state import register_process_state as _register_process_state
 from lentando.optimizers import exports as _exports
 from lentando.optimizers.exports import *
 from lentando.tensorflow import callbacks as _callbacks
@@ -29,14 +25,3 @@ if not TYPE_CHECKING:  # type checkers take the names from the imports: they und
         "layers",
         "original_errors",
     ]
-
-# In a simulation, ranks share a process. Each has its own global generator of TensorFlow, which its program seeds.
-# Keras draws its seeds from Python's generator, of which each simulated rank has its own, too.
-_register_process_state(
-    "tensorflow",
-    _ProcessState(
-        _tf.random.get_global_generator,
-        _tf.random.set_global_generator,
-        lambda seed, rank: _tf.random.set_global_generator(_tf.random.Generator.from_seed([seed, rank])),
-    ),
-)

@@ -4,8 +4,7 @@
 what is predicted here in closed form can also be simulated step by step.
 
 Example:
-    >>> from lentando.comm.cluster.compute import Compute
-    >>> from lentando.comm.cluster.network import Network
+    >>> from lentando.comm.cluster import Compute, Network
     >>> from lentando.optimizers.planning import all_reduce_seconds, cheap_period, local_sgd_seconds, network_delays
     >>> compute = Compute(0.18, "exponential")  # 180 ms per step on average
     >>> network = Network(50e-6, 1.25e9)  # 50 us, 10 Gbit/s
@@ -18,7 +17,7 @@ Example:
     25
 """
 
-from lentando.optimizers.planning.delays import Delay, Delays, fit_delay, network_delays
+from lentando.optimizers.planning.delays import LinearDelay, Delays, fit_delay, network_delays
 from lentando.optimizers.planning.estimate import ComputeEstimate, as_compute, estimate_compute, stragglers
 from lentando.optimizers.planning.gossip_rate import GossipRate, gossip_rate
 from lentando.optimizers.planning.maximum import (
@@ -41,7 +40,7 @@ from lentando.optimizers.planning.trade_off import (
 __all__ = [
     "LONGEST_PERIOD",
     "ComputeEstimate",
-    "Delay",
+    "LinearDelay",
     "Delays",
     "GossipRate",
     "Measurement",

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lentando.comm.cluster.network import Network
+from lentando.comm.cluster import Network
 from lentando.comm.control import CONTROL_BYTES
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.plan import RING_FROM_BYTES
 
-__all__ = ["Delay", "Delays", "fit_delay", "network_delays"]
+__all__ = ["LinearDelay", "Delays", "fit_delay", "network_delays"]
 
 GOSSIP_HEADER_BYTES = 16
 FINITE_BYTES = 1
@@ -23,7 +23,7 @@ FINITE_BYTES = 1
 
 
 @dataclass(frozen=True)
-class Delay:
+class LinearDelay:
     """A delay that grows with the message: latency_seconds + seconds_per_byte * bytes.
 
     Attributes:
@@ -31,7 +31,7 @@ class Delay:
         seconds_per_byte: one over the bandwidth.
 
     Example:
-        >>> Delay(latency_seconds=50e-6, seconds_per_byte=1e-9).seconds(1_000_000)
+        >>> LinearDelay(latency_seconds=50e-6, seconds_per_byte=1e-9).seconds(1_000_000)
         0.00105
     """
 
@@ -43,8 +43,8 @@ class Delay:
         return self.latency_seconds + self.seconds_per_byte * size_bytes
 
 
-def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Delay:
-    """Return the ``Delay`` that fits measurements best: least squares of the relative errors, neither part negative.
+def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LinearDelay:
+    """Return the ``LinearDelay`` that fits measurements best: least squares of the relative errors, neither part negative.
 
     The errors are relative because the sizes of messages span orders of magnitude, and so do the errors of their times.
 
@@ -70,16 +70,16 @@ def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> Delay:
     (latency, slope), *_ = np.linalg.lstsq(columns, np.ones(sizes.size), rcond=None)
     if latency < 0:
         ratio = columns[:, 1]
-        return Delay(0.0, float(ratio.sum() / (ratio @ ratio)))
+        return LinearDelay(0.0, float(ratio.sum() / (ratio @ ratio)))
     if slope < 0:
         ratio = columns[:, 0]
-        return Delay(float(ratio.sum() / (ratio @ ratio)), 0.0)
-    return Delay(float(latency), float(slope))
+        return LinearDelay(float(ratio.sum() / (ratio @ ratio)), 0.0)
+    return LinearDelay(float(latency), float(slope))
 
 
 @dataclass(frozen=True)
 class Delays:
-    """Delay of each operation for one model on one set of ranks, in seconds.
+    """LinearDelay of each operation for one model on one set of ranks, in seconds.
 
     Attributes:
         gradient_average: D of synchronous SGD: control message and all-reduce of the gradients.
@@ -121,7 +121,7 @@ def network_delays(network: Network, size: int, model_bytes: int, *, degree: int
         gossip_bytes: size of the parameters as gossip sends them (float32 at least); ``model_bytes`` if 0.
 
     Example:
-        >>> from lentando.comm.cluster.network import Network
+        >>> from lentando.comm.cluster import Network
         >>> delays = network_delays(Network(50e-6, 1.25e9), size=8, model_bytes=100_000_000)
         >>> round(delays.gradient_average, 3), round(delays.exchange, 3)
         (0.141, 0.08)

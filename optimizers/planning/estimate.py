@@ -6,7 +6,7 @@ from statistics import median_low
 
 import numpy as np
 
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
 
 __all__ = ["ComputeEstimate", "as_compute", "estimate_compute", "stragglers"]

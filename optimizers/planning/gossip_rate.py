@@ -20,7 +20,7 @@ from math import inf, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.topology.base import GraphSequence
 from lentando.optimizers.planning.delays import Delays
 from lentando.optimizers.planning.maximum import expected_maximum_seconds, mean_seconds
@@ -81,7 +81,7 @@ def gossip_rate(
         seed: seed of the Monte Carlo simulation.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> from lentando.comm.topology import OnePeerExponential
         >>> delays = Delays(gradient_average=0.1, outer_step=0.1, exchange=0.05, exchange_busy=0.05)
         >>> graphs = OnePeerExponential().for_size(4)

@@ -13,7 +13,7 @@ from math import erfc, exp, floor, inf, log1p, sqrt
 import numpy as np
 from numpy.typing import NDArray
 
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
 
 __all__ = ["deviation_seconds", "expected_maximum_seconds", "harmonic_number", "mean_seconds"]
@@ -42,7 +42,7 @@ def mean_seconds(compute: Compute, rank: int = 0) -> float:
     """Return E[Y_i], the mean compute time of a step of ``rank``. Exact.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> mean_seconds(Compute(0.1, stragglers={1: 2.0}), rank=1)
         0.2
     """
@@ -54,7 +54,7 @@ def deviation_seconds(compute: Compute, rank: int = 0) -> float:
     """Return the standard deviation of the compute time of a step of ``rank``. Exact.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> deviation_seconds(Compute(0.1, "exponential"))
         0.1
     """
@@ -79,7 +79,7 @@ def expected_maximum_seconds(compute: Compute, size: int, steps: int = 1) -> flo
         steps: number of averaged steps (tau), >= 1.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> compute = Compute(0.1, "exponential")
         >>> [round(expected_maximum_seconds(compute, 16, steps), 3) for steps in (1, 4, 16)]
         [0.338, 0.206, 0.149]

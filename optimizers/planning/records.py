@@ -21,9 +21,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.planning.delays import Delay, Delays, fit_delay
+from lentando.optimizers.planning.delays import LinearDelay, Delays, fit_delay
 from lentando.optimizers.planning.estimate import as_compute
 
 __all__ = ["FORMAT", "Measurement", "Points", "append_measurement", "measurement_line", "read_measurement"]
@@ -77,7 +77,7 @@ class Measurement:
         fitted = self.fit(operation)
         return None if fitted is None else fitted.seconds(model_bytes)
 
-    def fit(self, operation: str) -> Delay | None:
+    def fit(self, operation: str) -> LinearDelay | None:
         """Return latency and bandwidth of an operation, or None if too few sizes were measured to separate them."""
         points = [point for point in self.delays.get(operation, []) if point[1] > 0]
         return fit_delay(*zip(*points, strict=True)) if len(points) > 1 else None

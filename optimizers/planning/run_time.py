@@ -4,7 +4,7 @@ Y is the compute time of a step, D the delay of a communication, tau the period 
 1810.08313, section 3). All times are in seconds per inner step of every rank, so that they can be compared directly.
 """
 
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.planning.delays import Delays
 from lentando.optimizers.planning.maximum import expected_maximum_seconds
@@ -18,7 +18,7 @@ def all_reduce_seconds(compute: Compute, size: int, delays: Delays) -> float:
     Exact for independent Y and constant D, because every step is a barrier.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> all_reduce_seconds(Compute(0.5), 8, Delays(gradient_average=0.25, outer_step=0.25))
         0.75
     """
@@ -34,7 +34,7 @@ def local_sgd_seconds(
     takes ``period`` steps between two barriers.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> local_sgd_seconds(Compute(0.5), 8, Delays(gradient_average=0.25, outer_step=0.25), period=4)
         0.5625
     """

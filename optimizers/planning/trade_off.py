@@ -8,7 +8,7 @@ are rarely known; ``cheap_period`` needs none of them.
 from dataclasses import dataclass
 from math import floor, inf, sqrt
 
-from lentando.comm.cluster.compute import Compute
+from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.planning.delays import Delays
 from lentando.optimizers.planning.maximum import mean_seconds
@@ -129,7 +129,7 @@ def cheap_period(compute: Compute, size: int, delays: Delays, overhead: float = 
         The period, or None if even ``LONGEST_PERIOD`` costs more.
 
     Example:
-        >>> from lentando.comm.cluster.compute import Compute
+        >>> from lentando.comm.cluster import Compute
         >>> cheap_period(Compute(0.1), 8, Delays(gradient_average=0.05, outer_step=0.05), overhead=0.1)
         5
     """

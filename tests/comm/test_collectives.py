@@ -5,9 +5,9 @@ from typing import Any, Literal
 
 import numpy as np
 import pytest
+from delayed_transport import run_ranks_with_delays
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
-from late_transport import run_ranks_late
 from numpy.typing import DTypeLike
 from ring_reference import along_the_ring, values_by_rank
 
@@ -78,7 +78,7 @@ def test_ring_reuses_no_memory_that_is_still_on_its_way(
         return buffer
 
     expected = along_the_ring(by_rank, mean=False)
-    assert {bits(result) for result in run_ranks_late(size, reduce)} == {bits(expected)}
+    assert {bits(result) for result in run_ranks_with_delays(size, reduce)} == {bits(expected)}
 
 
 @pytest.mark.parametrize("algorithm", ["ring", "engine"])

@@ -24,7 +24,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from mishaps import Broken, Kill, Moment, holds
+from injection import BrokenPromise, Kill, Moment, holds
 from tqdm import tqdm
 from trainings import write_digits
 
@@ -118,7 +118,7 @@ class Runner:
         except KeyboardInterrupt:
             result.tried -= 1
             raise
-        except Broken as error:
+        except BrokenPromise as error:
             again = f"python tests/faults --only {shlex.quote(name)} --seed {seed} --jobs 1{self.changed()}"
             result.broken.append(f"{error}\n    again: {again}")
             print(f"{name}, seed {seed}: {error}\n    again: {again}", file=sys.stderr, flush=True)
@@ -126,7 +126,7 @@ class Runner:
 
     # --- what no rank dies of: one job for all of it ----------------------------------------------------------
 
-    def mishaps(self, framework: str, method: str, elastic: bool = False) -> None:
+    def survivable_faults(self, framework: str, method: str, elastic: bool = False) -> None:
         """In an elastic job, a rank that stands still must not be taken for a dead one."""
         every, suffix = (("stopped",), ", elastic") if elastic else (MISHAPS, "")
         cases = [case for case in every if self.wanted(f"{framework}/{method}/{case}{suffix}")]
@@ -135,16 +135,17 @@ class Runner:
         seed = self.options.seed
         with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder, tiny_disk() as disk:
             order = self.order(
-                framework, folder, seed, task="mishaps", methods=[method], cases=cases, disk=disk, elastic=elastic,
+                framework, folder, seed, task="survivable faults", methods=[method], cases=cases, disk=disk,
+                elastic=elastic,
                 stop_seconds=self.options.stop_seconds,
             )  # fmt: skip
             try:
                 ft = ("--with-ft", "ulfm") if elastic else ()
                 status, output, found = self.job(3, order, self.options.stop_seconds + 120, *ft)
                 holds(status == 0 and len(found) == 3, f"it ended with status {status}\n{output[-2000:]}")
-            except Broken as error:
+            except BrokenPromise as error:
                 with self.case(f"{framework}/{method}/{cases[0]}{suffix}", seed):
-                    raise Broken(str(error)) from error
+                    raise BrokenPromise(str(error)) from error
                 return
         for by_rank in zip(*found, strict=True):
             case = by_rank[0]["case"]
@@ -227,8 +228,8 @@ class Runner:
                 )
                 try:
                     self.survivors(framework, method, size, order)
-                except Broken as error:
-                    raise Broken(f"kills {' '.join(map(str, kills))}: {error}") from error
+                except BrokenPromise as error:
+                    raise BrokenPromise(f"kills {' '.join(map(str, kills))}: {error}") from error
                 self.kills += count
                 result.detail = f"{result.tried * count} kills, {count} of {size} ranks in each job"
 
@@ -278,8 +279,10 @@ def run(runner: Runner) -> None:
     work: list[tuple[str, Callable[..., None], tuple[Any, ...]]] = []
     for framework in FRAMEWORKS:
         for method in METHODS:
-            work.append((f"{framework}/{method}, what no rank dies of", runner.mishaps, (framework, method)))
-            work.append((f"{framework}/{method}, a rank stands still", runner.mishaps, (framework, method, True)))
+            work.append((f"{framework}/{method}, what no rank dies of", runner.survivable_faults, (framework, method)))
+            work.append(
+                (f"{framework}/{method}, a rank stands still", runner.survivable_faults, (framework, method, True))
+            )
             work.append((f"{framework}/{method}, kill and resume", runner.kills_that_end_the_job, (framework, method)))
             jobs = runner.options.jobs or {"torch": 8, "tensorflow": 2}[framework]
             work.append((f"{framework}/{method}, kills", runner.elastic_kills, (framework, method, jobs)))

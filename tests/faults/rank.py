@@ -7,9 +7,9 @@ Started by the program of this folder: ``python rank.py ORDER``, with the order 
 
 import os
 
-from mishaps import Assassin, Broken, Fate, Kill, holds
+from injection import BrokenPromise, FaultInjector, Kill, SignalSender, holds
 
-ASSASSIN = Assassin()  # a fork of a process that has loaded nothing yet
+SIGNAL_SENDER = SignalSender()  # a fork of a process that has loaded nothing yet
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import json
@@ -42,7 +42,7 @@ class Rank:
         self.found: list[dict[str, Any]] = []
 
     def run(self) -> None:
-        (self.train if self.order["task"] == "train" else self.mishaps)()
+        (self.train if self.order["task"] == "train" else self.survivable_faults)()
         (self.folder / f"found-{self.identity}.json").write_text(json.dumps(self.found))
         world.shutdown()
 
@@ -60,13 +60,13 @@ class Rank:
             if exists(folder):
                 training.load(folder)
             resumed_at = training.steps
-            fate = Fate(kills, ASSASSIN, world.transport(), folder)
+            injector = FaultInjector(kills, SIGNAL_SENDER, world.transport(), folder)
             while training.steps < self.steps:
                 ends_round = training.steps % PERIOD == PERIOD - 1
-                with fate.step(training.steps, ends_round):
+                with injector.step(training.steps, ends_round):
                     training.step()
                 if training.steps % (2 * PERIOD) == 0 and self.order.get("saves", True):
-                    with fate.checkpoint(training.steps):
+                    with injector.checkpoint(training.steps):
                         training.save(folder)
             self.report(method, "training", training, resumed_at=resumed_at)
 
@@ -78,7 +78,7 @@ class Rank:
 
     # --- one job in which everything goes wrong that no rank dies of --------------------------------------------
 
-    def mishaps(self) -> None:
+    def survivable_faults(self) -> None:
         cases: list[Callable[[str], Any]] = [
             self.stopped, self.slow, self.uneven, self.not_a_number, self.not_a_number_left_out, self.corrupted_byte,
             self.full_disk,
@@ -100,7 +100,7 @@ class Rank:
                 broken, detail = None, None
                 try:
                     detail = case(method)
-                except Broken as error:
+                except BrokenPromise as error:
                     broken = str(error)
                 seconds = time.perf_counter() - started
                 self.found.append(
@@ -126,7 +126,7 @@ class Rank:
         started = time.perf_counter()
         while training.steps < self.steps:
             if training.steps == self.steps // 2 and self.is_victim():
-                ASSASSIN.stop(0.002 * (1 + self.order["seed"] % 5), seconds)
+                SIGNAL_SENDER.stop(0.002 * (1 + self.order["seed"] % 5), seconds)
                 time.sleep(0.02)
             training.step()
         self.same_as_undisturbed(training)
@@ -161,7 +161,7 @@ class Rank:
         except NonFiniteError as error:
             text = str(error)
         else:
-            raise Broken("a NaN on one rank was no error on another")
+            raise BrokenPromise("a NaN on one rank was no error on another")
         holds("rank" in text, f"the error names no rank: {text}")
         if method == "allreduce":
             holds(training.is_finite(), "the parameters are not as they were")
@@ -204,7 +204,7 @@ class Rank:
         except CheckpointError as error:
             text = str(error)
         else:
-            raise Broken(f"{file.name} was damaged, and loaded all the same")
+            raise BrokenPromise(f"{file.name} was damaged, and loaded all the same")
         finally:
             operations.barrier()
             if world.rank() == 0:
@@ -242,7 +242,7 @@ class Rank:
         except CheckpointError as error:
             text = str(error)
         else:
-            raise Broken("the disk was full, and a checkpoint was saved all the same")
+            raise BrokenPromise("the disk was full, and a checkpoint was saved all the same")
         finally:
             resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         operations.barrier()

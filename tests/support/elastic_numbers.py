@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from killing import die, kill_at, parsed
+from kill_points import die, kill_at, parsed
 from numpy_model import Worker, in_shared_memory
 from reference import quadratic
 
@@ -85,7 +85,7 @@ def main(
 
     Args:
         method: of ``METHODS``.
-        kill: see ``killing.parsed``; "step" is an inner step, before which the rank dies.
+        kill: see ``kill_points.parsed``; "step" is an inner step, before which the rank dies.
         momentum: of the base optimizer.
         folder: where each rank writes what it holds after step ``SEEN``, at each recovery, and in the end.
         still: no gradients, but parameters that differ from rank to rank: gossip alone.

@@ -15,7 +15,7 @@ from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
-from lentando.comm.transports.horovod.rounds import Rounds
+from lentando.comm.transports.horovod.point_to_point import PointToPoint
 
 __all__ = ["HorovodTransport"]
 
@@ -44,7 +44,7 @@ class HorovodTransport:
         self.local_rank, self.local_size = engine.local_rank(), engine.local_size()
         self.binding = engine.binding
         self.traffic = Traffic()
-        self._rounds = Rounds(engine)
+        self._point_to_point = PointToPoint(engine)
         self._expected_notices: dict[int, tuple[Array, Request]] = {}
         refuse_in_children(self)
 
@@ -53,7 +53,7 @@ class HorovodTransport:
     ) -> Request:
         for peer, _ in (*sends, *receives):
             check_rank(peer, self.size, "exchange with")
-        request = self._rounds.exchange(sends, receives, tag)
+        request = self._point_to_point.exchange(sends, receives, tag)
         self.traffic.messages += len(sends)
         self.traffic.bytes_sent += sum(array.nbytes for _, array in sends)
         return request
@@ -94,7 +94,7 @@ class HorovodTransport:
         self.traffic.count_collective(0)
 
     def leave_notice(self, peer: int, number: int) -> None:
-        self._rounds.exchange([(peer, np.array([number], np.int64))], [], NOTICE_TAG)
+        self._point_to_point.exchange([(peer, np.array([number], np.int64))], [], NOTICE_TAG)
 
     def read_notice(self, peer: int) -> int | None:
         notice, request = self._expected_notice(peer)
@@ -113,7 +113,7 @@ class HorovodTransport:
         """The receive of the next notice of another rank, started at the first call."""
         if peer not in self._expected_notices:
             notice = np.zeros(1, np.int64)
-            self._expected_notices[peer] = notice, self._rounds.exchange([], [(peer, notice)], NOTICE_TAG)
+            self._expected_notices[peer] = notice, self._point_to_point.exchange([], [(peer, notice)], NOTICE_TAG)
         return self._expected_notices[peer]
 
     def clock(self) -> float:
@@ -125,7 +125,7 @@ class HorovodTransport:
         os._exit(status)  # the launcher ends the others when a rank ends so
 
     def close(self) -> None:
-        self._rounds.close()
+        self._point_to_point.close()
 
 
 def _writable(array: Array) -> Array:

@@ -17,7 +17,7 @@ from mpi4py import MPI
 
 from lentando.comm.elastic import HOW_TO_START
 from lentando.comm.errors import ConfigurationError, RankLostError, TransportError
-from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange
+from lentando.comm.transports.mpi.exchange import POLL_SECONDS, MPIExchange
 from lentando.comm.transports.mpi.transport import MPITransport
 
 __all__ = ["ElasticMPITransport"]
@@ -47,7 +47,7 @@ class ElasticMPITransport(MPITransport):
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         _check_that_ranks_may_die()
-        self._exchanges: list[Exchange] = []
+        self._exchanges: list[MPIExchange] = []
         self._is_broken = False
         self._channel_lock = threading.Lock()
         super().__init__(comm)
@@ -127,7 +127,7 @@ class ElasticMPITransport(MPITransport):
         with suppress(MPI.Exception):
             super().close()
 
-    def _begins(self, request: Exchange) -> None:
+    def _begins(self, request: MPIExchange) -> None:
         if len(self._exchanges) >= EXCHANGES_REMEMBERED:
             self._exchanges = [exchange for exchange in self._exchanges if exchange.is_under_way]
         self._exchanges.append(request)

@@ -11,7 +11,7 @@ from mpi4py import MPI
 from lentando.comm.closed import ended
 from lentando.comm.errors import NotInitializedError, TransportError
 
-__all__ = ["POLL_SECONDS", "Exchange", "ProgressThread"]
+__all__ = ["POLL_SECONDS", "MPIExchange", "ProgressThread"]
 
 POLL_SECONDS = 1e-3
 """Often enough to keep a link busy that fills MPI's buffers meanwhile, seldom enough to leave the core to others."""
@@ -20,7 +20,7 @@ TESTED_AT_ONCE = 64
 """Requests that one call asks MPI about: it progresses all, and a long list costs more than the progress."""
 
 
-class Exchange:
+class MPIExchange:
     """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread.
 
     Attributes:
@@ -132,10 +132,10 @@ class ProgressThread:
     """
 
     def __init__(self) -> None:
-        self._queue: SimpleQueue[Exchange | None] = SimpleQueue()
+        self._queue: SimpleQueue[MPIExchange | None] = SimpleQueue()
         self._thread: threading.Thread | None = None
 
-    def submit(self, exchange: Exchange) -> None:
+    def submit(self, exchange: MPIExchange) -> None:
         """Let it progress until it is complete. Starts the thread with the first."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lentando-progress", daemon=True)

@@ -19,7 +19,7 @@ from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
-from lentando.comm.transports.mpi.exchange import POLL_SECONDS, Exchange, ProgressThread
+from lentando.comm.transports.mpi.exchange import POLL_SECONDS, MPIExchange, ProgressThread
 
 __all__ = ["OPS", "MPITransport"]
 
@@ -78,7 +78,7 @@ class MPITransport:
     ) -> Request:
         comm, traffic = self._comm, self.traffic
         pending: list[MPI.Request] = []
-        request = Exchange(pending, _settled(*(array for _, array in (*sends, *receives))), self._as_ours, self.rank)
+        request = MPIExchange(pending, _settled(*(array for _, array in (*sends, *receives))), self._as_ours, self.rank)
         self._begins(request)
         try:
             # Receives first: a message that finds its receive posted is not copied through a buffer of MPI's.
@@ -242,7 +242,7 @@ class MPITransport:
         self.local_rank, self.local_size = same_node.index(self.rank), len(same_node)
         self._piece_bytes = [sys.maxsize if peer in same_node else EAGER_BYTES for peer in range(self.size)]
 
-    def _begins(self, request: Exchange) -> None:
+    def _begins(self, request: MPIExchange) -> None:
         """An exchange is about to start: for subclasses that keep account of them."""
 
     def _as_ours(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> TransportError:

@@ -17,9 +17,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 import torch
+from case_selection import selected_cases
 from methods import ROUND, methods
 from numpy.testing import assert_allclose, assert_array_equal
-from thinning import thinned
 from torch import nn
 
 import lentando.tensorflow as ltf
@@ -165,7 +165,7 @@ def resumes_to_the_bit(make: Callable[[int], KerasRun], path: Path, moments: Seq
 
 EVERY_STEP = range(2 * ROUND + 1)
 """Of two rounds, and the first of a third."""
-THOROUGH = thinned(["allreduce", "osgp", "slowmo", "adacomm over osgp"], [*methods()])
+THOROUGH = selected_cases(["allreduce", "osgp", "slowmo", "adacomm over osgp"], [*methods()])
 """Resumed at every step; the others right after an outer step and inside a round. What a method keeps is saved by code
 that knows no framework, and resumed at every step for all of them in PyTorch."""
 

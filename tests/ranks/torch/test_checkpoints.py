@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from case_selection import selected_cases
 from methods import ROUND, methods
 from safetensors import safe_open
-from thinning import thinned
 from torch import nn
 
 import lentando.torch as lt
@@ -85,7 +85,7 @@ def wrap(method: str, optimizer: torch.optim.Optimizer, model: nn.Module) -> lt.
     return lt.DistributedOptimizer(optimizer, model=model, **methods()[method])
 
 
-THOROUGH_WITH_ADAM = thinned(["allreduce", "slowmo", "bmuf", "slowmo over osgp"], [*methods()])
+THOROUGH_WITH_ADAM = selected_cases(["allreduce", "slowmo", "bmuf", "slowmo over osgp"], [*methods()])
 """Resumed at every step with Adam, as all are with SGD; the others right after an outer step and inside a round."""
 
 

@@ -6,6 +6,6 @@ from typing import TypeVar
 _T = TypeVar("_T")
 
 
-def thinned(part: _T, whole: _T) -> _T:
+def selected_cases(part: _T, whole: _T) -> _T:
     """``part``, if it runs all the code that ``whole`` does."""
     return whole if os.environ.get("LENTANDO_TESTS") == "all" else part

@@ -1,4 +1,4 @@
-"""Ranks of an elastic job that kill themselves, where a test wants it."""
+"""Points at which ranks of an elastic job kill themselves: given by a test, or drawn at random."""
 
 import os
 import random

@@ -1,9 +1,10 @@
-"""Trains on handwritten digits in an elastic job, and kills ranks of it: where it is told to, or anywhere.
+"""Trains on handwritten digits in an elastic job, and kills some of its ranks at given or random points.
 
-    mpirun --with-ft ulfm -np 4 python tests/support/dying.py torch --kill 2:exchange:17 --algorithm sgp
-    mpirun --with-ft ulfm -np 4 python tests/support/dying.py tensorflow --seed-of-deaths 7 --deaths 2 --base osgp
+    cd tests/support
+    mpirun --with-ft ulfm -np 4 python train_with_deaths.py torch --kill 2:exchange:17 --algorithm sgp
+    mpirun --with-ft ulfm -np 4 python train_with_deaths.py tensorflow --seed-of-deaths 7 --deaths 2 --base osgp
 
-``--kill`` is as in ``killing.parsed``; without it, ranks and moments are drawn. All other flags are the example's.
+``--kill`` is as in ``kill_points.parsed``; without it, ranks and moments are drawn. All other flags are the example's.
 Each rank that lives to the end prints a line of JSON.
 """
 
@@ -13,7 +14,7 @@ import json
 import sys
 from pathlib import Path
 
-from killing import drawn, kill_at, parsed
+from kill_points import drawn, kill_at, parsed
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 

@@ -1,4 +1,4 @@
-"""What goes wrong in a job: planned by a seed, told in one line, and carried out by the rank that it befalls."""
+"""Faults of a job: drawn from a seed, written as one line, and injected by the rank concerned."""
 
 import os
 import signal
@@ -16,13 +16,13 @@ Moment = Literal["instant", "outer", "checkpoint"]
 OPERATIONS = ("exchange", "allreduce", "broadcast", "allgather", "barrier", "vote", "repair")
 
 
-class Broken(Exception):  # noqa: N818 - it is a promise, not a program, that is
+class BrokenPromise(Exception):  # noqa: N818 - a promise of docs/reliability.md, not the program, is broken
     """A promise was broken. The message says which."""
 
 
 def holds(claim: bool, otherwise: str) -> None:
     if not claim:
-        raise Broken(otherwise)
+        raise BrokenPromise(otherwise)
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Kill:
         return cls(rank, moment, random.randrange(first, last), random.randrange(8), round(random.random(), 3))
 
 
-class Assassin:
+class SignalSender:
     """A process beside this one, which sends it signals from outside. Made before anything else is imported."""
 
     def __init__(self) -> None:
@@ -98,12 +98,12 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-class Fate:
+class FaultInjector:
     """Carries out the kills of this rank."""
 
-    def __init__(self, kills: Iterable[Kill], assassin: Assassin, transport: Any, folder: Path) -> None:
+    def __init__(self, kills: Iterable[Kill], signal_sender: SignalSender, transport: Any, folder: Path) -> None:
         self._kills = list(kills)
-        self._assassin = assassin
+        self._signal_sender = signal_sender
         self._folder = str(folder)
         self._operations_left: int | None = None
         self._changes_left: int | None = None
@@ -137,7 +137,7 @@ class Fate:
         armed = False
         for kill in self._kills:
             if kill.moment == "instant" and kill.step == step:
-                self._assassin.kill(kill.share * 0.01)
+                self._signal_sender.kill(kill.share * 0.01)
             elif kill.moment == "outer" and kill.step <= step and ends_round:
                 self._operations_left, armed = kill.number, True
         yield

@@ -1,4 +1,4 @@
-"""Ranks as threads, whose messages move as late and in as odd an order as MPI may choose to."""
+"""Ranks as threads, whose messages move as late, and in as unusual an order, as MPI permits."""
 
 import threading
 from collections import defaultdict, deque
@@ -13,16 +13,16 @@ T = TypeVar("T")
 SECONDS = 20.0
 
 
-def run_ranks_late(size: int, function: Callable[[ThreadTransport], T]) -> list[T]:
-    """As ``run_ranks``, but bytes move only when no rank can go on without, and then those of the newest message first.
+def run_ranks_with_delays(size: int, function: Callable[[ThreadTransport], T]) -> list[T]:
+    """As ``run_ranks``, but bytes move only when all ranks are blocked, and then those of the newest message first.
 
-    They move straight out of the sender's memory: whoever reuses it too early sends the wrong bytes, every time.
+    They are read from the sender's memory at that moment: code that reuses it too early always sends wrong bytes.
     """
     wire = _Wire(size)
 
     def run(transport: ThreadTransport) -> T:
         try:
-            return function(_LateTransport(transport, wire))
+            return function(_DelayedTransport(transport, wire))
         finally:
             wire.finish()
 
@@ -45,7 +45,7 @@ class _Wire:
     def __init__(self, size: int) -> None:
         self.changed = threading.Condition()
         self.matched: list[_Transfer] = []
-        self.waiting: list[_Exchange] = []
+        self.waiting: list[_DelayedExchange] = []
         self._size = size
         self._finished = 0
         self._sent: defaultdict[tuple[int, int], deque[_Transfer]] = defaultdict(deque)
@@ -66,7 +66,7 @@ class _Wire:
             self._finished += 1
             self.changed.notify_all()
 
-    def nobody_can_go_on(self) -> bool:
+    def all_ranks_are_blocked(self) -> bool:
         return sum(not exchange.test() for exchange in self.waiting) + self._finished == self._size
 
     def _match(self, others: deque[_Transfer], own: deque[_Transfer]) -> _Transfer:
@@ -79,7 +79,7 @@ class _Wire:
         return transfer
 
 
-class _Exchange:
+class _DelayedExchange:
     def __init__(self, wire: _Wire, transfers: list[_Transfer]) -> None:
         self._wire, self._transfers = wire, transfers
 
@@ -91,7 +91,7 @@ class _Exchange:
             self._wire.waiting.append(self)
             while not self.test():
                 self._wire.changed.notify_all()
-                if self._wire.matched and self._wire.nobody_can_go_on():
+                if self._wire.matched and self._wire.all_ranks_are_blocked():
                     self._wire.matched.pop().move()
                 elif not self._wire.changed.wait(SECONDS):
                     raise TimeoutError("a message that never came")
@@ -102,7 +102,7 @@ class _Exchange:
         return True
 
 
-class _LateTransport(ThreadTransport):
+class _DelayedTransport(ThreadTransport):
     def __init__(self, transport: ThreadTransport, wire: _Wire) -> None:
         super().__init__(transport.rank, transport._world)
         self._wire = wire
@@ -113,4 +113,4 @@ class _LateTransport(ThreadTransport):
         with self._wire.changed:
             expected = [self._wire.expect((peer, self.rank), array) for peer, array in receives]
             sent = [self._wire.send((self.rank, peer), array) for peer, array in sends]
-        return _Exchange(self._wire, expected + sent)
+        return _DelayedExchange(self._wire, expected + sent)

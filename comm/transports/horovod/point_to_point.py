@@ -22,7 +22,7 @@ from lentando.comm.transport import Array, Message, as_bytes
 from lentando.comm.transports.horovod.engine import Collective, Engine, finish
 from lentando.comm.transports.mailbox import Mailbox, Receive
 
-__all__ = ["Rounds"]
+__all__ = ["PointToPoint"]
 
 WORD = np.dtype(np.int64)
 """Unit of the all-to-all: Horovod counts in 32 bits."""
@@ -38,7 +38,7 @@ class _Outgoing:
     peer: int
     tag: int
     array: Array
-    request: "_Exchange"
+    request: "HorovodExchange"
 
 
 class _Expected(Receive):
@@ -54,11 +54,11 @@ class _Expected(Receive):
             self.filled = True
 
 
-class Rounds:
+class PointToPoint:
     """Starts exchanges, and carries them out in a thread of its own.
 
     Args:
-        engine: Horovod. Every rank makes its ``Rounds`` at the same time.
+        engine: Horovod. Every rank makes its ``PointToPoint`` at the same time.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -74,14 +74,14 @@ class Rounds:
         if self._size > 1:
             self._thread.start()
 
-    def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "_Exchange":
+    def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "HorovodExchange":
         """As ``Transport.exchange``."""
         longest = longest_elements(1, self._size)  # all others may send to one rank in the same round
         incoming = [(peer, piece) for peer, array in receives for piece in pieces(as_bytes(array), longest)]
         outgoing = [(peer, piece) for peer, array in sends for piece in pieces(as_bytes(array), longest)]
         with self.changed:
             expected = [_Expected(piece) for _, piece in incoming]
-            request = _Exchange(self, expected)
+            request = HorovodExchange(self, expected)
             for (peer, _), receive in zip(incoming, expected, strict=True):
                 self._mailboxes[peer, tag].expect(receive)
             for peer, array in outgoing:
@@ -186,31 +186,31 @@ class Rounds:
             self._mailboxes[sender, tag].send(arrived[content:start].view(np.uint8)[:length])
 
 
-class _Exchange:
+class HorovodExchange:
     """Messages under way.
 
     Attributes:
         unsent: messages to others whose arrays are still needed.
     """
 
-    def __init__(self, rounds: Rounds, expected: Sequence[_Expected]) -> None:
+    def __init__(self, channel: PointToPoint, expected: Sequence[_Expected]) -> None:
         self.unsent = 0
-        self._rounds = rounds
+        self._channel = channel
         self._expected = expected
 
     def wait(self) -> None:
-        with self._rounds.changed:
-            self._rounds.changed.wait_for(lambda: self._complete() or self._rounds.failure is not None)
+        with self._channel.changed:
+            self._channel.changed.wait_for(lambda: self._complete() or self._channel.failure is not None)
         self.test()
 
     def wait_for(self, seconds: float) -> bool:
-        with self._rounds.changed:
-            self._rounds.changed.wait_for(lambda: self._complete() or self._rounds.failure is not None, seconds)
+        with self._channel.changed:
+            self._channel.changed.wait_for(lambda: self._complete() or self._channel.failure is not None, seconds)
         return self.test()
 
     def test(self) -> bool:
-        if not self._complete() and self._rounds.failure is not None:
-            raise TransportError(str(self._rounds.failure)) from self._rounds.failure
+        if not self._complete() and self._channel.failure is not None:
+            raise TransportError(str(self._channel.failure)) from self._channel.failure
         for receive in self._expected:
             if receive.error is not None:
                 raise receive.error
