@@ -17,7 +17,7 @@ Example:
     25
 """
 
-from lentando.optimizers.planning.delays import LinearDelay, Delays, fit_delay, network_delays
+from lentando.optimizers.planning.delays import Delays, LinearDelay, fit_delay, network_delays
 from lentando.optimizers.planning.estimate import ComputeEstimate, as_compute, estimate_compute, stragglers
 from lentando.optimizers.planning.gossip_rate import GossipRate, gossip_rate
 from lentando.optimizers.planning.maximum import (
@@ -40,9 +40,9 @@ from lentando.optimizers.planning.trade_off import (
 __all__ = [
     "LONGEST_PERIOD",
     "ComputeEstimate",
-    "LinearDelay",
     "Delays",
     "GossipRate",
+    "LinearDelay",
     "Measurement",
     "Problem",
     "all_reduce_seconds",

@@ -15,7 +15,7 @@ from lentando.comm.control import CONTROL_BYTES
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.plan import RING_FROM_BYTES
 
-__all__ = ["LinearDelay", "Delays", "fit_delay", "network_delays"]
+__all__ = ["Delays", "LinearDelay", "fit_delay", "network_delays"]
 
 GOSSIP_HEADER_BYTES = 16
 FINITE_BYTES = 1
@@ -44,7 +44,7 @@ class LinearDelay:
 
 
 def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LinearDelay:
-    """Return the ``LinearDelay`` that fits measurements best: least squares of the relative errors, neither part negative.
+    """Fit a ``LinearDelay`` to measurements: least squares of the relative errors, neither part negative.
 
     The errors are relative because the sizes of messages span orders of magnitude, and so do the errors of their times.
 
@@ -79,7 +79,7 @@ def fit_delay(sizes_bytes: Sequence[float], seconds: Sequence[float]) -> LinearD
 
 @dataclass(frozen=True)
 class Delays:
-    """LinearDelay of each operation for one model on one set of ranks, in seconds.
+    """Delay of each operation for one model on one set of ranks, in seconds.
 
     Attributes:
         gradient_average: D of synchronous SGD: control message and all-reduce of the gradients.

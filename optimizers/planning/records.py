@@ -23,7 +23,7 @@ import numpy as np
 
 from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.planning.delays import LinearDelay, Delays, fit_delay
+from lentando.optimizers.planning.delays import Delays, LinearDelay, fit_delay
 from lentando.optimizers.planning.estimate import as_compute
 
 __all__ = ["FORMAT", "Measurement", "Points", "append_measurement", "measurement_line", "read_measurement"]
