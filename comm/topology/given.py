@@ -29,9 +29,13 @@ class _MatrixGraphs(GraphSequence):
     def peers_in(self, rank: int, phase: int) -> Peers:
         return self._planned[phase][rank]
 
+    @property
+    def checksum(self) -> str:
+        """Equal for equal matrices, so that ranks and checkpoints can compare what they were given."""
+        return f"{crc32(repr(self._planned).encode()):08x}"
+
     def __repr__(self) -> str:
-        """Equal for equal matrices, so that ranks can compare what they were given."""
-        return f"{self.name}({crc32(repr(self._planned).encode()):08x})"
+        return f"{self.name}({self.checksum})"
 
 
 def _peers_of(rank: int, matrix: _Matrix) -> Peers:
@@ -78,6 +82,10 @@ class FromMatrix(Topology):
 
     def plan(self, size: int) -> GraphSequence:
         return _of_size(self._graphs, size, "the mixing matrix")
+
+    def describe(self) -> dict[str, str]:
+        """What ranks and checkpoints compare."""
+        return {"checksum": self._graphs.checksum}
 
     def __repr__(self) -> str:
         return repr(self._graphs)
@@ -158,6 +166,10 @@ class FromGraph(Topology):
 
     def plan(self, size: int) -> GraphSequence:
         return _of_size(self._graphs, size, "the graph")
+
+    def describe(self) -> dict[str, str]:
+        """What ranks and checkpoints compare."""
+        return {"checksum": self._graphs.checksum}
 
     def __repr__(self) -> str:
         return repr(self._graphs)

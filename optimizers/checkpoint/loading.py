@@ -31,6 +31,7 @@ from lentando.optimizers.checkpoint.saving import checked_path
 from lentando.optimizers.checkpoint.shard_file import read_shard_file
 from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
+from lentando.optimizers.rules.settings import different_from
 
 __all__ = ["OptimizerStateChoice", "load"]
 
@@ -172,9 +173,8 @@ class _Loading:
         self._optimizer_state = optimizer_state
         transport, self._framework, settings = training.replica.parts
         self._rank = transport.rank
-        here = settings.method_in_words()
-        if content["settings"] != here:
-            raise CheckpointError(f"it was saved by training with {content['settings']}, the settings here are {here}")
+        if found := different_from(settings, content["settings"]):
+            raise CheckpointError(f"it was saved by training with other settings: {found}")
         self._saved = [Entry(name, tuple(shape), *rest) for name, shape, *rest in content["entries"]]
         self._layouts = [buffer.layout for buffer in self._framework.buffers]
         self._own = [entry for layout in self._layouts for entry in layout.entries]
@@ -357,8 +357,9 @@ class _Loading:
         state: dict[str, Any] = unpack(self._about["replica"], self._tensors, relayout.flat_state)
         if self._resizing is not None:
             state |= {key: own[key] for key in ("rank", "size")}
+        # The manifest's settings and entries have been compared, and the format of the state with its version.
+        state |= {key: own[key] for key in ("version", "layout", "settings")}
         if not self._is_native:
-            state["subject"] = own["subject"]
             state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
         self._training.replica.check_state(state)
         return state

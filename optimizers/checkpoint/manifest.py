@@ -9,13 +9,16 @@ from typing import Any
 
 from lentando.comm.errors import CheckpointError
 from lentando.optimizers.checkpoint.folder import FORMAT, MANIFEST, PART, written
+from lentando.optimizers.checkpoint.old_settings import settings_from_text
 
 __all__ = ["SEVERAL", "VERSION", "files_of", "parse_json", "read_manifest", "write_manifest"]
 
-VERSION = 1
-"""Of the manifest of one optimizer, whose content is ``Content``."""
-SEVERAL = 2
+VERSION = 3
+"""Version of the manifest of one optimizer, whose content is ``Content``."""
+SEVERAL = 4
 """Version of the manifest of several optimizers, whose content is ``{"optimizers": {name: Content}}``."""
+OLD, SEVERAL_OLD = 1, 2
+"""Earlier versions of these two, whose settings are text."""
 
 Content = dict[str, Any]
 CHECKSUM = re.compile(r"[0-9a-f]{32}")
@@ -51,23 +54,26 @@ def read_manifest(folder: Path) -> dict[str, Content]:
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         raise CheckpointError(f"{file} was not written by Lentando: expected the format {FORMAT!r}")
     version = manifest.get("version")
-    if version not in (VERSION, SEVERAL) or isinstance(version, bool):
+    if version not in (OLD, SEVERAL_OLD, VERSION, SEVERAL) or isinstance(version, bool):
         raise CheckpointError(
-            f"{file} is of version {version!r} of the format, this Lentando reads versions {VERSION} and {SEVERAL}: "
+            f"{file} is of version {version!r} of the format, this Lentando reads versions {OLD} to {SEVERAL}: "
             "load it with the Lentando that wrote it, or a newer one"
         )
     content = manifest.get("content")
     if not isinstance(content, dict) or manifest.get("checksum") != _checksum_of(content):
         raise CheckpointError(f"{file} is damaged: its checksum is not that of its content")
-    contents = content.get("optimizers") if version == SEVERAL else {"": content}
+    contents = content.get("optimizers") if version in (SEVERAL, SEVERAL_OLD) else {"": content}
     if not isinstance(contents, dict) or not contents:
         raise CheckpointError(f"{file} is damaged: it names no optimizer")
+    settings = str if version in (OLD, SEVERAL_OLD) else dict
     for name, own in contents.items():
-        _check(own, str(file) if version == VERSION else f"{file}, optimizer {name!r},")
+        _check(own, settings, str(file) if contents.keys() == {""} else f"{file}, optimizer {name!r},")
     files = files_of(contents)
     if len(set(files)) < len(files):
         twice = next(name for name in files if files.count(name) > 1)
         raise CheckpointError(f"{file} is damaged: it names {twice!r} twice")
+    if version in (OLD, SEVERAL_OLD):
+        return {name: {**own, "settings": settings_from_text(own["settings"])} for name, own in contents.items()}
     return contents
 
 
@@ -107,14 +113,18 @@ def parse_json(text: bytes | str, where: str) -> Any:
         raise CheckpointError(f"{where} is damaged (cut off, or overwritten): it is not JSON ({error})") from error
 
 
-def _check(content: Any, where: str) -> None:
+def _check(content: Any, settings: type, where: str) -> None:
     """Whether everything is there, and of the kind that the rest of the code relies on."""
-    for key, is_right in _CONTENT.items():
+    for key, is_right in {**_CONTENT, "settings": _is_a(settings)}.items():
         if not isinstance(content, dict) or key not in content or not is_right(content[key]):
             raise CheckpointError(f"{where} is damaged: its entry {key!r} is missing or not what Lentando writes there")
     ranks, size = content["parts"]["ranks"], content["world_size"]
     if len(ranks) != size:
         raise CheckpointError(f"{where} is damaged: it names the files of {len(ranks)} ranks, but {size} saved it")
+
+
+def _is_a(kind: type) -> Callable[[Any], bool]:
+    return lambda value: isinstance(value, kind)
 
 
 def _is_count(value: Any) -> bool:
@@ -161,14 +171,13 @@ def _is_list_of(is_right: Callable[[Any], bool]) -> Callable[[Any], bool]:
 
 
 _CONTENT: dict[str, Callable[[Any], bool]] = {
-    "framework": lambda value: isinstance(value, str),
+    "framework": _is_a(str),
     "world_size": lambda value: _is_count(value) and value > 0,
     "inner_steps": _is_count,
     "rounds": _is_count,
-    "settings": lambda value: isinstance(value, str),
     "entries": _is_list_of(_is_entry),
     "layers": lambda value: value is None or isinstance(value, list),
-    "why_no_layers": lambda value: isinstance(value, str),
+    "why_no_layers": _is_a(str),
     "parts": _are_parts,
 }
 """What the content of one optimizer must have, and whether a value is of the right kind."""

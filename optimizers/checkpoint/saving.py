@@ -247,7 +247,7 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
         "not_averaged": [[name, list(a.shape), a.dtype.name] for name, a in framework.not_averaged().items()],
     }
     trees = (
-        ("replica", replica.state_dict()),
+        ("replica", {key: item for key, item in replica.state_dict().items() if key != "settings"}),  # in the manifest
         ("optimizer rest", state.rest),
         ("random", training.random_state()),
         ("extra", training.to_plain(extra)),
@@ -271,7 +271,7 @@ def _described(training: Training) -> dict[str, Any]:
         "world_size": training.replica.parts[0].size,
         "inner_steps": training.replica.inner_steps,
         "rounds": training.replica.rounds,
-        "settings": settings.method_in_words(),
+        "settings": settings.method,
         "entries": describe(buffer.layout for buffer in framework.buffers),
         "layers": layers,
         "why_no_layers": reason,

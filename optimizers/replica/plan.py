@@ -89,7 +89,7 @@ class Plan:
     def plan_again(self) -> None:
         """Plan what is sent from now on for the buffers that there are now, whose layout was changed. Collective."""
         framework, settings = self.framework, self.settings
-        self.subject = fingerprint([describe(b.layout for b in framework.buffers), settings.method_in_words()])
+        self.subject = fingerprint([describe(b.layout for b in framework.buffers), settings.method])
         self.base = self._bind()
         if settings.period is not None:
             self.outer = self._outer_step()

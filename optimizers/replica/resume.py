@@ -4,16 +4,20 @@ from collections.abc import Mapping
 from dataclasses import astuple
 from typing import Any
 
+from lentando.comm.control import fingerprint
 from lentando.comm.elastic import without_vote
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import describe
 from lentando.optimizers.replica.plan import Plan
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.rules.period import Decision
+from lentando.optimizers.rules.settings import different_from
 
 __all__ = ["check_state", "copied", "load_state", "state_of"]
 
-STATE_VERSION = 2
+STATE_VERSION = 3
+"""Of what ``state_of`` returns. Version 2 held a fingerprint of the settings in words."""
 
 
 def state_of(plan: Plan, progress: Progress, rounds: Rounds) -> dict[str, Any]:
@@ -22,7 +26,8 @@ def state_of(plan: Plan, progress: Progress, rounds: Rounds) -> dict[str, Any]:
     return {
         **weights_set,
         "version": STATE_VERSION,
-        "subject": plan.subject,
+        "layout": _layout_of(plan),
+        "settings": plan.settings.method,
         "rank": plan.transport.rank,
         "size": plan.transport.size,
         "started": progress.has_started,
@@ -43,14 +48,17 @@ def state_of(plan: Plan, progress: Progress, rounds: Rounds) -> dict[str, Any]:
 
 def check_state(state: Mapping[str, Any], plan: Plan) -> None:
     """See ``Replica.check_state``."""
+    if state["version"] != STATE_VERSION:
+        raise ConfigurationError(
+            f"cannot resume: the saved state has version {state['version']} of its format, this Lentando reads version "
+            f"{STATE_VERSION}: resume with the Lentando that saved it, or from a checkpoint of lt.save"
+        )
+    if found := different_from(plan.settings, state["settings"]):
+        raise ConfigurationError(f"cannot resume: the state was saved with other settings than those here: {found}")
     mine = {
-        "version": (STATE_VERSION, "the format of the state"),
         "size": (plan.transport.size, "the world size (to change it, use lt.save and lt.load)"),
         "rank": (plan.transport.rank, "the rank (each rank must load the state that it saved itself)"),
-        "subject": (
-            plan.subject,
-            "the fingerprint of model and settings (where the same parameters must be trainable)",
-        ),
+        "layout": (_layout_of(plan), "the fingerprint of the model (the same parameters must be trainable)"),
     }
     for key, (wanted, what) in mine.items():
         if state[key] != wanted:
@@ -84,6 +92,11 @@ def copied(state: Any) -> Any:
     if isinstance(state, list):
         return [copied(item) for item in state]
     return state.copy() if hasattr(state, "copy") else state
+
+
+def _layout_of(plan: Plan) -> int:
+    """Fingerprint of the flat buffers: names, shapes, dtypes and groups of the tensors."""
+    return fingerprint(describe(buffer.layout for buffer in plan.framework.buffers))
 
 
 def _state_of_base(plan: Plan) -> dict[str, Any]:

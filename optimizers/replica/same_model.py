@@ -1,7 +1,5 @@
 """Do all ranks train the same model in the same way? Asked once, before anything else is sent."""
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from lentando.comm.array_module import is_on_host
@@ -12,7 +10,7 @@ from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.optimizer_description import check_same_optimizer, warn_of_other_state
-from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.settings import Settings, check_same_settings
 
 __all__ = ["check_equal", "check_equal_hyperparameters"]
 
@@ -33,7 +31,7 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
     """
     agree(transport, Control(Event.CONSTRUCT), lambda: "wraps an optimizer")
     layouts = describe(buffer.layout for buffer in framework.buffers)
-    subject = fingerprint([layouts, given.in_words()])
+    subject = fingerprint([layouts, given.description])
     on_host = all(is_on_host(buffer.array) for buffer in framework.buffers)
     description = framework.describe_optimizer()
     optimizer = description.as_plain(with_rates=not settings.rates_may_differ)
@@ -52,15 +50,15 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
         )
     if (by_rank[:, 0] == subject).all():
         if (by_rank[:, 2] != own[2]).any():
-            everyone = allgather_object(transport, [framework.name, optimizer, settings.in_words()])
+            everyone = allgather_object(transport, [framework.name, optimizer, settings.description])
             check_same_optimizer([name for name, *_ in everyone], [described for _, described, _ in everyone])
-            _check_same_method([method for *_, method in everyone])
+            check_same_settings([described for *_, described in everyone])
         if (by_rank[:, 3] != own[3]).any():
             begun = allgather_object(transport, [framework.name, description.state])
             if transport.rank == 0:
                 warn_of_other_state([name for name, _ in begun], [state for _, state in begun])
-        return fingerprint([layouts, settings.method_in_words()])
-    _check_same_method(allgather_object(transport, given.in_words()))
+        return fingerprint([layouts, settings.method])
+    check_same_settings(allgather_object(transport, given.description))
     described = allgather_object(transport, layouts)
     raise MismatchError(
         f"the models differ between ranks. First difference: {first_difference(described)}. Build the same model, "
@@ -79,8 +77,3 @@ def check_equal_hyperparameters(transport: Transport, framework: Framework) -> N
     if (transport.allgather(np.array([own], np.int64)) != own).any():
         everyone = allgather_object(transport, [framework.name, optimizer])
         check_same_optimizer([name for name, _ in everyone], [described for _, described in everyone])
-
-
-def _check_same_method(methods: Sequence[str]) -> None:
-    if len(set(methods)) > 1:
-        raise MismatchError(f"the settings differ between ranks: {grouped_by_rank(methods)}")

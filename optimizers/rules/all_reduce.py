@@ -1,7 +1,7 @@
 """Synchronous SGD: gradients are averaged over all replicas before each step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import ClassVar, get_args
 
 from lentando.comm.checks import check_choice, check_flag
@@ -12,7 +12,6 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.overlap import OverlappedGradients, plan_buckets
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
-from lentando.optimizers.rules.words import UNSAID
 
 __all__ = ["AllReduce"]
 
@@ -37,8 +36,8 @@ class AllReduce:
     """
 
     algorithm: Algorithm = "auto"
-    overlap: bool = field(default=False, metadata=UNSAID)
-    bucket_bytes: int = field(default=25 * 1024 * 1024, metadata=UNSAID)
+    overlap: bool = False
+    bucket_bytes: int = 25 * 1024 * 1024
 
     averages_gradients: ClassVar[bool] = True
     communicates: ClassVar[bool] = True

@@ -12,7 +12,6 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
-from lentando.optimizers.rules.words import UNSAID
 
 __all__ = ["DPSGD", "OSGP", "SGP"]
 
@@ -49,7 +48,7 @@ class SGP(_Gossip):
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
-    wire_dtype: WireDtype | None = field(default=None, metadata=UNSAID)
+    wire_dtype: WireDtype | None = None
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
@@ -80,7 +79,7 @@ class OSGP(_Gossip):
     topology: Topology = field(default_factory=OnePeerExponential)
     staleness: int = 1
     deterministic: bool = False
-    wire_dtype: WireDtype | None = field(default=None, metadata=UNSAID)
+    wire_dtype: WireDtype | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -115,7 +114,7 @@ class DPSGD(_Gossip):
     """
 
     topology: Topology = field(default_factory=OnePeerExponential)
-    wire_dtype: WireDtype | None = field(default=None, metadata=UNSAID)
+    wire_dtype: WireDtype | None = None
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]

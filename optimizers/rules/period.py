@@ -104,6 +104,10 @@ class FixedPeriod:
     def __post_init__(self) -> None:
         check_steps("period", self.period, 1)
 
+    def describe(self) -> int:
+        """What ranks and checkpoints compare: the same as for ``period=12`` in place of ``FixedPeriod(12)``."""
+        return int(self.period)
+
     def steps(self) -> int:
         return int(self.period)
 

@@ -3,23 +3,30 @@
 Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from math import isnan
-from typing import Literal, TypeAlias, get_args
+from typing import Any, Literal, TypeAlias, get_args
 
 from lentando.comm.checks import check_choice, check_flag, check_has
 from lentando.comm.collectives import Algorithm
-from lentando.comm.errors import ConfigurationError
+from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.describe import as_text, describe, differences, with_defaults
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss
-from lentando.optimizers.rules.words import UNSAID, in_words
 
-__all__ = ["BaseBuffers", "Settings"]
+__all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
+
+DESCRIPTION_VERSION = 1
+"""Of ``Settings.description``. A field that is added with a default that changes nothing needs no new version."""
+
+CHANGEABLE = ("on_nonfinite", "rates_may_differ")
+"""Settings that another run may change."""
 
 BASE_ALGORITHM = ("averages_gradients", "communicates", "mixes_parameters", "bind")
 """What every base algorithm has."""
@@ -58,8 +65,8 @@ class Settings:
     base_buffers: BaseBuffers = "maintain"
     exact_average: bool = True
     algorithm: Algorithm = "auto"
-    on_nonfinite: OnNonFinite = field(default="raise", metadata=UNSAID)
-    rates_may_differ: bool = field(default=False, metadata=UNSAID)
+    on_nonfinite: OnNonFinite = "raise"
+    rates_may_differ: bool = False
 
     def __post_init__(self) -> None:
         check_has("base", self.base, BASE_ALGORITHM, "AllReduce(), LocalSGD(), SGP()")
@@ -89,13 +96,19 @@ class Settings:
         if not self.exact_average and self.outer is None:
             raise ConfigurationError("exact_average=False without an outer rule would make the outer step do nothing")
 
-    def in_words(self) -> str:
-        """The settings, the same on every rank that has the same."""
-        return in_words(self)
+    @cached_property
+    def description(self) -> dict[str, Any]:
+        """The settings as data, equal on every rank that has the same; see ``describe``.
 
-    def method_in_words(self) -> str:
-        """Those that a checkpoint must be continued with, but for defaults that older ones do not speak of."""
-        return in_words(replace(self, on_nonfinite="raise", rates_may_differ=False), with_unsaid=False)
+        Made when it is first asked for, before training: objects of the user's may change their attributes later.
+        """
+        own = {field.name: describe(getattr(self, field.name)) for field in fields(self)}
+        return {"version": DESCRIPTION_VERSION, **own}
+
+    @property
+    def method(self) -> dict[str, Any]:
+        """Those that a checkpoint must be continued with, as data."""
+        return {key: value for key, value in self.description.items() if key not in CHANGEABLE}
 
     def for_optimizer(self, description: OptimizerDescription) -> "Settings":
         """With what "auto" stands for where this is the base optimizer."""
@@ -117,16 +130,47 @@ class Settings:
         found = f"parameter group {missing[0]} of the base optimizer has none (no 'lr', or None)"
         if self.outer is not None and self.outer.needs_learning_rate:
             raise ConfigurationError(
-                f"{in_words(self.outer)} needs the learning rate of the steps, and {found}. Use DiLoCo, whose outer "
-                "step does not go by it, slow_momentum=0, or a base optimizer with a learning rate"
+                f"{as_text(describe(self.outer))} needs the learning rate of the steps, and {found}. Use DiLoCo, whose "
+                "outer step does not use it, slow_momentum=0, or a base optimizer with a learning rate"
             )
         period = self.make_period()
         if period is not None and getattr(period, "needs_learning_rate", False):
             raise ConfigurationError(
-                f"{in_words(period)} follows the learning rate, and {found}. Use a fixed period, or a base optimizer "
-                "with a learning rate"
+                f"{as_text(describe(period))} follows the learning rate, and {found}. Use a fixed period, or a base "
+                "optimizer with a learning rate"
             )
 
     def make_period(self) -> Period | None:
         """The period as a schedule."""
         return None if self.period is None else as_period(self.period)
+
+
+def check_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
+    """Compare the settings of all ranks.
+
+    Args:
+        by_rank: ``Settings.description`` of each.
+
+    Raises:
+        MismatchError: with each setting that differs, its values, and the ranks that have them.
+    """
+    if found := differences(by_rank):
+        listed = "; ".join(f"{key}: {grouped_by_rank(values)}" for key, values in found)
+        raise MismatchError(
+            f"the settings differ between ranks. {listed}. Give every rank the same. An object of your own is compared "
+            "by its attributes, or by what its method describe() returns, if it has one"
+        )
+
+
+def different_from(settings: Settings, saved: Mapping[str, Any]) -> str:
+    """The settings in which a saved run differs, with both values, for an error message; empty if it may be continued.
+
+    Args:
+        settings: those here, with what "auto" stands for.
+        saved: ``Settings.method`` when it was saved, by this or an earlier version.
+    """
+    if saved.get("version") != DESCRIPTION_VERSION:
+        return f"they are of version {saved.get('version')} of their format, this Lentando reads {DESCRIPTION_VERSION}"
+    then = {key: value for key, value in with_defaults(dict(saved), settings).items() if key not in CHANGEABLE}
+    found = differences([then, settings.method])
+    return "; ".join(f"{key} was {before}, and is {here} here" for key, (before, here) in found)

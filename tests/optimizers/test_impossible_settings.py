@@ -76,7 +76,7 @@ def test_impossible_setting_is_refused_with_what_was_expected(name: str) -> None
 def test_numbers_of_numpy_are_numbers() -> None:
     """And mean the same as Python's on other ranks and in checkpoints."""
     settings = Settings(LOCAL, SlowMomentum(np.float64(1), np.float64(0.5)), np.int64(3))
-    assert settings.in_words() == Settings(LOCAL, SlowMomentum(1.0, 0.5), 3).in_words()
+    assert settings.description == Settings(LOCAL, SlowMomentum(1.0, 0.5), 3).description
     period = settings.make_period()
     assert period is not None
     assert type(period.steps()) is int
