@@ -384,5 +384,5 @@ def test_messages_in_16_bits_carry_two_bytes_a_parameter(
 def test_ranks_that_round_differently_are_told(transport: Transport) -> None:
     if transport.size == 1:
         return
-    with pytest.raises(MismatchError, match=r"settings differ .*wire_dtype=None.*wire_dtype='bfloat16'"):
+    with pytest.raises(MismatchError, match=r"settings differ .*base.wire_dtype: .*None.*'bfloat16'"):
         worker(transport, SGP(wire_dtype=None if transport.rank == 0 else "bfloat16"))

@@ -362,7 +362,7 @@ def test_rank_that_nobody_restores_gives_up(transport: Transport) -> None:
 def test_ranks_that_differ_in_it_get_an_error(transport: Transport) -> None:
     if transport.size == 1:
         return
-    with pytest.raises(MismatchError, match=r"the settings differ between ranks.*on_nonfinite='skip'"):
+    with pytest.raises(MismatchError, match=r"the settings differ between ranks. on_nonfinite: .*'skip'"):
         worker(transport, base=AllReduce(), on_nonfinite="skip" if transport.rank == 0 else "raise")
 
 
