@@ -9,6 +9,7 @@ import tensorflow as tf
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 from lentando.tensorflow.convert import as_array, as_tensor
+from lentando.tensorflow.keras_internals import learning_rate_setting
 from lentando.tensorflow.state_variables import StateVariable, names_of_copies, native, state_variables
 
 __all__ = ["BaseOptimizer", "ContinuedSchedule", "stepping_of"]
@@ -56,7 +57,7 @@ class BaseOptimizer:
             )
         (self.own_iterations,) = [v for v in self._stepping.variables if v.name == "iteration"]
         iterations.assign(self.own_iterations)
-        rate = self._stepping._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
+        rate = learning_rate_setting(self._stepping)
         if isinstance(rate, Schedule):
             self.learning_rate = rate
         self._fresh: list[tuple[Any, Any]] = []

@@ -8,6 +8,7 @@ import keras
 import tensorflow as tf
 
 from lentando.optimizers.optimizer_description import OptimizerDescription, in_plain_words, qualified_name
+from lentando.tensorflow.keras_internals import learning_rate_setting
 
 __all__ = ["describe_optimizer"]
 
@@ -28,7 +29,7 @@ def describe_optimizer(optimizer: Any) -> OptimizerDescription:
         optimizer = optimizer.inner_optimizer
         kind = f"{kind} of {qualified_name(type(optimizer))}"
     settings |= _settings(optimizer)
-    rate = optimizer._learning_rate  # noqa: SLF001 - Keras shows its value, not the schedule
+    rate = learning_rate_setting(optimizer)
     steps = in_plain_words(optimizer.iterations, _plain)
     words = {name: in_plain_words(value, _plain) for name, value in settings.items()}
     return OptimizerDescription(kind, words, {"learning_rate": in_plain_words(rate, _plain)}, f"iteration {steps}")

@@ -11,6 +11,7 @@ import keras
 import numpy as np
 
 from lentando.comm.errors import ConfigurationError
+from lentando.tensorflow.keras_internals import tracked_layers
 
 __all__ = ["adapted_layers", "check_synchronized", "finalize", "fixed_state"]
 
@@ -71,7 +72,7 @@ def check_synchronized(model: keras.Model | None, size: int) -> None:
 def _layers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
     """All layers, also those that other layers hold, with their names. Keras has no public list of them."""
     if owner is not None:
-        for layer in owner._flatten_layers(include_self=False, recursive=False):  # noqa: SLF001
+        for layer in tracked_layers(owner):
             yield f"{prefix}{layer.name}", layer
             yield from _layers(layer, f"{prefix}{layer.name}/")
 

@@ -6,6 +6,7 @@ import keras
 
 from lentando.comm.errors import ConfigurationError
 from lentando.tensorflow.base_optimizer import stepping_of
+from lentando.tensorflow.keras_internals import moving_averages
 
 __all__ = ["ForwardsSettings"]
 
@@ -88,7 +89,7 @@ class ForwardsSettings:
     @property
     def _model_variables_moving_average(self) -> Any:
         """For ``keras.callbacks.SwapEMAWeights``, which exchanges these for the weights."""
-        return stepping_of(_base_of(self, "_model_variables_moving_average"))._model_variables_moving_average  # noqa: SLF001
+        return moving_averages(stepping_of(_base_of(self, "_model_variables_moving_average")))
 
     @property
     def variables(self) -> list[Any]:

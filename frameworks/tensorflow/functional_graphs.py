@@ -6,6 +6,8 @@ from weakref import WeakKeyDictionary
 
 import keras
 
+from lentando.tensorflow.keras_internals import calls_of, tracked_layers
+
 __all__ = ["FunctionalGraphs", "is_functional", "sublayers", "wrapped"]
 
 ATOMS = (keras.layers.MultiHeadAttention, keras.layers.Bidirectional, keras.layers.RNN, keras.layers.TimeDistributed)
@@ -21,7 +23,7 @@ def sublayers(layer: Any) -> list[Any]:
         return []
     if isinstance(layer, keras.Model):
         return list(layer.layers)
-    return list(layer._layers)  # noqa: SLF001 - Keras lists the layers of a model only
+    return tracked_layers(layer)
 
 
 def wrapped(layer: Any) -> tuple[Any, ...]:
@@ -100,7 +102,7 @@ class FunctionalGraphs:
 
 def _nodes(function: Any) -> Iterator[Any]:
     for operation in function.operations:
-        for node in operation._inbound_nodes:  # noqa: SLF001 - which call of a layer made which tensor is not public
+        for node in calls_of(operation):
             if not node.is_input:
                 yield node
 

@@ -119,17 +119,17 @@ def check_can_wait(transport: Transport) -> None:
     Raises:
         ConfigurationError: in a simulation, from a graph or from ``fit``.
     """
-    if isinstance(transport, VirtualTime) and not (tf.executing_eagerly() and _in_no_context()):
+    if isinstance(transport, VirtualTime) and not (
+        tf.executing_eagerly() and tf.distribute.get_replica_context() is _outside_strategies
+    ):
         raise ConfigurationError(
             "simulated ranks cannot communicate from within a tf.function or model.fit: write the loop over batches, "
             "and call tf.config.run_functions_eagerly(True) in a simulation"
         )
 
 
-def _in_no_context() -> bool:
-    autograph = tf.__internal__.autograph
-    found: bool = autograph.control_status_ctx().status.name == "UNSPECIFIED"
-    return found
+_outside_strategies = tf.distribute.get_replica_context()
+"""The replica context of a thread that is not inside ``Strategy.run``, through which ``fit`` takes every step."""
 
 
 def check_loss(loss: Any) -> None:

@@ -178,6 +178,29 @@ def test_every_public_attribute_of_a_keras_optimizer_works_or_is_refused() -> No
         check()
 
 
+CLASSES = [
+    kind
+    for kind in vars(keras.optimizers).values()
+    if isinstance(kind, type)
+    and issubclass(kind, keras.optimizers.Optimizer)
+    and kind not in (keras.optimizers.Optimizer, keras.optimizers.LossScaleOptimizer)
+    and kind is not getattr(keras.optimizers, "MultiOptimizer", None)
+]
+
+
+@pytest.mark.parametrize("kind", CLASSES, ids=lambda kind: kind.__name__)
+def test_every_public_attribute_of_every_keras_optimizer_is_the_wrappers_too(kind: Any) -> None:
+    base = kind(learning_rate=0.5)
+    optimizer = wrapped(base)
+    optimizer.build([keras.Variable([1.0])])
+    kept = {"name", "get_config", "from_config"}  # tested above
+    for name in {name for name in dir(base) if not name.startswith("_")} - kept:
+        mine, theirs = getattr(optimizer, name), getattr(base, name)
+        assert callable(mine) == callable(theirs), name
+        if not callable(theirs) and name != "iterations":  # which counts on when the base optimizer is reset
+            assert mine is theirs or mine == theirs, name
+
+
 def test_settings_that_only_the_base_optimizer_has() -> None:
     adam = wrapped(keras.optimizers.Adam(0.5, beta_1=0.25))
     assert adam.beta_1 == 0.25
