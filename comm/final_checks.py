@@ -1,56 +1,55 @@
-"""What a rank looks at once more before it leaves the job: what went wrong after its last message."""
+"""Checks that a rank makes before it leaves the job, of values that it has not reported in a message yet."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from weakref import WeakKeyDictionary, finalize
+from weakref import finalize
 
+from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 
 __all__ = ["check_before_leaving", "take_problems"]
 
 
 @dataclass
-class _Looks:
-    """Of one rank.
+class _FinalChecks:
+    """The final checks of one rank.
 
     Attributes:
-        pending: looks that are still to come.
-        found: what looks have found so far, in words.
+        pending: checks that have not been made.
+        problems: descriptions of the problems that checks have found.
     """
 
     pending: "list[finalize[..., object]]" = field(default_factory=list)
-    found: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
-_looks: WeakKeyDictionary[Transport, _Looks] = WeakKeyDictionary()
-
-
-def check_before_leaving(transport: Transport, owner: object, look: Callable[[], str | None]) -> None:
-    """Call a function once: when its owner is dropped, or else when this rank leaves the job.
+def check_before_leaving(transport: Transport, owner: object, check: Callable[[], str | None]) -> None:
+    """Call a function once: when its owner is dropped, or otherwise when this rank leaves the job.
 
     Args:
-        transport: of the job.
-        owner: whose state is looked at.
-        look: returns what is wrong, in words, or None. Must not refer to ``owner``, which would then never be dropped.
+        transport: transport of the job.
+        owner: object whose state is checked.
+        check: returns a description of the problem, or None. Must not refer to ``owner``, which would then never be
+            dropped.
     """
-    looks = _looks.setdefault(transport, _Looks())
-    looks.pending = [pending for pending in looks.pending if pending.alive]
-    found = looks.found
+    checks = job_of(transport).get(_FinalChecks)
+    checks.pending = [pending for pending in checks.pending if pending.alive]
+    problems = checks.problems
 
     def record() -> None:
-        if (problem := look()) is not None:
-            found.append(problem)
+        if (problem := check()) is not None:
+            problems.append(problem)
 
     pending = finalize(owner, record)
     pending.atexit = False
-    looks.pending.append(pending)
+    checks.pending.append(pending)
 
 
 def take_problems(transport: Transport) -> list[str]:
-    """Look now at what has not been looked at. Returns all that was found, in words, each problem once."""
-    looks = _looks.pop(transport, None)
-    if looks is None:
+    """Make all pending checks, and return the descriptions of all problems found. Each problem is returned once."""
+    checks = job_of(transport).drop(_FinalChecks)
+    if checks is None:
         return []
-    for pending in looks.pending:
+    for pending in checks.pending:
         pending()
-    return looks.found
+    return checks.problems

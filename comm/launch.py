@@ -174,23 +174,23 @@ def check_library(launch: Launch | None, library: str) -> None:
         raise LaunchError(f"{_promise(launch)}, but this process has loaded another MPI ({name}). {remedy}")
 
 
-def check_world(launch: Launch | None, size: int, library: str, engine: str = "MPI") -> None:
+def check_world(launch: Launch | None, size: int, library: str, backend: str = "MPI") -> None:
     """Refuse a world that is not the one that was promised.
 
     Args:
         launch: what ``detect_launch`` found.
-        size: of the world that the engine sees.
-        library: name and version of what the engine is made of.
-        engine: what the transport stands on.
+        size: number of ranks that the backend sees.
+        library: name and version of the backend's library.
+        backend: name of the backend.
 
     Raises:
         LaunchError: if the launcher promised another number of ranks.
     """
     if launch is None or launch.size is None or launch.size == size:
         return
-    found = f"{engine} sees {size} ({library})"
-    if engine != "MPI":
-        remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={engine.lower()}"
+    found = f"{backend} sees {size} ({library})"
+    if backend != "MPI":
+        remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={backend.lower()}"
     elif launch.mpi:
         remedy = " ".join(filter(None, [advice_on_library(), _ANOTHER_MPI]))
         if "srun" in launch.launcher:

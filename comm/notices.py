@@ -10,9 +10,10 @@ Every notice of a control message is taken in that same control message, so that
 """
 
 from collections.abc import Collection, Iterable
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass
 
 from lentando.comm.capabilities import Notices
+from lentando.comm.job import job_of
 from lentando.comm.transport import Request, Transport
 
 __all__ = [
@@ -76,8 +77,11 @@ class Neighbors:
         return [rank for rank in ranks if self._read.get(rank, exchange) < exchange]
 
 
-_neighbors: WeakKeyDictionary[Transport, Neighbors] = WeakKeyDictionary()
-_optimizers: WeakKeyDictionary[Transport, int] = WeakKeyDictionary()
+@dataclass
+class _OptimizerCount:
+    """Number of optimizers that were made over one transport."""
+
+    number: int = 0
 
 
 def watch_neighbors(transport: Transport, ranks: Iterable[int]) -> Neighbors | None:
@@ -92,34 +96,32 @@ def watch_neighbors(transport: Transport, ranks: Iterable[int]) -> Neighbors | N
     """
     if transport.size == 1 or not isinstance(transport, Notices):
         return None
-    neighbors = _neighbors.get(transport)
-    if neighbors is None:
-        neighbors = _neighbors[transport] = Neighbors()
+    neighbors = job_of(transport).get(Neighbors)
     neighbors.add(rank for rank in ranks if rank != transport.rank)
     return neighbors
 
 
 def neighbors_of(transport: Transport) -> Neighbors | None:
     """What ``watch_neighbors`` has returned last, None before."""
-    return _neighbors.get(transport)
+    return job_of(transport).find(Neighbors)
 
 
 def forget_neighbors(transport: Transport) -> None:
     """The ranks are numbered again, and all messages are gone: begin without neighbours."""
-    _neighbors.pop(transport, None)
+    job_of(transport).drop(Neighbors)
 
 
 def count_optimizer(transport: Transport) -> None:
     """One more optimizer is made over this transport."""
-    _optimizers[transport] = optimizers_of(transport) + 1
+    job_of(transport).get(_OptimizerCount).number += 1
 
 
 def optimizers_of(transport: Transport) -> int:
     """How many optimizers were made over this transport."""
-    return _optimizers.get(transport, 0)
+    return job_of(transport).get(_OptimizerCount).number
 
 
 def exchanges_begun(transport: Transport) -> int:
     """How many exchanges with neighbours this rank has begun."""
-    neighbors = _neighbors.get(transport)
+    neighbors = neighbors_of(transport)
     return 0 if neighbors is None else neighbors.begun

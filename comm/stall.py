@@ -1,9 +1,9 @@
-"""Tells who is missing when ranks have waited for each other too long, and where in the program everybody stands.
+"""Reports stalls: which ranks are missing when others have waited too long, and which line each of them executes.
 
-A thread of each rank looks at a clock once in a while. Where this rank has waited for longer than
-``LENTANDO_STALL_SECONDS``, it asks the others over the transport's side channel, whose inspectors answer whatever their
-main threads do; a rank that does not answer is stopped, gone or out of reach. Ranks of Local SGD and of gossip may
-drift apart as they like: only a wait is looked at.
+A thread of each rank checks the clock at intervals. If this rank has waited for longer than ``LENTANDO_STALL_SECONDS``,
+it asks the others over the transport's side channel. Their inspectors answer whatever their main threads do; a rank
+that does not answer is stopped, dead or unreachable. Ranks of Local SGD and of gossip may drift apart without limit:
+only waits are inspected.
 """
 
 import json
@@ -23,6 +23,7 @@ from typing import Any
 import lentando
 from lentando.comm.capabilities import SideChannel
 from lentando.comm.errors import ConfigurationError, ranks_in_words, ranks_of
+from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 
 __all__ = ["STALLED_STATUS", "StallInspector", "Thresholds", "begin_inspection", "end_inspection", "watched"]
@@ -30,20 +31,20 @@ __all__ = ["STALLED_STATUS", "StallInspector", "Thresholds", "begin_inspection",
 _log = logging.getLogger("lentando")
 
 ANSWER_SECONDS = 2.0
-"""How long the others have to say where they are: a busy interpreter may be slow to let another thread in."""
+"""Time that the others have to answer: a busy interpreter may be slow to switch threads."""
 LAST_RESORT_SECONDS = 10.0
-"""After this, a rank that left it to another to end the job does so itself."""
+"""A rank that relies on another one to end the job ends it itself after this time."""
 STALLED_STATUS = 75
-"""Exit status of a job that is ended because it stalled: the "try again later" of sysexits.h."""
+"""Exit status of a job that is ended because it stalled: EX_TEMPFAIL ("try again later") of sysexits.h."""
 
 
 @dataclass(frozen=True)
 class Thresholds:
-    """When a wait is too long.
+    """Limits of how long a rank may wait for others.
 
     Attributes:
-        warn_seconds: tell who is missing after this time, and each time that it has passed once more; 0 never does.
-        shutdown_seconds: end the job after this time; 0 never does.
+        warn_seconds: time after which the missing ranks are reported, repeatedly; 0 for never.
+        shutdown_seconds: time after which the job is ended; 0 for never.
     """
 
     warn_seconds: float
@@ -51,13 +52,15 @@ class Thresholds:
 
     @classmethod
     def from_environment(cls) -> "Thresholds":
-        """``LENTANDO_STALL_SECONDS`` (60) and ``LENTANDO_STALL_SHUTDOWN_SECONDS`` (0), or Horovod's names for them.
+        """The values of ``LENTANDO_STALL_SECONDS`` (default 60) and ``LENTANDO_STALL_SHUTDOWN_SECONDS`` (default 0).
+
+        Horovod's names for these variables are accepted as well.
 
         Raises:
             ConfigurationError: if one is not a number of seconds.
         """
-        off = os.environ.get("HOROVOD_STALL_CHECK_DISABLE") == "1"
-        warn = _seconds(("LENTANDO_STALL_SECONDS", "HOROVOD_STALL_CHECK_TIME_SECONDS"), 0.0 if off else 60.0)
+        is_off = os.environ.get("HOROVOD_STALL_CHECK_DISABLE") == "1"
+        warn = _seconds(("LENTANDO_STALL_SECONDS", "HOROVOD_STALL_CHECK_TIME_SECONDS"), 0.0 if is_off else 60.0)
         return cls(warn, _seconds(("LENTANDO_STALL_SHUTDOWN_SECONDS", "HOROVOD_STALL_SHUTDOWN_TIME_SECONDS"), 0.0))
 
 
@@ -76,38 +79,37 @@ def _seconds(names: Sequence[str], default: float) -> float:
     return default
 
 
-_inspector: "StallInspector | None" = None
-"""Of the job that this process belongs to."""
-
-
 def begin_inspection(transport: Transport) -> None:
-    """From here on, waits of the main thread on this transport are looked at. All ranks come together.
+    """Start inspecting the waits of the main thread on this transport. Collective.
 
     Raises:
         ConfigurationError: as ``Thresholds.from_environment``.
     """
-    global _inspector
     thresholds = Thresholds.from_environment()
     if transport.size > 1 and (thresholds.warn_seconds or thresholds.shutdown_seconds):
-        _inspector = StallInspector(transport, thresholds)
+        job_of(transport).put(StallInspector(transport, thresholds))
 
 
-def end_inspection() -> None:
-    """They no longer are."""
-    global _inspector
-    if _inspector is not None:
-        _inspector.close()
-        _inspector = None
+def end_inspection(transport: Transport) -> None:
+    """Stop inspecting waits on this transport, if they are inspected."""
+    inspector = job_of(transport).drop(StallInspector)
+    if inspector is not None:
+        inspector.close()
 
 
 @contextmanager
-def watched(transport: Transport, what: str) -> Iterator[None]:
-    """What is done inside waits for other ranks. ``what`` says it in words, equal on all ranks that do the same."""
-    inspector = _inspector
-    if inspector is None or inspector.transport is not transport:
+def watched(transport: Transport, operation: str) -> Iterator[None]:
+    """Within this context, the caller waits for other ranks, and the stall inspector watches it.
+
+    Args:
+        transport: transport of the job.
+        operation: description of the operation, equal on all ranks that take part in it.
+    """
+    inspector = job_of(transport).find(StallInspector)
+    if inspector is None:
         yield
         return
-    outer = inspector.begin(what)
+    outer = inspector.begin(operation)
     try:
         yield
     finally:
@@ -116,15 +118,15 @@ def watched(transport: Transport, what: str) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class _Wait:
-    """What this rank waits in, and since when."""
+    """A wait of this rank: the operation, and the time at which it began."""
 
-    what: str
+    operation: str
     since: float
 
 
 @dataclass
 class _Question:
-    """Asked of all the others, with what has been answered so far."""
+    """A question to all other ranks, with the answers so far, by rank."""
 
     number: int
     asked_at: float
@@ -132,11 +134,11 @@ class _Question:
 
 
 class StallInspector:
-    """Looks at this rank's waits, answers the others' questions.
+    """A thread that inspects this rank's waits and answers the questions of other ranks.
 
     Args:
-        transport: of the job.
-        thresholds: when a wait is too long.
+        transport: transport of the job.
+        thresholds: limits of how long a wait may last.
     """
 
     def __init__(self, transport: Transport, thresholds: Thresholds) -> None:
@@ -148,60 +150,60 @@ class StallInspector:
         self._last = "joined the job"
         self._asked = 0
         self._question: _Question | None = None
-        self._told_at: float | None = None
+        self._reported_at: float | None = None
         self._stop = threading.Event()
         limits = [seconds for seconds in (thresholds.warn_seconds, thresholds.shutdown_seconds) if seconds]
         self._pause_seconds = min(1.0, min(limits) / 10)
         self._thread = threading.Thread(target=self._run, name="lentando-stalls", daemon=True)
         self._thread.start()
 
-    def begin(self, what: str) -> "_Wait | None":
-        """Enter a wait; what is to be given to ``end``."""
+    def begin(self, operation: str) -> "_Wait | None":
+        """Enter a wait. Returns the enclosing one, which must be passed to ``end``."""
         outer = self._wait
-        if outer is None:  # the wider one tells more
-            self._wait = _Wait(what, time.monotonic())
+        if outer is None:  # the outermost description is the most informative
+            self._wait = _Wait(operation, time.monotonic())
         return outer
 
     def end(self, outer: "_Wait | None") -> None:
-        """Leave it."""
+        """Leave the wait that the last ``begin`` has entered."""
         if outer is None and self._wait is not None:
-            self._last = self._wait.what
+            self._last = self._wait.operation
             self._wait = None
 
     def close(self) -> None:
-        """End the thread."""
+        """Stop the inspector's thread."""
         self._stop.set()
         self._thread.join()
 
     def _run(self) -> None:
         while not self._stop.wait(self._pause_seconds):
-            self._hear()
+            self._receive()
             wait, now = self._wait, time.monotonic()
             if wait is None:
-                self._question = self._told_at = None
+                self._question = self._reported_at = None
                 continue
-            self._look_at(wait, now)
+            self._inspect(wait, now)
 
-    def _look_at(self, wait: _Wait, now: float) -> None:
+    def _inspect(self, wait: _Wait, now: float) -> None:
         warn, shutdown = self._thresholds.warn_seconds, self._thresholds.shutdown_seconds
         is_over = bool(shutdown) and now - wait.since >= shutdown
         question = self._question
         if question is None:
-            since = wait.since if self._told_at is None else max(wait.since, self._told_at)
+            since = wait.since if self._reported_at is None else max(wait.since, self._reported_at)
             if is_over or (warn and now - since >= warn):
                 self._ask(now)
             return
         if len(question.answers) < self.transport.size - 1 and now - question.asked_at < ANSWER_SECONDS:
             return
-        self._question, self._told_at = None, now
-        present = [rank for rank, answer in question.answers.items() if answer["waits_in"] == wait.what]
-        if min([*present, self.transport.rank]) == self.transport.rank:  # one of them speaks for all
-            _log.warning("%s", self._in_words(wait, now - wait.since, question))
+        self._question, self._reported_at = None, now
+        present = [rank for rank, answer in question.answers.items() if answer["waits_in"] == wait.operation]
+        if min([*present, self.transport.rank]) == self.transport.rank:  # one rank reports for all that wait here
+            _log.warning("%s", self._report(wait, now - wait.since, question))
         elif now - wait.since < shutdown + LAST_RESORT_SECONDS:
             return
         if is_over:
             _log.error(
-                "rank %d ends the job with status %d: LENTANDO_STALL_SHUTDOWN_SECONDS=%g are over",
+                "rank %d ends the job with status %d: LENTANDO_STALL_SHUTDOWN_SECONDS=%g have passed",
                 self.transport.rank, STALLED_STATUS, shutdown,
             )  # fmt: skip
             self.transport.abort(STALLED_STATUS)
@@ -214,52 +216,52 @@ class StallInspector:
                 if peer != self.transport.rank:
                     self._channel.send_nowait(peer, json.dumps({"question": self._asked}).encode())
 
-    def _hear(self) -> None:
-        """Answer what others ask, and take in what they answer."""
-        while self._channel is not None and (heard := self._channel.receive_nowait()) is not None:
-            peer, content = heard
-            said = json.loads(content)
-            if "question" in said:
-                self._channel.send_nowait(peer, json.dumps({"to": said["question"], **self._answer()}).encode())
-            elif self._question is not None and said["to"] == self._question.number:
-                self._question.answers[peer] = said
+    def _receive(self) -> None:
+        """Answer the questions of other ranks, and record their answers."""
+        while self._channel is not None and (received := self._channel.receive_nowait()) is not None:
+            peer, content = received
+            message = json.loads(content)
+            if "question" in message:
+                self._channel.send_nowait(peer, json.dumps({"to": message["question"], **self._answer()}).encode())
+            elif self._question is not None and message["to"] == self._question.number:
+                self._question.answers[peer] = message
 
     def _answer(self) -> dict[str, Any]:
         wait = self._wait
         return {
-            "waits_in": None if wait is None else wait.what,
+            "waits_in": None if wait is None else wait.operation,
             "seconds": 0.0 if wait is None else time.monotonic() - wait.since,
             "last": self._last,
-            "at": _place(sys._current_frames().get(self._main)),  # noqa: SLF001 - documented by Python
+            "at": _user_line(sys._current_frames().get(self._main)),  # noqa: SLF001 - documented by Python
         }
 
-    def _in_words(self, wait: _Wait, seconds: float, question: _Question) -> str:
+    def _report(self, wait: _Wait, seconds: float, question: _Question) -> str:
         answers = {**question.answers, self.transport.rank: self._answer()}
-        present = sorted(rank for rank, answer in answers.items() if answer["waits_in"] == wait.what)
+        present = sorted(rank for rank, answer in answers.items() if answer["waits_in"] == wait.operation)
         have = "has" if len(present) == 1 else "have"
-        where = _grouped(answers, present)
-        text = f"{ranks_in_words(present)} {have} waited for {seconds:.0f} s in {wait.what} ({where})"
+        lines = _lines_of(answers, present)
+        text = f"{ranks_in_words(present)} {have} waited for {seconds:.0f} s in {wait.operation} ({lines})"
         if self._channel is None:
-            return f"{text}. Who is missing, transport {self.transport.name!r} has no way to ask"
+            return f"{text}. Transport {self.transport.name!r} has no way to find out which ranks are missing"
         missing = [
-            f"rank {rank} {_standing(answers.get(rank))}" for rank in range(self.transport.size) if rank not in present
+            f"rank {rank} {_status(answers.get(rank))}" for rank in range(self.transport.size) if rank not in present
         ]
         if not missing:
-            return f"{text}. All ranks are there: the network or the engine underneath does not get on"
+            return f"{text}. All ranks have reached this operation, but the network or the backend makes no progress"
         return f"{text}. Missing: {'; '.join(missing)}"
 
 
-def _grouped(answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
-    """Where each of these ranks stands, those at the same place together."""
-    places = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
-    if len(places) == 1:
-        return f"at {next(iter(places))}"
-    return "; ".join(f"{ranks_in_words(same)} at {place}" for place, same in places.items())
+def _lines_of(answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
+    """The line of the user's program that each of these ranks executes, grouped by line."""
+    by_line = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
+    if len(by_line) == 1:
+        return f"at {next(iter(by_line))}"
+    return "; ".join(f"{ranks_in_words(same)} at {line}" for line, same in by_line.items())
 
 
-def _standing(answer: dict[str, Any] | None) -> str:
+def _status(answer: dict[str, Any] | None) -> str:
     if answer is None:
-        return "does not answer: its process is stopped, gone or out of reach"
+        return "does not answer: its process is stopped, dead or unreachable"
     if answer["waits_in"] is not None:
         return f"has waited for {answer['seconds']:.0f} s in {answer['waits_in']}, at {answer['at']}"
     return f"is at {answer['at']}, after {answer['last']}"
@@ -274,15 +276,15 @@ _LIBRARIES = tuple(
 )
 
 
-def _place(frame: FrameType | None) -> str:
-    """File, line and function where a stack leaves the user's program: the last frame that is no library's."""
+def _user_line(frame: FrameType | None) -> str:
+    """File, line and function of the innermost frame of the user's program, outside all libraries."""
     while frame is not None:
         if not _is_library(frame.f_code.co_filename):
             return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
         frame = frame.f_back
-    return "no line of the program"  # which has come to its end
+    return "no line of the program"  # which has ended
 
 
 def _is_library(path: str) -> bool:
-    """Of Lentando, Python, or what is installed."""
+    """Whether a file belongs to Lentando, Python or an installed package."""
     return path.startswith(("<frozen", *_LIBRARIES))

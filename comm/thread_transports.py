@@ -1,36 +1,37 @@
-"""Transports for threads, lent and given back: a job opens as many as are in use at once, and uses them again.
+"""Transports for background threads, lent and returned: a job opens as many as are used at once, and reuses them.
 
-To open or close one takes all ranks, and engines have only so many (MPICH some 2000 communicators). But an optimizer is
-dropped on each rank when Python's garbage collector finds it, in no common order. So giving back is no message, just a
-note, and the next who needs transports takes some that all ranks have noted as free.
+Opening and closing a transport are collective, and backends limit the number of open ones (MPICH to some 2000
+communicators). But an optimizer is dropped on each rank when Python's garbage collector finds it, in no common order.
+Returning a transport therefore sends no message: it is only marked as free, and the next borrower takes transports that
+all ranks have marked.
 """
 
 import gc
 import time
-from weakref import WeakKeyDictionary
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from lentando.comm.capabilities import Background
+from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 
 __all__ = ["Loan", "borrow_transports", "opened_count"]
 
 COLLECTED_FROM = 2
-"""With so many open and none free, it is worth looking for dropped optimizers that hold some before opening others."""
-
-
+"""With this many transports open and none free, garbage is collected before others are opened: a dropped optimizer may
+hold some."""
 ENDING_SECONDS = 1.0
-"""How long to wait for threads that are about to give back."""
+"""Time to wait for threads that are about to return their transports."""
 
 
 class Loan:
-    """A transport for one thread.
+    """A transport that is lent to one thread.
 
     Attributes:
         transport: may be used until ``give_back``.
-        is_free: whether it has been given back.
-        is_ending: whether it will be given back as soon as what its thread has begun is complete.
+        is_free: whether it has been returned.
+        is_ending: whether it will be returned as soon as the operations that its thread has started are complete.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -38,32 +39,43 @@ class Loan:
         self.is_free = self.is_ending = False
 
     def give_back(self) -> None:
-        """Let others use the transport, whose messages are complete. Sends nothing; may come from any thread."""
+        """Return the transport, whose messages are complete. Sends nothing; may be called by any thread."""
         self.is_free, self.is_ending = True, False
 
 
-_opened: WeakKeyDictionary[Transport, list[Loan]] = WeakKeyDictionary()
-"""By the transport of the job; in the same order on all ranks."""
+@dataclass
+class _Loans:
+    """The transports for threads of one job, in the same order on all ranks."""
+
+    opened: list[Loan] = field(default_factory=list)
 
 
 def borrow_transports(transport: Transport, count: int) -> list[Loan]:
-    """Transports of the same ranks for so many threads; none if the engine lets one thread in only. Collective."""
+    """Borrow transports of the same ranks for background threads. Collective.
+
+    Args:
+        transport: transport of the job.
+        count: number of threads.
+
+    Returns:
+        ``count`` loans, or none if the backend admits one thread only.
+    """
     if not isinstance(transport, Background):
         return []
-    opened = _opened.setdefault(transport, [])
-    free = _free_everywhere(transport, opened)
+    opened = job_of(transport).get(_Loans).opened
+    free = _free_on_all_ranks(transport, opened)
     if len(free) < count and len(opened) >= COLLECTED_FROM:
         gc.collect()
-        until = time.monotonic() + ENDING_SECONDS
-        while any(loan.is_ending for loan in opened) and time.monotonic() < until:
+        deadline = time.monotonic() + ENDING_SECONDS
+        while any(loan.is_ending for loan in opened) and time.monotonic() < deadline:
             time.sleep(0.001)
-        free = _free_everywhere(transport, opened)
+        free = _free_on_all_ranks(transport, opened)
     loans = free[:count]
     while len(loans) < count:
-        other = transport.for_thread()
-        if other is None:
+        for_thread = transport.for_thread()
+        if for_thread is None:
             return []
-        loans.append(Loan(other))
+        loans.append(Loan(for_thread))
         opened.append(loans[-1])
     for loan in loans:
         loan.is_free = False
@@ -71,12 +83,12 @@ def borrow_transports(transport: Transport, count: int) -> list[Loan]:
 
 
 def opened_count(transport: Transport) -> int:
-    """How many transports for threads a job has opened so far."""
-    return len(_opened.get(transport, []))
+    """Number of transports for threads that a job has opened so far."""
+    return len(job_of(transport).get(_Loans).opened)
 
 
-def _free_everywhere(transport: Transport, opened: list[Loan]) -> list[Loan]:
+def _free_on_all_ranks(transport: Transport, opened: list[Loan]) -> list[Loan]:
     if not opened:
         return []
-    free = transport.allgather(np.array([loan.is_free for loan in opened], np.uint8)).min(axis=0)
-    return [loan for loan, is_free in zip(opened, free, strict=True) if is_free]
+    is_free_everywhere = transport.allgather(np.array([loan.is_free for loan in opened], np.uint8)).min(axis=0)
+    return [loan for loan, is_free in zip(opened, is_free_everywhere, strict=True) if is_free]

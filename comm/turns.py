@@ -10,12 +10,12 @@ import os
 import threading
 from collections.abc import Hashable, Iterator
 from contextlib import contextmanager
-from weakref import WeakKeyDictionary
 
 from lentando.comm.errors import MismatchError
+from lentando.comm.job import drop_from_all_jobs, job_of
 from lentando.comm.transport import Transport
 
-__all__ = ["SAME_CALLS", "same_call_elsewhere", "turn"]
+__all__ = ["SAME_CALLS", "Turns", "same_call_elsewhere", "turn"]
 
 SAME_CALLS = (
     "two threads of one rank make the same call at the same time, so that nobody can say which of them belongs to "
@@ -41,7 +41,7 @@ class _Call:
         self.depth = 1
 
 
-class _Turns:
+class Turns:
     """Of the threads that use one transport."""
 
     def __init__(self) -> None:
@@ -106,9 +106,8 @@ def _meet(call: _Call, other: _Call) -> None:
                 one.same_in = another.thread_name
 
 
-_turns: WeakKeyDictionary[Transport, _Turns] = WeakKeyDictionary()
-_making = threading.Lock()
-os.register_at_fork(after_in_child=_turns.clear)  # a thread that has its turn in the parent does not exist in the child
+# A thread that has its turn in the parent does not exist in a forked child.
+os.register_at_fork(after_in_child=lambda: drop_from_all_jobs(Turns))
 
 
 @contextmanager
@@ -123,7 +122,7 @@ def turn(transport: Transport, what: Hashable = None) -> Iterator[None]:
     Raises:
         MismatchError: at the end, if another thread made the same call in the meantime.
     """
-    turns = _turns_of(transport)
+    turns = job_of(transport).get(Turns)
     call = turns.enter(what)
     try:
         yield
@@ -140,13 +139,5 @@ def same_call_elsewhere(transport: Transport, what: Hashable) -> str | None:
     Returns:
         the name of another thread that makes the same call at the same time, or None.
     """
-    turns = _turns.get(transport)
+    turns = job_of(transport).find(Turns)
     return None if turns is None else turns.is_now(what)
-
-
-def _turns_of(transport: Transport) -> _Turns:
-    turns = _turns.get(transport)
-    if turns is None:
-        with _making:
-            turns = _turns.setdefault(transport, _Turns())
-    return turns

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 
 from lentando.cli.doctor.facts import Facts, Place
-from lentando.comm import world
 from lentando.comm.errors import LentandoError
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
+from lentando.comm.transport_selection import TRANSPORT_NAMES, open_transport
 
 __all__ = ["main"]
 
@@ -46,13 +46,13 @@ def main() -> None:
 
 def _join_and_test(facts: Facts, tell: Callable[..., None]) -> None:
     tell(stage="joining the job")
-    joined = world.open_transport()
+    joined = open_transport()
     tell(stage=f"the first messages of transport {joined.name}", size=joined.size)
     everyone = allgather_object(joined, {**facts, "place": _place(joined)})
     tell(rank=joined.rank, everyone=everyone if joined.rank == 0 else None)
     tell(stage=f"the all-reduce of transport {joined.name}")
     tell(transport=joined.name, tests=allgather_object(joined, _test(joined)))
-    for name in world.transport_names():
+    for name in TRANSPORT_NAMES:
         if name != joined.name:
             tell(stage=f"transport {name}")
             tell(transport=name, tests=_try(name, joined))
@@ -85,7 +85,7 @@ def _try(name: str, joined: Transport) -> list[dict[str, Any]]:
     opened: Transport | None = None
     failure: dict[str, Any] = {}
     try:
-        opened = world.open_transport()
+        opened = open_transport()
     except LentandoError as error:
         failure = {"error": str(error)}
     failures: list[dict[str, Any]] = allgather_object(joined, failure)

@@ -138,7 +138,7 @@ def test_ranks_say_who_is_out_of_reach_when_a_link_fails_and_the_run_ends(monkey
     hand_over = ["-x", "LENTANDO_STALL_SECONDS", "-x", "LENTANDO_STALL_SHUTDOWN_SECONDS"]
     done = cluster("run", "--hosts", "2", "--", "mpirun", "-np", "2", *hand_over, sys.executable, "-c", LOSES_A_LINK)
     assert done.returncode != 0
-    assert "Missing: rank 1 does not answer: its process is stopped, gone or out of reach" in done.stderr
+    assert "Missing: rank 1 does not answer: its process is stopped, dead or unreachable" in done.stderr
     assert "rank 0 ends the job with status 75" in done.stderr
 
 

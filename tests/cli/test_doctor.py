@@ -20,10 +20,10 @@ from lentando.cli.doctor.job import check_tests
 from lentando.cli.doctor.joining import Outcome
 from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.probe import _test
-from lentando.comm import world
 from lentando.comm.launch import Claim, read_claims
 from lentando.comm.testing import run_ranks
 from lentando.comm.transport import Array, ReduceOp
+from lentando.comm.transport_selection import TRANSPORT_NAMES
 from lentando.comm.transports.single import SingleTransport
 
 CHECKOUT = Path(__file__).parents[2]
@@ -69,7 +69,7 @@ def test_alone_nothing_is_wrong_and_everything_is_told() -> None:
     assert told["notes"] == sum(finding["level"] == "note" for finding in told["findings"])
     assert {finding["section"] for finding in told["findings"]} >= {"versions", "MPI", "launcher", "transports", "GPU",
                                                                   "network", "host"}  # fmt: skip
-    assert set(told["transports"]) == set(world.transport_names())
+    assert set(told["transports"]) == set(TRANSPORT_NAMES)
     assert told["transports"]["single"][0]["is_right"] is True
     (facts,) = told["ranks"].values()
     assert set(facts) == set(Facts.__annotations__)
@@ -236,13 +236,13 @@ def under(launcher: Path, python: Path) -> Job:
 
 @pytest.mark.parametrize(
     ("comes", "expected"),
-    [("", "while joining the job"), ("world.open_transport()", "during the first messages of transport mpi")],
+    [("", "while joining the job"), ("open_transport()", "during the first messages of transport mpi")],
 )
 def test_rank_that_never_answers_is_told_in_time(comes: str, expected: str) -> None:
     program = f"""
 import os, sys, time
 from lentando.cli import main
-from lentando.comm import world
+from lentando.comm.transport_selection import open_transport
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
     {comes}
     time.sleep(100)

@@ -79,8 +79,10 @@ for number in range(8):
     job = run(tmp_path, ending, seconds=1, shutdown_seconds=3)
     assert job.status == STALLED_STATUS, job.output
     assert "in the average of gradients of inner step 4" in job.output
-    assert "Missing: rank 2 does not answer: its process is stopped, gone or out of reach" in job.output
-    assert f"rank 0 ends the job with status {STALLED_STATUS}: LENTANDO_STALL_SHUTDOWN_SECONDS=3 are over" in job.output
+    assert "Missing: rank 2 does not answer: its process is stopped, dead or unreachable" in job.output
+    assert (
+        f"rank 0 ends the job with status {STALLED_STATUS}: LENTANDO_STALL_SHUTDOWN_SECONDS=3 have passed" in job.output
+    )
     assert job.seconds < 30
 
 

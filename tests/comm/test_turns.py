@@ -11,8 +11,9 @@ from lentando.comm import operations, world
 from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import LentandoError, MismatchError
+from lentando.comm.job import job_of
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.comm.turns import same_call_elsewhere, turn
+from lentando.comm.turns import Turns, same_call_elsewhere, turn
 
 
 def in_thread(function: Callable[[], Any], name: str) -> "Outcome":
@@ -51,10 +52,9 @@ def total(transport: ThreadTransport, value: float, name: str | None = None) -> 
 
 def waits_for_its_turn(transport: ThreadTransport, count: int = 2) -> None:
     """Return when so many threads of this rank are at a call."""
-    from lentando.comm.turns import _turns
-
     for _ in range(2000):
-        if transport in _turns and len(_turns[transport]._calls) >= count:
+        turns = job_of(transport).find(Turns)
+        if turns is not None and len(turns._calls) >= count:
             return
         threading.Event().wait(0.005)
     pytest.fail("the second thread did not come to its call")

