@@ -179,7 +179,7 @@ class _RefusesState:
 
 
 class _NoOverlap:
-    """Gradients are averaged when all of them are there."""
+    """Gradients are averaged at the step, after the whole backward pass."""
 
     buckets = None
     coverage = BucketCoverage.NONE

@@ -63,7 +63,7 @@ class Buckets:
         bucket_bytes: size in bytes of every bucket but the first and the last.
 
     Attributes:
-        coverage: which of this rank's gradients of this step the buckets hold; set by the framework's adapter.
+        coverage: coverage of this rank's gradients of this step; set by the framework's adapter.
     """
 
     def __init__(
@@ -154,8 +154,8 @@ class OverlapsGradients(Protocol):
     """An optional protocol of base algorithms: gradients are averaged during the backward pass.
 
     Attributes:
-        buckets: buckets that a framework's adapter fills during the backward pass, and starts all of before each
-            ``average_gradients`` of a replica outside ``join``; None if there are none.
+        buckets: buckets that a framework's adapter fills during the backward pass, and all of which it starts
+            ahead of each ``average_gradients`` of a replica outside ``join``; None if there are none.
     """
 
     @property

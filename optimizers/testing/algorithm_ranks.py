@@ -84,7 +84,7 @@ class Rank:
         return [buffer.array[buffer.parameters.size :].copy() for buffer in self.buffers]
 
     def fill(self, values: Sequence[Array]) -> None:
-        """Set the parameters."""
+        """Replace the parameters by these values."""
         for buffer, array in zip(self.buffers, values, strict=True):
             buffer.parameters[:] = array
 
@@ -162,7 +162,7 @@ class AlgorithmSubject:
 
     @property
     def base(self) -> BaseAlgorithm:
-        """A new description."""
+        """A new description of the algorithm."""
         return self.make_base()
 
     def run(

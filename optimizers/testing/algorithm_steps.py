@@ -20,7 +20,7 @@ DECLARATIONS = ("averages_gradients", "communicates", "mixes_parameters")
 
 
 def check_description(subject: AlgorithmSubject) -> None:
-    """The declarations are there and do not contradict each other, and descriptions can be compared."""
+    """All declarations exist and do not contradict each other, and descriptions can be compared."""
     base = subject.base
     for name in DECLARATIONS:
         value = getattr(base, name, None)
