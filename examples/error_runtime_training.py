@@ -125,7 +125,7 @@ def wrap(method: str, model: Perceptron, options: argparse.Namespace, interval: 
         optimizer = lt.AdaComm(
             sgd,
             initial_period=options.initial_period,
-            interval=interval,
+            interval_seconds=interval,
             slow_momentum=options.slow_momentum if method == ADAPTIVE[1] else 0.0,
         )
     else:

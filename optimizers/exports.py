@@ -43,6 +43,8 @@ from lentando.optimizers.checkpoint.loading import OptimizerStateChoice, load
 from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
+from lentando.optimizers.face import ReplicaOptimizer
+from lentando.optimizers.methods import adacomm, diloco, slowmo
 from lentando.optimizers.replica.replica import BaseState
 from lentando.optimizers.replica.stopping import StopHandle
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
@@ -107,6 +109,7 @@ __all__ = [
     "PeriodSetting",
     "PostLocal",
     "RankLostError",
+    "ReplicaOptimizer",
     "Ring",
     "RoundSummary",
     "Settings",
@@ -122,8 +125,10 @@ __all__ = [
     "WeightMap",
     "WeightRule",
     "WireDtype",
+    "adacomm",
     "barrier",
     "check_graphs",
+    "diloco",
     "init",
     "is_initialized",
     "join",
@@ -136,5 +141,6 @@ __all__ = [
     "second_modulus",
     "shutdown",
     "size",
+    "slowmo",
     "stochasticity",
 ]

@@ -153,7 +153,9 @@ class Lentando:
         if method == "SlowMo":
             optimizer = self._lt.SlowMo(sgd(network), model=network, period=PERIOD, slow_momentum=0.5)
         else:
-            optimizer = self._lt.AdaComm(sgd(network), model=network, initial_period=32, interval=self._interval)
+            optimizer = self._lt.AdaComm(
+                sgd(network), model=network, initial_period=32, interval_seconds=self._interval
+            )
         left = optimizer.period
 
         def step(images: torch.Tensor, labels: torch.Tensor) -> bool:

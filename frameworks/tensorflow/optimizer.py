@@ -1,27 +1,25 @@
 """The optimizers that Keras users write: a wrapper round their own, which the replica drives."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
 
 import keras
 import tensorflow as tf
 
 from lentando.comm.capabilities import shares_memory
-from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.world import transport
 from lentando.optimizers.checkpoint.weight_map import WeightMap
-from lentando.optimizers.flat_report import flat_report
+from lentando.optimizers.face import ReplicaOptimizer
+from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.loss import as_number
-from lentando.optimizers.replica import BaseState, Replica
+from lentando.optimizers.methods import SettingsArguments
+from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.resume import copied
 from lentando.optimizers.rules.all_reduce import AllReduce
-from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
-from lentando.optimizers.rules.non_finite import OnNonFinite
-from lentando.optimizers.rules.outer_rule import OuterRule
-from lentando.optimizers.rules.period import PeriodSetting, needs_loss
-from lentando.optimizers.rules.settings import BaseBuffers, Settings
+from lentando.optimizers.rules.period import needs_loss
+from lentando.optimizers.rules.settings import Settings
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.checkpoint_state import KerasTraining
 from lentando.tensorflow.description import describe_optimizer
@@ -34,46 +32,50 @@ from lentando.tensorflow.original_errors import convert_errors_of
 from lentando.tensorflow.precision import warn_of_rounded_betas
 from lentando.tensorflow.state_variables import native
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["DistributedOptimizer"]
 
 
 @keras.saving.register_keras_serializable("lentando")
-class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # type: ignore[misc]
+@takes_arguments_of(Settings, SettingsArguments)
+class DistributedOptimizer(ReplicaOptimizer, ForwardsSettings, keras.optimizers.Optimizer):  # type: ignore[misc]
     """A Keras optimizer whose model is one of the job's replicas.
 
     Wraps any Keras 3 optimizer and is one itself: in ``model.compile`` and ``fit``, in a ``tf.function`` and in an
-    eager loop. Settings (``learning_rate``, ``momentum``, ``clipnorm``, ...) are the base optimizer's, whether they are
-    read or changed here or there, so that callbacks and schedules work. ``AllReduce`` averages before clipping.
+    eager loop. Hyperparameters (``learning_rate``, ``momentum``, ``clipnorm``, ...) are those of the base optimizer,
+    whether they are read or changed here or there, so that callbacks and schedules work. ``AllReduce`` averages the
+    gradients before they are clipped.
 
-    All ranks take over rank 0's weights at construction if ``model`` is built, else in the first step, whose gradients
-    are then those of the rank's own. An inner step is one update of the weights: with
-    ``gradient_accumulation_steps=k``, every k-th call of ``apply``.
+    All ranks take the weights of rank 0: at construction if ``model`` is built, otherwise in the first step, whose
+    gradients are then those of the rank's own weights. An inner step is one update of the weights: with
+    ``gradient_accumulation_steps=k``, every k-th call of ``apply``. With ``on_nonfinite``, a ``LossScaleOptimizer``
+    handles gradients that are not finite itself.
 
     Args:
-        optimizer: the base optimizer; or what ``keras.optimizers.get`` makes one of, such as ``"adam"``.
-        model: the model, whose floating-point statistics (of BatchNorm) are averaged at outer steps, and whose frozen
-            and integer weights are taken over from rank 0.
-        base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
-        outer: ``SlowMomentum(...)`` or ``OuterSGD(...)`` at each outer step, or None to adopt the exact average.
-        period: inner steps between outer steps, or a ``Period``; None for no outer steps.
-        base_buffers: what an outer step does to the base optimizer's state: "reset" makes it new, "maintain" leaves it,
-            "average" averages its buffers over the ranks. "auto" is "maintain" if it has second moments (Adam, RMSprop,
-            ...; told by a hyperparameter whose name begins with "eps"), else "reset".
-        exact_average: False leaves out the average: each replica applies the outer rule to itself.
-        algorithm: how the exact average is formed: "auto", "ring", "engine", or "measured", which compares all ways
-            once in a job, so that another start of the job may round otherwise.
-        on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
-            communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
-            that, with a new base optimizer. A ``LossScaleOptimizer`` sees to gradients itself.
-        rates_may_differ: learning rates that differ between ranks are intended. Else they are an error at construction
-            and one warning when they come apart later, as far as messages travel that show it: with every average of
-            gradients and every outer step, but not with gossip alone.
-        mapping: for a job whose other ranks run PyTorch: from that model's names and axes to this one's.
+        optimizer: the base optimizer, which takes the inner steps, or a name that ``keras.optimizers.get`` takes, such
+            as ``"adam"``.
+        model: the model. Its floating-point statistics (of BatchNorm) are averaged at outer steps, and its frozen and
+            integer weights are taken from rank 0. None if the optimizer's variables are all that is trained.
+        mapping: a ``WeightMap`` from the names and axes of a PyTorch model to those of this one, for a job whose other
+            ranks run PyTorch.
+        **settings: keyword arguments of ``lentando.optimizers.Settings``.
 
     Raises:
         NotInitializedError: before ``init()``.
         ConfigurationError: for settings that cannot work.
         MismatchError: on every rank, if models or settings differ between ranks.
+
+    Example:
+        >>> import keras, numpy as np, lentando.tensorflow as lt
+        >>> lt.init()
+        >>> model = keras.Sequential([keras.Input([2]), keras.layers.Dense(1)])
+        >>> model.compile(lt.DistributedOptimizer(keras.optimizers.SGD(0.1), model=model, base=lt.SGP()), "mse")
+        >>> history = model.fit(np.ones([8, 2]), np.ones([8, 1]), batch_size=4, verbose=0)
+        >>> model.optimizer.report()["inner_steps"]
+        2
+        >>> lt.shutdown()
     """
 
     def __init__(
@@ -81,20 +83,13 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         optimizer: keras.optimizers.Optimizer | str,
         *,
         model: keras.Model | None = None,
-        base: BaseAlgorithm = AllReduce(),
-        outer: OuterRule | None = None,
-        period: PeriodSetting = None,
-        base_buffers: BaseBuffers = "maintain",
-        exact_average: bool = True,
-        algorithm: Algorithm = "auto",
-        on_nonfinite: OnNonFinite = "raise",
-        rates_may_differ: bool = False,
         mapping: WeightMap | None = None,
+        **settings: "Unpack[SettingsArguments]",
     ) -> None:
         world = transport()
-        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ)
+        method = Settings(**settings)
         _check_surroundings()
-        if isinstance(base, AllReduce) and base.overlap:
+        if isinstance(method.base, AllReduce) and method.base.overlap:
             raise ConfigurationError("AllReduce(overlap=True) is PyTorch's: leave overlap out")
         if isinstance(optimizer, str):
             optimizer = _named(optimizer)
@@ -105,16 +100,16 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         if any(isinstance(o, DistributedOptimizer) for o in (optimizer, getattr(optimizer, "inner_optimizer", None))):
             raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
         super().__init__(learning_rate=0.0, name=f"distributed_{optimizer.name}")
-        if mapping is not None and base_buffers == "average":
+        if mapping is not None and method.base_buffers == "average":
             raise ConfigurationError(
                 "base_buffers='average' is not possible beside another framework (mapping=), whose optimizers keep "
                 "other things: use 'reset' or 'maintain'"
             )
         self._world = world
         self._mapping = mapping
-        self._settings = settings
-        does_reset = settings.for_optimizer(describe_optimizer(optimizer)).base_buffers == "reset"
-        self._base = BaseOptimizer(optimizer, does_reset or on_nonfinite == "skip", self._iterations)
+        self._settings = method
+        does_reset = method.for_optimizer(describe_optimizer(optimizer)).base_buffers == "reset"
+        self._base = BaseOptimizer(optimizer, does_reset or method.on_nonfinite == "skip", self._iterations)
         self._hidden = _Hidden(model)
         self._base_optimizer = optimizer
         self._model: KerasModel
@@ -131,11 +126,6 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
     def base_optimizer(self) -> keras.optimizers.Optimizer:
         """The optimizer that was wrapped."""
         return self._base_optimizer
-
-    @property
-    def period(self) -> int | None:
-        """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
-        return self._replica.period
 
     @property
     def learning_rate(self) -> Any:
@@ -180,7 +170,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
                 [*self._base.variables, native(self._iterations)],
                 "always" if mixes else "never" if period is None else "sometimes",
             )
-            self._averages = GradientAverages(lambda: self._replica, self._model, self._counted, variables)
+            self._averages = GradientAverages(self._ready_replica, self._model, self._counted, variables)
             self.__dict__["_trainable_variables"] = variables  # by the name that Keras's callbacks know
             self.built: bool = True
 
@@ -259,76 +249,9 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
             self._made.check_finite("fit")
         self._base_optimizer.finalize_variable_values(var_list)
 
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Let ranks have unequal numbers of batches inside the block; see ``lentando.tensorflow.join``."""
-        with self._replica.join(self._step_along):
-            yield
-            self._counted.settle()
-        self._counted.refresh()
-
-    @contextmanager
-    def averaged(self) -> Iterator[None]:
-        """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
-
-        Collective: every rank enters the block. The average is for reading: steps, ``fit``, ``lt.save`` and ``lt.load``
-        inside are an error, and what is assigned to the weights is lost when the block ends. ``get_weights()`` copies
-        the average; a ``tf.Variable`` that is kept holds this rank's own weights again after the block.
-
-        Raises:
-            NonFiniteError: on every rank, if parameters are not finite on one of them.
-        """
-        replica = self._replica
-        with replica.averaged():
-            self._counted.ask_before_next_step()
-            yield
-
-    def restart(self, *, base_state: BaseState = "keep") -> None:
-        """Begin a new round from the present weights: their average over the ranks becomes weights and anchor.
-
-        Collective: every rank calls it, eagerly, between steps, such as after it has restored earlier weights. Weights
-        that are equal on all ranks stay exactly as they are. The outer momentum begins at zero, and the next outer step
-        follows a whole period later.
-
-        Args:
-            base_state: of the base optimizer: "keep" it, or "reset" it to that of a new one, which needs an optimizer
-                that was wrapped with ``base_buffers="reset"`` or ``on_nonfinite="skip"``.
-
-        Raises:
-            ConfigurationError: in the middle of a step, inside ``join`` or ``averaged()``, or if the base optimizer
-                cannot be reset.
-            NonFiniteError, MismatchError: on every rank; see ``lentando.optimizers.replica.Replica``.
-        """
-        if base_state == "reset" and not self._base.resets:
-            raise ConfigurationError(
-                "restart(base_state='reset') needs the values that the base optimizer began with, which are kept for "
-                "base_buffers='reset' and on_nonfinite='skip' only: wrap it with one of these"
-            )
-        self._replica.restart(base_state)
-        self._counted.refresh()
-
-    def consensus_distance(self) -> float:
-        """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.
-
-        Collective: every rank calls it.
-        """
-        return self._replica.consensus_distance()
-
-    def report(self, *, flat: bool = False) -> dict[str, Any]:
-        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
-
-        Predictions take milliseconds: nothing to ask for at every step.
-
-        Args:
-            flat: one number for each name, as TensorBoard and other loggers take them: what is not known and the
-                list of decisions are left out, and lists by rank become ``NAME/RANK``.
-        """
-        report = self._replica.report()
-        return flat_report(report) if flat else report
-
     def state_dict(self) -> dict[str, Any]:
         """What decides the next step beside the weights of the model and ``optimizer.variables``: each rank its own."""
-        return {"iterations": int(self._iterations), "replica": copied(self._replica.state_dict())}
+        return {"iterations": int(self._iterations), "replica": copied(self._ready_replica().state_dict())}
 
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken, once the weights and ``optimizer.variables`` have been loaded too.
@@ -336,7 +259,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         Raises:
             ConfigurationError: if the state is another rank's, or of another model, method or world size.
         """
-        replica = self._replica
+        replica = self._ready_replica()
         self._counted.restart()
         replica.load_state_dict(state_dict["replica"])
         self._iterations.assign(state_dict["iterations"])
@@ -349,7 +272,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
                 "a job whose ranks run different frameworks (mapping=) cannot be saved as a whole yet: save each "
                 "rank's model by its framework's own means"
             )
-        replica = self._replica
+        replica = self._ready_replica()
         return KerasTraining(replica, self._model, self._base, self._hidden.model, self._iterations, self._counted)
 
     def save_own_variables(self, store: Any) -> None:
@@ -377,9 +300,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         """The base optimizer. Wrap it, and compile the loaded model with it, to train on several ranks again."""
         return keras.optimizers.deserialize(config["optimizer"], custom_objects)
 
-    @property
-    def _replica(self) -> Replica:
-        """The replica, with all steps told."""
+    def _ready_replica(self) -> Replica:
         if not self.built:
             raise ConfigurationError(
                 "the optimizer has not been built: take a step first, call build(model.trainable_variables), or wrap "
@@ -387,6 +308,30 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
             )
         self._counted.settle()
         return self._begun()
+
+    def _describe_base(self) -> str:
+        config = self._base_optimizer.get_config()
+        shown = {key: value for key, value in config.items() if key != "name" and value not in (None, False)}
+        texts = [
+            f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value!r}" for key, value in shown.items()
+        ]
+        return f"{type(self._base_optimizer).__name__}({', '.join(texts)})"
+
+    def _report_steps(self) -> None:
+        self._counted.settle()
+
+    def _weights_exchanged(self) -> None:
+        self._counted.ask_before_next_step()
+
+    def _refresh(self) -> None:
+        self._counted.refresh()
+
+    def _check_resettable(self) -> None:
+        if not self._base.resets:
+            raise ConfigurationError(
+                "restart(base_state='reset') needs the values that the base optimizer began with, which are kept for "
+                "base_buffers='reset' and on_nonfinite='skip' only: wrap it with one of these"
+            )
 
     def _begun(self) -> Replica:
         """The replica, made now if it was not. Before the first step, the base optimizer begins from the weights."""
@@ -403,7 +348,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
         return self._made
 
     def _step(self, pairs: Pairs, loss: Any | None) -> None:
-        replica = self._replica
+        replica = self._ready_replica()
         rates = self._model.learning_rates()  # of this step: a schedule goes on with it
         if loss is not None:
             loss = float(tf.reshape(loss, [])) if tf.is_tensor(loss) else as_number(loss)
@@ -419,10 +364,7 @@ class DistributedOptimizer(ForwardsSettings, keras.optimizers.Optimizer):  # typ
             replica.stop_if_agreed()
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
-        """Step along the averaged gradients, as the ranks do that still have batches.
-
-        ``overflow`` is never set here: a ``LossScaleOptimizer`` finds it in the averaged gradients, on all ranks alike.
-        """
+        # ``overflow`` is never set: a ``LossScaleOptimizer`` finds it in the averaged gradients, on all ranks alike.
         gradients = self._model.flat_gradients.scatter()
         own, (rate,) = float(self.learning_rate), rates
         if rate != own:

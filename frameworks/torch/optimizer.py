@@ -3,30 +3,30 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from math import isnan
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from lentando.comm.capabilities import shares_memory, takes_device_arrays
-from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.world import transport
-from lentando.optimizers.flat_report import flat_report
+from lentando.optimizers.face import ReplicaOptimizer
+from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.loss import as_number, not_one_number
-from lentando.optimizers.replica import BaseState, Replica
+from lentando.optimizers.methods import SettingsArguments
+from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.all_reduce import AllReduce
-from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
-from lentando.optimizers.rules.non_finite import OnNonFinite
-from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.overlap import BucketCoverage
-from lentando.optimizers.rules.period import PeriodSetting
-from lentando.optimizers.rules.settings import BaseBuffers, Settings
+from lentando.optimizers.rules.settings import Settings
 from lentando.torch.convert import to_plain, to_torch
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
 from lentando.torch.overlap import OverlapHooks
 from lentando.torch.training import TorchTraining
 from lentando.torch.wrapped import WrappedOptimizer
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["DistributedOptimizer"]
 
@@ -36,40 +36,41 @@ INNER = "lentando inner optimizers"
 """The key in a state dict of the states of optimizers that the base optimizer holds, if its own state lacks them."""
 
 
-class DistributedOptimizer(WrappedOptimizer):
+@takes_arguments_of(Settings, SettingsArguments)
+class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
     """A PyTorch optimizer whose model is one of the job's replicas.
 
-    Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are the base optimizer's own,
-    so that learning-rate schedulers may be attached to either, and ``GradScaler``, closures and gradient accumulation
-    work (an inner step is one call of ``step``). At construction all ranks take over rank 0's model. Parameters may be
-    frozen, unfrozen, added and removed later, at the same step on every rank: they join, or leave, the next time that
-    the ranks communicate; what was trained before keeps its state.
+    Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are those of the base
+    optimizer, so that learning-rate schedulers may be attached to either, and ``GradScaler``, closures and gradient
+    accumulation work (an inner step is one call of ``step``). At construction all ranks take the model of rank 0.
+    Parameters may be frozen, unfrozen, added and removed later, at the same step on every rank. The change takes effect
+    the next time that the ranks communicate, and what was trained before keeps its state.
 
     Args:
-        optimizer: the base optimizer. Left untouched.
-        model: the model, whose floating-point buffers (BatchNorm statistics) are averaged at outer steps, whose frozen
-            parameters and integer buffers are taken over from rank 0, and whose names appear in messages.
-        named_parameters: names for messages without a ``model``, as Horovod takes them.
-        base: what replicas say to each other at each step: ``AllReduce()``, ``LocalSGD()``, ...
-        outer: ``SlowMomentum(...)`` or ``OuterSGD(...)`` at each outer step, or None to adopt the exact average.
-        period: inner steps between outer steps, or a ``Period``; None for no outer steps.
-        base_buffers: what an outer step does to the base optimizer's state: "reset" makes it new, "maintain" leaves it,
-            "average" averages its buffers over the ranks. "auto" is "maintain" if it has second moments (Adam, RMSprop,
-            ...; told by a hyperparameter whose name begins with "eps"), else "reset".
-        exact_average: False leaves out the average: each replica applies the outer rule to itself.
-        algorithm: how the exact average is formed: "auto", "ring", "engine", or "measured", which compares all ways
-            once in a job, so that another start of the job may round otherwise.
-        on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
-            communicate: "raise" an error on every rank, that names it, or "skip" it in the average, and restore it from
-            that, with a new base optimizer.
-        rates_may_differ: learning rates that differ between ranks are intended. Else they are an error at construction
-            and one warning when they come apart later, as far as messages travel that show it: with every average of
-            gradients and every outer step, but not with gossip alone.
+        optimizer: the base optimizer, which takes the inner steps. It stays usable and is not changed.
+        model: the model. Its floating-point buffers (BatchNorm statistics) are averaged at outer steps, its frozen
+            parameters and integer buffers are taken from rank 0, and its names appear in messages. None if the
+            optimizer's parameters are all that is trained.
+        named_parameters: pairs of name and parameter that provide the names for messages where there is no ``model``,
+            as for Horovod.
+        **settings: keyword arguments of ``lentando.optimizers.Settings``.
 
     Raises:
         NotInitializedError: before ``init()``.
         ConfigurationError: for settings that cannot work.
         MismatchError: on every rank, if models or settings differ between ranks.
+
+    Example:
+        >>> import torch, lentando.torch as lt
+        >>> lt.init()
+        >>> model = torch.nn.Linear(2, 1)
+        >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = lt.DistributedOptimizer(sgd, model=model, base=lt.SGP())
+        >>> model(torch.ones(8, 2)).square().mean().backward()
+        >>> optimizer.step()
+        >>> optimizer.report()["inner_steps"]
+        1
+        >>> lt.shutdown()
     """
 
     # Asks torch.amp.GradScaler to call step() always, and to tell about overflows: a rank that skipped a step by itself
@@ -83,17 +84,10 @@ class DistributedOptimizer(WrappedOptimizer):
         *,
         model: torch.nn.Module | None = None,
         named_parameters: NamedParameters | None = None,
-        base: BaseAlgorithm = AllReduce(),
-        outer: OuterRule | None = None,
-        period: PeriodSetting = None,
-        base_buffers: BaseBuffers = "maintain",
-        exact_average: bool = True,
-        algorithm: Algorithm = "auto",
-        on_nonfinite: OnNonFinite = "raise",
-        rates_may_differ: bool = False,
+        **settings: "Unpack[SettingsArguments]",
     ) -> None:
         world = transport()
-        settings = Settings(base, outer, period, base_buffers, exact_average, algorithm, on_nonfinite, rates_may_differ)
+        self._settings = Settings(**settings)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         if isinstance(optimizer, DistributedOptimizer):
@@ -101,17 +95,13 @@ class DistributedOptimizer(WrappedOptimizer):
         super().__init__(optimizer)
         self._step_outside_graph = torch.compiler.disable(DistributedOptimizer.step)  # type: ignore[no-untyped-call]
         self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
+        base = self._settings.base
         if isinstance(base, AllReduce) and base.overlap and not self._model.is_on_host:
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
-        self._replica = Replica(world, self._model, settings)
+        self._replica = Replica(world, self._model, self._settings)
         self._gradients_are_averaged = False
         self._overlap: OverlapHooks | None = None
         self._follow_buckets()
-
-    @property
-    def period(self) -> int | None:
-        """Inner steps of the current round, None if there are no outer steps. Equal on all ranks."""
-        return self._replica.period
 
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Take one inner step, and the outer step if it is due.
@@ -179,68 +169,6 @@ class DistributedOptimizer(WrappedOptimizer):
         with nullcontext() if self._overlap is None else self._overlap.paused():
             yield
 
-    @contextmanager
-    def joined(self) -> Iterator[None]:
-        """Let ranks have unequal numbers of batches inside the block; see ``lentando.torch.join``."""
-        if self._overlap is None:
-            with self._replica.join(self._step_along):
-                yield
-            return
-        if self._overlap.is_in_flight:
-            raise ConfigurationError(
-                "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
-            )
-        with self._overlap.paused(), self._replica.join(self._step_along):
-            yield
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Evaluate the average: inside the block the model is the exact average of all replicas, after it itself again.
-
-        Collective: every rank enters the block. The average is for reading: steps, ``lt.save`` and ``lt.load`` inside
-        are an error, and what is written into the weights is lost when the block ends. ``model.state_dict()`` does not
-        copy: what is kept beyond the block shows this rank's own weights again. Write it to a file inside the block, or
-        keep ``copy.deepcopy(model.state_dict())``.
-
-        Raises:
-            NonFiniteError: on every rank, if parameters are not finite on one of them.
-        """
-        return self._replica.averaged()
-
-    def restart(self, *, base_state: BaseState = "keep") -> None:
-        """Begin a new round from the present weights: their average over the ranks becomes weights and anchor.
-
-        Collective: every rank calls it, between steps, such as after it has loaded earlier weights. Weights that are
-        equal on all ranks stay exactly as they are. The outer momentum begins at zero, and the next outer step follows
-        a whole period later.
-
-        Args:
-            base_state: of the base optimizer: "keep" it, or "reset" it to that of a new one.
-
-        Raises:
-            ConfigurationError: in the middle of a step, inside ``join`` or ``averaged()``.
-            NonFiniteError, MismatchError: on every rank; see ``lentando.optimizers.replica.Replica``.
-        """
-        self._replica.restart(base_state)
-
-    def consensus_distance(self) -> float:
-        """How far the replicas are apart: the root mean square over ranks of their parameters' distance from the mean.
-
-        Collective: every rank calls it.
-        """
-        return self._replica.consensus_distance()
-
-    def report(self, *, flat: bool = False) -> dict[str, Any]:
-        """Plain numbers about communication so far; see ``lentando.optimizers.replica.Replica.report``.
-
-        Predictions take milliseconds: nothing to ask for at every step.
-
-        Args:
-            flat: one number for each name, as TensorBoard and other loggers take them: what is not known and the
-                list of decisions are left out, and lists by rank become ``NAME/RANK``.
-        """
-        report = self._replica.report()
-        return flat_report(report) if flat else report
-
     def state_dict(self) -> dict[str, Any]:
         """The base optimizer's state dict with one more entry, ``"lentando"``: all that decides the next step.
 
@@ -288,8 +216,20 @@ class DistributedOptimizer(WrappedOptimizer):
         self._base_optimizer.add_param_group(param_group)
         self._replica.follow_changes()
 
-    def __repr__(self) -> str:
-        return f"DistributedOptimizer({self._base_optimizer!r})"
+    def _ready_replica(self) -> Replica:
+        return self._replica
+
+    def _describe_base(self) -> str:
+        return repr(self._base_optimizer)
+
+    def _before_join(self) -> AbstractContextManager[object]:
+        if self._overlap is None:
+            return nullcontext()
+        if self._overlap.is_in_flight:
+            raise ConfigurationError(
+                "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
+            )
+        return self._overlap.paused()
 
     def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
         with self._replica.weights_changed_by(f"{name}()"):
@@ -322,7 +262,6 @@ class DistributedOptimizer(WrappedOptimizer):
         return agreement.loss, bool(agreement.flagged)
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
-        """Step along the averaged gradients, as the ranks do that still have batches."""
         self._model.flat_gradients.scatter()
         if not overflow:
             own = self._model.learning_rates()

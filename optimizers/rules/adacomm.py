@@ -5,16 +5,11 @@ from math import ceil, inf, isclose, isfinite, sqrt
 from typing import Any, ClassVar, Literal
 
 from lentando.comm.checks import check_flag
-from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
-from lentando.optimizers.rules.local_sgd import LocalSGD
-from lentando.optimizers.rules.non_finite import OnNonFinite
-from lentando.optimizers.rules.period import Decision, Period, PostLocal, RoundSummary, check_steps
-from lentando.optimizers.rules.settings import BaseBuffers, Settings
-from lentando.optimizers.rules.slow_momentum import SlowMomentum, is_number
+from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps
+from lentando.optimizers.rules.slow_momentum import is_number
 
-__all__ = ["AdaptivePeriod", "adacomm"]
+__all__ = ["AdaptivePeriod"]
 
 ROUNDING = 1e-6
 """Learning rates whose relative difference is below this are equal, and a period this little above an integer is it."""
@@ -162,67 +157,3 @@ class _Progress:
     interval_start: float = 0.0  # seconds or steps
     loss_sum: float = 0.0
     loss_steps: int = 0
-
-
-def adacomm(
-    *,
-    base: BaseAlgorithm = LocalSGD(),
-    initial_period: int = 16,
-    interval: float = 60.0,
-    interval_steps: int | None = None,
-    min_period: int = 1,
-    max_period: int | None = None,
-    refined: bool = True,
-    learning_rate_exponent: Literal[1, 3] = 1,
-    loss_floor: float = 0.0,
-    warmup_steps: int = 0,
-    slow_momentum: float = 0.0,
-    base_buffers: BaseBuffers | None = None,
-    algorithm: Algorithm = "auto",
-    on_nonfinite: OnNonFinite = "raise",
-    rates_may_differ: bool = False,
-) -> Settings:
-    """The settings of AdaComm, for all frameworks alike.
-
-    Args:
-        base: what replicas say to each other between averages.
-        initial_period: see ``AdaptivePeriod``, like every argument that is not listed here.
-        interval: seconds by rank 0's clock between decisions; 60 in the paper.
-        interval_steps: see there.
-        min_period: see there.
-        max_period: see there.
-        refined: see there.
-        learning_rate_exponent: see there.
-        loss_floor: see there.
-        warmup_steps: inner steps at first with an average after each, before the first round. A warm-up of the
-            learning rate belongs in here: the periods go by the learning rate of the first round.
-        slow_momentum: beta of the paper's block momentum; 0 adopts the average.
-        base_buffers: what an average does to the base optimizer's state. None stands for "auto" under slow momentum,
-            which is the paper's "reset" for SGD (see ``Settings``), and for "maintain" without: at period 1, that is
-            synchronous momentum SGD.
-        algorithm: how the exact average is formed.
-        on_nonfinite: see ``Settings``.
-        rates_may_differ: see there.
-
-    Raises:
-        ConfigurationError: for values that cannot work.
-    """
-    period: Period = AdaptivePeriod(
-        initial_period,
-        interval,
-        interval_steps,
-        refined,
-        learning_rate_exponent,
-        loss_floor,
-        min_period,
-        max_period,
-    )
-    return Settings(
-        base,
-        SlowMomentum(1.0, slow_momentum) if slow_momentum != 0 else None,
-        PostLocal(warmup_steps, period) if warmup_steps != 0 else period,
-        base_buffers if base_buffers is not None else "auto" if slow_momentum != 0 else "maintain",
-        algorithm=algorithm,
-        on_nonfinite=on_nonfinite,
-        rates_may_differ=rates_may_differ,
-    )

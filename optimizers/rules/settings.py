@@ -39,21 +39,28 @@ class Settings:
     """How replicas train together.
 
     Args:
-        base: what they say to each other at each inner step.
-        outer: slow momentum, or another rule, at each outer step; None adopts the exact average.
-        period: inner steps between outer steps, or a schedule of them; None for no outer steps.
-        base_buffers: what an outer step does to the base optimizer's own state: "reset" makes it new, "maintain" leaves
-            it, "average" averages its buffers over the ranks. "auto" is "maintain" for optimizers that divide by a
-            running mean of squared gradients, which would have to be learnt anew (Adam, RMSprop, ...), and "reset"
-            for others (SGD, ...): the choice of SlowMo's authors. Told by a hyperparameter that is called "eps...". It
-            is "average" for optimizers that keep a moving average of the weights (Keras's ``use_ema=True``).
-        exact_average: False leaves out the average: each replica applies the outer rule to itself.
-        algorithm: how the exact average is formed.
-        on_nonfinite: what is done about a rank whose parameters, gradients or loss are not finite when the ranks
-            communicate. "raise" is an error on every rank; "skip" leaves them out of the average, which that rank then
-            adopts, with a new base optimizer.
-        rates_may_differ: ranks train at learning rates of their own on purpose, which is otherwise an error at
-            construction, and a warning later.
+        base: base algorithm, that is, how replicas communicate at each inner step: ``AllReduce()``, ``LocalSGD()``,
+            ``SGP()``, ``OSGP()`` or ``DPSGD()``.
+        outer: outer rule that each outer step applies to the exact average: ``SlowMomentum(...)`` or ``OuterSGD(...)``;
+            None adopts the average.
+        period: inner steps between two outer steps, or a ``Period``; None for no outer steps.
+        base_buffers: what an outer step does to the base optimizer's state: "reset" makes it that of a new optimizer,
+            "maintain" leaves it, "average" averages its buffers over the ranks. "auto" is the choice of SlowMo's
+            authors: "maintain" for optimizers that divide by a running mean of squared gradients, which would have to
+            be learned again (Adam, RMSprop, ...; recognized by a hyperparameter whose name begins with "eps"), and
+            "reset" for others (SGD, ...). It is "average" for optimizers that keep a moving average of the weights
+            (Keras's ``use_ema=True``).
+        exact_average: whether an outer step begins with the exact average. If False, each replica applies the outer
+            rule to its own parameters.
+        algorithm: how the exact average is formed: "ring"; "engine", the backend's own all-reduce; "auto", which
+            chooses by size; or "measured", which compares all implementations once in a job, so that the result of
+            another start of the job may be rounded differently.
+        on_nonfinite: what happens if parameters, gradients or the loss of a rank are not finite when the ranks
+            communicate: "raise" raises an error on every rank, which names that rank; "skip" leaves its values out of
+            the average, which that rank then adopts, with a new base optimizer.
+        rates_may_differ: whether the learning rates of the ranks differ on purpose. Otherwise a difference is an error
+            at construction and one warning later, as soon as the ranks exchange messages that show it: with every
+            average of gradients and every outer step, but not with gossip alone.
 
     Raises:
         ConfigurationError: for values that cannot work.

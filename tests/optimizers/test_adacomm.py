@@ -20,7 +20,8 @@ from lentando.comm.simulation import Compute, Network, SimulatedTransport, simul
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.comm.transports.threads import run_ranks
-from lentando.optimizers.rules.adacomm import AdaptivePeriod, adacomm
+from lentando.optimizers.methods import adacomm
+from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -340,7 +341,7 @@ def test_block_momentum_is_slowmo_between_decisions() -> None:
     """O38: the named setting clears the workers' momentum at each average, as the paper does."""
 
     def work(transport: Transport) -> None:
-        settings = adacomm(initial_period=4, interval=inf, slow_momentum=0.3)
+        settings = adacomm(initial_period=4, interval_seconds=inf, slow_momentum=0.3)
         block = train(transport, 25, own_loss(LOSSES), momentum=0.9, **vars(settings))
         expected = reference.slowmo(
             transport.size, 25, START, QUADRATIC, 4, lambda _: 0.05, 1.0, 0.3, 0.9, buffers="reset"

@@ -10,7 +10,7 @@ import pytest
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology import Hybrid, NodeAware, PPeerExponential, Ring, Torus
 from lentando.optimizers.loss import as_number
-from lentando.optimizers.rules.adacomm import adacomm
+from lentando.optimizers.methods import adacomm
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -54,7 +54,11 @@ REFUSED: dict[str, tuple[Callable[[Any], object], list[Any], str]] = {
     "algorithm": (AllReduce, ["fast", None, 1], "algorithm must be one of 'auto'"),
     "overlap": (lambda v: AllReduce(overlap=v), ["yes", None], "overlap must be True or False"),
     "bucket": (lambda v: AllReduce(bucket_bytes=v), [True, 0, nan, "1"], "bucket_bytes must be an integer > 0"),
-    "interval": (lambda v: adacomm(interval=v), [nan, 0, -1, True, "1", None], "interval_seconds must be > 0"),
+    "interval_seconds": (
+        lambda v: adacomm(interval_seconds=v),
+        [nan, 0, -1, True, "1", None],
+        "interval_seconds must be > 0",
+    ),
     "block momentum": (lambda v: adacomm(slow_momentum=v), [1.5, nan, None], "slow_momentum must be a number"),
     "AdaComm's buffers": (lambda v: adacomm(base_buffers=v), [0, "", "zero"], "base_buffers must be one of"),
     "refined": (lambda v: adacomm(refined=v), ["no", None], "refined must be True or False"),

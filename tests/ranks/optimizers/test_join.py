@@ -13,7 +13,7 @@ from numpy_model import Worker
 from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.topology import StaticExponential
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.rules.adacomm import adacomm
+from lentando.optimizers.methods import adacomm
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD

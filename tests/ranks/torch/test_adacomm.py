@@ -87,7 +87,7 @@ def test_periods_fall_in_training_and_are_the_same_on_all_ranks(options: dict[st
 def test_intervals_go_by_the_clock_of_rank_0() -> None:
     """Real time. Ranks whose clocks disagreed about the end of an interval would end in a MismatchError."""
     model = net()
-    optimizer = adacomm(model, initial_period=8, interval_steps=None, interval=0.01)
+    optimizer = adacomm(model, initial_period=8, interval_steps=None, interval_seconds=0.01)
     train(optimizer, model, 60)
     while everyones(len(optimizer.report()["decisions"]))[0] < 4:
         train(optimizer, model, 20)
@@ -171,7 +171,7 @@ def test_step_without_its_loss_is_refused_at_once() -> None:
 def test_impossible_options_are_refused() -> None:
     for options, text in (
         ({"initial_period": 0}, "initial_period must be an integer >= 1"),
-        ({"interval": -1.0, "interval_steps": None}, "interval_seconds must be > 0"),
+        ({"interval_seconds": -1.0, "interval_steps": None}, "interval_seconds must be > 0"),
         ({"slow_momentum": 1.0}, "slow_momentum must be a number"),
         ({"warmup_steps": -1}, "start of PostLocal must be an integer >= 0"),
     ):

@@ -1,0 +1,151 @@
+"""The public methods that a distributed optimizer has in every framework, written and documented once."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import MISSING, fields
+from typing import Any
+
+from lentando.optimizers.flat_report import flat_report
+from lentando.optimizers.replica import BaseState, Replica
+from lentando.optimizers.rules.settings import Settings
+
+__all__ = ["ReplicaOptimizer"]
+
+
+class ReplicaOptimizer:
+    """Base class of every ``DistributedOptimizer``, whatever its framework.
+
+    A framework's ``DistributedOptimizer`` inherits this class and the framework's own optimizer class. It sets
+    ``_settings``, implements ``_ready_replica``, ``_step_along`` and ``_describe_base``, and overrides the other hooks
+    (the methods that begin with an underscore) where the framework needs them.
+    """
+
+    _settings: Settings
+
+    @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, the same on all ranks; None if there are no outer steps."""
+        return self._ready_replica().period
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Return a block inside which the model is the exact average of all replicas, for evaluation.
+
+        Collective: every rank enters the block. At its end each replica has its own weights again. The average can only
+        be read: optimizer steps, ``lt.save`` and ``lt.load`` inside the block are an error, and what is written into
+        the weights is lost at its end. A PyTorch ``state_dict()`` or a ``tf.Variable`` that is kept beyond the block
+        shows this rank's own weights again. To keep the average, write it to a file inside the block, or copy it with
+        ``copy.deepcopy(model.state_dict())`` or Keras's ``model.get_weights()``.
+
+        Raises:
+            NonFiniteError: on every rank, if the parameters of one of them are not finite. With
+                ``on_nonfinite="skip"``, if those of all ranks are not finite.
+            MismatchError: on every rank, if the ranks are not about to do the same thing.
+        """
+        return self._reading(self._ready_replica().averaged())
+
+    @contextmanager
+    def _reading(self, block: AbstractContextManager[None]) -> Iterator[None]:
+        with block:
+            self._weights_exchanged()
+            yield
+
+    @contextmanager
+    def joined(self) -> Iterator[None]:
+        """Let ranks take unequal numbers of steps inside the block; ``lt.join(optimizer)`` returns this block."""
+        with self._before_join(), self._ready_replica().join(self._step_along):
+            yield
+            self._report_steps()
+        self._refresh()
+
+    def restart(self, *, base_state: BaseState = "keep") -> None:
+        """Begin a new round with the average of the present weights as the weights of all ranks.
+
+        Collective: every rank calls it between two steps, for example after it has loaded earlier weights. Weights that
+        are equal on all ranks keep their values exactly. The outer momentum becomes zero, and the next outer step
+        follows a whole period later. The numbers of steps and rounds, and the schedule of the period, continue.
+
+        Args:
+            base_state: what happens to the state of the base optimizer: "keep" leaves it, "reset" makes it that of a
+                new optimizer. In Keras, "reset" needs an optimizer that was wrapped with ``base_buffers="reset"`` or
+                ``on_nonfinite="skip"``.
+
+        Raises:
+            ConfigurationError: in the middle of a step, inside ``join`` or ``averaged()``, or if the base optimizer
+                cannot be reset.
+            NonFiniteError: on every rank, if the parameters of one of them are not finite.
+            MismatchError: on every rank, if the ranks are not about to do the same thing.
+        """
+        if base_state == "reset":
+            self._check_resettable()
+        self._ready_replica().restart(base_state)
+        self._refresh()
+
+    def consensus_distance(self) -> float:
+        """Return the distance of the replicas from their mean, as the root mean square over ranks.
+
+        Collective: every rank calls it.
+        """
+        return self._ready_replica().consensus_distance()
+
+    def report(self, *, flat: bool = False) -> dict[str, Any]:
+        """Return metrics of this rank so far, as plain numbers.
+
+        ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``size`` (ranks),
+        ``model_bytes``. Of gradients, gossip and outer steps, without evaluation: ``bytes_sent``, ``messages``
+        (point-to-point and collective) and ``communication_seconds`` (including the time spent waiting for other
+        ranks). ``left_out``: how often this rank's values were left out of an average because they were not finite.
+        ``decisions`` of a period that adapts: dicts with the fields of ``lt.Decision``, oldest first. Compute time,
+        delays, stragglers and the estimated time saved: ``lentando.optimizers.replica.timing.Timing.report`` lists
+        them. The estimates take milliseconds, too long for a call at every step.
+
+        Args:
+            flat: whether to return one number for each name, as TensorBoard and other loggers take them. Unknown values
+                and the list of decisions are left out, and lists by rank become ``NAME/RANK``.
+        """
+        report = self._ready_replica().report()
+        return flat_report(report) if flat else report
+
+    def __repr__(self) -> str:
+        """The method, its settings that are not the defaults, and the base optimizer."""
+        changed = [
+            f"{field.name}={value!r}"
+            for field in fields(self._settings)
+            if (value := getattr(self._settings, field.name)) != field.default or field.default is MISSING
+        ]
+        return f"{type(self).__name__}({', '.join([*changed, f'optimizer={self._describe_base()}'])})"
+
+    def _ready_replica(self) -> Replica:
+        """The replica, once all steps so far have been reported to it."""
+        raise NotImplementedError
+
+    def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
+        """Step along the averaged gradients, on a rank that has run out of batches inside ``join``.
+
+        Args:
+            rates: learning rates of the ranks that still take steps, by parameter group.
+            overflow: whether the gradients of one of those ranks have overflowed.
+
+        Returns:
+            Whether this completes an inner step.
+        """
+        raise NotImplementedError
+
+    def _describe_base(self) -> str:
+        """Text for ``repr``: the base optimizer and its hyperparameters."""
+        raise NotImplementedError
+
+    def _before_join(self) -> AbstractContextManager[object]:
+        """Check that ``join`` is possible now, and return a block that lasts as long as it."""
+        return nullcontext()
+
+    def _report_steps(self) -> None:
+        """Report to the replica the steps that were counted elsewhere."""
+
+    def _weights_exchanged(self) -> None:
+        """Called when the replica has exchanged the weights for the average of all replicas."""
+
+    def _refresh(self) -> None:
+        """Called when the replica has changed how many steps may follow before it must be called again."""
+
+    def _check_resettable(self) -> None:
+        """Raise ``ConfigurationError`` if the base optimizer cannot be made new."""
