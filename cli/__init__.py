@@ -1,6 +1,6 @@
-"""The command ``lentando``. One file per command; ``app`` puts them together.
+"""The command ``lentando``. One file per command; ``app`` combines them.
 
-Importing this package, and starting a command that does not need them, loads no framework and no MPI.
+Neither this package nor a command that does not need them loads a framework or MPI.
 """
 
 __all__ = ["main"]
@@ -10,7 +10,7 @@ if __name__ == "cli":
 
 
 def main() -> int:
-    """Run the command line of this process; returns the exit status."""
+    """Run the command line of this process and return the exit status."""
     from lentando.cli.app import run
 
     return run()

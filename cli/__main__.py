@@ -1,4 +1,4 @@
-"""``python -m lentando.cli``."""
+"""Entry point of ``python -m lentando.cli``."""
 
 import sys
 

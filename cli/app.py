@@ -1,4 +1,4 @@
-"""The commands put together, and how their errors look: one line, and exit status 2."""
+"""The command line: all commands, and errors as one line with exit status 2."""
 
 import sys
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from lentando.comm.errors import LentandoError
 
 __all__ = ["app", "run"]
 
-# Typer's own classes: some versions bring a copy of click along, others use the one that is installed.
+# Some versions of Typer include a copy of click, others use the installed one: the error class is that of Typer's copy.
 _ClickError: type[Exception] = next(
     kind for kind in typer.BadParameter.__mro__ if kind.__name__ == "ClickException" and issubclass(kind, Exception)
 )
 
 app = typer.Typer(
     name="lentando",
-    help="Train one model on many workers while talking less: plan it, and measure what it costs.",
+    help="Train one model on many workers with less communication: plan it, and measure its cost.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -33,8 +33,8 @@ app.command()(measure)
 app.command()(doctor)
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _version(is_requested: bool) -> None:
+    if is_requested:
         typer.echo(f"lentando {lentando.__version__}")
         raise typer.Exit
 
@@ -45,11 +45,11 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train one model on many workers while talking less: plan it, and measure what it costs."""
+    """Train one model on many workers with less communication: plan it, and measure its cost."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:
-    """Run a command line, ``sys.argv`` by default; returns the exit status."""
+    """Run a command line, ``sys.argv`` by default, and return the exit status."""
     try:
         status = app(None if arguments is None else list(arguments), prog_name="lentando", standalone_mode=False)
     except LentandoError as error:

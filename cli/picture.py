@@ -1,29 +1,28 @@
-"""The picture of ``lentando plan --plot``: time per step against the period."""
+"""The plot of ``lentando plan --plot``: time per step against the period."""
 
 from pathlib import Path
 
+from lentando.cli.planned_job import PlannedJob
 from lentando.cli.predictions import Prediction, Recommendation
-from lentando.comm.cluster import Compute
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.planning import Delays, local_sgd_seconds, mean_seconds
+from lentando.optimizers.planning import local_sgd_seconds, mean_seconds
 
 __all__ = ["draw"]
 
 PERIODS = [2**power for power in range(11)]
 
 
-def draw(
-    path: Path,
-    compute: Compute,
-    size: int,
-    delays: Delays,
-    predictions: list[Prediction],
-    recommended: Recommendation,
-) -> None:
-    """Write the picture, in the format that the name's ending asks for.
+def draw(path: Path, job: PlannedJob, predictions: list[Prediction], recommended: Recommendation) -> None:
+    """Write the plot to a file, in the format that its suffix names.
+
+    Args:
+        path: file to write.
+        job: job whose time per step is drawn.
+        predictions: predicted rows; those without a period are drawn as horizontal lines.
+        recommended: period to mark.
 
     Raises:
-        ConfigurationError: without matplotlib, or if the file cannot be written.
+        ConfigurationError: if matplotlib is not installed, or the file cannot be written.
     """
     try:
         import matplotlib as mpl
@@ -33,7 +32,8 @@ def draw(
     from matplotlib import pyplot as plt
 
     figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
-    times = [1e3 * local_sgd_seconds(compute, size, delays, period) for period in PERIODS]
+    compute, size = job.compute, job.size
+    times = [1e3 * local_sgd_seconds(compute, size, job.delays, period) for period in PERIODS]
     axes.plot(PERIODS, times, marker="o", color="C0", label="Local SGD")
     flat = [row for row in predictions if row.period is None and row.seconds_per_step is not None]
     for number, row in enumerate(flat, 1):

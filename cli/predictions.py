@@ -1,4 +1,4 @@
-"""What ``lentando plan`` predicts: the time per step of each algorithm, and the period to begin with."""
+"""The predictions of ``lentando plan``: time per step of each algorithm, and an initial period."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,14 +22,14 @@ __all__ = ["Prediction", "Recommendation", "predict", "recommend"]
 
 @dataclass(frozen=True)
 class Prediction:
-    """One row.
+    """Predicted time per step of one algorithm.
 
     Attributes:
-        algorithm: its name.
-        period: inner steps between averages, None without.
+        algorithm: name of the algorithm.
+        period: inner steps between averages, None without averages.
         seconds_per_step: expected time of an inner step of every rank.
-        speed_up: over synchronous SGD.
-        communication_share: of that time, what is not the slowest rank's own computation.
+        speed_up: factor over synchronous SGD.
+        communication_share: share of that time in which the slowest rank does not compute.
         known: "exact" under the model, "Monte Carlo" or "unknown" (seconds_per_step is then None).
     """
 
@@ -43,7 +43,7 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Recommendation:
-    """The period to begin with, and why. ``period`` is None if none serves."""
+    """The initial period, the rule that it follows, and the reason. ``period`` is None if no period is worthwhile."""
 
     period: int | None
     rule: str
@@ -53,15 +53,24 @@ class Recommendation:
 def predict(
     compute: Compute, size: int, delays: Delays, periods: Sequence[int], staleness: int, gossip_is_known: bool = True
 ) -> list[Prediction]:
-    """All rows, synchronous SGD first."""
+    """Predict the time per step of every algorithm, synchronous SGD first.
+
+    Args:
+        compute: distribution of compute times.
+        size: number of ranks.
+        delays: delays of the operations.
+        periods: periods to predict Local SGD and SlowMo for, in inner steps.
+        staleness: staleness of OSGP in steps.
+        gossip_is_known: whether ``delays`` include those of gossip; else its rows are "unknown".
+    """
     synchronous = all_reduce_seconds(compute, size, delays)
     slowest = max(mean_seconds(compute, rank) for rank in range(size))
 
     def row(algorithm: str, period: int | None, seconds: float | None, known: str) -> Prediction:
         if seconds is None:
             return Prediction(algorithm, period, None, None, None, "unknown")
-        gained = synchronous / seconds if seconds else 1.0
-        return Prediction(algorithm, period, seconds, gained, 1 - slowest / seconds if seconds else 0.0, known)
+        speed_up = synchronous / seconds if seconds else 1.0
+        return Prediction(algorithm, period, seconds, speed_up, 1 - slowest / seconds if seconds else 0.0, known)
 
     rows = [row("AllReduce", None, synchronous, "exact")]
     rows += [row("Local SGD", p, local_sgd_seconds(compute, size, delays, p), "exact") for p in periods]
@@ -76,8 +85,8 @@ def predict(
         if not gossip_is_known:
             return None
         graphs = OnePeerExponential().for_size(size)
-        met = period is not None
-        return gossip_rate(compute, graphs, delays, staleness=staleness, period=period, slow_momentum=met).seconds
+        is_slowmo = period is not None
+        return gossip_rate(compute, graphs, delays, staleness=staleness, period=period, slow_momentum=is_slowmo).seconds
 
     monte_carlo = "exact" if compute.distribution == "constant" and not compute.stragglers else "Monte Carlo"
     longest = max(periods)
@@ -88,7 +97,7 @@ def predict(
 
 
 def recommend(compute: Compute, size: int, delays: Delays, overhead: float, problem: Problem | None) -> Recommendation:
-    """AdaComm's initial period: tau* if the constants of the loss are given, else the smallest that is cheap."""
+    """Return an initial period for AdaComm: tau* if its constants are given, else the smallest cheap period."""
     if problem is not None:
         best = best_period(problem, delays.outer_step)
         reason = (
@@ -102,14 +111,14 @@ def recommend(compute: Compute, size: int, delays: Delays, overhead: float, prob
     share = f"{100 * overhead:g} %"
     cost = "communication and waiting for random stragglers cost at most"
     if period is None:
-        reason = f"even at a period of 1024 they would cost more than {share} of the slowest rank's computation"
+        reason = f"even at a period of 1024 the cost would be above {share} of the slowest rank's computation"
         return Recommendation(None, "cheap", reason)
-    other = ""
+    alternative = ""
     if period > 1:
-        other = f" (at {200 * overhead:g} %: {cheap_period(compute, size, delays, 2 * overhead)})"
+        alternative = f" (at {200 * overhead:g} %: {cheap_period(compute, size, delays, 2 * overhead)})"
     reason = (
-        f"the smallest period at which {cost} {share} of the slowest rank's computation{other}. A longer one would "
-        "save next to no time and cost accuracy. tau* itself needs the constants of the loss: give --loss-gap, "
+        f"the smallest period at which {cost} {share} of the slowest rank's computation{alternative}. A longer one "
+        "would save next to no time and cost accuracy. tau* itself needs the constants of the loss: give --loss-gap, "
         "--lipschitz, --variance, --learning-rate and --time"
     )
     return Recommendation(period, "cheap", reason)

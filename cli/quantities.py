@@ -1,4 +1,4 @@
-"""Quantities as people write them: 25.6M parameters, 180ms, 100MB, 10gbit; and back."""
+"""Parsing and formatting of quantities: 25.6M parameters, 180ms, 100MB, 10gbit."""
 
 import re
 from collections.abc import Mapping
@@ -37,7 +37,7 @@ _PER_SECOND = {
 
 
 def parse_count(text: str) -> int:
-    """A number of things >= 1: ``1000``, ``25.6M``, ``7B`` (billion)."""
+    """Parse a whole number >= 1: ``1000``, ``25.6M``, ``7B`` (billion)."""
     value = _parse(text, _COUNTS, "a number such as 1000, 64k, 25.6M or 7B")
     if value < 1 or abs(value - round(value)) > 1e-9 * value:  # 64.35k is not exact in binary
         raise ConfigurationError(f"expected a whole number >= 1, got {text!r}")
@@ -45,7 +45,7 @@ def parse_count(text: str) -> int:
 
 
 def parse_seconds(text: str) -> float:
-    """A time >= 0 in seconds: ``50us``, ``180ms``, ``1.5s``, ``2min``, ``1h``; 0 needs no unit."""
+    """Parse a time >= 0 into seconds: ``50us``, ``180ms``, ``1.5s``, ``2min``, ``1h``; 0 needs no unit."""
     expected = "a time with its unit, such as 50us, 180ms, 1.5s, 2min or 1h"
     if text.strip() in ("0", "0.0"):
         return 0.0
@@ -53,13 +53,13 @@ def parse_seconds(text: str) -> float:
 
 
 def parse_bytes(text: str) -> int:
-    """A size in bytes >= 0: ``4096``, ``100MB``, ``64KiB``."""
+    """Parse a size >= 0 into bytes: ``4096``, ``100MB``, ``64KiB``."""
     value = _parse(text, _BYTES, "a size such as 4096 (bytes), 64KiB, 100MB or 1.5GiB")
     return round(value)
 
 
 def parse_bandwidth(text: str) -> float:
-    """A bandwidth > 0 in bytes per second: ``10gbit``, ``100Mbit/s``, ``25Gbps``, ``1.25GB/s``, ``900MiB/s``."""
+    """Parse a bandwidth > 0 into bytes per second: ``10gbit``, ``100Mbit/s``, ``25Gbps``, ``900MiB/s``."""
     value = _parse(text, _PER_SECOND, "a bandwidth such as 10gbit, 100Mbit/s, 25Gbps, 1.25GB/s or 900MiB/s")
     if value == 0:
         raise ConfigurationError(f"expected a bandwidth > 0, got {text!r}")
@@ -67,7 +67,7 @@ def parse_bandwidth(text: str) -> float:
 
 
 def parse_share(text: str) -> float:
-    """A share > 0: ``10%`` or ``0.1``."""
+    """Parse a share > 0: ``10%`` or ``0.1``."""
     value = _parse(text, {"": 1.0, "%": 0.01}, "a share such as 10% or 0.1")
     if value == 0:
         raise ConfigurationError(f"expected a share > 0, got {text!r}")
@@ -75,31 +75,31 @@ def parse_share(text: str) -> float:
 
 
 def format_seconds(seconds: float) -> str:
-    """With four digits: ``180 ms``."""
+    """Format a time with four digits: ``180 ms``."""
     return _format(seconds, (("s", 1.0), ("ms", 1e-3), ("us", 1e-6), ("ns", 1e-9)))
 
 
 def format_bytes(size_bytes: float) -> str:
-    """With four digits: ``102.4 MB``."""
+    """Format a size with four digits: ``102.4 MB``."""
     return _format(size_bytes, (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3), ("B", 1.0)))
 
 
 def format_bandwidth(bytes_per_second: float) -> str:
-    """With four digits: ``1.25 GB/s``."""
+    """Format a bandwidth with four digits: ``1.25 GB/s``."""
     return f"{format_bytes(bytes_per_second)}/s"
 
 
 def _parse(text: str, units: Mapping[str, float], expected: str) -> float:
-    found = _NUMBER.fullmatch(text.strip())
-    if found is None:
+    match = _NUMBER.fullmatch(text.strip())
+    if match is None:
         raise ConfigurationError(f"expected {expected}, got {text!r}")
-    number, unit = found[1], found[2].strip()
+    number, unit = match[1], match[2].strip()
     if unit not in units:
-        what = f"there is no unit {unit!r}" if unit else "the unit is missing"
-        raise ConfigurationError(f"expected {expected}, got {text!r}: {what}")
+        reason = f"there is no unit {unit!r}" if unit else "the unit is missing"
+        raise ConfigurationError(f"expected {expected}, got {text!r}: {reason}")
     try:
         value = float(number) * units[unit]
-    except ValueError:  # underscores in odd places
+    except ValueError:  # misplaced underscores
         raise ConfigurationError(f"expected {expected}, got {text!r}") from None
     if not isfinite(value) or value < 0:
         raise ConfigurationError(f"expected {expected}, finite and not negative, got {text!r}")
@@ -108,7 +108,7 @@ def _parse(text: str, units: Mapping[str, float], expected: str) -> float:
 
 def _format(value: float, units: tuple[tuple[str, float], ...]) -> str:
     for unit, size in units:
-        if abs(value) >= size * 0.99995:  # what rounds to 1000 of one unit is 1 of the next
+        if abs(value) >= size * 0.99995:  # a value that rounds to 1000 of one unit is 1 of the next
             return f"{value / size:.4g} {unit}".rstrip()
     unit, size = units[-1]
     return f"{value / size:.4g} {unit}".rstrip()

@@ -1,4 +1,4 @@
-"""Tables on a terminal, and plain ones everywhere else."""
+"""Tables: drawn by rich on a terminal, plain text elsewhere."""
 
 import sys
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ __all__ = ["print_table"]
 
 
 def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """First column to the left, all others to the right."""
+    """Print a table whose first column is aligned to the left, and all others to the right."""
     if sys.stdout.isatty() and detect_launch() is None:  # a pipe behind mpirun looks like a terminal
         from rich import box
         from rich.console import Console

@@ -273,7 +273,7 @@ def test_delays_on_other_numbers_of_ranks_are_not_guessed(tmp_path: Path, capsys
     path = tmp_path / "cluster.jsonl"
     append_measurement(path, measured(2, 1000))
     assert run(["plan", "--from", str(path), "--compute", "1s", "--workers", "8"]) == 2
-    assert "was measured on 2 ranks: delays on 8 cannot be told from it" in capsys.readouterr().err
+    assert "was measured on 2 ranks: it does not determine the delays on 8" in capsys.readouterr().err
     assert run(["plan", "--from", str(path), "--workers", "8", *CLUSTER[2:8]]) == 0
 
 
