@@ -53,13 +53,13 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
     for _ in range(steps):
         worker.run(1)
         assert running.weight > 0
-        assert len(running._in_flight) <= base.staleness
+        assert len(running.exchanges.in_flight) <= base.staleness
     if drain:
         worker.replica.wait_in_flight()
         return worker.model.x.copy(), running.weight
     running.state_dict()  # waits for what is under way, and leaves it there
     x, w = running.biased[0].copy(), running.weight
-    for pending in running._in_flight:
+    for pending in running.exchanges.in_flight:
         for message in pending.received:
             x, w = x + message.share(0, slice(None)), w + message.weight
     return x, w

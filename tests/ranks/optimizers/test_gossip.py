@@ -155,7 +155,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
         assert running.weight > 0
         late = running.state_dict()["under_way"]
         x, w = running.biased[0].copy(), running.weight
-        for pending in running._in_flight:
+        for pending in running.exchanges.in_flight:
             for message in pending.received:
                 x += message.share(0, slice(None))
                 w += message.weight
@@ -219,7 +219,7 @@ def test_no_message_is_used_later_than_the_bound(transport: Transport, staleness
     mine = worker(transport, OSGP(staleness=staleness))
     for step in range(12):
         mine.run(1)
-        numbers = [pending.number for pending in push_sum(mine)._in_flight]
+        numbers = [pending.step for pending in push_sum(mine).exchanges.in_flight]
         assert all(step - number < staleness for number in numbers)
 
 
@@ -274,7 +274,7 @@ def test_slowmo_over_gossip_equals_the_reference(transport: Transport, base: Any
         everyone = everyones(transport, mine.run(4))
         assert (everyone == everyone[0]).all()
         assert push_sum(mine).weight == 1.0
-        assert not push_sum(mine)._in_flight
+        assert not push_sum(mine).exchanges.in_flight
     mine.run(2)
     staleness = getattr(base, "staleness", 0)
     outcome = expected(transport, base.topology, 14, staleness, period=4, alpha=0.9, beta=0.6)
