@@ -1,6 +1,6 @@
-"""``lentando doctor``: what is wrong when a way to start a job does not work.
+"""``lentando doctor``: diagnosis of jobs that do not start or do not communicate.
 
-Each rank collects what it can tell without joining the job (``facts``), and leaves all that may hang, crash or end the
-process to a second process of its own (``probe``), which it watches (``joining``). ``checks`` and ``networks`` judge,
-``page`` prints.
+Each rank collects facts about itself and its host without joining the job (``facts``). Everything that may hang, crash
+or end the process runs in a second process (``probe``), which the rank watches (``watch``). ``checks``, ``networks``
+and ``job`` turn the facts into findings, and ``page`` prints them.
 """

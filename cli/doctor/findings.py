@@ -1,4 +1,4 @@
-"""What doctor has to say: findings, and those of several ranks put together."""
+"""Findings, and the merging of those that several ranks share."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,14 +11,14 @@ Level: TypeAlias = Literal["ok", "note", "problem"]
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the page.
+    """One line of the report.
 
     Attributes:
-        level: ``problem`` keeps a job from working; ``note`` may cost time, or matter later.
-        section: the heading that it belongs under.
-        text: what was found.
-        fix: the line to paste into a shell.
-        ranks: who found it; None where it is about the whole job.
+        level: ``problem`` prevents a job from working; ``note`` may cost time, or matter later.
+        section: heading of the report under which the finding is printed.
+        text: description of the finding.
+        fix: shell command that fixes the problem.
+        ranks: ranks with this finding; None if it concerns the whole job.
     """
 
     level: Level
@@ -29,24 +29,24 @@ class Finding:
 
 
 def ok(section: str, text: str) -> Finding:
-    """As it should be."""
+    """Return a finding that needs no action."""
     return Finding("ok", section, text)
 
 
 def note(section: str, text: str, fix: str | None = None) -> Finding:
-    """Worth knowing."""
+    """Return a finding that may cost time, or matter later."""
     return Finding("note", section, text, fix)
 
 
 def problem(section: str, text: str, fix: str) -> Finding:
-    """To be mended, and how."""
+    """Return a finding that prevents a job from working, with a command that fixes it."""
     return Finding("problem", section, text, fix)
 
 
 def merged(by_rank: Mapping[int, Sequence[Finding]]) -> list[Finding]:
-    """What several ranks found, each finding once with all who found it, in the order in which they were met."""
+    """Return the findings of several ranks, each once and with all its ranks, in order of first appearance."""
     ranks: dict[Finding, list[int]] = {}
     for rank, findings in by_rank.items():
         for finding in findings:
             ranks.setdefault(finding, []).append(rank)
-    return [replace(finding, ranks=tuple(found)) for finding, found in ranks.items()]
+    return [replace(finding, ranks=tuple(numbers)) for finding, numbers in ranks.items()]

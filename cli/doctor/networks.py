@@ -1,4 +1,4 @@
-"""Network interfaces of this host, and the variables by which MPI, NCCL and Gloo choose among them."""
+"""Network interfaces of a host, and the variables that choose among them for MPI, NCCL and Gloo."""
 
 import ipaddress
 import socket
@@ -33,11 +33,11 @@ class _Choice:
     """A variable that chooses interfaces.
 
     Attributes:
-        variable: its name.
-        reader: who obeys it.
-        written: what it holds: names and networks; names alone; beginnings of names, ``=`` before a whole one; or
-            names, those of RDMA devices too, with a port behind (``mlx5_0:1``).
-        excludes: whether it names those that are not used.
+        variable: name of the variable.
+        reader: software that reads it.
+        written: format of its value: names and networks; names; beginnings of names, with ``=`` before a complete name;
+            or names of interfaces and RDMA devices, followed by a port (``mlx5_0:1``).
+        excludes: whether the value lists interfaces that are not used.
     """
 
     variable: str
@@ -63,7 +63,7 @@ _CHOICES = (
 
 
 def interfaces() -> list[Interface]:
-    """Of this host. Addresses are told on Linux only."""
+    """Return the interfaces of this host; their addresses are known on Linux only."""
     names = [name for _, name in socket.if_nameindex()]
     if sys.platform != "linux":
         return [Interface(name=name, is_up=True, addresses=[]) for name in names]
@@ -74,44 +74,50 @@ def interfaces() -> list[Interface]:
     ]
 
 
-def first_outward(found: Sequence[Interface]) -> str | None:
-    """The first that is up and leads to other hosts, as far as can be told; not a container's bridge if possible."""
-    outward = [one["name"] for one in found if _leads_out(one)]
+def first_outward(available: Sequence[Interface]) -> str | None:
+    """Return the first interface that is up and not loopback, preferably not the bridge of a container."""
+    outward = [interface["name"] for interface in available if _leads_out(interface)]
     return next((name for name in outward if not name.startswith(("docker", "virbr", "br-", "veth"))), None) or next(
         iter(outward), None
     )
 
 
-def check_interfaces(environment: dict[str, str], found: Sequence[Interface], vendor: str | None) -> list[Finding]:
-    """Which there are, which the MPI here will use between hosts, and who says so."""
-    described = ", ".join(_described(one) for one in found) or "none"
+def check_interfaces(environment: dict[str, str], available: Sequence[Interface], vendor: str | None) -> list[Finding]:
+    """Return findings on the interfaces, and on the variables that choose among them.
+
+    Args:
+        environment: variables of the rank.
+        available: interfaces of the host.
+        vendor: vendor of the MPI library, or None without MPI.
+    """
+    described = ", ".join(map(_described, available)) or "none"
     findings = [ok(SECTION, f"interfaces: {described}")]
     chosen = [choice for choice in _CHOICES if environment.get(choice.variable)]
     for choice in chosen:
-        findings += _check_choice(choice, environment[choice.variable], found)
+        findings += _check_choice(choice, environment[choice.variable], available)
     if {"OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_btl_tcp_if_exclude"} <= environment.keys():
         findings.append(
             problem(
                 SECTION,
-                "OMPI_MCA_btl_tcp_if_include and OMPI_MCA_btl_tcp_if_exclude are both set: Open MPI takes one of them",
+                "OMPI_MCA_btl_tcp_if_include and OMPI_MCA_btl_tcp_if_exclude are both set: Open MPI uses only one",
                 "unset OMPI_MCA_btl_tcp_if_exclude",
             )
         )
     if vendor is not None and not any(vendor.split()[0] in choice.reader for choice in chosen):
-        outward = ", ".join(one["name"] for one in found if _leads_out(one)) or "none"
+        outward = ", ".join(interface["name"] for interface in available if _leads_out(interface)) or "none"
         chooser = "OMPI_MCA_btl_tcp_if_include" if vendor == "Open MPI" else "FI_TCP_IFACE or UCX_NET_DEVICES"
-        findings.append(ok(SECTION, f"between hosts, {vendor} chooses among all that lead out: {outward} ({chooser})"))
+        findings.append(ok(SECTION, f"between hosts, {vendor} chooses among all that are up: {outward} ({chooser})"))
     return findings
 
 
 def same_address_on_two_hosts(by_host: dict[str, Sequence[Interface]]) -> list[Finding]:
-    """A bridge for containers or virtual machines has the same address everywhere: MPI may take it for a way."""
+    """Return findings on bridges of containers, whose address is the same on all hosts but connects none of them."""
     owners: dict[str, dict[str, str]] = {}
-    for host, found in by_host.items():
-        for one in found:
-            for address in one["addresses"] if _leads_out(one) else []:
+    for host, available in by_host.items():
+        for interface in available:
+            for address in interface["addresses"] if _leads_out(interface) else []:
                 if not ipaddress.ip_interface(address).is_link_local:
-                    owners.setdefault(address, {})[host] = one["name"]
+                    owners.setdefault(address, {})[host] = interface["name"]
     findings = []
     for address, names in owners.items():
         if len(names) > 1:
@@ -119,40 +125,42 @@ def same_address_on_two_hosts(by_host: dict[str, Sequence[Interface]]) -> list[F
             findings.append(
                 note(
                     SECTION,
-                    f"{address} ({name}) is an address of {len(names)} hosts: it joins none of them, but MPI may try",
+                    f"{address} ({name}) is an address of {len(names)} hosts: it connects none, but MPI may try it",
                     f"export OMPI_MCA_btl_tcp_if_exclude=lo,{name} PRTE_MCA_prte_if_exclude=lo,{name}",
                 )
             )
     return findings
 
 
-def _check_choice(choice: _Choice, value: str, found: Sequence[Interface]) -> list[Finding]:
+def _check_choice(choice: _Choice, value: str, available: Sequence[Interface]) -> list[Finding]:
     text = f"{choice.variable}={value} ({choice.reader})"
     if choice.written == "beginnings" and value.startswith("^"):
         return [ok(SECTION, f"{text} excludes interfaces")]
     tokens = [token.strip() for token in value.split(",") if token.strip()]
     if choice.written == "devices":
         tokens = [token for token in tokens if not _is_rdma(token)]
-    matches = {token: [one["name"] for one in found if _names(token, one, choice)] for token in tokens}
+    matches = {
+        token: [interface["name"] for interface in available if _names(token, interface, choice)] for token in tokens
+    }
     if choice.excludes:
         if any("lo" in names for names in matches.values()):
             return [ok(SECTION, f"{text} excludes interfaces")]
         return [
             note(SECTION, f"{text} does not exclude lo, as the default does", f"export {choice.variable}=lo,{value}")
         ]
-    suggested = first_outward(found) or "lo"
+    suggested = first_outward(available) or "lo"
     findings = [
         problem(
             SECTION,
             f"{choice.variable}={value} ({choice.reader}): this host has no interface"
             f"{' or network' if choice.written == 'names and networks' else ''} {token}; it has "
-            f"{', '.join(_described(one) for one in found)}",
+            f"{', '.join(map(_described, available))}",
             f"export {choice.variable}={suggested}",
         )
         for token in tokens
         if not matches[token]
     ]
-    up = {one["name"] for one in found if one["is_up"]}
+    up = {interface["name"] for interface in available if interface["is_up"]}
     down = [names for names in matches.values() if names and not up & {*names}]
     findings += [
         problem(SECTION, f"{text}: {', '.join(names)} is down", f"export {choice.variable}={suggested}")
@@ -162,15 +170,15 @@ def _check_choice(choice: _Choice, value: str, found: Sequence[Interface]) -> li
     return findings or [ok(SECTION, f"{text} chooses {', '.join(names) or 'devices for RDMA'}")]
 
 
-def _names(token: str, one: Interface, choice: _Choice) -> bool:
-    """Whether a word of such a variable means this interface."""
-    name = one["name"]
+def _names(token: str, interface: Interface, choice: _Choice) -> bool:
+    """Return whether an entry of the variable denotes this interface."""
+    name = interface["name"]
     if choice.written == "names and networks" and "/" in token:
         try:
             network = ipaddress.ip_network(token, strict=False)
         except ValueError:
             return False
-        return any(ipaddress.ip_interface(address).ip in network for address in one["addresses"])
+        return any(ipaddress.ip_interface(address).ip in network for address in interface["addresses"])
     if choice.written == "beginnings":
         return (
             name == token[1:].partition(":")[0] if token.startswith("=") else name.startswith(token.partition(":")[0])
@@ -184,12 +192,13 @@ def _is_rdma(token: str) -> bool:
     return Path("/sys/class/infiniband", token.partition(":")[0]).exists()
 
 
-def _described(one: Interface) -> str:
-    return f"{one['name']} ({', '.join(one['addresses']) or ('up' if one['is_up'] else 'down')})"
+def _described(interface: Interface) -> str:
+    return f"{interface['name']} ({', '.join(interface['addresses']) or ('up' if interface['is_up'] else 'down')})"
 
 
-def _leads_out(one: Interface) -> bool:
-    return one["is_up"] and any(not ipaddress.ip_interface(address).is_loopback for address in one["addresses"])
+def _leads_out(interface: Interface) -> bool:
+    addresses = map(ipaddress.ip_interface, interface["addresses"])
+    return interface["is_up"] and any(not address.is_loopback for address in addresses)
 
 
 def _is_up(name: str) -> bool:
@@ -203,21 +212,21 @@ def _is_up(name: str) -> bool:
 
 
 def _addresses_of_version_4() -> list[tuple[str, str]]:
-    """By the kernel's oldest interface, which any container grants."""
-    import fcntl  # Unix alone has it
+    """Return names and addresses by ioctl, which works in every container."""
+    import fcntl  # available on Unix only
 
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asked:
+    addresses = []
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:
         buffer = array("B", bytes(256 * _IFREQ_BYTES))
         request = struct.pack("iP", len(buffer), buffer.buffer_info()[0])
-        length = struct.unpack("iP", fcntl.ioctl(asked, _SIOCGIFCONF, request))[0]
+        length = struct.unpack("iP", fcntl.ioctl(device, _SIOCGIFCONF, request))[0]
         for start in range(0, length, _IFREQ_BYTES):
             entry = buffer[start : start + _IFREQ_BYTES].tobytes()
             label = entry[:16].partition(b"\0")[0]
-            answer = fcntl.ioctl(asked, _SIOCGIFNETMASK, struct.pack("16s24x", label))
+            answer = fcntl.ioctl(device, _SIOCGIFNETMASK, struct.pack("16s24x", label))
             network = f"{socket.inet_ntoa(entry[20:24])}/{socket.inet_ntoa(answer[20:24])}"
-            found.append((label.decode().partition(":")[0], ipaddress.ip_interface(network).with_prefixlen))
-    return found
+            addresses.append((label.decode().partition(":")[0], ipaddress.ip_interface(network).with_prefixlen))
+    return addresses
 
 
 def _addresses_of_version_6() -> list[tuple[str, str]]:

@@ -1,4 +1,4 @@
-"""Doctor's page, and the same as JSON."""
+"""Output of the findings as a text report or as JSON."""
 
 import json
 import os
@@ -13,7 +13,7 @@ import typer
 
 from lentando.cli.doctor.facts import Facts
 from lentando.cli.doctor.findings import Finding
-from lentando.cli.doctor.joining import Outcome
+from lentando.cli.doctor.watch import Outcome
 from lentando.comm.errors import ranks_in_words
 from lentando.comm.launch import read_claims
 
@@ -24,21 +24,21 @@ SECTIONS = ("versions", "MPI", "launcher", "job", "transports", "Horovod", "GPU"
 WIDTH = 120
 INDENT = 11
 MOST_RANKS = 8
-"""Above, the page shows half as many of those that are well."""
+"""Above this number of ranks, the report shows findings without action for half as many ranks only."""
 COLOURS = {"ok": typer.colors.GREEN, "note": typer.colors.YELLOW, "problem": typer.colors.RED}
 
 
 def print_page(findings: Sequence[Finding], by_rank: dict[int, Facts]) -> None:
-    """By section, with the line to paste below what it mends; how many problems last."""
+    """Print the findings by section, each with the command that fixes it, and the number of problems."""
     width = min(WIDTH, shutil.get_terminal_size((WIDTH, 24)).columns)
     is_coloured = sys.stdout.isatty() and not _is_launched()
     lines = [_title(by_rank)]
     for section in SECTIONS:
-        found = [finding for finding in findings if finding.section == section]
-        if found:
+        of_section = [finding for finding in findings if finding.section == section]
+        if of_section:
             lines += ["", section]
-        hidden = [finding for finding in found if _is_one_of_many(finding, by_rank)]
-        for finding in [finding for finding in found if finding not in hidden]:
+        hidden = [finding for finding in of_section if _is_one_of_many(finding, by_rank)]
+        for finding in [finding for finding in of_section if finding not in hidden]:
             text = _with_ranks(finding, by_rank)
             wrapped = textwrap.wrap(text, width - INDENT, break_long_words=False, break_on_hyphens=False)
             level = typer.style(finding.level, fg=COLOURS[finding.level], bold=finding.level == "problem")
@@ -46,21 +46,21 @@ def print_page(findings: Sequence[Finding], by_rank: dict[int, Facts]) -> None:
             lines.append(f"  {level if is_coloured else finding.level}{padding}{wrapped[0]}")
             lines += [" " * INDENT + line for line in wrapped[1:]]
             if finding.fix is not None:
-                lines.append(f"{' ' * INDENT}$ {finding.fix}")  # in one line, however long: it is to be pasted
+                lines.append(f"{' ' * INDENT}$ {finding.fix}")  # never wrapped, so that it can be copied
         if hidden:
-            lines.append(f"  ok       and so on for the other ranks, {len(hidden)} lines (--json tells all)")
+            lines.append(f"  ok       {len(hidden)} similar lines for other ranks (--json prints all)")
     lines += ["", _summary(findings)]
-    typer.echo("\n".join(lines))  # at once: launchers mix the lines of ranks
+    typer.echo("\n".join(lines))  # in one write, because launchers interleave the lines of ranks
 
 
 def print_json(findings: Sequence[Finding], by_rank: dict[int, Facts], outcome: Outcome) -> None:
-    """One document: the findings, and what each rank told."""
+    """Print one JSON document with the findings, the probe and the facts of all ranks."""
     document: dict[str, Any] = {
         "format": FORMAT,
         "problems": _count(findings, "problem"),
         "notes": _count(findings, "note"),
         "findings": [asdict(finding) for finding in findings],
-        "joining": {"end": outcome.end, "stage": outcome.stage, "last_words": outcome.last_words},
+        "probe": {"end": outcome.end, "stage": outcome.stage, "last_output": outcome.last_output},
         "transports": outcome.tests,
         "ranks": {str(rank): facts for rank, facts in by_rank.items()},
     }
@@ -73,7 +73,7 @@ def _title(by_rank: dict[int, Facts]) -> str:
     claims = read_claims(facts["environment"])
     by = f", started by {claims[0].launcher}" if claims else ", started alone"
     if facts["place"] is None:
-        return f"lentando doctor: one process on {facts['host']}{by}; what it saw without the others"
+        return f"lentando doctor: one process on {facts['host']}{by}; without facts from other ranks"
     words = f"{len(by_rank)} rank{'s' if len(by_rank) > 1 else ''} on {len(hosts)} host{'s' if len(hosts) > 1 else ''}"
     return f"lentando doctor: {words}{by}"
 
@@ -85,7 +85,7 @@ def _with_ranks(finding: Finding, by_rank: dict[int, Facts]) -> str:
 
 
 def _is_one_of_many(finding: Finding, by_rank: dict[int, Facts]) -> bool:
-    """Whether it is what hundreds of ranks say, each with another number in it, and as it should be."""
+    """Return whether a finding needs no action and concerns a single one of many ranks."""
     if finding.level != "ok" or len(by_rank) <= MOST_RANKS or finding.ranks is None:
         return False
     return len(finding.ranks) == 1 and finding.ranks[0] >= MOST_RANKS // 2

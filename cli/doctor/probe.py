@@ -1,8 +1,8 @@
-"""The process of a rank that joins the job, in place of the one that watches it (``joining``).
+"""The process that joins the job on behalf of a rank, which watches it (``watch``).
 
-It takes the rank's facts from its standard input, joins, puts the facts of all ranks together, and tries the all-reduce
-of every transport that opens here. It writes what it finds as lines of JSON, each as soon as it is known: wherever the
-process hangs or dies, the lines before tell how far it came.
+It reads the rank's facts from its standard input, joins the job, gathers the facts of all ranks, and tests the
+all-reduce of every transport that can be opened. It writes its results as lines of JSON, each as soon as it is known,
+so that the lines show how far the process came if it hangs or dies.
 """
 
 import json
@@ -22,41 +22,41 @@ from lentando.comm.transport_selection import TRANSPORT_NAMES, open_transport
 __all__ = ["main"]
 
 TEST_SECONDS = 1.0
-"""How long the all-reduce of one transport is tried."""
+"""Duration of the all-reduce test of one transport."""
 ELEMENTS = 1_000_000
-"""Of the array, in float32: 4 MB, where bandwidth counts."""
+"""Elements of the float32 array: 4 MB, large enough for bandwidth to dominate."""
 
 
 def main() -> None:
-    """Join, tell, test, leave."""
-    # What libraries print belongs to what the watcher shows of a process that fails, not between the lines of JSON.
+    """Join the job, report, test the transports, and leave."""
+    # Output of libraries goes to stderr, which is shown if the process fails; stdout has nothing but lines of JSON.
     with os.fdopen(os.dup(1), "w") as reports:
         os.dup2(2, 1)
 
-        def tell(**found: Any) -> None:
-            reports.write(f"{json.dumps(found)}\n")
+        def report(**values: Any) -> None:
+            reports.write(f"{json.dumps(values)}\n")
             reports.flush()
 
         try:
-            _join_and_test(json.load(sys.stdin), tell)
+            _join_and_test(json.load(sys.stdin), report)
         except LentandoError as error:
-            tell(refused=str(error))
-    # MPI is finalised at the exit of the process; the watcher waits for that too.
+            report(refused=str(error))
+    # MPI is finalised at the exit of the process, for which the watching process waits.
 
 
-def _join_and_test(facts: Facts, tell: Callable[..., None]) -> None:
-    tell(stage="joining the job")
+def _join_and_test(facts: Facts, report: Callable[..., None]) -> None:
+    report(stage="joining the job")
     joined = open_transport()
-    tell(stage=f"the first messages of transport {joined.name}", size=joined.size)
-    everyone = allgather_object(joined, {**facts, "place": _place(joined)})
-    tell(rank=joined.rank, everyone=everyone if joined.rank == 0 else None)
-    tell(stage=f"the all-reduce of transport {joined.name}")
-    tell(transport=joined.name, tests=allgather_object(joined, _test(joined)))
+    report(stage=f"the first messages of transport {joined.name}", size=joined.size)
+    facts_by_rank = allgather_object(joined, {**facts, "place": _place(joined)})
+    report(rank=joined.rank, facts_by_rank=facts_by_rank if joined.rank == 0 else None)
+    report(stage=f"the all-reduce of transport {joined.name}")
+    report(transport=joined.name, tests=allgather_object(joined, _test(joined)))
     for name in TRANSPORT_NAMES:
         if name != joined.name:
-            tell(stage=f"transport {name}")
-            tell(transport=name, tests=_try(name, joined))
-    tell(stage="leaving the job")
+            report(stage=f"transport {name}")
+            report(transport=name, tests=_try(name, joined))
+    report(stage="leaving the job")
     joined.close()
 
 
@@ -71,7 +71,7 @@ def _place(joined: Transport) -> Place:
 
 
 def _thread_level() -> str | None:
-    """MPI's, where it runs."""
+    """Return the thread level of MPI, or None if MPI is not in use."""
     module: Any = sys.modules.get("mpi4py.MPI")
     if module is None or not module.Is_initialized():
         return None
@@ -80,7 +80,7 @@ def _thread_level() -> str | None:
 
 
 def _try(name: str, joined: Transport) -> list[dict[str, Any]]:
-    """Every rank's test of a transport other than the one by which they talk; nobody tests unless all could open it."""
+    """Return every rank's test of another transport, or its failures if some rank cannot open the transport."""
     os.environ["LENTANDO_TRANSPORT"] = name
     opened: Transport | None = None
     failure: dict[str, Any] = {}
@@ -98,26 +98,26 @@ def _try(name: str, joined: Transport) -> list[dict[str, Any]]:
 
 
 def _test(transport: Transport) -> dict[str, Any]:
-    """Sums that everybody knows, for a second; how long one takes."""
+    """Test all-reduce against the known sum, and time it for a second."""
     place = {"rank": transport.rank, "size": transport.size, "thread_level": _thread_level()}
     expected = np.float32(transport.size * (transport.size + 1) // 2)
     values = np.empty(ELEMENTS, np.float32)
 
-    def total_is_right() -> bool:
+    def is_sum_right() -> bool:
         values.fill(transport.rank + 1)
         transport.allreduce(values)
         return bool((values == expected).all())
 
-    if not total_is_right():
+    if not is_sum_right():
         return {**place, "is_right": False, "found": float(values[values != expected][0]), "expected": float(expected)}
     if transport.size == 1:
         return {**place, "is_right": True, "seconds": None}
     times = [_timed(transport, values)]
     slowest = np.array([times[0]])
-    transport.allreduce(slowest, "max")  # all repeat it equally often
+    transport.allreduce(slowest, "max")  # all ranks repeat it equally often
     times = [_timed(transport, values) for _ in range(max(1, int(TEST_SECONDS / max(float(slowest[0]), 1e-4))))]
     seconds = float(np.median(times))
-    return {**place, "is_right": total_is_right(), "seconds": seconds, "bytes": values.nbytes, "repeats": len(times)}
+    return {**place, "is_right": is_sum_right(), "seconds": seconds, "bytes": values.nbytes, "repeats": len(times)}
 
 
 def _timed(transport: Transport, values: "np.ndarray[Any, Any]") -> float:

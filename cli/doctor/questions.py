@@ -1,4 +1,4 @@
-"""What can only be told by loading somebody else's code, which may crash or hang: one question per process.
+"""Questions that need third-party code, which may crash or hang; each runs in a separate process.
 
 ``python -m lentando.cli.doctor.questions library`` prints the answer as one line of JSON.
 """
@@ -12,34 +12,34 @@ from typing import Any
 
 
 def library() -> dict[str, Any]:
-    """The MPI that mpi4py loads. MPI is not initialised: to ask for the version does not need it."""
+    """Return version and path of the MPI library that mpi4py loads, without initialising MPI."""
     try:
         import mpi4py
 
         mpi4py.rc.initialize = False
         from mpi4py import MPI
-    except (ImportError, RuntimeError) as error:  # mpi4py's answer to a missing library is a RuntimeError
+    except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError for a missing library
         return {"error": " ".join(str(error).split())}
     return {"version": MPI.Get_library_version().strip("\0 \n"), "path": _loaded("libmpi")}
 
 
 def horovod() -> dict[str, Any]:
-    """What Horovod was built with; its own check imports each framework several times."""
+    """Return what Horovod was built with. Its own check would import each framework several times."""
     package = importlib.util.find_spec("horovod")
     folders = [Path(folder) for folder in (package.submodule_search_locations or [])] if package else []
     bindings = [
         name for name in ("torch", "tensorflow") if any(any(folder.glob(f"{name}/mpi_lib*")) for folder in folders)
     ]
-    engines: list[Any] = [importlib.import_module(f"horovod.{name}") for name in bindings[:1]]  # compiled together
+    modules: list[Any] = [importlib.import_module(f"horovod.{name}") for name in bindings[:1]]  # compiled together
     return {
         "bindings": bindings,
-        "controllers": [name for name in ("mpi", "gloo") if any(getattr(hvd, f"{name}_built")() for hvd in engines)],
-        "nccl": any(bool(hvd.nccl_built()) for hvd in engines),
+        "controllers": [name for name in ("mpi", "gloo") if any(getattr(hvd, f"{name}_built")() for hvd in modules)],
+        "nccl": any(bool(hvd.nccl_built()) for hvd in modules),
     }
 
 
 def torch_cuda() -> dict[str, Any]:
-    """What torch sees of the GPUs."""
+    """Return the GPUs and the versions of CUDA and NCCL that torch uses."""
     import torch
 
     available = torch.cuda.is_available()
@@ -52,7 +52,7 @@ def torch_cuda() -> dict[str, Any]:
 
 
 def _loaded(name: str) -> str | None:
-    """The file of a shared library of this process, where the system tells (Linux)."""
+    """Return the file of a shared library of this process, or None if the system does not list it (Linux does)."""
     maps = Path("/proc/self/maps")
     if not maps.exists():
         return None

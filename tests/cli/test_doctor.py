@@ -17,7 +17,7 @@ from lentando.cli.app import run
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, Place, Program, collect
 from lentando.cli.doctor.job import check_tests
-from lentando.cli.doctor.joining import Outcome
+from lentando.cli.doctor.watch import Outcome
 from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.probe import _test
 from lentando.comm.launch import Claim, read_claims
@@ -86,7 +86,7 @@ def test_alone_the_page_is_plain_text() -> None:
     assert job.status == 0, job.output
     assert job.output.startswith("lentando doctor: 1 rank on 1 host, started alone\n")
     assert "\x1b" not in job.output
-    assert "ok       transport mpi: opens, and sums right; a world of 1 sends nothing\n" in job.output
+    assert "ok       transport mpi: opens, and its sum is correct; a single rank sends nothing\n" in job.output
     assert "thread level MULTIPLE" in job.output
     assert max(map(len, job.output.splitlines())) <= 120
 
@@ -117,7 +117,7 @@ def test_two_ranks_that_meet_are_well() -> None:
     assert [(place["transport"], place["rank"], place["size"]) for place in places] == [("mpi", 0, 2), ("mpi", 1, 2)]
     assert [test["is_right"] for test in told["transports"]["mpi"]] == [True, True]
     assert all(0 < test["seconds"] < 10 for test in told["transports"]["mpi"])
-    assert told["joining"]["end"] == "left"
+    assert told["probe"]["end"] == "left"
     ranks = [facts["environment"]["OMPI_COMM_WORLD_RANK"] for facts in told["ranks"].values()]
     assert ranks == ["0", "1"]
 
@@ -263,7 +263,7 @@ def test_mpi_that_ends_the_process_is_told_with_its_last_words() -> None:
         if '{"format"' in job.output:
             break
     (found,) = problems(job)
-    assert "while joining the job. It said: " in found["text"]
+    assert "while joining the job. Its last output: " in found["text"]
     assert "MPI_Init" in found["text"]
     assert found["fix"] == "unset OMPI_MCA_pml"
 
@@ -280,7 +280,7 @@ def test_sums_that_are_wrong_are_a_problem() -> None:
     assert (test["is_right"], test["found"], test["expected"]) == (False, 0.0, 1.0)
     (found,) = check_tests(Outcome(end="left", tests={"wrong": [test, {**test, "is_right": True}]}), "wrong")
     assert found.level == "problem"
-    assert "gives wrong sums (rank 0: 0 in place of 1; rank 1: right)" in found.text
+    assert "gives wrong sums (rank 0: 0 instead of 1; rank 1: right)" in found.text
 
 
 def test_sums_of_threads_are_right() -> None:
@@ -316,14 +316,14 @@ def test_two_ranks_on_two_cores_are_well(facts: Facts) -> None:
 
 
 def test_more_ranks_than_cores_are_noted(facts: Facts) -> None:
-    found = [("note", "this host: 3 ranks on 2 cores: they take turns, and wait for each other",
+    found = [("note", "this host: 3 ranks on 2 cores: ranks share cores, and wait for each other",
               "mpirun -np 2 lentando doctor")]  # fmt: skip
     assert judged(facts, facts, facts) == found
 
 
 def test_ranks_bound_to_one_core_are_noted(facts: Facts) -> None:
     bound = changed(facts, cores=[1])
-    found = [("note", "this host: all 2 ranks are bound to core 1: they take turns",
+    found = [("note", "this host: all 2 ranks are bound to core 1, which they share",
               "mpirun --bind-to none lentando doctor")]  # fmt: skip
     assert judged(bound, bound) == found
 
@@ -426,7 +426,7 @@ def test_mpi_is_not_sent_over_a_bridge_that_every_host_has() -> None:
     assert found.text.startswith("172.17.0.1/16 (docker0) is an address of 2 hosts")
     assert found.fix == "export OMPI_MCA_btl_tcp_if_exclude=lo,docker0 PRTE_MCA_prte_if_exclude=lo,docker0"
     (told,) = [one for one in check_interfaces({}, [LOOPBACK, DOCKER, ETHERNET], "Open MPI") if "chooses" in one.text]
-    assert told.text.endswith("all that lead out: docker0, eth0 (OMPI_MCA_btl_tcp_if_include)")
+    assert told.text.endswith("all that are up: docker0, eth0 (OMPI_MCA_btl_tcp_if_include)")
 
 
 def test_interfaces_of_this_host_have_their_addresses() -> None:
