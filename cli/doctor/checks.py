@@ -186,9 +186,7 @@ def _check_host(host: str, ranks: Sequence[Facts]) -> list[Finding]:
     if memory is not None:
         text = f"{host}: /dev/shm has {format_bytes(memory['free_bytes'])} free of {format_bytes(memory['size_bytes'])}"
         if memory["free_bytes"] < SHARED_MEMORY_PER_RANK_BYTES * max(2, number):
-            text += (
-                f", little for {max(2, number)} ranks: MPI fails when it is full. A container sets its size"
-            )
+            text += f", little for {max(2, number)} ranks: MPI fails when it is full. A container sets its size"
             findings.append(note("host", text, "docker run --shm-size=1g"))
         else:
             findings.append(ok("host", text))

@@ -198,6 +198,7 @@ def measured(size: int, elements: int) -> Measurement:
     return found[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [2, 4, 5])
 def test_delays_measured_in_the_simulator_are_those_of_its_network(size: int) -> None:
     elements = 64 * 5 * 40
@@ -211,6 +212,7 @@ def test_delays_measured_in_the_simulator_are_those_of_its_network(size: int) ->
     assert found.slow_momentum == found.exchange_local == 0
 
 
+@pytest.mark.slow
 def test_plan_from_measured_values_equals_plan_from_the_network(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -227,6 +229,7 @@ def test_plan_from_measured_values_equals_plan_from_the_network(
     assert from_file == pytest.approx(seconds(plan(capsys, *common, *network)), rel=1e-2)
 
 
+@pytest.mark.slow
 def test_a_report_is_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "run.jsonl"
     report = {

@@ -17,7 +17,6 @@ from lentando.cli.app import run
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, Place, Program, collect
 from lentando.cli.doctor.job import check_tests
-from lentando.cli.doctor.watch import Outcome
 from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.probe import _test
 from lentando.comm.launch import Claim, read_claims

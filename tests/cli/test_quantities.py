@@ -100,6 +100,7 @@ def test_counts_come_back(count: int) -> None:
     assert parse_count(f"{count / 1000}k") == pytest.approx(count, rel=1e-9)
 
 
+@pytest.mark.slow
 @given(st.text(max_size=12))
 def test_any_text_is_read_or_refused(text: str) -> None:
     for parse in (parse_count, parse_seconds, parse_bytes, parse_bandwidth, parse_share):

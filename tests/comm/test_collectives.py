@@ -31,6 +31,7 @@ def bits(array: Array) -> bytes:
     return array.tobytes()
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(
     st.integers(1, 17),
@@ -61,6 +62,7 @@ def test_ring_equals_the_sum_along_its_path_to_the_bit(
     assert {bits(result) for result in run_ranks(size, reduce)} == {bits(np.stack([expected, expected]))}
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=60)
 @given(st.integers(1, 9), st.integers(0, 80), st.integers(1, 30), st.integers(1, 9), st.sampled_from(FLOATS))
 @example(4, 5, 1, 4, np.float32)
@@ -182,6 +184,7 @@ def plans_for(size: int, nbytes: int, local_size: int) -> list[type[Any]]:
     return run_ranks(size, plan)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("place", "local_size"), [("one node", 2), ("several nodes", 1)])
 def test_auto_leaves_small_buffers_to_the_engine(place: str, local_size: int) -> None:
     threshold = RING_FROM_BYTES[place]

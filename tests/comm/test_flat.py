@@ -66,6 +66,7 @@ def test_element_outside_the_buffer_has_no_entry(index: int) -> None:
         FlatLayout([entry("a", 2, 3)]).entry_at(index)
 
 
+@pytest.mark.slow
 @given(entries())
 def test_ranges_cover_the_buffer_and_tell_each_elements_group(described: list[Entry]) -> None:
     ranges = FlatLayout(described).ranges
@@ -79,6 +80,7 @@ def test_neighbours_of_one_group_share_a_range() -> None:
     assert layout.ranges == [Range(0, 5, 0), Range(5, 9, 1), Range(9, 10, None)]
 
 
+@pytest.mark.slow
 @given(entries(DTYPES, at_least=0))
 def test_layouts_hold_each_dtype_once_in_order_of_first_appearance(described: list[Entry]) -> None:
     layouts = build_layouts(described)

@@ -54,6 +54,7 @@ def test_promises_of_a_transport_are_kept(size: int) -> None:
     on_each_rank(size, check_transport)
 
 
+@pytest.mark.slow
 def test_promises_are_kept_when_rounds_and_collectives_are_cut_into_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pieces, "LONGEST_BYTES", 200_000)
     on_each_rank(3, check_transport)

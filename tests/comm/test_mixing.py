@@ -97,6 +97,7 @@ def test_messages_do_what_the_matrices_say(topology: Topology, size: int) -> Non
         assert np.allclose(states, graphs.mixing_product(steps) @ start(size), rtol=1e-13)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [8, 1024])
 def test_simulated_ranks_agree_exactly_after_log2_n_messages(size: int) -> None:
     """O42, by messages: integers halved log2 n times are exact in float64."""
@@ -104,6 +105,7 @@ def test_simulated_ranks_agree_exactly_after_log2_n_messages(size: int) -> None:
     assert (states == start(size).mean(axis=0)).all()
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None)
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(0, 2**32 - 1))
 def test_mass_is_conserved_on_any_sequence_of_digraphs(size: int, period: int, seed: int) -> None:
@@ -241,6 +243,7 @@ def overlapped(
     return worker
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None)
 @given(
     st.integers(1, 7),
@@ -272,6 +275,7 @@ def test_mass_in_flight_included_is_conserved_whatever_the_delays(
     assert ledger.most_in_flight <= staleness + 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staleness", [1, 2, 5])
 def test_late_messages_still_lead_to_the_mean_with_the_weight_and_not_without(staleness: int) -> None:
     """O49: delays up to the bound; without w, the error stays."""

@@ -31,6 +31,7 @@ def test_host_memory_travels_as_over_any_transport(size: int) -> None:
     run_ranks_on_devices(size, check_transport)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("latency_seconds", [0.0, 0.002])
 def test_device_arrays_travel(size: int, latency_seconds: float) -> None:
@@ -96,6 +97,7 @@ class UncountedBytes(NCCLTransport):
         self.traffic = self._bootstrap.traffic = WithoutBytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "why"),
     [

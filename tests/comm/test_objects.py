@@ -52,6 +52,7 @@ def alike(found: Any, expected: Any) -> bool:
     return bool(found == expected)
 
 
+@pytest.mark.slow
 @given(nested)
 def test_decoding_gives_back_what_was_encoded(value: object) -> None:
     assert alike(decode(encode(value)), value)

@@ -51,6 +51,7 @@ def test_another_process_reads_what_is_written_before_and_after_it_opened_and_wr
     assert array[9] == 7
 
 
+@pytest.mark.slow
 def test_nothing_is_left_when_the_last_view_is_gone() -> None:
     gc.collect()
     before = descriptors()

@@ -16,6 +16,7 @@ def test_single_transport_keeps_its_promises() -> None:
     check_transport(SingleTransport())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 8])
 def test_thread_transport_keeps_its_promises(size: int) -> None:
     run_ranks(size, check_transport)

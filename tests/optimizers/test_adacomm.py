@@ -246,6 +246,7 @@ def decided(worker: Worker) -> list[int]:
     return [decision["period"] for decision in worker.replica.report()["decisions"]]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("refined", "expected"), [(False, BASIC), (True, REFINED)])
 @pytest.mark.parametrize("base", [LocalSGD(), SGP(), OSGP(), DPSGD(), AllReduce()], ids=repr)
 @pytest.mark.parametrize("size", [1, 2, 5])
@@ -395,6 +396,7 @@ def falling(worker: Worker) -> float:
     return (1 + worker.rank) * 0.97**worker.replica.inner_steps
 
 
+@pytest.mark.slow
 def test_intervals_go_by_rank_0s_virtual_clock_whatever_the_others_say() -> None:
     """Ranks that compute for different times, so that no two clocks agree when a round ends."""
     compute = Compute(0.1, "exponential", stragglers={3: 1.7})
@@ -413,6 +415,7 @@ def test_intervals_go_by_rank_0s_virtual_clock_whatever_the_others_say() -> None
     assert (clocks[-1] - clocks[0]) / (len(clocks) - 1) == pytest.approx(3.0, rel=0.05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("outer", [None, SlowMomentum(1.0, 0.4)])
 @pytest.mark.parametrize("period", [AdaptivePeriod(7, 1.03), PostLocal(3, AdaptivePeriod(7, interval_steps=10))])
 def test_resumed_at_any_step_it_decides_the_same(period: Any, outer: Any) -> None:

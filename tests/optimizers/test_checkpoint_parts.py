@@ -132,6 +132,7 @@ def test_channels_last_memory_becomes_the_tensors_shape() -> None:
         assert_array_equal(in_memory_order(tensor, entry), elements)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 5), st.integers(1, 5), st.integers(0, 3))
 def test_shards_find_their_new_places(before: int, after: int, seed: int) -> None:
     """From shards of so many ranks in one layout to shards of another number in another layout."""
@@ -202,6 +203,7 @@ class Mixing(BoundAlgorithm):
     """A base algorithm without any optional protocol."""
 
 
+@pytest.mark.slow
 @given(st.integers(1, 4), st.integers(0, 3), st.data())
 def test_shards_of_any_partition_become_whole(ranks: int, seed: int, data: Any) -> None:
     """Whoever has which: a reduction over several nodes gives rank 1 another shard than a ring does."""

@@ -107,6 +107,7 @@ def test_maximum_over_a_trace_is_its_order_statistic() -> None:
     assert expected_maximum_seconds(compute, 3) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.slow
 @given(
     distribution=st.sampled_from(["constant", "exponential", "lognormal"]),
     size=st.integers(1, 64),
@@ -161,6 +162,7 @@ problems = st.builds(
 )
 
 
+@pytest.mark.slow
 @given(problem=problems, delay=st.floats(1e-3, 100), compute=st.floats(1e-3, 10), size=st.integers(1, 64))
 def test_best_period_is_the_minimum_of_the_bound(problem: Problem, delay: float, compute: float, size: int) -> None:
     """O27: over the reals by a fine search, over the integers by looking at the neighbours."""
@@ -243,6 +245,7 @@ def test_all_reduce_and_local_sgd_with_constant_times_are_exact(size: int, eleme
     assert found == pytest.approx(local_sgd_seconds(compute, size, delays, 5), rel=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distribution", ["exponential", "lognormal"])
 def test_all_reduce_and_local_sgd_with_random_times(distribution: Any) -> None:
     compute, size = Compute(0.02, distribution, variation=0.5), 6
@@ -283,6 +286,7 @@ def test_overlap_with_constant_times_hides_the_smaller(
     assert found == pytest.approx(predicted, rel=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("period", [None, 10])
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from lentando.optimizers.rules.push_sum import PushSum
 SEEDS, CHUNK = 2000, 250
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", range(0, SEEDS, CHUNK))
 def test_those_that_are_left_come_to_the_end_with_the_right_averages(first: int) -> None:
     broken = failures(first, CHUNK)
@@ -50,6 +51,7 @@ def forgets_where_others_are(self: Any, begun: int, furthest: int) -> None:
 resume_after_failure, transaction = PushSum.resume_after_failure, _Job.transaction
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("owner", "name", "spoilt"),
     [

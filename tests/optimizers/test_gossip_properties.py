@@ -65,6 +65,7 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
     return x, w
 
 
+@pytest.mark.slow
 @settings(max_examples=CASES, deadline=None)
 @given(
     graph=topologies(),
@@ -98,6 +99,7 @@ def test_sums_of_x_and_w_never_change(
     assert sum(w for _, w in outcome) == pytest.approx(size, rel=1e-12)
 
 
+@pytest.mark.slow
 @settings(max_examples=max(20, CASES // 50), deadline=None)
 @given(graph=topologies(), staleness=st.integers(0, 3), jitter=st.sampled_from([0.0, 0.3]), seed=st.integers(0, 99))
 def test_replicas_reach_the_mean(graph: tuple[int, Topology], staleness: int, jitter: float, seed: int) -> None:

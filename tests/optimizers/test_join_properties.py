@@ -49,6 +49,7 @@ def on_unequal_ranks(program: Any, size: int, seed: int) -> list[Any]:
     return list(simulate(program, size, network=network, compute=compute, seed=seed))
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(
     counts=counts_by_rank,
@@ -68,6 +69,7 @@ def test_slowmo(counts: list[int], period: int, alpha: float, beta: float, algor
         assert (inner_steps, rounds) == (max(counts), -(-max(counts) // period))
 
 
+@pytest.mark.slow
 @settings(max_examples=80, deadline=None)
 @given(counts=counts_by_rank, period=st.none() | st.integers(1, 5), seed=seeds)
 def test_averaged_gradients(counts: list[int], period: int | None, seed: int) -> None:
@@ -79,6 +81,7 @@ def test_averaged_gradients(counts: list[int], period: int | None, seed: int) ->
         assert inner_steps == max(counts)
 
 
+@pytest.mark.slow
 @settings(max_examples=120, deadline=None)
 @given(
     counts=counts_by_rank,

@@ -52,6 +52,7 @@ def problems(steps: int, bad: float | None, dropped: bool = False, **settings: A
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropped", [False, True])
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("method", METHODS)
@@ -87,6 +88,7 @@ def test_what_an_error_has_said_is_not_said_again() -> None:
     run_ranks(2, work)
 
 
+@pytest.mark.slow
 def test_owner_is_not_kept_alive() -> None:
     """Many optimizers may be made and dropped in one job."""
 

@@ -29,6 +29,7 @@ def rules(draw: Any) -> tuple[WeightRule, tuple[int, ...]]:
     return WeightRule("source", "target", axes), tuple(length for axis in split for length in axis)
 
 
+@pytest.mark.slow
 @given(rules())
 def test_inverse_brings_every_element_back(drawn: tuple[WeightRule, tuple[int, ...]]) -> None:
     rule, shape = drawn
@@ -41,6 +42,7 @@ def test_inverse_brings_every_element_back(drawn: tuple[WeightRule, tuple[int, .
     assert_array_equal(rule.inverse.inverse.apply(array), there)
 
 
+@pytest.mark.slow
 @given(st.lists(rules(), max_size=4))
 def test_mappings_survive_json_and_inversion(drawn: list[tuple[WeightRule, tuple[int, ...]]]) -> None:
     mapping = WeightMap(

@@ -66,6 +66,7 @@ def test_constant_times_are_found_exactly(name: str, pause: bool) -> None:
         assert report["model_bytes"] == 8 * ELEMENTS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["synchronous SGD", "Local SGD"])
 def test_random_times_are_found_and_predicted(name: str) -> None:
     method = METHODS[name]
@@ -113,6 +114,7 @@ def test_what_is_not_known_is_none() -> None:
         assert report[name] is None
 
 
+@pytest.mark.slow
 def test_a_new_speed_is_noticed() -> None:
     """Old samples fade: a rank that slows down after two thousand steps is named within as many."""
 

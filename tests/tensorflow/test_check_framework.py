@@ -69,6 +69,7 @@ class Subject:
         self.iterations.assign_add(1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("make_optimizer", "dtypes"),
     [

@@ -41,6 +41,7 @@ def train(model: Any, optimizer: Any, steps: int, first: int = 0, way: str = "ea
 # --- memory -------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("base", [lt.LocalSGD(), lt.SGP()])
 def test_tensors_that_a_user_keeps_do_not_change(base: Any, way: str) -> None:
@@ -101,6 +102,7 @@ def test_big_variables_come_and_go_with_one_copy(monkeypatch: pytest.MonkeyPatch
 # --- learning rates and callbacks ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @COPY_WARNING
 def test_callbacks_that_set_the_learning_rate_reach_the_base_optimizer() -> None:
     model = make_model()
@@ -119,6 +121,7 @@ def test_callbacks_that_set_the_learning_rate_reach_the_base_optimizer() -> None
     assert float(base.learning_rate) == pytest.approx(0.0125)
 
 
+@pytest.mark.slow
 def test_broadcast_callback_restores_what_a_rank_has_loaded() -> None:
     model = make_model()
     model.compile(optimizer=lt.SlowMo(sgd(), model=model), loss=keras_training.cross_entropy)
@@ -128,6 +131,7 @@ def test_broadcast_callback_restores_what_a_rank_has_loaded() -> None:
     assert callback._done
 
 
+@pytest.mark.slow
 def test_steps_per_execution() -> None:
     """Several steps in one call of a graph: the outer steps fall where they should."""
     one, several = make_model(), make_model()
@@ -142,6 +146,7 @@ def test_steps_per_execution() -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_moving_average_of_the_weights_is_the_base_optimizers() -> None:
     model, twin = make_model(), make_model()
     optimizer = lt.DistributedOptimizer(sgd(use_ema=True, ema_momentum=0.5), model=model)
@@ -151,6 +156,7 @@ def test_moving_average_of_the_weights_is_the_base_optimizers() -> None:
         np.testing.assert_allclose(mine, theirs, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_model_compiled_and_fit_equals_plain_keras_on_one_rank() -> None:
     """Weight decay, clipping and Adam's own state included."""
     for make in (
@@ -168,6 +174,7 @@ def test_model_compiled_and_fit_equals_plain_keras_on_one_rank() -> None:
 # --- files --------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @COPY_WARNING
 @pytest.mark.parametrize("rate", [0.05, keras.optimizers.schedules.ExponentialDecay(0.1, 1, 0.9)])
 def test_saved_model_comes_back_with_its_base_optimizer(tmp_path: Path, rate: Any) -> None:
@@ -230,6 +237,7 @@ def test_loss_scaling_goes_inside() -> None:
         lt.SlowMo(inner)
 
 
+@pytest.mark.slow
 def test_mixed_precision_in_fit() -> None:
     """compile() adds a LossScaleOptimizer by itself unless told not to: round ours, which is refused."""
     keras.config.set_dtype_policy("mixed_float16")
@@ -249,6 +257,7 @@ def test_mixed_precision_in_fit() -> None:
     assert not np.array_equal(model.get_weights()[0], before[0])
 
 
+@pytest.mark.slow
 def test_xla_is_refused_with_the_reason() -> None:
     images, labels = next(batches(0, 1))
     for known in (True, False):
@@ -274,6 +283,7 @@ def test_another_backend_of_keras_is_refused(monkeypatch: pytest.MonkeyPatch) ->
 # --- simulation ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_simulated_ranks_train_in_one_process() -> None:
     def worker() -> tuple[list[Any], list[str], list[int]]:
         lt.init()
@@ -291,6 +301,7 @@ def test_simulated_ranks_train_in_one_process() -> None:
     assert drawn[0] != drawn[1]
 
 
+@pytest.mark.slow
 def test_graphs_are_refused_in_a_simulation() -> None:
     def worker() -> None:
         lt.init()

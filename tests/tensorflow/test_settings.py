@@ -171,6 +171,7 @@ HOLDS = {
 }
 
 
+@pytest.mark.slow
 def test_every_public_attribute_of_a_keras_optimizer_works_or_is_refused() -> None:
     base = keras.optimizers.SGD(0.5)
     assert {name for name in dir(base) if not name.startswith("_")} == HOLDS.keys()
@@ -217,6 +218,7 @@ def test_settings_that_only_the_base_optimizer_has() -> None:
     assert scaled.base_optimizer.inner_optimizer.clipnorm == 3.0
 
 
+@pytest.mark.slow
 def test_setting_counts_in_fit() -> None:
     """Equal to plain Keras with the same settings made at the same moments."""
     plain, own = keras.optimizers.SGD(0.5, momentum=0.5), keras.optimizers.SGD(0.5, momentum=0.5)
@@ -232,6 +234,7 @@ def test_setting_counts_in_fit() -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scaled", [False, True])
 def test_swap_ema_weights(scaled: bool) -> None:
     found = []
@@ -247,6 +250,7 @@ def test_swap_ema_weights(scaled: bool) -> None:
         np.testing.assert_array_equal(mine, theirs)
 
 
+@pytest.mark.slow
 def test_swap_ema_weights_of_an_optimizer_without_them() -> None:
     model = model_of(wrapped())
     with pytest.raises(ValueError, match="use_ema=True"):

@@ -55,6 +55,7 @@ BASES = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "base_buffers"), [("sgd", "maintain"), ("adam", "reset"), ("scaled", "maintain")])
 def test_weights_are_loaded_with_the_base_optimizers_state(name: str, base_buffers: Any, tmp_path: Path) -> None:
     model = make(BASES[name](), base_buffers=base_buffers)
@@ -71,6 +72,7 @@ def test_weights_are_loaded_with_the_base_optimizers_state(name: str, base_buffe
     assert int(fresh.optimizer.iterations) == 8
 
 
+@pytest.mark.slow
 def test_backup_and_restore_continues_an_interrupted_fit(tmp_path: Path) -> None:
     class Interruption(keras.callbacks.Callback):  # type: ignore[misc]
         def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
@@ -92,6 +94,7 @@ def test_backup_and_restore_continues_an_interrupted_fit(tmp_path: Path) -> None
     assert_same(state(resumed), state(expected))
 
 
+@pytest.mark.slow
 def test_model_checkpoint_of_weights_and_of_the_model(tmp_path: Path) -> None:
     model = make(BASES["adam"](), base_buffers="maintain")
     weights, whole = tmp_path / "best.weights.h5", tmp_path / "whole.keras"

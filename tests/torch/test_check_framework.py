@@ -63,6 +63,7 @@ def sgd(groups: Any, lr: float) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=lr, momentum=0.5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staged", [False, True])
 @pytest.mark.parametrize(
     ("optimizer", "dtypes"),

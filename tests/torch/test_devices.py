@@ -93,6 +93,7 @@ def bits(model: nn.Module) -> list[bytes]:
     return [tensor.contiguous().view(-1).view(torch.uint8).numpy().tobytes() for tensor in model.state_dict().values()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_model_on_a_device_trains_as_one_in_host_memory_to_the_bit(method: str, shared: list[torch.device]) -> None:
     def trained() -> tuple[list[bytes], bool]:
@@ -135,6 +136,7 @@ def test_nothing_is_read_back_between_outer_steps(method: str, shared: list[torc
         assert between == [0] * len(between)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_checkpoint_of_a_device_is_that_of_host_memory(method: str, shared: list[torch.device], tmp_path: Path) -> None:
     """Saved on a device, and continued on one and in host memory, to the bit; and the other way round."""
