@@ -1,14 +1,15 @@
 """Settings that users give, checked when they are given: each check says what was expected and what was found."""
 
 from collections.abc import Sequence
-from numbers import Integral
+from math import isfinite
+from numbers import Integral, Real
 from typing import Any
 
 import numpy as np
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["check_choice", "check_flag", "check_has", "check_integer"]
+__all__ = ["check_choice", "check_flag", "check_has", "check_integer", "is_number"]
 
 
 def check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
@@ -64,3 +65,8 @@ def check_has(name: str, value: Any, needed: tuple[str, ...], examples: str) -> 
     missing = [attribute for attribute in needed if not hasattr(value, attribute)]
     if missing:
         raise ConfigurationError(f"{name} must be {examples} or the like, got {value!r}")
+
+
+def is_number(value: object) -> bool:
+    """Whether a setting is a finite real number. True and False are none."""
+    return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)

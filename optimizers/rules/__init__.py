@@ -1,1 +1,1 @@
-"""The update rules of the papers, on flat arrays over the protocols of ``lentando.comm``."""
+"""The update rules of the papers, on flat arrays and the protocols of ``lentando.comm``."""

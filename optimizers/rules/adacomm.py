@@ -4,10 +4,9 @@ from dataclasses import asdict, dataclass
 from math import ceil, inf, isclose, isfinite, sqrt
 from typing import Any, ClassVar, Literal
 
-from lentando.comm.checks import check_flag
+from lentando.comm.checks import check_flag, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps
-from lentando.optimizers.rules.slow_momentum import is_number
 
 __all__ = ["AdaptivePeriod"]
 

@@ -1,17 +1,19 @@
-"""The seam for outer rules: how an outer step moves from the anchor through the average of the replicas."""
+"""The protocol of outer rules: how an outer step moves from the anchor through the average of the replicas."""
 
 from typing import Protocol
 
+from lentando.comm.checks import check_flag, is_number
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["OuterRule"]
+__all__ = ["OuterRule", "check_outer_arguments"]
 
 
 class OuterRule(Protocol):
-    """Describes an outer rule. It is a frozen dataclass, so that ranks and checkpoints can compare its settings.
+    """An outer rule. It is a frozen dataclass, so that ranks and checkpoints can compare its settings.
 
-    A rule works element by element: the outer step applies it to the shard of each rank, block by block, and sends
-    nothing for it.
+    A rule works element by element: the outer step applies it to the shard of each rank, block by block, without
+    communication.
     """
 
     @property
@@ -33,11 +35,36 @@ class OuterRule(Protocol):
         """Take one outer step in place.
 
         Args:
-            anchor: the parameters at the start of the round; becomes those at the start of the next one. float32 or
-                float64, one-dimensional.
-            slow_buffer: the rule's momentum, like ``anchor``, zero at first; None unless ``keeps_momentum``.
-            mean: the average at the end of the round, like ``anchor``; may be overwritten.
-            learning_rate: the mean of the inner learning rates over the round; NaN if the base optimizer has none,
-                which happens only where ``needs_learning_rate`` is false.
-            scratch: memory like ``anchor``, or longer, that saves an allocation.
+            anchor: parameters at the start of the round, a one-dimensional array of float32 or float64; becomes those
+                at the start of the next round.
+            slow_buffer: momentum of the rule, an array like ``anchor``, zero at first; None unless ``keeps_momentum``.
+            mean: average at the end of the round, an array like ``anchor``; may be overwritten.
+            learning_rate: mean of the inner learning rates over the round; NaN if the base optimizer has none, which
+                happens only where ``needs_learning_rate`` is False.
+            scratch: memory of the dtype of ``anchor``, at least as long, which saves an allocation; or None.
         """
+
+
+def check_outer_arguments(
+    rate_name: str, rate: object, momentum_name: str, momentum: object, nesterov: object, instead: str
+) -> None:
+    """Check the arguments that outer rules have in common.
+
+    Args:
+        rate_name: name of the outer learning rate in messages.
+        rate: outer learning rate.
+        momentum_name: name of the momentum in messages.
+        momentum: coefficient of the momentum.
+        nesterov: whether the step is along the momentum of the next step.
+        instead: end of the message for ``nesterov`` without momentum.
+
+    Raises:
+        ConfigurationError: if an argument is out of its range.
+    """
+    if not is_number(rate) or rate <= 0:  # type: ignore[operator]
+        raise ConfigurationError(f"{rate_name} must be a number > 0, got {rate!r}")
+    if not is_number(momentum) or not 0 <= momentum < 1:  # type: ignore[operator]
+        raise ConfigurationError(f"{momentum_name} must be a number >= 0 and < 1, got {momentum!r}")
+    check_flag("nesterov", nesterov)
+    if nesterov and momentum == 0:
+        raise ConfigurationError(f"nesterov=True needs {instead}")

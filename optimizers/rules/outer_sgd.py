@@ -5,10 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from lentando.comm.array_module import array_module
-from lentando.comm.checks import check_flag
-from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.rules.slow_momentum import is_number
+from lentando.optimizers.rules.outer_rule import check_outer_arguments
 
 __all__ = ["OuterSGD"]
 
@@ -24,18 +22,26 @@ class OuterSGD:
         v_{t+1}   = mu v_t + g_t
         x_{t+1,0} = x_{t,0} - lr (g_t + mu v_{t+1})     with ``nesterov``, else  x_{t,0} - lr v_{t+1}
 
-    The inner learning rate does not appear, unlike in ``SlowMomentum``: the two are equal (alpha = lr, beta = mu) as
-    long as the inner learning rate is constant, and differ under a schedule, where slow momentum shrinks with the rate.
+    Unlike in ``SlowMomentum``, the inner learning rate does not appear. The two rules are equal (alpha = lr, beta = mu)
+    while the inner learning rate is constant. They differ under a schedule, where slow momentum shrinks with the rate.
 
-    Special cases: (1, 0) adopts the average; one worker is DiLoCo with K = 1, close to Lookahead.
+    Special cases: with lr = 1 and mu = 0 the average is adopted. One worker is DiLoCo with K = 1, which is close to
+    Lookahead.
 
     Args:
         lr: outer learning rate, > 0. DiLoCo uses 0.7.
-        momentum: mu, 0 <= mu < 1. DiLoCo uses 0.9.
-        nesterov: look ahead along the momentum, as DiLoCo does.
+        momentum: momentum coefficient mu, 0 <= mu < 1. DiLoCo uses 0.9.
+        nesterov: whether the momentum is Nesterov's, as in DiLoCo.
 
     Raises:
-        ConfigurationError: for values outside these ranges.
+        ConfigurationError: if a value is out of its range.
+
+    Example:
+        >>> import numpy as np
+        >>> anchor, mean, momentum = np.array([1.0, 2.0]), np.array([0.5, 2.0]), np.zeros(2)
+        >>> OuterSGD(lr=0.5, momentum=0.5).step(anchor, momentum, mean, learning_rate=0.1)
+        >>> anchor.tolist(), momentum.tolist()
+        ([0.625, 2.0], [0.5, 0.0])
     """
 
     lr: float = 0.7
@@ -43,13 +49,14 @@ class OuterSGD:
     nesterov: bool = True
 
     def __post_init__(self) -> None:
-        if not is_number(self.lr) or self.lr <= 0:
-            raise ConfigurationError(f"the outer learning rate must be a number > 0, got {self.lr!r}")
-        if not is_number(self.momentum) or not 0 <= self.momentum < 1:
-            raise ConfigurationError(f"the outer momentum must be a number >= 0 and < 1, got {self.momentum!r}")
-        check_flag("nesterov", self.nesterov)
-        if self.nesterov and self.momentum == 0:
-            raise ConfigurationError("nesterov=True needs an outer momentum > 0: use nesterov=False without momentum")
+        check_outer_arguments(
+            "the outer learning rate",
+            self.lr,
+            "the outer momentum",
+            self.momentum,
+            self.nesterov,
+            "an outer momentum > 0: use nesterov=False without momentum",
+        )
 
     @property
     def keeps_momentum(self) -> bool:

@@ -1,4 +1,4 @@
-"""When replicas average: the communication period, fixed or changing with the rounds."""
+"""The communication period: how many inner steps there are between exact averages, fixed or by a schedule."""
 
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -21,15 +21,15 @@ __all__ = [
 
 @dataclass(frozen=True)
 class RoundSummary:
-    """What every rank knows, equally, at the end of a round.
+    """Facts about a round that has ended, equal on all ranks.
 
     Attributes:
-        round: rounds completed, this one included.
-        step: inner steps completed.
-        loss: mean training loss over ranks and the steps of the round; NaN unless ``step(loss=...)`` was given it,
-            infinite if it was not a number on some rank.
+        round: number of rounds completed, this one included.
+        step: number of inner steps completed.
+        loss: mean training loss over ranks and the steps of the round; NaN unless it was passed to ``step(loss=...)``,
+            infinite if it was NaN on some rank.
         learning_rate: mean over ranks, parameter groups and the steps of the round; NaN if a group has none.
-        clock: seconds since the first step by rank 0's clock. Goes on where it was when a run is resumed.
+        clock: seconds since the first step by rank 0's clock; a resumed run continues the count of the saved one.
     """
 
     round: int
@@ -41,15 +41,15 @@ class RoundSummary:
 
 @dataclass(frozen=True)
 class Decision:
-    """What a schedule decided at the end of a round, and from what.
+    """A schedule's decision at the end of a round, with the values on which it is based.
 
     Attributes:
-        round: rounds completed.
-        step: inner steps completed.
+        round: number of rounds completed.
+        step: number of inner steps completed.
         clock: seconds since the first step, as in ``RoundSummary``.
-        loss: training loss that decided.
-        learning_rate: learning rate that decided.
-        period: inner steps of the rounds from now on.
+        loss: training loss on which the decision is based.
+        learning_rate: learning rate on which the decision is based.
+        period: number of inner steps per round from now on.
     """
 
     round: int
@@ -64,25 +64,25 @@ class Decision:
 class Period(Protocol):
     """A communication period that may change from round to round.
 
-    It must decide by what it is told alone, so that all ranks decide alike. The replica works on a copy.
+    Its decisions may depend on the summaries of rounds only, so that all ranks decide alike. The replica uses a copy.
 
-    One that decides by the loss says so by an attribute ``needs_loss = True``: then a step without ``loss=`` is an
-    error. One that decides by the learning rate says ``needs_learning_rate = True``: then a base optimizer without one
-    is an error.
+    A period that depends on the loss has an attribute ``needs_loss = True``: then a step without ``loss=`` is an error.
+    A period that depends on the learning rate has ``needs_learning_rate = True``: then a base optimizer without one is
+    an error.
     """
 
     def steps(self) -> int:
-        """Inner steps of the round that begins now, at least 1."""
+        """Number of inner steps of the round that begins now, at least 1."""
 
     def update(self, summary: RoundSummary) -> Decision | None:
-        """Called at the end of each round, before ``steps`` is asked again.
+        """Take note of a round that has ended; called before the next call of ``steps``.
 
         Returns:
-            what was decided, for the log and the optimizer's report; None if there was nothing to decide.
+            The decision, for the log and the optimizer's report; None if there was nothing to decide.
         """
 
     def state_dict(self) -> dict[str, Any]:
-        """All that decides future periods, as numbers, strings, lists and dicts."""
+        """Everything on which future periods depend, as numbers, strings, lists and dicts."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()`` of an earlier run."""
@@ -96,7 +96,11 @@ class FixedPeriod:
     """The same number of inner steps in every round.
 
     Args:
-        period: inner steps between exact averages, at least 1 (tau in the papers).
+        period: number of inner steps between exact averages, at least 1 (tau in the papers).
+
+    Example:
+        >>> FixedPeriod(12).steps()
+        12
     """
 
     period: int
@@ -123,14 +127,24 @@ class FixedPeriod:
 
 @dataclass
 class PostLocal:
-    """Average after every step at first, and by another period from then on: post-local SGD.
+    """Post-local SGD: average after every step at first, and with another period from then on.
 
-    Early steps, at a large learning rate, profit most from agreement (Lin et al., "Don't Use Large Mini-Batches, Use
-    Local SGD", ICLR 2020); there ``start`` is the step of the first learning-rate decay.
+    The early steps, at a large learning rate, profit most from equal replicas (Lin et al., "Don't Use Large
+    Mini-Batches, Use Local SGD", ICLR 2020). In that paper, ``start`` is the step of the first learning-rate decay.
 
     Args:
-        start: inner steps with an average after each.
-        period: what follows: a number of steps or another ``Period``.
+        start: number of inner steps with an average after each.
+        period: the period that follows: a number of inner steps, or another ``Period``.
+
+    Example:
+        >>> period = PostLocal(2, 8)
+        >>> lengths, step = [], 0
+        >>> for number in range(1, 5):
+        ...     lengths.append(period.steps())
+        ...     step += period.steps()
+        ...     period.update(RoundSummary(number, step, loss=1.0, learning_rate=0.1, clock=0.0))
+        >>> lengths
+        [1, 1, 8, 8]
     """
 
     start: int
@@ -143,19 +157,19 @@ class PostLocal:
 
     @property
     def needs_loss(self) -> bool:
-        """Whether the period that follows does."""
+        """Whether the period that follows needs the loss."""
         return needs_loss(self._then)
 
     @property
     def needs_learning_rate(self) -> bool:
-        """Whether the period that follows does."""
+        """Whether the period that follows needs the learning rate."""
         return bool(getattr(self._then, "needs_learning_rate", False))
 
     def steps(self) -> int:
         return 1 if self._step < self.start else self._then.steps()
 
     def update(self, summary: RoundSummary) -> Decision | None:
-        # The round that ends at ``start`` is still one of the synchronous steps: the schedule after it starts fresh.
+        # The round that ends at ``start`` is still one of the synchronous steps: the next period begins after it.
         decision = self._then.update(summary) if self._step >= self.start else None
         self._step = summary.step
         return decision
@@ -169,10 +183,10 @@ class PostLocal:
 
 
 def as_period(setting: "int | Period") -> Period:
-    """A ``Period`` from what users write.
+    """A ``Period`` from a number of inner steps; a ``Period`` is returned as it is.
 
     Raises:
-        ConfigurationError: for anything else than an integer >= 1 or a ``Period``.
+        ConfigurationError: if the setting is neither an integer >= 1 nor a ``Period``.
     """
     if isinstance(setting, type):
         raise ConfigurationError(f"period must be an integer >= 1 or an object, got the class {setting.__name__}")
@@ -182,14 +196,19 @@ def as_period(setting: "int | Period") -> Period:
 
 
 def needs_loss(period: Period) -> bool:
-    """Whether a schedule decides by the loss; see ``Period``."""
+    """Whether a schedule depends on the loss (its attribute ``needs_loss``)."""
     return bool(getattr(period, "needs_loss", False))
 
 
 def check_steps(name: str, value: Any, least: int) -> None:
-    """A setting that counts inner steps must be an integer.
+    """Refuse a number of inner steps that is not an integer.
+
+    Args:
+        name: name of the setting.
+        value: value of the setting.
+        least: smallest number that is allowed.
 
     Raises:
-        ConfigurationError: if it is not, or less than ``least``.
+        ConfigurationError: if the value is no integer, or less than ``least``.
     """
     check_integer(name, value, least, "inner steps")

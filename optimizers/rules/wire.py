@@ -1,18 +1,19 @@
-"""Gossip in 16 bits: half of the bytes, and not a bit of the sum over ranks is lost.
+"""Gossip in 16 bits: messages have half the bytes, and the sums over ranks are those of full precision.
 
-What a rank sends is rounded, and what it keeps is what it had less what it has really sent. So the error of rounding
-stays where it arose, as part of x, and leaves with later messages. That is error feedback (Seide et al., INTERSPEECH
-2014; Karimireddy et al., ICML 2019, arXiv 1901.09847) without a buffer for the error: push-sum keeps a share of x
-anyhow, and its sums over ranks, the mean of all replicas among them, are those of full precision. The weights w are
-never rounded.
+A rank sends rounded values, and keeps the difference between what it had and what it has really sent. The rounding
+error thus remains on the rank where it arose, as part of x, and leaves with later messages. This is error feedback
+(Seide et al., INTERSPEECH 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847) without a separate buffer for the
+error, because push-sum keeps a share of x in any case. The sums over ranks, including the mean of all replicas, are
+those of full precision. The weights w are never rounded.
 
-The noise that this leaves in single replicas: rounding changes a value by at most u of it (2^-8 in bfloat16, 2^-11 in
-float16), so that a step moves x of a rank that keeps the share k by at most 2 (1 - k) u of the values around it, half
-of that by what it sends and half by what it receives. OSGP divides it by a w of k while messages are under way: over
-dense graphs (small k) choose float16. The noise does not shrink as replicas agree, as it does where differences to what
-the neighbour already has are rounded (Choco-SGD, Koloskova et al., ICML 2019, arXiv 1902.00340; with push-sum, Taheri
-et al., ICML 2020, arXiv 2002.09964; compare DeepSqueeze, Tang et al., 2019, arXiv 1907.07346). They pay for it with
-copies of the neighbours' models, which single bits are worth and sixteen are not.
+The noise in single replicas: rounding changes a value by at most the fraction u of it (2^-8 in bfloat16, 2^-11 in
+float16). If a rank keeps the share k, a step therefore moves its x by at most 2 (1 - k) u times the values around it,
+half of it due to what the rank sends and half due to what it receives. In OSGP this is divided by a w of k while
+messages are in flight: for dense graphs (small k) choose float16. The noise does not shrink as the replicas agree. It
+does in algorithms that round the difference from what the neighbour already has (Choco-SGD, Koloskova et al., ICML
+2019, arXiv 1902.00340; with push-sum, Taheri et al., ICML 2020, arXiv 2002.09964; compare DeepSqueeze, Tang et al.,
+2019, arXiv 1907.07346). These need copies of the neighbours' models, a cost that compression to single bits justifies
+and compression to 16 bits does not.
 """
 
 from typing import Any, Literal, TypeAlias, get_args
@@ -33,10 +34,10 @@ _LARGEST: dict[np.dtype[Any], float] = {np.dtype(bfloat16): (2 - 2**-7) * 2.0**1
 
 
 def check_wire_dtype(name: object) -> None:
-    """Refuse what messages cannot be rounded to.
+    """Refuse a dtype to which messages cannot be rounded.
 
     Raises:
-        ConfigurationError: that names what they can.
+        ConfigurationError: if ``name`` is neither None nor one of ``WireDtype``.
     """
     if name is not None and name not in get_args(WireDtype):
         legal = ", ".join(map(repr, get_args(WireDtype)))
@@ -44,10 +45,17 @@ def check_wire_dtype(name: object) -> None:
 
 
 def rounded_into(out: Array, values: Array) -> Array:
-    """Fill ``out``, of 16 bits, with ``values``. Returns what it holds then, in the dtype of the values.
+    """Fill an array of 16-bit numbers with rounded values.
 
-    A value beyond the largest one of ``out`` becomes that: what is left of it is an error of rounding like any other.
-    An infinity is no value: it becomes NaN, as it does in the mean of any numbers with it.
+    A value beyond the largest number of the 16-bit dtype becomes that number, and the difference is a rounding error
+    like any other. An infinity becomes NaN, so that the receiver's values are not finite either.
+
+    Args:
+        out: array of bfloat16 or float16 that is filled.
+        values: array of the same shape in float32 or float64.
+
+    Returns:
+        The content of ``out``, in the dtype of ``values``.
     """
     largest = _LARGEST[out.dtype]
     with quiet():
