@@ -1,4 +1,4 @@
-"""AdaComm: average rarely while the loss is high, and ever more often as it falls."""
+"""AdaComm's communication period: long while the loss is high, and shorter as it falls."""
 
 from dataclasses import asdict, dataclass
 from math import ceil, inf, isclose, isfinite, sqrt
@@ -11,42 +11,53 @@ from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps
 __all__ = ["AdaptivePeriod"]
 
 ROUNDING = 1e-6
-"""Learning rates whose relative difference is below this are equal, and a period this little above an integer is it."""
+"""Relative difference below which two learning rates count as equal, or a period as the integer below it."""
 
 
 @dataclass
 class AdaptivePeriod:
     r"""A period that follows the training loss (Wang and Joshi, MLSys 2019, arXiv 1810.08313).
 
-    Long rounds cost little communication but leave a higher floor of error, which matters once the loss is near it. So
-    training is cut into intervals, and at the end of each the period becomes
+    Long rounds need little communication, but have a higher error floor, which matters once the loss is near it.
+    Training is therefore divided into intervals, and at the end of each the period becomes
 
         tau_l = ceil(sqrt((eta_0 / eta_l)^e (F_l - F_inf) / (F_0 - F_inf)) tau_0)
 
     with F_l the mean training loss over all ranks and steps of the interval, eta_l the learning rate at its end, and
     F_0, eta_0 those of the first round, whose end begins the first interval. If that does not lower the period while
-    the learning rate stands still, the loss is on a plateau, and the period is halved instead (``refined``).
+    the learning rate is unchanged, the loss is on a plateau, and the period is halved instead (``refined``).
 
     The first round is the first with a finite loss and a learning rate above 0. Later rounds whose loss is not finite
-    on some rank do not count towards F_l; an interval goes on until it has one that does. An interval that ends at a
+    on some rank do not count towards F_l; an interval lasts until it has a round that does. An interval that ends at a
     learning rate of 0 leaves the period as it is.
 
     The paper decays the learning rate only once the period is 1, from a low floor. To do the same, step the scheduler
     only while ``optimizer.period``, which is equal on all ranks, is 1.
 
     Args:
-        initial_period: tau_0, inner steps. The paper searches for the longest whose loss still falls fast at first.
-        interval_seconds: length of an interval by rank 0's clock; ``math.inf`` keeps the initial period.
-        interval_steps: length of an interval in inner steps instead, so that runs can be repeated to the bit.
-        refined: False leaves out the halving.
-        learning_rate_exponent: e. The theory's 3 multiplies the period by 31 where the learning rate drops by 10; the
-            paper takes 1, which multiplies it by 3.
+        initial_period: tau_0, number of inner steps. The paper searches for the longest with which the loss still falls
+            fast at first.
+        interval_seconds: length of an interval in seconds of rank 0's clock; ``math.inf`` keeps the initial period.
+        interval_steps: length of an interval in inner steps, in place of ``interval_seconds``, so that runs can be
+            repeated exactly.
+        refined: whether the period is halved on a plateau.
+        learning_rate_exponent: exponent e. The theory's 3 multiplies the period by 31 where the learning rate drops by
+            10; the paper uses 1, which multiplies it by 3.
         loss_floor: F_inf, the least loss that can be reached.
-        min_period: no period is shorter.
-        max_period: nor longer; None for no limit.
+        min_period: shortest period, in inner steps.
+        max_period: longest period, in inner steps; None for no limit.
 
     Raises:
-        ConfigurationError: for values that cannot work.
+        ConfigurationError: if a value is out of its range.
+
+    Example:
+        >>> from lentando.optimizers.rules.period import RoundSummary
+        >>> period = AdaptivePeriod(initial_period=16, interval_steps=16)
+        >>> period.update(RoundSummary(1, 16, loss=4.0, learning_rate=0.1, clock=2.0))
+        >>> period.update(RoundSummary(2, 32, loss=1.0, learning_rate=0.1, clock=4.0)).period
+        8
+        >>> period.steps()
+        8
     """
 
     initial_period: int = 16
@@ -120,9 +131,8 @@ class AdaptivePeriod:
     def _begin(self, summary: RoundSummary, place: float) -> None:
         if summary.loss <= self.loss_floor:
             raise ConfigurationError(
-                f"AdaComm follows the training loss on its way from where it starts down to loss_floor="
-                f"{self.loss_floor:g}, but the first round's mean loss is {summary.loss:g} already. Set loss_floor to "
-                "an estimate of the least loss that can be reached"
+                f"AdaComm expects a training loss above loss_floor={self.loss_floor:g}, but the mean loss of the first "
+                f"round is {summary.loss:g} already. Set loss_floor to an estimate of the least loss that is possible"
             )
         self._now.first_loss = summary.loss
         self._now.first_rate = self._now.last_rate = summary.learning_rate
@@ -147,7 +157,7 @@ class AdaptivePeriod:
 
 @dataclass
 class _Progress:
-    """What changes while an ``AdaptivePeriod`` is at work."""
+    """State of an ``AdaptivePeriod`` that changes during training."""
 
     period: int
     first_loss: float = 0.0

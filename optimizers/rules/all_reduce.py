@@ -33,6 +33,22 @@ class AllReduce:
 
     Raises:
         ConfigurationError: if ``bucket_bytes`` is not an integer >= 1, or ``algorithm`` is unknown.
+
+    Example:
+        Two ranks, which are threads here, with gradients 0 and 1 of a parameter. The second number of each flat buffer
+        says that the parameter has a gradient:
+
+        >>> import numpy as np
+        >>> from lentando.comm.flat import Entry, FlatBuffer, build_layouts
+        >>> from lentando.comm.testing import run_ranks
+        >>> from lentando.optimizers.rules.gradient_layout import gradient_layouts
+        >>> (layout,) = gradient_layouts(build_layouts([Entry("w", (1,), "float64", 0)]))
+        >>> def averaged(transport):
+        ...     gradients = FlatBuffer(layout, np.array([transport.rank, 1.0]))
+        ...     AllReduce().bind(transport, [], [gradients]).average_gradients()
+        ...     return gradients.array.tolist()
+        >>> run_ranks(2, averaged)
+        [[0.5, 1.0], [0.5, 1.0]]
     """
 
     algorithm: Algorithm = "auto"

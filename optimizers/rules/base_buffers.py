@@ -1,4 +1,4 @@
-"""The base optimizer's own buffers (momentum, ...), averaged over ranks."""
+"""Average of the base optimizer's buffers (momentum, ...) over ranks."""
 
 from collections.abc import Mapping
 
@@ -20,13 +20,16 @@ def average(
     algorithm: Algorithm = "auto",
     partial_average: PartialAverage | None = None,
 ) -> dict[str, Array]:
-    """The mean over ranks of named arrays, sent as one message per dtype.
+    """The mean over ranks of named arrays, formed in one reduction per dtype. Collective.
 
     Args:
-        transport: ranks that take part.
-        arrays: by name.
-        algorithm: how the mean is formed.
-        partial_average: of this rank, if the mean is not over all ranks.
+        transport: transport that connects the ranks.
+        arrays: arrays of this rank, by name.
+        algorithm: algorithm of the reductions.
+        partial_average: how this rank takes part in an average over some of the ranks; None for the mean over all.
+
+    Returns:
+        The mean of each array, by name.
 
     Raises:
         MismatchError: on every rank, if names, shapes or dtypes differ.

@@ -1,4 +1,4 @@
-"""Constant statistics that are not finite, such as a causal mask of -inf: no sign that training has diverged.
+"""Constant statistics that are not finite, such as a causal mask of -inf, and do not mean that training has diverged.
 
 A model's buffers are averaged with its parameters. Some of them never change, are equal on all ranks, and hold an
 infinity, NaN, or a number so large that the sum over the ranks overflows: masks, and the ranges of observers that have
@@ -23,9 +23,9 @@ class Constant:
     """Elements of one statistic that keep their values on this rank.
 
     Attributes:
-        part: where the statistic, or the part of it that is asked for, lies in the array that is asked for.
-        where: which of its elements these are, as booleans.
-        values: the values of all elements of that part.
+        part: range of the statistic, or of a part of it, in an array of elements of the flat buffer.
+        where: boolean array that is True at the constant elements of that range.
+        values: values of all elements of that range.
     """
 
     part: slice
@@ -33,7 +33,7 @@ class Constant:
     values: Array
 
     def restore(self, mean: Array) -> None:
-        """Put the values back into an average of the array that was asked for, where that is not finite."""
+        """Put the values back into an average of that array, where the average is not finite."""
         part = mean[self.part]
         array_module(mean).copyto(part, self.values, where=self.where & ~np.isfinite(part))
 
@@ -41,13 +41,13 @@ class Constant:
 class Constants:
     """Elements of statistics whose average over the ranks is not finite although nothing has diverged.
 
-    They are found when all ranks have taken over the same model, so that all ranks have the same ones. From then on an
-    element is a constant for as long as this rank's value is the same. If its average is not finite, the rank
-    that forms the average, whose result all ranks get, puts the constant back. Nothing is sent for this, and models
-    without such elements do no work for it.
+    They are found when all ranks hold the same model, so that all ranks find the same elements. From then on an element
+    is a constant for as long as this rank's value is the same. If its average is not finite, the rank that forms the
+    average, whose result all ranks get, puts the constant back. This needs no communication, and no work for models
+    without such elements.
 
     Args:
-        size: how many ranks are summed over.
+        size: number of ranks over which sums are formed.
     """
 
     def __init__(self, size: int) -> None:
@@ -55,7 +55,7 @@ class Constants:
         self._known: dict[str, tuple[Array, Array]] = {}
 
     def note(self, buffers: Iterable[FlatBuffer]) -> None:
-        """Find them in buffers that hold the model with which training begins: one pass over the statistics."""
+        """Find the constants in buffers with the model at the start of training, in one pass over the statistics."""
         self._known = {}
         for buffer in buffers:
             start = buffer.parameters.size
@@ -72,7 +72,12 @@ class Constants:
                     self._known[entry.name] = where, values.copy()
 
     def within(self, buffer: FlatBuffer, elements: slice | None = None) -> list[Constant]:
-        """Those that this buffer, or some of its elements, still hold, by their places among these elements."""
+        """The constants that a buffer still holds.
+
+        Args:
+            buffer: flat buffer to search.
+            elements: range of the buffer to search, from which the places of constants are counted; None for all.
+        """
         found: list[Constant] = []
         if not self._known:
             return found
@@ -101,11 +106,11 @@ class Constants:
 
 
 def is_finite_but_for(array: Array, constants: Sequence[Constant]) -> bool:
-    """Whether all elements are finite that are no constants, in one pass over memory.
+    """Whether all elements except constants are finite, in one pass over memory.
 
     Args:
-        array: one-dimensional.
-        constants: by their places in it, in their order.
+        array: one-dimensional array.
+        constants: constants of the array, in the order of their places.
     """
     start = 0
     for constant in constants:

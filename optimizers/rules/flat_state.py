@@ -1,7 +1,7 @@
-"""Arrays in a state dict that lie like the flat buffers.
+"""Arrays in a state dict whose elements correspond to those of the flat buffers.
 
-They are marked, so that a checkpoint can store them by parameter name, and another framework, which lays its buffers
-out in another order, can find in them what belongs to each of its parameters.
+They are marked, so that a checkpoint can store them by parameter name, and another framework, whose buffers have
+another order, can find the elements of each of its parameters in them.
 """
 
 from collections.abc import Sequence
@@ -17,29 +17,29 @@ __all__ = ["carried_over", "flat_state", "is_flat_state"]
 
 
 def flat_state(arrays: Sequence[Array | None], starts: Sequence[int] | None = None) -> dict[str, Any]:
-    """A part of a state dict: one array per flat buffer, which holds what the buffer's elements have.
+    """A part of a state dict: one array per flat buffer, with a value for each of the buffer's elements.
 
     Args:
-        arrays: one-dimensional; None where there is nothing to hold. Those of a device are copied into host memory.
-        starts: for arrays that are this rank's shards: the buffers' elements at which they begin. None says that this
-            rank has the whole buffer's, or all parameters', as its own.
+        arrays: one-dimensional arrays; None where a buffer has no values. Arrays on a device are copied to host memory.
+        starts: elements of the buffers at which the arrays begin, if they are this rank's shards; None if each array
+            covers the whole buffer, or all of its parameters.
     """
     on_host = [None if array is None else to_host(array) for array in arrays]
     return {"flat": on_host, "starts": None if starts is None else list(starts)}
 
 
 def is_flat_state(value: Any) -> TypeGuard[dict[str, Any]]:
-    """Whether ``flat_state`` has made this."""
+    """Whether a value is a result of ``flat_state``."""
     return isinstance(value, dict) and value.keys() == {"flat", "starts"}
 
 
 def carried_over(saved: Any, new: Any, before: Sequence[FlatLayout], after: Sequence[FlatLayout]) -> Any:
-    """A state dict of buffers in one layout, for buffers in another one that has some of the same entries.
+    """Convert a state dict of buffers in one layout to another layout that has some of the same entries.
 
     Args:
-        saved: the state dict, whose flat states hold the whole buffers, or all their parameters.
-        new: a state dict of the same kind for the other layout. What it holds for entries that ``before`` does not
-            have is kept.
+        saved: state dict whose flat states cover the whole buffers, or all of their parameters.
+        new: state dict of the same structure for the other layout, which keeps its values for entries that ``before``
+            does not have.
         before: layouts of the buffers of ``saved``.
         after: layouts of the buffers of ``new``.
     """

@@ -1,6 +1,7 @@
-"""Where gradients are averaged: laid out like the parameters, with one more number each: is there a gradient at all?
+"""Layout of flat gradients: that of the parameters, followed by a number per parameter that says if it has a gradient.
 
-A parameter that no rank used stays without gradient; one that some ranks used gets the mean, zeros counted.
+A parameter that no rank has used stays without a gradient. A parameter that some ranks have used gets the mean over all
+ranks, with zeros for those that have not used it.
 """
 
 from collections.abc import Iterable
@@ -16,11 +17,11 @@ def gradient_layouts(layouts: Iterable[FlatLayout]) -> list[FlatLayout]:
     """Layouts for the gradients of parameters: statistics left out, and a last entry with a number per parameter.
 
     Args:
-        layouts: of parameters and statistics. One without parameters has no gradients, and is left out.
+        layouts: layouts of parameters and statistics. A layout without parameters has no gradients, and is left out.
     """
-    found = []
+    gradients = []
     for layout in layouts:
         trained = [entry for entry in layout.entries if entry.group is not None]
         if trained:
-            found.append(FlatLayout([*trained, Entry(PRESENCE, (len(trained),), trained[0].dtype, None)]))
-    return found
+            gradients.append(FlatLayout([*trained, Entry(PRESENCE, (len(trained),), trained[0].dtype, None)]))
+    return gradients

@@ -13,7 +13,16 @@ __all__ = ["LocalSGD"]
 
 @dataclass(frozen=True)
 class LocalSGD:
-    """Every replica steps without the others. Between outer steps not one message is sent."""
+    """Every replica steps without the others. Between outer steps not one message is sent.
+
+    Example:
+        >>> from lentando.optimizers.rules.settings import Settings
+        >>> Settings(LocalSGD(), period=12).make_period().steps()
+        12
+        >>> Settings(LocalSGD())
+        Traceback (most recent call last):
+        lentando.comm.errors.ConfigurationError: LocalSGD() sends nothing ...
+    """
 
     averages_gradients: ClassVar[bool] = False
     communicates: ClassVar[bool] = False

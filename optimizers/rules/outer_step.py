@@ -1,10 +1,11 @@
-"""The outer step: an exact average with the slow rule applied in the middle of it.
+"""The outer step: an exact average, with the outer rule applied between its reduce-scatter and its all-gather.
 
-Reduce-scatter gives each rank the mean of 1/n of the parameters; it applies slow momentum to that shard alone, and the
-all-gather hands the results out. Slow momentum thus costs no message, 1/n of the arithmetic and 1/n of the memory.
+The reduce-scatter gives each rank the mean of 1/n of the parameters. The rank applies the outer rule to this shard, and
+the all-gather distributes the results. Slow momentum thus needs no message, 1/n of the arithmetic and 1/n of the
+memory.
 
-In an elastic job every rank holds all of it instead, so that no momentum dies with a rank, and no parameter changes
-before all ranks have the average. The same bytes travel, and the numbers are the same to the bit.
+In an elastic job every rank holds all shards instead, so that no momentum is lost with a rank, and no parameter changes
+before all ranks have the average. The messages have the same bytes, and the numbers are bit-identical.
 """
 
 from collections.abc import Sequence
@@ -36,13 +37,13 @@ class OuterStep:
     """Averages the buffers of all replicas and steps from the anchor through the average.
 
     Args:
-        transport: ranks that take part.
-        buffers: what is averaged, in place.
-        rule: slow momentum, or another rule; None adopts the average as it is.
-        exact_average: False applies the rule to each replica's own parameters instead, and sends nothing (SlowMo's
-            section 6, "SGP-SlowMo-noaverage").
-        algorithm: how the average is formed.
-        constants: statistics that are not finite without harm.
+        transport: transport that connects the ranks.
+        buffers: flat buffers that are averaged in place.
+        rule: outer rule, such as slow momentum; None adopts the average as it is.
+        exact_average: whether the average over all ranks is formed. If False, the rule is applied to each replica's own
+            parameters, without communication (SlowMo's section 6, "SGP-SlowMo-noaverage").
+        algorithm: algorithm of the reductions.
+        constants: statistics that may have values that are not finite.
     """
 
     def __init__(
@@ -69,24 +70,24 @@ class OuterStep:
         self._shards = [_Shard(buffer, reduction(buffer), rule, self._constants) for buffer in buffers]
 
     def reset_anchor(self, forget_momentum: bool = False) -> None:
-        """Take the parameters as they are now for the anchor, x_{t,0}, of the round that begins.
+        """Set the anchor x_{t,0} of the round that begins to the present parameters.
 
         Args:
-            forget_momentum: the rule's momentum begins again at zero.
+            forget_momentum: whether to set the rule's momentum to zero.
         """
         for shard in self._shards:
             shard.reset_anchor(forget_momentum)
 
     def replan(self) -> None:
-        """There are fewer ranks now. Collective over them."""
+        """Plan the reductions again for the remaining ranks. Collective over these."""
         for shard in self._shards:
             shard.replan()
 
     def average(self, partial_average: PartialAverage | None = None) -> None:
-        """Form the average; the buffers stay what they are.
+        """Form the average, and leave the buffers as they are.
 
         Args:
-            partial_average: of this rank, if the average is not over all ranks.
+            partial_average: how this rank takes part in an average over some of the ranks; None for all ranks.
 
         Raises:
             NonFiniteError: on every rank, naming parameter and rank, if the average is not finite.
@@ -100,7 +101,7 @@ class OuterStep:
             raise
 
     def abort_average(self) -> None:
-        """The average is not adopted."""
+        """Discard the average, so that it is not adopted."""
         for shard in self._shards:
             shard.abort_average()
 
@@ -108,13 +109,13 @@ class OuterStep:
         """Step outward from the anchor through the average, on all buffers.
 
         Args:
-            learning_rates: mean over the round's inner steps, per parameter group.
+            learning_rates: learning rate of each parameter group, the mean over the round's inner steps.
         """
         for shard in self._shards:
             shard.step(learning_rates)
 
     def adopt(self) -> None:
-        """Take the average as it is, as parameters and anchor: the rule's momentum begins again at zero."""
+        """Make the average the parameters and the anchor, without the outer rule, and set the momentum to zero."""
         for shard in self._shards:
             shard.adopt()
 
@@ -124,48 +125,48 @@ class OuterStep:
         self.step(learning_rates)
 
     def state_dict(self) -> dict[str, Any]:
-        """Anchors and slow momenta of this rank's shards: arrays by buffer."""
+        """Anchors and slow momenta of this rank's shards, an array per buffer."""
         starts = [shard.start for shard in self._shards] if self._sharded else None
         return {name: flat_state(arrays, starts) for name, arrays in self._arrays().items()}
 
     def whole_state(self) -> dict[str, Any]:
-        """``state_dict()`` of the whole buffers, on every rank. Collective if the ranks have shards."""
-        found = {}
+        """``state_dict()`` for the whole buffers, on every rank. Collective if the ranks have shards."""
+        state = {}
         for name, arrays in self._arrays().items():
             whole: list[Array | None] = []
             for shard, array in zip(self._shards, arrays, strict=True):
                 if array is not None and self._sharded:
                     elements = array_module(array).zeros(shard.buffer.array.size, array.dtype)
                     elements[shard.start : shard.start + array.size] = array
-                    plan_reduction(self._transport, elements, "engine").all_reduce(mean=False)  # of zeros elsewhere
+                    plan_reduction(self._transport, elements, "engine").all_reduce(mean=False)  # other ranks have zeros
                     whole.append(elements)
                 else:
                     whole.append(array)
-            found[name] = flat_state(whole)
-        return found
+            state[name] = flat_state(whole)
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore them.
+        """Restore anchors and slow momenta.
 
         Raises:
-            ConfigurationError: if they are of another shape, which means another model, world size or rule, or of
-                other shards, which means ranks that were placed otherwise on their nodes.
+            ConfigurationError: if arrays have another shape, which means another model, world size or rule, or belong
+                to other shards, which means another placement of the ranks on their nodes.
         """
         for name, arrays in self._arrays().items():
             starts = state[name]["starts"] or [shard.start for shard in self._shards]
-            for own, saved, shard, start in zip(arrays, state[name]["flat"], self._shards, starts, strict=True):
-                if own is not None and saved is not None and shard.start != start:
+            for array, saved, shard, start in zip(arrays, state[name]["flat"], self._shards, starts, strict=True):
+                if array is not None and saved is not None and shard.start != start:
                     raise ConfigurationError(
                         f"{name} of the outer step: rank {self._transport.rank} of {self._transport.size} has the "
                         f"elements from {shard.start} on, the state those from {start}: the ranks were placed "
-                        "otherwise on their nodes. To go on from there, use lt.save and lt.load"
+                        "otherwise on their nodes. To resume in this placement, use a checkpoint (save and load)"
                     )
-                if (own is None) != (saved is None) or (own is not None and own.shape != saved.shape):
+                if (array is None) != (saved is None) or (array is not None and array.shape != saved.shape):
                     found = "none" if saved is None else f"{saved.size} elements"
-                    wanted = "none" if own is None else f"{own.size} elements"
+                    wanted = "none" if array is None else f"{array.size} elements"
                     raise ConfigurationError(f"{name} of the outer step: expected {wanted}, found {found} in the state")
-                if own is not None:
-                    copy_into(own, saved)
+                if array is not None:
+                    copy_into(array, saved)
 
     def _arrays(self) -> dict[str, list[Array | None]]:
         return {
@@ -175,24 +176,24 @@ class OuterStep:
 
     def _check_finite(self, finite: bool) -> None:
         if self._is_exact:
-            # Each rank has seen its shard alone: all must know before any of them changes a parameter.
+            # Each rank has checked its own shard only. All must agree before any of them changes a parameter.
             finite = bool(self._transport.allgather(np.array([finite])).all())
         if finite:
             return
-        own = self._constants.first_non_finite([shard.buffer for shard in self._shards])
-        text = f"{own.name!r} is not finite" if own else "all parameters are finite"
-        about: list[Any] = [text, own is not None and own.group is None]
-        by_rank = allgather_object(self._transport, about) if self._is_exact else [about]
-        found = grouped_by_rank([text for text, _ in by_rank]) if self._is_exact else text
-        buffer = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
+        entry = self._constants.first_non_finite([shard.buffer for shard in self._shards])
+        text = f"{entry.name!r} is not finite" if entry else "all parameters are finite"
+        report: list[Any] = [text, entry is not None and entry.group is None]
+        by_rank = allgather_object(self._transport, report) if self._is_exact else [report]
+        first = grouped_by_rank([text for text, _ in by_rank]) if self._is_exact else text
+        hint = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
         raise NonFiniteError(
-            f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {found}. "
-            f"{ADVICE}{buffer if any(is_statistic for _, is_statistic in by_rank) else ''}"
+            f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {first}. "
+            f"{ADVICE}{hint if any(is_statistic for _, is_statistic in by_rank) else ''}"
         )
 
 
 class _Shard:
-    """This rank's part of one buffer."""
+    """This rank's shard of one buffer."""
 
     def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: OuterRule | None, constants: Constants) -> None:
         self.buffer = buffer
@@ -208,7 +209,7 @@ class _Shard:
         self.slow_buffer: Array | None = None
         if rule is not None and rule.keeps_momentum:
             self.slow_buffer = self._module.zeros(self._own.size, dtype)
-        # Memory for every step anew would cost more than the arithmetic: the system clears each page of it.
+        # New memory for every step would cost more than the arithmetic, because the system clears each page of it.
         longest = next(blocks(self._own), slice(0, 0)).stop
         self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
         self._mean: Array = self._own
@@ -232,12 +233,12 @@ class _Shard:
         self._left_out = []
 
     def reduce(self, divisor: int, partial_average: PartialAverage | None) -> bool:
-        """Form the mean of this shard; the buffer stays as it is. Tells whether it is finite.
+        """Form the mean of this shard, and leave the buffer as it is. Returns whether the mean is finite.
 
         Where this rank does not count, its buffer is zero from then on, until ``step`` or ``abort_average``: in
         between, neighbours may read it.
         """
-        constants = self._constants.within(self.buffer, self._reduction.shard)  # before what is left out becomes zero
+        constants = self._constants.within(self.buffer, self._reduction.shard)  # before elements are set to zero
         self._left_out = [] if partial_average is None else partial_average.leave_out(self.buffer)
         if partial_average is not None:
             self._mean = self._reduction.reduce_scatter()
@@ -261,13 +262,13 @@ class _Shard:
         return is_finite or (bool(constants) and is_finite_but_for(self._mean, constants))
 
     def abort_average(self) -> None:
-        """The average is not adopted. Every rank has formed its part of it, so nobody reads here any more."""
+        """Restore the elements that were set to zero. All shards are formed, so no other rank reads them any more."""
         for own, kept in self._left_out:
             self._module.copyto(own, kept)
         self._left_out = []
 
     def step(self, learning_rates: Sequence[float]) -> None:
-        """Apply the rule to the mean and hand the result out."""
+        """Apply the rule to the mean, and distribute the result."""
         if self._rule is None or self.anchor is None:
             self._module.copyto(self._own, self._mean, casting="same_kind")
         else:
@@ -279,7 +280,7 @@ class _Shard:
         self._left_out = []
 
     def _step_block(self, elements: slice, learning_rate: float | None) -> None:
-        """All passes over elements that the cache holds; without a learning rate they are statistics."""
+        """Make all passes over elements that fit the cache; ``learning_rate`` is None for statistics."""
         assert self._rule is not None and self.anchor is not None
         anchor, mean, own = self.anchor[elements], self._mean[elements], self._own[elements]
         if learning_rate is None:
@@ -289,12 +290,12 @@ class _Shard:
             self._rule.step(anchor, slow, mean, learning_rate, self._scratch)
         self._module.copyto(own, anchor, casting="same_kind")
         if own.dtype != anchor.dtype:
-            # The next round starts from what the model can hold, so that is what its movement is measured from.
+            # The next round starts from numbers of the model's dtype, and its movement is measured from them.
             self._module.copyto(anchor, own)
 
 
 def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:
-    """The ranges cut to a shard, counted from the shard's start."""
+    """The parts of the ranges that lie in a shard, counted from the shard's start."""
     cut = [
         Range(max(r.start, shard.start) - shard.start, min(r.stop, shard.stop) - shard.start, r.group) for r in ranges
     ]
