@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import MISSING, fields
+from dataclasses import fields
 from typing import Any
 
 from lentando.optimizers.flat_report import flat_report
@@ -106,13 +106,13 @@ class ReplicaOptimizer:
         return flat_report(report) if flat else report
 
     def __repr__(self) -> str:
-        """The method, its settings that are not the defaults, and the base optimizer."""
-        changed = [
+        """The method, its base algorithm, the settings that are not the defaults, and the base optimizer."""
+        shown = [
             f"{field.name}={value!r}"
             for field in fields(self._settings)
-            if (value := getattr(self._settings, field.name)) != field.default or field.default is MISSING
+            if (value := getattr(self._settings, field.name)) != field.default or field.name == "base"
         ]
-        return f"{type(self).__name__}({', '.join([*changed, f'optimizer={self._describe_base()}'])})"
+        return f"{type(self).__name__}({', '.join([*shown, f'optimizer={self._describe_base()}'])})"
 
     def _ready_replica(self) -> Replica:
         """The replica, once all steps so far have been reported to it."""

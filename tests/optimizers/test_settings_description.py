@@ -13,7 +13,7 @@ from lentando.comm.errors import CheckpointError, ConfigurationError, MismatchEr
 from lentando.comm.topology import Circulant, FromMatrix, OnePeerExponential, Ring
 from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.checkpoint.old_settings import settings_from_text
-from lentando.optimizers.rules.adacomm import adacomm
+from lentando.optimizers.methods import adacomm
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.describe import as_text, describe, differences
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
@@ -203,7 +203,7 @@ BEFORE = [
             "interval_seconds=inf, interval_steps=None, refined=True, learning_rate_exponent=1, loss_floor=-1.5, "
             f"min_period=1, max_period=None)), {END}"
         ),
-        adacomm(initial_period=2, interval=float("inf"), warmup_steps=2, loss_floor=-1.5),
+        adacomm(initial_period=2, interval_seconds=float("inf"), warmup_steps=2, loss_floor=-1.5),
     ),
     (
         f"Settings(base=LocalSGD(), outer=None, period=PostLocal(start=3, period=FixedPeriod(period=2)), {END}",
