@@ -1,10 +1,4 @@
-"""The network model: when a message that is sent now has left, and when it is there.
-
-Every wire is first come, first served. A message of B bytes sent at time t over wires of bandwidth b_1, b_2, ...
-starts at s = max(t, when the last of these wires is free), has left at s + B / min(b), and is there one latency later
-(alpha-beta model; Hockney 1994). So n messages of equal size that enter a shared wire together have all arrived after
-n B / b plus a latency, as if each had had b / n.
-"""
+"""The network model: latency and bandwidth of the links between ranks (alpha-beta model; Hockney 1994)."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
@@ -17,12 +11,12 @@ __all__ = ["Link", "Network", "SharedLink"]
 
 @dataclass(frozen=True)
 class Link:
-    """A wire from one rank to another, in one direction.
+    """A link from one rank to another, in one direction.
 
     Args:
-        latency_seconds: time between leaving and being there, >= 0.
-        bandwidth_bytes_per_second: > 0; ``math.inf`` for a wire that takes no time per byte.
-        jitter_seconds: each message takes up to this much longer, uniformly.
+        latency_seconds: time between the departure and the arrival of a message, >= 0.
+        bandwidth_bytes_per_second: bandwidth, > 0; ``math.inf`` for a link that takes no time per byte.
+        jitter_seconds: upper limit of a uniformly distributed additional latency of each message.
     """
 
     latency_seconds: float
@@ -35,11 +29,11 @@ class Link:
 
 @dataclass(frozen=True)
 class SharedLink:
-    """A wire that several pairs of ranks share, besides their own: an uplink, a bus, an ocean cable.
+    """A link that several pairs of ranks share, in addition to their own links: an uplink, a bus, an ocean cable.
 
     Args:
-        bandwidth_bytes_per_second: of all messages on it together.
-        links: (sender, receiver) pairs whose messages take it; all pairs if None.
+        bandwidth_bytes_per_second: total bandwidth of all messages on the shared link.
+        links: (sender, receiver) pairs whose messages cross the shared link; all pairs if None.
     """
 
     bandwidth_bytes_per_second: float
@@ -51,30 +45,46 @@ class SharedLink:
 
 @dataclass(frozen=True)
 class Network:
-    """How messages travel. The default is a 10 Gbit/s Ethernet.
+    """A network of ranks. The default is a 10 Gbit/s Ethernet.
 
-    Each rank has one port, which sends at this bandwidth and receives at it, both at once: several messages at a time
-    share it. Links given by ``links`` and ``within_node`` are wires of their own beside the port.
+    Each rank has one full-duplex port, whose bandwidth is shared by the messages that it sends at a time, and by those
+    that it receives. Links given by ``links`` and ``within_node`` bypass the ports.
 
-    Collectives of the engine take alpha-beta time from when the last rank has come, for all ranks alike, with alpha
-    and beta of the slowest wire:
+    Collectives of the backend end on all ranks at the same time. They take, from the moment at which the last rank has
+    joined, with the latency alpha and the time per byte beta of the slowest link:
 
     - all-reduce: 2 ceil(log2 n) alpha + 2 (n - 1) / n B beta (Thakur, Rabenseifner and Gropp, IJHPCA 2005);
-    - all-gather: ceil(log2 n) alpha + (n - 1) B beta (the same);
-    - broadcast: ceil(log2 n) alpha + B beta, a tree whose levels work at the same time;
+    - all-gather: ceil(log2 n) alpha + (n - 1) B beta (same paper);
+    - broadcast: ceil(log2 n) alpha + B beta, a pipelined tree;
     - barrier: ceil(log2 n) alpha.
 
     Args:
-        latency_seconds: of every link, >= 0.
-        bandwidth_bytes_per_second: of every rank's port, > 0.
-        jitter_seconds: each message takes up to this much longer, uniformly.
-        links: by (sender, receiver), links that differ.
-        within_node: the link between ranks of one node, if it differs.
-        shared: wires shared by several links.
-        reordering: whether a message may overtake an earlier one of the same sender, receiver and tag, as far as
-            jitter lets it. Otherwise it is held back until that is there, as MPI's rule demands.
-        buffered: whether a send is complete when the message has left. Otherwise only when its receive has taken it,
-            as with MPI_Ssend: a program that relies on buffering then deadlocks.
+        latency_seconds: latency of every link, >= 0.
+        bandwidth_bytes_per_second: bandwidth of every rank's port, > 0.
+        jitter_seconds: upper limit of a uniformly distributed additional latency of each message.
+        links: links that differ, by (sender, receiver).
+        within_node: link between any two ranks of the same node, if it differs.
+        shared: links that several pairs of ranks share.
+        reordering: whether a message may overtake an earlier one of the same sender, receiver and tag, because of
+            jitter. Otherwise it is held back until the earlier one has arrived, as MPI requires.
+        buffered: whether a send is complete when the message has left. Otherwise it is complete when the message has
+            been received, as with MPI_Ssend: a program that relies on buffering then deadlocks.
+
+    Raises:
+        ConfigurationError: for values outside these ranges.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.comm.cluster import Network
+        >>> from lentando.comm.simulation import simulate
+        >>> network = Network(latency_seconds=1e-3, bandwidth_bytes_per_second=1e6)
+        >>> def send_a_megabyte(transport):
+        ...     array = np.zeros(1_000_000, np.uint8)
+        ...     peer = 1 - transport.rank
+        ...     transport.exchange([(peer, array)], [(peer, array.copy())]).wait()
+        ...     return round(transport.clock(), 3)
+        >>> simulate(send_a_megabyte, 2, network=network)
+        [1.001, 1.001]
     """
 
     latency_seconds: float = 50e-6

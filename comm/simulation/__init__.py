@@ -1,7 +1,7 @@
-"""Many virtual ranks in one process, on a modelled network, in virtual time: the same run every time.
+"""A deterministic simulator: many virtual ranks in one process, on a modelled network, in virtual time.
 
-``simulate`` runs a function on every rank. A rank runs until it has to wait or lets time pass; then the rank whose
-clock is lowest goes on. So whatever delays, stragglers and faults the models ask for happen exactly so, and again.
+``simulate`` runs a function on every rank. A rank runs until it waits or advances its clock; then the rank whose clock
+is lowest is resumed. So the delays, stragglers and faults of the models occur identically in every run.
 """
 
 from importlib import import_module
@@ -39,7 +39,7 @@ _NEED_GREENLET = {"Sent": "messages", "SimulatedTransport": "transport", "simula
 
 
 def __getattr__(name: str) -> Any:
-    """What needs greenlet is loaded when it is used: the models also serve the delay model, which simulates nothing."""
+    """Load what needs greenlet when it is first used."""
     if name in _NEED_GREENLET:
         return getattr(import_module(f"lentando.comm.simulation.{_NEED_GREENLET[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,4 +1,4 @@
-"""The engine's collectives between virtual ranks: computed in the order of ranks, taking the time of a model."""
+"""Collectives between virtual ranks: computed in the order of ranks, with durations from the network model."""
 
 from collections.abc import Sequence
 from random import Random
@@ -17,171 +17,176 @@ __all__ = ["Collectives"]
 _COMBINE = {"sum": np.add, "min": np.minimum, "max": np.maximum}
 
 
-class _Gathering(Wait):
-    """One collective: the ranks that have come to it, and the arrays they brought.
+class _Collective(Wait):
+    """One collective operation: the ranks that have joined it, and their arrays.
 
     Attributes:
-        lost: why it will never be complete, once that is known.
-        spoilt: ranks that are told of a death instead of the result.
+        joined: task, array and description of the call of each rank that has joined, by rank.
+        failure: reason why the operation will never be complete; None if it can be.
+        failed_ranks: ranks on which the operation raises an error although it is complete, because a rank has died.
     """
 
     def __init__(self, number: int, members: Sequence[Task]) -> None:
         self.number = number
         self._members = members
-        self.come: dict[int, tuple[Task, Array, tuple[object, ...]]] = {}
+        self.joined: dict[int, tuple[Task, Array, tuple[object, ...]]] = {}
         self.result = np.empty(0)
-        self.lost: str | None = None
-        self.spoilt: set[int] = set()
+        self.failure: str | None = None
+        self.failed_ranks: set[int] = set()
 
-    def in_words(self) -> str:
-        """As ``Wait.in_words``."""
-        _, _, (operation, *_) = next(iter(self.come.values()))
-        absent = [task for task in self._members if task.rank not in self.come]
+    def describe(self) -> str:
+        """Return the ranks that have not joined, and the operation."""
+        _, _, (operation, *_) = next(iter(self.joined.values()))
+        absent = [task for task in self._members if task.rank not in self.joined]
         text = f"{ranks_in_words([task.rank for task in absent])} to join {operation}, collective number {self.number}"
         ended = [f"rank {task.rank} {task.ended}" for task in absent if task.ended is not None]
         return f"{text} ({', '.join(ended[:3])})" if ended else text
 
 
 class Collectives:
-    """All collectives among the same ranks: the k-th of each rank belong together.
+    """All collectives among the same ranks. The k-th calls of all ranks belong together.
 
-    Of a rank that dies nothing is known here, and who waits for it waits forever, unless ``drop_non_finite`` is called.
+    A rank that has died is waited for forever, unless ``fail_collectives_without`` is called.
 
     Args:
-        scheduler: lets ranks wait for each other.
-        wires: tell how long a collective takes.
-        members: the ranks, in order.
-        chance: of elastic ranks: decides who is told of a death, where real engines differ.
+        scheduler: scheduler of the simulation.
+        wires: network of the running simulation, which gives the durations.
+        members: participating ranks, in order.
+        chance: random generator of an elastic simulation. It decides which ranks get an error when one dies, which
+            differs between MPI libraries.
     """
 
     def __init__(
         self, scheduler: Scheduler, wires: Wires, members: Sequence[Task], chance: Random | None = None
     ) -> None:
         self._scheduler, self._wires, self._members, self._chance = scheduler, wires, members, chance
-        self._joined: dict[int, int] = {}
-        self._open: dict[int, _Gathering] = {}
-        self._lost: dict[int, str] = {}
+        self._calls: dict[int, int] = {}
+        self._open: dict[int, _Collective] = {}
+        self._dead: dict[int, str] = {}
         self._ended: str | None = None
 
-    def drop_non_finite(self, task: Task, why: str, time: float) -> None:
-        """What needs a rank that is dead fails, and all that it has not joined."""
-        self._lost[task.rank] = why
-        for gathering in self._open.values():
-            if task.rank not in gathering.come:
-                self._doom(gathering, why, time)
+    def fail_collectives_without(self, task: Task, reason: str, time: float) -> None:
+        """Let all collectives fail that a rank has not joined before it died."""
+        self._dead[task.rank] = reason
+        for collective in self._open.values():
+            if task.rank not in collective.joined:
+                self._fail(collective, reason, time)
 
-    def end(self, why: str, time: float) -> None:
-        """Everything fails, now and later."""
-        self._ended = why
-        for gathering in self._open.values():
-            self._doom(gathering, why, time)
+    def fail_all(self, reason: str, time: float) -> None:
+        """Let all collectives fail, now and later."""
+        self._ended = reason
+        for collective in self._open.values():
+            self._fail(collective, reason, time)
 
     def allreduce(self, task: Task, array: Array, op: ReduceOp) -> None:
-        """Combine ``array`` over ranks, in its dtype, in the order of ranks."""
-        gathering = self._join(task, "allreduce", array, op)
-        if self._is_last(gathering):
-            arrays = self._arrays(gathering)
+        """Combine ``array`` over ranks, in place, in its dtype and in the order of ranks."""
+        collective = self._join(task, "allreduce", array, op)
+        if self._is_joined_by_all(collective):
+            arrays = self._arrays(collective)
             in_order = needs_order(array, op)
-            terms = [to_ordered(other, op) for other in arrays] if in_order else arrays
+            terms = [to_ordered(term, op) for term in arrays] if in_order else arrays
             total = terms[0].copy()
-            with np.errstate(all="ignore"):  # as an engine would
-                for other in terms[1:]:
-                    _COMBINE[op](total, other, out=total)
-            for other in arrays:
+            with np.errstate(all="ignore"):  # MPI does not warn of overflow either
+                for term in terms[1:]:
+                    _COMBINE[op](total, term, out=total)
+            for output in arrays:
                 if in_order:
-                    from_ordered(total, other)
+                    from_ordered(total, output)
                 else:
-                    np.copyto(other, total)
-        self._leave(task, gathering)
+                    np.copyto(output, total)
+        self._leave(task, collective)
 
     def broadcast(self, task: Task, array: Array, root: int) -> None:
-        """Fill every rank's ``array`` with the root's. Engines let some go on that have no need of the dead."""
-        gathering = self._join(task, "broadcast", array, root)
+        """Fill every rank's ``array`` with the root's.
+
+        If a rank other than the root dies, some of the others succeed, as with MPI.
+        """
+        collective = self._join(task, "broadcast", array, root)
         source = self._members[root]
         if task is source:
-            gathering.result = array.copy()
+            collective.result = array.copy()
         try:
-            self._leave(task, gathering)
+            self._leave(task, collective)
         except RankLostError:
-            if self._chance is None or self._ended is not None or source.rank not in gathering.come:
+            if self._chance is None or self._ended is not None or source.rank not in collective.joined:
                 raise
             others = [member.rank for member in self._members if not member.died and member is not source]
             if task.rank == max(others, default=task.rank) or self._chance.random() < 0.5:
                 raise
-        as_bytes(array)[...] = as_bytes(gathering.result)
+        as_bytes(array)[...] = as_bytes(collective.result)
 
     def allgather(self, task: Task, array: Array) -> Array:
-        """The arrays of all ranks, stacked."""
-        gathering = self._join(task, "allgather", array)
-        if self._is_last(gathering):
-            gathering.result = np.stack(self._arrays(gathering))
-        self._leave(task, gathering)
-        return gathering.result.copy()
+        """Return the arrays of all ranks, stacked."""
+        collective = self._join(task, "allgather", array)
+        if self._is_joined_by_all(collective):
+            collective.result = np.stack(self._arrays(collective))
+        self._leave(task, collective)
+        return collective.result.copy()
 
     def barrier(self, task: Task) -> None:
-        """Wait for all ranks."""
+        """Block until all ranks have called it."""
         self._leave(task, self._join(task, "barrier", np.empty(0)))
 
-    def _join(self, task: Task, operation: str, array: Array, setting: object = None) -> _Gathering:
+    def _join(self, task: Task, operation: str, array: Array, setting: object = None) -> _Collective:
         self._scheduler.check_alive(task)
         if self._ended is not None:
             raise RankLostError(self._ended)
-        number = self._joined.get(task.rank, 0)
-        self._joined[task.rank] = number + 1
-        gathering = self._open.setdefault(number, _Gathering(number, self._members))
-        described = (operation, setting, array.dtype, array.shape)
-        if gathering.come:
-            first, (_, _, expected) = next(iter(gathering.come.items()))
-            if described != expected:
+        number = self._calls.get(task.rank, 0)
+        self._calls[task.rank] = number + 1
+        collective = self._open.setdefault(number, _Collective(number, self._members))
+        called = (operation, setting, array.dtype, array.shape)
+        if collective.joined:
+            first, (_, _, expected) = next(iter(collective.joined.items()))
+            if called != expected:
                 raise MismatchError(
-                    f"collective number {number} is {_in_words(described)} on rank {task.rank}, but "
-                    f"{_in_words(expected)} on rank {first}: all ranks must call the same collectives in the same order"
+                    f"collective number {number} is {_describe(called)} on rank {task.rank}, but "
+                    f"{_describe(expected)} on rank {first}: all ranks must call the same collectives in the same order"
                 )
-        gathering.come[task.rank] = task, array, described
-        for rank, why in self._lost.items():
-            if rank not in gathering.come:
-                self._doom(gathering, why, task.clock)
-        return gathering
+        collective.joined[task.rank] = task, array, called
+        for rank, reason in self._dead.items():
+            if rank not in collective.joined:
+                self._fail(collective, reason, task.clock)
+        return collective
 
-    def _is_last(self, gathering: _Gathering) -> bool:
-        return len(gathering.come) == len(self._members)
+    def _is_joined_by_all(self, collective: _Collective) -> bool:
+        return len(collective.joined) == len(self._members)
 
-    def _arrays(self, gathering: _Gathering) -> list[Array]:
-        return [gathering.come[member.rank][1] for member in self._members]
+    def _arrays(self, collective: _Collective) -> list[Array]:
+        return [collective.joined[member.rank][1] for member in self._members]
 
-    def _doom(self, gathering: _Gathering, why: str, time: float) -> None:
-        if gathering.lost is None:
-            gathering.lost = why
-            for task, _, _ in gathering.come.values():
-                if task.waiting is gathering:
+    def _fail(self, collective: _Collective, reason: str, time: float) -> None:
+        if collective.failure is None:
+            collective.failure = reason
+            for task, _, _ in collective.joined.values():
+                if task.waiting is collective:
                     self._scheduler.wake(task, time)
 
-    def _leave(self, task: Task, gathering: _Gathering) -> None:
-        if gathering.lost is None and self._is_last(gathering):
-            self._finish(task, gathering)
-        elif gathering.lost is None:
-            self._scheduler.block(task, gathering)
-        if gathering.lost is not None:
-            raise RankLostError(gathering.lost)
-        if task.rank in gathering.spoilt:
-            raise RankLostError(f"a rank died in {gathering.come[task.rank][2][0]}, collective {gathering.number}")
+    def _leave(self, task: Task, collective: _Collective) -> None:
+        if collective.failure is None and self._is_joined_by_all(collective):
+            self._finish(task, collective)
+        elif collective.failure is None:
+            self._scheduler.block(task, collective)
+        if collective.failure is not None:
+            raise RankLostError(collective.failure)
+        if task.rank in collective.failed_ranks:
+            raise RankLostError(f"a rank died in {collective.joined[task.rank][2][0]}, collective {collective.number}")
 
-    def _finish(self, task: Task, gathering: _Gathering) -> None:
-        """All have come. Of one that has died since, some have got what it sent, and some have not."""
-        del self._open[gathering.number]
-        _, array, (operation, *_) = gathering.come[task.rank]
-        # Ranks run in the order of their clocks, so the last to come is the latest.
+    def _finish(self, task: Task, collective: _Collective) -> None:
+        """Complete a collective that all have joined. If one has died since, some ranks get an error."""
+        del self._open[collective.number]
+        _, array, (operation, *_) = collective.joined[task.rank]
+        # Ranks run in the order of their clocks, so the last to join has the latest clock.
         end = task.clock + self._wires.collective_seconds(str(operation), array.nbytes)
         if self._chance is not None and any(member.died for member in self._members):
-            gathering.spoilt = {member.rank for member in self._members if self._chance.random() < 0.5}
-        for other, _, _ in gathering.come.values():
-            if other is not task:
-                self._scheduler.wake(other, end)
+            collective.failed_ranks = {member.rank for member in self._members if self._chance.random() < 0.5}
+        for member, _, _ in collective.joined.values():
+            if member is not task:
+                self._scheduler.wake(member, end)
         self._scheduler.advance(task, end)
 
 
-def _in_words(described: tuple[object, ...]) -> str:
-    operation, setting, dtype, shape = described
+def _describe(called: tuple[object, ...]) -> str:
+    operation, setting, dtype, shape = called
     if operation == "barrier":
         return "barrier"
     return f"{operation}{'' if setting is None else f' ({setting})'} of {dtype} {shape}"

@@ -1,4 +1,4 @@
-"""Faults by script: which messages are late, lost or doubled, which rank dies when, stops, or is slow."""
+"""Scripted faults: messages that are late, lost or duplicated, and ranks that die, pause or are slow."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -24,15 +24,15 @@ __all__ = [
 
 @dataclass(frozen=True, kw_only=True)
 class _MessageFault:
-    """Which messages a fault befalls: those that meet every condition.
+    """The messages that a fault affects: those that meet every condition.
 
     Args:
-        sender: sent by this rank; any if None.
-        receiver: sent to this rank.
-        tag: with this tag.
-        nth: only the one that is number ``nth``, from 0, of those that meet the conditions above.
-        after_seconds: sent at this virtual time or later.
-        probability: each that meets the conditions, with this probability.
+        sender: rank that sends the message; any rank if None.
+        receiver: rank that receives the message; any rank if None.
+        tag: tag of the message; any tag if None.
+        nth: number of the affected message, from 0, among those that meet the other conditions; all of them if None.
+        after_seconds: virtual time from which messages are affected.
+        probability: probability with which a message that meets the conditions is affected.
     """
 
     sender: int | None = None
@@ -49,10 +49,10 @@ class _MessageFault:
 
 @dataclass(frozen=True)
 class Delay(_MessageFault):
-    """These messages are there so much later. Those behind them wait for them, unless the network reorders.
+    """These messages arrive late. Later messages wait for them, unless the network reorders messages.
 
     Args:
-        seconds: how much later.
+        seconds: additional time until the message arrives.
     """
 
     seconds: float = field(kw_only=False)
@@ -65,7 +65,7 @@ class Delay(_MessageFault):
 
 @dataclass(frozen=True)
 class Drop(_MessageFault):
-    """These messages never arrive; their senders do not notice."""
+    """These messages never arrive. Their senders get no error."""
 
 
 @dataclass(frozen=True)
@@ -75,16 +75,17 @@ class Duplicate(_MessageFault):
 
 @dataclass(frozen=True)
 class Death:
-    """A rank dies: what it has sent arrives, nothing more comes from it, and its result is None.
+    """A rank dies: messages that it has sent arrive, it sends no more, and its result is None.
 
-    Exactly one moment is given. What a rank does is numbered from 0.
+    Exactly one of the four moments is given. A rank's messages, collectives and repairs are numbered from 0.
 
     Args:
-        rank: which, by its number when the simulation began.
-        at_seconds: virtual time.
-        at_message: instead of sending its message of this number; those before it have left, of the same exchange too.
-        in_collective: when it has joined its collective (or vote) of this number, and before it leaves it.
-        in_repair: when it has joined its repair of this number, and before it leaves it.
+        rank: number of the rank when the simulation began.
+        at_seconds: virtual time of the death.
+        at_message: number of the message that the rank dies instead of sending. All messages before it are sent, those
+            of the same exchange included.
+        in_collective: number of the collective, or vote, that the rank has joined and not left when it dies.
+        in_repair: number of the repair that the rank has joined and not left when it dies.
     """
 
     rank: int
@@ -96,17 +97,19 @@ class Death:
     def __post_init__(self) -> None:
         moments = (self.at_seconds, self.at_message, self.in_collective, self.in_repair)
         if sum(moment is not None for moment in moments) != 1:
-            raise ConfigurationError(f"a death has one moment, expected one of four, got {self}")
+            raise ConfigurationError(
+                f"a death needs exactly one of at_seconds, at_message, in_collective and in_repair, got {self}"
+            )
 
 
 @dataclass(frozen=True)
 class Pause:
-    """A rank stops, as one that is swapped out or got SIGSTOP, and goes on later. What is sent to it arrives.
+    """A rank stops for some time, like a process that is swapped out or received SIGSTOP. Messages to it arrive.
 
     Args:
-        rank: which.
-        at_seconds: it stops before what it does first at this virtual time or later.
-        seconds: for how long.
+        rank: number of the rank.
+        at_seconds: virtual time. The rank stops before its first operation at this time or later.
+        seconds: length of the pause.
     """
 
     rank: int
@@ -120,11 +123,11 @@ class Pause:
 
 @dataclass(frozen=True)
 class Slow:
-    """A rank's training steps take so many times longer, beside what the compute model says.
+    """The training steps of a rank take longer than the compute model says.
 
     Args:
-        rank: which.
-        factor: how many times.
+        rank: number of the rank.
+        factor: factor by which the steps take longer.
     """
 
     rank: int
@@ -138,30 +141,30 @@ class Slow:
 MessageFault = Delay | Drop | Duplicate
 RankFault = Death | Pause | Slow
 Fault = MessageFault | RankFault
-"""What can go wrong in a simulation."""
+"""Any fault of a simulation."""
 
 
 class MessageFaults:
     """The message faults of a running simulation.
 
     Args:
-        faults: what was asked for; what befalls ranks is none of its business.
-        seed: of the probabilities.
+        faults: faults of the simulation; those of ranks are ignored.
+        seed: seed of the simulation.
     """
 
     def __init__(self, faults: Sequence[Fault], seed: int) -> None:
         self._faults = [fault for fault in faults if isinstance(fault, MessageFault)]
-        self._met = [0] * len(self._faults)
+        self._matches = [0] * len(self._faults)
         self._random = Random(f"faults {seed}")
 
     def __bool__(self) -> bool:
         return bool(self._faults)
 
-    def befall(self, now: float, sender: int, receiver: int, tag: int) -> tuple[float, int]:
-        """What happens to a message that is sent now.
+    def effect_on(self, now: float, sender: int, receiver: int, tag: int) -> tuple[float, int]:
+        """Apply the faults to a message that is sent now.
 
         Returns:
-            seconds that it is late, and copies that arrive: 1, or 0 if it is lost.
+            additional seconds until the message arrives, and number of copies that arrive: 0 if it is lost.
         """
         late_seconds, copies = 0.0, 1
         for number, fault in enumerate(self._faults):
@@ -172,8 +175,8 @@ class MessageFaults:
                 and now >= fault.after_seconds
             ):
                 continue
-            self._met[number] += 1
-            if fault.nth not in (None, self._met[number] - 1):
+            self._matches[number] += 1
+            if fault.nth not in (None, self._matches[number] - 1):
                 continue
             if fault.probability < 1 and self._random.random() >= fault.probability:
                 continue
@@ -185,42 +188,42 @@ class MessageFaults:
 
 
 class RankFaults:
-    """What befalls one rank of a running simulation, by what it does.
+    """The faults of one rank of a running simulation.
 
     Args:
-        faults: what was asked for.
-        rank: whose.
+        faults: faults of the simulation; those of other ranks and of messages are ignored.
+        rank: number of the rank.
     """
 
     def __init__(self, faults: Sequence[Fault], rank: int) -> None:
-        own = [fault for fault in faults if isinstance(fault, RankFault) and fault.rank == rank]
-        deaths = [fault for fault in own if isinstance(fault, Death)]
+        of_rank = [fault for fault in faults if isinstance(fault, RankFault) and fault.rank == rank]
+        deaths = [fault for fault in of_rank if isinstance(fault, Death)]
         self.dies_at_seconds = min((d.at_seconds for d in deaths if d.at_seconds is not None), default=None)
         self._at_messages = {death.at_message for death in deaths}
         self._in_collectives = {death.in_collective for death in deaths}
         self._in_repairs = {death.in_repair for death in deaths}
-        self._pauses = [fault for fault in own if isinstance(fault, Pause)]
-        self.slowness = prod(fault.factor for fault in own if isinstance(fault, Slow))
+        self._pauses = [fault for fault in of_rank if isinstance(fault, Pause)]
+        self.slowness = prod(fault.factor for fault in of_rank if isinstance(fault, Slow))
         self._messages = self._collectives = self._repairs = 0
 
     def pause_seconds(self, now: float) -> float:
-        """How long the rank stops, now that it is about to do something."""
+        """Return how long the rank pauses before the operation that it is about to begin at time ``now``."""
         begun = [pause for pause in self._pauses if pause.at_seconds <= now]
         self._pauses = [pause for pause in self._pauses if pause not in begun]
         return sum(pause.seconds for pause in begun)
 
     def messages_before_death(self, count: int) -> int | None:
-        """How many of the next ``count`` messages it still sends, if it does not live to send them all."""
+        """Return how many of the next ``count`` messages are sent before the rank dies; None if all of them."""
         first = self._messages
         self._messages += count
         return next((number for number in range(count) if first + number in self._at_messages), None)
 
     def dies_in_collective(self) -> bool:
-        """Whether it dies in the collective that it is about to join."""
+        """Whether the rank dies in the collective that it is about to join."""
         self._collectives += 1
         return self._collectives - 1 in self._in_collectives
 
     def dies_in_repair(self) -> bool:
-        """Whether it dies in the repair that it is about to join."""
+        """Whether the rank dies in the repair that it is about to join."""
         self._repairs += 1
         return self._repairs - 1 in self._in_repairs

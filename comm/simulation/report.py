@@ -1,4 +1,4 @@
-"""The words of a deadlock: which rank waits for what, where in the code, and why that will never come."""
+"""The report of a deadlock: which rank waits for what, at which line, and why that will never happen."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,25 +10,25 @@ from lentando.comm.simulation.tasks import Task
 
 __all__ = ["deadlock"]
 
-MOST_TOLD = 8
+MAX_RANKS_DESCRIBED = 8
 _PACKAGE = Path(lentando.__file__).parent
 _SIMULATION = _PACKAGE / "comm" / "simulation"
 
 
 def deadlock(tasks: Sequence[Task]) -> DeadlockError:
-    """The error that says why none of ``tasks`` can go on."""
+    """Return the error that describes what each of the ``tasks`` that have not ended waits for."""
     stuck = [task for task in tasks if task.ended is None and task.waiting is not None]
-    told = [f"rank {task.rank} waits for {task.waiting.in_words()}{_place(task)}" for task in stuck if task.waiting]
-    if len(told) > MOST_TOLD:
-        told[MOST_TOLD:] = [f"and {len(told) - MOST_TOLD} more ranks"]
+    waits = [f"rank {task.rank} waits for {task.waiting.describe()}{_location(task)}" for task in stuck if task.waiting]
+    if len(waits) > MAX_RANKS_DESCRIBED:
+        waits[MAX_RANKS_DESCRIBED:] = [f"and {len(waits) - MAX_RANKS_DESCRIBED} more ranks"]
     latest = max(task.clock for task in stuck)
     return DeadlockError(
-        f"deadlock at {latest:g} s: {len(stuck)} of {len(tasks)} ranks wait forever. " + "; ".join(told)
+        f"deadlock at {latest:g} s: {len(stuck)} of {len(tasks)} ranks wait forever. " + "; ".join(waits)
     )
 
 
-def _place(task: Task) -> str:
-    """Where the rank called the simulator and, if that is within Lentando, where the program called Lentando."""
+def _location(task: Task) -> str:
+    """The line that called the simulator and, if that is within Lentando, the program's line that called Lentando."""
     frame: FrameType | None = task.greenlet.gr_frame
     while frame is not None and _is_in(frame, _SIMULATION):
         frame = frame.f_back

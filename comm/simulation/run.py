@@ -1,4 +1,4 @@
-"""``simulate``: put the parts of a simulation together and run it."""
+"""``simulate``: assemble a simulation and run it."""
 
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -42,35 +42,49 @@ def simulate(
 ) -> list[Any]:
     """Run ``worker`` on ``size`` virtual ranks in this process, in virtual time, identically on every run.
 
-    On each rank, ``lentando.comm.world`` speaks of that rank, ``init()`` and ``shutdown()`` included: a training
-    function runs unchanged. The rank whose clock is lowest runs, lower ranks first, until it waits or lets time pass.
+    On each rank, ``lentando.comm.world`` refers to that rank, ``init()`` and ``shutdown()`` included, so a training
+    program runs unchanged. The rank whose clock is lowest runs, lower ranks first, until it waits or advances its
+    clock.
 
-    Ranks share what threads of one process share: global variables and files. Time passes only where the models say
-    so: code between two calls takes none, except that whoever counts training steps charges ``compute`` for each.
+    Ranks share everything that the threads of a process share, such as global variables and files. Virtual time passes
+    only in messages, in collectives, and in training steps, for which optimizers charge ``compute``. Other code takes
+    none.
 
     Args:
-        worker: called as ``worker(transport)`` if it has a parameter without a default, else as ``worker()``.
+        worker: function that each rank runs: ``worker(transport)`` if it has a parameter without a default, else
+            ``worker()``.
         size: number of ranks, >= 1.
-        network: how long messages take.
-        compute: how long training steps take.
-        seed: of everything random in the models. Another seed is another run.
-        faults: what goes wrong.
-        notice_seconds: makes the ranks' transports ``Elastic``: those that live are told of a death so long after it,
-            and can go on. Without it, who waits for the dead waits forever.
-        local_size: ranks per node: rank r is on node r // local_size; the last node may have fewer.
-        isolate: whether each rank has its own state of Python's, NumPy's and registered global random generators, as
-            processes have. By default if ``worker`` takes no parameter: then it is a program, which may use them.
-        check_buffers: fill arrays that a receive is to fill with 0xFF, and raise if an array is changed while it is
-            sent: finds what works with one MPI by luck. Costs little.
-        observe: called with every message when it is sent; ``log.append``, for example.
+        network: network model.
+        compute: model of the compute time of training steps.
+        seed: seed of all randomness in the models. The same seed gives the same run.
+        faults: faults that occur.
+        notice_seconds: makes the transports ``Elastic``: so long after the death of a rank, the others get a
+            ``RankLostError``, and can continue without it. If None, ranks that wait for a dead rank wait forever.
+        local_size: number of ranks per node: rank r is on node r // local_size. The last node may have fewer.
+        isolate: whether each rank has its own state of the global random generators of Python, NumPy, the imported
+            frameworks, and those registered by ``register_process_state``, as separate processes have. By default True
+            if ``worker`` takes no parameter, since a whole program may use them.
+        check_buffers: whether arrays to be received are filled with 0xFF until their message arrives, and an array
+            that is changed while it is sent is an error. This finds code that works only with some MPI libraries.
+        observe: called with each message (``Sent``) when it is sent; ``log.append``, for example.
 
     Returns:
-        what ``worker`` returned, by rank; None for a rank that died.
+        return values of ``worker``, by rank; None for a rank that died.
 
     Raises:
-        SimulationError: if a rank raised; names it. The exception is the cause.
-        DeadlockError: if ranks wait forever; names them, what they wait for, and where.
-        ConfigurationError: for settings that cannot be.
+        SimulationError: if a rank raised an exception, which is the cause; names the rank.
+        DeadlockError: if ranks wait forever; names the ranks, what they wait for, and at which line.
+        ConfigurationError: for values outside these ranges.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.comm.simulation import Network, simulate
+        >>> def worker(transport):
+        ...     array = np.full(25_000_000, transport.rank, np.float32)
+        ...     transport.allreduce(array)
+        ...     return float(array[0]), round(transport.clock(), 4)
+        >>> simulate(worker, 4, network=Network(latency_seconds=50e-6, bandwidth_bytes_per_second=1.25e9))
+        [(6.0, 0.1202), (6.0, 0.1202), (6.0, 0.1202), (6.0, 0.1202)]
     """
     _check(size, local_size, compute, faults, notice_seconds)
     takes_transport = _needs_argument(worker)
@@ -79,26 +93,27 @@ def simulate(
     wires = Wires(network, size, local_size, seed)
     mail = Mail(scheduler, wires, network, MessageFaults(faults, seed), check_buffers, observe)
     collectives = Collectives(scheduler, wires, scheduler.tasks)
-    crew: Membership | None = None
+    membership: Membership | None = None
     if notice_seconds is not None:
-        crew = Membership(scheduler, mail, wires, notice_seconds, local_size, Random(f"crew {seed}"))
+        chance = Random(f"crew {seed}")  # check_words: allow - another seed would be another run
+        membership = Membership(scheduler, mail, wires, notice_seconds, local_size, chance)
 
-    def live(transport: SimulatedTransport) -> Any:
+    def run_worker(transport: SimulatedTransport) -> Any:
         with simulated_rank(transport):
             return worker(transport) if takes_transport else worker()
 
     for rank in range(size):
-        own = RankFaults(faults, rank)
-        times = StepTimes(compute, rank, seed, own.slowness)
-        kind = SimulatedTransport if crew is None else ElasticTransport
-        transport = kind(rank, size, local_size, scheduler, mail, collectives, times, own)
-        transport.sit_on(scheduler.add(partial(live, transport)))
-        if crew is not None and isinstance(transport, ElasticTransport):
-            transport.join(crew)
-        if own.dies_at_seconds is not None:
-            scheduler.kill(scheduler.tasks[rank], own.dies_at_seconds)
-    if crew is not None:
-        crew.begin()
+        rank_faults = RankFaults(faults, rank)
+        times = StepTimes(compute, rank, seed, rank_faults.slowness)
+        kind = SimulatedTransport if membership is None else ElasticTransport
+        transport = kind(rank, size, local_size, scheduler, mail, collectives, times, rank_faults)
+        transport.bind(scheduler.add(partial(run_worker, transport)))
+        if membership is not None and isinstance(transport, ElasticTransport):
+            transport.join(membership)
+        if rank_faults.dies_at_seconds is not None:
+            scheduler.kill(scheduler.tasks[rank], rank_faults.dies_at_seconds)
+    if membership is not None:
+        membership.begin()
     try:
         scheduler.run()
     finally:
@@ -113,7 +128,8 @@ def _needs_argument(worker: Callable[..., Any]) -> bool:
     if len(needed) > 1:
         names = ", ".join(parameter.name for parameter in needed)
         raise ConfigurationError(
-            f"a worker takes the transport or nothing, but this one needs {names}: bind the others (functools.partial)"
+            f"a worker takes the transport or nothing, but this one needs {names}: bind the other parameters "
+            "with functools.partial"
         )
     return bool(needed)
 
@@ -129,6 +145,6 @@ def _check(size: int, local_size: int, compute: Compute, faults: Sequence[Fault]
             named.append((f"{fault}", fault.rank))
         else:
             named += [(f"{fault}", rank) for rank in (fault.sender, fault.receiver) if rank is not None]
-    for what, rank in named:
+    for setting, rank in named:
         if not 0 <= rank < size:
-            raise ConfigurationError(f"{what}: there is no rank {rank}, expected 0 to {size - 1}")
+            raise ConfigurationError(f"{setting}: there is no rank {rank}, expected 0 to {size - 1}")

@@ -1,7 +1,7 @@
-"""Who runs next: ranks as greenlets, events in the order of virtual time. Knows nothing of messages.
+"""The scheduler: resumes virtual ranks and runs events in the order of virtual time. It knows nothing of messages.
 
-Events of the same moment happen in the order: deaths, arrivals, ranks that go on (by rank), ranks that poll. So the
-order is the same in every run.
+Events of the same moment run in this order: deaths, arrivals, resumed ranks (lowest first), polling ranks. So the order
+is the same in every run.
 """
 
 from collections.abc import Callable
@@ -20,54 +20,54 @@ _DEATH, _ARRIVAL, _RESUME, _POLL = range(4)
 
 
 class Scheduler:
-    """Runs tasks, always the one whose clock is lowest, and lets events happen in between.
+    """Runs tasks, always the one whose clock is lowest, and events in between.
 
     Args:
-        switched: called with the rank of a task before it goes on.
+        on_switch: called with the rank of a task before that task is resumed.
     """
 
-    def __init__(self, switched: Callable[[int], None] | None = None) -> None:
+    def __init__(self, on_switch: Callable[[int], None] | None = None) -> None:
         self.tasks: list[Task] = []
         self._events: list[tuple[float, int, int, Any]] = []
         self._sequence = 0
         self._polling: list[Task] = []
         self._hub = getcurrent()
-        self._switched = switched
-        self._mourners: list[Callable[[Task, float], None]] = []
+        self._on_switch = on_switch
+        self._death_callbacks: list[Callable[[Task, float], None]] = []
         self._failure: tuple[Task, BaseException] | None = None
-        self._over = False
+        self._is_over = False
 
     def add(self, work: Callable[[], Any]) -> Task:
-        """A new task that does ``work`` from time 0 on."""
-        task = Task(len(self.tasks), lambda: self._live(task, work))
+        """Return a new task that runs ``work`` from time 0."""
+        task = Task(len(self.tasks), lambda: self._run_task(task, work))
         self.tasks.append(task)
         heappush(self._events, (0.0, _RESUME, task.rank, task))
         return task
 
-    def at(self, time: float, happen: Callable[[float], None]) -> None:
-        """Let something happen at ``time``, not before now, and before any rank that goes on at that time."""
+    def at(self, time: float, event: Callable[[float], None]) -> None:
+        """Call ``event`` at ``time``, which is not in the past, before any rank that is resumed at that time."""
         self._sequence += 1
-        heappush(self._events, (time, _ARRIVAL, self._sequence, happen))
+        heappush(self._events, (time, _ARRIVAL, self._sequence, event))
 
     def kill(self, task: Task, time: float) -> None:
-        """Let a task die at ``time``."""
+        """End a task by a death at ``time``."""
         heappush(self._events, (time, _DEATH, task.rank, task))
 
-    def on_death(self, mourn: Callable[[Task, float], None]) -> None:
-        """Have ``mourn`` called with each task that dies, and when."""
-        self._mourners.append(mourn)
+    def on_death(self, callback: Callable[[Task, float], None]) -> None:
+        """Call ``callback`` with each task that dies and the time of its death."""
+        self._death_callbacks.append(callback)
 
     def run(self) -> None:
         """Run until every task has ended.
 
         Raises:
-            SimulationError: if one of them raised; its exception is the cause.
-            DeadlockError: if some wait and nothing will ever happen.
+            SimulationError: if a task raised an exception, which is the cause.
+            DeadlockError: if tasks wait and no event is left.
         """
         try:
             self._run()
         finally:
-            self._over = True
+            self._is_over = True
             for task in self.tasks:
                 if not task.greenlet.dead:
                     self._enter(task)
@@ -80,14 +80,14 @@ class Scheduler:
             if kind == _ARRIVAL:
                 subject(time)
             elif kind == _DEATH:
-                self._die(subject, time)
+                self._kill_now(subject, time)
             elif subject.ended is None:
                 subject.clock = time
                 self._enter(subject)
                 subject.greenlet.switch()
                 if self._failure is not None:
-                    self._report_failure(*self._failure)
-            # Who polls goes on when something has happened; another's polling is nothing.
+                    self._raise_failure(*self._failure)
+            # A polling task is resumed after an event. That another task polls is no event.
             if polling and kind != _POLL and not (events and events[0][0] <= time):
                 for task in polling:
                     heappush(events, (max(time, task.clock), _POLL, task.rank, task))
@@ -95,10 +95,10 @@ class Scheduler:
         if any(task.ended is None for task in self.tasks):
             raise deadlock(self.tasks)
 
-    # What a task calls, on itself, while it runs.
+    # The following methods are called by a task, on itself, while it runs.
 
     def advance(self, task: Task, until: float) -> None:
-        """Let the task's clock go on to ``until``; others whose clock is lower run meanwhile."""
+        """Advance the clock of the task to ``until``. Tasks whose clocks are lower run meanwhile."""
         self.check_alive(task)
         entry = (until, _RESUME, task.rank, task)
         if self._events and self._events[0] < entry:
@@ -108,13 +108,13 @@ class Scheduler:
             task.clock = until
 
     def block(self, task: Task, wait: Wait) -> None:
-        """Wait until somebody calls ``wake``."""
+        """Suspend the task until ``wake`` is called."""
         self.check_alive(task)
         task.waiting, task.blocked = wait, True
         self._hub.switch()
 
     def poll(self, task: Task, wait: Wait) -> None:
-        """Let the clock go on until something happens to anybody."""
+        """Suspend the task until the next event of any rank, and advance its clock to that time."""
         self.check_alive(task)
         task.waiting = wait
         self._polling.append(task)
@@ -122,27 +122,27 @@ class Scheduler:
         task.waiting = None
 
     def wake(self, task: Task, time: float) -> None:
-        """Let a task go on at ``time``, not before now, if it is blocked."""
+        """Resume a task at ``time``, which is not in the past, if it is blocked."""
         if not task.blocked:
             return
         task.waiting, task.blocked = None, False
         heappush(self._events, (time, _RESUME, task.rank, task))
 
     def die(self, task: Task) -> NoReturn:
-        """Let the task, which runs, die now."""
-        self._bury(task, task.clock)
+        """End the task, which is running, by a death now."""
+        self._record_death(task, task.clock)
         raise GreenletExit
 
     def check_alive(self, task: Task) -> None:
-        """End a task that still runs its ``finally`` blocks, but has died or whose simulation is over."""
-        if self._over or task.ended is not None:
+        """End a task that still runs its ``finally`` blocks after its death or after the end of the simulation."""
+        if self._is_over or task.ended is not None:
             raise GreenletExit
 
     def _enter(self, task: Task) -> None:
-        if self._switched is not None:
-            self._switched(task.rank)
+        if self._on_switch is not None:
+            self._on_switch(task.rank)
 
-    def _live(self, task: Task, work: Callable[[], Any]) -> None:
+    def _run_task(self, task: Task, work: Callable[[], Any]) -> None:
         try:
             task.result = work()
             task.ended = f"has ended at {task.clock:g} s"
@@ -152,19 +152,19 @@ class Scheduler:
             if task.ended is None:
                 self._failure = task, error
 
-    def _die(self, task: Task, time: float) -> None:
+    def _kill_now(self, task: Task, time: float) -> None:
         if task.ended is None:
-            self._bury(task, time)
+            self._record_death(task, time)
             self._enter(task)
             task.greenlet.throw(GreenletExit)
 
-    def _bury(self, task: Task, time: float) -> None:
+    def _record_death(self, task: Task, time: float) -> None:
         task.ended, task.died = f"died at {time:g} s", True
         task.waiting, task.blocked = None, False
-        for mourn in self._mourners:
-            mourn(task, time)
+        for callback in self._death_callbacks:
+            callback(task, time)
 
-    def _report_failure(self, task: Task, error: BaseException) -> NoReturn:
+    def _raise_failure(self, task: Task, error: BaseException) -> NoReturn:
         if isinstance(error, KeyboardInterrupt):
             raise error
         what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__

@@ -1,4 +1,4 @@
-"""The times of the steps of a running simulation, drawn from its compute model."""
+"""Durations of the training steps of a running simulation, drawn from its compute model."""
 
 from math import exp, log, log1p, sqrt
 from random import Random
@@ -9,30 +9,30 @@ __all__ = ["StepTimes"]
 
 
 class StepTimes:
-    """The times of one rank's steps, one after the other.
+    """The durations of one rank's training steps.
 
     Args:
-        compute: the model.
-        rank: whose steps.
-        seed: of the simulation; each rank has its own stream.
-        slowness: factor by which they take longer, beside the model's own.
+        compute: compute model.
+        rank: number of the rank.
+        seed: seed of the simulation. Each rank has its own stream of random numbers.
+        slowness: factor by which the steps take longer, in addition to the rank's factor in the model.
     """
 
     def __init__(self, compute: Compute, rank: int, seed: int, slowness: float = 1.0) -> None:
         self._compute = compute
         self._factor = compute.stragglers.get(rank, 1.0) * slowness
         self._random = Random(f"compute {seed} {rank}")
-        self._place = self._random.randrange(len(compute.trace)) if compute.trace else 0
-        # Of a lognormal variable with mean m and standard deviation v m: the logarithm's parameters.
+        self._position = self._random.randrange(len(compute.trace)) if compute.trace else 0
+        # A lognormal variable with mean m and standard deviation v m is m exp(normal(shift, sigma)).
         variance = log1p(compute.variation**2)
         self._sigma, self._shift = sqrt(variance), -variance / 2
 
     def next_seconds(self) -> float:
-        """How long the next step computes."""
+        """Return the duration of the next step, in seconds."""
         compute = self._compute
         if compute.distribution == "trace":
-            seconds = compute.trace[self._place]
-            self._place = (self._place + 1) % len(compute.trace)
+            seconds = compute.trace[self._position]
+            self._position = (self._position + 1) % len(compute.trace)
         elif compute.distribution == "exponential":
             seconds = -compute.mean_seconds * log(1 - self._random.random())
         elif compute.distribution == "lognormal":

@@ -13,25 +13,32 @@ __all__ = ["Task", "Wait"]
 
 
 class Wait(ABC):
-    """What a rank waits for, told in words when nobody can go on."""
+    """Something that a rank waits for."""
+
+    __slots__ = ()
 
     @abstractmethod
-    def in_words(self) -> str:
-        """Completes the sentence "rank 3 waits for ..."."""
+    def describe(self) -> str:
+        """Return the end of the sentence "rank 3 waits for ...", for the report of a deadlock."""
+
+    @property
+    def ends_on_notice(self) -> bool:
+        """Whether a notice of another rank ends the wait."""
+        return False
 
 
 @final
 class Task:
-    """One rank: a greenlet with a clock.
+    """One virtual rank: a greenlet with a clock.
 
     Attributes:
-        rank: number of the rank.
-        clock: its virtual time in seconds.
-        waiting: what it waits for; None while it could run.
-        blocked: whether only ``wake`` lets it go on.
-        ended: how it ended, in words; None before.
-        died: whether it ended by a death.
-        result: what it returned.
+        rank: number of the rank when the simulation began.
+        clock: virtual time of the rank, in seconds.
+        waiting: what the rank waits for; None while it can run.
+        blocked: whether only ``Scheduler.wake`` resumes the rank.
+        ended: how the rank ended, as a verb phrase; None while it lives.
+        died: whether the rank ended by a death.
+        result: value that the rank's function returned.
     """
 
     __slots__ = ("blocked", "clock", "died", "ended", "greenlet", "rank", "result", "waiting")

@@ -1,12 +1,13 @@
-"""A simulated rank's transport."""
+"""The transport of a virtual rank."""
 
 from collections.abc import Sequence
 from typing import NoReturn
 
 from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
 from lentando.comm.simulation.collectives import Collectives
+from lentando.comm.simulation.exchange import SimulatedExchange
 from lentando.comm.simulation.faults import RankFaults
-from lentando.comm.simulation.messages import Mail, SimulatedExchange
+from lentando.comm.simulation.messages import Mail
 from lentando.comm.simulation.scheduler import Scheduler
 from lentando.comm.simulation.step_times import StepTimes
 from lentando.comm.simulation.tasks import Task
@@ -16,9 +17,19 @@ __all__ = ["SimulatedTransport"]
 
 
 class SimulatedTransport:
-    """The transport of one virtual rank; see ``simulate``.
+    """The transport of one virtual rank, made by ``simulate``.
 
-    Time passes while the rank waits, for messages or collectives, and in ``compute``; everything else takes none.
+    Virtual time passes while the rank waits for messages or collectives, and in ``compute``, and nowhere else.
+
+    Args:
+        rank: number of the rank.
+        size: number of ranks.
+        local_size: number of ranks per node.
+        scheduler: scheduler of the simulation.
+        mail: messages and notices of all ranks.
+        collectives: collectives of all ranks.
+        times: durations of this rank's training steps.
+        faults: faults of this rank.
     """
 
     name = "simulation"
@@ -43,23 +54,25 @@ class SimulatedTransport:
         self._faults = faults
         self._task: Task
 
-    def sit_on(self, task: Task) -> None:
-        """Say which task is this rank. Called once, before it runs."""
+    def bind(self, task: Task) -> None:
+        """Set the task that runs this rank. Called once, before it runs."""
         self._task = task
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> SimulatedExchange:
-        """As ``Transport.exchange``. A send takes the array's bytes at once; a receive fills its array on arrival.
+        """Start an exchange, as ``Transport.exchange`` does.
+
+        A send copies the array at once. A receive fills its array when the message arrives.
 
         Raises:
             TransportError: for a peer that does not exist.
-            ConfigurationError: for a tag that does not exist, or an array that is not contiguous.
+            ConfigurationError: for a tag out of range, or an array that is not C-contiguous.
         """
         self._pause()
-        living = self._faults.messages_before_death(len(sends))
-        request = self._post(sends if living is None else sends[:living], receives, tag)
-        if living is not None:
+        sent_before_death = self._faults.messages_before_death(len(sends))
+        request = self._start_exchange(sends if sent_before_death is None else sends[:sent_before_death], receives, tag)
+        if sent_before_death is not None:
             self.die()
         traffic = self.traffic
         for _, array in sends:
@@ -68,59 +81,61 @@ class SimulatedTransport:
         return request
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        """As ``Transport.allreduce``: in the array's dtype, in the order of ranks."""
+        """Combine ``array`` over all ranks, in place, in its dtype and in the order of ranks."""
         self._begin_collective()
         self._collectives.allreduce(self._task, _contiguous(array), op)
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
-        """As ``Transport.broadcast``. All ranks, the root too, go on when it is there."""
+        """Fill every rank's ``array`` with the root's. All ranks, the root too, return at the same virtual time."""
         check_rank(root, self.size, "broadcast from")
         self._begin_collective()
         self._collectives.broadcast(self._task, _contiguous(array), root)
         self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
-        """As ``Transport.allgather``."""
+        """Return the arrays of all ranks, stacked by rank."""
         self._begin_collective()
         gathered = self._collectives.allgather(self._task, _contiguous(array))
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
-        """As ``Transport.barrier``."""
+        """Block until all ranks have called it."""
         self._begin_collective()
         self._collectives.barrier(self._task)
         self.traffic.count_collective(0)
 
     def leave_notice(self, peer: int, number: int) -> None:
-        """As ``Notices.leave_notice``. It is there at once."""
-        self._mail.leave_notice(self._task, self._task_number(peer), number)
+        """Leave a number for another rank, which can read it at once."""
+        self._mail.notices.leave(self._task, self._initial_rank(peer), number)
 
     def read_notice(self, peer: int) -> int | None:
-        """As ``Notices.read_notice``."""
-        return self._mail.read_notice(self._task, self._task_number(peer))
+        """Take the next number that another rank has left; None if there is none."""
+        return self._mail.notices.read(self._task, self._initial_rank(peer))
 
     def take_notice(self, peer: int) -> int:
-        """As ``Notices.take_notice``, for a notice that is there.
+        """Take the next number that another rank has left.
 
         Raises:
             TransportError: if there is none.
         """
         number = self.read_notice(peer)
         if number is None:
-            raise TransportError(f"rank {self.rank} takes a notice of rank {peer}, which has left none")
+            raise TransportError(f"rank {self.rank} takes a notice that rank {peer} has not left")
         return number
 
     def clock(self) -> float:
-        """Virtual seconds since the simulation began."""
+        """Return the virtual time since the simulation began, in seconds."""
         return self._task.clock
 
     def compute(self, seconds: float | None = None) -> None:
-        """Let the time of one training step pass: drawn from the compute model, or ``seconds``.
+        """Advance the clock by the time that one training step takes.
 
-        Whoever counts training steps calls this once per step if the transport has it; those of real engines have
-        not.
+        Optimizers call this once per step on transports that have it, which those of real ranks do not.
+
+        Args:
+            seconds: duration of the step; drawn from the compute model if None.
 
         Raises:
             ConfigurationError: if ``seconds`` is negative or not a number.
@@ -132,10 +147,10 @@ class SimulatedTransport:
         self._pause()
         self._scheduler.advance(self._task, self._task.clock + seconds)
 
-    def _task_number(self, peer: int) -> int:
+    def _initial_rank(self, peer: int) -> int:
         return peer
 
-    def _post(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> SimulatedExchange:
+    def _start_exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> SimulatedExchange:
         return self._mail.exchange(self._task, sends, receives, tag)
 
     def _begin_collective(self) -> None:
@@ -152,15 +167,15 @@ class SimulatedTransport:
             self._scheduler.advance(self._task, self._task.clock + seconds)
 
     def abort(self, status: int = 1) -> NoReturn:
-        """End the simulation: ``simulate`` raises ``SimulationError`` with this rank and status."""
+        """End the simulation: ``simulate`` raises a ``SimulationError`` that names this rank and the status."""
         raise SimulationError(f"rank {self.rank} ended the job with status {status} at {self.clock():g} s")
 
     def die(self) -> NoReturn:
-        """Let this rank die now, as a ``Death`` would."""
+        """End this rank now, as a ``Death`` does."""
         self._scheduler.die(self._task)
 
     def close(self) -> None:
-        """Nothing to release: ``init()`` may join again."""
+        """Do nothing: there is nothing to release, and ``init()`` may join the rank again."""
 
 
 def _contiguous(array: Array) -> Array:

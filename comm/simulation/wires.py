@@ -1,4 +1,10 @@
-"""The network of a running simulation: when a message that is sent now has left, and when it arrives."""
+"""The network of a running simulation: when a message that is sent now has left, and when it arrives.
+
+Each wire serves its messages in the order in which they are sent. A message of B bytes sent at time t over wires of
+bandwidth b_1, b_2, ... starts at s = max(t, time at which the last of these wires is free), has left at s + B / min(b),
+and arrives one latency later (alpha-beta model; Hockney 1994). So n messages of equal size that enter a shared wire at
+the same time have all arrived after n B / b plus a latency, as if each had had a bandwidth of b / n.
+"""
 
 from dataclasses import dataclass
 from math import inf
@@ -12,7 +18,7 @@ __all__ = ["Wires"]
 
 @dataclass(slots=True)
 class _Wire:
-    """Something that carries one message at a time."""
+    """A resource that carries one message at a time."""
 
     bandwidth_bytes_per_second: float
     free_at_seconds: float = 0.0
@@ -20,7 +26,7 @@ class _Wire:
 
 @dataclass(slots=True)
 class _Path:
-    """What a message from one rank to another goes through."""
+    """The wires that carry a message from one rank to another."""
 
     wires: tuple[_Wire, ...]
     slowest_bytes_per_second: float
@@ -32,10 +38,10 @@ class Wires:
     """The network of a running simulation.
 
     Args:
-        network: the model.
+        network: network model.
         size: number of ranks.
-        local_size: ranks per node.
-        seed: of the jitter; each sender has its own stream, so one rank's messages do not change another's jitter.
+        local_size: number of ranks per node.
+        seed: seed of the jitter. Each sender has its own stream, so one rank's messages do not change another's jitter.
     """
 
     def __init__(self, network: Network, size: int, local_size: int, seed: int) -> None:
@@ -48,21 +54,21 @@ class Wires:
         self._shared = [(_Wire(shared.bandwidth_bytes_per_second), shared.links) for shared in network.shared]
         self._random = [Random(f"jitter {seed} {rank}") for rank in range(size)]
         self._paths: dict[tuple[int, int], _Path] = {}
-        own = [*network.links.values(), *([] if network.within_node is None else [network.within_node])]
-        self._alpha_seconds = max([network.latency_seconds, *(link.latency_seconds for link in own)])
+        special = [*network.links.values(), *([] if network.within_node is None else [network.within_node])]
+        self._alpha_seconds = max([network.latency_seconds, *(link.latency_seconds for link in special)])
         self._beta_seconds_per_byte = 1 / min(
             network.bandwidth_bytes_per_second,
-            *(link.bandwidth_bytes_per_second for link in own),
+            *(link.bandwidth_bytes_per_second for link in special),
             *(shared.bandwidth_bytes_per_second for shared in network.shared),
             inf,
         )
         self._size = size
 
     def send(self, now: float, sender: int, receiver: int, size_bytes: int) -> tuple[float, float]:
-        """Put a message on its way. Calls must be in order of ``now``.
+        """Send a message at time ``now``. Calls must be in the order of ``now``.
 
         Returns:
-            when it has left the sender, and when it is there, in seconds.
+            virtual times at which the message has left the sender and arrives, in seconds.
         """
         path = self._paths.get((sender, receiver))
         if path is None:
@@ -80,7 +86,7 @@ class Wires:
         return left, arrival
 
     def collective_seconds(self, operation: str, size_bytes: int) -> float:
-        """What an engine collective takes from when the last rank has come; see ``Network``."""
+        """Return how long a collective takes after the last rank has joined it, by the formulas of ``Network``."""
         size = self._size
         rounds = (size - 1).bit_length()
         latency, moved = {

@@ -1,6 +1,6 @@
-"""Conformance suites: what every implementation of a seam must pass, ours and a third party's.
+"""Conformance suites for implementations of transports and topologies, those of third parties included.
 
-Each ``check_*`` raises ``AssertionError`` and says in words which promise is broken. They need no test framework.
+Each ``check_*`` function raises an ``AssertionError`` that names the broken promise. No test framework is needed.
 """
 
 from lentando.comm.testing.device_arrays import check_device_arrays

@@ -8,43 +8,42 @@ import numpy as np
 
 from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.capabilities import BackendReduceScatter, takes_device_arrays
-from lentando.comm.testing.transports import DTYPES, LARGE_ELEMENTS, LATE_SECONDS, _TransportCheck
+from lentando.comm.testing.checks import DTYPES, LARGE_ELEMENTS, LATE_SECONDS
+from lentando.comm.testing.transports import TransportSuite
 from lentando.comm.transport import Array, ReduceOp, Transport
 
 __all__ = ["check_device_arrays"]
 
 
 def check_device_arrays(
-    transport: Transport, on_device: Callable[[Array], Array], *, patience_seconds: float = 30.0
+    transport: Transport, on_device: Callable[[Array], Array], *, timeout_seconds: float = 30.0
 ) -> None:
     """Check that ``transport`` keeps what ``DeviceArrays``, and ``BackendReduceScatter`` if it has it, promise.
 
-    Called by all ranks together, like ``check_transport``, whose promises about host memory hold beside.
+    All ranks call it together, in addition to ``check_transport``, which checks the promises about host memory.
 
     Args:
-        transport: open, with no exchange under way. It is left open.
-        on_device: makes an array of this rank's device out of one in host memory: ``cupy.asarray``.
-        patience_seconds: see ``check_transport``.
+        transport: open transport without an exchange in flight. It is left open.
+        on_device: function that copies an array from host memory to this rank's device: ``cupy.asarray``.
+        timeout_seconds: limit for an exchange that should take milliseconds.
 
     Raises:
-        AssertionError: says which promise is broken, on which rank.
+        AssertionError: if a promise is broken; names the promise and the rank.
     """
-    _DeviceCheck(transport, on_device, patience_seconds).run()
+    _DeviceSuite(transport, on_device, timeout_seconds).run()
 
 
-class _DeviceCheck(_TransportCheck):
-    """Every exchange here is a round of its own: what a rank sends and receives in it, in one call."""
+class _DeviceSuite(TransportSuite):
+    """The checks of ``check_device_arrays``, one per method. Each exchange is one round (``DeviceArrays``)."""
 
-    def __init__(self, transport: Transport, on_device: Callable[[Array], Array], patience_seconds: float) -> None:
-        super().__init__(transport, patience_seconds)
+    def __init__(self, transport: Transport, on_device: Callable[[Array], Array], timeout_seconds: float) -> None:
+        super().__init__(transport, timeout_seconds)
         self.on_device = on_device
 
     def run(self) -> None:
-        self.holds(takes_device_arrays(self.transport), "it does not take device arrays")
-        self.next = (self.transport.rank + 1) % self.transport.size
-        self.previous = (self.transport.rank - 1) % self.transport.size
+        self.require(takes_device_arrays(self.transport), "it does not take device arrays")
         for check in (
-            self.broadcast_from_every_root,  # first a collective operation: it may connect the devices
+            self.broadcast_from_every_root,  # a collective comes first, because it may connect the devices
             self.round_in_both_directions,
             self.rounds_over_every_distance,
             self.rounds_of_every_dtype,
@@ -52,14 +51,14 @@ class _DeviceCheck(_TransportCheck):
             self.rounds_apart,
             self.round_with_host_memory,
             self.round_after_one_without_elements,
-            self.what_was_enqueued_before_a_round,
+            self.computations_enqueued_around_a_round,
             self.allgather,
             self.allreduce,
-            self.halves,
+            self.reduce_scatter_and_allgather,
             self.traffic,
             self.ranks_that_do_not_exist,
         ):
-            self.accepts(check)
+            self.run_check(check)
 
     def round_in_both_directions(self) -> None:
         sent = [self.put(self.numbers(self.transport.rank, number, LARGE_ELEMENTS)) for number in (1, 2)]
@@ -67,10 +66,12 @@ class _DeviceCheck(_TransportCheck):
         request = self.transport.exchange(
             [(self.next, sent[0]), (self.previous, sent[1])], [(self.previous, received[0]), (self.next, received[1])]
         )
-        self.becomes_complete(request, "test() of a round")
+        self.require_complete(request, "test() of a round")
         request.wait()
         for number, source in ((1, self.previous), (2, self.next)):
-            self.same(to_host(received[number - 1]), self.numbers(source, number, LARGE_ELEMENTS), "a round's message")
+            self.require_equal(
+                to_host(received[number - 1]), self.numbers(source, number, LARGE_ELEMENTS), "a round's message"
+            )
 
     def rounds_over_every_distance(self) -> None:
         rank, size = self.transport.rank, self.transport.size
@@ -82,7 +83,9 @@ class _DeviceCheck(_TransportCheck):
             )
             self.blank().fill(-1)  # the request must keep what was sent alive
             request.wait()
-            self.same(to_host(received), self.numbers((rank - distance) % size, distance), f"from {distance} away")
+            self.require_equal(
+                to_host(received), self.numbers((rank - distance) % size, distance), f"from {distance} away"
+            )
 
     def rounds_of_every_dtype(self) -> None:
         for dtype in DTYPES:
@@ -90,7 +93,7 @@ class _DeviceCheck(_TransportCheck):
             sent = self.put(self.numbers(self.transport.rank, 4, 21, dtype).reshape(3, 7))
             self.transport.exchange([(self.next, sent)], [(self.previous, received)]).wait()
             expected = self.numbers(self.previous, 4, 21, dtype).reshape(3, 7)
-            self.same(to_host(received), expected, f"a round of {np.dtype(dtype)}")
+            self.require_equal(to_host(received), expected, f"a round of {np.dtype(dtype)}")
 
     def rounds_in_which_not_all_take_part(self) -> None:
         rank, size = self.transport.rank, self.transport.size
@@ -100,10 +103,10 @@ class _DeviceCheck(_TransportCheck):
             receives = [(first, received)] if rank == first + 1 else []
             self.transport.exchange(sends, receives).wait()
             if receives:
-                self.same(to_host(received), self.numbers(first, first), "a round of two ranks")
+                self.require_equal(to_host(received), self.numbers(first, first), "a round of two ranks")
 
     def rounds_apart(self) -> None:
-        # Rank 0 is as many rounds ahead as it likes; the messages are matched by their order, whatever their tags.
+        # Rank 0 may be any number of rounds ahead. Messages are matched by their order, whatever their tags.
         if self.transport.rank:
             time.sleep(LATE_SECONDS)
         received = [self.blank(1 + 1000 * number) for number in range(8)]
@@ -118,7 +121,7 @@ class _DeviceCheck(_TransportCheck):
         for number in reversed(range(8)):
             requests[number].wait()
             expected = self.numbers(self.previous, number, received[number].size)
-            self.same(to_host(received[number]), expected, f"round {number} of 8 under way")
+            self.require_equal(to_host(received[number]), expected, f"round {number} of 8 in flight")
 
     def round_with_host_memory(self) -> None:
         rank = self.transport.rank
@@ -127,8 +130,12 @@ class _DeviceCheck(_TransportCheck):
             [(self.next, self.numbers(rank, 1)), (self.next, self.put(self.numbers(rank, 2)))],
             [(self.previous, header), (self.previous, body)],
         ).wait()
-        self.same(header, self.numbers(self.previous, 1), "the part of a round in host memory")
-        self.same(to_host(body), self.numbers(self.previous, 2), "the part of a round beside one in host memory")
+        self.require_equal(header, self.numbers(self.previous, 1), "the part of a round in host memory")
+        self.require_equal(
+            to_host(body),
+            self.numbers(self.previous, 2),
+            "the part of a round on the device, next to one in host memory",
+        )
 
     def round_after_one_without_elements(self) -> None:
         nothing, received = self.put(np.empty(0, np.float32)), self.blank()
@@ -136,16 +143,16 @@ class _DeviceCheck(_TransportCheck):
         self.transport.exchange(
             [(self.next, self.put(self.numbers(self.transport.rank)))], [(self.previous, received)]
         ).wait()
-        self.same(to_host(received), self.numbers(self.previous), "the round after one without elements")
+        self.require_equal(to_host(received), self.numbers(self.previous), "the round after one without elements")
 
-    def what_was_enqueued_before_a_round(self) -> None:
+    def computations_enqueued_around_a_round(self) -> None:
         sent, received = self.put(np.zeros(LARGE_ELEMENTS, np.float32)), self.blank(LARGE_ELEMENTS)
         for _ in range(50):
             sent += 1
         self.transport.exchange([(self.next, sent)], [(self.previous, received)]).wait()
         received += 1
         expected = np.full(LARGE_ELEMENTS, 51, np.float32)
-        self.same(to_host(received), expected, "a message between computations that were not waited for")
+        self.require_equal(to_host(received), expected, "a message between enqueued computations")
 
     def broadcast_from_every_root(self) -> None:
         for root in range(self.transport.size):
@@ -153,7 +160,7 @@ class _DeviceCheck(_TransportCheck):
                 array = self.put(self.numbers(self.transport.rank, root, 6, dtype).reshape(2, 3))
                 self.transport.broadcast(array, root)
                 expected = self.numbers(root, root, 6, dtype).reshape(2, 3)
-                self.same(to_host(array), expected, f"a broadcast of {np.dtype(dtype)} from rank {root}")
+                self.require_equal(to_host(array), expected, f"a broadcast of {np.dtype(dtype)} from rank {root}")
 
     def allgather(self) -> None:
         for dtype in DTYPES:
@@ -163,8 +170,8 @@ class _DeviceCheck(_TransportCheck):
                 expected = [
                     self.numbers(rank, 0, elements, dtype).reshape(shape) for rank in range(self.transport.size)
                 ]
-                found = to_host(self.transport.allgather(array))
-                self.same(found, np.stack(expected), f"an allgather of {np.dtype(dtype)}, shape {shape}")
+                gathered = to_host(self.transport.allgather(array))
+                self.require_equal(gathered, np.stack(expected), f"an allgather of {np.dtype(dtype)}, shape {shape}")
 
     def allreduce(self) -> None:
         functions: dict[ReduceOp, Any] = {"sum": np.add, "min": np.minimum, "max": np.maximum}
@@ -174,11 +181,11 @@ class _DeviceCheck(_TransportCheck):
                 self.transport.allreduce(array, op)
                 by_rank = [self.numbers(rank, 0, 7, dtype) for rank in range(self.transport.size)]
                 expected = function.reduce(by_rank).astype(dtype)
-                self.same(to_host(array), expected, f"an allreduce ({op}) of {np.dtype(dtype)}")
+                self.require_equal(to_host(array), expected, f"an allreduce ({op}) of {np.dtype(dtype)}")
         for op in ("min", "max"):
             self.extremes(op)
 
-    def halves(self) -> None:
+    def reduce_scatter_and_allgather(self) -> None:
         transport, rank, size = self.transport, self.transport.rank, self.transport.size
         if not isinstance(transport, BackendReduceScatter):
             return
@@ -186,13 +193,15 @@ class _DeviceCheck(_TransportCheck):
             whole, part = self.put(self.numbers(rank, 0, 5 * size, dtype)), self.put(np.zeros(5, dtype))
             transport.reduce_scatter(whole, part)
             total = np.add.reduce([self.numbers(r, 0, 5 * size, dtype) for r in range(size)])
-            own = total[5 * rank : 5 * (rank + 1)]
-            self.same(to_host(part), own, f"this rank's part of a reduce_scatter of {np.dtype(dtype)}")
-            self.same(to_host(whole), self.numbers(rank, 0, 5 * size, dtype), "the array given to reduce_scatter")
+            shard = total[5 * rank : 5 * (rank + 1)]
+            self.require_equal(to_host(part), shard, f"this rank's shard of a reduce_scatter of {np.dtype(dtype)}")
+            self.require_equal(
+                to_host(whole), self.numbers(rank, 0, 5 * size, dtype), "the array given to reduce_scatter"
+            )
             for given in (part, whole[5 * rank : 5 * (rank + 1)]):
-                copy_into(given, own)
+                copy_into(given, shard)
                 transport.allgather_into(given, whole)
-                self.same(to_host(whole), total, f"an allgather_into of {np.dtype(dtype)}")
+                self.require_equal(to_host(whole), total, f"an allgather_into of {np.dtype(dtype)}")
 
     def put(self, array: Array) -> Array:
         return self.on_device(array)

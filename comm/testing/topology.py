@@ -1,4 +1,4 @@
-"""What every topology must pass before gossip can rely on it."""
+"""``check_topology``: the conformance suite of topologies."""
 
 from collections.abc import Iterable
 
@@ -11,13 +11,27 @@ __all__ = ["check_topology"]
 
 
 def check_topology(topology: Topology, sizes: Iterable[int] = (1, 2, 3, 4, 5, 8, 12)) -> None:
-    """Check that ``topology`` keeps the promises that gossip relies on, for worlds of these sizes.
+    """Check that a topology keeps the promises that gossip relies on.
 
-    Neighbours exist, are others, and come once; what one rank sends, the other expects; a rank's shares are positive
-    and sum to 1; over a period, everybody hears of everybody; mixing matrices agree with what the ranks see.
+    Neighbours are existing other ranks, each listed once. For each message that a rank sends, its receiver expects one.
+    The shares of each rank are positive and sum to 1. Within a period, information from each rank reaches all ranks.
+    Mixing matrices agree with the neighbours and shares.
+
+    Args:
+        topology: topology to check.
+        sizes: numbers of ranks for which it is planned.
 
     Raises:
-        AssertionError: says which promise is broken, in which world.
+        AssertionError: if a promise is broken; names the promise and the number of ranks.
+
+    Example:
+        >>> from lentando.comm.testing import check_topology
+        >>> from lentando.comm.topology import Circulant
+        >>> check_topology(Circulant([[1], [2]]))
+        >>> check_topology(Circulant([[2]]), sizes=[4])
+        Traceback (most recent call last):
+            ...
+        AssertionError: ... Circulant is disconnected: nothing of rank 0 ever reaches rank 1...
     """
     for size in sizes:
         try:

@@ -105,16 +105,16 @@ class UncountedBytes(NCCLTransport):
         (TwoGroups, "round in both directions: NCCL failed on rank .* a deadlock"),
         (ByTag, "rounds apart: NCCL failed on rank"),
         (SumsOnly, r"an allreduce \(min\)"),
-        (WrongHalf, "this rank's part of a reduce_scatter"),
+        (WrongHalf, "this rank's shard of a reduce_scatter"),
         (UncountedBytes, "was counted as"),
     ],
 )
 def test_transport_that_breaks_a_promise_is_refused(mutant: type[NCCLTransport], why: str) -> None:
-    nccl = MatchingNCCL(3, patience_seconds=1.0, latency_seconds=0.02)
+    nccl = MatchingNCCL(3, timeout_seconds=1.0, latency_seconds=0.02)
 
     def check(bootstrap: ThreadTransport) -> None:
         transport = mutant(bootstrap, MatchingBinding(nccl, bootstrap.rank))
-        check_device_arrays(transport, device_arrays.asarray, patience_seconds=3.0)
+        check_device_arrays(transport, device_arrays.asarray, timeout_seconds=3.0)
 
     with pytest.raises(AssertionError, match=why):
         run_ranks(3, check, timeout_seconds=5.0)
@@ -139,7 +139,7 @@ def test_ranks_whose_rounds_come_in_different_orders_get_an_error_and_no_hang() 
             request.wait()
 
     with pytest.raises(TransportError, match=r"NCCL failed on rank \d: group 1 of rank \d: .* a deadlock"):
-        run_ranks_on_devices(2, cross, patience_seconds=0.5)
+        run_ranks_on_devices(2, cross, timeout_seconds=0.5)
 
 
 def test_asynchronous_error_is_raised_by_whoever_waits_or_asks() -> None:
@@ -158,7 +158,7 @@ def test_asynchronous_error_is_raised_by_whoever_waits_or_asks() -> None:
             messages.append(str(error.value))
         return messages
 
-    for rank, messages in enumerate(run_ranks_on_devices(2, fail, patience_seconds=1.0)):
+    for rank, messages in enumerate(run_ranks_on_devices(2, fail, timeout_seconds=1.0)):
         assert messages == [f"NCCL failed on rank {rank}: the network is down"] * 3
 
 

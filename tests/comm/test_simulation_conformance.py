@@ -62,14 +62,14 @@ def other_survivors(change: Callable[[list[int]], list[int]]) -> Callable[[Any],
 
 
 def keeps_its_number(transport: Any) -> None:
-    take_seat = transport.take_seat
+    renumber = transport.renumber
 
     def spoilt() -> None:
         rank = transport.rank
-        take_seat()
+        renumber()
         transport.rank = rank
 
-    transport.take_seat = spoilt
+    transport.renumber = spoilt
 
 
 def swallows(name: str, error: type[Exception] | None = None) -> Callable[[Any], None]:
@@ -102,18 +102,18 @@ def keeps_messages(transport: Any) -> None:
     mail = transport._mail
     if getattr(mail, "spoilt", False):
         return
-    end, mail.spoilt = mail.end, True
+    fail_all, mail.spoilt = mail.fail_all, True
 
     def spoilt(why: str, now: float) -> None:
         channels = mail._channels
-        end(why, now)
+        fail_all(why, now)
         mail._channels = channels
 
-    mail.end = spoilt
+    mail.fail_all = spoilt
 
 
 def wakes_nobody(transport: Any) -> None:
-    transport._crew._end = lambda *arguments: None
+    transport._membership._end = lambda *arguments: None
 
 
 @pytest.mark.parametrize(
@@ -123,16 +123,16 @@ def wakes_nobody(transport: Any) -> None:
         (always(False), "all voted yes, but the vote is no|all vote yes, but the vote is no"),
         (hears_itself_alone, "voted no, but the vote is yes"),
         (does_not_mind_the_dead, "but the vote is yes"),
-        (other_survivors(lambda ranks: ranks[::-1]), "not in the order of before"),
+        (other_survivors(lambda ranks: ranks[::-1]), "not in the previous order"),
         (other_survivors(lambda ranks: [rank + 1 for rank in ranks]), "IndexError|but this is rank"),
         (other_survivors(lambda ranks: list(range(len(ranks)))), "but this is rank|a rank died in"),
         (keeps_its_number, "but this is rank"),
         (swallows("barrier"), "a barrier, while rank 0 repairs: expected RankLostError, nothing was raised"),
         (swallows("barrier", TypeError("dead")), "TypeError"),
-        (waits_for_nothing, "a receive that nobody sends to, while rank 0 repairs: .* nothing was raised"),
-        (swallows("allreduce"), "but nobody was told"),
-        (swallows("broadcast"), "but nobody was told"),
-        (swallows("allgather"), "but nobody was told"),
+        (waits_for_nothing, "a receive without a message, while rank 0 repairs: .* nothing was raised"),
+        (swallows("allreduce"), "but no rank got a RankLostError"),
+        (swallows("broadcast"), "but no rank got a RankLostError"),
+        (swallows("allgather"), "but no rank got a RankLostError"),
         (keeps_messages, "sent before the repair"),
         (wakes_nobody, "wait forever"),
     ],

@@ -22,14 +22,14 @@ def test_thread_transport_keeps_its_promises(size: int) -> None:
     run_ranks(size, check_transport)
 
 
-def refused(mutant: type[ThreadTransport], size: int = 3, *, patience_seconds: float = 1.0) -> str:
+def refused(mutant: type[ThreadTransport], size: int = 3, *, timeout_seconds: float = 1.0) -> str:
     """Why ``check_transport`` refuses a transport."""
 
     def check(healthy: ThreadTransport) -> None:
-        check_transport(mutant(healthy.rank, healthy._world), patience_seconds=patience_seconds)
+        check_transport(mutant(healthy.rank, healthy._world), timeout_seconds=timeout_seconds)
 
     with pytest.raises(AssertionError) as refusal:
-        run_ranks(size, check, timeout_seconds=1.5 * patience_seconds)
+        run_ranks(size, check, timeout_seconds=1.5 * timeout_seconds)
     return str(refusal.value)
 
 

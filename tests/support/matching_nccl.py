@@ -3,7 +3,7 @@
 Each rank's communicator has a stream: a thread that executes one group of calls after the other. A group is complete
 when all of its messages have been taken and filled, and a collective operation when all ranks have come to it; until
 then nothing behind it begins. So ranks that call in orders that do not fit wait for each other here as they would in
-NCCL; but not forever: after ``patience_seconds`` that is an error of the communicator's, which names the group.
+NCCL; but not forever: after ``timeout_seconds`` that is an error of the communicator's, which names the group.
 """
 
 import threading
@@ -35,7 +35,7 @@ def run_ranks_on_devices(
     size: int,
     function: Callable[[NCCLTransport], T],
     *,
-    patience_seconds: float = 10.0,
+    timeout_seconds: float = 10.0,
     latency_seconds: float = 0.0,
     devices: Sequence[int] | None = None,
 ) -> list[T]:
@@ -44,11 +44,11 @@ def run_ranks_on_devices(
     Args:
         size: number of ranks.
         function: what each rank does.
-        patience_seconds: after which a group that waits for others is a deadlock.
+        timeout_seconds: after which a group that waits for others is a deadlock.
         latency_seconds: every group takes so long at least.
         devices: which device each rank's binding speaks of; one of its own by default.
     """
-    nccl = MatchingNCCL(size, patience_seconds, latency_seconds)
+    nccl = MatchingNCCL(size, timeout_seconds, latency_seconds)
 
     def run(bootstrap: ThreadTransport) -> T:
         device = bootstrap.rank if devices is None else devices[bootstrap.rank]
@@ -58,7 +58,7 @@ def run_ranks_on_devices(
         finally:
             nccl.end_of(bootstrap.rank)
 
-    return run_ranks(size, run, timeout_seconds=3 * patience_seconds)
+    return run_ranks(size, run, timeout_seconds=3 * timeout_seconds)
 
 
 @dataclass
@@ -89,9 +89,9 @@ class Group:
 class MatchingNCCL:
     """What the ranks share."""
 
-    def __init__(self, size: int, patience_seconds: float, latency_seconds: float) -> None:
+    def __init__(self, size: int, timeout_seconds: float, latency_seconds: float) -> None:
         self.size = size
-        self.patience_seconds = patience_seconds
+        self.timeout_seconds = timeout_seconds
         self.latency_seconds = latency_seconds
         self.changed = threading.Condition()
         self.sent: defaultdict[tuple[int, int], deque[Message]] = defaultdict(deque)
@@ -130,7 +130,7 @@ class MatchingBinding:
         with self.nccl.changed:
             self.nccl.members[rank] = communicator
             self.nccl.changed.notify_all()
-            assert self.nccl.changed.wait_for(lambda: len(self.nccl.members) == size, self.nccl.patience_seconds)
+            assert self.nccl.changed.wait_for(lambda: len(self.nccl.members) == size, self.nccl.timeout_seconds)
         return communicator
 
 
@@ -283,8 +283,8 @@ class MatchingCommunicator:
         action(everyones)
 
     def _wait(self, condition: Callable[[], bool]) -> None:
-        if not self._nccl.changed.wait_for(condition, self._nccl.patience_seconds):
-            raise TimeoutError(f"others have not come to it in {self._nccl.patience_seconds} s: a deadlock")
+        if not self._nccl.changed.wait_for(condition, self._nccl.timeout_seconds):
+            raise TimeoutError(f"others have not come to it in {self._nccl.timeout_seconds} s: a deadlock")
 
 
 def _bytes(array: DeviceArray) -> np.ndarray:

@@ -13,7 +13,7 @@ from lentando.comm import world
 from lentando.comm.collectives import all_reduce
 from lentando.comm.errors import TransportError
 from lentando.comm.testing import check_transport
-from lentando.comm.testing.transports import _TransportCheck
+from lentando.comm.testing.transports import TransportSuite
 from lentando.comm.transport import Message, Request, Transport
 from lentando.comm.transports.mpi import MPITransport
 
@@ -131,8 +131,7 @@ def test_mpi_alone_makes_no_progress_while_the_caller_computes(transport: Transp
     if "Open MPI" not in MPI.Get_library_version():
         pytest.skip("MPICH's shared memory may take the message whole")
     mutant = WithoutProgress()
-    check = _TransportCheck(mutant, patience_seconds=0.5)
-    check.next, check.previous = (mutant.rank + 1) % mutant.size, (mutant.rank - 1) % mutant.size
+    check = TransportSuite(mutant, timeout_seconds=0.5)
     try:
         check.progress_while_computing()
         words = ""
