@@ -26,8 +26,8 @@ def check_topology(topology: Topology, sizes: Iterable[int] = (1, 2, 3, 4, 5, 8,
 
     Example:
         >>> from lentando.comm.testing import check_topology
-        >>> from lentando.comm.topology import Circulant
-        >>> check_topology(Circulant([[1], [2]]))
+        >>> from lentando.comm.topology import Circulant, Ring
+        >>> check_topology(Ring())
         >>> check_topology(Circulant([[2]]), sizes=[4])
         Traceback (most recent call last):
             ...

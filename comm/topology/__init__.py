@@ -1,7 +1,15 @@
-"""Who sends to whom at each step, and how much: described without a world size, planned for one, pure arithmetic.
+"""Topologies of gossip: which ranks exchange messages at each step, and with which shares.
 
-A description such as ``OnePeerExponential()`` becomes a plan by ``for_size(n)``; the plan answers ``peers(rank,
-step)``. Nothing here communicates.
+A description such as ``OnePeerExponential()`` is independent of the number of ranks. Its method ``for_size(n)`` returns
+a plan for n ranks, whose method ``peers(rank, step)`` returns neighbours and shares. Nothing here communicates.
+
+Example:
+    >>> from lentando.comm.topology import OnePeerExponential
+    >>> graphs = OnePeerExponential().for_size(8)
+    >>> print(graphs)
+    OnePeerExponential among 8 ranks: 3 graphs, doubly stochastic, spectral gap 1 per step
+    >>> [graphs.peers(rank=0, step=step).out_neighbors for step in range(3)]
+    [((1, 0.5),), ((2, 0.5),), ((4, 0.5),)]
 """
 
 from lentando.comm.topology.base import GraphSequence, Topology

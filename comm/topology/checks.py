@@ -1,4 +1,4 @@
-"""Whether a sequence of graphs holds together: for topologies of users, and for the tests of ours."""
+"""Checks of a sequence of graphs, for topologies of users and for tests."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -11,12 +11,23 @@ __all__ = ["check_connected", "check_graphs"]
 
 
 def check_graphs(graphs: GraphSequence) -> None:
-    """Check everything that gossip relies on, in every graph of the sequence.
+    """Check every graph of the sequence for the properties that gossip relies on.
 
     Raises:
-        ConfigurationError: naming graph and rank, if a neighbour does not exist, is the rank itself or comes twice;
-            if a share is not positive or a rank's shares do not sum to 1; if one rank sends what the other does not
-            expect; or if the ranks are not connected.
+        ConfigurationError: if a neighbour does not exist, is the rank itself or is listed twice; if a share is not
+            positive or a rank's shares do not sum to 1; if a rank sends what its receiver does not expect; or if the
+            ranks are not connected. Names the graph and the rank.
+
+    Example:
+        >>> from lentando.comm.topology import GraphSequence, Peers, check_graphs
+        >>> class Wrong(GraphSequence):  # no rank expects the message to the next rank
+        ...     def peers_in(self, rank, phase):
+        ...         return Peers((((rank + 1) % self.size, 0.5),), (), 0.5)
+        >>> check_graphs(Wrong(3, period_steps=1))
+        Traceback (most recent call last):
+            ...
+        lentando.comm.errors.ConfigurationError: Wrong, graph 0: rank 0 sends rank 1 a share of 0.5, which expects
+        nothing
     """
     for step in range(graphs.lead_steps + graphs.period_steps):
         if not 0 <= graphs.phase(step) < graphs.phases:
@@ -44,33 +55,35 @@ def _check_graph(graphs: GraphSequence, phase: int) -> None:
         sent.update({(rank, receiver): share for receiver, share in peers.out_neighbors})
         expected.update({(sender, rank): share for sender, share in peers.in_neighbors})
     for sender, receiver in sorted(sent.keys() | expected.keys()):
-        gives, awaits = sent.get((sender, receiver)), expected.get((sender, receiver))
-        if gives != awaits:
+        given, awaited = sent.get((sender, receiver)), expected.get((sender, receiver))
+        if given != awaited:
             raise ConfigurationError(
-                f"{graphs.name}, graph {phase}: rank {sender} sends rank {receiver} {_in_words(gives)}, "
-                f"which expects {_in_words(awaits)}"
+                f"{graphs.name}, graph {phase}: rank {sender} sends rank {receiver} {_describe(given)}, "
+                f"which expects {_describe(awaited)}"
             )
 
 
-def _in_words(share: float | None) -> str:
+def _describe(share: float | None) -> str:
     return "nothing" if share is None else f"a share of {share:g}"
 
 
-def _check_neighbors(neighbors: list[int], rank: int, size: int, what: str) -> None:
+def _check_neighbors(neighbors: list[int], rank: int, size: int, label: str) -> None:
     for neighbor, times in Counter(neighbors).items():
         if not 0 <= neighbor < size:
-            raise ConfigurationError(f"{what} {neighbor} does not exist: expected 0 to {size - 1}")
+            raise ConfigurationError(f"{label} {neighbor} does not exist: expected 0 to {size - 1}")
         if neighbor == rank:
-            raise ConfigurationError(f"{what} is the rank itself; what a rank keeps is its self_weight, no edge")
+            raise ConfigurationError(
+                f"{label} is the rank itself; the share that a rank keeps is its self_weight, not an edge"
+            )
         if times > 1:
-            raise ConfigurationError(f"{what} {neighbor} comes {times} times, expected once")
+            raise ConfigurationError(f"{label} {neighbor} is listed {times} times, expected once")
 
 
 def check_connected(graphs: GraphSequence) -> None:
-    """Check that the union of the graphs of one period is strongly connected: all hear of all.
+    """Check that the union of the graphs of one period is strongly connected.
 
     Raises:
-        ConfigurationError: naming two ranks of which one never hears of the other.
+        ConfigurationError: if information from one rank never reaches another; names the two ranks.
     """
     steps = range(graphs.lead_steps, graphs.lead_steps + graphs.period_steps)
     receivers: list[set[int]] = [set() for _ in range(graphs.size)]
@@ -81,23 +94,23 @@ def check_connected(graphs: GraphSequence) -> None:
                 receivers[rank].add(receiver)
                 senders[receiver].add(rank)
     for rank in sorted(set(range(graphs.size)) - _reached_from_zero(receivers)):
-        raise ConfigurationError(_disconnected(graphs, hears_nothing=rank, of=0))
+        raise ConfigurationError(_disconnected(graphs, source=0, unreached=rank))
     for rank in sorted(set(range(graphs.size)) - _reached_from_zero(senders)):
-        raise ConfigurationError(_disconnected(graphs, hears_nothing=0, of=rank))
+        raise ConfigurationError(_disconnected(graphs, source=rank, unreached=0))
 
 
 def _reached_from_zero(edges: list[set[int]]) -> set[int]:
     reached, frontier = {0}, [0]
     while frontier:
-        found: Iterable[int] = edges[frontier.pop()] - reached
-        reached.update(found)
-        frontier.extend(found)
+        new: Iterable[int] = edges[frontier.pop()] - reached
+        reached.update(new)
+        frontier.extend(new)
     return reached
 
 
-def _disconnected(graphs: GraphSequence, *, hears_nothing: int, of: int) -> str:
+def _disconnected(graphs: GraphSequence, *, source: int, unreached: int) -> str:
     over = "" if graphs.period_steps == 1 else f", not over all {graphs.period_steps} steps of its period"
     return (
-        f"{graphs.name} is disconnected: nothing of rank {of} ever reaches rank {hears_nothing}{over}. "
-        "Add edges until every rank hears of every other, directly or through others"
+        f"{graphs.name} is disconnected: nothing of rank {source} ever reaches rank {unreached}{over}. "
+        "Add edges until information from every rank reaches every other, directly or through other ranks"
     )

@@ -1,4 +1,4 @@
-"""Topologies in which every rank does the same: send to the ranks that are so many places further on."""
+"""Topologies in which all ranks send over the same distances, their hops: rank r sends to r + hop, modulo the size."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -17,9 +17,14 @@ Hops: TypeAlias = tuple[int, ...]
 
 
 class CirculantGraphs(GraphSequence):
-    """Rank r sends equal shares to itself and to r + hop, modulo the size, for each hop of the step.
+    """Graphs in which rank r keeps one share and sends equal shares to r + hop, modulo the size, for each hop.
 
-    Every rank hears as many as it sends to: the matrices are doubly stochastic.
+    Each rank receives as many messages as it sends, so the matrices are doubly stochastic.
+
+    Args:
+        size: number of ranks.
+        hops: for each step of the period, the distances to the out-neighbours.
+        name: name in messages and pictures.
     """
 
     def __init__(self, size: int, hops: Sequence[Hops], name: str) -> None:
@@ -37,12 +42,12 @@ class CirculantGraphs(GraphSequence):
 
 
 def distinct_hops(hops: Iterable[int], size: int) -> Hops:
-    """Each hop modulo ``size``, once, in order, without 0: no self edges and no duplicates."""
+    """Return the hops modulo ``size`` in order, without 0 (edges from a rank to itself) and duplicates."""
     return tuple(dict.fromkeys(hop % size for hop in hops if hop % size))
 
 
 def exponents(size: int, base: int = 2) -> int:
-    """Number of powers of ``base``, from 1 on, below ``size``: ceil(log_base(size)), in integers."""
+    """Return ceil(log_base(size)), the number of powers of ``base`` below ``size``, by integer arithmetic."""
     count, power = 0, 1
     while power < size:
         count, power = count + 1, power * base
@@ -51,9 +56,13 @@ def exponents(size: int, base: int = 2) -> int:
 
 @dataclass(frozen=True)
 class Ring(Topology):
-    """Every rank exchanges with the next and the previous one, 1/3 each: two messages per rank and step.
+    """Each rank exchanges messages with the next and the previous rank, 1/3 each: two messages per rank and step.
 
-    Mixes slowly: rho = (1 + 2 cos(2 pi / n)) / 3, so the number of steps to agree grows as n^2.
+    Mixes slowly: rho = (1 + 2 cos(2 pi / n)) / 3, so the number of steps until ranks agree grows as n^2.
+
+    Example:
+        >>> print(Ring().for_size(16))
+        Ring among 16 ranks: 1 graph, doubly stochastic, spectral gap 0.05075 per step
     """
 
     def plan(self, size: int) -> GraphSequence:
@@ -62,7 +71,12 @@ class Ring(Topology):
 
 @dataclass(frozen=True)
 class Complete(Topology):
-    """Every rank sends to every other, 1/n each: the exact average in one step, for n - 1 messages per rank."""
+    """Each rank sends to all others, 1/n each: the exact average in one step, with n - 1 messages per rank.
+
+    Example:
+        >>> print(Complete().for_size(16))
+        Complete among 16 ranks: 1 graph, doubly stochastic, spectral gap 1 per step
+    """
 
     def plan(self, size: int) -> GraphSequence:
         return CirculantGraphs(size, [tuple(range(1, size))], "Complete")
@@ -70,9 +84,13 @@ class Complete(Topology):
 
 @dataclass(frozen=True)
 class StaticExponential(Topology):
-    """Every rank sends to those 1, 2, 4, ... places further on, ceil(log2 n) messages per rank and step.
+    """Each rank r sends to ranks r + 1, r + 2, r + 4, ..., modulo n: ceil(log2 n) messages per rank and step.
 
     rho = 1 - 2 / (1 + ceil(log2 n)) for even n, less for odd n (Ying et al., NeurIPS 2021, arXiv 2110.13363).
+
+    Example:
+        >>> print(StaticExponential().for_size(16))
+        StaticExponential among 16 ranks: 1 graph, doubly stochastic, spectral gap 0.4 per step
     """
 
     def plan(self, size: int) -> GraphSequence:
@@ -81,11 +99,17 @@ class StaticExponential(Topology):
 
 @dataclass(frozen=True)
 class OnePeerExponential(Topology):
-    """One message per rank and step: at step k, half of what it has to the rank 2^(k mod ceil(log2 n)) further on.
+    """Each rank r sends half of its mass at step k to rank r + 2^(k mod ceil(log2 n)): one message per rank and step.
 
     For n = 2^K any K consecutive steps average exactly (Ying et al., NeurIPS 2021, arXiv 2110.13363; the graph
-    is that of SGP, Assran et al., ICML 2019). For other n they do not; a period then shrinks any disagreement
-    to at most max over m = 1..n-1 of |sin(pi m 2^K / n) / (2^K sin(pi m / n))|.
+    is that of SGP, Assran et al., ICML 2019). For other n, a period shrinks any disagreement to at most the
+    maximum over m = 1..n-1 of |sin(pi m 2^K / n) / (2^K sin(pi m / n))|.
+
+    Example:
+        >>> print(OnePeerExponential().for_size(16))
+        OnePeerExponential among 16 ranks: 4 graphs, doubly stochastic, spectral gap 1 per step
+        >>> print(OnePeerExponential().for_size(12))
+        OnePeerExponential among 12 ranks: 4 graphs, doubly stochastic, spectral gap 0.3238 per step
     """
 
     def plan(self, size: int) -> GraphSequence:
@@ -95,13 +119,17 @@ class OnePeerExponential(Topology):
 
 @dataclass(frozen=True)
 class PPeerExponential(Topology):
-    """``peers`` messages per rank and step: at digit i, to the ranks b^i, 2 b^i, ..., peers b^i further on.
+    """Each rank r sends ``peers`` messages per step: at step k to ranks r + b^k, r + 2 b^k, ..., r + peers b^k.
 
-    The base is b = peers + 1. For n = b^K any K consecutive steps average exactly. Where hops coincide modulo n, or
-    come home, there are fewer of them and the shares are equal again.
+    The base is b = peers + 1, and k is taken modulo K = ceil(log_b n). For n = b^K any K consecutive steps average
+    exactly. Hops that coincide modulo n, or lead to the sender, are left out, and the shares of the others are equal.
 
     Args:
-        peers: out-neighbours per step, >= 1; 1 is ``OnePeerExponential``.
+        peers: number of out-neighbours per step, >= 1; with 1 it is ``OnePeerExponential``.
+
+    Example:
+        >>> print(PPeerExponential(3).for_size(16))
+        PPeerExponential(3) among 16 ranks: 2 graphs, doubly stochastic, spectral gap 1 per step
     """
 
     peers: int
@@ -119,20 +147,24 @@ class PPeerExponential(Topology):
 
 
 class Circulant(Topology):
-    """Hops of your own: at step k, every rank sends equal shares to the ranks ``hops[k mod len(hops)]`` further on.
+    """Each rank r sends equal shares at step k to rank r + hop, modulo n, for each hop of ``hops[k mod len(hops)]``.
 
     Args:
-        hops: for each step of the period, the distances to its out-neighbours; negative ones count backwards.
+        hops: for each step of the period, the distances to the out-neighbours; negative ones point backwards.
 
     Raises:
         ConfigurationError: when planned, if two hops of a step lead to the same rank or one leads to the sender, or
             if the hops of a period do not connect all ranks.
+
+    Example:
+        >>> print(Circulant([[1], [-1], [5]]).for_size(16))
+        Circulant among 16 ranks: 3 graphs, doubly stochastic, spectral gap 0.1215 per step
     """
 
     def __init__(self, hops: Sequence[Sequence[int]]) -> None:
         self._hops = tuple(tuple(step) for step in hops)
         if not self._hops:
-            raise ConfigurationError("hops must name the out-neighbours of at least one step, got none")
+            raise ConfigurationError("hops must contain the out-neighbours of at least one step, got none")
 
     def plan(self, size: int) -> GraphSequence:
         graphs = CirculantGraphs(size, [tuple(hop % size for hop in step) for step in self._hops], "Circulant")

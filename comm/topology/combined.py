@@ -1,4 +1,4 @@
-"""Topologies made of others: one after the other, or one among the leaders of nodes."""
+"""Topologies made of others: one after the other, or one between nodes."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ __all__ = ["Hybrid", "NodeAware"]
 
 
 class _HybridGraphs(GraphSequence):
+    """The graphs of ``first`` for the first steps, then those of ``then``."""
+
     def __init__(self, first: GraphSequence, steps: int, then: GraphSequence) -> None:
         super().__init__(
             then.size,
@@ -37,15 +39,21 @@ class _HybridGraphs(GraphSequence):
 
 @dataclass(frozen=True)
 class Hybrid(Topology):
-    """One topology for the first steps, another from then on: dense while parameters move fast, sparse after.
+    """One topology for the first steps and another afterwards: dense while parameters move fast, then sparse.
 
     ``Hybrid(PPeerExponential(2), 10_000, OnePeerExponential())`` is the hybrid of SGP (Assran et al., ICML 2019).
-    Each part begins with its own first graph.
+    Each topology begins with its first graph.
 
     Args:
         first: topology of steps 0 to ``steps`` - 1.
-        steps: how long, >= 0.
-        then: topology from step ``steps`` on.
+        steps: number of steps of the first topology, >= 0.
+        then: topology of all later steps.
+
+    Example:
+        >>> from lentando.comm.topology import Complete, Hybrid, OnePeerExponential
+        >>> graphs = Hybrid(Complete(), 1000, OnePeerExponential()).for_size(8)
+        >>> [len(graphs.peers(rank=0, step=step).out_neighbors) for step in (0, 999, 1000, 1001)]
+        [7, 7, 1, 1]
     """
 
     first: Topology
@@ -60,7 +68,7 @@ class Hybrid(Topology):
 
 
 class _NodeAwareGraphs(GraphSequence):
-    """Even steps average within nodes, odd steps are the inner graphs between leaders."""
+    """Graphs that average within nodes at even steps, and connect the leaders of nodes at odd steps."""
 
     def __init__(self, inner: GraphSequence, local_size: int, leaders: int) -> None:
         super().__init__(
@@ -83,31 +91,37 @@ class _NodeAwareGraphs(GraphSequence):
         if phase % 2 == 0:
             share = 1 / self._local_size
             start = node * self._local_size
-            others = tuple((other, share) for other in range(start, start + self._local_size) if other != rank)
-            return Peers(others, others, share)
+            neighbors = tuple((peer, share) for peer in range(start, start + self._local_size) if peer != rank)
+            return Peers(neighbors, neighbors, share)
         if local >= self._leaders:
             return Peers((), (), 1.0)
         peers = self._inner.peers_in(node, phase // 2)
         return Peers(
-            tuple((other * self._local_size + local, share) for other, share in peers.out_neighbors),
-            tuple((other * self._local_size + local, share) for other, share in peers.in_neighbors),
+            tuple((peer * self._local_size + local, share) for peer, share in peers.out_neighbors),
+            tuple((peer * self._local_size + local, share) for peer, share in peers.in_neighbors),
             peers.self_weight,
         )
 
 
 @dataclass(frozen=True)
 class NodeAware(Topology):
-    """At even steps the ranks of each node average exactly; at odd steps its leaders gossip with those of others.
+    """The ranks of each node average exactly at even steps; the leaders of the nodes gossip at odd steps.
 
-    The links between nodes carry ``leaders`` messages per node every second step. That is also the price: a leader
-    holds 1 / local_size of its node's mass, so two steps do to the nodes' means what I + (leaders / local_size)(P -
-    I) does, with P the inner matrix. With ``leaders=local_size`` all ranks gossip, each with its counterparts on
-    other nodes, and two steps mix the nodes as one step of ``inner`` does.
+    The links between nodes carry ``leaders`` messages per node every second step. The price is slower mixing: a leader
+    holds 1 / local_size of the mass of its node, so two steps multiply the means of the nodes by
+    I + (leaders / local_size)(P - I), with P the inner matrix. With ``leaders=local_size`` all ranks gossip, each with
+    those of the same local rank on other nodes, and two steps mix the nodes as one step of ``inner`` does.
 
     Args:
         inner: topology of the nodes.
-        local_size: ranks per node; rank r is on node r // local_size. Must divide the number of ranks.
-        leaders: ranks of each node that gossip, ``1 <= leaders <= local_size``.
+        local_size: number of ranks per node: rank r is on node r // local_size. Must divide the number of ranks.
+        leaders: number of ranks of each node that gossip, ``1 <= leaders <= local_size``.
+
+    Example:
+        >>> from lentando.comm.topology import NodeAware, OnePeerExponential
+        >>> graphs = NodeAware(OnePeerExponential(), local_size=4).for_size(16)
+        >>> [graphs.peers(rank=0, step=step).out_neighbors for step in (0, 1)]
+        [((1, 0.25), (2, 0.25), (3, 0.25)), ((4, 0.5),)]
     """
 
     inner: Topology
@@ -116,7 +130,7 @@ class NodeAware(Topology):
 
     def __post_init__(self) -> None:
         check_integer("local_size", self.local_size, 1, "ranks of a node")
-        check_integer("leaders", self.leaders, 1, "ranks of a node that talk to others")
+        check_integer("leaders", self.leaders, 1, "ranks of a node that gossip with other nodes")
         if self.leaders > self.local_size:
             raise ConfigurationError(
                 f"leaders must be between 1 and local_size, got leaders={self.leaders}, local_size={self.local_size}"

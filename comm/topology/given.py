@@ -1,4 +1,4 @@
-"""Topologies that the user brings along: mixing matrices and networkx graphs, checked when they are given."""
+"""Topologies from mixing matrices and networkx graphs, which are checked when they are given."""
 
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -20,7 +20,7 @@ _Matrix: TypeAlias = NDArray[np.float64]
 
 
 class _MatrixGraphs(GraphSequence):
-    """The positive entries of given matrices, as each rank sees them."""
+    """The graphs of given matrices: an edge for each positive entry."""
 
     def __init__(self, matrices: Sequence[_Matrix], name: str) -> None:
         super().__init__(len(matrices[0]), len(matrices), name=name)
@@ -31,7 +31,7 @@ class _MatrixGraphs(GraphSequence):
 
     @property
     def checksum(self) -> str:
-        """Equal for equal matrices, so that ranks and checkpoints can compare what they were given."""
+        """Text that is equal for equal matrices, by which ranks and checkpoints compare topologies."""
         return f"{crc32(repr(self._planned).encode()):08x}"
 
     def __repr__(self) -> str:
@@ -41,32 +41,35 @@ class _MatrixGraphs(GraphSequence):
 def _peers_of(rank: int, matrix: _Matrix) -> Peers:
     column, row = matrix[:, rank], matrix[rank]
     return Peers(
-        tuple((int(other), float(column[other])) for other in np.flatnonzero(column) if other != rank),
-        tuple((int(other), float(row[other])) for other in np.flatnonzero(row) if other != rank),
+        tuple((int(peer), float(column[peer])) for peer in np.flatnonzero(column) if peer != rank),
+        tuple((int(peer), float(row[peer])) for peer in np.flatnonzero(row) if peer != rank),
         float(matrix[rank, rank]),
     )
 
 
 class FromMatrix(Topology):
-    """Your own mixing matrix, or several that take turns.
+    """A given mixing matrix, or several in turn.
 
     Args:
-        matrices: one of shape ``(n, n)``, or one per step, shape ``(steps, n, n)``. ``P[i, j]`` is the share of j's
-            message that i receives: columns sum to 1 (to 1e-6; they are divided by their sums), the diagonal is
-            positive. If rows sum to 1 as well, w stays 1. A matrix in the other convention, ``W[i, j]`` from i to j,
-            is this one's transpose.
+        matrices: mixing matrix, shape ``(n, n)``, or one per step of the period, shape ``(steps, n, n)``. ``P[i, j]``
+            is the share of j's message that i receives. Columns sum to 1 (to 1e-6; they are divided by their sums), and
+            the diagonal is positive. If rows sum to 1 as well, w stays 1. A matrix in the other convention, ``W[i, j]``
+            from i to j, is the transpose.
 
     Raises:
-        ConfigurationError: for any other shape, entries that are negative or not finite, columns that do not sum to
-            1, a zero on the diagonal, or ranks that never hear of each other; when planned, for another number of
-            ranks.
+        ConfigurationError: for any other shape, entries that are negative or not finite, columns that do not sum to 1,
+            a zero on the diagonal, or ranks that are not connected; when planned, for another number of ranks.
+
+    Example:
+        >>> print(FromMatrix([[0.5, 0, 0.5], [0.5, 0.5, 0], [0, 0.5, 0.5]]).for_size(3))
+        FromMatrix among 3 ranks: 1 graph, doubly stochastic, spectral gap 0.5 per step
     """
 
     def __init__(self, matrices: ArrayLike) -> None:
         try:
             given = np.array(matrices, np.float64)
         except (ValueError, TypeError):
-            raise ConfigurationError("the mixing matrices must be numbers, and all of one shape (n, n)") from None
+            raise ConfigurationError("the mixing matrices must be numbers, and all of the same shape (n, n)") from None
         if given.ndim == 2:
             given = given[np.newaxis]
         if given.ndim != 3 or given.shape[1] != given.shape[2] or 0 in given.shape:
@@ -84,19 +87,19 @@ class FromMatrix(Topology):
         return _of_size(self._graphs, size, "the mixing matrix")
 
     def describe(self) -> dict[str, str]:
-        """What ranks and checkpoints compare."""
+        """Return the values by which ranks and checkpoints compare topologies."""
         return {"checksum": self._graphs.checksum}
 
     def __repr__(self) -> str:
         return repr(self._graphs)
 
 
-def _check_matrix(matrix: _Matrix, what: str) -> None:
+def _check_matrix(matrix: _Matrix, label: str) -> None:
     bad = np.argwhere(~np.isfinite(matrix) | (matrix < 0))
     if bad.size:
         i, j = map(int, bad[0])
         raise ConfigurationError(
-            f"{what} has P[{i}, {j}] = {matrix[i, j]:g}, the share of rank {j}'s message that rank {i} receives: "
+            f"{label} has P[{i}, {j}] = {matrix[i, j]:g}, the share of rank {j}'s message that rank {i} receives: "
             "expected a finite number >= 0"
         )
     kind = stochasticity(matrix)
@@ -105,30 +108,30 @@ def _check_matrix(matrix: _Matrix, what: str) -> None:
         column = int(np.argmax(np.abs(sums - 1)))
         hint = "; its rows do: give the transpose" if kind == "row" else ""
         raise ConfigurationError(
-            f"{what} is not column-stochastic: column {column}, what rank {column} gives away and keeps, sums to "
-            f"{sums[column]:.6g}, expected 1 (to {SUM_TOLERANCE:g}){hint}"
+            f"{label} is not column-stochastic: column {column}, the shares that rank {column} sends and keeps, sums "
+            f"to {sums[column]:.6g}, expected 1 (to {SUM_TOLERANCE:g}){hint}"
         )
     empty = np.flatnonzero(np.diagonal(matrix) <= 0)
     if empty.size:
         rank = int(empty[0])
         raise ConfigurationError(
-            f"{what} has P[{rank}, {rank}] = 0: rank {rank} must keep a share of its own, or its push-sum weight may "
-            "become 0. (P + I) / 2 mixes along the same edges"
+            f"{label} has P[{rank}, {rank}] = 0: rank {rank} must keep a positive share, or its push-sum weight may "
+            "become 0. (P + I) / 2 has the same edges"
         )
 
 
-def _of_size(graphs: GraphSequence, size: int, what: str) -> GraphSequence:
+def _of_size(graphs: GraphSequence, size: int, label: str) -> GraphSequence:
     if graphs.size != size:
-        raise ConfigurationError(f"{what} is for {graphs.size} ranks, but the job has {size}")
+        raise ConfigurationError(f"{label} is for {graphs.size} ranks, but the job has {size}")
     return graphs
 
 
 class NetworkxGraph(Protocol):
-    """What is asked of a networkx graph."""
+    """The part of a networkx graph that ``FromGraph`` uses."""
 
     @property
     def nodes(self) -> Iterable[Any]:
-        """The nodes."""
+        """The nodes, which must be the ranks."""
 
     @property
     def edges(self) -> Any:
@@ -139,20 +142,24 @@ class NetworkxGraph(Protocol):
 
 
 class FromGraph(Topology):
-    """A networkx graph, or several that take turns: nodes are the ranks 0 to n - 1, edge (j, i) means j sends to i.
+    """A given networkx graph, or several in turn. The nodes are the ranks 0 to n - 1; along edge (j, i), j sends to i.
 
-    Without ``share``, a digraph's ranks give equal shares to themselves and each out-neighbour (column stochastic);
-    in an undirected graph, both ends of an edge give 1 / (1 + the larger of their degrees) (doubly stochastic:
-    Metropolis weights, Xiao, Boyd and Kim, J. Parallel Distrib. Comput. 2007).
+    Without ``share``, each rank of a digraph keeps one share and sends equal shares to its out-neighbours (column
+    stochastic). In an undirected graph, the share of both directions of an edge is 1 / (1 + the larger degree of its
+    two ends) (doubly stochastic: Metropolis weights, Xiao, Boyd and Kim, J. Parallel Distrib. Comput. 2007).
 
     Args:
-        graphs: a ``networkx.Graph`` or ``DiGraph``, or a sequence of them, one per step.
-        share: name of the edge attribute that holds the share of j's message that i receives; j keeps the rest.
+        graphs: a ``networkx.Graph`` or ``DiGraph``, or a sequence of them, one per step of the period.
+        share: name of the edge attribute that holds the share of j's message that i receives. Rank j keeps the rest.
 
     Raises:
-        ConfigurationError: if nodes are not the ranks, an edge joins a rank with itself or is there twice, shares do
-            not leave the sender a positive rest, or ranks never hear of each other; when planned, for another number
-            of ranks.
+        ConfigurationError: if nodes are not the ranks, an edge connects a rank with itself or is listed twice, shares
+            leave the sender no positive rest, or ranks are not connected; when planned, for another number of ranks.
+
+    Example:
+        >>> import networkx
+        >>> print(FromGraph(networkx.star_graph(4)).for_size(5))  # one hub and four others
+        FromGraph among 5 ranks: 1 graph, doubly stochastic, spectral gap 0.2 per step
     """
 
     def __init__(self, graphs: NetworkxGraph | Sequence[NetworkxGraph], *, share: str | None = None) -> None:
@@ -168,7 +175,7 @@ class FromGraph(Topology):
         return _of_size(self._graphs, size, "the graph")
 
     def describe(self) -> dict[str, str]:
-        """What ranks and checkpoints compare."""
+        """Return the values by which ranks and checkpoints compare topologies."""
         return {"checksum": self._graphs.checksum}
 
     def __repr__(self) -> str:
@@ -184,9 +191,11 @@ def _matrix_of(graph: NetworkxGraph, size: int, share: str | None) -> _Matrix:
     edges = [(int(sender), int(receiver)) for sender, receiver, *_ in graph.edges]
     for (sender, receiver), count in Counter(edges).items():
         if sender == receiver:
-            raise ConfigurationError(f"edge ({sender}, {receiver}) joins a rank with itself; what it keeps is no edge")
+            raise ConfigurationError(
+                f"edge ({sender}, {receiver}) connects a rank with itself; the share that a rank keeps is not an edge"
+            )
         if count > 1:
-            raise ConfigurationError(f"edge ({sender}, {receiver}) is there {count} times, expected once")
+            raise ConfigurationError(f"edge ({sender}, {receiver}) is listed {count} times, expected once")
     if not graph.is_directed():
         edges += [(receiver, sender) for sender, receiver in edges]
     matrix = np.zeros((size, size))
@@ -202,7 +211,7 @@ def _matrix_of(graph: NetworkxGraph, size: int, share: str | None) -> _Matrix:
     if kept.min() <= SUM_TOLERANCE:
         rank = int(np.argmin(kept))
         raise ConfigurationError(
-            f"rank {rank} gives away {1 - kept[rank]:g} of what it has: expected less than 1, so that it keeps a share"
+            f"rank {rank} sends shares that sum to {1 - kept[rank]:g}: expected less than 1, so that it keeps a share"
         )
     matrix[np.diag_indices(size)] = kept
     return matrix

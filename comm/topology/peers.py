@@ -7,15 +7,23 @@ __all__ = ["Peers"]
 
 @dataclass(frozen=True, slots=True)
 class Peers:
-    """One rank's part in one step.
+    """The neighbours of one rank in one step, and the shares that it sends and receives.
 
-    The share of a message is chosen by its sender, who need not know how many others its receiver hears. A rank
-    without neighbours rests: it keeps what it has.
+    The sender of a message chooses its share, without knowledge of the other messages of the receiver. A rank without
+    neighbours keeps its parameters as they are.
 
     Attributes:
-        out_neighbors: (rank, share) of those we send to: p_ji of our x and w goes to j.
-        in_neighbors: (rank, share) of those who send to us: p_ij of j's x and w comes to us.
-        self_weight: the share p_ii > 0 that we keep. With those of ``out_neighbors`` it sums to 1.
+        out_neighbors: (rank j, share p_ji) of each receiver: rank i sends p_ji of its x and w to j.
+        in_neighbors: (rank j, share p_ij) of each sender: rank i receives p_ij of the x and w of j.
+        self_weight: share p_ii > 0 that the rank keeps. It and the shares of ``out_neighbors`` sum to 1.
+
+    Example:
+        >>> from lentando.comm.topology import Ring
+        >>> peers = Ring().for_size(4).peers(rank=0, step=0)
+        >>> [receiver for receiver, share in peers.out_neighbors]
+        [1, 3]
+        >>> round(peers.self_weight, 3)
+        0.333
     """
 
     out_neighbors: tuple[tuple[int, float], ...]

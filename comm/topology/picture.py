@@ -1,4 +1,4 @@
-"""A picture of a sequence of graphs. The only place that needs matplotlib, loaded when a picture is asked for."""
+"""Pictures of a sequence of graphs. Only ``draw`` loads matplotlib."""
 
 from math import ceil, cos, pi, sin
 from pathlib import Path
@@ -28,11 +28,11 @@ class _Graphs(Protocol):
 
 
 def draw(graphs: _Graphs, path: str | Path | None = None) -> "Figure":
-    """Ranks on a circle, an arrow for each message, one panel per step: of the period, or its first 12.
+    """Draw the ranks on a circle with an arrow for each message, one panel per step of the period, up to 12.
 
     Args:
-        graphs: what to draw; legible up to some 64 ranks.
-        path: where to save it (.png, .pdf, .svg); nowhere if None.
+        graphs: sequence of graphs; legible up to about 64 ranks.
+        path: file in which the figure is saved (.png, .pdf, .svg); not saved if None.
 
     Raises:
         ConfigurationError: if matplotlib is not installed.
@@ -58,27 +58,27 @@ def draw(graphs: _Graphs, path: str | Path | None = None) -> "Figure":
 
 def _draw_step(panel: "Axes", graphs: _Graphs, step: int) -> None:
     size = graphs.size
-    angles = [pi / 2 - 2 * pi * rank / size for rank in range(size)]  # clockwise from the top, as on a clock
-    places = [(cos(angle), sin(angle)) for angle in angles]
-    for rank, place in enumerate(places):
+    angles = [pi / 2 - 2 * pi * rank / size for rank in range(size)]  # clockwise from the top
+    positions = [(cos(angle), sin(angle)) for angle in angles]
+    for rank, position in enumerate(positions):
         for receiver, _ in graphs.peers(rank, step).out_neighbors:
             panel.annotate(
                 "",
-                xy=places[receiver],
-                xytext=place,
+                xy=positions[receiver],
+                xytext=position,
                 arrowprops={
                     "arrowstyle": "-|>",
                     "color": f"C{step % 10}",
                     "alpha": 0.7,
                     "shrinkA": 7,
                     "shrinkB": 7,
-                    "connectionstyle": "arc3,rad=0.12",  # so that both directions of an edge are seen
+                    "connectionstyle": "arc3,rad=0.12",  # separates the two directions of an edge
                 },
             )
-    across, up = zip(*places, strict=True)
+    across, up = zip(*positions, strict=True)
     panel.scatter(across, up, s=160, color="white", edgecolors="black", zorder=3)
     if size <= 64:
-        for rank, (x, y) in enumerate(places):
+        for rank, (x, y) in enumerate(positions):
             panel.text(x, y, str(rank), ha="center", va="center", fontsize=7, zorder=4)
     panel.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
     panel.set_title(f"step {step}", fontsize="small")

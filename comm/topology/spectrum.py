@@ -1,4 +1,4 @@
-"""What a mixing matrix says about itself: which of its sums are 1, and how fast it forgets disagreement."""
+"""Properties of a mixing matrix: which of its sums are 1, and how fast it reduces disagreement."""
 
 from typing import Any, Literal, TypeAlias
 
@@ -8,16 +8,25 @@ from numpy.typing import NDArray
 __all__ = ["Stochasticity", "second_modulus", "stochasticity"]
 
 Stochasticity: TypeAlias = Literal["doubly", "column", "row", "none"]
-"""Which sums of a non-negative matrix are 1: those of its columns (push-sum's need), of its rows, of both, or
-neither.
-"""
+"""Which sums of a non-negative matrix are 1: those of its columns (which push-sum needs), its rows, both or neither."""
 
 SUM_TOLERANCE = 1e-6
-"""How far from 1 a sum may be: matrices are often written in float32, or by hand."""
+"""Tolerance for sums, because matrices are often given in float32, or written by hand."""
 
 
 def stochasticity(matrix: NDArray[Any]) -> Stochasticity:
-    """Which sums of a square, non-negative matrix are 1, to ``SUM_TOLERANCE``."""
+    """Return which sums of a square, non-negative matrix are 1, to ``SUM_TOLERANCE``.
+
+    Args:
+        matrix: mixing matrix, shape ``(n, n)``.
+
+    Example:
+        >>> import numpy as np
+        >>> stochasticity(np.array([[0.5, 0.25], [0.5, 0.75]]))
+        'column'
+        >>> stochasticity(np.array([[0.5, 0.5], [0.5, 0.5]]))
+        'doubly'
+    """
     columns = bool(np.all(np.abs(matrix.sum(axis=0) - 1) <= SUM_TOLERANCE))
     rows = bool(np.all(np.abs(matrix.sum(axis=1) - 1) <= SUM_TOLERANCE))
     if columns:
@@ -26,18 +35,26 @@ def stochasticity(matrix: NDArray[Any]) -> Stochasticity:
 
 
 def second_modulus(matrix: NDArray[Any]) -> float:
-    """Modulus of the second largest eigenvalue of a column-stochastic matrix; the largest is 1.
+    """Return the modulus of the second largest eigenvalue of a column-stochastic matrix. The largest is 1.
 
-    It is the factor by which disagreement shrinks with each application, in the long run. 0 for a matrix that
-    averages exactly, at once (its columns are equal up to rounding) or after a few applications.
+    It is the asymptotic factor by which disagreement shrinks with each application. It is 0 for a matrix that averages
+    exactly, at once (its columns are equal up to rounding) or after a few applications.
+
+    Args:
+        matrix: mixing matrix, shape ``(n, n)``.
+
+    Example:
+        >>> import numpy as np
+        >>> round(second_modulus(np.array([[0.75, 0.25], [0.25, 0.75]])), 12)
+        0.5
     """
-    # Columns sum to 1, so that vectors that sum to 0 stay among themselves. There, this does what the matrix does;
-    # the eigenvalue 1 is gone.
+    # Columns sum to 1, so vectors that sum to 0 are mapped to such vectors. On them, this difference equals the matrix,
+    # and the eigenvalue 1 is removed.
     disagreement: NDArray[np.float64] = matrix - matrix.mean(axis=1, keepdims=True)
     if np.abs(disagreement).max() <= 8 * np.finfo(np.float64).eps:
         return 0.0
-    # Asked of a nilpotent matrix, an eigenvalue solver answers with a root of the rounding error. Powers of dyadic
-    # shares, which most are, are exact: if one is 0, so are the eigenvalues.
+    # For a nilpotent matrix, an eigenvalue solver returns a root of the rounding error. Powers of dyadic shares, which
+    # most shares are, are exact: if one is 0, so are the eigenvalues.
     if not np.linalg.matrix_power(disagreement, 8).any():
         return 0.0
     return float(np.abs(np.linalg.eigvals(disagreement)).max())

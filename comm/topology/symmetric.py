@@ -1,4 +1,4 @@
-"""Topologies whose edges go both ways with equal shares: pairs, grids and cubes."""
+"""Topologies with symmetric edges and equal shares in both directions: pairs, grids and cubes."""
 
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -15,11 +15,11 @@ __all__ = ["BipartiteExponential", "Hypercube", "OnePeerHypercube", "Torus"]
 
 
 class _SymmetricGraphs(GraphSequence):
-    """Each rank keeps and sends equal shares, and hears exactly those it sends to."""
+    """Graphs in which each rank keeps and sends equal shares, and receives from those that it sends to."""
 
     @abstractmethod
     def _neighbors(self, rank: int, phase: int) -> Sequence[int]:
-        """Those that ``rank`` exchanges with: equally many for all ranks that exchange at all."""
+        """Return the neighbours of ``rank``. All ranks that have neighbours have the same number of them."""
 
     def peers_in(self, rank: int, phase: int) -> Peers:
         neighbors = self._neighbors(rank, phase)
@@ -29,7 +29,7 @@ class _SymmetricGraphs(GraphSequence):
 
 
 class _PairedGraphs(_SymmetricGraphs):
-    """Even rank 2a meets odd rank 2b + 1 with b = a + shift, modulo the number of even ranks."""
+    """Graphs in which even rank 2a is paired with odd rank 2b + 1, b = a + shift modulo the number of even ranks."""
 
     def __init__(self, size: int) -> None:
         self._evens = (size + 1) // 2
@@ -40,16 +40,20 @@ class _PairedGraphs(_SymmetricGraphs):
         shift = self._shifts[phase]
         if rank % 2 == 0:
             odd = 2 * ((rank // 2 + shift) % self._evens) + 1
-            return [odd] if odd < self.size else []  # of an odd number of ranks, one is left over at each step
+            return [odd] if odd < self.size else []  # of an odd number of ranks, one has no partner
         return [2 * ((rank // 2 - shift) % self._evens)]
 
 
 @dataclass(frozen=True)
 class BipartiteExponential(Topology):
-    """An even and an odd rank swap halves, 1, 3, 5, 9, ..., 1 + 2^i apart in turn: one message per rank and step.
+    """Pairs of an even and an odd rank exchange halves, at distances 1, 3, 5, 9, ..., 1 + 2^i in turn.
 
-    Edges only join even with odd ranks, as AD-PSGD needs to be free of deadlock (Lian et al., ICML 2018). With an odd
-    number of ranks, one even rank rests at each step, another one each time.
+    One message per rank and step. Edges only connect even with odd ranks, which AD-PSGD needs to avoid deadlocks (Lian
+    et al., ICML 2018). With an odd number of ranks, a different even rank has no partner at each step.
+
+    Example:
+        >>> print(BipartiteExponential().for_size(16))
+        BipartiteExponential among 16 ranks: 4 graphs, doubly stochastic, spectral gap 1 per step
     """
 
     def plan(self, size: int) -> GraphSequence:
@@ -57,7 +61,7 @@ class BipartiteExponential(Topology):
 
 
 class _CubeGraphs(_SymmetricGraphs):
-    """Ranks that differ in one binary digit: in any at each step, or in digit k at step k."""
+    """Graphs that connect ranks that differ in one binary digit: any digit, or digit k at step k."""
 
     def __init__(self, size: int, one_peer: bool) -> None:
         self._digits = exponents(size)
@@ -73,9 +77,13 @@ class _CubeGraphs(_SymmetricGraphs):
 
 @dataclass(frozen=True)
 class Hypercube(Topology):
-    """Each rank exchanges with the log2 n ranks that differ from it in one binary digit; n must be a power of 2.
+    """Each rank exchanges messages with the log2 n ranks that differ from it in one binary digit.
 
-    rho = 1 - 2 / (1 + log2 n).
+    The number of ranks n must be a power of 2. rho = 1 - 2 / (1 + log2 n).
+
+    Example:
+        >>> print(Hypercube().for_size(16))
+        Hypercube among 16 ranks: 1 graph, doubly stochastic, spectral gap 0.4 per step
     """
 
     def plan(self, size: int) -> GraphSequence:
@@ -85,9 +93,14 @@ class Hypercube(Topology):
 
 @dataclass(frozen=True)
 class OnePeerHypercube(Topology):
-    """Each rank swaps halves with the rank that differs in binary digit k mod log2 n; n must be a power of 2.
+    """Each rank exchanges halves at step k with the rank that differs from it in binary digit k mod log2 n.
 
-    Any log2 n consecutive steps average exactly, with edges that go both ways and one message per rank and step.
+    The number of ranks n must be a power of 2. Any log2 n consecutive steps average exactly, with symmetric edges and
+    one message per rank and step.
+
+    Example:
+        >>> print(OnePeerHypercube().for_size(16))
+        OnePeerHypercube among 16 ranks: 4 graphs, doubly stochastic, spectral gap 1 per step
     """
 
     def plan(self, size: int) -> GraphSequence:
@@ -99,12 +112,12 @@ def _need_power_of_two(topology: Topology, size: int) -> None:
     if size & (size - 1):
         raise ConfigurationError(
             f"{type(topology).__name__} needs a power of 2 as number of ranks, got {size}; "
-            "OnePeerExponential and StaticExponential take any"
+            "OnePeerExponential and StaticExponential work with any number"
         )
 
 
 class _TorusGraphs(_SymmetricGraphs):
-    """Rank r sits in row r // columns and column r % columns of a grid whose ends meet."""
+    """Graphs of a grid with wrap-around: rank r is in row r // columns and column r % columns."""
 
     def __init__(self, rows: int, columns: int) -> None:
         super().__init__(rows * columns, 1, name=f"Torus {rows} x {columns}")
@@ -123,11 +136,17 @@ class _TorusGraphs(_SymmetricGraphs):
 
 @dataclass(frozen=True)
 class Torus(Topology):
-    """A grid whose ends meet: each rank exchanges with the one above, below, left and right, 1/5 each.
+    """A grid with wrap-around: each rank exchanges messages with its neighbours above, below, left and right, 1/5 each.
 
     Args:
-        rows: rows of the grid; must divide the number of ranks. By default the most that make no more rows than
-            columns: a square if n is one, a ring if n is prime.
+        rows: number of rows, which divides the number of ranks. By default the largest that is not greater than the
+            number of columns: a square if n is a square number, a ring if n is prime.
+
+    Example:
+        >>> print(Torus().for_size(16))
+        Torus 4 x 4 among 16 ranks: 1 graph, doubly stochastic, spectral gap 0.4 per step
+        >>> print(Torus(rows=2).for_size(16))
+        Torus 2 x 8 among 16 ranks: 1 graph, doubly stochastic, spectral gap 0.1464 per step
     """
 
     rows: int | None = None

@@ -332,7 +332,7 @@ def test_one_rank_has_no_neighbours() -> None:
         (lambda: NodeAware(Ring(), 4).for_size(6), "6 ranks, no multiple of local_size=4"),
         (lambda: NodeAware(Ring(), 2, 3), "leaders must be between 1 and local_size"),
         (lambda: Circulant([]), "at least one step"),
-        (lambda: Circulant([[1, 5]]).for_size(4), "out-neighbour 1 comes 2 times"),
+        (lambda: Circulant([[1, 5]]).for_size(4), "out-neighbour 1 is listed 2 times"),
         (lambda: Circulant([[1, 4]]).for_size(4), "is the rank itself"),
         (lambda: Circulant([[2]]).for_size(4), "nothing of rank 0 ever reaches rank 1"),
         (lambda: Circulant([[2], [4]]).for_size(6), "all 2 steps of its period"),
