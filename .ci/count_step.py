@@ -1,4 +1,4 @@
-"""Count the files whose functions run in one ``SlowMo.step()`` of PyTorch, between two outer steps and at an outer step.
+"""Count the files whose functions run in one ``SlowMo.step()`` of PyTorch, between outer steps and at an outer step.
 
 Run on two ranks: ``mpirun -np 2 .venv/bin/python .ci/count_step.py``. Rank 0 prints the files of this project, with the
 functions of each, and how many methods ``Replica`` has. Function calls are recorded with ``sys.setprofile``.

@@ -3,8 +3,8 @@
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
+from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.capabilities import Elastic, Notices, TimedRequest
-from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import MismatchError, ranks_in_words
 from lentando.comm.notices import watch_neighbors
@@ -69,7 +69,7 @@ class NeighborExchanges:
         """Come to the control message in which the others wait, as a rank that is about to do something else."""
         transport = self._transport
         try:
-            agree(transport, Control(Event.GOSSIP), doing)
+            agree(transport, Intent(Event.GOSSIP), doing)
         except MismatchError:
             if is_elastic(transport):  # the others vote on what they have attempted
                 assert isinstance(transport, Elastic)

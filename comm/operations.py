@@ -13,8 +13,8 @@ from typing import Any, TypeVar
 import numpy as np
 
 from lentando.comm import objects
+from lentando.comm.agreement import Event, Intent, agree, fingerprint
 from lentando.comm.collectives import all_reduce
-from lentando.comm.control import Control, Event, agree, fingerprint, what_is_compared
 from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.elastic import current_rank, in_place, initial_number, transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
@@ -310,13 +310,13 @@ class _Call:
     def __init__(self, world: Transport, operation: str, arguments: list[Any], name: str | None) -> None:
         self._world = world
         self._words = f"calls {operation}({', '.join(map(str, arguments))})" + (f" named {name!r}" if name else "")
-        self._control = Control(Event.OPERATION, subject=fingerprint([operation, *arguments, name]))
+        self._intent = Intent(Event.OPERATION, subject=fingerprint([operation, *arguments, name]))
 
     def agree(self) -> None:
         """Find out whether all ranks make the same call."""
-        agree(self._world, self._control, lambda: self._words)
+        agree(self._world, self._intent, lambda: self._words)
 
     def run(self, function: Callable[[], T]) -> T:
         """Do it when no other thread of this rank is at such a call."""
-        with turn(self._world, what_is_compared(self._control)):
+        with turn(self._world, self._intent):
             return function()

@@ -9,8 +9,8 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.closed import is_closed
-from lentando.comm.control import Control, Event, agree
 from lentando.comm.elastic import HOW_TO_START, exchange_hosts, is_elastic, transaction
 from lentando.comm.errors import ConfigurationError, NonFiniteError, NotInitializedError, grouped_by_rank
 from lentando.comm.final_checks import take_problems
@@ -173,11 +173,11 @@ def _agree_to_leave(leaving: Transport, problems: Sequence[str]) -> None:
     def description() -> str:
         return "has ended (shutdown, or the end of the program)" + (f" after {steps} gossip steps" if steps else "")
 
-    agreement = agree(leaving, Control(Event.SHUTDOWN, step=steps, finite=not problems), description)
-    if agreement.non_finite:
-        by_rank = allgather_object(leaving, "; ".join(problems) or "all is finite")
+    by_rank = agree(leaving, Intent(Event.SHUTDOWN, step=steps), description, {"has_problems": bool(problems)})
+    if by_rank["has_problems"].any():
+        found = allgather_object(leaving, "; ".join(problems) or "all is finite")
         raise NonFiniteError(
-            f"the job ends with models that are not finite. {grouped_by_rank(by_rank)}. Training has diverged there "
+            f"the job ends with models that are not finite. {grouped_by_rank(found)}. Training has diverged there "
             "after its last outer step: lower the learning rate, clip gradients, or shorten the period"
         )
 

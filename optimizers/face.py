@@ -7,6 +7,7 @@ from typing import Any
 
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.replica import BaseState, Replica
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["ReplicaOptimizer"]
@@ -95,14 +96,14 @@ class ReplicaOptimizer:
         (point-to-point and collective) and ``communication_seconds`` (including the time spent waiting for other
         ranks). ``left_out``: how often this rank's values were left out of an average because they were not finite.
         ``decisions`` of a period that adapts: dicts with the fields of ``lt.Decision``, oldest first. Compute time,
-        delays, stragglers and the estimated time saved: ``lentando.optimizers.replica.timing.Timing.report`` lists
-        them. The estimates take milliseconds, too long for a call at every step.
+        delays, stragglers and the estimated time saved: ``lentando.optimizers.report.report_of`` lists them. The
+        estimates take milliseconds, too long for a call at every step.
 
         Args:
             flat: whether to return one number for each name, as TensorBoard and other loggers take them. Unknown values
                 and the list of decisions are left out, and lists by rank become ``NAME/RANK``.
         """
-        report = self._ready_replica().report()
+        report = report_of(self._ready_replica())
         return flat_report(report) if flat else report
 
     def __repr__(self) -> str:

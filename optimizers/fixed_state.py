@@ -5,7 +5,7 @@ from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from lentando.comm.control import fingerprint
+from lentando.comm.agreement import fingerprint
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport

@@ -14,7 +14,7 @@ def flat_report(report: Mapping[str, Any]) -> dict[str, float]:
     ``NAME/RANK``, a list of ranks how many those are.
 
     Args:
-        report: of ``lentando.optimizers.replica.Replica.report``.
+        report: of ``lentando.optimizers.report.report_of``.
     """
     flat: dict[str, float] = {}
     for name, value in report.items():

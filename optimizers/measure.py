@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from lentando.comm.agreement import CONTROL_MESSAGE_BYTES, Event, Intent, agree
 from lentando.comm.capabilities import VirtualTime, shares_memory
-from lentando.comm.control import CONTROL_BYTES, Control, Event, agree
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.transport import Transport
 from lentando.optimizers.planning.records import Measurement, Points
@@ -42,7 +42,7 @@ def measure_delays(
         slow_momentum: of the outer step that is compared with one without.
     """
     clock = _Stopwatch(transport, repeats)
-    delays: dict[str, Points] = {"control": [(CONTROL_BYTES, clock.median(lambda: _control(transport)))]}
+    delays: dict[str, Points] = {"control": [(CONTROL_MESSAGE_BYTES, clock.median(lambda: _control(transport)))]}
     for fraction in FRACTIONS:
         count = max(1, elements // fraction)
         (layout,) = build_layouts([Entry("parameters", (count,), dtype, 0)])
@@ -95,7 +95,7 @@ def _operations(
 
 
 def _control(transport: Transport) -> None:
-    agree(transport, Control(Event.OPERATION), lambda: "measures delays")
+    agree(transport, Intent(Event.OPERATION), lambda: "measures delays")
 
 
 @dataclass

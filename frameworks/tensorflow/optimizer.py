@@ -16,7 +16,7 @@ from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.loss import as_number
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.resume import copied
+from lentando.optimizers.replica.state import copied
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.period import needs_loss
 from lentando.optimizers.rules.settings import Settings
@@ -246,7 +246,7 @@ class DistributedOptimizer(ReplicaOptimizer, ForwardsSettings, keras.optimizers.
             NonFiniteError: on this rank alone, if its weights are not finite, and no outer step will come to say so.
         """
         if self._made is not None:
-            self._made.check_finite("fit")
+            self._made.evaluation.check_finite("fit")
         self._base_optimizer.finalize_variable_values(var_list)
 
     def state_dict(self) -> dict[str, Any]:
@@ -361,7 +361,7 @@ class DistributedOptimizer(ReplicaOptimizer, ForwardsSettings, keras.optimizers.
         if int(self.iterations) != before:
             replica.after_steps(1, rates)
             self._counted.refresh()
-            replica.stop_if_agreed()
+            replica.stopping.stop_if_agreed()
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         # ``overflow`` is never set: a ``LossScaleOptimizer`` finds it in the averaged gradients, on all ranks alike.

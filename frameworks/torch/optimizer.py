@@ -132,7 +132,8 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         if overflow and are_averaged:  # a GradScaler may have looked before that, at what was then left out
             overflow = not self._has_finite_gradients()
         # If a rank's gradients were not finite, so is no rank's average, also where its GradScaler looked before that.
-        overflow = replica.settle_deferred(expected=self.found_inf is not None) or overflow
+        if replica.averages_gradients:
+            overflow = replica.gradients.settle_deferred(expected=self.found_inf is not None) or overflow
         if closure is not None:
             closure = self._observed(closure, record=loss is None)
         elif replica.averages_gradients and not are_averaged:
@@ -144,7 +145,6 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         if self._overlap is not None:
             self._overlap.begin_step()
         replica.after_step()
-        replica.stop_if_agreed()
         return result
 
     def synchronize(self) -> None:
@@ -257,9 +257,9 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             gradients.gather()
         else:
             gradients.gather(present_already=self._overlap.finish())
-        agreement = self._replica.average_gradients(loss, overflow, defer=defer)
+        averaged = self._replica.average_gradients(loss, overflow, defer=defer)
         gradients.scatter()
-        return agreement.loss, bool(agreement.flagged)
+        return averaged.loss, bool(averaged.overflowed)
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         self._model.flat_gradients.scatter()

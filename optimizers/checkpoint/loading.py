@@ -9,8 +9,8 @@ from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
+from lentando.comm.agreement import Event
 from lentando.comm.array_module import copy_into
-from lentando.comm.control import Event
 from lentando.comm.dtypes import is_floating, numpy_dtype
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError
@@ -31,6 +31,7 @@ from lentando.optimizers.checkpoint.saving import checked_path
 from lentando.optimizers.checkpoint.shard_file import read_shard_file
 from lentando.optimizers.checkpoint.training import Checkpointed, Training, trainings_of
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
+from lentando.optimizers.replica.state import check_state
 from lentando.optimizers.rules.settings import different_from
 
 __all__ = ["OptimizerStateChoice", "load"]
@@ -80,7 +81,7 @@ def load(
     by_name = _mappings_of(mapping, trainings)
     folder = checked_path(path)
     first = next(iter(trainings.values()))
-    transport, _, _ = first.replica.parts
+    transport = first.replica.transport
     return first.from_plain(transaction(transport, lambda: _load(trainings, folder, by_name, optimizer_state)))
 
 
@@ -108,7 +109,7 @@ def _load(
     by_name: Mapping[str, mappings.WeightMap | None],
     optimizer_state: OptimizerStateChoice,
 ) -> Any:
-    transport, _, _ = next(iter(trainings.values())).replica.parts
+    transport = next(iter(trainings.values())).replica.transport
     for training in trainings.values():
         training.replica.meet(Event.LOAD)
     found: dict[str, Any] = {}
@@ -171,7 +172,8 @@ class _Loading:
         self._folder = folder
         self._content = content
         self._optimizer_state = optimizer_state
-        transport, self._framework, settings = training.replica.parts
+        replica = training.replica
+        transport, self._framework, settings = replica.transport, replica.framework, replica.settings
         self._rank = transport.rank
         if found := different_from(settings, content["settings"]):
             raise CheckpointError(f"it was saved by training with other settings: {found}")
@@ -235,7 +237,7 @@ class _Loading:
         adopt_optimizer = self._prepared_optimizer()
 
         def adopt() -> None:
-            replica.wait_in_flight()
+            replica.setup.wait_in_flight()
             framework.load()
             for buffer in framework.buffers:
                 for entry, start in zip(buffer.layout.entries, buffer.layout.offsets, strict=True):
@@ -361,7 +363,7 @@ class _Loading:
         state |= {key: own[key] for key in ("version", "layout", "settings")}
         if not self._is_native:
             state["rate_sums"] = self._regrouped(state["rate_sums"], len(own["rate_sums"]))
-        self._training.replica.check_state(state)
+        check_state(state, self._training.replica.setup)
         return state
 
     def _random_state(self) -> dict[str, Array]:

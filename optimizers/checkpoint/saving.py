@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.agreement import Event
 from lentando.comm.array_module import to_host
-from lentando.comm.control import Event
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError, RankLostError, grouped_by_rank
 from lentando.comm.flat import describe
@@ -72,7 +72,7 @@ def save(
         raise ConfigurationError(f"keep must be an integer >= 1 (checkpoints), or None for one alone, got {keep!r}")
     folder = checked_path(path)
     first = next(iter(trainings.values()))
-    return transaction(first.replica.parts[0], lambda: _Saving(trainings, folder, keep).save(extra))
+    return transaction(first.replica.transport, lambda: _Saving(trainings, folder, keep).save(extra))
 
 
 def checked_path(path: str | PathLike[str]) -> Path:
@@ -98,7 +98,7 @@ class _Saving:
         self._trainings = trainings
         self._path = path
         self._keep = keep
-        self._transport: Transport = next(iter(trainings.values())).replica.parts[0]
+        self._transport: Transport = next(iter(trainings.values())).replica.transport
         self._is_first = self._transport.rank == 0
         self._lock = ExitStack()
 
@@ -229,7 +229,7 @@ def _names(folder: Path) -> list[str]:
 def _collected(training: Training, extra: Any) -> dict[str, Any]:
     """This rank's tensors, and JSON about them."""
     replica = training.replica
-    _, framework, _ = replica.parts
+    framework = replica.framework
     framework.load()
     layouts = [buffer.layout for buffer in framework.buffers]
     tensors: dict[str, Array] = {}
@@ -264,11 +264,11 @@ def _collected(training: Training, extra: Any) -> dict[str, Any]:
 
 def _described(training: Training) -> dict[str, Any]:
     """What must be known before any tensor is read: the same on all ranks."""
-    _, framework, settings = training.replica.parts
+    framework, settings = training.replica.framework, training.replica.settings
     layers, reason = _layers(training)
     return {
         "framework": framework.name,
-        "world_size": training.replica.parts[0].size,
+        "world_size": training.replica.transport.size,
         "inner_steps": training.replica.inner_steps,
         "rounds": training.replica.rounds,
         "settings": settings.method,

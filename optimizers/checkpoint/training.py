@@ -91,7 +91,7 @@ def trainings_of(optimizer: Checkpointed | Mapping[str, Checkpointed]) -> dict[s
     replicas = [training.replica for training in trainings.values()]
     if len({id(replica) for replica in replicas}) < len(replicas):
         raise ConfigurationError(f"one optimizer is given under several of the names {names}: give each once")
-    if len({id(replica.parts[0]) for replica in replicas}) > 1:
+    if len({id(replica.transport) for replica in replicas}) > 1:
         raise ConfigurationError(f"the optimizers {names} do not train on the same ranks: save each by itself")
     return trainings
 

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from lentando.comm.agreement import CONTROL_MESSAGE_BYTES
 from lentando.comm.cluster import Network
-from lentando.comm.control import CONTROL_BYTES
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.plan import RING_FROM_BYTES
 
@@ -130,7 +130,7 @@ def network_delays(network: Network, size: int, model_bytes: int, *, degree: int
         return Delays(0.0, 0.0)
     alpha, beta = network.latency_seconds, 1 / network.bandwidth_bytes_per_second
     levels = (size - 1).bit_length()
-    control = levels * alpha + (size - 1) * CONTROL_BYTES * beta
+    control = levels * alpha + (size - 1) * CONTROL_MESSAGE_BYTES * beta
     if model_bytes >= RING_FROM_BYTES["several nodes"]:
         whole = separate = 2 * (size - 1) * (alpha + model_bytes / size * beta)
     else:

@@ -1,6 +1,6 @@
-"""The replica: counts inner steps and runs base algorithm, period and outer step in order, for every framework.
+"""The replica: runs base optimizer, base algorithm, period and outer step in order, for every framework.
 
-Of its parts each holds one idea, and is given what it works with.
+``replica.py`` holds the order of a step. Each of the other files holds one stage of it, or one policy.
 """
 
 from lentando.optimizers.replica.replica import BaseState, Replica

@@ -1,20 +1,20 @@
-"""Evaluating the mean of all replicas: to hold it for a while, and how far the replicas are from it."""
+"""What is done between steps and is not training: evaluating the mean of all replicas, and their distance from it."""
 
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from math import sqrt
 
 import numpy as np
 
+from lentando.comm.agreement import Event
 from lentando.comm.array_module import copy_into
 from lentando.comm.collectives import plan_reduction
-from lentando.comm.control import Event
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.replica.messages import Messages
-from lentando.optimizers.replica.plan import Plan
+from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.rules.non_finite import ADVICE, NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import mean_over_some
@@ -24,51 +24,67 @@ __all__ = ["Evaluation"]
 _log = logging.getLogger("lentando")
 
 
-@dataclass
 class Evaluation:
-    """What is done between steps, and is no training.
+    """Evaluates the average of the replicas.
 
     Args:
-        plan: what the replica is made of.
-        messages: precede what is averaged.
-        timing: does not count it.
-        non_finite: what is done about values that are not finite.
+        setup: transport, framework and method of the replica.
+        channel: sends the control messages.
+        timing: does not count the time of evaluations.
+        non_finite: policy for values that are not finite.
 
     Attributes:
         is_open: whether the model holds the average now.
     """
 
-    plan: Plan
-    messages: Messages
-    timing: Timing
-    non_finite: NonFinite
-    is_open: bool = field(default=False, init=False)
+    def __init__(self, setup: Setup, channel: Channel, timing: Timing, non_finite: NonFinite) -> None:
+        self.is_open = False
+        self._setup = setup
+        self._channel = channel
+        self._timing = timing
+        self._non_finite = non_finite
+
+    def refuse(self, action: str) -> None:
+        """Refuse what is not possible while the model holds the average.
+
+        Args:
+            action: what is not possible, such as "a step".
+
+        Raises:
+            ConfigurationError: inside ``averaged()``.
+        """
+        if self.is_open:
+            raise ConfigurationError(
+                f"{action} is not possible inside averaged(): there the model is the average of all ranks, and the end "
+                "of the block restores this rank's own weights, so that it would be lost. Leave the block first"
+            )
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """See ``Replica.averaged``."""
-        plan = self.plan
-        self.timing.pause()
-        buffers = plan.framework.buffers
+        """Hold the exact average of all replicas inside the block; see ``Replica.averaged``."""
+        setup = self._setup
+        self._timing.pause()
+        buffers = setup.framework.buffers
         own: list[Array] = []
 
         def attempt() -> None:
-            plan.framework.load()
-            found = first_non_finite(buffers, constants=plan.constants)
-            agreement = self.messages.agree(Event.EVALUATE, "evaluates the average of", found=found)
-            verdict = self.non_finite.judge(
-                agreement,
+            setup.framework.load()
+            found = first_non_finite(buffers, constants=setup.constants)
+            is_finite = self._non_finite.is_clean(found)
+            by_rank = self._channel.agree(Event.EVALUATE, "evaluates the average of", is_finite=is_finite)
+            verdict = self._non_finite.judge(
+                by_rank,
                 "evaluation of the average",
                 None if found is None else repr(found),
-                gossips=plan.settings.base.mixes_parameters,
+                gossips=setup.settings.base.mixes_parameters,
             )
             share = None if verdict is None else verdict.partial_average
-            plan.wait_in_flight()
+            setup.wait_in_flight()
             own.extend(buffer.array.copy() for buffer in buffers)
-            plan.base.prepare_average(share)
+            setup.base.prepare_average(share)
             for buffer in buffers:
-                constants = plan.constants.within(buffer)
-                reduction = plan_reduction(plan.transport, buffer.array, plan.settings.algorithm)
+                constants = setup.constants.within(buffer)
+                reduction = plan_reduction(setup.transport, buffer.array, setup.settings.algorithm)
                 if share is None:
                     reduction.all_reduce(mean=True)
                 else:
@@ -81,51 +97,60 @@ class Evaluation:
                 copy_into(buffer.array, array)
             own.clear()
 
-        self.messages.together(attempt, put_back)
-        plan.framework.store()
-        recoveries = plan.recoveries
+        self._channel.together(attempt, put_back)
+        setup.framework.store()
+        recoveries = setup.recoveries
         self.is_open = True
         try:
             yield
         finally:
             self.is_open = False
             put_back()
-            if plan.recoveries != recoveries:  # which took the average for this replica's parameters
-                plan.base.outer_average.rebase_on_model()
-            plan.framework.store()
-            plan.framework.watch.mark()
-            self.timing.resume()
+            if setup.recoveries != recoveries:  # which took the average for this replica's parameters
+                setup.base.outer_average.rebase_on_model()
+            setup.framework.store()
+            setup.framework.watch.mark()
+            self._timing.resume()
 
-    def check_finite(self, what: str) -> None:
-        """See ``Replica.check_finite``."""
-        plan = self.plan
-        plan.framework.load()
-        found = first_non_finite(plan.framework.buffers, constants=plan.constants)
+    def check_finite(self, subject: str) -> None:
+        """Check this rank's parameters at the end of training, which it may not learn otherwise.
+
+        Args:
+            subject: what has ended, such as "fit".
+
+        Raises:
+            NonFiniteError: on this rank alone, if they are not finite, unless the next outer step restores them.
+        """
+        setup = self._setup
+        if self.is_open:
+            return
+        setup.framework.load()
+        found = first_non_finite(setup.framework.buffers, constants=setup.constants)
         if found is None:
             return
-        text = f"{what} has ended on rank {plan.transport.rank} with {found!r} not finite"
-        if not self.non_finite.skips:
-            raise self.non_finite.error(f"{text}. {ADVICE}")
+        text = f"{subject} has ended on rank {setup.transport.rank} with {found!r} not finite"
+        if not self._non_finite.skips:
+            raise self._non_finite.error(f"{text}. {ADVICE}")
         _log.warning("%s: the next outer step restores it from the other ranks", text)
 
     def consensus_distance(self) -> float:
-        """See ``Replica.consensus_distance``."""
-        self.timing.pause()
-        distance = self.messages.together(self._measure_distance)
-        self.timing.resume()
+        """Return how far the replicas are apart; see ``Replica.consensus_distance``."""
+        self._timing.pause()
+        distance = self._channel.together(self._measure_distance)
+        self._timing.resume()
         return distance
 
     def _measure_distance(self) -> float:
-        plan = self.plan
-        self.messages.agree(Event.EVALUATE, "measures the consensus distance of")
-        plan.framework.load()
+        setup = self._setup
+        self._channel.agree(Event.EVALUATE, "measures the consensus distance of")
+        setup.framework.load()
         squared = 0.0
-        for buffer in plan.framework.buffers:
+        for buffer in setup.framework.buffers:
             own = buffer.parameters.astype(accumulator_dtype(buffer.array.dtype))
             reference = own.copy()
-            plan.transport.broadcast(reference)
+            setup.transport.broadcast(reference)
             own -= reference  # replicas that are equal have no distance, however the mean of equal numbers is rounded
             mean = own.copy()
-            plan_reduction(plan.transport, mean, plan.settings.algorithm).all_reduce(mean=True)
+            plan_reduction(setup.transport, mean, setup.settings.algorithm).all_reduce(mean=True)
             squared += float(np.square(own - mean, dtype=np.float64).sum())
-        return sqrt(float(plan.transport.allgather(np.array([squared])).mean()))
+        return sqrt(float(setup.transport.allgather(np.array([squared])).mean()))

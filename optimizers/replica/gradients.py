@@ -1,111 +1,239 @@
-"""The average of gradients before each step, and what is left out of it."""
+"""Communication of the base algorithm: the average of gradients before a step, and the gossip after it."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import nan
 
-from lentando.comm.control import Agreement, Event
-from lentando.comm.elastic import in_place
+from lentando.comm.agreement import Event, ranks_where
+from lentando.comm.elastic import in_place, without_vote
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
-from lentando.optimizers.replica.part import Part
+from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.replica.state import Progress, mean_loss
+from lentando.optimizers.replica.timing import Costs
+from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
-from lentando.optimizers.rules.non_finite import Verdict, first_non_finite, told_loss
-from lentando.optimizers.rules.overlap import BucketCoverage
-from lentando.optimizers.rules.partial_average import PartialAverage
+from lentando.optimizers.rules.non_finite import NonFinite, Verdict, first_non_finite, loss_to_send
 
-__all__ = ["Gradients"]
-
-_DOING = "averages the gradients of"
+__all__ = ["AveragedLoss", "Gradients", "Mixing"]
 
 
-@dataclass
-class Gradients(Part):
-    """Averages gradients: of a step of this rank, or without a batch of its own those of the others.
+@dataclass(frozen=True)
+class AveragedLoss:
+    """What all ranks know after an average of gradients.
 
-    Args:
-        weights: that the program may have set.
+    Attributes:
+        loss: mean of the ranks' losses, NaN if no rank has given one.
+        overflowed: ranks whose gradients have overflowed.
     """
 
-    weights: Weights
-    _deferred_error: NonFiniteError | None = None
-    _copies: list[Array] = field(default_factory=list)  # in an elastic job
+    loss: float
+    overflowed: Sequence[int]
 
-    def average(self, loss: float | None, flag: bool, is_scaled: bool, defer: bool) -> Agreement:
-        """See ``Replica.average_gradients``. The step has begun."""
-        plan = self.plan
-        step = self.progress.inner_steps + 1
-        found = None if flag or is_scaled else first_non_finite(plan.framework.gradients)
-        told = nan if flag or is_scaled else told_loss(loss)
 
-        def attempt() -> tuple[Agreement, Verdict | None]:
-            agreement = self.messages.agree(Event.GRADIENTS, _DOING, told, flag, found=found)
-            plan.base.overlap.finish_buckets(BucketCoverage(agreement.early))
-            self.weights.compare(agreement.weights_set)
+class Gradients:
+    """Averages gradients over the ranks before each step.
+
+    Args:
+        setup: transport, framework and method of the replica.
+        progress: progress of the replica.
+        channel: sends the control messages.
+        costs: counts bytes and time.
+        non_finite: policy for values that are not finite.
+        uneven: shares of the ranks in averages.
+        weights: weights that the program may have set.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        progress: Progress,
+        channel: Channel,
+        costs: Costs,
+        non_finite: NonFinite,
+        uneven: UnevenData,
+        weights: Weights,
+    ) -> None:
+        self._setup = setup
+        self._progress = progress
+        self._channel = channel
+        self._costs = costs
+        self._non_finite = non_finite
+        self._uneven = uneven
+        self._weights = weights
+        self._deferred_error: NonFiniteError | None = None
+        self._copies: list[Array] = []  # in an elastic job
+
+    def average(self, loss: float | None, has_overflowed: bool, is_scaled: bool, defer: bool) -> AveragedLoss:
+        """Average the gradients of a step that has begun. Arguments and errors are those of ``average_gradients``."""
+        setup = self._setup
+        step = self._progress.inner_steps + 1
+        found = None if has_overflowed or is_scaled else first_non_finite(setup.framework.gradients)
+        own_loss = nan if has_overflowed or is_scaled else loss_to_send(loss)
+
+        def attempt() -> AveragedLoss:
+            by_rank = self._agree(own_loss, has_overflowed, found)
+            self._weights.compare()
             verdict = self._deferred_error = None
             try:
-                verdict = self._judge(agreement, step, found)
+                verdict = self._judge(by_rank, step, found)
             except NonFiniteError as error:
                 if not defer:
                     raise
                 self._deferred_error = error
-            if not self.uneven.is_everybodys(agreement):
-                self.uneven.rates_of_active()
-            plan.base.steps.average_gradients(self._share(agreement, verdict))
-            return agreement, verdict
+            if self._uneven.is_partial:
+                self._uneven.rates_of_active()
+            self._average(verdict)
+            return AveragedLoss(
+                mean_loss(by_rank["loss"]) if verdict is None else verdict.loss, ranks_where(by_rank["has_overflowed"])
+            )
 
-        with self.costs.of("gradients", step):
-            gradients = [buffer.array for buffer in plan.framework.gradients]
+        with self._costs.of("gradients", step):
+            gradients = [buffer.array for buffer in setup.framework.gradients]
             try:
-                agreement, verdict = in_place(plan.transport, gradients, attempt, self._copies)
+                result = in_place(setup.transport, gradients, attempt, self._copies)
             except NonFiniteError:
-                self.progress.is_in_step = False  # it is not taken, so that a checkpoint may be loaded here
+                self._progress.is_in_step = False  # it is not taken, so that a checkpoint may be loaded here
                 raise
-        self.messages.forget_start()
-        return agreement if verdict is None else replace(agreement, loss=verdict.loss)
+        self._channel.forget_start()
+        return result
 
     def average_of_others(self) -> tuple[Sequence[float], bool] | None:
-        """Take part without a batch. Returns learning rates of the step, and whether its gradients overflowed.
+        """Take part in an average of gradients without a batch.
 
-        None if no rank has a batch left.
+        Returns:
+            The learning rates of the step, one per parameter group, and whether gradients have overflowed on any rank.
+            None if no rank has a batch left.
         """
-        with self.costs.of("gradients", self.progress.inner_steps):
-            agreement = self.messages.agree(Event.GRADIENTS, _DOING)
-            if not agreement.weight:
+        with self._costs.of("gradients", self._progress.inner_steps):
+            by_rank = self._agree()
+            if not self._uneven.active:
                 return None
-            self.weights.compare(agreement.weights_set)
-            verdict = self._judge(agreement, self.progress.inner_steps + 1)
-            rates = self.uneven.rates_of_active()
-            self.plan.framework.load()  # on a device, what follows is then in order with the framework
-            self.plan.base.steps.average_gradients(self._share(agreement, verdict))
-        return rates, bool(agreement.flagged)
+            self._weights.compare()
+            verdict = self._judge(by_rank, self._progress.inner_steps + 1)
+            rates = self._uneven.rates_of_active()
+            self._setup.framework.load()  # on a device, what follows is then in order with the framework
+            self._average(verdict)
+        return rates, bool(by_rank["has_overflowed"].any())
 
     def settle_deferred(self, expected: bool) -> bool:
-        """See ``Replica.settle_deferred``."""
+        """Raise the error that ``average_gradients`` was asked to defer, if there is one, or drop an expected one.
+
+        Args:
+            expected: whether gradients that are not finite are expected.
+
+        Returns:
+            Whether there was an expected error, on every rank: the averaged gradients are not finite.
+
+        Raises:
+            NonFiniteError: on every rank. The step is not taken.
+        """
         error, self._deferred_error = self._deferred_error, None
         if error is not None and not expected:
-            self.progress.is_in_step = False
+            self._progress.is_in_step = False
             raise error
         return error is not None
 
-    def _judge(self, agreement: Agreement, step: int, found: str | None = None) -> Verdict | None:
-        """What is left out. Gradients that have overflowed are their scaler's affair."""
-        if agreement.flagged:
+    def _agree(self, loss: float = nan, has_overflowed: bool = False, found: str | None = None) -> Mapping[str, Array]:
+        return self._channel.agree(
+            Event.GRADIENTS,
+            "averages the gradients of",
+            loss=loss,
+            has_overflowed=has_overflowed,
+            is_finite=self._non_finite.is_clean(found),
+        )
+
+    def _judge(self, by_rank: Mapping[str, Array], step: int, found: str | None = None) -> Verdict | None:
+        """Decide what is left out of the average. Gradients that have overflowed are left to their scaler."""
+        if by_rank["has_overflowed"].any():
             return None
-        plan, lasting = self.plan, None
-        if found is not None and self.non_finite.skips and plan.outer is None:
-            plan.framework.load()
-            lasting = first_non_finite(plan.framework.buffers, constants=plan.constants)
+        setup, lasting = self._setup, None
+        if found is not None and self._non_finite.skips and setup.outer is None:
+            setup.framework.load()
+            lasting = first_non_finite(setup.framework.buffers, constants=setup.constants)
         words = f"the gradient of {found!r}" if lasting is None else repr(lasting)
-        return self.non_finite.judge(
-            agreement,
+        return self._non_finite.judge(
+            by_rank,
             f"average of gradients of inner step {step}",
             None if found is None else words,
-            is_active=not self.progress.has_ended,
+            is_active=self._uneven.is_active,
             is_lasting=lasting is not None,
         )
 
-    def _share(self, agreement: Agreement, verdict: Verdict | None) -> PartialAverage | None:
-        if verdict is not None and verdict.partial_average is not None:
-            return verdict.partial_average
-        return None if self.uneven.is_everybodys(agreement) else self.uneven.share(agreement)
+    def _average(self, verdict: Verdict | None) -> None:
+        share = None if verdict is None else verdict.partial_average
+        self._setup.base.steps.average_gradients(self._uneven.share() if share is None else share)
+
+
+class Mixing:
+    """Mixes parameters by gossip after each step.
+
+    Inside ``join`` a control message precedes each mixing, unless one has preceded the average of gradients.
+
+    Args:
+        setup: transport, framework and method of the replica.
+        progress: progress of the replica.
+        channel: sends the control messages.
+        costs: counts bytes and time.
+        non_finite: policy for values that are not finite.
+        uneven: shares of the ranks in averages.
+    """
+
+    def __init__(
+        self,
+        setup: Setup,
+        progress: Progress,
+        channel: Channel,
+        costs: Costs,
+        non_finite: NonFinite,
+        uneven: UnevenData,
+    ) -> None:
+        self._setup = setup
+        self._progress = progress
+        self._channel = channel
+        self._costs = costs
+        self._non_finite = non_finite
+        self._uneven = uneven
+
+    def mix(self) -> None:
+        """Mix parameters after a step of this rank."""
+        with self._costs.of("gossip", self._progress.inner_steps + 1):
+            if self._progress.is_joined and not self._setup.settings.base.averages_gradients:
+                self._agree()
+                if self._uneven.is_partial:
+                    self._uneven.rates_of_active()
+            self._mix()
+
+    def mix_with_others(self, rates: Sequence[float] | None) -> Sequence[float] | None:
+        """Take part in the mixing after a step of other ranks.
+
+        Args:
+            rates: learning rates of the step, one per parameter group; None if they are not known yet.
+
+        Returns:
+            The learning rates, None if no rank has a batch left.
+        """
+        with self._costs.of("gossip", self._progress.inner_steps):
+            if rates is None:
+                self._agree()
+                if not self._uneven.active:
+                    return None
+                rates = self._uneven.rates_of_active()
+            self._mix()
+        return rates
+
+    def _agree(self) -> None:
+        self._channel.agree(Event.STEP, "gossips about")
+
+    def _mix(self) -> None:
+        setup = self._setup
+        setup.framework.load()
+        found = first_non_finite(setup.framework.buffers, statistics=False) if self._non_finite.skips else None
+        if found is not None:
+            self._non_finite.drop_non_finite(found)
+            setup.base.non_finite.drop_non_finite()
+        if without_vote(setup.transport, setup.base.steps.after_step):
+            setup.framework.store()
+        if found is not None:
+            setup.framework.reset_optimizer()

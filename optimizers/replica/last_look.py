@@ -1,7 +1,7 @@
-"""Whether a replica's parameters are finite when it is dropped or its job ends, after steps without a message.
+"""A check of a replica's parameters when it is dropped or its job ends, after steps without communication.
 
-Values that are not finite are found when ranks communicate. A training that ends in the middle of a round would
-otherwise leave a model of NaN without a word.
+Values that are not finite are normally found when ranks communicate. Without this check, training that ends in the
+middle of a round could leave a model of NaN without any message.
 """
 
 import logging
@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from lentando.comm.final_checks import check_before_leaving
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Transport
-from lentando.optimizers.replica.progress import Progress
+from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 
 __all__ = ["LastLook"]
@@ -19,19 +19,19 @@ _log = logging.getLogger("lentando")
 
 
 class LastLook:
-    """Looks at the flat buffers, which are the parameters' own memory where they travel from there.
+    """Checks the flat buffers, if they are the memory of the model's parameters.
 
-    Elsewhere (in TensorFlow, and on GPUs that share no memory with the transport) the buffers hold what was last
+    Otherwise (in TensorFlow, and on GPUs that share no memory with the transport) the buffers hold what was last
     communicated, so that nothing is found. Holds no reference to the model.
 
     Args:
-        transport: ranks that train together.
-        progress: of the replica.
-        non_finite: what is done about such values.
-        buffers: the flat buffers.
+        transport: transport that connects the ranks that train together.
+        progress: progress of the replica.
+        non_finite: policy for values that are not finite.
+        buffers: flat buffers of the replica.
 
     Attributes:
-        buffers: as given; set anew when parameters are laid out again.
+        buffers: as given; replaced when parameters are laid out again.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class LastLook:
         self._non_finite = non_finite
 
     def begin(self, transport: Transport, owner: object) -> None:
-        """Look when ``owner`` is dropped, or this rank leaves the job."""
+        """Check the parameters when ``owner`` is dropped, or when this rank leaves the job."""
         check_before_leaving(transport, owner, self._look)
 
     def _look(self) -> str | None:

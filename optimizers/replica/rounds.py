@@ -1,19 +1,23 @@
-"""The outer step that ends each round: form the average, adopt it, ask the period how long the next round is."""
+"""The outer step that ends each round: form the average, adopt it, and ask the period how long the next round is."""
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from lentando.comm.control import Event
+from lentando.comm.agreement import Event
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
-from lentando.optimizers.replica.part import Part
+from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.replica.state import Progress, mean_loss
+from lentando.optimizers.replica.timing import Costs
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
+from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.base_buffers import average
-from lentando.optimizers.rules.non_finite import first_non_finite
+from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import PartialAverage
-from lentando.optimizers.rules.period import Decision, Period, RoundSummary
+from lentando.optimizers.rules.period import Decision, RoundSummary
 
 __all__ = ["Rounds"]
 
@@ -25,13 +29,13 @@ class _Average:
     """What an outer step adopts.
 
     Attributes:
-        loss: of the round, the mean over ranks.
-        rate: learning rate of the round, the mean over ranks and parameter groups.
-        seconds: since the first step, by rank 0's clock.
-        rates: learning rates that it steps with, by parameter group.
-        buffers: of the base optimizer, averaged, if they are to be.
-        was_finite: whether this rank's part in it was.
-        weights_set: ranks whose weights the program has set since the last outer step.
+        loss: mean loss of the round over the ranks.
+        rate: mean learning rate of the round over the ranks and parameter groups.
+        seconds: time since the first step, by rank 0's clock.
+        rates: learning rates of the outer step, one per parameter group.
+        buffers: averaged buffers of the base optimizer; None if they are not averaged.
+        was_finite: whether this rank's values were finite.
+        weights_set_on: ranks whose weights the program has set since the last outer step.
     """
 
     loss: float
@@ -40,41 +44,60 @@ class _Average:
     rates: Sequence[float]
     buffers: Mapping[str, Array] | None
     was_finite: bool
-    weights_set: Sequence[int]
+    weights_set_on: Sequence[int]
 
 
-@dataclass
-class Rounds(Part):
-    """Rounds of local steps, and the outer steps that end them.
+class Rounds:
+    """Takes the outer steps that end rounds.
 
     Args:
+        setup: transport, framework and method of the replica.
+        progress: progress of the replica.
+        channel: sends the control messages.
+        costs: counts bytes and time.
+        non_finite: policy for values that are not finite.
+        uneven: shares of the ranks in averages.
+        weights: weights that the program may have set.
         trained: parameters, which may have changed since the last outer step.
-        weights: that the program may have set.
-        period: how long rounds are; None for a single one without end.
-
-    Attributes:
-        decisions: of the period, oldest first.
     """
 
-    trained: TrainedParameters
-    weights: Weights
-    period: Period | None
-    decisions: list[Decision] = field(default_factory=list)
-    _is_prepared: bool = False
+    def __init__(
+        self,
+        setup: Setup,
+        progress: Progress,
+        channel: Channel,
+        costs: Costs,
+        non_finite: NonFinite,
+        uneven: UnevenData,
+        weights: Weights,
+        trained: TrainedParameters,
+    ) -> None:
+        self._setup = setup
+        self._progress = progress
+        self._channel = channel
+        self._costs = costs
+        self._non_finite = non_finite
+        self._uneven = uneven
+        self._weights = weights
+        self._trained = trained
+        self._is_prepared = False  # whether the base algorithm has prepared an average
 
     def begin(self) -> None:
-        """A round begins."""
-        steps = None if self.period is None else self.period.steps()
-        self.progress.begin_round(steps, len(self.plan.framework.learning_rates()))
+        """Begin a round."""
+        self._progress.begin_round(len(self._setup.framework.learning_rates()))
 
     def end(self) -> bool:
-        """Take the outer step; unless this is inside ``join``, and no rank has taken a step. Tells whether it did."""
-        assert self.period is not None
-        settings, progress = self.plan.settings, self.progress
-        self.trained.follow()
-        with self.costs.of("outer", progress.inner_steps):
+        """Take the outer step and begin the next round. Collective if there is an average.
+
+        Returns:
+            Whether there was an outer step: inside ``join`` there is none if no rank has taken a step in this round.
+        """
+        settings, progress = self._setup.settings, self._progress
+        assert progress.period is not None
+        self._trained.follow()
+        with self._costs.of("outer", progress.inner_steps):
             if settings.exact_average or settings.base_buffers == "average":
-                formed = self.messages.together(self._form, self._retract)
+                formed = self._channel.together(self._form, self._abort)
             else:
                 formed = self._form()
             if formed is None:
@@ -82,7 +105,7 @@ class Rounds(Part):
             self._adopt(formed)
         progress.forget_losses()
         progress.rounds += 1
-        decision = self.period.update(
+        decision = progress.period.update(
             RoundSummary(progress.rounds, progress.inner_steps, formed.loss, formed.rate, formed.seconds)
         )
         if decision is not None:
@@ -92,106 +115,104 @@ class Rounds(Part):
         return True
 
     def _form(self) -> _Average | None:
-        """All of an outer step that can fail. Changes nothing that ``_retract`` does not put back.
+        """Do everything in an outer step that can fail. ``_abort`` undoes all changes.
 
-        None if this is inside ``join``, and no rank has taken a step in this round.
+        Returns:
+            The average, or None if no rank has taken a step in this round (inside ``join``).
         """
-        plan, progress = self.plan, self.progress
-        assert plan.outer is not None
+        setup, progress = self._setup, self._progress
         rates = progress.mean_rates()
         rate, loss, seconds = sum(rates) / len(rates), progress.mean_loss(), progress.seconds()
         share: PartialAverage | None = None
-        weights_set: Sequence[int] = [plan.transport.rank] if plan.framework.watch.found else []
-        plan.framework.load()
-        found = first_non_finite(plan.framework.buffers, constants=plan.constants) if self.non_finite.skips else None
-        if plan.settings.exact_average:
-            is_active = progress.steps > progress.steps_along
-            agreement = self.messages.agree(
+        weights_set_on: Sequence[int] = [setup.transport.rank] if setup.framework.watch.found else []
+        setup.framework.load()
+        found = first_non_finite(setup.framework.buffers, constants=setup.constants) if self._non_finite.skips else None
+        if setup.settings.exact_average:
+            by_rank = self._channel.agree(
                 Event.ROUND,
                 f"begins outer step {progress.rounds + 1} of",
-                loss,
-                flag=progress.has_ended,
-                rates=rates,
-                is_active=is_active,
-                found=found,
+                loss=loss,
+                rate=rate,
+                seconds=seconds,
+                is_finite=self._non_finite.is_clean(found),
             )
-            loss, rate, seconds = agreement.loss, agreement.learning_rate, agreement.clock
-            weights_set = agreement.weights_set
-            if agreement.flagged:
-                if not agreement.weight:
+            loss, rate = mean_loss(by_rank["loss"]), float(by_rank["rate"].mean())
+            seconds = float(by_rank["seconds"][0])
+            weights_set_on = self._weights.set_on
+            if self._uneven.has_ended_anywhere:
+                if not self._uneven.active:
                     return None
-                rates = self.uneven.settle_round(rates)
+                rates = self._uneven.settle_round(rates)
                 rate = sum(rates) / len(rates)
-            if not self.uneven.is_everybodys(agreement):
-                share = self.uneven.share(agreement, is_active)
-            verdict = self.non_finite.judge(
-                agreement,
+            share = self._uneven.share()
+            verdict = self._non_finite.judge(
+                by_rank,
                 f"outer step {progress.rounds + 1}",
                 None if found is None else repr(found),
-                is_active=is_active,
-                gossips=plan.settings.base.mixes_parameters,
-                look=lambda: first_non_finite(plan.framework.buffers, constants=plan.constants),
+                is_active=self._uneven.is_active,
+                gossips=setup.settings.base.mixes_parameters,
+                look=lambda: first_non_finite(setup.framework.buffers, constants=setup.constants),
             )
             if verdict is not None:
                 loss, share = verdict.loss, verdict.partial_average or share
         try:
             buffers = self._average(share)
         except (NonFiniteError, MismatchError) as error:
-            self.non_finite.was_reported |= isinstance(error, NonFiniteError)
-            self._retract()
+            self._non_finite.was_reported |= isinstance(error, NonFiniteError)
+            self._abort()
             raise
-        return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set=weights_set)
+        return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set_on=weights_set_on)
 
     def _average(self, share: PartialAverage | None) -> Mapping[str, Array] | None:
-        """Average parameters, and the base optimizer's buffers if they are to be: returns those."""
-        plan = self.plan
-        assert plan.outer is not None
-        if plan.settings.exact_average:
+        """Average the parameters, and the base optimizer's buffers if they are to be averaged: returns those."""
+        setup = self._setup
+        assert setup.outer is not None
+        if setup.settings.exact_average:
             self._is_prepared = True
-            plan.base.prepare_average(share)
-        plan.outer.average(share)
-        if plan.settings.base_buffers != "average":
+            setup.base.prepare_average(share)
+        setup.outer.average(share)
+        if setup.settings.base_buffers != "average":
             return None
-        return average(plan.transport, plan.framework.optimizer_buffers(), plan.settings.algorithm, share)
+        return average(setup.transport, setup.framework.optimizer_buffers(), setup.settings.algorithm, share)
 
-    def _retract(self) -> None:
-        """The average is not adopted."""
-        plan = self.plan
-        assert plan.outer is not None
-        plan.outer.abort_average()
+    def _abort(self) -> None:
+        """Restore the state before ``_form``: the average is not adopted."""
+        setup = self._setup
+        assert setup.outer is not None
+        setup.outer.abort_average()
         if self._is_prepared:
             self._is_prepared = False
-            plan.base.outer_average.abort_average()
-        plan.framework.store()
+            setup.base.outer_average.abort_average()
+        setup.framework.store()
 
     def _adopt(self, formed: _Average) -> None:
-        """Step outward through the average."""
-        plan = self.plan
-        assert plan.outer is not None
+        """Apply the outer rule to the average, and continue from the result."""
+        setup = self._setup
+        assert setup.outer is not None
         self._is_prepared = False
-        if formed.weights_set:
-            plan.outer.adopt()
-            plan.framework.watch.reset()
-            self.weights.warn(formed.weights_set, self.progress.rounds + 1)
+        if formed.weights_set_on:
+            setup.outer.adopt()
+            setup.framework.watch.reset()
+            self._weights.warn(formed.weights_set_on, self._progress.rounds + 1)
         else:
-            plan.outer.step(formed.rates)
-        if plan.settings.exact_average:
-            plan.base.outer_average.adopt_consensus()
+            setup.outer.step(formed.rates)
+        if setup.settings.exact_average:
+            setup.base.outer_average.adopt_consensus()
         else:
-            plan.base.outer_average.rebase_on_model()
-        plan.framework.store()
+            setup.base.outer_average.rebase_on_model()
+        setup.framework.store()
         if formed.buffers is not None:
-            plan.framework.store_optimizer_buffers(formed.buffers)
-        elif plan.settings.base_buffers == "reset" or not formed.was_finite:
-            plan.framework.reset_optimizer()
+            setup.framework.store_optimizer_buffers(formed.buffers)
+        elif setup.settings.base_buffers == "reset" or not formed.was_finite:
+            setup.framework.reset_optimizer()
 
     def _record(self, decision: Decision) -> None:
-        self.decisions.append(decision)
-        if self.plan.transport.rank == 0:
+        self._progress.decisions.append(decision)
+        if self._setup.transport.rank == 0:
             _log.info(
                 "period %d after %d, from inner step %d on (%.1f s): training loss %g, learning rate %g",
                 decision.period,
-                self.progress.steps,
+                self._progress.steps,
                 decision.step,
                 decision.clock,
                 decision.loss,

@@ -1,49 +1,54 @@
-"""Stopping when told to: all ranks save at the same step, and end with a status by which they can be started again.
+"""Stopping on a signal: all ranks save at the same step, and exit with a status that asks for a restart.
 
-A batch system that wants the machines back sends SIGTERM, to all ranks or to some, never at the same instant. The
-handler only makes a note, which travels with the control message that ranks exchange anyway, so that all know of it
-after the same message, and save after the same step. Python runs it between two lines of its own: a rank that waits
-inside MPI hears of the signal when that returns. Nobody waits because of it, so MPI does return; if another rank has
-brought the note meanwhile, nothing is missing.
+A batch system that wants the machines back sends SIGTERM to all ranks or to some, never at the same instant. The
+handler only sets a flag, which is sent with the control messages that ranks exchange anyway: all ranks receive it with
+the same message, and save after the same step. Python runs handlers between two lines of Python: a rank that waits
+inside MPI runs its handler when MPI returns, which it does, because no rank waits on account of a signal. By then
+another rank's flag may have arrived already, which does no harm.
 """
 
 import logging
 import os
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 from weakref import WeakSet
 
+from lentando.comm.agreement import Event, ranks_where
 from lentando.comm.capabilities import VirtualTime
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
 from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.state import Progress
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.settings import Settings
 
-if TYPE_CHECKING:
-    from lentando.optimizers.replica import Replica
-
-__all__ = ["LOOK_STEPS", "SAVED_STATUS", "SaveOnSignal", "StopHandle"]
+__all__ = ["CHECK_STEPS", "SAVED_STATUS", "SaveOnSignal", "StopHandle", "Stopping"]
 
 _log = logging.getLogger("lentando")
 
 SAVED_STATUS = 85
-"""Exit status of ranks that have saved because they were told to stop: start the job again.
+"""Exit status of ranks that have saved because of a signal: start the job again.
 
-HTCondor's for a job that has made its checkpoint, and ERESTART of errno.h. Not 143, by which a shell tells of whoever
-was killed by SIGTERM and has saved nothing, and not 75, the status of a job that stalled.
+It is HTCondor's status for a job that has made its checkpoint, and ERESTART of errno.h. It is not 143, the status of a
+process that was killed by SIGTERM and has saved nothing, nor 75, the status of a job that stalled.
 """
-LOOK_STEPS = 16
-"""Inner steps between the messages that carry the note where no other does."""
+CHECK_STEPS = 16
+"""Inner steps between the messages that carry the flag if no other message does."""
 
 
 class StopHandle(AbstractContextManager["StopHandle"], Protocol):
-    """What a user has of ``SaveOnSignal``. As a block, it is closed at the end."""
+    """The user's view of ``SaveOnSignal``. Used as a context manager, it is closed at the end of the block."""
 
     def check(self) -> None:
-        """Save and end this rank, if the ranks have agreed to: collective then, as they all come here at the same step.
+        """Save and end this rank if the ranks have agreed to stop.
+
+        Collective then: all ranks call it at the same step.
 
         Raises:
             SystemExit: with ``SAVED_STATUS``.
@@ -51,7 +56,25 @@ class StopHandle(AbstractContextManager["StopHandle"], Protocol):
         """
 
     def close(self) -> None:
-        """Handle the signals as before again. Every rank does so at the same step."""
+        """Restore the previous signal handlers. Every rank calls it at the same step."""
+
+
+class StoppableReplica(Protocol):
+    """What ``SaveOnSignal`` needs of a replica.
+
+    Attributes:
+        transport: transport that connects the ranks that train together.
+        settings: the method.
+        stopping: the ranks' agreement to stop.
+    """
+
+    transport: Transport
+    settings: Settings
+    stopping: "Stopping"
+
+    @property
+    def inner_steps(self) -> int:
+        """Optimizer steps taken."""
 
 
 class SaveOnSignal:
@@ -60,25 +83,27 @@ class SaveOnSignal:
     Implements ``StopHandle``.
 
     Args:
-        replica: that trains.
-        save: saves, with what is given to it as the user's ``extra``; returns where.
-        extra: for ``save``; called if it can be, when that is done.
-        signals: that tell a rank to stop.
-        every: inner steps between messages that are sent for nothing else; None for none where others carry the note.
-        automatic: act at the end of an optimizer's step; False leaves it to ``check``.
+        replica: the replica that is trained.
+        save: saves all ranks, with the user's ``extra`` as its argument, and returns the folder.
+        extra: argument of ``save``; if it can be called, its result at the time of saving.
+        signals: numbers of the signals that ask a rank to stop.
+        every: inner steps between messages that are sent only for this; None to send them only if no other message
+            carries the flag.
+        automatic: whether to act at the end of an optimizer's step, not only in ``check``.
 
     Raises:
         ConfigurationError: for settings that cannot work, outside the main thread, or in a simulation.
-        MismatchError: on every rank, if the ranks do not do so alike.
+        MismatchError: on every rank, if the ranks give different arguments.
 
     Attributes:
-        every: as given, or as found.
+        every: as given, or as chosen.
         automatic: as given.
+        is_requested: whether this rank has received a signal.
     """
 
     def __init__(
         self,
-        replica: "Replica",
+        replica: StoppableReplica,
         save: Callable[[Any], Path],
         extra: Any,
         signals: Sequence[int],
@@ -87,13 +112,16 @@ class SaveOnSignal:
     ) -> None:
         if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ConfigurationError(f"every must be an integer >= 1 (inner steps) or None, got {every!r}")
-        transport, _, settings = replica.parts
+        transport, settings = replica.transport, replica.settings
         if isinstance(transport, VirtualTime):
-            raise ConfigurationError("simulated ranks share a process, to which signals are sent: leave this out there")
+            raise ConfigurationError(
+                "save_on_signal is not possible in a simulation, whose ranks share the process that signals are sent "
+                "to: leave it out there"
+            )
         if settings.base.averages_gradients:
             every = None  # there is a message in every step
         elif every is None and (settings.period is None or not settings.exact_average):
-            every = LOOK_STEPS
+            every = CHECK_STEPS
         self.every = every
         self.automatic = automatic
         self._agreed: list[int] = []
@@ -101,14 +129,14 @@ class SaveOnSignal:
         self._replica = replica
         self._save = save
         self._extra = extra
-        self._told = False
+        self.is_requested = False
         self._process = os.getpid()
         names = [signal.Signals(number).name for number in signals]
-        replica.expect_stop(self)
+        replica.stopping.expect(self)
         own = f"save_on_signal({', '.join(names)}; {every=}, {automatic=})"
         described = transaction(transport, lambda: allgather_object(transport, own))
         if len(set(described)) > 1:
-            raise MismatchError(f"the ranks do not save on signals alike: {grouped_by_rank(described)}")
+            raise MismatchError(f"the ranks call save_on_signal with different arguments: {grouped_by_rank(described)}")
         self._previous: dict[int, Any] = {}
         _handling.add(self)
         try:
@@ -118,21 +146,21 @@ class SaveOnSignal:
         except (ValueError, OSError) as error:
             self.close()
             raise ConfigurationError(
-                f"signals can be handled in the main thread alone, and not all ({error})"
+                f"signals can be handled only in the main thread, and some not at all ({error})"
             ) from error
 
-    @property
-    def told(self) -> bool:
-        """Whether this rank was told to stop; what it tells the others."""
-        return self._told
-
     def agree(self, ranks: Sequence[int]) -> None:
-        """All ranks know now that these were told to stop, or that none was: who was may have died since."""
-        if ranks and self._agreed and not self._has_warned and self._replica.parts[0].rank == 0:
+        """Set the ranks that have received a signal.
+
+        Args:
+            ranks: ranks that all ranks know of after a message. Empty if the only such rank has died since.
+        """
+        if ranks and self._agreed and not self._has_warned and self._replica.transport.rank == 0:
             self._has_warned = True
             _log.warning(
-                "%s: told to stop, all ranks know it, and nothing has saved them since. From a graph nothing can: give "
-                "fit() what save_on_signal returned, in callbacks=[...], or call its check() after each step",
+                "%s received a signal to stop, all ranks have agreed to, and nothing has been saved since. Nothing can "
+                "be saved within a graph: give fit() what save_on_signal returned, in callbacks=[...], or call its "
+                "check() after each step",
                 ranks_in_words(ranks),
             )
         self._agreed = list(ranks)
@@ -140,26 +168,25 @@ class SaveOnSignal:
     def check(self) -> None:
         if not self._agreed:
             return
-        told, self._agreed = self._agreed, []
+        signalled, self._agreed = self._agreed, []
         folder = self._save(self._extra() if callable(self._extra) else self._extra)
         for number in self._previous:
-            signal.signal(number, signal.SIG_IGN)  # all that is left to do is to leave the job together
-        transport, _, _ = self._replica.parts
+            signal.signal(number, signal.SIG_IGN)  # all that remains is to leave the job together
+        transport = self._replica.transport
         if transport.rank == 0:
             sys.stderr.write(
-                f"Lentando: {ranks_in_words(told)} of {transport.size} {'was' if len(told) == 1 else 'were'} told to "
-                f"stop: saved to {folder} after inner step {self._replica.inner_steps}, ending with status "
-                f"{SAVED_STATUS}\n"
+                f"Lentando: {ranks_in_words(signalled)} of {transport.size} received a signal to stop: saved to "
+                f"{folder} after inner step {self._replica.inner_steps}, exiting with status {SAVED_STATUS}\n"
             )
             sys.stderr.flush()
         raise SystemExit(SAVED_STATUS)
 
     def handled(self) -> list[int]:
-        """The signals that come here."""
+        """Return the signals that this object handles."""
         return [number for number in self._previous if signal.getsignal(number) == self._on_signal]
 
     def restore(self) -> None:
-        """Handle these signals as before, in this process."""
+        """Restore the previous handlers of these signals in this process."""
         for number in self.handled():
             signal.signal(number, self._previous[number])
 
@@ -167,30 +194,97 @@ class SaveOnSignal:
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous = {}
-        self._replica.expect_no_stop()
+        self._replica.stopping.handle = None
 
     def __enter__(self) -> "SaveOnSignal":
         return self
 
     def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
-        # One that ends as agreed goes on ignoring signals, or another one would end it before the rest.
+        # A rank that exits as agreed keeps ignoring signals, or the next one would end it before the other ranks.
         if not isinstance(error, SystemExit) or error.code != SAVED_STATUS:
             self.close()
 
     def _on_signal(self, number: int, _: object) -> None:
-        """Make a note. The second signal finds what handled it before: by default, it ends the process at once."""
+        """Set the flag, and restore the previous handler: by default, a second signal ends the process at once."""
         if os.getpid() != self._process:  # not seen by ``_restore_in_child``
             self.restore()
             signal.raise_signal(number)
             return
-        self._told = True
+        self.is_requested = True
         signal.signal(number, self._previous[number])
-        transport, _, _ = self._replica.parts
+        rank = self._replica.transport.rank
         text = (
-            f"Lentando: rank {transport.rank} has received {signal.Signals(number).name}: all ranks save and end when "
-            "they next communicate. Once more, and this one ends at once, unsaved\n"
+            f"Lentando: rank {rank} has received {signal.Signals(number).name}: all ranks save and exit when they next "
+            "communicate. Another signal ends this rank at once, without saving\n"
         )
         os.write(2, text.encode())  # not through a stream that may be in the middle of writing
+
+
+class Stopping:
+    """The ranks' agreement to stop: every control message carries whether a rank has received a signal.
+
+    Args:
+        transport: transport that connects the ranks that train together.
+        progress: progress of the replica.
+        channel: sends the control messages.
+        timing: does not count the time of messages that are sent only for this.
+
+    Attributes:
+        handle: the user's ``save_on_signal``, None if there is none. All ranks set it to None at the same step.
+    """
+
+    def __init__(self, transport: Transport, progress: Progress, channel: Channel, timing: Timing) -> None:
+        self.handle: SaveOnSignal | None = None
+        self._transport = transport
+        self._progress = progress
+        self._channel = channel
+        self._timing = timing
+
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Attach whether this rank has received a signal."""
+        return {"is_stopping": self.handle is not None and self.handle.is_requested}
+
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Pass the ranks that have received a signal to the handle."""
+        if self.handle is not None:
+            self.handle.agree(ranks_where(by_rank["is_stopping"]))
+
+    def expect(self, handle: SaveOnSignal) -> None:
+        """Let every control message from now on carry whether a rank has received a signal. Collective."""
+        self._ask("prepares to save on signals")
+        self.handle = handle
+
+    def steps_until_check(self) -> int | None:
+        """Return the steps until the next message that is sent only for this, None if there is none."""
+        every = self._steps_between_checks()
+        return None if every is None else every - self._progress.inner_steps % every
+
+    def check_if_due(self) -> None:
+        """Exchange the message that is sent only for this, if it is due after this step. Collective then."""
+        every = self._steps_between_checks()
+        if every is not None and self._progress.inner_steps % every == 0:
+            self._timing.pause()
+            self._ask("checks whether a rank has received a signal to stop training")
+            self._timing.resume()
+
+    def stop_if_agreed(self, automatic: bool = True) -> None:
+        """Save and exit between two steps, if the ranks have agreed to.
+
+        Args:
+            automatic: whether this is the end of an optimizer's step, and not a place that the user has chosen.
+        """
+        if self.handle is not None and (self.handle.automatic or not automatic):
+            self.handle.check()
+
+    def _steps_between_checks(self) -> int | None:
+        """Return the steps between messages that are sent only for this.
+
+        None inside ``join``, where the ranks have taken unequally many steps.
+        """
+        return None if self.handle is None or self._progress.is_joined else self.handle.every
+
+    def _ask(self, action: str) -> None:
+        transaction(self._transport, lambda: self._channel.agree(Event.STOP, action))
 
 
 _handling: WeakSet[SaveOnSignal] = WeakSet()
@@ -198,7 +292,7 @@ _masks: list[set[int]] = []
 
 
 def _block_before_fork() -> None:
-    """Python forgets what arrives in a child before it has cleared what its parent was sent: let it wait until then."""
+    """Block the signals: Python drops those that arrive in a child before it has cleared the signals of its parent."""
     numbers = {number for stop in _handling for number in stop.handled()}
     _masks.append(signal.pthread_sigmask(signal.SIG_BLOCK, numbers))
 
@@ -208,7 +302,7 @@ def _unblock_in_parent() -> None:
 
 
 def _restore_in_child() -> None:
-    """A process that a rank has made by fork is no rank: signals do to it what they did before."""
+    """Restore the previous handlers in a process that a rank has forked, which is not a rank itself."""
     for stop in list(_handling):
         stop.restore()
     signal.pthread_sigmask(signal.SIG_SETMASK, _masks.pop())

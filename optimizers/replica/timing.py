@@ -1,44 +1,46 @@
-"""Where a replica's time goes: computing, waiting for slower ranks, communicating; and what the delay model says of it.
+"""Where a replica's time and traffic go: computing, waiting for slower ranks, communicating.
 
-Measured by each rank's own clock between communications, so that nothing is asked, and nothing sent, in between. What
-ranks tell each other rides in the control messages: mean and deviation of their compute times, so that all know who is
-slow, and how long the last control message took. It is a barrier: the rank that came last did not wait, so the shortest
-of these times is the message's own, and what others took longer, they waited. Durations are compared, never clocks.
+Times are measured by each rank's own clock between communications, so nothing is sent for them in between. Ranks share
+them in the control messages: mean and deviation of their compute times, so that all know which ranks are slow, and how
+long the last control message took. A control message is a barrier: the rank that came last did not wait, so the
+shortest of these times is the message's own, and the rest of the longer ones is waiting. Durations are compared, never
+clocks.
 """
 
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from math import isnan, nan, sqrt
-from typing import Any, Literal, TypeAlias
+from typing import Literal, TypeAlias
 
-from lentando.comm.control import Agreement
-from lentando.comm.transport import Transport
-from lentando.optimizers.planning import (
-    Delays,
-    all_reduce_seconds,
-    as_compute,
-    expected_maximum_seconds,
-    local_sgd_seconds,
-    stragglers,
-)
-from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.comm.agreement import Event
+from lentando.comm.stall import watched
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.replica.state import Progress
 
-__all__ = ["Kind", "Timing"]
+__all__ = ["Costs", "Kind", "Timing", "known"]
 
 Kind: TypeAlias = Literal["gradients", "gossip", "outer"]
-"""What a communication is for."""
+"""Purpose of a communication."""
 
 MEMORY_SAMPLES = 1024
-"""Samples after which older ones begin to count less: a job's speed changes."""
+"""Number of samples after which older ones begin to count less, because the speed of a job changes."""
 PAUSE_FROM = 10.0
-"""A sample that lasts so many times the median of the last ones is no training."""
+"""A sample that lasts this many times the median of the last ones is a pause, not training."""
 RECENT = 15
+"""Number of samples whose median is compared with the next one."""
+
+_WAITS: dict[Kind, str] = {
+    "gradients": "the average of gradients of inner step",
+    "gossip": "the gossip of inner step",
+    "outer": "the outer step after inner step",
+}
 
 
 @dataclass
 class _Mean:
-    """Of durations. The first is forgotten when there is a second: it has set up memory and connections."""
+    """Mean of durations. The first one, which sets up memory and connections, is dropped when there is a second."""
 
     count: int = 0
     seconds: float = nan
@@ -55,7 +57,7 @@ class _Mean:
 class _ComputeTime:
     """Mean and variance of a step's compute time, from samples of several steps each (West 1979).
 
-    The same as ``estimate_compute`` computes from a list: with x_r the mean over the n_r steps of a sample, the
+    The result equals that of ``estimate_compute`` for a list: with x_r the mean over the n_r steps of a sample, the
     variance of a step is sum n_r (x_r - Y)^2 / (R - 1).
     """
 
@@ -83,8 +85,8 @@ class _ComputeTime:
 
 
 @dataclass
-class _Now:
-    """A communication under way."""
+class _Communication:
+    """A communication in progress."""
 
     kind: Kind
     began: float
@@ -92,59 +94,76 @@ class _Now:
     is_usual: bool = True
 
 
-@dataclass
 class Timing:
-    """The times of one replica.
+    """Measures the times of one replica, and shares them in its control messages.
 
     Args:
-        transport: whose clock is used; virtual in a simulation.
+        transport: transport whose clock is used; virtual in a simulation.
 
     Attributes:
-        communication_seconds: in all communication, waiting included.
-        waiting_seconds: of that, for slower ranks, as far as control messages show it.
+        is_started: whether the first step, which sets up what later ones use, is over.
+        communication_seconds: time of all communication so far, waiting included.
+        waiting_seconds: the part of it spent waiting for slower ranks, as far as control messages show it.
+        compute: compute times of this rank's steps.
+        message: durations of a control message once all ranks have reached it.
+        compute_by_rank: mean compute times in seconds, by rank, as of the last message.
+        deviation_by_rank: standard deviations of them in seconds.
+        steps: steps measured so far.
+        step_seconds: time that they took.
     """
 
-    transport: Transport
-    communication_seconds: float = 0.0
-    waiting_seconds: float = 0.0
-    _compute: _ComputeTime = field(default_factory=_ComputeTime)
-    _delays: dict[Kind, _Mean] = field(
-        default_factory=lambda: {kind: _Mean() for kind in ("gradients", "gossip", "outer")}
-    )
-    _control: _Mean = field(default_factory=_Mean)
-    _compute_by_rank: list[float] = field(default_factory=list)
-    _deviation_by_rank: list[float] = field(default_factory=list)
-    _agreed_seconds: float = nan
-    _now: _Now | None = None
-    _started_at: float | None = None
-    _first_step: int = 0
-    _ended_at: float = 0.0
-    _last_step: int = 0
-    _uncounted_seconds: float = 0.0
-    _paused_at: float | None = None
-    _was_unusual: bool = False
-    _recent: deque[float] = field(default_factory=lambda: deque(maxlen=RECENT))
+    def __init__(self, transport: Transport) -> None:
+        self.is_started = False
+        self.communication_seconds = 0.0
+        self.waiting_seconds = 0.0
+        self.compute = _ComputeTime()
+        self.message = _Mean()
+        self.compute_by_rank: list[float] = []
+        self.deviation_by_rank: list[float] = []
+        self._clock = transport.clock
+        self._delays: dict[Kind, _Mean] = {kind: _Mean() for kind in _WAITS}
+        self._agreed_seconds = nan
+        self._message_began = nan
+        self._current: _Communication | None = None
+        self._started_at = 0.0
+        self._first_step = 0
+        self._ended_at = 0.0
+        self._last_step = 0
+        self._uncounted_seconds = 0.0
+        self._paused_at: float | None = None
+        self._was_unusual = False
+        self._recent: deque[float] = deque(maxlen=RECENT)
 
     @property
-    def is_started(self) -> bool:
-        """Whether the first step, which sets up what later ones use, is over."""
-        return self._started_at is not None
+    def steps(self) -> int:
+        """See ``Timing``."""
+        return self._last_step - self._first_step
+
+    @property
+    def step_seconds(self) -> float:
+        """See ``Timing``."""
+        return self._ended_at - self._started_at
 
     def start(self, step: int) -> None:
-        """Count from here: ``step`` inner steps are over."""
-        self._started_at = self._ended_at = self.transport.clock()
+        """Begin to measure.
+
+        Args:
+            step: number of inner steps that are over.
+        """
+        self.is_started = True
+        self._started_at = self._ended_at = self._clock()
         self._first_step = self._last_step = step
 
     def begin(self, kind: Kind, step: int) -> None:
-        """A communication begins. What went before was computing.
+        """Begin a communication. The time since the last one was spent computing.
 
         Args:
-            kind: what it is for.
-            step: inner steps that have computed, the current one included if its gradients are there.
+            kind: purpose of the communication.
+            step: number of inner steps that have computed, including the current one if its gradients are there.
         """
-        now = self.transport.clock()
-        self._now = _Now(kind, now)
-        if self._started_at is None:
+        now = self._clock()
+        self._current = _Communication(kind, now)
+        if not self.is_started:
             return
         seconds = now - self._ended_at + self._uncounted_seconds
         steps = step - self._last_step
@@ -153,15 +172,15 @@ class Timing:
                 self._started_at += seconds
                 self._first_step += steps
             else:
-                self._compute.add(seconds, steps)
+                self.compute.add(seconds, steps)
             self._last_step, self._uncounted_seconds = step, 0.0
         else:
             self._uncounted_seconds = seconds  # a step that communicates twice: part of the next sample
 
     def _is_pause(self, seconds: float) -> bool:
-        """Whether these were no usual steps: a checkpoint was written, or something else was done in between.
+        """Whether a sample is a pause: a checkpoint was written, or the program did something else in between.
 
-        One sample alone, ten times as long as usual. The second of two in a row is a new speed.
+        A pause is a single sample that is ten times as long as usual. The second of two in a row is a new speed.
         """
         recent, was_unusual = self._recent, self._was_unusual
         self._was_unusual = len(recent) > 1 and seconds > PAUSE_FROM * sorted(recent)[len(recent) // 2]
@@ -171,140 +190,111 @@ class Timing:
         return False
 
     def end(self) -> None:
-        """It is over."""
-        now = self._now
-        assert now is not None
-        self._ended_at = self.transport.clock()
-        self._now = None
-        seconds = self._ended_at - now.began
+        """End the communication in progress."""
+        current = self._current
+        assert current is not None
+        self._ended_at = self._clock()
+        self._current = None
+        seconds = self._ended_at - current.began
         self.communication_seconds += seconds
-        if self._started_at is not None and now.is_usual:
-            self._delays[now.kind].add(seconds - now.agreed_seconds)
+        if self.is_started and current.is_usual:
+            self._delays[current.kind].add(seconds - current.agreed_seconds)
 
-    def shares(self) -> dict[str, float]:
-        """What this rank tells the others in its next control message."""
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Attach mean and deviation of this rank's compute time, and the duration of its last message, in seconds."""
+        self._message_began = self._clock()
         return {
-            "compute_seconds": self._compute.mean_seconds,
-            "compute_deviation_seconds": self._compute.deviation_seconds,
+            "compute_seconds": self.compute.mean_seconds,
+            "compute_deviation_seconds": self.compute.deviation_seconds,
             "agreed_seconds": self._agreed_seconds,
         }
 
-    def heard(self, agreement: Agreement, seconds: float) -> None:
-        """A control message of a communication has come back after ``seconds``."""
-        if self._now is None:
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Measure how long the message took, and how long this rank waited in the one before."""
+        if self._current is None:
             return
-        self._now.agreed_seconds += seconds
-        self._compute_by_rank = agreement.compute_seconds
-        self._deviation_by_rank = agreement.compute_deviation_seconds
-        # Those times belong to the message before this one.
-        shortest = min(agreement.agreed_seconds)
+        seconds = self._clock() - self._message_began
+        self._current.agreed_seconds += seconds
+        self.compute_by_rank = by_rank["compute_seconds"].tolist()
+        self.deviation_by_rank = by_rank["compute_deviation_seconds"].tolist()
+        shortest = min(by_rank["agreed_seconds"].tolist())  # of the message before this one
         if not isnan(shortest):
-            self._control.add(shortest)
+            self.message.add(shortest)
             self.waiting_seconds += self._agreed_seconds - shortest
         self._agreed_seconds = seconds
 
     def forget_ranks(self) -> None:
-        """They are others now; the communication under way, if any, has lasted as none does."""
-        self._compute_by_rank, self._deviation_by_rank = [], []
+        """Drop the other ranks' times after some ranks have died, and leave the communication in progress out."""
+        self.compute_by_rank, self.deviation_by_rank = [], []
         self._agreed_seconds = nan
-        if self._now is not None:
-            self._now.is_usual = False
+        if self._current is not None:
+            self._current.is_usual = False
 
     def pause(self) -> None:
-        """What follows is no training."""
-        self._paused_at = self.transport.clock()
+        """Stop the clock: what follows is not training."""
+        self._paused_at = self._clock()
 
     def resume(self) -> None:
-        """Training goes on."""
-        if self._paused_at is not None and self._started_at is not None:
-            paused = self.transport.clock() - self._paused_at
+        """Let the clock run again: training continues."""
+        if self._paused_at is not None and self.is_started:
+            paused = self._clock() - self._paused_at
             self._started_at += paused
             self._ended_at += paused
         self._paused_at = None
 
     def skip(self, steps: int) -> None:
-        """So many steps were counted that this rank has not taken."""
+        """Leave out steps that were counted and not taken by this rank."""
         self._first_step += steps
         self._last_step += steps
 
-    def report(self, base: BaseAlgorithm, period: int | None) -> dict[str, Any]:
-        """Plain numbers, measured from the second step on, evaluation left out; None for what is not known, or not yet.
+    def delay_seconds(self, kind: Kind, *, with_message: bool = True) -> float | None:
+        """Return how long a communication takes once all ranks have reached it, None if that is not known yet.
 
-        ``compute_seconds``: mean compute time of a step on this rank (Y), with ``compute_deviation_seconds``.
-        ``compute_seconds_by_rank``, ``compute_deviation_seconds_by_rank``: of all ranks, as they told in the last
-        control message.
-        ``stragglers``: ranks that are slower for good.
-        ``delay_seconds``: of an outer step, or without those, of an average of gradients, once all have come to it (D).
-        ``latency_seconds``: of a control message. ``delay_ratio``: D / Y.
-        ``exchange_seconds``: of a gossip step, waiting included.
-        ``waiting_seconds``: for slower ranks in all, as far as control messages show it.
-        ``seconds_per_step``: in all. ``predicted_seconds_per_step``: the same by the delay model; None for gossip,
-        whose delay cannot be told from waiting.
-        ``seconds_saved``: so far against synchronous SGD, by the delay model; see ``_synchronous_seconds``.
+        Args:
+            kind: purpose of the communication.
+            with_message: whether to include its control message.
         """
-        delay = self._delay_seconds("outer" if period is not None else "gradients")
-        by_rank = list(self._compute_by_rank) or None
-        if by_rank is not None and any(map(isnan, by_rank)):
-            by_rank = None
-        steps = self._last_step - self._first_step
-        measured = (self._ended_at - (self._started_at or 0.0)) / steps if steps else None
-        predicted = saved = slow = None
-        if by_rank is not None:
-            slow = stragglers(by_rank, self._deviation_by_rank, round(self._compute.steps))
-            predicted = self._predicted_seconds(by_rank, base, period)
-            synchronous = self._synchronous_seconds(by_rank)
-            if synchronous is not None and measured is not None:
-                saved = 0.0 if base.averages_gradients else (synchronous - measured) * steps
-        gossip = self._delays["gossip"]
-        return {
-            "compute_seconds": _known(self._compute.mean_seconds),
-            "compute_deviation_seconds": _known(self._compute.deviation_seconds),
-            "compute_seconds_by_rank": by_rank,
-            "compute_deviation_seconds_by_rank": [_known(seconds) for seconds in self._deviation_by_rank]
-            if by_rank
-            else None,
-            "stragglers": slow,
-            "delay_seconds": delay,
-            "latency_seconds": _known(self._control.seconds),
-            "delay_ratio": delay / self._compute.mean_seconds if delay and self._compute.mean_seconds > 0 else None,
-            "exchange_seconds": _known(gossip.seconds),
-            "waiting_seconds": self.waiting_seconds,
-            "seconds_per_step": measured,
-            "predicted_seconds_per_step": predicted,
-            "seconds_saved": saved,
-        }
-
-    def _delay_seconds(self, kind: Kind) -> float | None:
-        """D: once all ranks had come."""
-        delay = self._delays[kind].seconds + (
-            0.0 if self._control.seconds != self._control.seconds else self._control.seconds
-        )
-        return _known(delay)
-
-    def _predicted_seconds(self, by_rank: Sequence[float], base: BaseAlgorithm, period: int | None) -> float | None:
-        """The delay model's time per step of this setting. Of gossip no delay is known that holds no waiting."""
-        gradients, outer = self._delay_seconds("gradients"), self._delay_seconds("outer")
-        if base.mixes_parameters or (base.averages_gradients and gradients is None) or (period and outer is None):
-            return None
-        compute, size = as_compute(by_rank, self._deviation_by_rank), len(by_rank)
-        delays = Delays(gradients or 0.0, outer or 0.0)
-        if not base.averages_gradients:
-            return local_sgd_seconds(compute, size, delays, period) if period else None
-        return all_reduce_seconds(compute, size, delays) + (delays.outer_step / period if period else 0.0)
-
-    def _synchronous_seconds(self, by_rank: Sequence[float]) -> float | None:
-        """What a step of synchronous SGD would take. An estimate where no gradients are averaged.
-
-        Their average is then taken to cost what an outer step does without its second question, whether the average is
-        finite. For small models that is too much: by the engine's all-reduce, two halves cost more than the whole.
-        """
-        delay = self._delay_seconds("gradients")
-        if delay is None:
-            delay = _known(self._delays["outer"].seconds)
-        if delay is None:
-            return None
-        return expected_maximum_seconds(as_compute(by_rank, self._deviation_by_rank), len(by_rank)) + delay
+        seconds = self._delays[kind].seconds
+        return known(seconds + (self.message.seconds if with_message and not isnan(self.message.seconds) else 0.0))
 
 
-def _known(seconds: float) -> float | None:
+def known(seconds: float) -> float | None:
+    """Return a time, None in place of NaN."""
     return None if isnan(seconds) else seconds
+
+
+class Costs:
+    """Counts bytes, messages and time of a replica's communication. Evaluation is not counted.
+
+    Args:
+        transport: transport whose traffic is counted.
+        progress: progress of the replica: the time of a rank that has run out of batches is not counted.
+        timing: measures the time.
+
+    Attributes:
+        bytes_sent: bytes sent so far.
+        messages: messages so far, point-to-point and collective.
+    """
+
+    def __init__(self, transport: Transport, progress: Progress, timing: Timing) -> None:
+        self.bytes_sent = 0
+        self.messages = 0
+        self._transport = transport
+        self._progress = progress
+        self._timing = timing
+
+    @contextmanager
+    def of(self, kind: Kind, step: int) -> Iterator[None]:
+        """Count what the communication inside the block costs. Arguments are those of ``Timing.begin``."""
+        before = self._transport.traffic.copy()
+        if not self._progress.has_ended:
+            self._timing.begin(kind, step)
+        try:
+            with watched(self._transport, f"{_WAITS[kind]} {step}"):
+                yield
+        finally:
+            after = self._transport.traffic
+            if not self._progress.has_ended:
+                self._timing.end()
+            self.bytes_sent += after.bytes_sent - before.bytes_sent
+            self.messages += after.messages + after.collectives - before.messages - before.collectives

@@ -1,32 +1,30 @@
 """Parameters that are frozen, unfrozen, added or removed while a replica trains.
 
-Ranks notice it where they communicate, and then lay their flat buffers out again together: what was trained before and
-still is keeps its value, its anchor, its slow momentum and its push-sum state. Parameters that join begin with the mean
-of the ranks, which may have trained them for the rest of a round already, and without slow momentum; with rank 0's
-values where gradients are averaged, or if the replica did not know of them. Those that leave get the mean too, so that
-they are equal on all ranks.
+Each rank checks for such changes when it communicates, and then all lay out their flat buffers again together.
+Parameters that were trained before and still are keep their values, anchors, slow momenta and push-sum states.
+Parameters that join begin without slow momentum and with the mean of the ranks, which may have trained them for the
+rest of a round already; or with rank 0's values if gradients are averaged, or if the parameters are new to the replica.
+Parameters that leave get the mean too, so that they are equal on all ranks.
 """
 
 import logging
 from collections.abc import Iterable, Sequence, Set
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from zlib import crc32
 
 import numpy as np
 
+from lentando.comm.agreement import Event, fingerprint
 from lentando.comm.array_module import copy_into, to_host
-from lentando.comm.control import Event, fingerprint
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer, FlatLayout, describe
 from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.framework import ChangingFramework, CoveringFramework
+from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.last_look import LastLook
-from lentando.optimizers.replica.messages import Messages
-from lentando.optimizers.replica.plan import Plan
-from lentando.optimizers.replica.progress import Progress
-from lentando.optimizers.replica.rest_of_model import take_over
-from lentando.optimizers.replica.same_model import check_equal_hyperparameters
+from lentando.optimizers.replica.setup import Setup, check_equal_hyperparameters, share_not_averaged
+from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.rules.base_buffers import average
 from lentando.optimizers.rules.flat_state import carried_over
@@ -36,18 +34,18 @@ __all__ = ["Change", "TrainedParameters"]
 _log = logging.getLogger("lentando")
 
 NAMES = 5
-"""How many parameters a message names."""
+"""Number of parameters that a message names."""
 
 
 @dataclass(frozen=True)
 class Change:
-    """What has changed on this rank.
+    """A change of which parameters this rank trains.
 
     Attributes:
-        joined: names of parameters that are trained now and were not.
+        joined: names of parameters that are trained now and were not trained before.
         left: names of parameters that are no longer trained.
         replaced: names that stand for other parameters than before: these have joined, and their predecessors left.
-        subject: what travels with a control message, so that ranks that differ notice it.
+        subject: fingerprint that is sent with a control message, so that a difference between ranks is an error.
     """
 
     joined: Sequence[str]
@@ -56,46 +54,42 @@ class Change:
     subject: int
 
     def __str__(self) -> str:
-        """In words, for a message."""
-        said = [
-            f"{', '.join(map(repr, names[:NAMES]))}{' and others' if len(names) > NAMES else ''} {what}"
-            for names, what in ((self.joined, "trained from now on"), (self.left, "no longer trained"))
+        """Describe the change for a message."""
+        parts = [
+            f"{', '.join(map(repr, names[:NAMES]))}{' and others' if len(names) > NAMES else ''} {state}"
+            for names, state in ((self.joined, "trained from now on"), (self.left, "no longer trained"))
             if names
         ]
-        return " and ".join(said) or "other parameter groups, or buffers of other shapes"
+        return " and ".join(parts) or "other parameter groups, or buffers of other shapes"
 
 
-@dataclass
 class TrainedParameters:
     """Follows the changes of which parameters a replica trains.
 
     Args:
-        plan: what the replica is made of.
-        progress: how far it is.
-        messages: compare what the ranks do.
+        setup: transport, framework and method of the replica.
+        progress: progress of the replica.
+        channel: sends the control messages.
         timing: does not count the time that a change takes.
-        last_look: looks at the buffers that there are at the end.
+        last_look: check at the end of training, which needs the new buffers.
     """
 
-    plan: Plan
-    progress: Progress
-    messages: Messages
-    timing: Timing
-    last_look: LastLook
-    _named: set[str] = field(default_factory=set, init=False)  # in a warning
-    _changing: ChangingFramework | None = field(init=False)
-
-    def __post_init__(self) -> None:
-        # Asked once: looking through a protocol takes longer than the rest of a small step.
-        framework = self.plan.framework
-        self._changing = framework if isinstance(framework, ChangingFramework) else None
+    def __init__(self, setup: Setup, progress: Progress, channel: Channel, timing: Timing, last_look: LastLook) -> None:
+        self._setup = setup
+        self._progress = progress
+        self._channel = channel
+        self._timing = timing
+        self._last_look = last_look
+        self._named: set[str] = set()  # in a warning
+        # Checked once: isinstance with a protocol takes longer than the rest of a small step.
+        self._changing = setup.framework if isinstance(setup.framework, ChangingFramework) else None
 
     def pending(self) -> Change | None:
-        """What has changed on this rank since the buffers were laid out, None if nothing has."""
+        """Return what has changed on this rank since the buffers were laid out, None if nothing has."""
         framework = self._changing
         if framework is None or not framework.has_changed():
             return None
-        if is_elastic(self.plan.transport):
+        if is_elastic(self._setup.transport):
             raise ConfigurationError(
                 "in an elastic job (init(elastic=True)), parameters cannot be frozen, unfrozen, added or removed after "
                 "the optimizer was wrapped yet: do so before wrapping"
@@ -119,27 +113,32 @@ class TrainedParameters:
         """
         change = self.pending()
         if change is not None:
-            self.messages.agree(Event.CHANGE, "changes which parameters it trains in", change=change)
+            self._channel.agree(
+                Event.CHANGE,
+                "changes which parameters it trains in",
+                subject=change.subject,
+                details=f", with {change}",
+            )
             self._adopt(change)
 
     def _adopt(self, change: Change) -> None:
-        """Lay the buffers out again, all ranks having agreed to. Collective."""
-        plan = self.plan
-        framework = plan.framework
+        """Lay out the buffers again, after all ranks have agreed to. Collective."""
+        setup = self._setup
+        framework = setup.framework
         assert isinstance(framework, ChangingFramework)
-        check_equal_hyperparameters(plan.transport, framework)
-        self.timing.pause()
-        plan.wait_in_flight()
+        check_equal_hyperparameters(setup.transport, framework)
+        self._timing.pause()
+        setup.wait_in_flight()
         before = [_renamed(layout, change.replaced) for layout in self._layouts()]
         known = framework.known - change.replaced
-        base_state = plan.base.state.state_dict()
-        outer_state = None if plan.outer is None else plan.outer.whole_state()
-        prepared = None
+        base_state = setup.base.state.state_dict()
+        outer_state = None if setup.outer is None else setup.outer.whole_state()
+        left_values = None
         if change.left:
             parameters = [to_host(buffer.parameters) for buffer in framework.buffers]
-            prepared = plan.base.resizing.prepared_average(base_state, parameters)
-        by_mean = not plan.settings.base.averages_gradients
-        self._unify(framework.buffers, change.left, by_mean, prepared)
+            left_values = setup.base.resizing.prepared_average(base_state, parameters)
+        by_mean = not setup.settings.base.averages_gradients
+        self._unify(framework.buffers, change.left, by_mean, left_values)
         framework.store()
         framework.change_layout()
         framework.load()
@@ -148,24 +147,24 @@ class TrainedParameters:
         self._unify(framework.buffers, joined - known, by_mean=False)
         framework.store()
         self._share_new_frozen(known)
-        plan.plan_again()
-        self.last_look.buffers = framework.buffers
+        setup.plan_again()
+        self._last_look.buffers = framework.buffers
         self._carry_base_state_over(base_state, before)
-        if plan.outer is not None and outer_state is not None:
-            plan.outer.load_state_dict(carried_over(outer_state, plan.outer.state_dict(), before, self._layouts()))
+        if setup.outer is not None and outer_state is not None:
+            setup.outer.load_state_dict(carried_over(outer_state, setup.outer.state_dict(), before, self._layouts()))
         self._carry_rates_over(before)
-        if plan.transport.rank == 0:
-            _log.info("after inner step %d: %s", self.progress.inner_steps, change)
-        self.timing.resume()
+        if setup.transport.rank == 0:
+            _log.info("after inner step %d: %s", self._progress.inner_steps, change)
+        self._timing.resume()
 
     def warn_of_left_out(self) -> None:
-        """Say so, once of each, if the model has trainable parameters that no wrapped optimizer has.
+        """Warn, once for each, of trainable parameters of the model that no wrapped optimizer has.
 
-        Asked before the first step and where the average is evaluated: a program may have put other parameters into the
-        model meanwhile (``load_state_dict(assign=True)``, another head).
+        Called before the first step and before the average is evaluated: a program may have put other parameters into
+        the model meanwhile (``load_state_dict(assign=True)``, another head).
         """
-        framework = self.plan.framework
-        if not isinstance(framework, CoveringFramework) or self.plan.transport.rank != 0:
+        framework = self._setup.framework
+        if not isinstance(framework, CoveringFramework) or self._setup.transport.rank != 0:
             return
         names = [name for name in framework.left_out() if name not in self._named]
         self._named.update(names)
@@ -179,22 +178,22 @@ class TrainedParameters:
             )
 
     def _layouts(self) -> list[FlatLayout]:
-        return [buffer.layout for buffer in self.plan.framework.buffers]
+        return [buffer.layout for buffer in self._setup.framework.buffers]
 
     def _carry_base_state_over(self, state: dict[str, object], before: Sequence[FlatLayout]) -> None:
-        plan = self.plan
-        base, after = plan.base, self._layouts()
+        setup = self._setup
+        base, after = setup.base, self._layouts()
         base.state.load_state_dict(carried_over(state, base.state.state_dict(), before, after))
-        # Once more, when what has joined has been brought in line with the rest (x = w z, with this rank's w).
-        plan.framework.load()
+        # Again, after the parameters that have joined were made consistent with the rest (x = w z, with this rank's w).
+        setup.framework.load()
         base.outer_average.rebase_on_model()
         base.state.load_state_dict(carried_over(state, base.state.state_dict(), before, after))
 
     def _carry_rates_over(self, before: Sequence[FlatLayout]) -> None:
-        """Groups of parameters that were there keep the learning rates of the round so far; others have today's."""
-        progress = self.progress
+        """Keep the round's learning rates of parameter groups that existed; new groups get their present rates."""
+        progress = self._progress
         group_before = {entry.name: entry.group for layout in before for entry in layout.entries}
-        sums = [rate * progress.steps for rate in self.plan.framework.learning_rates()]
+        sums = [rate * progress.steps for rate in self._setup.framework.learning_rates()]
         for layout in self._layouts():
             for entry in layout.entries:
                 group = group_before.get(entry.name)
@@ -203,10 +202,10 @@ class TrainedParameters:
         progress.rate_sums = sums
 
     def _share_new_frozen(self, known: Set[str]) -> None:
-        """Tensors that are not averaged and that the replica did not know of: rank 0's, on every rank."""
-        framework = self.plan.framework
+        """Adopt rank 0's values of new tensors that are not averaged. Collective."""
+        framework = self._setup.framework
         added = {name: array for name, array in framework.not_averaged().items() if name not in known}
-        framework.store_not_averaged(take_over(self.plan.transport, framework.name, added))
+        framework.store_not_averaged(share_not_averaged(self._setup.transport, framework.name, added))
 
     def _unify(
         self,
@@ -215,15 +214,15 @@ class TrainedParameters:
         by_mean: bool,
         values: Sequence[Array] | None = None,
     ) -> None:
-        """Make parameters equal on all ranks; those that are keep every bit.
+        """Make parameters equal on all ranks; parameters that are equal already stay bit-identical.
 
         Args:
-            buffers: hold them.
-            names: of these parameters.
-            by_mean: the mean of the ranks, or rank 0's.
-            values: of the buffers' parameters, if not what they hold.
+            buffers: flat buffers that hold the parameters.
+            names: names of the parameters.
+            by_mean: whether they become the mean of the ranks, or rank 0's values.
+            values: values to use in place of those in the buffers, one array per buffer.
         """
-        transport, wanted = self.plan.transport, set(names)
+        transport, wanted = self._setup.transport, set(names)
         places: dict[str, Array] = {}
         arrays: dict[str, Array] = {}
         for number, buffer in enumerate(buffers):
@@ -240,7 +239,7 @@ class TrainedParameters:
             checksum = crc32(as_bytes(array).data, checksum)
         if len(set(transport.allgather(np.array([checksum], np.int64))[:, 0].tolist())) > 1:
             if by_mean:
-                arrays = average(transport, arrays, self.plan.settings.algorithm)
+                arrays = average(transport, arrays, self._setup.settings.algorithm)
             else:
                 for array in arrays.values():
                     transport.broadcast(array)
@@ -249,7 +248,7 @@ class TrainedParameters:
 
 
 def _renamed(layout: FlatLayout, names: Set[str]) -> FlatLayout:
-    """The layout with other names in place of these, so that nothing is carried over from them by name."""
+    """Return the layout with these parameters renamed, so that nothing is carried over from them by name."""
     return FlatLayout(
         [replace(entry, name=f"{entry.name} (before)") if entry.name in names else entry for entry in layout.entries]
     )

@@ -1,20 +1,19 @@
-"""What a replica does about weights that the program has set, and a new round that begins from the present weights."""
+"""Weights that the program has set between steps, and a new round that begins from the present weights."""
 
 import logging
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from zlib import crc32
 
 import numpy as np
 
+from lentando.comm.agreement import Event, ranks_where
 from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.collectives import plan_reduction
-from lentando.comm.control import Event
 from lentando.comm.elastic import in_place, without_vote
 from lentando.comm.errors import MismatchError, ranks_in_words
-from lentando.comm.transport import as_bytes
-from lentando.optimizers.replica.messages import Messages
-from lentando.optimizers.replica.plan import Plan
+from lentando.comm.transport import Array, as_bytes
+from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import mean_over_some
 
@@ -23,64 +22,74 @@ __all__ = ["Weights"]
 _log = logging.getLogger("lentando")
 
 
-@dataclass
 class Weights:
-    """Weights that training has not reached by its own steps.
+    """Handles weights that training has not reached by its own steps.
 
     Args:
-        plan: what the replica is made of.
-        messages: precede what is sent.
-        non_finite: what is done about values that are not finite.
+        setup: transport, framework and method of the replica.
+        channel: sends the control messages.
+        non_finite: policy for values that are not finite.
+
+    Attributes:
+        set_on: ranks whose weights the program has set, as of the last average of gradients or outer step.
     """
 
-    plan: Plan
-    messages: Messages
-    non_finite: NonFinite
-    _is_continued: bool = field(default=False, init=False)  # gossip, from the weights that were found
+    def __init__(self, setup: Setup, channel: Channel, non_finite: NonFinite) -> None:
+        self.set_on: list[int] = []
+        self._setup = setup
+        self._channel = channel
+        self._non_finite = non_finite
+        self._is_continued = False  # whether gossip continues from the weights that were set
 
-    def look(self, has_stepped: bool = False) -> None:
-        """The program has had its turn: see whether it has set the weights of this rank.
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Attach whether the program has set weights of this rank, where that matters."""
+        return {"weights_set": event in (Event.GRADIENTS, Event.ROUND) and self._setup.framework.watch.found}
 
-        Args:
-            has_stepped: the base optimizer has had its turn as well, so that there is nothing to compare with.
-        """
-        watch = self.plan.framework.watch
-        if not has_stepped:
-            watch.look()
-        if not self.plan.settings.base.mixes_parameters:
-            return
-        is_known, self._is_continued = self._is_continued, watch.found
-        if self._is_continued and not is_known:
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Remember the ranks whose weights the program has set."""
+        self.set_on = ranks_where(by_rank["weights_set"])
+
+    def continue_gossip_if_set(self) -> None:
+        """Let gossip continue from the weights of this rank, if the program has set them since this was last called."""
+        watch = self._setup.framework.watch
+        was_continued, self._is_continued = self._is_continued, watch.found
+        if self._is_continued and not was_continued:
             self._continue_gossip()
-            if self.plan.outer is None:  # no outer step will ask, and the next time is to be noticed as well
+            if self._setup.outer is None:  # no outer step will read the watch, and the next change must be noticed too
                 watch.reset()
                 self._is_continued = False
 
-    def compare(self, ranks: Sequence[int]) -> None:
-        """Synchronous training has nothing but equal weights: see whether they are equal still. Collective.
+    def compare(self) -> None:
+        """Check that all ranks still have the same weights in synchronous training, if the program has set some.
 
-        Args:
-            ranks: those whose weights the program has set.
+        Collective, after the control message of an average of gradients.
 
         Raises:
             MismatchError: on every rank, if the ranks now have different weights.
         """
-        if not ranks or self.plan.outer is not None or self.plan.settings.base.mixes_parameters:
+        setup, ranks = self._setup, self.set_on
+        if not ranks or setup.outer is not None or setup.settings.base.mixes_parameters:
             return  # the next outer step averages them, as gossip does
-        self.plan.framework.load()
+        setup.framework.load()
         if not self._are_equal(statistics=False):
             raise MismatchError(
-                f"the program has set weights on {ranks_in_words(ranks)} of {self.plan.transport.size}, and the ranks "
+                f"the program has set weights on {ranks_in_words(ranks)} of {setup.transport.size}, and the ranks "
                 "now have different weights, which synchronous training would keep apart. Set the same weights on "
                 "every rank, or call broadcast_parameters, or restart() of the optimizer, which averages them"
             )
-        self.plan.framework.watch.reset()
+        setup.framework.watch.reset()
 
     def warn(self, ranks: Sequence[int], rounds: int) -> None:
-        """An outer step has adopted weights that the program has set."""
-        if self.plan.settings.outer is None:
-            return  # it always adopts the average, so that nothing is lost
-        rank, size, is_average = self.plan.transport.rank, self.plan.transport.size, self.plan.settings.exact_average
+        """Log that an outer step has adopted weights that the program has set.
+
+        Args:
+            ranks: ranks whose weights the program has set.
+            rounds: number of the outer step.
+        """
+        transport, settings = self._setup.transport, self._setup.settings
+        if settings.outer is None:
+            return  # every outer step adopts the average, so nothing is lost
+        rank, size, is_average = transport.rank, transport.size, settings.exact_average
         if is_average and rank != 0:
             return
         where = "all ranks" if len(ranks) == size else f"{ranks_in_words(ranks)} of {size}"
@@ -93,20 +102,21 @@ class Weights:
         )
 
     def restart(self) -> None:
-        """See ``Replica.restart``: everything but the counts. Collective."""
-        plan = self.plan
-        plan.framework.load()
-        found = first_non_finite(plan.framework.buffers, constants=plan.constants)
+        """Average the weights and restart gossip and outer momentum from them, as ``Replica.restart``. Collective."""
+        setup = self._setup
+        setup.framework.load()
+        found = first_non_finite(setup.framework.buffers, constants=setup.constants)
 
         def attempt() -> None:
-            agreement = self.messages.agree(Event.RESTART, "begins a new round of", found=found)
-            verdict = self.non_finite.judge(agreement, "restart", None if found is None else repr(found))
+            is_finite = self._non_finite.is_clean(found)
+            by_rank = self._channel.agree(Event.RESTART, "begins a new round of", is_finite=is_finite)
+            verdict = self._non_finite.judge(by_rank, "restart", None if found is None else repr(found))
             self._drain()
             share = None if verdict is None else verdict.partial_average
             if share is not None or not self._are_equal():  # the mean of equal numbers may differ from them by a bit
-                for buffer in plan.framework.buffers:
-                    constants = plan.constants.within(buffer)
-                    reduction = plan_reduction(plan.transport, buffer.array, plan.settings.algorithm)
+                for buffer in setup.framework.buffers:
+                    constants = setup.constants.within(buffer)
+                    reduction = plan_reduction(setup.transport, buffer.array, setup.settings.algorithm)
                     if share is None:
                         reduction.all_reduce(mean=True)
                     else:
@@ -114,28 +124,28 @@ class Weights:
                     for constant in constants:
                         constant.restore(buffer.array)
 
-        in_place(plan.transport, [buffer.array for buffer in plan.framework.buffers], attempt)
-        plan.base.outer_average.adopt_consensus()
-        if plan.outer is not None:
-            plan.outer.reset_anchor(forget_momentum=True)
-        plan.framework.store()
-        plan.framework.watch.reset()
-        plan.framework.watch.mark()
-        self.messages.forget_start()
+        in_place(setup.transport, [buffer.array for buffer in setup.framework.buffers], attempt)
+        setup.base.outer_average.adopt_consensus()
+        if setup.outer is not None:
+            setup.outer.reset_anchor(forget_momentum=True)
+        setup.framework.store()
+        setup.framework.watch.reset()
+        setup.framework.watch.mark()
+        self._channel.forget_start()
 
     def _continue_gossip(self) -> None:
-        """Gossip continues from the new weights of this rank; what it has received before is about the old ones."""
-        plan = self.plan
-        plan.framework.load()
-        without_vote(plan.transport, self._drain)
-        plan.base.outer_average.rebase_on_model()
-        plan.framework.store()
+        """Let gossip continue from the new weights of this rank, and drop what it has received for the old ones."""
+        setup = self._setup
+        setup.framework.load()
+        without_vote(setup.transport, self._drain)
+        setup.base.outer_average.rebase_on_model()
+        setup.framework.store()
 
     def _drain(self) -> None:
-        """Receive what is in flight, and keep the weights as they are."""
-        buffers = self.plan.framework.buffers
-        kept = [buffer.array.copy() for buffer in buffers] if self.plan.settings.base.mixes_parameters else []
-        self.plan.base.outer_average.wait_in_flight()
+        """Receive the messages in flight, and keep the weights as they are."""
+        buffers = self._setup.framework.buffers
+        kept = [buffer.array.copy() for buffer in buffers] if self._setup.settings.base.mixes_parameters else []
+        self._setup.base.outer_average.wait_in_flight()
         for buffer, array in zip(buffers, kept, strict=bool(kept)):
             copy_into(buffer.array, array)
 
@@ -143,11 +153,11 @@ class Weights:
         """Whether all ranks hold the same weights. Collective.
 
         Args:
-            statistics: and the same statistics.
+            statistics: whether to compare the statistics too.
         """
         checksum = 0
-        for buffer in self.plan.framework.buffers:
+        for buffer in self._setup.framework.buffers:
             own = buffer.array if statistics else buffer.parameters
             checksum = crc32(as_bytes(to_host(own)).data, checksum)
-        checksums = self.plan.transport.allgather(np.array([checksum], np.int64))
+        checksums = self._setup.transport.allgather(np.array([checksum], np.int64))
         return bool((checksums == checksums[0]).all())

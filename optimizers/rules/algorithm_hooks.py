@@ -182,7 +182,6 @@ class _NoOverlap:
     """Gradients are averaged at the step, after the whole backward pass."""
 
     buckets = None
-    coverage = BucketCoverage.NONE
 
     def finish_buckets(self, agreed: BucketCoverage) -> None:
         return

@@ -6,20 +6,19 @@ save it: the average that they have formed tells as well, only later (``lentando
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, isnan, nan
 from typing import Literal, TypeAlias
 
-from lentando.comm.control import Agreement
 from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, all_finite
 from lentando.comm.objects import allgather_object
-from lentando.comm.transport import Transport
+from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.partial_average import PartialAverage
 
-__all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "first_non_finite", "told_loss"]
+__all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "first_non_finite", "loss_to_send"]
 
 _log = logging.getLogger("lentando")
 
@@ -48,8 +47,8 @@ def first_non_finite(
     return None
 
 
-def told_loss(loss: float | None) -> float:
-    """A loss as a control message carries it, where NaN says that there is none."""
+def loss_to_send(loss: float | None) -> float:
+    """Return a loss as a control message carries it: NaN stands for no loss, and infinity for a loss that is NaN."""
     return nan if loss is None else inf if isnan(loss) else loss
 
 
@@ -86,7 +85,13 @@ class NonFinite:
         self._restored: str | None = None
 
     def is_clean(self, found: str | None) -> bool:
-        """What a control message tells of this rank: nothing found now, nor in gossip since the last message."""
+        """Whether this rank has found only finite values, now and in gossip since the last message that was judged.
+
+        Sent as ``is_finite`` with the control messages that ``judge`` follows.
+
+        Args:
+            found: name of values of this rank that are not finite, None if there are none.
+        """
         return found is None and self._restored is None
 
     def error(self, text: str) -> NonFiniteError:
@@ -106,7 +111,7 @@ class NonFinite:
 
     def judge(
         self,
-        agreement: Agreement,
+        by_rank: Mapping[str, Array],
         doing: str,
         found: str | None = None,
         is_active: bool = True,
@@ -117,7 +122,7 @@ class NonFinite:
         """Decide what is left out; None if all ranks' values are finite. Collective, after a control message.
 
         Args:
-            agreement: what came of the message.
+            by_rank: numbers of all ranks from the message: ``is_finite``, and ``loss`` if they have losses.
             doing: what is about to be averaged, in words.
             found: this rank's first values that are not finite, in words.
             is_active: whether this rank's numbers would count.
@@ -128,8 +133,9 @@ class NonFinite:
         Raises:
             NonFiniteError: on every rank, naming ranks and values, unless they may be left out and others remain.
         """
-        with_bad_loss = [rank for rank, loss in enumerate(agreement.losses) if not isnan(loss) and not isfinite(loss)]
-        if not agreement.non_finite and not with_bad_loss:
+        losses: list[float] = by_rank["loss"].tolist() if "loss" in by_rank else []
+        with_bad_loss = [rank for rank, loss in enumerate(losses) if not isnan(loss) and not isfinite(loss)]
+        if by_rank["is_finite"].all() and not with_bad_loss:
             return None
         rank = self._transport.rank
         restored, self._restored = self._restored, None
@@ -156,7 +162,7 @@ class NonFinite:
         self.left_out += found is not None
         if rank == 0 or own:
             _log.warning("%s: what is not finite was left out. %s", doing, said)
-        losses = [loss for loss in agreement.losses if isfinite(loss)]
+        losses = [loss for loss in losses if isfinite(loss)]
         partial_average = None
         if not all(finite):
             partial_average = PartialAverage(

@@ -11,7 +11,7 @@ rank's ``BucketCoverage``, and the least of them decides what the ranks use.
 """
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
@@ -19,6 +19,7 @@ from weakref import finalize
 
 import numpy as np
 
+from lentando.comm.agreement import Event
 from lentando.comm.array_module import is_on_host
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import Algorithm, plan_reduction
@@ -161,12 +162,8 @@ class OverlapsGradients(Protocol):
     @property
     def buckets(self) -> Buckets | None: ...
 
-    @property
-    def coverage(self) -> BucketCoverage:
-        """Which of this rank's gradients of this step the buckets hold."""
-
     def finish_buckets(self, agreed: BucketCoverage) -> None:
-        """Wait for the buckets in flight; called before ``average_gradients``, unless this rank is out of batches.
+        """Wait for the buckets in flight.
 
         Args:
             agreed: least coverage of any rank.
@@ -194,9 +191,14 @@ class OverlappedGradients(BoundAlgorithm):
         ]
         self._agreed = BucketCoverage.NONE
 
-    @property
-    def coverage(self) -> BucketCoverage:
-        return self.buckets.coverage
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Attach which of this rank's gradients of this step the buckets hold."""
+        return {"coverage": self.buckets.coverage}
+
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Finish the buckets before an average of gradients, for which the least coverage of any rank counts."""
+        if event is Event.GRADIENTS:
+            self.finish_buckets(BucketCoverage(int(by_rank["coverage"].min())))
 
     def finish_buckets(self, agreed: BucketCoverage) -> None:
         self._agreed, self.buckets.coverage = agreed, BucketCoverage.NONE

@@ -11,7 +11,7 @@ BEGIN = """
 import os, sys, time
 import numpy as np
 from lentando.comm import world
-from lentando.comm.control import Control, Event, agree
+from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.errors import TransportError
 world.init()
 rank, size = world.rank(), world.size()
@@ -21,7 +21,7 @@ def exchange():
     assert received[0] == 1
 exchange()
 """
-ROUND = "agree(world.transport(), Control(Event.ROUND, round=3), lambda: 'begins round 3')\n"
+ROUND = "agree(world.transport(), Intent(Event.ROUND, round=3), lambda: 'begins round 3')\n"
 WRITE = r"sys.stdout.write(f'done {world.rank()} of {world.size()}\n')" + "\n"
 
 

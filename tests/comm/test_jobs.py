@@ -14,11 +14,11 @@ BEGIN = """
 import sys
 import numpy as np
 from lentando.comm import world
-from lentando.comm.control import Control, Event, agree
+from lentando.comm.agreement import Event, Intent, agree
 world.init()
 rank = world.rank()
 """
-ROUND = "agree(world.transport(), Control(Event.ROUND, round=3), lambda: 'begins round 3')\n"
+ROUND = "agree(world.transport(), Intent(Event.ROUND, round=3), lambda: 'begins round 3')\n"
 
 
 def test_rank_that_raises_ends_the_job_with_its_reason() -> None:

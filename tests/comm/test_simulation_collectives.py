@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from ml_dtypes import bfloat16
 
+from lentando.comm.agreement import Event, Intent, agree, ranks_where
 from lentando.comm.collectives import all_reduce, plan_reduction
-from lentando.comm.control import Control, Event, agree
 from lentando.comm.errors import MismatchError, SimulationError
 from lentando.comm.objects import allgather_object, broadcast_object
 from lentando.comm.reductions.ring import RingReduction, Segments
@@ -198,22 +198,22 @@ def test_collectives_that_do_not_belong_together_are_an_error(other: str) -> Non
 
 
 def test_control_messages_and_objects_travel() -> None:
-    def worker(transport: SimulatedTransport) -> tuple[float, list[int], object, list[object]]:
-        control = Control(Event.ROUND, round=3, loss=float(transport.rank), flag=transport.rank == 2)
-        agreement = agree(transport, control, lambda: "is about to average")
+    def worker(transport: SimulatedTransport) -> tuple[list[float], list[int], object, list[object]]:
+        own = {"loss": float(transport.rank), "has_ended": transport.rank == 2}
+        by_rank = agree(transport, Intent(Event.ROUND, round=3), lambda: "is about to average", own)
         from_root = broadcast_object(transport, {"seed": 5} if transport.rank == 1 else None, root=1)
         everyone = allgather_object(transport, ["rank", transport.rank] * transport.rank)
-        return agreement.loss, agreement.flagged, from_root, everyone
+        return by_rank["loss"].tolist(), ranks_where(by_rank["has_ended"]), from_root, everyone
 
     everyone = [["rank", rank] * rank for rank in range(4)]
-    assert simulate(worker, 4) == [(1.5, [2], {"seed": 5}, everyone)] * 4
+    assert simulate(worker, 4) == [([0.0, 1.0, 2.0, 3.0], [2], {"seed": 5}, everyone)] * 4
 
 
 def test_ranks_that_disagree_are_told_on_every_rank() -> None:
     def worker(transport: SimulatedTransport) -> str:
         doing = "evaluates" if transport.rank == 1 else "averages"
         try:
-            agree(transport, Control(Event.EVALUATE if transport.rank == 1 else Event.ROUND), lambda: doing)
+            agree(transport, Intent(Event.EVALUATE if transport.rank == 1 else Event.ROUND), lambda: doing)
         except MismatchError as error:
             return str(error)
         return ""

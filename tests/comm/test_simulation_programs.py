@@ -61,11 +61,11 @@ def test_the_end_of_a_program_that_called_init_is_a_shutdown() -> None:
     """As at the end of a process: who ends while others go on is told on every rank, instead of waiting for ever."""
 
     def train() -> None:
-        from lentando.comm.control import Control, Event, agree
+        from lentando.comm.agreement import Event, Intent, agree
 
         world.init()
         for step in range(2 + world.rank()):
-            agree(world.transport(), Control(Event.GRADIENTS, step=step), lambda: "is about to average gradients")
+            agree(world.transport(), Intent(Event.GRADIENTS, step=step), lambda: "is about to average gradients")
 
     with pytest.raises(SimulationError, match=r"the ranks are not about to do the same.*has ended") as caught:
         simulate(train, 2)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from lentando.comm import operations, world
-from lentando.comm.control import Control, Event, agree
+from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import LentandoError, MismatchError
 from lentando.comm.job import job_of
@@ -121,7 +121,7 @@ def test_a_round_and_a_collective_in_another_order_are_an_error_on_both_ranks() 
 
     def work(transport: ThreadTransport) -> list[Outcome]:
         def step() -> None:
-            transaction(transport, lambda: agree(transport, Control(Event.ROUND, round=3), lambda: "takes a step"))
+            transaction(transport, lambda: agree(transport, Intent(Event.ROUND, round=3), lambda: "takes a step"))
 
         calls = [("step", step), ("sum", lambda: total(transport, 1.0))]
         first, second = calls if transport.rank else reversed(calls)

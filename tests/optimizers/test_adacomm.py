@@ -21,6 +21,7 @@ from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.comm.transports.threads import run_ranks
 from lentando.optimizers.methods import adacomm
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
@@ -228,7 +229,7 @@ def own_loss(of_round: list[float]) -> Any:
     """Losses that only their mean over ranks tells: each rank's own say something else, even in their order."""
 
     def loss(worker: Worker) -> float:
-        size = worker.replica.parts[0].size
+        size = worker.replica.transport.size
         mean = of_round[min(worker.replica.rounds, len(of_round) - 1)]
         wobble = (-1) ** worker.replica.inner_steps * 0.125 * (worker.replica.period % 2 == 0)
         return mean + 100.0 * (worker.rank - (size - 1) / 2) * (-1) ** worker.replica.rounds + wobble
@@ -243,7 +244,7 @@ def train(transport: Transport, steps: int, loss: Any, rates: Any = lambda _: 0.
 
 
 def decided(worker: Worker) -> list[int]:
-    return [decision["period"] for decision in worker.replica.report()["decisions"]]
+    return [decision["period"] for decision in report_of(worker.replica)["decisions"]]
 
 
 @pytest.mark.slow
@@ -262,7 +263,7 @@ def test_replicas_that_see_different_losses_decide_alike(size: int, base: Any, r
         workers = run_ranks(size, work)
         for worker in workers:
             assert [20, *decided(worker)[: len(expected) - 1]] == expected
-            assert worker.replica.report()["decisions"] == workers[0].replica.report()["decisions"]
+            assert report_of(worker.replica)["decisions"] == report_of(workers[0].replica)["decisions"]
 
 
 def test_replicas_at_different_learning_rates_decide_alike() -> None:
@@ -368,7 +369,7 @@ def test_warm_up_is_left_out_of_the_loss_at_the_start() -> None:
     settings = adacomm(warmup_steps=3, initial_period=20, interval_steps=1)
     worker = train(SingleTransport(), 80, own_loss(losses), lambda step: rates[step], **vars(settings))
     assert [20, *decided(worker)][:6] == REFINED[:6]
-    assert worker.replica.report()["decisions"][0]["step"] == 3 + 20 + 20
+    assert report_of(worker.replica)["decisions"][0]["step"] == 3 + 20 + 20
 
 
 def test_decisions_are_logged_once_and_reported(caplog: pytest.LogCaptureFixture) -> None:
@@ -377,7 +378,7 @@ def test_decisions_are_logged_once_and_reported(caplog: pytest.LogCaptureFixture
     lines = [record.getMessage() for record in caplog.records if "training loss" in record.getMessage()]
     assert lines[0].startswith("period 15 after 20, from inner step 40 on (")
     assert lines[0].endswith("s): training loss 1.15, learning rate 0.05")
-    decisions = worker.replica.report()["decisions"]
+    decisions = report_of(worker.replica)["decisions"]
     assert len(lines) == len(decisions)
     assert {name: value for name, value in decisions[0].items() if name != "clock"} == {
         "round": 2,
@@ -403,7 +404,7 @@ def test_intervals_go_by_rank_0s_virtual_clock_whatever_the_others_say() -> None
 
     def work(transport: SimulatedTransport) -> tuple[list[dict[str, Any]], Any]:
         worker = train(transport, 300, falling, period=AdaptivePeriod(16, interval_seconds=3.0))
-        return worker.replica.report()["decisions"], worker.model.x
+        return report_of(worker.replica)["decisions"], worker.model.x
 
     results = simulate(work, 4, network=Network(0.01, 1e6), compute=compute)
     for decisions, x in results:
@@ -430,7 +431,7 @@ def test_resumed_at_any_step_it_decides_the_same(period: Any, outer: Any) -> Non
             arrays = state.pop("outer"), worker.model.x.copy()
             saved.append((json.dumps(state), copy.deepcopy(arrays[0]), arrays[1]))
             worker.run(1)
-        return worker.replica.report()["decisions"], worker.model.x.copy(), saved
+        return report_of(worker.replica)["decisions"], worker.model.x.copy(), saved
 
     whole = simulate(work, 3, network=FREE, compute=Compute(0.1))
     assert len(whole[0][0]) > 3
@@ -444,7 +445,7 @@ def test_resumed_at_any_step_it_decides_the_same(period: Any, outer: Any) -> Non
             worker.replica.load_state_dict({**json.loads(state), "outer": arrays})
             worker.model.x[:] = x
             worker.run(steps - taken)
-            return worker.replica.report()["decisions"], worker.model.x
+            return report_of(worker.replica)["decisions"], worker.model.x
 
         for (decisions, x, _), (again, resumed) in zip(
             whole, simulate(resume, 3, network=FREE, compute=Compute(0.1)), strict=True

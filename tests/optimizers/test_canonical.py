@@ -144,7 +144,7 @@ def train(kinds: Sequence[type[Plain]], **settings: Any) -> dict[str, Array]:
         replica.before_step()
         model.step(step)
         replica.after_step()
-    replica.wait_in_flight()
+    replica.setup.wait_in_flight()
     return model.result()
 
 

@@ -96,7 +96,7 @@ def test_gossip_comes_to_its_end_whoever_is_late(base: Any) -> None:
             if step % transport.size == transport.rank:
                 time.sleep(0.02)
             own.run(1)
-        own.replica.wait_in_flight()
+        own.replica.setup.wait_in_flight()
         return own.replica.consensus_distance()
 
     distances = run_ranks_on_devices(4, train, latency_seconds=0.005)

@@ -48,14 +48,14 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
     running = worker.replica.base.steps
     assert isinstance(running, PushSum)
     worker.model.x[:] = start(transport.rank)
-    worker.replica._progress.has_started = True
+    worker.replica.progress.has_started = True
     running.adopt_consensus()
     for _ in range(steps):
         worker.run(1)
         assert running.weight > 0
         assert len(running.exchanges.in_flight) <= base.staleness
     if drain:
-        worker.replica.wait_in_flight()
+        worker.replica.setup.wait_in_flight()
         return worker.model.x.copy(), running.weight
     running.state_dict()  # waits for what is under way, and leaves it there
     x, w = running.biased[0].copy(), running.weight

@@ -13,6 +13,7 @@ from numpy_model import Worker
 from lentando.comm.simulation import Compute, Network, simulate
 from lentando.comm.topology import Ring, StaticExponential
 from lentando.comm.transport import Transport
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -127,7 +128,7 @@ def test_waiting_for_others_is_no_computing(base: Any) -> None:
         worker = Worker(transport, QUADRATIC, START, changing, base=base, period=3)
         for _ in range(2):
             worker.run_joined([24, 6][transport.rank])
-        return worker.replica.report()
+        return report_of(worker.replica)
 
     fast, slow = simulate(program, 2, compute=Compute(0.1, stragglers={1: 5.0}))
     assert fast["compute_seconds"] == pytest.approx(0.1)

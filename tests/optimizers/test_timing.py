@@ -10,6 +10,7 @@ from lentando.comm import simulate
 from lentando.comm.simulation import Compute, Network
 from lentando.comm.transport import Transport
 from lentando.optimizers.planning import Delays, all_reduce_seconds, local_sgd_seconds, network_delays
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -36,7 +37,7 @@ def reports(size: int, steps: int, compute: Compute, pause: bool = False, **meth
                 with worker.replica.averaged():
                     transport.compute(100.0)  # an evaluation  # type: ignore[attr-defined]
                 worker.replica.consensus_distance()
-        return worker.replica.report()
+        return report_of(worker.replica)
 
     return simulate(train, size, network=NETWORK, compute=compute, seed=2)
 
@@ -121,11 +122,11 @@ def test_a_new_speed_is_noticed() -> None:
     def train(transport: Any) -> tuple[list[int], list[int]]:
         worker = Worker(transport, lambda rank, step, x: 0.0 * x, np.zeros(8), lambda step: 0.1, base=AllReduce())
         worker.run(2000)
-        before = worker.replica.report()["stragglers"]
+        before = report_of(worker.replica)["stragglers"]
         for _ in range(2000):
             transport.compute(0.02 * (transport.rank == 1))
             worker.run(1)
-        return before, worker.replica.report()["stragglers"]
+        return before, report_of(worker.replica)["stragglers"]
 
     assert simulate(train, 3, compute=Compute(0.02)) == [([], [1])] * 3
 
@@ -137,7 +138,7 @@ def test_a_pause_between_two_steps_is_not_computing() -> None:
             worker.run(20)
             transport.compute(3.0 if transport.rank == 0 else 5.0)  # a checkpoint
         worker.run(20)
-        return worker.replica.report()
+        return report_of(worker.replica)
 
     for report in simulate(train, 2, compute=Compute(0.02)):
         assert report["compute_seconds"] == pytest.approx(0.02)

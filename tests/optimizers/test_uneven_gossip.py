@@ -168,7 +168,7 @@ def test_ranks_of_which_some_are_inside_join_all_get_the_same_error(
 class Stop:
     """Stands for a handle of save_on_signal that looks every two steps."""
 
-    every, told, automatic = 2, False, True
+    every, is_requested, automatic = 2, False, True
 
     def agree(self, ranks: object) -> None:
         pass
@@ -185,9 +185,9 @@ def test_error_comes_where_one_rank_alone_saves_on_signals_or_ceases_to(name: st
         trained, stop = worker(transport, base=GOSSIP[name]), cast(Any, Stop())
         trained.run(2)
         if which == "closed" or transport.rank == 0:
-            trained.replica.expect_stop(stop)
+            trained.replica.stopping.expect(stop)
         if which == "closed" and transport.rank == 0:
-            trained.replica.expect_no_stop()
+            trained.replica.stopping.handle = None
         trained.run(5)
 
     def run(transport: Transport) -> str:
@@ -197,9 +197,10 @@ def test_error_comes_where_one_rank_alone_saves_on_signals_or_ceases_to(name: st
 
     texts = run_ranks(2, run, timeout_seconds=20)
     assert texts[0] == texts[1]
-    assert {"made": "rank 0: prepares to save on signals", "closed": "rank 1: looks whether a rank was told to stop"}[
-        which
-    ] in texts[0]
+    assert {
+        "made": "rank 0: prepares to save on signals",
+        "closed": "rank 1: checks whether a rank has received a signal",
+    }[which] in texts[0]
 
 
 def test_error_comes_where_another_optimizer_takes_its_steps() -> None:

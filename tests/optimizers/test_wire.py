@@ -74,13 +74,13 @@ def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[A
     running = worker.replica.base.steps
     assert isinstance(running, PushSum)
     worker.model.x[:] = scale * (MEAN + 0.05 * (transport.rank - (transport.size - 1) / 2))
-    worker.replica._progress.has_started = True
+    worker.replica.progress.has_started = True
     running.adopt_consensus()
     farthest = np.zeros(64)
     worker.run(steps // 2)
     for _ in range(steps // 2):
         np.maximum(farthest, np.abs(worker.run(1) / scale / MEAN - 1), out=farthest)
-    worker.replica.wait_in_flight()
+    worker.replica.setup.wait_in_flight()
     return farthest, worker.model.x / scale
 
 

@@ -91,7 +91,7 @@ def found(program: Path) -> dict[Case, Outcome]:
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
 def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(found: dict[Case, Outcome], case: Case) -> None:
     assert_nothing_is_lost(case, found[case])
-    assert "rank 1 of 2 was told to stop: saved to " in found[case].stopped.output
+    assert "rank 1 of 2 received a signal to stop: saved to " in found[case].stopped.output
 
 
 def test_graph_tells_of_messages_between_outer_steps(program: Path, tmp_path: Path) -> None:

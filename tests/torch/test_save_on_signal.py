@@ -92,12 +92,12 @@ def found(program: Path) -> dict[Case, Outcome]:
 @pytest.mark.parametrize("case", METHODS, ids=lambda case: case.what)
 def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(found: dict[Case, Outcome], case: Case) -> None:
     assert_nothing_is_lost(case, found[case])
-    assert "rank 1 of 2 was told to stop: saved to " in found[case].stopped.output
+    assert "rank 1 of 2 received a signal to stop: saved to " in found[case].stopped.output
 
 
 def test_signals_to_several_ranks_at_different_steps_save_once(found: dict[Case, Outcome]) -> None:
     assert_nothing_is_lost(SEVERAL, found[SEVERAL])
-    assert "ranks 0 and 1 of 2 were told to stop" in found[SEVERAL].stopped.output
+    assert "ranks 0 and 1 of 2 received a signal to stop" in found[SEVERAL].stopped.output
 
 
 @pytest.mark.parametrize("case", LONG_ROUNDS, ids=lambda case: case.what)
@@ -139,7 +139,9 @@ lt.save_on_signal("nowhere", optimizer, signals=[signal.SIGTERM, signal.SIGUSR1]
     text = (
         "rank 0: save_on_signal(SIGTERM; every=None, automatic=True); rank 1: save_on_signal(SIGTERM, SIGUSR1; every="
     )
-    assert job.output.count(f"MismatchError: the ranks do not save on signals alike: {text}") == 2, job.output
+    assert job.output.count(f"MismatchError: the ranks call save_on_signal with different arguments: {text}") == 2, (
+        job.output
+    )
 
 
 def test_handlers_of_before_come_back(tmp_path: Path) -> None:
@@ -183,5 +185,5 @@ for options in ({{"every": 0}}, {{"every": True}}):
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert "in the main thread alone" in done.stdout
+    assert "only in the main thread" in done.stdout
     assert done.stdout.count("every must be an integer >= 1") == 2

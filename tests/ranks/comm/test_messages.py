@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lentando.comm.control import Control, Event, agree
+from lentando.comm.agreement import Event, Intent, agree, ranks_where
 from lentando.comm.errors import ConfigurationError, MismatchError, ranks_in_words
 from lentando.comm.objects import allgather_object, broadcast_object
 from lentando.comm.transport import Transport
@@ -34,11 +34,11 @@ def test_object_that_cannot_travel_is_an_error_on_every_rank(transport: Transpor
 
 
 def test_all_ranks_learn_the_same(transport: Transport) -> None:
-    mine = Control(Event.ROUND, loss=float(transport.rank), weight=0.5, flag=transport.rank == 0)
-    agreement = agree(transport, mine, lambda: pytest.fail("the ranks agree"))
-    assert agreement.loss == (transport.size - 1) / 2
-    assert agreement.weight == transport.size / 2
-    assert agreement.flagged == [0]
+    mine = {"loss": float(transport.rank), "weight": 0.5, "has_ended": transport.rank == 0}
+    by_rank = agree(transport, Intent(Event.ROUND), lambda: pytest.fail("the ranks agree"), mine)
+    assert by_rank["loss"].tolist() == list(range(transport.size))
+    assert by_rank["weight"].tolist() == [0.5] * transport.size
+    assert ranks_where(by_rank["has_ended"]) == [0]
 
 
 def test_rank_that_does_something_else_is_named_on_every_rank(transport: Transport) -> None:
@@ -47,11 +47,11 @@ def test_rank_that_does_something_else_is_named_on_every_rank(transport: Transpo
     odd = transport.size - 1
     step, words = (1, "steps") if transport.rank == odd else (0, "waits")
     with pytest.raises(MismatchError, match=f"{ranks_in_words(range(odd))}: waits; rank {odd}: steps"):
-        agree(transport, Control(Event.ROUND, step=step), lambda: words)
+        agree(transport, Intent(Event.ROUND, step=step), lambda: words)
 
 
 def test_disagreement_leaves_the_transport_usable(transport: Transport) -> None:
     if transport.size > 1:
         with pytest.raises(MismatchError):
-            agree(transport, Control(Event.ROUND, round=transport.rank), lambda: "another round")
+            agree(transport, Intent(Event.ROUND, round=transport.rank), lambda: "another round")
     assert allgather_object(transport, transport.rank) == list(range(transport.size))

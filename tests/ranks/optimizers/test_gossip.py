@@ -23,6 +23,7 @@ from lentando.comm.topology import (
     Topology,
 )
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
@@ -146,7 +147,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
     topology = TOPOLOGIES[name](transport.size)
     mine = worker(transport, OSGP(topology, staleness, deterministic), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank  # before the first step: each replica starts elsewhere
-    mine.replica._progress.has_started = True
+    mine.replica.progress.has_started = True
     push_sum(mine).adopt_consensus()
     total = everyones(transport, mine.model.x).sum(axis=0)
     for _ in range(12):
@@ -170,10 +171,10 @@ def test_replicas_reach_the_mean_of_their_starts(transport: Transport, name: str
     """O40 and O49: also on graphs where x itself does not, and through delays."""
     mine = worker(transport, OSGP(TOPOLOGIES[name](transport.size), staleness), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank
-    mine.replica._progress.has_started = True
+    mine.replica.progress.has_started = True
     push_sum(mine).adopt_consensus()
     mine.run(min(60 * transport.size, 400))
-    mine.replica.wait_in_flight()
+    mine.replica.setup.wait_in_flight()
     assert_allclose(mine.model.x, START + (transport.size - 1) / 2, atol=1e-9)
 
 
@@ -231,7 +232,7 @@ def test_one_step_overlap_between_two_ranks_by_hand(transport: Transport) -> Non
         return
     mine = worker(transport, OSGP(staleness=1, deterministic=True), lambda *_: np.zeros(DIMENSION))
     mine.model.x[:] = 8.0 * transport.rank
-    mine.replica._progress.has_started = True
+    mine.replica.progress.has_started = True
     push_sum(mine).adopt_consensus()
     for x, w, z in [([0.0, 4.0], 0.5, [0.0, 8.0]), ([2.0, 2.0], 0.5, [4.0, 4.0]), ([2.0, 2.0], 0.5, [4.0, 4.0])]:
         mine.run(1)
@@ -378,7 +379,7 @@ def test_messages_in_16_bits_carry_two_bytes_a_parameter(
     mine = Worker(transport, QUADRATIC, START.astype(dtype), lambda step: 0.1, base=SGP(wire_dtype=wire_dtype))
     mine.run(3)
     peers = transport.size > 1
-    assert mine.replica.report()["bytes_sent"] == 3 * peers * (2 * DIMENSION + 16)
+    assert report_of(mine.replica)["bytes_sent"] == 3 * peers * (2 * DIMENSION + 16)
 
 
 def test_ranks_that_round_differently_are_told(transport: Transport) -> None:

@@ -14,6 +14,7 @@ from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteErr
 from lentando.comm.topology import StaticExponential
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.methods import adacomm
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -224,7 +225,7 @@ def test_adacomm_decides_alike_everywhere_by_the_losses_of_those_that_took_steps
     mine = joined(transport, counts, lambda step: 0.25, loss=lambda own: loss(own.model.x), **settings)
     expected = reference.uneven_slowmo(counts, START, QUADRATIC, 5, lambda step: 0.25, adapted=adapted, loss=loss)
     assert_allclose(mine.model.x, expected.x[transport.rank], **EXACT)
-    assert_same_bits(transport, np.array([decision["period"] for decision in mine.replica.report()["decisions"]]))
+    assert_same_bits(transport, np.array([decision["period"] for decision in report_of(mine.replica)["decisions"]]))
 
 
 METHODS: dict[str, dict[str, Any]] = {
@@ -243,7 +244,7 @@ def test_on_even_data_join_changes_no_bit(transport: Transport, method: str) -> 
     with_join = worker(transport, momentum=0.5, **METHODS[method])
     for _ in range(3):
         with_join.run_joined(4)
-    plain.replica.wait_in_flight()
+    plain.replica.setup.wait_in_flight()
     assert_array_equal(with_join.model.x, plain.model.x)
     assert_array_equal(with_join.model.momentum_buffer, plain.model.momentum_buffer)
     assert with_join.replica.rounds == plain.replica.rounds

@@ -12,6 +12,7 @@ from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteErr
 from lentando.comm.objects import allgather_object
 from lentando.comm.topology import OnePeerExponential, Ring, StaticExponential, Topology
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -100,8 +101,8 @@ def test_loss_is_named_with_the_parameter_beside_it(transport: Transport, base: 
 def test_step_that_all_ranks_skip_for_an_overflow_is_no_error(transport: Transport) -> None:
     mine = worker(transport, base=AllReduce())
     mine.model.gradient[:] = np.inf if transport.rank == 0 else 1.0
-    agreement = mine.replica.average_gradients(np.inf, flag=transport.rank == 0)
-    assert agreement.flagged == [0]
+    agreement = mine.replica.average_gradients(np.inf, has_overflowed=transport.rank == 0)
+    assert agreement.overflowed == [0]
 
 
 def test_scaled_gradients_are_their_scalers_affair(transport: Transport) -> None:
@@ -149,7 +150,7 @@ def test_average_is_that_of_the_finite_ranks_which_the_other_adopts(
     if buffers == "reset" or (buffers == "maintain" and rank == culprit):
         expected = np.zeros(DIMENSION)
     assert_allclose(mine.model.momentum_buffer, expected, **EXACT)
-    assert mine.replica.report()["left_out"] == (rank == culprit)
+    assert report_of(mine.replica)["left_out"] == (rank == culprit)
     told = [record.message for record in caplog.records if "not finite" in record.message]
     assert len(told) == (rank in (0, culprit))
     assert all("outer step 2: what is not finite was left out." in text for text in told)
@@ -173,7 +174,7 @@ def test_gradients_are_averaged_over_the_finite_ranks(transport: Transport, capl
         momentum = 0.5 * momentum + np.mean([twin(rank, step, x) for rank in ranks], axis=0)
         x = x - 0.1 * momentum
     assert_allclose(mine.model.x, x, **EXACT)
-    assert mine.replica.report()["left_out"] == (transport.rank == culprit)
+    assert report_of(mine.replica)["left_out"] == (transport.rank == culprit)
     told = [record.message for record in caplog.records if "not finite" in record.message]
     assert len(told) == (transport.rank in (0, culprit))
     assert all(f"rank {culprit}: the gradient of 'part1' is not finite" in text for text in told)
@@ -211,7 +212,7 @@ def test_with_a_period_an_outer_step_restores_them(transport: Transport) -> None
     mine.run(2)
     assert np.isfinite(mine.model.x).all()
     assert (transport.allgather(mine.model.x) == mine.model.x).all()
-    assert mine.replica.report()["left_out"] == (3 if transport.rank == 1 else 0)
+    assert report_of(mine.replica)["left_out"] == (3 if transport.rank == 1 else 0)
 
 
 @pytest.mark.parametrize("base", [AllReduce(), LocalSGD(), SGP(Ring())])
@@ -284,7 +285,7 @@ def test_rank_that_is_not_finite_is_restored_by_its_neighbours_shares(
         average = mine.model.x.copy()
     weights = transport.allgather(np.array([push_sum(mine).weight]))
     assert_allclose(average, (transport.allgather(mine.model.x) * weights).mean(axis=0))
-    assert mine.replica.report()["left_out"] == (transport.rank == culprit)
+    assert report_of(mine.replica)["left_out"] == (transport.rank == culprit)
     assert len([r for r in caplog.records if f"rank {culprit}: 'part1' is not finite" in r.message]) == (
         transport.rank == culprit
     )
@@ -307,7 +308,7 @@ def test_overlapped_gossip_goes_on_without_it(
     mine.gradient = lambda *_: np.zeros(DIMENSION)
     mine.model.momentum = 0.0
     mine.run(60)
-    mine.replica.wait_in_flight()
+    mine.replica.setup.wait_in_flight()
     assert_allclose(transport.allgather(np.array([push_sum(mine).weight])).sum(), size)
     assert_allclose(transport.allgather(mine.model.x), np.tile(mine.model.x, (size, 1)), atol=1e-4)
 

@@ -10,7 +10,7 @@ import reference
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
-from lentando.comm.control import CONTROL_BYTES
+from lentando.comm.agreement import CONTROL_MESSAGE_BYTES
 from lentando.comm.errors import ConfigurationError, MismatchError, NonFiniteError
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.transport import Array, Transport
@@ -329,7 +329,7 @@ def test_one_ring_all_reduce_per_round_and_nothing_between(transport: Transport,
             collectives = transport.traffic.collectives - before.collectives
             assert collectives == (2 if buffers != "average" else 4)  # control, finite; layout of the momenta
             extra = transport.traffic.bytes_sent - before.bytes_sent - averages * elements * 8
-            control = (CONTROL_BYTES + 1) * (size - 1)  # and one truth value, all-gathered
+            control = (CONTROL_MESSAGE_BYTES + 1) * (size - 1)  # and one truth value, all-gathered
             assert extra == control if buffers != "average" else control <= extra < control + 300 * size
 
 
@@ -425,7 +425,7 @@ def test_rank_that_is_a_step_behind_is_named_on_every_rank(transport: Transport)
     worker = Worker(transport, QUADRATIC, START, fixed(0.1), base=AllReduce())
     worker.run(3)
     if transport.rank == 0:
-        worker.replica._progress.inner_steps -= 1
+        worker.replica.progress.inner_steps -= 1
     with pytest.raises(MismatchError, match="rank 0: averages the gradients of its model, after 2 steps"):
         worker.run(1)
 

@@ -7,6 +7,7 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.transport import Transport
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -28,7 +29,7 @@ def test_a_rank_that_sleeps_is_named_on_every_rank(
 
     worker = Worker(transport, gradient, np.zeros(1000), lambda step: 0.1, base=base, period=period)
     worker.run(STEPS)
-    report = worker.replica.report()
+    report = report_of(worker.replica)
     by_rank = report["compute_seconds_by_rank"]
     assert len(by_rank) == transport.size
     assert by_rank[slow] > SLOW_SECONDS

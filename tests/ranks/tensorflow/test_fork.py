@@ -15,7 +15,7 @@ def test_a_child_writes_into_a_copy_of_weights_and_gradients() -> None:
     optimizer = lt.DistributedOptimizer(keras.optimizers.SGD(0.1), model=model, base=lt.AllReduce(), period=2)
     model.compile(optimizer=optimizer, loss="mse")
     model.fit(np.ones((8, 6)), np.ones((8, 2)), batch_size=4, verbose=0)
-    framework = optimizer.training().replica.parts[1]
+    framework = optimizer.training().replica.framework
     arrays = [buffer.array for buffer in (*framework.buffers, *framework.gradients)]
     before = [array.copy() for array in arrays]
 

@@ -94,7 +94,7 @@ def test_outer_step_is_that_of_torch_sgd_under_a_schedule(inner: Any, schedule: 
 
 def test_defaults_are_the_papers() -> None:
     net = torch.nn.Linear(4, 1)
-    settings = lt.DiLoCo(adamw(net), model=net).training().replica.parts[2]
+    settings = lt.DiLoCo(adamw(net), model=net).training().replica.settings
     assert settings.outer == lt.OuterSGD(0.7, 0.9, nesterov=True)
     assert settings.period == 500
     assert settings.base_buffers == "maintain"

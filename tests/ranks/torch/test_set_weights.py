@@ -228,7 +228,7 @@ def test_nothing_of_our_own_is_taken_for_it(base: Any, caplog: pytest.LogCapture
     optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, base=base, period=PERIOD)
     model.load_state_dict(net(3).state_dict())
     lt.broadcast_parameters(model.state_dict(), root_rank=0)
-    found = optimizer.training().replica._plan.framework.watch
+    found = optimizer.training().replica.framework.watch
     for number in range(PERIOD + 2):
         step(model, optimizer, number)
         with optimizer.averaged():

@@ -1,0 +1,192 @@
+"""The control message: a few numbers that all ranks exchange before data are sent, so that disagreement is an error.
+
+Each outer step, and each collective operation of the user, begins with one. Every rank receives the numbers of all
+ranks, so that all of them decide alike.
+"""
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+from types import MappingProxyType
+from typing import Protocol, cast, runtime_checkable
+
+import numpy as np
+
+from lentando.comm.capabilities import Notices
+from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.notices import count_optimizer, neighbors_of, optimizers_of
+from lentando.comm.objects import allgather_object
+from lentando.comm.stall import watched
+from lentando.comm.transport import Array, Transport
+from lentando.comm.turns import SAME_CALLS, same_call_elsewhere
+
+__all__ = ["COLUMNS", "CONTROL_MESSAGE_BYTES", "Event", "Intent", "Participant", "agree", "fingerprint", "ranks_where"]
+
+
+class Event(IntEnum):
+    """Kinds of what the ranks do together."""
+
+    SHUTDOWN = 0
+    CONSTRUCT = 1
+    GRADIENTS = 2
+    ROUND = 3
+    EVALUATE = 4
+    OPERATION = 5
+    SAVE = 6
+    LOAD = 7
+    STEP = 8
+    STOP = 9
+    CHANGE = 10
+    GOSSIP = 11
+    RESTART = 12
+
+
+_WORDS = {
+    Event.SHUTDOWN: "shutdown(), or the end of the program",
+    Event.CONSTRUCT: "the construction of an optimizer",
+    Event.GRADIENTS: "an average of gradients",
+    Event.ROUND: "an outer step",
+    Event.EVALUATE: "an evaluation",
+    Event.OPERATION: "a collective operation",
+    Event.SAVE: "saving a checkpoint",
+    Event.LOAD: "loading a checkpoint",
+    Event.STEP: "a gossip step inside join",
+    Event.STOP: "a check whether a rank has received a signal to stop",
+    Event.CHANGE: "a change of which parameters are trained",
+    Event.GOSSIP: "a gossip step",
+    Event.RESTART: "restart() of an optimizer",
+}
+_WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND)
+"""Events that occur at the same steps of an optimizer on all ranks, because its settings were compared at construction.
+
+A rank that reaches one of them has begun all exchanges of that optimizer for which another rank can wait. It leaves no
+notices if there is no other optimizer. Event.STEP and Event.STOP do not belong here: a rank outside ``join``, or one
+that does not save on signals, does not take part in them, but begins the next exchange.
+"""
+
+
+@dataclass(frozen=True)
+class Intent:
+    """What a rank is about to do with the other ranks. All fields must be equal on all ranks.
+
+    Attributes:
+        event: kind of operation.
+        round: rounds that are complete.
+        step: steps that are complete.
+        subject: fingerprint of what the operation is about (layout and settings of a model, name and shape of a
+            tensor); see ``fingerprint``.
+    """
+
+    event: Event
+    round: int = 0
+    step: int = 0
+    subject: int = 0
+
+
+_COMPARED = 4
+"""Number of fields of ``Intent``."""
+COLUMNS = 16
+"""The most numbers that a rank can attach to a control message.
+
+All messages have the same size, whatever is attached to them: ranks that send messages of different sizes would hang,
+or abort, before the mismatch between them is found.
+"""
+CONTROL_MESSAGE_BYTES = 8 * (_COMPARED + COLUMNS + 1)
+"""Bytes of one rank's control message: its intent, its numbers, and whether it has left notices for its neighbours."""
+
+
+@runtime_checkable
+class Participant(Protocol):
+    """A policy that attaches its own numbers to control messages, and reads those of all ranks.
+
+    Neither method may communicate.
+    """
+
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Return numbers of this rank, by name, to attach to a message; for one event always the same names.
+
+        Args:
+            event: kind of operation that the message precedes.
+        """
+
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Read the numbers of all ranks, which have the same intent.
+
+        Args:
+            event: as for ``contribute``.
+            by_rank: everything that was attached to the message: for each name a float64 array of shape (size,).
+        """
+
+
+_NO_NUMBERS: Mapping[str, float] = MappingProxyType({})
+
+
+def agree(
+    transport: Transport, intent: Intent, describe: Callable[[], str], numbers: Mapping[str, float] = _NO_NUMBERS
+) -> dict[str, Array]:
+    """Send what this rank is about to do to all ranks, and receive the same from them. Collective.
+
+    This is one all-gather of a few float64 numbers. Unlike an all-reduce it also shows which rank differs, at the same
+    latency.
+
+    Args:
+        transport: transport that connects the participating ranks.
+        intent: what this rank is about to do.
+        describe: returns a description of that for error messages; called only if the ranks disagree.
+        numbers: at most ``COLUMNS`` numbers of this rank, by name. All ranks with the same intent give the same names,
+            in the same order.
+
+    Returns:
+        The numbers of all ranks: for each name a float64 array of shape (size,).
+
+    Raises:
+        MismatchError: on every rank, with what each is doing, if the intents differ, or if two threads of a rank have
+            the same intent at once.
+    """
+    if len(numbers) > COLUMNS:
+        raise ValueError(f"a control message holds at most {COLUMNS} numbers, got {len(numbers)}: {', '.join(numbers)}")
+    neighbors = neighbors_of(transport)
+    if intent.event is Event.CONSTRUCT:
+        count_optimizer(transport)
+    is_announced = neighbors is not None and (intent.event not in _WITHIN_TRAINING or optimizers_of(transport) > 1)
+    if neighbors is not None and is_announced:
+        neighbors.announce(cast(Notices, transport))
+    row = np.zeros(_COMPARED + COLUMNS + 1)
+    row[:_COMPARED] = intent.event, intent.round, intent.step, intent.subject
+    row[_COMPARED : _COMPARED + len(numbers)] = [*numbers.values()]
+    row[-1] = is_announced
+    other_thread = same_call_elsewhere(transport, intent)
+    if other_thread is not None:
+        row[0] = -1 - intent.event  # not the value of any event: all ranks must see it, whatever their threads do
+    with watched(transport, _WORDS[intent.event]):
+        rows = transport.allgather(row)
+    if neighbors is not None:
+        neighbors.settle(cast(Notices, transport), np.flatnonzero(rows[:, -1]).tolist())
+    if (rows[:, 0] < 0).any():
+        in_threads = "" if other_thread is None else f", as does its thread {other_thread!r}"
+        raise MismatchError(f"{SAME_CALLS}. {grouped_by_rank(allgather_object(transport, describe() + in_threads))}")
+    if (rows[:, :_COMPARED] != rows[0, :_COMPARED]).any():
+        by_rank = grouped_by_rank(allgather_object(transport, describe()))
+        raise MismatchError(
+            f"the ranks are not about to do the same thing. {by_rank}. Every rank must take the same steps in the same "
+            "order: check that all have equally many batches (or train inside join), the same model and the same "
+            "settings"
+        )
+    return {name: rows[:, column] for column, name in enumerate(numbers, _COMPARED)}
+
+
+def ranks_where(values: Array) -> list[int]:
+    """Ranks whose number is not zero.
+
+    Args:
+        values: one number per rank, as ``agree`` returns them.
+    """
+    return [int(rank) for rank in np.flatnonzero(values)]
+
+
+def fingerprint(described: object) -> int:
+    """48 bits of a hash of anything that JSON can hold; a float64 represents them exactly."""
+    text = json.dumps(described, sort_keys=True)
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=6).digest(), "big")

@@ -1,0 +1,140 @@
+"""The control messages of one replica, with the numbers of every policy that takes part in them."""
+
+import re
+from collections.abc import Callable
+from typing import TypeVar
+from weakref import WeakKeyDictionary
+from zlib import crc32
+
+from lentando.comm.agreement import Event, Intent, Participant, agree, fingerprint
+from lentando.comm.array_module import to_host
+from lentando.comm.elastic import is_elastic, transaction
+from lentando.comm.errors import MismatchError
+from lentando.comm.transport import Array, Transport, as_bytes
+from lentando.optimizers.fixed_state import fixed_state_of
+from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.replica.state import Progress
+
+__all__ = ["Channel"]
+
+T = TypeVar("T")
+
+JOINED = fingerprint("inside a join block")
+"""Changes the subject of messages sent inside ``join``, so that they never match those of ranks outside it."""
+
+STARTED = "started from parameters with checksum"
+"""Precedes the checksum of the parameters in the description of what a rank does."""
+
+DIFFERENT_START = (
+    "The parameters differed between ranks when the first step was taken. Either they were loaded or set after the "
+    "optimizer was wrapped, and not on every rank; or the first forward pass changed them in place, on each rank by "
+    "its own batch, as torch.nn.Embedding(max_norm=...) does. In the latter case bring all rows a little below the "
+    "bound (torch.renorm), on every rank, before the optimizer is wrapped. Where every step averages gradients and "
+    "there are no outer steps, do so after each step in place of max_norm, which would keep the replicas apart"
+)
+
+_replicas: WeakKeyDictionary[Transport, int] = WeakKeyDictionary()
+"""Number of replicas that each job has made so far. All ranks make them in the same order."""
+
+
+class Channel:
+    """Sends the control messages of one replica.
+
+    Args:
+        setup: transport, framework and method of the replica.
+        progress: step counts, which must be equal on all ranks.
+    """
+
+    def __init__(self, setup: Setup, progress: Progress) -> None:
+        self._setup = setup
+        self._progress = progress
+        self._participants: tuple[Participant, ...] = ()
+        self._start_checksum = 0
+        # The number keeps models of equal layout, such as those of a GAN, from being averaged with each other when
+        # ranks take the steps of their optimizers in different orders.
+        _replicas[setup.transport] = self._number = _replicas.get(setup.transport, 0) + 1
+        self._identity = fingerprint(["replica", self._number])
+
+    def add(self, *participants: Participant) -> None:
+        """Let policies take part in all messages from now on, in this order. All ranks add the same ones."""
+        self._participants += participants
+
+    def expect_start(self) -> None:
+        """Let the next message check that training starts from the same parameters on all ranks.
+
+        Statistics are left out: the first forward pass has already moved them.
+        """
+        for buffer in self._setup.framework.buffers:
+            for part in buffer.layout.ranges:
+                if part.group is not None:
+                    elements = to_host(buffer.array[part.start : part.stop])
+                    self._start_checksum = crc32(as_bytes(elements).data, self._start_checksum)
+        if state := fixed_state_of(self._setup.framework):
+            values = [sorted(part.items()) for _, part in state]  # names of layers may differ
+            self._start_checksum = crc32(repr(values).encode(), self._start_checksum)
+
+    def forget_start(self) -> None:
+        """Drop the checksum of the start: it has been compared, or training starts from other parameters."""
+        self._start_checksum = 0
+
+    def agree(
+        self, event: Event, action: str, *, subject: int = 0, details: str = "", **numbers: float
+    ) -> dict[str, Array]:
+        """Exchange a control message with all ranks. Collective.
+
+        Args:
+            event: kind of operation that follows.
+            action: the operation in words, such as "evaluates the average of", for error messages.
+            subject: fingerprint of what the ranks must agree on besides the model, the method and the step counts.
+            details: the subject in words.
+            **numbers: numbers of this rank that concern this message only, by name.
+
+        Returns:
+            The numbers of all ranks and of all participants: for each name a float64 array of shape (size,).
+
+        Raises:
+            MismatchError: on every rank, if the ranks are not about to do the same.
+        """
+        setup, progress = self._setup, self._progress
+        checksum = self._start_checksum
+        subject ^= setup.subject ^ self._identity ^ checksum
+        if not is_elastic(setup.transport):  # there the message may be repeated, with ranks that have not sent it yet
+            self.forget_start()
+        step = progress.inner_steps
+        if progress.is_joined:
+            subject ^= JOINED
+            if event is Event.ROUND:
+                step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
+        participants = self._participants
+        if setup.base_participant is not None:
+            participants += (setup.base_participant,)
+        for participant in participants:
+            numbers.update(participant.contribute(event))
+
+        def describe() -> str:
+            since = f"{STARTED} {checksum:08x}" if checksum else f"{progress.rounds} rounds"
+            where = " inside join" if progress.is_joined else ""
+            where = " with the others, having run out of its own batches," if progress.has_ended else where
+            which = "" if _replicas[setup.transport] == 1 else f" (optimizer {self._number} of this job)"
+            return f"{action} its model{where}{details}, after {progress.inner_steps} steps and {since}{which}"
+
+        try:
+            by_rank = agree(setup.transport, Intent(event, progress.rounds, step, subject), describe, numbers)
+        except MismatchError as error:
+            if len(set(re.findall(rf"{STARTED} (\w+)", str(error)))) < 2:
+                raise
+            raise MismatchError(f"{error}. {DIFFERENT_START}") from None
+        for participant in participants:
+            participant.receive(event, by_rank)
+        return by_rank
+
+    def together(self, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
+        """Run an operation of all ranks that begins with a message as a transaction. Collective.
+
+        Args:
+            attempt: runs the operation; see ``lentando.comm.elastic.transaction``.
+            undo: restores what ``attempt`` has changed, if ranks have died meanwhile.
+        """
+        result = transaction(self._setup.transport, attempt, undo)
+        self.forget_start()
+        return result

@@ -1,0 +1,187 @@
+"""Uneven data (``join``): ranks that have run out of batches take part in the steps and rounds of the other ranks.
+
+Averages are over the ranks that take the step, and by their learning rates.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import numpy as np
+
+from lentando.comm.agreement import Event
+from lentando.comm.elastic import is_elastic
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Array
+from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.replica.state import Progress
+from lentando.optimizers.replica.stopping import Stopping
+from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.rules.partial_average import PartialAverage, StepAlong
+
+__all__ = ["UnevenData"]
+
+
+class GradientAverage(Protocol):
+    """The average of gradients before each step."""
+
+    def average_of_others(self) -> tuple[Sequence[float], bool] | None:
+        """Take part without a batch; see ``lentando.optimizers.replica.gradients.Gradients``."""
+
+
+class ParameterMixing(Protocol):
+    """The gossip after each step."""
+
+    def mix_with_others(self, rates: Sequence[float] | None) -> Sequence[float] | None:
+        """Take part without a batch; see ``lentando.optimizers.replica.gradients.Mixing``."""
+
+
+class OuterSteps(Protocol):
+    """The outer steps that end rounds."""
+
+    def end(self) -> bool:
+        """Take an outer step; see ``lentando.optimizers.replica.rounds.Rounds``."""
+
+
+class UnevenData:
+    """Keeps track of which ranks take a step, and lets a rank without batches take part in the others' steps.
+
+    Args:
+        setup: transport, framework and method of the replica.
+        progress: progress of the replica.
+        timing: leaves out steps that were counted and not taken.
+
+    Attributes:
+        is_active: whether this rank's values count in the average that the last control message preceded.
+        active: number of ranks whose values count in it.
+        has_ended_anywhere: whether a rank had run out of batches.
+    """
+
+    def __init__(self, setup: Setup, progress: Progress, timing: Timing) -> None:
+        self.is_active = True
+        self.active = setup.transport.size
+        self.has_ended_anywhere = False
+        self._setup = setup
+        self._progress = progress
+        self._timing = timing
+
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Attach whether this rank's values count, and whether it has run out of batches."""
+        progress = self._progress
+        takes_step = not progress.has_ended
+        self.is_active = progress.steps > progress.steps_along if event is Event.ROUND else takes_step
+        return {"is_active": self.is_active, "has_ended": progress.has_ended}
+
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Count the ranks whose values count."""
+        self.active = int(by_rank["is_active"].sum())
+        self.has_ended_anywhere = bool(by_rank["has_ended"].any())
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether the values of some ranks do not count."""
+        return self.active != self._setup.transport.size
+
+    def share(self) -> PartialAverage | None:
+        """Return this rank's share in an average over some of the ranks, None if the values of all ranks count."""
+        if not self.is_partial:
+            return None
+        gossips = self._setup.settings.base.mixes_parameters
+        return PartialAverage(self.is_active, self.active, self._setup.transport.size, gossips)
+
+    def rates_of_active(self) -> list[float]:
+        """Return the learning rates of this step on the first rank that takes it. Collective."""
+        own = [float(not self._progress.has_ended), *self._setup.framework.learning_rates()]
+        by_rank = self._setup.transport.allgather(np.array(own, np.float64))
+        rates: list[float] = by_rank[int(by_rank[:, 0].argmax()), 1:].tolist()
+        return rates
+
+    def settle_round(self, rates: Sequence[float]) -> list[float]:
+        """Count the steps of the round as the rank that took most of them. Collective.
+
+        A rank with more steps has seen more of a learning rate that changes. If one rank took all steps, gamma is what
+        it would be on even data.
+
+        Args:
+            rates: mean learning rates of the round on this rank, one per parameter group.
+
+        Returns:
+            Those of the rank that took most steps, with which all ranks take the outer step.
+        """
+        progress = self._progress
+        own = [progress.steps - progress.steps_along, progress.steps, *rates]
+        by_rank = self._setup.transport.allgather(np.array(own, np.float64))
+        missed = int(by_rank[:, 1].max()) - progress.steps
+        progress.inner_steps += missed
+        self._timing.skip(missed)
+        leading: list[float] = by_rank[int(by_rank[:, 0].argmax()), 2:].tolist()
+        return leading
+
+    def check_joinable(self) -> None:
+        """Check that ranks may have unequal numbers of batches.
+
+        Raises:
+            ConfigurationError: if they may not.
+        """
+        settings = self._setup.settings
+        if is_elastic(self._setup.transport):
+            raise ConfigurationError(
+                "join is not possible in an elastic job (init(elastic=True)) yet: give all ranks equally many batches"
+            )
+        if self._progress.is_joined:
+            raise ConfigurationError("join blocks of one optimizer cannot be nested: leave one before the next")
+        if not settings.exact_average and not settings.base.communicates:
+            raise ConfigurationError(
+                f"{settings.base!r} with exact_average=False sends nothing, so that no rank waits for another: "
+                "leave join out"
+            )
+
+    def take_part(
+        self,
+        gradients: GradientAverage,
+        mixing: ParameterMixing,
+        rounds: OuterSteps,
+        stopping: Stopping,
+        step_along: StepAlong,
+    ) -> None:
+        """Take part in the steps and rounds of the other ranks until none has a batch left. Collective.
+
+        Args:
+            gradients: average of gradients before each step.
+            mixing: gossip after each step.
+            rounds: outer steps.
+            stopping: stops this rank after a step, if the ranks have agreed to stop.
+            step_along: takes a step with the averaged gradients; see ``StepAlong``.
+        """
+        settings, progress = self._setup.settings, self._progress
+        if not settings.base.averages_gradients and not settings.base.mixes_parameters:
+            while rounds.end():
+                stopping.stop_if_agreed(automatic=False)
+            return
+        while self._step(gradients, mixing, step_along):
+            if progress.is_round_over():
+                rounds.end()
+            stopping.stop_if_agreed(automatic=False)
+        if settings.period is not None and settings.exact_average and progress.steps:
+            rounds.end()
+        self._setup.wait_in_flight()
+
+    def _step(self, gradients: GradientAverage, mixing: ParameterMixing, step_along: StepAlong) -> bool:
+        """Take part in a step of the other ranks. Returns whether there was one."""
+        base = self._setup.settings.base
+        rates: Sequence[float] | None = None
+        if base.averages_gradients:
+            averaged = gradients.average_of_others()
+            if averaged is None:
+                return False
+            rates, has_overflowed = averaged
+            if not step_along(rates, has_overflowed):
+                return True
+            self._setup.framework.watch.mark()
+        if base.mixes_parameters:
+            rates = mixing.mix_with_others(rates)
+        if rates is None:
+            return False
+        self._progress.count(1, rates)
+        self._progress.steps_along += 1
+        self._timing.skip(1)
+        return True
