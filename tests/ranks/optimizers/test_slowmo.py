@@ -504,7 +504,7 @@ def test_state_of_other_shards_is_refused(transport: Transport) -> None:
 def test_more_steps_than_were_due_are_refused(transport: Transport) -> None:
     worker = slowmo_worker(transport)
     worker.replica.before_step()
-    with pytest.raises(ConfigurationError, match="told of 5 steps at once, expected at least 1 and at most 4"):
+    with pytest.raises(ConfigurationError, match="5 steps were reported at once, expected at least 1 and at most 4"):
         worker.replica.after_steps(5, [0.5, 0.5])
 
 
