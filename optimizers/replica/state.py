@@ -186,9 +186,7 @@ def check_state(state: Mapping[str, Any], setup: Setup) -> None:
             f"{STATE_VERSION}: resume with the Lentando that saved it, or from a checkpoint of lt.save"
         )
     if found := different_from(setup.settings, state["settings"]):
-        raise ConfigurationError(
-            f"cannot resume: the state was saved with other settings than those here: {differences}"
-        )
+        raise ConfigurationError(f"cannot resume: the state was saved with other settings than those here: {found}")
     expected = {
         "size": (setup.transport.size, "the world size (to change it, use lt.save and lt.load)"),
         "rank": (setup.transport.rank, "the rank (each rank must load the state that it saved itself)"),
