@@ -44,7 +44,7 @@ def texts_of(path: Path) -> Iterator[tuple[int, str]]:
     """Line number and text of everything in a file that is read by people."""
     source = path.read_text()
     if path.suffix != ".py":
-        if path != GLOSSARY:
+        if path.resolve() != GLOSSARY:
             yield 1, CODE.sub(lambda code: "\n" * code[0].count("\n"), source)
         return
     lines = source.splitlines()
