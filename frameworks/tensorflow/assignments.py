@@ -1,4 +1,4 @@
-"""Notices weights that the program assigns to a model's variables."""
+"""Detection of weights that the program assigns to a model's variables."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,11 +23,11 @@ class _Assigned:
     """Samples of a variable around the program's assignments to it between two steps.
 
     Attributes:
-        step: how many optimizer steps were taken by then.
-        began: the sample at the beginning of the last step, if the program assigned then, too; else None.
-        ended: the sample at its end, before the first of the assignments.
-        now: the sample after the last of them.
-        was_set: whether the program had set the variable before that step, and no outer step has come since.
+        step: number of optimizer steps taken before the assignments.
+        began: sample at the beginning of the last step if the program assigned at that time too, else None.
+        ended: sample at the end of the last step, before the first of the assignments.
+        now: sample after the last of the assignments.
+        was_set: whether the program had set the variable before that step, with no outer step since.
     """
 
     step: int
@@ -39,21 +39,20 @@ class _Assigned:
     @property
     def is_jump(self) -> bool:
         if np.array_equal(self.ended, self.now, equal_nan=True):
-            return False  # the program has put back what was there
+            return False  # the program has restored the previous value
         return self.began is None or is_jump(self.began, self.ended, self.now)
 
 
 class Assignments:
-    """Implements ``lentando.optimizers.weight_watch.WeightWatch`` for variables, by observing ``variable.assign``.
+    """Implements ``lentando.optimizers.weight_watch.WeightWatch`` for variables by observing ``variable.assign``.
 
-    ``set_weights``, ``load_weights``, callbacks that restore weights, and loops of the user's own all end there, while
-    the updates of a graph or of an optimizer do not. Nothing is done at steps, of which graphs take many without a call
-    of Python. It does not see assignments inside a ``tf.function``, nor those to the ``tf.Variable`` beneath a Keras
-    variable.
+    ``set_weights``, ``load_weights``, callbacks that restore weights and custom training loops all call it, while
+    graphs and optimizers do not call it for their updates. Steps cost nothing: a graph takes many without a call of
+    Python. Assignments inside a ``tf.function``, and to the ``tf.Variable`` inside a Keras variable, are not detected.
 
     Args:
-        variables: that are trained.
-        steps: tells how many optimizer steps were taken so far.
+        variables: the trained variables.
+        steps: function that returns the number of optimizer steps taken so far.
     """
 
     def __init__(self, variables: Sequence[Any], steps: Callable[[], int]) -> None:
@@ -64,7 +63,7 @@ class Assignments:
         self._set: set[int] = set()
         self._natives = [native(variable) for variable in variables]
         for number, variable in enumerate(variables):
-            # An attribute of this variable alone, which comes before its class's method.
+            # An attribute of this variable alone, which takes precedence over the method of its class.
             variable.assign = _ObservedAssign(variable, number, self)
 
     @property
@@ -72,7 +71,7 @@ class Assignments:
         return self._found or bool(self._set)
 
     def look(self) -> None:
-        """Assignments were seen when they happened."""
+        """Nothing to do: assignments are observed when they happen."""
 
     def mark(self) -> None:
         self._found = self.found
@@ -87,7 +86,7 @@ class Assignments:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Assignments inside are the base optimizer's, such as those of Keras's constraints."""
+        """Ignore assignments inside the block, which are the base optimizer's, such as those of Keras's constraints."""
         before, self._is_paused = self._is_paused, True
         try:
             yield
@@ -95,7 +94,7 @@ class Assignments:
             self._is_paused = before
 
     def observe(self, number: int, assign: Callable[[], Any]) -> Any:
-        """Call ``assign``, which changes the variable of this number."""
+        """Call ``assign``, which changes the variable with this number, and record whether its value has jumped."""
         if self._is_paused or not tf.executing_eagerly():
             return assign()
         step, last = self._steps(), self._assigned.get(number)
@@ -114,12 +113,12 @@ class Assignments:
 
 
 class _ObservedAssign:
-    """Stands before a variable's ``assign``.
+    """Replacement for the ``assign`` method of one variable that reports each call.
 
     Args:
-        variable: whose.
-        number: by which ``observer`` knows it.
-        observer: is told; it may be gone before the variable is.
+        variable: the variable, which is not kept alive.
+        number: number of the variable in ``observer``.
+        observer: receiver of the calls, which is not kept alive either.
     """
 
     def __init__(self, variable: Any, number: int, observer: Assignments) -> None:
@@ -128,7 +127,7 @@ class _ObservedAssign:
         self._observer = ref(observer)
 
     def __call__(self, *arguments: Any, **options: Any) -> Any:
-        """As the variable's own."""
+        """Assign a value as the variable's own method does."""
         assign = _method(self._variable())
         observer = self._observer()
         if observer is None:
@@ -136,7 +135,7 @@ class _ObservedAssign:
         return observer.observe(self._number, lambda: assign(*arguments, **options))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
-        """A copy of the variable has its own."""
+        """The method of the copied variable, whose assignments are not observed."""
         return _method(memo[id(self._variable())])
 
 

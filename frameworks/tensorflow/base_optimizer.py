@@ -1,4 +1,4 @@
-"""The user's Keras optimizer as the replica sees it: its learning rate, its state, and how it is made new."""
+"""Access to the user's Keras optimizer: its learning rate, its state, and how to reset it."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -23,15 +23,16 @@ def stepping_of(optimizer: Any) -> Any:
 
 
 class BaseOptimizer:
-    """A Keras optimizer, or a ``LossScaleOptimizer`` round one, which is then the one that steps.
+    """A Keras optimizer, or a ``LossScaleOptimizer`` around one. The inner optimizer is then the one that steps.
 
     Args:
-        optimizer: the user's.
-        resets: whether outer steps may make it new.
-        iterations: counts all steps, which its own count does not if it is made new. Set to what it has taken so far.
+        optimizer: the user's optimizer.
+        resets: whether the optimizer may be reset at outer steps.
+        iterations: variable that counts all steps, while the optimizer's own count restarts at a reset. It is set to
+            the number of steps that the optimizer has taken so far.
 
     Raises:
-        ConfigurationError: if it cannot be used.
+        ConfigurationError: if the optimizer cannot be used.
     """
 
     def __init__(self, optimizer: Any, resets: bool, iterations: Any) -> None:
@@ -41,19 +42,19 @@ class BaseOptimizer:
         self._stepping = stepping_of(optimizer)
         if isinstance(self._stepping, keras.optimizers.MultiOptimizer):
             raise ConfigurationError(
-                "a MultiOptimizer has no learning rate, by which slow momentum goes: wrap one optimizer for all layers"
+                "slow momentum needs one learning rate, a MultiOptimizer has several: wrap one optimizer for all layers"
             )
         self.accumulation_steps: int | None = self._stepping.gradient_accumulation_steps
         if self.accumulation_steps and self._stepping is not optimizer:
             raise ConfigurationError(
-                "gradient_accumulation_steps within a LossScaleOptimizer: a rank that skips a batch for an overflow "
-                "would step later than the others. Use one of the two"
+                "gradient_accumulation_steps is not possible inside a LossScaleOptimizer: a rank that skips a batch "
+                "because of an overflow would step later than the others. Use one of the two"
             )
         if resets and self._stepping.use_ema:
             raise ConfigurationError(
-                "base_buffers='reset' and on_nonfinite='skip' set the optimizer's count of iterations to zero, by "
-                "which Keras also begins its moving average of the model (use_ema=True): use base_buffers='maintain' "
-                "or 'average', and on_nonfinite='raise'"
+                "base_buffers='reset' and on_nonfinite='skip' set the optimizer's iterations to zero, at which Keras "
+                "also restarts its moving average of the model (use_ema=True): use base_buffers='maintain' or "
+                "'average', and on_nonfinite='raise'"
             )
         (self.own_iterations,) = [v for v in self._stepping.variables if v.name == "iteration"]
         iterations.assign(self.own_iterations)
@@ -66,7 +67,7 @@ class BaseOptimizer:
 
     @property
     def learning_rate(self) -> Any:
-        """Now: a variable, or what the schedule gives for the next step."""
+        """The current learning rate: a variable, or the value of the schedule for the next step."""
         return self.optimizer.learning_rate
 
     @learning_rate.setter
@@ -76,53 +77,53 @@ class BaseOptimizer:
         self._stepping.learning_rate = value
 
     def build(self, variables: Sequence[Any], names: Sequence[str]) -> None:
-        """Make the optimizer's variables, if it has none, and learn what they are and begin with.
+        """Create the optimizer's variables unless they exist, and record their meaning and initial values.
 
-        The parameters have the values with which training begins: some optimizers begin with copies of them.
+        The parameters must already have their initial values, since some optimizers start with copies of them.
 
         Args:
             variables: the parameters.
-            names: of the parameters, each once.
+            names: unique names of the parameters.
 
         Raises:
-            ConfigurationError: if outer steps are to make it new, and it is not known how.
+            ConfigurationError: if the optimizer may be reset but its initial state is not known.
         """
         new = self._stepping
-        if self._stepping.built and self._resets:  # it may have been used: ask another one
+        if self._stepping.built and self._resets:  # it may have been used: take the initial values of a new one
             new = type(self._stepping).from_config(self._stepping.get_config())
             new.build(variables)
         left_out = set() if self.optimizer.built else self._build(variables)
         state = state_variables(self._stepping, variables)
         copies = names_of_copies(self._stepping, variables, state)
         self._copies = [
-            (native(one.variable), native(variables[one.parameter]))
-            for one in state
-            if one.parameter is not None and one.kind in copies
+            (native(entry.variable), native(variables[entry.parameter]))
+            for entry in state
+            if entry.parameter is not None and entry.kind in copies
         ]
         copied = {id(variable) for variable, _ in self._copies}
         if left_out - copied:
             raise ConfigurationError(self._needs_weights())
         if self._resets:
-            values = [one.variable for one in state_variables(new, variables)]
+            values = [entry.variable for entry in state_variables(new, variables)]
             self._fresh = [
-                (native(one.variable), _constant(value))
-                for one, value in zip(state, values, strict=True)
-                if id(native(one.variable)) not in copied
+                (native(entry.variable), _constant(value))
+                for entry, value in zip(state, values, strict=True)
+                if id(native(entry.variable)) not in copied
             ]
         self._buffers = {
-            f"{names[one.parameter]}.{one.kind}": native(one.variable)
-            for one in _by_longest_name(state)
-            if one.parameter is not None and one.is_floating
+            f"{names[entry.parameter]}.{entry.kind}": native(entry.variable)
+            for entry in _by_longest_name(state)
+            if entry.parameter is not None and entry.is_floating
         }
 
     def _build(self, variables: Sequence[Any]) -> set[int]:
-        """Make the optimizer's variables.
+        """Create the optimizer's variables.
 
-        Parameters that are made in the graph that is being traced have no values before it runs. What the optimizer
-        assigns to its own variables meanwhile is left out, and has to be what ``begin`` assigns when they have values.
+        Parameters that are created in a graph while it is traced have no values before it runs. Until then the
+        optimizer's assignments to its own variables are skipped; ``begin`` must make them up once values exist.
 
         Returns:
-            The ``id`` of each variable whose assignment was left out.
+            The ``id`` of each variable whose assignment was skipped.
         """
         if all(native(variable).is_initialized() for variable in variables):
             self.optimizer.build(variables)
@@ -139,24 +140,24 @@ class BaseOptimizer:
 
     def _needs_weights(self) -> str:
         return (
-            f"{type(self._stepping).__name__} begins with values that it makes of the weights, and those of this model "
-            "are made within the first step, in a graph: build the model before (model.build(shape), or call it on a "
+            f"{type(self._stepping).__name__} computes its initial state from the weights, but those of this model are "
+            "created inside the first step, in a graph: build the model first (model.build(shape), or call it on a "
             "batch)"
         )
 
     @property
     def variables(self) -> list[Any]:
-        """All that it holds, as ``tf.Variable``."""
+        """All variables of the optimizer, as ``tf.Variable``."""
         return [native(variable) for variable in self.optimizer.variables]
 
     @property
     def resets(self) -> bool:
-        """Whether ``reset`` may be called: what the optimizer began with is known."""
+        """Whether ``reset`` may be called, which needs the initial state."""
         return self._resets
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a ``LossScaleOptimizer`` is round it."""
+        """Whether the optimizer is wrapped in a ``LossScaleOptimizer``."""
         return self._stepping is not self.optimizer
 
     @property
@@ -165,33 +166,33 @@ class BaseOptimizer:
         return self._stepping
 
     def others(self) -> dict[str, Any]:
-        """Its variables that are no ``buffers``: counts, learning rate, loss scale."""
+        """Variables that are not ``buffers``, by number and name: counts, learning rate, loss scale."""
         buffers = {id(variable) for variable in self._buffers.values()}
         numbered = enumerate(self.optimizer.variables)
         return {f"{number} {v.name}": native(v) for number, v in numbered if id(native(v)) not in buffers}
 
     def buffers(self) -> Mapping[str, Array]:
-        """Its floating-point variables of the shape of a parameter."""
+        """The floating-point variables that have the shape of a parameter, by name."""
         return {name: as_array(variable.read_value()) for name, variable in self._buffers.items()}
 
     def store_buffers(self, averaged: Mapping[str, Array]) -> None:
-        """Replace them."""
+        """Replace the values of all ``buffers``."""
         for name, variable in self._buffers.items():
             variable.assign(as_tensor(averaged[name]))
 
     def begin(self) -> None:
-        """Before its first step: what begins as a copy of the weights is a copy of what they are now.
+        """Copy the current weights into the variables that start as copies of the weights, before the first step.
 
-        They may have been loaded since the optimizer was built. Nothing is changed if it has been used before.
+        Weights may have been loaded since the optimizer was built. An optimizer that has taken steps is not changed.
         """
         if self._copies and int(self.own_iterations) == 0:
             self._copy_weights(_value)
 
     def reset(self, value: Callable[[Any], Any]) -> None:
-        """Make it new, Adam's step count included; only its learning rate goes on.
+        """Restore the initial state, Adam's step count included. Only the learning rate is kept.
 
         Args:
-            value: gives the value of a parameter, from which some optimizers begin.
+            value: function that returns the value of a parameter, of which some optimizers start with a copy.
         """
         for variable, constant in self._fresh:
             variable.assign(tf.fill(variable.shape, tf.cast(constant, variable.dtype)))
@@ -204,11 +205,11 @@ class BaseOptimizer:
 
 @keras.saving.register_keras_serializable("lentando")
 class ContinuedSchedule(Schedule):  # type: ignore[misc]
-    """The user's schedule, by a count that goes on when the optimizer's own begins again.
+    """The user's schedule, driven by a step count that continues when the optimizer's own count restarts.
 
     Args:
-        schedule: the user's.
-        iterations: the count.
+        schedule: the user's schedule.
+        iterations: variable that counts all steps.
     """
 
     def __init__(self, schedule: Any, iterations: Any) -> None:
@@ -220,12 +221,12 @@ class ContinuedSchedule(Schedule):  # type: ignore[misc]
         return self.schedule(self._iterations)
 
     def get_config(self) -> dict[str, Any]:
-        """The user's schedule, which is what a saved model goes on with."""
+        """The configuration of the user's schedule, with which a saved model continues."""
         return {"schedule": keras.optimizers.schedules.serialize(self.schedule)}
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> Any:
-        """The user's schedule."""
+        """The user's schedule without this wrapper."""
         return keras.optimizers.schedules.deserialize(config["schedule"])
 
 
@@ -234,16 +235,16 @@ def _value(variable: Any) -> Any:
 
 
 def _by_longest_name(state: Sequence[StateVariable]) -> list[StateVariable]:
-    """In the order in which checkpoints have always had them."""
-    return sorted(state, key=lambda one: (-one.prefix_length, -1 if one.parameter is None else one.parameter))
+    """Variables in the order that checkpoints use."""
+    return sorted(state, key=lambda entry: (-entry.prefix_length, -1 if entry.parameter is None else entry.parameter))
 
 
 def _constant(variable: Any) -> Any:
-    """The value of all elements."""
+    """The value that all elements of a variable have."""
     values = variable.numpy()
     if values.size and (values != values.flat[0]).any():
         raise ConfigurationError(
-            f"base_buffers='reset': the optimizer begins with a {variable.name!r} that depends on the parameters, and "
-            "is no copy of them. Use 'maintain' or 'average'"
+            f"base_buffers='reset' is not possible: the initial {variable.name!r} of the optimizer depends on the "
+            "parameters without being a copy of them. Use 'maintain' or 'average'"
         )
     return values.flat[0] if values.size else 0

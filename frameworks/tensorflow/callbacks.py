@@ -1,4 +1,4 @@
-"""Keras callbacks: Horovod's, where they still mean something, one that evaluates the average, one that logs costs."""
+"""Keras callbacks: Horovod's where they still apply, one that evaluates the average, and one that logs metrics."""
 
 from contextlib import AbstractContextManager
 from typing import Any
@@ -19,13 +19,13 @@ __all__ = [
 
 
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Give every rank the root's weights and optimizer state when training begins, as one rank has restored them.
+    """Broadcast one rank's weights and optimizer state when training begins, such as after it has restored them.
 
-    A ``DistributedOptimizer`` does so by itself with rank 0's weights when it is made.
+    A ``DistributedOptimizer`` broadcasts rank 0's weights when it is constructed, without this callback.
 
     Args:
-        root_rank: whose.
-        device: ignored; for scripts that were written for Horovod.
+        root_rank: rank whose weights and optimizer state are broadcast.
+        device: ignored; accepted for scripts that were written for Horovod.
     """
 
     def __init__(self, root_rank: int, device: str = "") -> None:
@@ -34,12 +34,12 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
         self._done = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """If there is a model yet."""
+        """Broadcast, if the model has been built already."""
         if self.model.built:
             self._broadcast()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """If the first batch has built the model."""
+        """Broadcast after the first batch, if that has built the model."""
         if not self._done:
             self._broadcast()
 
@@ -50,68 +50,68 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
 
 
 class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Replace the metrics of each epoch by their means over ranks, for the callbacks after it in the list.
+    """Replace the metrics of each epoch by their means over the ranks, for all callbacks that follow in the list.
 
-    Put it first, so that learning-rate reduction, early stopping and checkpoints decide alike on all ranks.
+    Place it first, so that learning-rate reduction, early stopping and checkpoints decide equally on all ranks.
     """
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Collective."""
+        """Average the metrics of the epoch in place. Collective."""
         if logs is None:
             return
-        own = {name: float(value) for name, value in logs.items()}
-        by_rank = operations.allgather_object(own, "metrics of an epoch")
-        names = [", ".join(sorted(metrics)) for metrics in by_rank]
+        metrics = {name: float(value) for name, value in logs.items()}
+        by_rank = operations.allgather_object(metrics, "metrics of an epoch")
+        names = [", ".join(sorted(other)) for other in by_rank]
         if len(set(names)) > 1:
             raise MismatchError(f"the metrics differ between ranks: {grouped_by_rank(names)}")
-        for name in own:
-            logs[name] = sum(metrics[name] for metrics in by_rank) / len(by_rank)
+        for name in metrics:
+            logs[name] = sum(other[name] for other in by_rank) / len(by_rank)
 
 
 class AveragedModelCallback(MetricAverageCallback):
-    """Let validation in ``fit``, and the callbacks after this one, judge the exact average of all replicas.
+    """Evaluate the exact average of all replicas in the validation of ``fit`` and in all callbacks that follow.
 
-    Put it first. From the validation of an epoch on, or from the end of an epoch without one, the model is the average,
-    until the next epoch begins and each rank continues from its own weights. ``ModelCheckpoint`` saves the average, and
-    ``EarlyStopping(restore_best_weights=True)`` ends with the best one. The metrics of the epoch are averaged over the
-    ranks, so that all of them decide alike. Given to ``model.evaluate``, it evaluates the average.
+    Place it first. The model holds the average from the validation of an epoch (or the end of an epoch without
+    validation) until the next epoch begins, when each rank continues from its own weights. ``ModelCheckpoint`` saves
+    the average, and ``EarlyStopping(restore_best_weights=True)`` ends with the best one. The metrics of the epoch are
+    averaged over the ranks, so that all ranks decide equally. Passed to ``model.evaluate``, it evaluates the average.
 
-    Collective: every rank gives it, has as many epochs, and validates in the same ones. Training is not changed by it.
-    After ``fit`` the model is each rank's own again, unless a later callback restores other weights: save the average
-    then inside ``optimizer.averaged()``.
+    Collective: every rank uses it, with the same number of epochs, and validates in the same epochs. It does not change
+    the training. After ``fit`` the model holds each rank's own weights again, unless a later callback restores other
+    weights: save the average inside ``optimizer.averaged()`` then.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self._block: AbstractContextManager[None] | None = None
-        self._trains = False
+        self._is_training = False
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Begin with this rank's own weights, also if a former ``fit`` was interrupted."""
+        """Begin with this rank's own weights, also after an interrupted ``fit``."""
         self._leave()
-        self._trains = True
+        self._is_training = True
 
     def on_epoch_begin(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Continue from this rank's own weights."""
         self._leave()
 
     def on_test_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Collective: hold the average."""
+        """Replace the weights by the average. Collective."""
         self._enter()
 
     def on_test_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Continue with this rank's own weights, unless callbacks of ``fit`` are to follow."""
-        if not self._trains:
+        """Restore this rank's own weights, unless callbacks of ``fit`` follow."""
+        if not self._is_training:
             self._leave()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Collective: hold the average, and average the metrics."""
+        """Replace the weights by the average, and average the metrics. Collective."""
         self._enter()
         super().on_epoch_end(epoch, logs)
 
     def on_train_end(self, logs: dict[str, Any] | None = None) -> None:
-        """Continue with this rank's own weights, or their moving average (``use_ema``) with which ``fit`` ends."""
-        self._trains = False
+        """Restore this rank's own weights, or their moving average (``use_ema``), with which ``fit`` ends."""
+        self._is_training = False
         if self._leave() and self.model.optimizer.use_ema:
             self.model.optimizer.finalize_variable_values(self.model.trainable_variables)
 
@@ -123,7 +123,7 @@ class AveragedModelCallback(MetricAverageCallback):
             self._block = block
 
     def _leave(self) -> bool:
-        """Put this rank's own weights back. True if it held the average."""
+        """Restore this rank's own weights. Returns whether the model held the average."""
         block, self._block = self._block, None
         if block is not None:
             block.__exit__(None, None, None)
@@ -131,10 +131,10 @@ class AveragedModelCallback(MetricAverageCallback):
 
 
 class LentandoCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """Add ``optimizer.report(flat=True)`` to the logs of each epoch, so that it is in ``history`` and TensorBoard.
+    """Add ``optimizer.report(flat=True)`` to the logs of each epoch, and thereby to ``history`` and TensorBoard.
 
     Args:
-        prefix: of its names in the logs.
+        prefix: string that the names of the metrics begin with in the logs.
     """
 
     def __init__(self, prefix: str = "lentando_") -> None:
@@ -142,7 +142,7 @@ class LentandoCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self.prefix = prefix
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
-        """Of this rank."""
+        """Add the report of this rank to the logs."""
         if logs is not None and isinstance(self.model.optimizer, DistributedOptimizer):
             report = self.model.optimizer.report(flat=True)
             logs.update({f"{self.prefix}{name}": value for name, value in report.items()})

@@ -1,4 +1,4 @@
-"""A Keras model and its optimizer as checkpoints see them."""
+"""What checkpoints save and restore of a Keras model and its optimizer."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,7 +14,7 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_tensor, to_plain
-from lentando.tensorflow.graph import CountedSteps
+from lentando.tensorflow.counted_steps import CountedSteps
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.model_layers import layers
 from lentando.tensorflow.on_signal import SaveOnSignalCallback
@@ -22,19 +22,19 @@ from lentando.tensorflow.on_signal import SaveOnSignalCallback
 __all__ = ["KerasTraining"]
 
 KEYS = {"momentum": "momentum", "first": "momentum", "second": "velocity", "largest_second": "velocity_hat"}
-"""Keras's names for what SGD and Adam keep."""
+"""Keras's names of the state of SGD and Adam, by the names that checkpoints use for all frameworks."""
 
 
 class KerasTraining:
     """Implements ``lentando.optimizers.checkpoint.training.Training`` for Keras.
 
     Args:
-        replica: the replica, told of all steps.
-        model: what it drives.
+        replica: the replica, to which all steps have been reported.
+        model: the framework adapter.
         optimizer: the base optimizer.
-        keras_model: the user's model, if it is known.
-        iterations: count of all steps.
-        counted: what graphs know about the replica.
+        keras_model: the user's model; None if the optimizer was wrapped without it.
+        iterations: variable that counts all steps.
+        counted: counter of the steps that graphs take.
     """
 
     def __init__(
@@ -71,8 +71,8 @@ class KerasTraining:
         differing = (saved | state.rest["variables"].keys()) ^ {*self._optimizer.buffers(), *self._optimizer.others()}
         if differing:
             raise CheckpointError(
-                f"the saved {state.kind} and the one here do not keep the same variables, they differ in "
-                f"{sorted(differing)[:3]}: make it with the same settings, or load with optimizer_state='new'"
+                f"the saved {state.kind} and the present one have different variables, they differ in "
+                f"{sorted(differing)[:3]}: construct it with the same settings, or load with optimizer_state='new'"
             )
 
     def store_optimizer_state(self, state: OptimizerState) -> None:
@@ -81,7 +81,7 @@ class KerasTraining:
         )
         for name, variable in self._optimizer.others().items():
             variable.assign(as_tensor(state.rest["variables"][name]))
-        self._go_on(state.rest["iterations"])
+        self._continue_at(state.rest["iterations"])
 
     def check_neutral_state(self, state: NeutralState) -> None:
         state.check(type(self._optimizer.stepping).__name__, *self._rule())
@@ -91,7 +91,7 @@ class KerasTraining:
         buffers = {name: np.zeros_like(array) for name, array in self._optimizer.buffers().items()}
         for quantity, by_name in state.quantities.items():
             for name, array in by_name.items():
-                # Keras keeps the step that momentum takes, torch the gradients that it adds up.
+                # Keras stores the step that momentum takes, PyTorch the accumulated gradients.
                 buffers[f"{name}.{KEYS[quantity]}"] = array * -rate if state.rule == "momentum" else array
         self._optimizer.store_buffers(buffers)
         self._begin_at(state.steps)
@@ -100,8 +100,8 @@ class KerasTraining:
         if self._rule()[0] is None:
             if self._steps:
                 raise CheckpointError(
-                    f"how a {type(self._optimizer.stepping).__name__} that has been used is made new is not known: "
-                    "load before its first step"
+                    f"the initial state of a {type(self._optimizer.stepping).__name__} that has taken steps is not "
+                    "known: load before its first step"
                 )
             self._optimizer.begin()
         else:
@@ -109,9 +109,9 @@ class KerasTraining:
         self._begin_at(0 if self._rule()[0] != "momentum" else None)
 
     def random_state(self) -> dict[str, Array]:
-        """Of the seed generators of the model's layers, such as dropout, numbered as they come in the model.
+        """The state of the seed generators of the model's layers, such as dropout, numbered in model order.
 
-        Keras keeps them in variables that are no weights.
+        Keras stores it in variables that are not weights.
         """
         return {name: np.asarray(variable.numpy()) for name, variable in self._seeds().items()}
 
@@ -132,20 +132,21 @@ class KerasTraining:
         return to_plain(extra, "extra")
 
     def from_plain(self, extra: Any) -> Any:
-        """Arrays stay arrays."""
+        """The saved object, whose arrays remain NumPy arrays."""
         return extra
 
     def stopping(self, stop: SaveOnSignal) -> StopHandle:
-        self._counted.refresh()  # graphs now have something to do more often
+        self._counted.refresh()  # graphs have to call Python more often from now on
         return SaveOnSignalCallback(stop)
 
     def _begin_at(self, steps: int | None) -> None:
-        """By the count of steps Keras corrects Adam's bias, and asks schedules for the learning rate."""
+        """Set the count of steps, by which Keras corrects Adam's bias and evaluates learning-rate schedules."""
         taken = self.replica.inner_steps * (self._optimizer.accumulation_steps or 1)
         self._optimizer.own_iterations.assign(taken if steps is None else steps)
-        self._go_on(taken)
+        self._continue_at(taken)
 
-    def _go_on(self, iterations: int) -> None:
+    def _continue_at(self, iterations: int) -> None:
+        """Set the count of all steps, and have graphs ask the replica before their next step."""
         self._iterations.assign(iterations)
         self._counted.restart()
         self._counted.refresh()
@@ -155,7 +156,7 @@ class KerasTraining:
         return int(self._optimizer.stepping.iterations)
 
     def _rule(self) -> tuple[str | None, set[str]]:
-        """What the optimizer follows, and what it keeps; as in the source of ``keras.optimizers``."""
+        """The update rule and the names of its state, as in the source of ``keras.optimizers``; None if not known."""
         optimizer = self._optimizer.stepping
         if optimizer.use_ema or self._optimizer.accumulation_steps:
             return None, set()
@@ -168,10 +169,16 @@ class KerasTraining:
     def _reading(self, tensors: Mapping[str, Mapping[str, Array]]) -> tuple[Reading | None, str]:
         rule, quantities = self._rule()
         if rule is None:
-            return None, "only SGD, Adam and AdamW, without use_ema and gradient accumulation, are known elsewhere"
+            return (
+                None,
+                "only SGD, Adam and AdamW, without use_ema and gradient accumulation, exist in other frameworks",
+            )
         if rule == "adam":
             return Reading(rule, {quantity: (KEYS[quantity], 1.0) for quantity in quantities}, self._steps), ""
         rate = self._model.learning_rates()[0]
         if rate == 0 and any(array.any() for array in tensors.get("momentum", {}).values()):
-            return None, "Keras keeps momentum times the learning rate, which is 0 now: what it was cannot be told"
+            return (
+                None,
+                "Keras stores momentum multiplied by the learning rate, which is 0: momentum cannot be recovered",
+            )
         return Reading(rule, dict.fromkeys(quantities, ("momentum", -1 / rate if rate else 1.0))), ""

@@ -1,4 +1,4 @@
-"""TensorFlow tensors as NumPy arrays and back: one copy at most, bfloat16 included."""
+"""Conversion of TensorFlow tensors to NumPy arrays and back, bfloat16 included, with at most one copy."""
 
 from typing import Any
 
@@ -13,42 +13,46 @@ from lentando.comm.transport import Array
 __all__ = ["as_array", "as_tensor", "to_plain", "to_tensorflow"]
 
 ALIGNMENT_BYTES = 64
-"""TensorFlow's kernels end the process when the memory of a tensor does not begin at a multiple of this."""
+"""Alignment of the memory of tensors: TensorFlow's kernels crash the process on memory that is aligned less."""
 
 
 def as_array(tensor: Any) -> Array:
-    """The memory of an eager tensor as an array to read from. A tensor on a GPU is copied."""
+    """A read-only array over the memory of an eager tensor. A tensor on a GPU is copied."""
     if "GPU" in tensor.device:
         copied: Array = tensor.numpy()
         return copied
-    if tensor.dtype == tf.bfloat16:  # which DLPack has, and NumPy's reader of it has not
+    if tensor.dtype == tf.bfloat16:  # supported by DLPack, but not by NumPy's reader of it
         return as_array(tf.bitcast(tensor, tf.uint16)).view(bfloat16)
     array: Array = np.from_dlpack(tensor)
     return array
 
 
 def as_tensor(array: Array, shape: Any = None) -> Any:
-    """A copy of an array as a tensor, of another shape if one is given.
+    """A copy of an array as a tensor, reshaped if a shape is given.
 
-    A variable that is assigned a tensor keeps its memory and changes it in place later, and so do the tensors that a
-    user reads from the variable. So the memory is new, and nobody else's.
+    The memory is always new: a variable that is assigned a tensor adopts the tensor's memory and later changes it in
+    place.
     """
     memory = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
-    own = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
-    np.copyto(own, array)
+    aligned = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    np.copyto(aligned, array)
     if shape is not None:
-        own = own.reshape(shape)
+        aligned = aligned.reshape(shape)
     if array.dtype == bfloat16:
-        return tf.bitcast(tf.experimental.dlpack.from_dlpack(own.view(np.uint16).__dlpack__()), tf.bfloat16)
-    return tf.experimental.dlpack.from_dlpack(own.__dlpack__())
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(aligned.view(np.uint16).__dlpack__()), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(aligned.__dlpack__())
 
 
 def to_plain(value: Any, where: str = "the object") -> Any:
-    """Tensors and variables within containers as arrays, for sending and saving.
+    """A nested structure with tensors and variables converted to arrays, to be sent or saved.
+
+    Args:
+        value: containers of any depth.
+        where: name of the value in error messages.
 
     Raises:
-        ConfigurationError: where containers have no end; says where that is.
+        ConfigurationError: if a container contains itself, with its location.
     """
 
     def leaf(value: Any, where: str) -> Any:
@@ -56,12 +60,12 @@ def to_plain(value: Any, where: str = "the object") -> Any:
             return value
         try:
             return value.numpy()
-        except (AttributeError, NotImplementedError) as error:  # of a graph, or without values
-            raise ConfigurationError(f"{shortened(where)} has no value that could be sent or saved: {error}") from error
+        except (AttributeError, NotImplementedError) as error:  # a tensor of a graph, or a variable without a value
+            raise ConfigurationError(f"{shortened(where)} has no value that can be sent or saved: {error}") from error
 
     return mapped(value, leaf, where)
 
 
 def to_tensorflow(value: Any) -> Any:
-    """Arrays within containers as tensors."""
+    """A nested structure with arrays converted to tensors."""
     return mapped(value, lambda value, _: tf.convert_to_tensor(value) if isinstance(value, np.ndarray) else value)

@@ -1,4 +1,4 @@
-"""A Keras optimizer in plain words, by which ranks see whether all have wrapped the same."""
+"""Description of a Keras optimizer as text, by which ranks check that all have wrapped the same one."""
 
 from collections.abc import Iterator
 from inspect import Parameter, signature
@@ -13,14 +13,14 @@ from lentando.tensorflow.keras_internals import learning_rate_setting
 __all__ = ["describe_optimizer"]
 
 NOT_COMPARED = {"self", "name", "learning_rate", "inner_optimizer"}
-"""Arguments of optimizers that say nothing, or that are described apart. Names are numbered by process."""
+"""Constructor arguments without meaning for a comparison (names are numbered by process), or described separately."""
 
 
 def describe_optimizer(optimizer: Any) -> OptimizerDescription:
-    """Its class, and its settings as they are now: a ``LossScaleOptimizer`` with those of the one that it wraps.
+    """The class and current settings of an optimizer, including those of the one in a ``LossScaleOptimizer``.
 
-    What a constructor takes is a setting if the optimizer has an attribute of that name. ``get_config`` is not asked:
-    it raises errors for schedules and functions that cannot be saved, and needs not hold all.
+    A constructor argument is a setting if the optimizer has an attribute of the same name. ``get_config`` is not used:
+    it raises errors for schedules and functions that cannot be saved, and may be incomplete.
     """
     kind = qualified_name(type(optimizer))
     settings: dict[str, Any] = {}
@@ -41,7 +41,7 @@ def _settings(described: Any) -> dict[str, Any]:
 
 
 def _arguments(kind: type) -> Iterator[str]:
-    """What the constructors of a class and of those that it is made from take."""
+    """Names of the arguments of the constructors of a class and its base classes."""
     for ancestor in kind.__mro__:
         if "__init__" in vars(ancestor) and ancestor is not object:
             for name, parameter in signature(vars(ancestor)["__init__"]).parameters.items():

@@ -34,8 +34,8 @@ class FeatureOrders:
         leaves: the layers whose orders are needed.
 
     Attributes:
-        ancestors: by ``id`` of a layer, the ``id`` of every layer whose output reaches it.
-        calls: by ``id`` of a layer, a number that sorts the layers by their first call.
+        ancestors: the ``id`` of every layer whose output reaches a layer, by ``id`` of that layer.
+        calls: numbers that sort the layers by their first call, by ``id`` of the layer.
 
     Raises:
         ConfigurationError: if a layer of the user's raises an error while it is traced.

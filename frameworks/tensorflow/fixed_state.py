@@ -1,4 +1,4 @@
-"""What layers compute with beside their weights: constants made by ``adapt``, vocabularies, bins, salts of hashes."""
+"""What layers compute with in addition to weights: constants made by ``adapt``, vocabularies, bins, hash salts."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -16,9 +16,9 @@ from lentando.tensorflow.keras_internals import tracked_layers
 __all__ = ["adapted_layers", "check_synchronized", "finalize", "fixed_state"]
 
 NOT_COMPARED = {"name", "dtype", "trainable", "vocabulary", "idf_weights"}
-"""Settings that say nothing about what a layer computes, or that are compared as the layer now has them."""
-SHOWN = 100
-"""Characters of a value in a message."""
+"""Settings that do not affect what a layer computes, or whose current values are compared instead."""
+SHOWN_CHARACTERS = 100
+"""Longest text of a value in a message."""
 
 _WITHOUT_WEIGHTS = (
     keras.layers.CategoryEncoding,
@@ -30,12 +30,12 @@ _WITHOUT_WEIGHTS = (
 
 
 def adapted_layers(model: keras.Model | None) -> list[Any]:
-    """Layers that compute with a copy of their weights, which ``adapt`` makes: ``keras.layers.Normalization``."""
+    """Layers that compute with a copy of their weights made by ``adapt``, such as ``keras.layers.Normalization``."""
     return [layer for _, layer in _layers(model) if hasattr(layer, "finalize_state") and layer.weights]
 
 
 def finalize(model: keras.Model, layers: Sequence[Any]) -> None:
-    """Let layers compute with the weights that they have now, also in what the model has compiled before."""
+    """Make adapted layers use their current weights, also in functions that the model has compiled already."""
     before = [_constants(layer) for layer in layers]
     for layer in layers:
         layer.finalize_state()
@@ -46,31 +46,35 @@ def finalize(model: keras.Model, layers: Sequence[Any]) -> None:
 
 
 def fixed_state(model: keras.Model | None) -> list[tuple[str, dict[str, str]]]:
-    """What decides what layers compute and is in no weight: each layer in words, with that by what it is called."""
+    """State outside the weights that affects what layers compute: values as text by name, for each such layer."""
     return [
-        (f"{name!r} ({type(layer).__name__})", {key: _in_words(value) for key, value in _state(layer).items()})
+        (f"{name!r} ({type(layer).__name__})", {key: _as_text(value) for key, value in _state(layer).items()})
         for name, layer in _layers(model)
         if isinstance(layer, _WITHOUT_WEIGHTS) or hasattr(layer, "adapt") or hasattr(layer, "save_assets")
     ]
 
 
 def check_synchronized(model: keras.Model | None, size: int) -> None:
-    """Refuse layers that are to compute with the batches of all ranks, which Keras does for ``tf.distribute`` alone.
+    """Reject layers that normalize by the batches of all ranks, which Keras supports with ``tf.distribute`` only.
+
+    Args:
+        model: the user's model; None if it is not known.
+        size: number of ranks.
 
     Raises:
-        ConfigurationError: on several ranks, if there is such a layer.
+        ConfigurationError: on several ranks, if the model contains such a layer.
     """
-    found = [name for name, layer in _layers(model) if getattr(layer, "synchronized", False)]
-    if found and size > 1:
+    synchronized = [name for name, layer in _layers(model) if getattr(layer, "synchronized", False)]
+    if synchronized and size > 1:
         raise ConfigurationError(
-            f"synchronized=True of the layer {found[0]!r} has no effect here: it would normalize by the batch of its "
-            "own rank. Leave it out, which is the same, or use GroupNormalization, or larger batches. The statistics "
-            "are averaged at outer steps"
+            f"synchronized=True of the layer {synchronized[0]!r} has no effect here: the layer would normalize by the "
+            "batch of its own rank. Leave it out, which is the same, or use GroupNormalization, or larger batches. The "
+            "statistics are averaged at outer steps"
         )
 
 
 def _layers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """All layers, also those that other layers hold, with their names. Keras has no public list of them."""
+    """All layers at any depth, with their paths of names."""
     if owner is not None:
         for layer in tracked_layers(owner):
             yield f"{prefix}{layer.name}", layer
@@ -78,6 +82,7 @@ def _layers(owner: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _state(layer: Any) -> dict[str, Any]:
+    """Everything outside the weights that affects what a layer computes, by name."""
     state = {key: value for key, value in _configuration(layer).items() if key not in NOT_COMPARED}
     state |= _constants(layer)
     if hasattr(layer, "get_vocabulary"):
@@ -92,7 +97,7 @@ def _state(layer: Any) -> dict[str, Any]:
 
 
 def _configuration(layer: Any) -> dict[str, Any]:
-    """A user's layer needs to have none."""
+    """The layer's configuration; empty for a layer of the user's without ``get_config``."""
     try:
         return dict(layer.get_config())
     except NotImplementedError:
@@ -100,23 +105,25 @@ def _configuration(layer: Any) -> dict[str, Any]:
 
 
 def _constants(layer: Any) -> dict[str, Any]:
-    """What ``finalize_state`` has made."""
+    """The constants that ``finalize_state`` computes from the weights."""
     if not hasattr(layer, "finalize_state"):
         return {}
-    found = {name: getattr(layer, name, None) for name in ("mean", "variance", "idf_weights_const")}
-    return {name: np.asarray(value).tolist() for name, value in found.items() if value is not None}
+    constants = {name: getattr(layer, name, None) for name in ("mean", "variance", "idf_weights_const")}
+    return {name: np.asarray(value).tolist() for name, value in constants.items() if value is not None}
 
 
 def _assets(layer: Any) -> dict[str, Any]:
+    """The files that a layer saves next to its weights, such as vocabularies."""
     with TemporaryDirectory() as folder:
         layer.save_assets(folder)
         files = sorted(path for path in Path(folder).rglob("*") if path.is_file())
         return {f"file {path.relative_to(folder)}": path.read_bytes() for path in files}
 
 
-def _in_words(value: Any) -> str:
-    text = re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))  # of functions: where they are in memory
-    if len(text) <= SHOWN:
+def _as_text(value: Any) -> str:
+    """A value as text, equal on all ranks for equal values; long values as a checksum."""
+    text = re.sub(" at 0x[0-9a-fA-F]+", "", repr(value))  # the addresses of functions differ between ranks
+    if len(text) <= SHOWN_CHARACTERS:
         return text
     count = f"{len(value)} entries, " if isinstance(value, list | tuple) else ""
-    return f"{text[:SHOWN]}... ({count}checksum {blake2b(text.encode(), digest_size=4).hexdigest()})"
+    return f"{text[:SHOWN_CHARACTERS]}... ({count}checksum {blake2b(text.encode(), digest_size=4).hexdigest()})"

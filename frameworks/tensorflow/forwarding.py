@@ -1,4 +1,4 @@
-"""Settings that are read or changed on the distributed optimizer are those of the optimizer that it wraps."""
+"""Forwarding of attributes of the distributed optimizer to the optimizer that it wraps."""
 
 from typing import Any, NoReturn
 
@@ -12,10 +12,10 @@ __all__ = ["ForwardsSettings"]
 
 
 class _Setting:
-    """An attribute of every Keras optimizer: here the wrapped optimizer's.
+    """Descriptor that reads and sets an attribute of the wrapped optimizer.
 
     Args:
-        fixed: why it cannot be changed any more, if that is so.
+        fixed: the reason why the attribute can no longer be changed; None if it can be.
     """
 
     def __init__(self, fixed: str | None = None) -> None:
@@ -39,14 +39,14 @@ class _Setting:
 
 
 _MAKES_VARIABLES = (
-    "it decides which variables the optimizer makes. Give it to the constructor of the base optimizer, before wrapping"
+    "it determines which variables the optimizer has. Pass it to the constructor of the base optimizer before wrapping"
 )
 
 
 class ForwardsSettings:
-    """A base of the distributed optimizer: attributes that it does not define itself are the wrapped optimizer's.
+    """Base class of the distributed optimizer that forwards undefined attributes to the wrapped optimizer.
 
-    Of a ``LossScaleOptimizer`` and the one that it wraps, those of the former come first.
+    Attributes of a ``LossScaleOptimizer`` take precedence over those of the optimizer inside it.
     """
 
     weight_decay = _Setting()
@@ -58,13 +58,13 @@ class ForwardsSettings:
     use_ema = _Setting(_MAKES_VARIABLES)
     gradient_accumulation_steps = _Setting(_MAKES_VARIABLES)
     loss_scale_factor = _Setting(
-        "a LossScaleOptimizer round this optimizer would skip whole steps, on one rank and not on others. Put it "
-        "inside: SlowMo(keras.optimizers.LossScaleOptimizer(optimizer), ...), and tell Keras not to add its own: "
-        "model.compile(..., auto_scale_loss=False). For a constant factor, keras.optimizers.SGD(loss_scale_factor=...)"
+        "a LossScaleOptimizer around this optimizer would skip whole steps on one rank and not on others. Put it "
+        "inside: SlowMo(keras.optimizers.LossScaleOptimizer(optimizer), ...), and keep Keras from adding its own: "
+        "model.compile(..., auto_scale_loss=False). A constant factor is keras.optimizers.SGD(loss_scale_factor=...)"
     )
 
     def __getattr__(self, name: str) -> Any:
-        """What only the wrapped optimizer has, such as ``momentum``."""
+        """An attribute that only the wrapped optimizer has, such as ``momentum``."""
         base = _base_of(self, name)
         if not name.startswith("_"):
             for optimizer in (base, stepping_of(base)):
@@ -73,11 +73,11 @@ class ForwardsSettings:
         raise AttributeError(f"neither {type(self).__name__} nor {type(base).__name__}, which it wraps, has {name!r}")
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Changes the wrapped optimizer, where the attribute is one of its own."""
+        """Set an attribute, on the wrapped optimizer if it belongs there."""
         base = vars(self).get("_base_optimizer")
         setting = vars(ForwardsSettings).get(name)
         if isinstance(setting, _Setting):
-            setting.__set__(self, value)  # Keras would leave it out where nothing seems to change
+            setting.__set__(self, value)  # Keras would skip the assignment if the value appears unchanged
             return
         if base is not None and not name.startswith("_") and name not in vars(self) and not hasattr(type(self), name):
             for optimizer in (base, stepping_of(base)):
@@ -88,7 +88,7 @@ class ForwardsSettings:
 
     @property
     def _model_variables_moving_average(self) -> Any:
-        """For ``keras.callbacks.SwapEMAWeights``, which exchanges these for the weights."""
+        """Read under this name by ``keras.callbacks.SwapEMAWeights``, which swaps the weights for their averages."""
         return moving_averages(stepping_of(_base_of(self, "_model_variables_moving_average")))
 
     @property
@@ -97,30 +97,30 @@ class ForwardsSettings:
         return list(_base_of(self, "variables").variables)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
-        """As the wrapped optimizer's. In a graph it counts from the next tracing on."""
+        """Exclude variables as on the wrapped optimizer. A graph takes it into account when it is traced again."""
         stepping_of(_base_of(self, "exclude_from_weight_decay")).exclude_from_weight_decay(var_list, var_names)
 
     def set_weights(self, weights: Any) -> None:
         """Set the values of ``variables``, in that order.
 
         Raises:
-            ConfigurationError: if there are more or fewer, or one has another shape; nothing has changed then.
+            ConfigurationError: if there are more or fewer values, or one has another shape. Nothing is changed then.
         """
         variables, values = self.variables, list(weights)
         if [tuple(variable.shape) for variable in variables] != [tuple(keras.ops.shape(value)) for value in values]:
             raise ConfigurationError(
-                f"expected values for the {len(variables)} variables of the optimizer, each in its shape, got "
-                f"{len(values)} values, or others than in optimizer.variables"
+                f"expected values for the {len(variables)} variables of the optimizer in their shapes, got "
+                f"{len(values)} values, or shapes other than those of optimizer.variables"
             )
         for variable, value in zip(variables, values, strict=True):
             variable.assign(value)
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> NoReturn:
-        """Refused: a step that the other ranks do not take part in."""
+        """Refused, since the other ranks would not take part in the step."""
         raise ConfigurationError("update_step would step without the other ranks: call apply(gradients, variables)")
 
     def add_variable(self, *arguments: Any, **options: Any) -> NoReturn:
-        """Refused: the variables of an optimizer are made by the one that is wrapped."""
+        """Refused, since the wrapped optimizer creates all variables."""
         raise ConfigurationError(
             "a distributed optimizer has no variables of its own: add them in the build method of the base optimizer"
         )
@@ -132,5 +132,5 @@ class ForwardsSettings:
 def _base_of(instance: Any, name: str) -> Any:
     base = vars(instance).get("_base_optimizer")
     if base is None:
-        raise AttributeError(f"{name!r} is asked for before the optimizer has been wrapped")
+        raise AttributeError(f"{name!r} does not exist before the optimizer has been wrapped")
     return base

@@ -1,4 +1,4 @@
-"""The graphs of Keras models, and of models and layers whose ``call`` is the user's, as functional models."""
+"""Functional graphs of Keras models, also of models and layers with a custom ``call``."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -11,14 +11,14 @@ from lentando.tensorflow.keras_internals import calls_of, tracked_layers
 __all__ = ["FunctionalGraphs", "is_functional", "sublayers", "wrapped"]
 
 ATOMS = (keras.layers.MultiHeadAttention, keras.layers.Bidirectional, keras.layers.RNN, keras.layers.TimeDistributed)
-"""Layers that are described as a whole."""
+"""Layers that are described as a whole, without the layers inside them."""
 
 _traced: "WeakKeyDictionary[Any, Any]" = WeakKeyDictionary()
-"""By layer, what its ``call`` does, None if that cannot be found. Found once: each time leaves traces in the layers."""
+"""The graph of each layer's ``call``; None if it cannot be traced. Traced once, since tracing adds calls to layers."""
 
 
 def sublayers(layer: Any) -> list[Any]:
-    """The layers of a model or of a layer that is made of others; none for layers that are described as a whole."""
+    """The layers directly inside a model or layer; none for layers that are described as a whole."""
     if isinstance(layer, ATOMS):
         return []
     if isinstance(layer, keras.Model):
@@ -27,19 +27,19 @@ def sublayers(layer: Any) -> list[Any]:
 
 
 def wrapped(layer: Any) -> tuple[Any, ...]:
-    """The layers that a wrapper computes with."""
+    """The layers inside a wrapper layer, such as the directions of ``Bidirectional``."""
     if isinstance(layer, keras.layers.Bidirectional):
         return layer.forward_layer, layer.backward_layer
     return (layer.layer,) if isinstance(layer, keras.layers.TimeDistributed) else ()
 
 
 def is_functional(model: Any) -> bool:
-    """Whether a model has a graph of its own: its layers come in no order that the user gave them."""
+    """Whether a model is functional or Sequential, so that it lists its layers in an order of Keras's own."""
     return _own_graph(model) is not None
 
 
 class FunctionalGraphs:
-    """Functional models, by what they are the graph of."""
+    """The graphs of models and layers, with the calls that use each tensor."""
 
     def __init__(self) -> None:
         self._users: dict[int, list[Any]] = {}
@@ -47,14 +47,14 @@ class FunctionalGraphs:
         self._alive: list[Any] = []
 
     def of_model(self, model: Any) -> Any:
-        """The graph of a model; None if it cannot be found."""
+        """The graph of a model; None if it cannot be traced."""
         function = _own_graph(model)
         if function is None:
             function = _remembered(model, lambda: _inputs_of(model))
         return self._kept(function)
 
     def within(self, node: Any) -> Any:
-        """The graph of the model, or of the user's own layer, that is called at a node; None if it is neither."""
+        """The graph of the model or custom layer that is called at a node; None for any other layer or operation."""
         layer = node.operation
         is_custom = not type(layer).__module__.startswith("keras.")
         if not isinstance(layer, keras.layers.Layer) or not (is_custom or sublayers(layer)):
@@ -66,31 +66,31 @@ class FunctionalGraphs:
 
     @staticmethod
     def takes_images(model: Any) -> bool:
-        """Whether a model has been built for inputs of the form of an image."""
+        """Whether a model may take images: inputs with more than three axes, or inputs of unknown shape."""
         shapes = _shapes(model)
         return not shapes or any(len(shape) > 3 for shape in shapes)
 
     @staticmethod
     def inputs(function: Any) -> list[Any]:
-        """The tensors that a graph begins with."""
+        """The input tensors of a graph."""
         return list(keras.tree.flatten(function.inputs))
 
     @staticmethod
     def outputs(function: Any) -> list[Any]:
-        """The tensors that a graph ends with."""
+        """The output tensors of a graph."""
         return list(keras.tree.flatten(function.outputs))
 
     def nodes(self, function: Any) -> list[Any]:
-        """All calls of layers, in this graph and in others that share the layers."""
+        """All calls of layers, in this graph and in other graphs that share its layers."""
         if id(function) not in self._nodes:
-            self._nodes[id(function)] = found = list(_nodes(function))
-            for node in found:
+            self._nodes[id(function)] = nodes = list(_nodes(function))
+            for node in nodes:
                 for tensor in node.input_tensors:
                     self._users.setdefault(id(tensor), []).append(node)
         return self._nodes[id(function)]
 
     def users(self, tensor: Any) -> list[Any]:
-        """The calls that use a tensor, in graphs of which the nodes have been asked for."""
+        """The calls that use a tensor, in all graphs whose ``nodes`` have been requested."""
         return self._users.get(id(tensor), [])
 
     def _kept(self, function: Any) -> Any:
@@ -108,12 +108,12 @@ def _nodes(function: Any) -> Iterator[Any]:
 
 
 def _own_graph(model: Any) -> Any:
-    """The graph of a Sequential or functional model."""
+    """The graph of a Sequential or functional model; None for any other."""
     if not isinstance(model, keras.Model):
         return None
     try:
         return keras.Function(model.inputs, model.outputs)
-    except (AttributeError, ValueError, TypeError):  # it has none
+    except (AttributeError, ValueError, TypeError):  # a subclassed model, or a layer
         return None
 
 
@@ -124,60 +124,60 @@ def _remembered(layer: Any, arguments: Any) -> Any:
 
 
 def _trace(layer: Any, arguments: Any) -> Any:
-    """Call the user's ``call`` with symbolic tensors, without changing any variable."""
+    """Run a custom ``call`` with symbolic tensors, without changing any variable; None if it raises an error."""
     try:
         args, kwargs = arguments()
         inputs = [t for t in keras.tree.flatten((args, kwargs)) if isinstance(t, keras.KerasTensor)]
         with keras.StatelessScope():
             outputs = layer.call(*args, **kwargs)
         return keras.Function(inputs, outputs)
-    except Exception:  # noqa: BLE001 - whatever the user's code raises, it only means that it cannot be followed
+    except Exception:  # noqa: BLE001 - the user's code may raise anything, and then cannot be traced
         return None
 
 
 def _inputs_at(node: Any) -> tuple[Any, Any]:
-    """What a layer is called with, with new symbolic tensors."""
+    """The arguments of a call, with new symbolic tensors in place of its own."""
     given = node.arguments.args, node.arguments.kwargs
-    made = keras.tree.map_structure(
+    replaced = keras.tree.map_structure(
         lambda value: (
             keras.Input(batch_shape=value.shape, dtype=value.dtype) if isinstance(value, keras.KerasTensor) else value
         ),
         given,
     )
-    return made[0], made[1]
+    return replaced[0], replaced[1]
 
 
 def _inputs_of(model: Any) -> tuple[Any, Any]:
-    """What a model that has been built takes, as symbolic tensors."""
+    """Symbolic tensors of the shapes that a model has been built for, as arguments."""
 
     def symbolic(shape: Any) -> Any:
         if isinstance(shape, dict):
-            return {name: symbolic(own) for name, own in shape.items()}
+            return {name: symbolic(inner) for name, inner in shape.items()}
         if _is_shape(shape):
             return keras.Input(batch_shape=(None, *shape[1:]))
-        return [symbolic(own) for own in shape]
+        return [symbolic(inner) for inner in shape]
 
     return [symbolic(shape) for shape in _given(model)], {}
 
 
 def _shapes(model: Any) -> list[tuple[int | None, ...]]:
-    """The shapes of the inputs that a model was built for."""
+    """The shapes of all inputs that a model has been built for."""
 
     def walk(shape: Any) -> Iterator[tuple[int | None, ...]]:
         if _is_shape(shape):
             yield tuple(shape)
         else:
-            for own in shape.values() if isinstance(shape, dict) else shape:
-                yield from walk(own)
+            for inner in shape.values() if isinstance(shape, dict) else shape:
+                yield from walk(inner)
 
     return [shape for given in _given(model) for shape in walk(given)]
 
 
 def _given(model: Any) -> list[Any]:
-    """What a model was built for: for each argument of its call a shape, or a list or dict of them."""
+    """The shapes that a model has been built for: for each argument a shape, or a list or dict of shapes."""
     config = model.get_build_config() or {}
-    found = config.get("shapes_dict") or {"input_shape": config.get("input_shape")}
-    return [shape for shape in found.values() if shape]
+    by_argument = config.get("shapes_dict") or {"input_shape": config.get("input_shape")}
+    return [shape for shape in by_argument.values() if shape]
 
 
 def _is_shape(shape: Any) -> bool:

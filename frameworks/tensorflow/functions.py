@@ -1,7 +1,7 @@
-"""Horovod's functions for TensorFlow tensors, under Horovod's names; eagerly and within a ``tf.function``.
+"""Horovod's functions for TensorFlow tensors, under Horovod's names, for eager code and inside a ``tf.function``.
 
-They are not differentiable, which Horovod's are: where a ``GradientTape`` follows a result back to its tensor, that is
-an error, because the gradient would silently be missing. ``tf.stop_gradient(tensor)`` says that none is wanted.
+Unlike Horovod's, they are not differentiable: a ``GradientTape`` that reaches a tensor through one of the results
+raises an error, because the gradient would silently be missing. Use ``tf.stop_gradient(tensor)`` if none is wanted.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -17,7 +17,7 @@ from lentando.comm.operations import Average, Op
 from lentando.comm.transport import Array
 from lentando.comm.world import transport
 from lentando.tensorflow.convert import to_plain, to_tensorflow
-from lentando.tensorflow.graph import call_python, check_can_wait, unconverted
+from lentando.tensorflow.python_calls import call_python, check_can_wait, unconverted
 
 __all__ = [
     "DistributedGradientTape",
@@ -40,19 +40,19 @@ def allreduce(
     postscale_factor: float = 1.0,
     name: str | None = None,
 ) -> Any:
-    """The tensors of all ranks combined; equal to the bit on every rank.
+    """Reduce a tensor over all ranks. The result is bit-identical on every rank.
 
     Args:
-        tensor: equal shape and dtype on all ranks; a Python number becomes a tensor. Where it is
-            ``tf.IndexedSlices``, all rows are combined.
-        average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
+        tensor: tensor of equal shape and dtype on all ranks; a Python number becomes a tensor. All rows of
+            ``tf.IndexedSlices`` are reduced.
+        average: Horovod's older form of ``op``: True for ``Average``, False for ``Sum``.
         op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
-        prescale_factor: multiplied in before.
-        postscale_factor: multiplied in after.
-        name: compared between ranks, and shown in messages.
+        prescale_factor: factor that the tensor is multiplied by before the reduction.
+        postscale_factor: factor that the result is multiplied by.
+        name: name of the operation, which is compared between ranks and shown in messages.
 
     Raises:
-        MismatchError: on every rank, if another calls something else, or by another name.
+        MismatchError: on every rank, if another rank calls a different function or uses a different name.
     """
     if average is not None and op is not None:
         raise ConfigurationError("give op= or average=, not both")
@@ -74,7 +74,7 @@ def allreduce(
 
 @unconverted
 def allgather(tensor: Any, name: str | None = None) -> Any:
-    """The tensors of all ranks joined along the first axis, in which they may differ in length."""
+    """Concatenate the tensors of all ranks along the first axis, in which their lengths may differ."""
     tensor = tf.convert_to_tensor(tensor)
     shape = [None, *tensor.shape[1:]] if tensor.shape.rank is not None else None
     (result,) = _on_arrays(lambda array: [operations.allgather(array, name)], [tensor], [shape])
@@ -83,7 +83,7 @@ def allgather(tensor: Any, name: str | None = None) -> Any:
 
 @unconverted
 def broadcast(tensor: Any, root_rank: int, name: str | None = None) -> Any:
-    """The root's tensor."""
+    """Return the root rank's tensor on every rank."""
 
     def fill(array: Array) -> list[Array]:
         operations.broadcast(array, root_rank, name)
@@ -96,22 +96,22 @@ def broadcast(tensor: Any, root_rank: int, name: str | None = None) -> Any:
 
 @unconverted
 def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank: int) -> None:
-    """Fill variables on every rank with the root's of the same name, in place.
+    """Assign the root rank's values to the variables of the same name on every rank, in place.
 
     Args:
-        variables: ``model.variables``, ``optimizer.variables``, or variables by name, in any order. Of several with
-            one name, those of the same place among them belong together.
-        root_rank: the rank whose values all take over.
+        variables: ``model.variables``, ``optimizer.variables``, or variables by name, in any order. Several variables
+            with one name are matched by their order.
+        root_rank: rank whose values all ranks receive.
 
     Raises:
-        MismatchError: on every rank, if names, shapes or dtypes differ; says which.
+        MismatchError: on every rank, if names, shapes or dtypes differ, with the difference.
     """
     pairs = variables.items() if isinstance(variables, Mapping) else [(_name(v), v) for v in variables]
     named: list[tuple[str, Any]] = list(pairs)
     described = [(name, f"{tf.as_dtype(v.dtype).name} {list(v.shape)}") for name, v in named]
     if tf.executing_eagerly():
         order = operations.in_shared_order("broadcast_variables", described, root_rank)
-    else:  # nothing is sent while a graph is traced: each of its broadcasts compares its name
+    else:  # nothing is sent while a graph is traced; each broadcast compares its name when it runs
         order = sorted(range(len(named)), key=lambda number: described[number][0])
     for number in order:
         name, variable = named[number]
@@ -119,31 +119,31 @@ def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank:
 
 
 def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
-    """The root's object on every rank, sent without pickle.
+    """Return the root rank's object on every rank. It is sent without pickle.
 
     Args:
         obj: None, numbers, strings, bytes, paths, tensors and arrays of any dtype, in lists, tuples, sets and dicts
-            (``OrderedDict``, ``Counter``, ``defaultdict`` of a built-in type), which keep their kind.
-        root_rank: the rank whose object all get.
-        name: compared between ranks, and shown in messages.
+            (``OrderedDict``, ``Counter``, ``defaultdict`` of a built-in type), whose types are preserved.
+        root_rank: rank whose object all ranks receive.
+        name: name of the operation, which is compared between ranks and shown in messages.
 
     Raises:
-        ConfigurationError: on every rank, if the object holds anything else; says where.
+        ConfigurationError: on every rank, if the object contains anything else, with its location.
     """
     return to_tensorflow(operations.broadcast_object(obj, root_rank, name, to_plain))
 
 
 def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
-    """Every rank's object, by rank."""
+    """Return the objects of all ranks, in a list by rank."""
     gathered: list[Any] = to_tensorflow(operations.allgather_object(obj, name, to_plain))
     return gathered
 
 
 class DistributedGradientTape:
-    """A ``tf.GradientTape`` whose gradients are combined over all ranks, for loops that keep their own optimizer.
+    """A ``tf.GradientTape`` whose gradients are reduced over all ranks, for training loops with a plain optimizer.
 
     Args:
-        gradtape: the tape; may be used as a context manager or have been used already.
+        gradtape: the tape, which has recorded already or is used as a context manager through this object.
         op: ``Average`` (the default) or ``Sum``.
     """
 
@@ -159,18 +159,18 @@ class DistributedGradientTape:
         self._tape.__exit__(*exception)
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the tape's."""
+        """Any other attribute of the tape."""
         return getattr(self._tape, name)
 
     @unconverted
     def gradient(self, target: Any, sources: Any, output_gradients: Any = None, **options: Any) -> Any:
-        """As the tape's, combined over all ranks in one message per dtype.
+        """The tape's gradients, reduced over all ranks in one message per dtype.
 
-        A source without gradient must have none on any rank.
+        A source without a gradient must have none on any rank.
         """
         gradients = self._tape.gradient(target, sources, output_gradients, **options)
-        found = [g for g in tf.nest.flatten(gradients) if g is not None]
-        dense = [tf.convert_to_tensor(gradient) for gradient in found]
+        present = [g for g in tf.nest.flatten(gradients) if g is not None]
+        dense = [tf.convert_to_tensor(gradient) for gradient in present]
         combined = iter(_on_arrays(self._combine, dense, [gradient.shape for gradient in dense]))
         return tf.nest.map_structure(lambda g: None if g is None else next(combined), gradients)
 
@@ -189,7 +189,7 @@ class DistributedGradientTape:
 
 
 def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], shapes: Sequence[Any]) -> list[Any]:
-    """Call ``function`` with copies of the tensors as arrays; its results as tensors. Now, or when the graph runs."""
+    """Call a function of arrays with copies of tensors, at once or when the graph runs; the results as tensors."""
 
     def on_tensors(*eager: Any) -> list[Any]:
         return [tf.constant(array) for array in function(*(np.asarray(tensor.numpy()) for tensor in eager))]
@@ -204,16 +204,16 @@ def _on_arrays(function: Callable[..., list[Array]], tensors: Sequence[Any], sha
 
 
 def _without_gradient(tensors: Sequence[Any], results: Sequence[Any]) -> list[Any]:
-    """The results as functions of the tensors whose gradient is an error and not silently missing."""
+    """The results, with a gradient with respect to the tensors that raises an error in place of one that is missing."""
     if not any(tensor.dtype.is_floating or tensor.dtype.is_complex for tensor in tensors):
         return list(results)
 
     def of_tensors(*_: Any) -> Any:
         def gradient(*_: Any) -> Any:
             raise ConfigurationError(
-                "a gradient was asked for that passes through allreduce, allgather or broadcast, which are not "
-                "differentiable here. Call them outside of the GradientTape, or with tf.stop_gradient(tensor), if no "
-                "gradient is wanted"
+                "a gradient was requested through allreduce, allgather or broadcast, which are not differentiable "
+                "here. Call them outside of the GradientTape, or with tf.stop_gradient(tensor), if no gradient is "
+                "wanted"
             )
 
         return [tf.identity(result) for result in results], gradient

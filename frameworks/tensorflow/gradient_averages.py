@@ -1,4 +1,4 @@
-"""The average of gradients, in eager steps and in graphs."""
+"""Averaging of gradients over the ranks, in eager steps and in graphs."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
@@ -7,24 +7,24 @@ import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.replica import Replica
-from lentando.tensorflow.graph import CountedSteps
+from lentando.tensorflow.counted_steps import CountedSteps
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.state_variables import native
 
 __all__ = ["GradientAverages", "Pairs"]
 
 Pairs: TypeAlias = Sequence[tuple[Any, Any]]
-"""Gradients, None where there is none, each with its variable."""
+"""Pairs of gradient and variable; None in place of a gradient that does not exist."""
 
 
 class GradientAverages:
     """Averages the gradients of a step over the ranks.
 
     Args:
-        replica: gives the replica, with all steps told.
-        model: whose gradients they are.
-        counted: lets graphs call Python.
-        variables: that the optimizer was built with.
+        replica: function that returns the replica after all steps have been reported to it.
+        model: the framework adapter of the model.
+        counted: counter of steps, through which graphs call Python.
+        variables: variables that the optimizer was built with.
     """
 
     def __init__(
@@ -37,30 +37,30 @@ class GradientAverages:
         self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
 
     def knows(self, variable: Any) -> bool:
-        """Whether the optimizer was built with it."""
+        """Whether the optimizer was built with this variable."""
         return id(native(variable)) in self._numbers
 
     def eager(self, pairs: Pairs, loss: float | None) -> Pairs:
-        """Now."""
+        """Average eager gradients at once."""
         given = self._by_variable(pairs)
         averaged = self._average([None if g is None else _dense(g) for g in given], loss)
         return [(averaged[self._number(variable)], variable) for _, variable in pairs]
 
     def traced(self, pairs: Pairs, loss: Any | None) -> Pairs:
-        """When the graph runs that is being traced."""
+        """Add to the graph that is being traced an average of its gradients."""
         given = self._by_variable(pairs)
         present = [number for number, gradient in enumerate(given) if gradient is not None]
 
-        def average(told: Any, *gradients: Any) -> list[Any]:
+        def average(mean_loss: Any, *gradients: Any) -> list[Any]:
             by_number = dict(zip(present, gradients, strict=True))
             averaged = self._average(
-                [by_number.get(number) for number in range(len(given))], None if loss is None else float(told)
+                [by_number.get(number) for number in range(len(given))], None if loss is None else float(mean_loss)
             )
-            found = [number for number, gradient in enumerate(averaged) if gradient is not None]
-            if found != present:
-                names = [self._model.names[number] for number in set(found) - set(present)]
+            returned = [number for number, gradient in enumerate(averaged) if gradient is not None]
+            if returned != present:
+                names = [self._model.names[number] for number in set(returned) - set(present)]
                 raise ConfigurationError(
-                    f"other ranks have gradients for {names}, and this one has none: a graph cannot change which "
+                    f"other ranks have gradients for {names} and this rank has none: a graph cannot change which "
                     "variables it updates. Use all of them on every rank, or run eagerly"
                 )
             return [averaged[number] for number in present]
@@ -71,14 +71,14 @@ class GradientAverages:
         return [(by_number.get(self._number(variable)), variable) for _, variable in pairs]
 
     def _average(self, gradients: Sequence[Any | None], loss: float | None) -> list[Any | None]:
-        """The mean of the ranks' gradients, by number of the variable."""
+        """The mean of the gradients of all ranks, in the order of the variables."""
         flat = self._model.flat_gradients
         flat.gather(gradients)
         self._replica().average_gradients(loss, is_scaled=self._model.is_scaled)
         return flat.scatter()
 
     def _by_variable(self, pairs: Pairs) -> list[Any | None]:
-        """A gradient or None for each variable that the optimizer was built with, in that order."""
+        """A gradient or None for each variable that the optimizer was built with, in the same order."""
         given = {self._number(variable): gradient for gradient, variable in pairs}
         return [given.get(number) for number in range(len(self._numbers))]
 
@@ -87,5 +87,5 @@ class GradientAverages:
 
 
 def _dense(gradient: Any) -> Any:
-    """Embeddings have gradients that name the rows they touch; ranks touch different ones, so all rows are averaged."""
+    """The gradient with all rows. Embeddings have sparse gradients, whose rows differ between ranks."""
     return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient

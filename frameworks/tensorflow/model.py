@@ -1,4 +1,4 @@
-"""A Keras model and its optimizer as the replica sees them: flat buffers, learning rates, optimizer state."""
+"""The framework adapter for a Keras model and its optimizer: flat buffers, learning rates, optimizer state."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
@@ -29,28 +29,28 @@ from lentando.tensorflow.state_variables import native
 __all__ = ["KerasModel"]
 
 _wrapped: "WeakSet[KerasModel]" = WeakSet()
-"""Of all wrapped optimizers of this process: a model may be divided among several."""
+"""The adapters of all wrapped optimizers of this process: several may train parts of one model."""
 
 
 class KerasModel:
     """Implements ``lentando.optimizers.framework.CoveringFramework`` for Keras on TensorFlow.
 
-    The variables keep their memory: they are copied into the flat buffers before each communication and out of them
-    after it, once, without conversion. The flat buffers are in host memory even if the variables are on a GPU and the
-    transport takes device arrays: TensorFlow shares its stream with nobody, so that memory that another library lends
-    it cannot be told to be free again, and it takes all of the GPU's memory for itself by default.
+    The variables keep their memory. Their values are copied into the flat buffers before each communication and back
+    afterwards, once, without conversion. The flat buffers are in host memory even if the variables are on a GPU and the
+    transport takes device arrays: TensorFlow does not expose its stream, so that it cannot be known when memory lent to
+    it by another library is free again, and it reserves all memory of the GPU by default.
 
     Args:
         optimizer: the base optimizer.
-        variables: that it trains.
-        model: whose floating-point statistics (of BatchNorm) are averaged with them. Variables that it trains and this
-            optimizer does not are not averaged.
-        mapping: from the names and axes that all ranks use, where those are another framework's, to this model's.
-        shares_memory: whether neighbours on this node should be able to read the flat buffers.
-        steps: tells how many steps the optimizer has taken.
+        variables: variables that the optimizer trains.
+        model: the model, whose floating-point statistics (of BatchNorm) are averaged with the variables. Variables of
+            the model that this optimizer does not train are not averaged.
+        mapping: map from the names and axes that all ranks use to those of this model, if they are another framework's.
+        shares_memory: whether ranks on the same node should be able to read the flat buffers.
+        steps: function that returns the number of steps that the optimizer has taken.
 
     Attributes:
-        is_in_graph: whether a graph of the model is running, which goes on with what its layers computed with before.
+        is_in_graph: whether a graph of the model is running, which keeps the constants that it was traced with.
     """
 
     name = "tensorflow"
@@ -67,11 +67,11 @@ class KerasModel:
         self._shares_memory = shares_memory
         self._optimizer = optimizer
         if not variables:
-            raise ConfigurationError("the optimizer has no trainable variable: nothing could be averaged")
+            raise ConfigurationError("the optimizer has no trainable variable, so that there is nothing to average")
         trained = {id(native(variable)) for variable in variables}
         if model is not None and not any(id(native(variable)) in trained for variable in model.weights):
             raise ConfigurationError(
-                "the model given as model= has none of the optimizer's variables: give the model that this optimizer "
+                "the model passed as model= has none of the optimizer's variables: pass the model that this optimizer "
                 "trains, or no model"
             )
         self._trained = trained
@@ -89,10 +89,11 @@ class KerasModel:
             if number >= len(variables) and not is_statistic:
                 self._rest[name] = tensor
                 continue
-            if tensor.dtype.is_complex:  # trained, for complex weights that are not were left aside above
+            if tensor.dtype.is_complex:  # and trained: other complex weights were skipped above
                 raise ConfigurationError(
-                    f"variable {name!r} is trained and of {tensor.dtype.name}, which Keras optimizers cannot step: "
-                    "keep its real and imaginary parts as two variables, and join them by tf.complex where it is used"
+                    f"variable {name!r} is trained and has dtype {tensor.dtype.name}, which Keras optimizers do not "
+                    "support: keep its real and imaginary parts as two variables, and combine them by tf.complex where "
+                    "it is used"
                 )
             group = 0 if number < len(variables) else None
             entries.append(Entry(name, tuple(tensor.shape), tensor.dtype.name, group))
@@ -114,10 +115,10 @@ class KerasModel:
     def left_out(self) -> Sequence[str]:
         if self._model is None:
             return []
-        taken = set().union(*(other._trained for other in _wrapped))  # noqa: SLF001 - of this class
+        taken = set().union(*(adapter._trained for adapter in _wrapped))  # noqa: SLF001 - of this class
         variables = self._model.trainable_variables
         names = names_of(variables, self._model)
-        return [name for name, own in zip(names, variables, strict=True) if id(native(own)) not in taken]
+        return [name for name, variable in zip(names, variables, strict=True) if id(native(variable)) not in taken]
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:
@@ -125,7 +126,7 @@ class KerasModel:
 
     @cached_property
     def flat_gradients(self) -> "_Gradients":
-        """Where gradients are averaged."""
+        """The flat buffers in which gradients are averaged."""
         layouts = gradient_layouts(buffer.layout for buffer in self.buffers)
         buffers = [FlatBuffer(layout, shared=self._shares_memory) for layout in layouts]
         memory = {}
@@ -137,7 +138,7 @@ class KerasModel:
         return _Gradients(buffers, [memory[name] for name in self.names], self._shapes())
 
     def _in_own_axes(self, buffer: FlatBuffer, entries: Sequence[Entry]) -> list[Array]:
-        """The memory of entries as views whose axes come in the order of this model's."""
+        """Views of the memory of entries, with axes in the order of this model."""
         views = zip(entries, buffer.views, strict=False)
         return [self._places[entry.name].rule.permuted(view) for entry, view in views]
 
@@ -146,7 +147,7 @@ class KerasModel:
         return [by_name[name].shape for name in self.names]
 
     def not_averaged(self) -> Mapping[str, Array]:
-        """Seeds are no weights."""
+        """All other weights of the model by name. The states of seed generators are not weights."""
         return {
             rule.source: rule.inverse.apply(as_array(self._rest[name].read_value()))
             for name, rule in self._mapping.rules.items()
@@ -161,7 +162,7 @@ class KerasModel:
             finalize(self._model, self._adapted)
 
     def moments(self) -> Sequence[tuple[str, str]]:
-        """Of layers that were adapted to this rank's data. None beside other frameworks, which have no such layers."""
+        """Names of means and variances of adapted layers; none in a job with other frameworks, which lack such layers."""
         if self._has_mapping:
             return []
         name_of = {id(tensor): name for name, tensor in self._rest.items()}
@@ -171,16 +172,16 @@ class KerasModel:
         return [(name_of[mean], name_of[variance]) for mean, variance in pairs]
 
     def fixed_state(self) -> FixedState:
-        """Of the layers. Not compared beside other frameworks, which have no such layers."""
+        """State of layers outside their weights; none in a job with other frameworks, which lack such layers."""
         return [] if self._has_mapping else fixed_state(self._model)
 
     def names_by_id(self) -> dict[int, str]:
-        """What every ``tf.Variable`` is called, by its ``id``."""
+        """The name of every ``tf.Variable``, by its ``id``."""
         named = [*zip(self._own_names, self.variables, strict=True), *self._rest.items()]
         return {id(variable): name for name, variable in named}
 
-    # Variable by variable, not in a tf.function: within a graph's call of Python, that would wait for the thread that
-    # waits for it, where TensorFlow has only one.
+    # One variable at a time and not in a tf.function, which would deadlock inside a graph's call of Python where
+    # TensorFlow has a single thread.
 
     def load(self) -> None:
         held = self._held
@@ -197,7 +198,7 @@ class KerasModel:
             variable.assign(tensor)
 
     def with_values(self, values: Sequence[Any], function: Callable[[], None]) -> Sequence[Any]:
-        """Call ``function`` with these tensors in place of the variables' values; the values that they should have."""
+        """Call ``function`` with tensors in place of the variables' values; returns the new values of the variables."""
         self._held = values
         try:
             function()
@@ -213,7 +214,7 @@ class KerasModel:
 
     @property
     def is_scaled(self) -> bool:
-        """Whether a ``LossScaleOptimizer`` looks for overflow in the gradients."""
+        """Whether a ``LossScaleOptimizer`` checks the gradients for overflow."""
         return self._optimizer.is_scaled
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
@@ -230,12 +231,12 @@ class KerasModel:
 
 
 class _Gradients:
-    """Flat gradients, and for each variable whether it has one.
+    """Flat gradients, with a flag for each variable that states whether it has a gradient.
 
     Args:
-        buffers: their memory.
-        places: for each variable its view, and the number that tells.
-        shapes: of the variables.
+        buffers: flat buffers of the gradients.
+        places: views of the gradient and of the flag of each variable.
+        shapes: shapes of the variables.
     """
 
     def __init__(
@@ -246,14 +247,14 @@ class _Gradients:
         self._shapes = shapes
 
     def gather(self, gradients: Sequence[Any | None]) -> None:
-        """Copy a gradient for each variable in, as eager tensors."""
+        """Copy the gradients of all variables into the flat buffers; they are eager tensors, or None."""
         for gradient, (view, present) in zip(gradients, self._places, strict=True):
             present[...] = gradient is not None
             value = 0 if gradient is None else as_array(gradient).reshape(view.shape)
             np.copyto(view, value, casting="same_kind")
 
     def scatter(self) -> list[Any | None]:
-        """The averaged gradients; None for a variable that had none on any rank."""
+        """The averaged gradients as tensors; None for a variable that has none on any rank."""
         return [
             as_tensor(view, shape) if present[0] > 0 else None
             for (view, present), shape in zip(self._places, self._shapes, strict=True)
@@ -261,11 +262,11 @@ class _Gradients:
 
 
 def _measuring(layers: Sequence[Any]) -> list[Any]:
-    """Those that hold a mean and a variance of data."""
+    """The layers that hold a mean and a variance of data."""
     return [layer for layer in layers if hasattr(layer, "adapt_mean") and hasattr(layer, "adapt_variance")]
 
 
 def _frozen(model: keras.Model | None) -> set[int]:
-    """The weights of layers that are frozen: their statistics stand still too."""
+    """The weights of frozen layers, whose statistics do not change either, by ``id``."""
     layers = [] if model is None else [layer for layer in layers_of(model) if not layer.trainable]
     return {id(native(variable)) for layer in layers for variable in layer.weights}

@@ -1,4 +1,4 @@
-"""What the variables of a Keras model are called: equally on every rank, whatever else a rank has built before."""
+"""Names of the variables of a Keras model that are equal on every rank, whatever else a rank has built before."""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -10,29 +10,30 @@ __all__ = ["layers_of", "names_of"]
 
 
 def names_of(variables: Sequence[Any], model: keras.Model | None) -> list[str]:
-    """A unique name for each: its path (``"dense/kernel"``).
+    """A unique name for each variable: its path, such as ``"dense/kernel"``.
 
-    Keras numbers the layers that it names itself, as ``dense_7``, over all models of a process. Where the ``model`` is
-    known they are numbered as if it were the first one.
+    Keras numbers the layers that it names, as in ``dense_7``, over all models of a process. With a ``model``, they are
+    numbered as if it were the first one.
     """
     renamed = {} if model is None else _renumbered(variables, model)
     names: list[str] = []
     for variable in variables:
         path = getattr(variable, "path", None) or variable.name.partition(":")[0]
         name = "/".join(renamed.get(part, part) for part in path.split("/"))
-        same = sum(other == name or other.startswith(f"{name} (") for other in names)
+        same = sum(earlier == name or earlier.startswith(f"{name} (") for earlier in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names
 
 
 def layers_of(model: Any) -> Iterator[Any]:
-    """The model and its layers, and theirs if they are models."""
+    """The model and its layers, recursively for layers that are models."""
     yield model
     for layer in getattr(model, "layers", ()):
         yield from layers_of(layer)
 
 
 def _renumbered(variables: Sequence[Any], model: keras.Model) -> dict[str, str]:
+    """New names of the layers that Keras has numbered, by their names."""
     kinds = {layer.name: _snake_case(type(layer).__name__) for layer in layers_of(model)}
     counts: dict[str, int] = {}
     renamed: dict[str, str] = {}
@@ -46,5 +47,5 @@ def _renumbered(variables: Sequence[Any], model: keras.Model) -> dict[str, str]:
 
 
 def _snake_case(name: str) -> str:
-    """As Keras makes the name of a layer out of that of its class."""
+    """The name that Keras derives from the class of a layer."""
     return re.sub("([a-z])([A-Z])", r"\1_\2", re.sub("(.)([A-Z][a-z]+)", r"\1_\2", name)).lower()

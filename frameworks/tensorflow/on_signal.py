@@ -1,4 +1,4 @@
-"""Stopping when told to, where ``fit`` trains."""
+"""The callback that saves and stops training in ``fit`` after a signal."""
 
 from typing import Any
 
@@ -10,12 +10,12 @@ __all__ = ["SaveOnSignalCallback"]
 
 
 class SaveOnSignalCallback(keras.callbacks.Callback):  # type: ignore[misc]
-    """What ``save_on_signal`` returns: a callback for ``fit``, and ``check()`` for loops of your own.
+    """The result of ``save_on_signal``: a callback for ``fit``, with ``check()`` for custom training loops.
 
     Implements ``lentando.optimizers.replica.stopping.StopHandle``.
 
     Args:
-        stop: makes the ranks agree.
+        stop: object by which the ranks agree to stop, and which saves the checkpoint.
     """
 
     def __init__(self, stop: SaveOnSignal) -> None:
@@ -23,15 +23,15 @@ class SaveOnSignalCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self._stop = stop
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
-        """Outside the graph, in which nothing can be saved."""
+        """Save and exit if all ranks have agreed to: here, since nothing can be saved inside the graph."""
         self.check()
 
     def check(self) -> None:
-        """See ``lentando.optimizers.replica.stopping.SaveOnSignal.check``."""
+        """Save and exit if all ranks have agreed to stop, as ``SaveOnSignal.check`` does."""
         self._stop.check()
 
     def close(self) -> None:
-        """See ``lentando.optimizers.replica.stopping.SaveOnSignal.close``."""
+        """Restore the previous signal handlers, as ``SaveOnSignal.close`` does."""
         self._stop.close()
 
     def __enter__(self) -> "SaveOnSignalCallback":

@@ -22,14 +22,15 @@ from lentando.optimizers.rules.period import needs_loss
 from lentando.optimizers.rules.settings import Settings
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.checkpoint_state import KerasTraining
+from lentando.tensorflow.counted_steps import CountedSteps, check_loss, record_loss
 from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.fixed_state import check_synchronized
 from lentando.tensorflow.forwarding import ForwardsSettings
 from lentando.tensorflow.gradient_averages import GradientAverages, Pairs
-from lentando.tensorflow.graph import CountedSteps, check_can_wait, check_loss, record_loss, unconverted
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.original_errors import convert_errors_of
 from lentando.tensorflow.precision import warn_of_rounded_betas
+from lentando.tensorflow.python_calls import check_can_wait, unconverted
 from lentando.tensorflow.state_variables import native
 
 if TYPE_CHECKING:

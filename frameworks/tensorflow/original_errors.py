@@ -1,4 +1,4 @@
-"""Errors that Python raises inside a graph, for which TensorFlow raises one of its own with their text in it."""
+"""Recovery of errors that Python raised inside a graph, which TensorFlow replaces by its own errors."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,39 +13,39 @@ from lentando.comm.errors import LentandoError
 __all__ = ["convert_errors_of", "note_error", "original_errors"]
 
 
-class _Noted:
-    """The last error in a graph's call of Python."""
+class _LastError:
+    """The last error that a graph's call of Python raised."""
 
     error: Exception | None = None
 
 
 def note_error(error: Exception) -> None:
-    """Remember an error that TensorFlow is about to replace by one of its own."""
-    _Noted.error = error
+    """Remember an error that TensorFlow is about to replace by its own."""
+    _LastError.error = error
 
 
 @contextmanager
 def original_errors() -> Iterator[None]:
-    """Raise Lentando's own error where a graph has failed of it, in place of TensorFlow's ``UnknownError``.
+    """Raise Lentando's error that made a graph fail, in place of TensorFlow's ``UnknownError``.
 
-    ``fit`` of a model that the optimizer was given (``model=``) does so by itself. For other graphs, use it round the
-    call, ``with lt.original_errors(): step(x, y)``, or as a decorator above ``@tf.function``.
+    ``fit`` does so without it, if the model was passed to the optimizer (``model=``). For other graphs, use it around
+    the call, ``with lt.original_errors(): step(x, y)``, or as a decorator above ``@tf.function``.
     """
-    _Noted.error = None
+    _LastError.error = None
     try:
         yield
     except tf.errors.OpError as error:
-        original, _Noted.error = _Noted.error, None
+        original, _LastError.error = _LastError.error, None
         if original is None or str(original) not in error.message:
             raise
         raise (original.with_traceback(None) if isinstance(original, LentandoError) else original) from None
 
 
 class _Converting:
-    """A compiled step that raises original errors.
+    """A compiled training step that raises original errors.
 
     Args:
-        function: the step.
+        function: the compiled training step.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
@@ -57,9 +57,9 @@ class _Converting:
 
 
 def convert_errors_of(model: keras.Model) -> None:
-    """Let ``fit`` and ``train_on_batch`` of a model raise original errors."""
+    """Make ``fit`` and ``train_on_batch`` of a model raise original errors."""
     if "make_train_function" in vars(model):
-        return  # the model has been given to an optimizer before
+        return  # done already, for an earlier optimizer
     make: Callable[..., Any] = model.make_train_function
 
     @wraps(make)

@@ -1,4 +1,4 @@
-"""Optimizers of Keras that cannot work in the dtype of the variables, found before training looks diverged."""
+"""A warning for Keras optimizers whose hyperparameters do not work in the dtype of the variables."""
 
 import logging
 from collections.abc import Sequence
@@ -19,16 +19,16 @@ BETAS = {
     "Nadam": ("beta_1", "beta_2"),
     "ScheduleFreeAdamW": ("beta_1", "beta_2"),
 }
-"""Decay rates of these classes and of those that inherit from them, which divide by 1 - beta ** step in the dtype of
-the variable. Where beta is rounded to 1, the step is zero, or not a number."""
+"""Decay rates of optimizer classes and their subclasses that divide by 1 - beta ** step in the dtype of the variable.
+Where beta is rounded to 1, the step is zero or NaN."""
 
 
 def warn_of_rounded_betas(optimizer: Any, variables: Sequence[Any]) -> None:
-    """Warn once if a decay rate is rounded to 1 in the dtype of a variable: beta_2 = 0.999 is 1 in bfloat16.
+    """Log a warning if a decay rate is rounded to 1 in the dtype of a variable, as beta_2 = 0.999 in bfloat16.
 
     Args:
-        optimizer: the one that steps.
-        variables: that it trains, as ``tf.Variable``.
+        optimizer: the optimizer that steps.
+        variables: the trained variables, as ``tf.Variable``.
     """
     rates = {
         name: getattr(optimizer, name)
@@ -37,15 +37,15 @@ def warn_of_rounded_betas(optimizer: Any, variables: Sequence[Any]) -> None:
         for name in names
     }
     for dtype in dict.fromkeys(variable.dtype for variable in variables):
-        # Not in the graph that may be being traced.
+        # Eager computation: a graph may be being traced.
         rounded = [name for name, rate in rates.items() if rate < 1 and float(tf.constant(rate, dtype)) == 1]
         if rounded:
-            found = " and ".join(f"{name}={rates[name]:g}" for name in rounded)
+            betas = " and ".join(f"{name}={rates[name]:g}" for name in rounded)
             _log.warning(
                 "%s computes in the dtype of the variables, and %s is rounded to 1 in %s: variables of that dtype do "
                 "not move, or become NaN, whatever the learning rate is. Keep variables in float32 (dtype policy "
                 "'mixed_bfloat16'), or lower it (beta_2=0.99)",
                 type(optimizer).__name__,
-                found,
+                betas,
                 dtype.name,
             )

@@ -10,7 +10,7 @@ __all__ = ["restore", "save", "start"]
 
 
 def save() -> tf.random.Generator:
-    """Return the generator."""
+    """Return the current global generator."""
     return tf.random.get_global_generator()
 
 

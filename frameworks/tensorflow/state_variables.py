@@ -1,4 +1,4 @@
-"""The variables of a Keras optimizer: which belongs to which parameter, and which begin as copies of parameters."""
+"""Variables of a Keras optimizer: the parameters they belong to, and which of them start as copies of parameters."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,19 +11,19 @@ __all__ = ["StateVariable", "names_of_copies", "native", "state_variables"]
 
 
 def native(variable: Any) -> Any:
-    """The ``tf.Variable`` of a Keras variable."""
+    """The ``tf.Variable`` inside a Keras variable."""
     return variable.value if isinstance(variable, keras.Variable) else variable
 
 
 @dataclass(frozen=True)
 class StateVariable:
-    """A variable of an optimizer.
+    """A variable of an optimizer, with the parameter that it belongs to.
 
     Attributes:
-        variable: a ``keras.Variable``.
-        kind: what it is for its parameter, such as "momentum"; its name if it belongs to none.
-        parameter: number of the parameter whose shape it has; None if it belongs to none.
-        prefix_length: characters of its name before the kind.
+        variable: the ``keras.Variable``.
+        kind: role of the variable for its parameter, such as "momentum"; its name if it belongs to no parameter.
+        parameter: number of the parameter, whose shape the variable has; None if it belongs to none.
+        prefix_length: number of characters of the variable's name before the kind.
     """
 
     variable: Any
@@ -33,46 +33,46 @@ class StateVariable:
 
     @property
     def is_floating(self) -> bool:
-        """Whether it is of a floating-point dtype."""
+        """Whether the variable has a floating-point dtype."""
         return bool(keras.backend.is_float_dtype(self.variable.dtype))
 
 
 def state_variables(optimizer: Any, parameters: Sequence[Any]) -> list[StateVariable]:
-    """All variables of an optimizer that has been built, but for its learning rate, in its order.
+    """All variables of a built optimizer except its learning rate, in the optimizer's order.
 
-    Keras only names the parameter in the name of a variable, and several parameters may have the same name. The
-    optimizer makes the variables of one kind in the order of the parameters, which tells them apart.
+    The only link from a variable to its parameter is the name, which several parameters may share. Since the optimizer
+    creates the variables of each kind in the order of the parameters, that order distinguishes them.
     """
     by_prefix: dict[str, list[int]] = {}
     for number, parameter in enumerate(parameters):
         by_prefix.setdefault(_prefix(parameter), []).append(number)
     prefixes = sorted(by_prefix, key=lambda prefix: -len(prefix))
     taken: set[tuple[str, int]] = set()
-    found = []
+    state = []
     for variable in optimizer.variables:
         if variable.name == "learning_rate":
             continue
-        one = StateVariable(variable, variable.name)
+        entry = StateVariable(variable, variable.name)
         prefix = next((prefix for prefix in prefixes if variable.name.startswith(prefix)), None)
         for number in [] if prefix is None else by_prefix[prefix]:
             if (variable.name, number) not in taken and parameters[number].shape == variable.shape:
                 taken.add((variable.name, number))
-                one = StateVariable(variable, variable.name.removeprefix(str(prefix)), number, len(str(prefix)))
+                entry = StateVariable(variable, variable.name.removeprefix(str(prefix)), number, len(str(prefix)))
                 break
-        found.append(one)
-    return found
+        state.append(entry)
+    return state
 
 
 def names_of_copies(optimizer: Any, parameters: Sequence[Any], state: Sequence[StateVariable]) -> set[str]:
-    """The kinds of variables that begin as copies of the parameters, such as the "momentum" of ScheduleFreeAdamW.
+    """The kinds of variables that start as copies of the parameters, such as the "momentum" of ScheduleFreeAdamW.
 
-    A new optimizer of the same settings is built for small parameters whose elements all differ. Where that is
-    impossible, since a user's class cannot be made from its configuration, the optimizer itself is looked at.
+    They are found by building a new optimizer of the same settings for small parameters whose elements all differ. If a
+    user's class cannot be constructed from its configuration, the variables of the optimizer itself are compared.
 
     Args:
-        optimizer: has been built.
-        parameters: that it was built for.
-        state: its variables.
+        optimizer: the optimizer, built.
+        parameters: parameters that the optimizer was built for.
+        state: variables of the optimizer.
     """
     shapes = {(2,) * len(parameter.shape) for parameter in parameters}
     samples = [
@@ -90,9 +90,9 @@ def names_of_copies(optimizer: Any, parameters: Sequence[Any], state: Sequence[S
             return set()
     else:
         state = state_variables(new, samples)
-    compared = [(one, samples[one.parameter]) for one in state if one.parameter is not None]
-    differing = {one.kind for one, parameter in compared if not _is_copy(one.variable, parameter)}
-    return {one.kind for one, _ in compared if not _is_constant(one.variable)} - differing
+    compared = [(entry, samples[entry.parameter]) for entry in state if entry.parameter is not None]
+    differing = {entry.kind for entry, parameter in compared if not _is_copy(entry.variable, parameter)}
+    return {entry.kind for entry, _ in compared if not _is_constant(entry.variable)} - differing
 
 
 def _is_copy(variable: Any, parameter: Any) -> bool:
@@ -105,6 +105,6 @@ def _is_constant(variable: Any) -> bool:
 
 
 def _prefix(variable: Any) -> str:
-    """With which Keras begins the names of the optimizer's variables for a parameter."""
+    """The beginning of the names that Keras gives the optimizer's variables for a parameter."""
     path = getattr(variable, "path", None) or variable.name.replace(":", "_")
     return f"{path.replace('/', '_')}_"

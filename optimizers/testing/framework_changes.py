@@ -71,7 +71,7 @@ def check_weight_watch(make: MakeSubject) -> None:
     framework.store()
     watch.mark()
     watch.look()
-    expect(not watch.found, framework, "its watch must not compare with weights of before forget(), it does")
+    expect(not watch.found, framework, "its watch must not compare with weights recorded before forget(), it does")
 
 
 def check_optional_protocols(make: MakeSubject) -> None:

@@ -148,7 +148,7 @@ def _slow_momentum(entry: Entry, by_rank: Sequence[_Round], anchor: Wide, slow: 
 
 
 def _check_buffers(framework: Framework, by_rank: Sequence[_Round], base_buffers: BaseBuffers, place: str) -> None:
-    """The optimizer's buffers are the average over ranks, or those of before."""
+    """The outer step averages the optimizer's buffers over the ranks with "average", and keeps them with "maintain"."""
     first = by_rank[0].buffers_before
     if base_buffers == "maintain":
         for rank, each in enumerate(by_rank):

@@ -233,7 +233,7 @@ def test_loss_scaling_goes_inside() -> None:
     with pytest.raises(lt.ConfigurationError, match="auto_scale_loss=False"):
         keras.optimizers.LossScaleOptimizer(lt.SlowMo(sgd()))
     inner = keras.optimizers.LossScaleOptimizer(sgd(gradient_accumulation_steps=2))
-    with pytest.raises(lt.ConfigurationError, match="gradient_accumulation_steps within a LossScaleOptimizer"):
+    with pytest.raises(lt.ConfigurationError, match="gradient_accumulation_steps is not possible inside a LossScale"):
         lt.SlowMo(inner)
 
 

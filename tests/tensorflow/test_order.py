@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 import lentando.tensorflow as lt
-from lentando.tensorflow.graph import call_python
+from lentando.tensorflow.python_calls import call_python
 
 
 @pytest.fixture(autouse=True)

@@ -274,7 +274,7 @@ def test_optimizer_with_other_variables_is_refused(shared_path: Path) -> None:
     run.save(shared_path)
     model = keras_model(0)
     plain = ltf.DistributedOptimizer(keras.optimizers.SGD(RATE), model=model)
-    with pytest.raises(ltf.CheckpointError, match=r"saved SGD and the one here do not keep .*kernel.momentum'"):
+    with pytest.raises(ltf.CheckpointError, match=r"saved SGD and the present one have different .*kernel.momentum'"):
         ltf.load(shared_path, plain)
 
 

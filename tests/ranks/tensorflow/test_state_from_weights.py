@@ -84,7 +84,7 @@ def test_synchronous_training_keeps_replicas_equal(make: Any, built: str) -> Non
 def test_values_that_a_users_class_makes_of_weights_without_values_are_refused() -> None:
     model = make_model(built=False)
     model.compile(lt.DistributedOptimizer(Anchored(0.01, 0.5), model=model), "mse", jit_compile=False)
-    with pytest.raises(lt.ConfigurationError, match="build the model before"):
+    with pytest.raises(lt.ConfigurationError, match="build the model first"):
         model.fit(*data(), verbose=0)
 
 
