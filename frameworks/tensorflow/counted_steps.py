@@ -47,7 +47,7 @@ class CountedSteps:
         replica: function that returns the replica, which may not exist before a graph has run.
         model: the framework adapter.
         others: variables that the replica reads or changes in addition to the model's.
-        reporting: which steps must be reported to the replica at once: "never" any, "sometimes" one, or "always" each.
+        reporting: condition for a report to the replica after a step: "always", "sometimes" (when it is due) or "never".
     """
 
     def __init__(
@@ -158,7 +158,7 @@ class CountedSteps:
             self._settle_with_values()
 
     def _settle_with_values(self) -> None:
-        """Add a report in which the graph passes all values and gets them back, cheaper than to read and assign each."""
+        """Add a report in which the graph passes all values and gets them back, cheaper than reading and assigning."""
         variables = self._model.variables
         values = [variable.read_value() for variable in variables]
         dtypes = [variable.dtype for variable in variables]

@@ -162,7 +162,7 @@ class KerasModel:
             finalize(self._model, self._adapted)
 
     def moments(self) -> Sequence[tuple[str, str]]:
-        """Names of means and variances of adapted layers; none in a job with other frameworks, which lack such layers."""
+        """Names of means and variances of adapted layers; none in a job with other frameworks, which have none."""
         if self._has_mapping:
             return []
         name_of = {id(tensor): name for name, tensor in self._rest.items()}
