@@ -47,7 +47,7 @@ class CountedSteps:
         replica: function that returns the replica, which may not exist before a graph has run.
         model: the framework adapter.
         others: variables that the replica reads or changes in addition to the model's.
-        reporting: condition for a report to the replica after a step: "always", "sometimes" (when it is due) or "never".
+        reporting: condition for a report to the replica after a step: "always", "sometimes" (when due) or "never".
     """
 
     def __init__(
