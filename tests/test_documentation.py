@@ -1,0 +1,78 @@
+"""The files, functions and commands that the documentation names exist."""
+
+import ast
+import re
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+FOLDERS = ("comm", "optimizers", "frameworks", "cli", "examples", "benchmarks", "tests", "docs", ".ci")
+OF_USERS = {"train.py"}
+"""Files of the reader's own."""
+
+FILE = re.compile(r"(?:[\w.*]+/)*[\w*]+\.py\b")
+DEFINITION = re.compile(r"`(\w+(?:\.\w+)*)`\s+\(`([\w/]+\.py)`\)")
+LINK = re.compile(r"\]\(([^)#]+?)(?:#[^)]*)?\)")
+
+
+@cache
+def files() -> list[str]:
+    """Paths of all files, relative to the root."""
+    return [str(path.relative_to(ROOT)) for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")]
+
+
+def exists(name: str) -> bool:
+    """Whether a file exists: as a path from the root, or, of a name alone, anywhere."""
+    if "/" not in name:
+        return any(file.rpartition("/")[2] == name for file in files())
+    return any(ROOT.glob(name))
+
+
+def definitions(file: Path) -> set[str]:
+    """Names that a file defines, methods as ``Class.method``."""
+    found = set()
+    for node in ast.parse(file.read_text()).body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        if isinstance(node, ast.ClassDef):
+            found |= {f"{node.name}.{item.name}" for item in node.body if isinstance(item, ast.FunctionDef)}
+    return found
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_that_a_page_names_exists(page: Path) -> None:
+    named = {name.removeprefix("../") for name in FILE.findall(page.read_text())} - OF_USERS
+    assert sorted(name for name in named if not exists(name)) == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_definition_that_a_page_names_exists(page: Path) -> None:
+    named = set(DEFINITION.findall(page.read_text()))
+    assert sorted((name, file) for name, file in named if name not in definitions(ROOT / file)) == []
+    assert len(named) > 30 or page.name != "architecture.md"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_link_leads_to_a_file(page: Path) -> None:
+    links = {link for link in LINK.findall(page.read_text().replace("\n", "")) if "://" not in link}
+    assert sorted(link for link in links if not (page.parent / link).exists()) == []
+
+
+def test_every_make_target_that_a_page_names_exists() -> None:
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for page in PAGES for target in re.findall(r"`make ([a-z]+)`", page.read_text())}
+    assert named <= targets
+    assert "check" in named
+
+
+@pytest.mark.parametrize("name", ["optimizers/replica/replica.py", "tests/ranks/*/test_fork.py", "test_topology.py"])
+def test_a_file_is_found_by_its_path_or_its_name(name: str) -> None:
+    assert exists(name)
+
+
+@pytest.mark.parametrize("name", ["optimizers/replica/no_such_file.py", "tests/*/no_such_file.py", "no_such_file.py"])
+def test_a_file_that_does_not_exist_is_not_found(name: str) -> None:
+    assert not exists(name)
