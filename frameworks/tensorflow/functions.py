@@ -16,6 +16,7 @@ from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.operations import Average, Op
 from lentando.comm.transport import Array
 from lentando.comm.world import transport
+from lentando.optimizers.no_gradient import not_differentiable
 from lentando.tensorflow.convert import to_plain, to_tensorflow
 from lentando.tensorflow.python_calls import call_python, check_can_wait, unconverted
 
@@ -210,10 +211,9 @@ def _without_gradient(tensors: Sequence[Any], results: Sequence[Any]) -> list[An
 
     def of_tensors(*_: Any) -> Any:
         def gradient(*_: Any) -> Any:
-            raise ConfigurationError(
-                "a gradient was requested through allreduce, allgather or broadcast, which are not differentiable "
-                "here. Call them outside of the GradientTape, or with tf.stop_gradient(tensor), if no gradient is "
-                "wanted"
+            raise not_differentiable(
+                "a gradient was requested through the result of a collective",
+                "Call it outside of the GradientTape, or with tf.stop_gradient(tensor),",
             )
 
         return [tf.identity(result) for result in results], gradient

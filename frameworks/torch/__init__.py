@@ -6,8 +6,8 @@ from lentando.optimizers import exports as _exports
 from lentando.optimizers.exports import *
 from lentando.torch import functions as _functions
 from lentando.torch.functions import *
-from lentando.torch.layers import *
 from lentando.torch.methods import *
+from lentando.torch.model_layers import *
 from lentando.torch.optimizer import *
 
 if not TYPE_CHECKING:  # type checkers take the names from the imports: they understand only lists that are written out

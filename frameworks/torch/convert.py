@@ -10,8 +10,9 @@ from lentando.comm.containers import mapped, shortened
 from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
+from lentando.optimizers.loss import as_number, not_one_number
 
-__all__ = ["as_array", "as_device_array", "as_tensor", "dtype_name", "new_tensor", "share_stream"]
+__all__ = ["as_array", "as_device_array", "as_tensor", "detached_loss", "dtype_name", "new_tensor", "share_stream"]
 
 
 class _Described:
@@ -119,6 +120,19 @@ def new_tensor(array: Array) -> torch.Tensor:
 def dtype_name(tensor: torch.Tensor) -> str:
     """``"float32"`` and the like, as NumPy spells it."""
     return str(tensor.dtype).removeprefix("torch.")
+
+
+def detached_loss(loss: Any) -> Any:
+    """Return a loss that can be added up: a number if reading it costs nothing, otherwise a scalar on the device.
+
+    Raises:
+        ConfigurationError: if it is not a single number.
+    """
+    if not isinstance(loss, torch.Tensor):
+        return as_number(loss)
+    if loss.numel() != 1:
+        raise not_one_number(loss.shape)
+    return loss.item() if loss.is_cpu else loss.detach()
 
 
 def to_plain(value: Any, where: str = "the object") -> Any:

@@ -13,6 +13,7 @@ from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
 from lentando.comm.world import transport
+from lentando.optimizers.no_gradient import not_differentiable
 from lentando.torch.convert import as_array, dtype_name, new_tensor, to_plain, to_torch
 
 T = TypeVar("T", torch.Tensor, float)
@@ -223,10 +224,9 @@ def _check_tensor(tensor: Any, function: str) -> None:
         raise ConfigurationError(f"{function} expects a dense tensor that holds values, got one that is {kind}")
     if tensor.requires_grad and torch.is_grad_enabled():
         transport()  # outside of a job, that is the error
-        raise ConfigurationError(
-            f"{function} was given a tensor of shape {list(tensor.shape)} that requires a gradient, but is not "
-            "differentiable: its result would silently have no gradient. Pass tensor.detach(), or call it inside "
-            "torch.no_grad(), if none is wanted"
+        raise not_differentiable(
+            f"{function} was given a tensor of shape {list(tensor.shape)} that requires a gradient",
+            "Pass tensor.detach(), or call it inside torch.no_grad(),",
         )
 
 

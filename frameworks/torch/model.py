@@ -3,21 +3,20 @@
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from itertools import chain
-from math import nan
-from typing import Literal, TypeAlias
+from math import isnan, nan
 
 import torch
-from torch.utils.dlpack import from_dlpack
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, build_layouts
 from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
-from lentando.optimizers.rules.gradient_layout import gradient_layouts
 from lentando.optimizers.weight_watch import SampledWeights, WeightWatch
-from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
+from lentando.torch.convert import as_array, as_tensor
 from lentando.torch.description import describe_optimizer
 from lentando.torch.device_watch import DeviceWatch
+from lentando.torch.flat_gradients import FlatGradients
+from lentando.torch.flat_memory import FlatMemory, device_of, entry_of, placement_on
 from lentando.torch.inner_optimizers import reset, states
 from lentando.torch.not_averaged import Unaveraged, parts_of, store_parts
 from lentando.torch.parameters import Parameters
@@ -32,11 +31,7 @@ from lentando.torch.wrappable import (
     write,
 )
 
-__all__ = ["TorchModel", "dense_gradient"]
-
-Place: TypeAlias = Literal["host", "staged", "device"]
-"""Where the flat tensors lie: in host memory, from where they travel; on a device, from where they are copied there; on
-a device, from where they travel."""
+__all__ = ["TorchModel"]
 
 
 class TorchModel:
@@ -77,8 +72,8 @@ class TorchModel:
         self._trained = Parameters(optimizer, model, named_parameters)
         self._unaveraged = Unaveraged()
         layouts = self.next_layouts()
-        device = _device(self._parameters)
-        self._kind_of_memory = device, _place(device, takes_device_arrays, staged), shares_memory
+        device = device_of(self._parameters)
+        self._kind_of_memory = device, placement_on(device, takes_device_arrays, staged), shares_memory
         self._allocate(layouts)
 
     @property
@@ -88,7 +83,7 @@ class TorchModel:
 
     def _allocate(self, layouts: Sequence[FlatLayout]) -> None:
         """Make the flat tensors, and move the parameters into them."""
-        self._memory = [_Memory(layout, *self._kind_of_memory) for layout in layouts]
+        self._memory = [FlatMemory(layout, *self._kind_of_memory) for layout in layouts]
         self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
         self._is_resized = False
@@ -118,11 +113,11 @@ class TorchModel:
             check_separate(trainable, chain(self.module.named_parameters(), self.module.named_buffers()))
         else:
             check_separate(trainable, ())
-        _device(trainable)
+        device_of(trainable)
         # Those of complex numbers come first, so that each number lies at a multiple of its own size.
         in_order = sorted(trainable.items(), key=lambda item: not item[1].is_complex())
-        entries = [_entry(name, parameter, group_of[name]) for name, parameter in in_order]
-        return build_layouts([*entries, *(_entry(name, buffer, None) for name, buffer in statistics.items())])
+        entries = [entry_of(name, parameter, group_of[name]) for name, parameter in in_order]
+        return build_layouts([*entries, *(entry_of(name, buffer, None) for name, buffer in statistics.items())])
 
     def replaced(self) -> Set[str]:
         return self._trained.replaced()
@@ -155,7 +150,7 @@ class TorchModel:
     @property
     def is_on_host(self) -> bool:
         """Whether the parameters are where they travel from, in host memory."""
-        return self._memory[0].place == "host"
+        return self._memory[0].placement == "host"
 
     @property
     def device(self) -> torch.device:
@@ -167,9 +162,9 @@ class TorchModel:
         return [memory.buffer for memory in self.flat_gradients.memory]
 
     @cached_property
-    def flat_gradients(self) -> "_Gradients":
+    def flat_gradients(self) -> FlatGradients:
         """Where gradients are averaged."""
-        return _Gradients(self._parameters, self._memory)
+        return FlatGradients(self._parameters, self._memory)
 
     def not_averaged(self) -> Mapping[str, Array]:
         arrays: dict[str, Array] = {}
@@ -238,6 +233,16 @@ class TorchModel:
     def learning_rates(self) -> Sequence[float]:
         return [nan if (rate := group.get("lr")) is None else float(rate) for group in self.optimizer.param_groups]
 
+    def set_learning_rates(self, rates: Sequence[float]) -> None:
+        """Set the learning rate of each parameter group; where it is NaN, the group has none and is left alone."""
+        for group, rate in zip(self.optimizer.param_groups, rates, strict=True):
+            if isnan(rate):
+                continue
+            if isinstance(group["lr"], torch.Tensor):  # of a capturable optimizer, which needs the same tensor
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
+
     def describe_optimizer(self) -> OptimizerDescription:
         return describe_optimizer(self.optimizer)
 
@@ -282,148 +287,3 @@ class TorchModel:
                     "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model first, "
                     "wrap after that; load weights with load_state_dict, which writes in place"
                 )
-
-
-class _Memory:
-    """The flat tensor of one dtype on the model's device, and the buffer that travels.
-
-    Attributes:
-        layout, device, place, shared: as given.
-        flat: the tensor.
-        buffer: the same memory, or a copy of it in host memory that is kept apart.
-    """
-
-    def __init__(self, layout: FlatLayout, device: torch.device, place: Place, shared: bool) -> None:
-        self.layout = layout
-        self.device = device
-        self.place = place
-        self.shared = shared
-        if place == "device":
-            self.flat = torch.zeros(layout.size, dtype=getattr(torch, layout.dtype.name), device=device)
-            self.buffer = FlatBuffer(layout, as_device_array(self.flat))
-            return
-        self._host = as_tensor(FlatBuffer(layout, shared=shared).array)
-        if device.type != "cpu":
-            self._host = self._host.pin_memory()
-        self.flat = torch.zeros_like(self._host, device=device) if place == "staged" else self._host
-        self.buffer = FlatBuffer(layout, as_array(self._host))
-
-    def view(self, number: int, like: torch.Tensor) -> torch.Tensor:
-        """Entry ``number`` with the shape and memory order of ``like``."""
-        start, entry = self.layout.offsets[number], self.layout.entries[number]
-        flat = self.flat[start : start + entry.size]
-        return flat.view(entry.shape) if entry.order == "C" else flat.as_strided(like.shape, like.stride())
-
-    def tensor(self, number: int, like: torch.Tensor) -> torch.Tensor:
-        """Entry ``number`` as ``view`` gives it, but with a storage of its own over the same memory.
-
-        The flat tensor's memory stays as long as this one is in use.
-        """
-        start, entry = self.layout.offsets[number], self.layout.entries[number]
-        # A view of the flat tensor would have the whole of it as its storage. Through DLPack, on every device and for
-        # every dtype, comes a tensor whose storage begins and ends where the entry does.
-        part = from_dlpack(self.flat[start : start + entry.size])
-        if like.is_complex():
-            return torch.view_as_complex(part.view(entry.shape))
-        return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
-
-    def load(self) -> None:
-        if self.place == "staged":
-            self._host.copy_(self.flat)
-        elif self.place == "device":
-            share_stream(self.device)
-
-    def store(self) -> None:
-        if self.place == "staged":
-            self.flat.copy_(self._host)
-
-
-class _Gradients:
-    """Flat gradients, and for each parameter whether it has one.
-
-    Attributes:
-        parameters: the trainable ones, by name.
-        memory: by dtype.
-        views: where each parameter's gradient belongs, by name: tensors over the flat memory, each with a storage of
-            its own.
-    """
-
-    def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[_Memory]) -> None:
-        self.parameters = parameters
-        device, place, shared = memory[0].device, memory[0].place, memory[0].shared
-        layouts = gradient_layouts(own.layout for own in memory)
-        self.memory = [_Memory(layout, device, place, shared) for layout in layouts]
-        self.views: Mapping[str, torch.Tensor] = {
-            entry.name: own.tensor(number, parameters[entry.name])
-            for own in self.memory
-            for number, entry in enumerate(own.layout.entries[:-1])
-        }
-
-    def gather(self, present_already: bool = False) -> None:
-        """Copy the model's gradients in.
-
-        Args:
-            present_already: they are there, and only which there are must be noted.
-        """
-        for memory in self.memory:
-            *trained, _ = memory.layout.entries
-            presence = memory.view(len(trained), memory.flat)
-            present = []
-            for entry in trained:
-                parameter = self.parameters[entry.name]
-                view, gradient = self.views[entry.name], dense_gradient(entry.name, parameter)
-                present.append(gradient is not None)
-                if gradient is None:
-                    view.zero_()
-                elif not present_already and gradient.data_ptr() != view.data_ptr():
-                    view.copy_(gradient)
-            presence.copy_(torch.tensor(present, dtype=presence.dtype))
-            memory.load()
-
-    def scatter(self) -> None:
-        """Give the model the averaged gradients, as tensors over the flat memory."""
-        for memory in self.memory:
-            memory.store()
-            *trained, _ = memory.layout.entries
-            present = memory.view(len(trained), memory.flat).tolist()
-            for number, entry in enumerate(trained):
-                parameter = self.parameters[entry.name]
-                # An alias, so that nothing the user does to this tensor's shape reaches the one that is kept here.
-                parameter.grad = self.views[entry.name].detach() if present[number] > 0 else None
-
-
-def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
-    """The gradient of a parameter, if it has one.
-
-    Raises:
-        ConfigurationError: if it is sparse.
-    """
-    if parameter.grad is not None and parameter.grad.is_sparse:
-        raise ConfigurationError(
-            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
-        )
-    return parameter.grad
-
-
-def _entry(name: str, tensor: torch.Tensor, group: int | None) -> Entry:
-    """A tensor as the flat buffers know it: a complex one as pairs of real numbers, along a last axis."""
-    tensor, order = as_real(tensor), "C"
-    if not tensor.is_contiguous() and group is not None:
-        for memory_format in (torch.channels_last, torch.channels_last_3d):
-            if tensor.is_contiguous(memory_format=memory_format):
-                order = str(memory_format).removeprefix("torch.")
-    return Entry(name, tuple(tensor.shape), dtype_name(tensor), group, order)
-
-
-def _device(parameters: Mapping[str, torch.Tensor]) -> torch.device:
-    by_device = {parameter.device: name for name, parameter in parameters.items()}
-    if len(by_device) > 1:
-        found = ", ".join(f"{name!r} on {device}" for device, name in by_device.items())
-        raise ConfigurationError(f"all trainable parameters of a replica must be on one device, found {found}")
-    return next(iter(by_device))
-
-
-def _place(device: torch.device, takes_device_arrays: bool, staged: bool) -> Place:
-    if staged or (device.type != "cpu" and not (device.type == "cuda" and takes_device_arrays)):
-        return "staged"
-    return "host" if device.type == "cpu" else "device"

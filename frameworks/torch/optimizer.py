@@ -1,8 +1,7 @@
 """The optimizers that PyTorch users write: a wrapper round their own, which the replica drives."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from math import isnan
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,17 +11,16 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.world import transport
 from lentando.optimizers.face import ReplicaOptimizer
 from lentando.optimizers.keyword_arguments import takes_arguments_of
-from lentando.optimizers.loss import as_number, not_one_number
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.all_reduce import AllReduce
-from lentando.optimizers.rules.overlap import BucketCoverage
 from lentando.optimizers.rules.settings import Settings
-from lentando.torch.convert import to_plain, to_torch
+from lentando.torch.checkpoint_state import TorchTraining
+from lentando.torch.convert import detached_loss, to_plain, to_torch
+from lentando.torch.grad_scaler import have_finite_gradients, unscale
+from lentando.torch.gradient_averages import GradientAverages
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
-from lentando.torch.overlap import OverlapHooks
-from lentando.torch.training import TorchTraining
 from lentando.torch.wrapped import WrappedOptimizer
 
 if TYPE_CHECKING:
@@ -100,8 +98,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
         self._replica = Replica(world, self._model, self._settings)
         self._gradients_are_averaged = False
-        self._overlap: OverlapHooks | None = None
-        self._follow_buckets()
+        self._gradients = GradientAverages(self._replica, self._model)
 
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Take one inner step, and the outer step if it is due.
@@ -123,27 +120,26 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         replica = self._replica
         if closure is not None:
             self._check_joinable("step(closure), which may average gradients several times in a step,")
-        overflow = self._unscale()
+        overflow = self.found_inf is not None and unscale(self.param_groups, self.found_inf, self._grad_scale())
         if loss is not None:
-            loss = _detached(loss)
+            loss = detached_loss(loss)
             if not overflow or replica.needs_loss:  # of a step that is not taken it may well be infinite
                 replica.record_loss(loss)
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
         if overflow and are_averaged:  # a GradScaler may have looked before that, at what was then left out
-            overflow = not self._has_finite_gradients()
+            overflow = not have_finite_gradients(self.param_groups)
         # If a rank's gradients were not finite, so is no rank's average, also where its GradScaler looked before that.
         if replica.averages_gradients:
             overflow = replica.gradients.settle_deferred(expected=self.found_inf is not None) or overflow
         if closure is not None:
             closure = self._observed(closure, record=loss is None)
         elif replica.averages_gradients and not are_averaged:
-            overflow = self._average_gradients(None if loss is None else float(loss), overflow)[1]
+            overflow = self._gradients.average(None if loss is None else float(loss), overflow)[1]
         replica.before_step()
         result = None
         if not overflow:
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
-        if self._overlap is not None:
-            self._overlap.begin_step()
+        self._gradients.begin_step()
         replica.after_step()
         return result
 
@@ -152,7 +148,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         self._check_joinable("synchronize()")
         if self._replica.averages_gradients:
             # Whether a GradScaler, which expects overflow now and then, is at work, step() knows.
-            self._average_gradients(None, overflow=False, defer=True)
+            self._gradients.average(None, overflow=False, defer=True)
             self._gradients_are_averaged = True
 
     @contextmanager
@@ -166,7 +162,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
 
         They do so outside it, too, but with ``AllReduce(overlap=True)`` gradients set out as soon as they are there.
         """
-        with nullcontext() if self._overlap is None else self._overlap.paused():
+        with self._gradients.paused():
             yield
 
     def state_dict(self) -> dict[str, Any]:
@@ -223,54 +219,25 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         return repr(self._base_optimizer)
 
     def _before_join(self) -> AbstractContextManager[object]:
-        if self._overlap is None:
-            return nullcontext()
-        if self._overlap.is_in_flight:
-            raise ConfigurationError(
-                "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
-            )
-        return self._overlap.paused()
+        self._gradients.check_none_in_flight()
+        return self._gradients.paused()
 
     def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
         with self._replica.weights_changed_by(f"{name}()"):
             return method()
 
-    def _follow_buckets(self) -> None:
-        """Let the backward pass fill the buckets of the base algorithm at work, which a change replaces."""
-        buckets = self._replica.base.overlap.buckets
-        if buckets is None:
-            self._overlap = None
-        elif self._overlap is None or self._overlap.buckets is not buckets:
-            gradients = self._model.flat_gradients
-            self._overlap = OverlapHooks(gradients.parameters, gradients.views, buckets)
-
-    def _average_gradients(self, loss: float | None, overflow: bool, defer: bool = False) -> tuple[float, bool]:
-        """Average gradients, loss and overflow over the ranks; any rank's overflow is everybody's."""
-        if self._model.has_changed():
-            if self._overlap is not None:
-                self._overlap.finish()
-                self._replica.base.overlap.finish_buckets(BucketCoverage.NONE)
-            self._replica.follow_changes()
-        self._follow_buckets()
-        gradients = self._model.flat_gradients
-        if self._overlap is None or self._replica.joined:
-            gradients.gather()
-        else:
-            gradients.gather(present_already=self._overlap.finish())
-        averaged = self._replica.average_gradients(loss, overflow, defer=defer)
-        gradients.scatter()
-        return averaged.loss, bool(averaged.overflowed)
-
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         self._model.flat_gradients.scatter()
         if not overflow:
-            own = self._model.learning_rates()
-            for group, rate in zip(self.param_groups, rates, strict=True):
-                _set_rate(group, rate)
+            rates_here = self._model.learning_rates()
+            self._model.set_learning_rates(rates)
             self._base_optimizer.step()
-            for group, rate in zip(self.param_groups, own, strict=True):
-                _set_rate(group, rate)
+            self._model.set_learning_rates(rates_here)
         return True
+
+    def _grad_scale(self) -> torch.Tensor | None:
+        """The factor that ``GradScaler`` has left to divide by; None if the user has called ``scaler.unscale_()``."""
+        return getattr(self, "grad_scale", None)
 
     def _check_joinable(self, what: str) -> None:
         if self._replica.joined and self._replica.averages_gradients:
@@ -288,54 +255,14 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
                 loss = closure()
             if record and loss is not None:
                 record = False  # an optimizer may ask several times in a step: the first is at the step's parameters
-                self._replica.record_loss(_detached(loss))
+                self._replica.record_loss(detached_loss(loss))
             if self._replica.averages_gradients:
                 # The mean loss, so that an optimizer that decides by it (LBFGS) decides alike on all ranks.
-                return self._average_gradients(None if loss is None else float(_detached(loss)), overflow=False)[0]
+                return self._gradients.average(None if loss is None else float(detached_loss(loss)), overflow=False)[0]
             return loss
 
         return observed
 
-    def _has_finite_gradients(self) -> bool:
-        gradients = (parameter.grad for group in self.param_groups for parameter in group["params"])
-        return all(bool(gradient.isfinite().all()) for gradient in gradients if gradient is not None)
-
-    def _unscale(self) -> bool:
-        """Do what ``torch.amp.GradScaler`` leaves to this optimizer; tells whether the gradients overflowed here."""
-        found_inf = self.found_inf
-        if found_inf is None:
-            return False
-        scale = getattr(self, "grad_scale", None)  # None if the user has called scaler.unscale_()
-        if scale is not None:
-            for group in self.param_groups:
-                for parameter in group["params"]:
-                    if parameter.grad is not None:
-                        parameter.grad.div_(scale)
-        return bool(found_inf.item())
-
 
 DistributedOptimizer.step.hooked = True  # type: ignore[attr-defined]
 # Torch puts no profiler scope round a step with this mark, which would need what its own constructor makes.
-
-
-def _set_rate(group: dict[str, Any], rate: float) -> None:
-    """A learning rate that is a tensor (``capturable``) stays that tensor; where there is none (NaN), none is set."""
-    if isnan(rate):
-        return
-    if isinstance(group["lr"], torch.Tensor):
-        group["lr"].fill_(rate)
-    else:
-        group["lr"] = rate
-
-
-def _detached(loss: Any) -> Any:
-    """A loss to add up: a number if that costs nothing, else the device's scalar, which nobody waits for.
-
-    Raises:
-        ConfigurationError: if it is not one number.
-    """
-    if not isinstance(loss, torch.Tensor):
-        return as_number(loss)
-    if loss.numel() != 1:
-        raise not_one_number(loss.shape)
-    return loss.item() if loss.is_cpu else loss.detach()

@@ -7,7 +7,7 @@ from weakref import ref
 import torch
 
 from lentando.optimizers.rules.overlap import BucketCoverage, Buckets
-from lentando.torch.model import dense_gradient
+from lentando.torch.flat_gradients import dense_gradient
 
 __all__ = ["OverlapHooks"]
 

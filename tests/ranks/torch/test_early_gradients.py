@@ -296,7 +296,7 @@ def test_join_after_a_backward_pass_is_refused() -> None:
     model = net()
     optimizer = wrap(model, overlap=True)
     backward(model, 0)
-    if optimizer._overlap is not None and optimizer._overlap.is_in_flight:
+    if optimizer._gradients._overlap is not None and optimizer._gradients._overlap.is_in_flight:
         with pytest.raises(lt.ConfigurationError, match="enter join before the backward pass"), lt.join(optimizer):
             pass
     optimizer.step()

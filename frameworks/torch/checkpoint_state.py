@@ -13,8 +13,8 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
 from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged, tensors_in
-from lentando.torch.layers import layers
 from lentando.torch.model import TorchModel
+from lentando.torch.model_layers import layers
 from lentando.torch.wrappable import AVERAGED, as_real
 
 __all__ = ["TorchTraining"]

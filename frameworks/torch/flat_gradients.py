@@ -1,0 +1,82 @@
+"""Flat tensors that hold the gradients of a PyTorch model while they are averaged."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.rules.gradient_layout import gradient_layouts
+from lentando.torch.flat_memory import FlatMemory
+
+__all__ = ["FlatGradients", "dense_gradient"]
+
+
+class FlatGradients:
+    """The gradients of all parameters, and for each parameter whether it has one.
+
+    Args:
+        parameters: the trainable parameters by name.
+        memory: flat memory of the parameters, one for each dtype.
+
+    Attributes:
+        parameters: as given.
+        memory: flat memory of the gradients, one for each dtype.
+        views: the part of the flat memory for the gradient of each parameter, by name: tensors of the parameter's
+            shape, each with a storage of its own.
+    """
+
+    def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[FlatMemory]) -> None:
+        self.parameters = parameters
+        device, placement, shared = memory[0].device, memory[0].placement, memory[0].shared
+        layouts = gradient_layouts(of_dtype.layout for of_dtype in memory)
+        self.memory = [FlatMemory(layout, device, placement, shared) for layout in layouts]
+        self.views: Mapping[str, torch.Tensor] = {
+            entry.name: of_dtype.tensor(number, parameters[entry.name])
+            for of_dtype in self.memory
+            for number, entry in enumerate(of_dtype.layout.entries[:-1])
+        }
+
+    def gather(self, are_copied: bool = False) -> None:
+        """Copy the gradients of the model into the flat memory, with a note of which parameters have one.
+
+        Args:
+            are_copied: whether the flat memory already holds the gradients, so that only the note is written.
+        """
+        for memory in self.memory:
+            *trained, _ = memory.layout.entries
+            presence = memory.view(len(trained), memory.flat)
+            present = []
+            for entry in trained:
+                parameter = self.parameters[entry.name]
+                view, gradient = self.views[entry.name], dense_gradient(entry.name, parameter)
+                present.append(gradient is not None)
+                if gradient is None:
+                    view.zero_()
+                elif not are_copied and gradient.data_ptr() != view.data_ptr():
+                    view.copy_(gradient)
+            presence.copy_(torch.tensor(present, dtype=presence.dtype))
+            memory.load()
+
+    def scatter(self) -> None:
+        """Give the averaged gradients to the model, as tensors over the flat memory."""
+        for memory in self.memory:
+            memory.store()
+            *trained, _ = memory.layout.entries
+            present = memory.view(len(trained), memory.flat).tolist()
+            for number, entry in enumerate(trained):
+                parameter = self.parameters[entry.name]
+                # An alias, so that a change of this tensor's shape by the program does not change the view kept here.
+                parameter.grad = self.views[entry.name].detach() if present[number] > 0 else None
+
+
+def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
+    """Return the gradient of a parameter, or None if it has none.
+
+    Raises:
+        ConfigurationError: if the gradient is sparse.
+    """
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        raise ConfigurationError(
+            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
+        )
+    return parameter.grad

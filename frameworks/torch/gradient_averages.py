@@ -1,0 +1,81 @@
+"""Gradients of a PyTorch model, averaged over the ranks before a step, or while the backward pass computes others."""
+
+from contextlib import AbstractContextManager, nullcontext
+
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.replica import Replica
+from lentando.optimizers.rules.overlap import BucketCoverage
+from lentando.torch.model import TorchModel
+from lentando.torch.overlap import OverlapHooks
+
+__all__ = ["GradientAverages"]
+
+
+class GradientAverages:
+    """Averages the gradients of a model, and starts to do so during the backward pass with ``AllReduce(overlap=True)``.
+
+    Args:
+        replica: replica that the model belongs to.
+        model: model whose gradients are averaged.
+    """
+
+    def __init__(self, replica: Replica, model: TorchModel) -> None:
+        self._replica = replica
+        self._model = model
+        self._overlap: OverlapHooks | None = None
+        self._follow_buckets()
+
+    def average(self, loss: float | None, overflow: bool, *, defer: bool = False) -> tuple[float, bool]:
+        """Average gradients and loss over the ranks, and exchange whether gradients have overflowed.
+
+        Args:
+            loss: the training loss that these gradients belong to, if there is one.
+            overflow: whether the gradients of this rank have overflowed.
+            defer: whether an error about gradients that are not finite is kept for ``Gradients.settle_deferred``.
+
+        Returns:
+            The mean loss, and whether the gradients of any rank have overflowed.
+        """
+        if self._model.has_changed():
+            if self._overlap is not None:
+                self._overlap.finish()
+                self._replica.base.overlap.finish_buckets(BucketCoverage.NONE)
+            self._replica.follow_changes()
+        self._follow_buckets()
+        gradients = self._model.flat_gradients
+        if self._overlap is None or self._replica.joined:
+            gradients.gather()
+        else:
+            gradients.gather(are_copied=self._overlap.finish())
+        averaged = self._replica.average_gradients(loss, overflow, defer=defer)
+        gradients.scatter()
+        return averaged.loss, bool(averaged.overflowed)
+
+    def paused(self) -> AbstractContextManager[object]:
+        """Return a block in which backward passes only accumulate gradients, and none are sent."""
+        return nullcontext() if self._overlap is None else self._overlap.paused()
+
+    def check_none_in_flight(self) -> None:
+        """Check that no gradients are being averaged.
+
+        Raises:
+            ConfigurationError: if the backward pass of a step that has not been taken has begun to send them.
+        """
+        if self._overlap is not None and self._overlap.is_in_flight:
+            raise ConfigurationError(
+                "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
+            )
+
+    def begin_step(self) -> None:
+        """Let the next backward pass send gradients again, because the step is over."""
+        if self._overlap is not None:
+            self._overlap.begin_step()
+
+    def _follow_buckets(self) -> None:
+        """Let the backward pass fill the buckets of the base algorithm, which is replaced when layouts change."""
+        buckets = self._replica.base.overlap.buckets
+        if buckets is None:
+            self._overlap = None
+        elif self._overlap is None or self._overlap.buckets is not buckets:
+            gradients = self._model.flat_gradients
+            self._overlap = OverlapHooks(gradients.parameters, gradients.views, buckets)
