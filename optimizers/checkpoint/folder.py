@@ -12,16 +12,18 @@ import stat
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from hashlib import blake2b
+from os import PathLike, fspath
 from pathlib import Path
 from secrets import token_hex
 
-from lentando.comm.errors import CheckpointError
+from lentando.comm.errors import CheckpointError, ConfigurationError
 
 __all__ = [
     "FORMAT",
     "MANIFEST",
     "PART",
     "begin",
+    "checked_path",
     "checksum",
     "discard",
     "keep_last",
@@ -40,6 +42,17 @@ PART = re.compile(r"step-\d{8,}-[0-9a-f]{8,}-(\d{2,}-)?(rank-\d{5,}|shared)\.saf
 LEFTOVER = re.compile(rf"({PART.pattern}|{re.escape(MANIFEST)})(\.[0-9a-f]+)?\.partial")
 """Names of files that were being written when a job was killed."""
 READ_BYTES = 1024 * 1024
+
+
+def checked_path(path: str | PathLike[str]) -> Path:
+    """The path of a checkpoint as the user gave it.
+
+    Raises:
+        ConfigurationError: if it names nothing.
+    """
+    if not fspath(path).strip():
+        raise ConfigurationError("the path of a checkpoint must name a folder, got an empty one ('.' is this folder)")
+    return Path(path)
 
 
 def begin(path: Path, inner_steps: int, keep: int | None) -> Path:

@@ -6,7 +6,8 @@ from pathlib import Path
 from signal import SIGTERM
 from typing import Any
 
-from lentando.optimizers.checkpoint.saving import checked_path, save
+from lentando.optimizers.checkpoint.folder import checked_path
+from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.checkpoint.training import Checkpointed, trainings_of
 from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 

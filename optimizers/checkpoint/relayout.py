@@ -11,15 +11,12 @@ from lentando.comm.errors import CheckpointError
 from lentando.comm.flat import Entry, FlatLayout
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
+from lentando.optimizers.checkpoint.rank_content import RankContent, Tensors
 from lentando.optimizers.checkpoint.tree import FlatNode, flat_nodes, pack, tensor
 from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.rules.flat_state import flat_state
 
-__all__ = ["RankContent", "Relayout", "Tensors", "parameters_of", "saved_arrays"]
-
-Tensors = dict[str, Array]
-RankContent = tuple[Tensors, Any]
-"""A rank's tensors, and what is said about them."""
+__all__ = ["Relayout", "parameters_of", "saved_arrays"]
 
 
 class Relayout:

@@ -16,8 +16,9 @@ from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.flat import Entry, FlatLayout, build_layouts
 from lentando.optimizers.checkpoint.elements import entries_within, in_memory_order, in_shape
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
+from lentando.optimizers.checkpoint.rank_content import RankContent
 from lentando.optimizers.checkpoint.relayout import Relayout
-from lentando.optimizers.checkpoint.resizing import Resizing
+from lentando.optimizers.checkpoint.resizing import merge_ranks
 from lentando.optimizers.checkpoint.shard_file import read_shard_file, write_shard_file
 from lentando.optimizers.checkpoint.tree import pack, unpack
 from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
@@ -157,7 +158,7 @@ def test_shards_find_their_new_places(before: int, after: int, seed: int) -> Non
         shards = [cut(layout.size, rank, before) for layout in saved]
         arrays = [flat[layout.dtype][shard] for layout, shard in zip(saved, shards, strict=True)]
         structure, tensors = pack({"u": flat_state(arrays, [s.start for s in shards])}, saved, "replica")
-        parts.append((tensors, {"replica": structure}))
+        parts.append(RankContent(tensors, {"replica": structure}))
     for rank in range(after):
         shards = [cut(layout.size, rank, after) for layout in wanted]
         empty = [np.empty(s.stop - s.start) for s in shards]
@@ -180,7 +181,7 @@ def resized(
 ) -> tuple[dict[str, Any], Any]:
     """What is made of ranks that held these models, shards, counts of steps and momenta."""
 
-    def read(rank: int) -> tuple[dict[str, Any], Any]:
+    def read(rank: int) -> RankContent:
         state = {
             "started": True, "base": {}, "outer": {"u": outer[rank]}, "rate_sums": [0.1], "loss_sum": 3.0 * rank,
             "loss_count": 2, "steps": 2, "steps_in_round": 4, "inner_steps": 6, "rounds": 1,
@@ -194,9 +195,9 @@ def resized(
             "framework": "torch", "not_averaged": [], "replica": structure, "optimizer rest": rest, "extra": rank,
             "optimizer": {**optimizer, "names": {"momentum": list(momenta[rank])}},
         }  # fmt: skip
-        return tensors, about
+        return RankContent(tensors, about)
 
-    return Resizing(len(models), read, layouts, hooks_of(Mixing()).resizing, 1, 7).part()
+    return merge_ranks(len(models), read, layouts, hooks_of(Mixing()).resizing, 1).content
 
 
 class Mixing(BoundAlgorithm):

@@ -102,8 +102,8 @@ def test_counts_and_schedule_go_on_and_the_user_is_told(continued: tuple[Path, i
     own = [arrays["model weight" if method == "slowmo" else "model 1.weight"] for arrays in before]
     are_equal = all(np.array_equal(array, own[0]) for array in own)
     assert ("the parameters (equal" in exact) == are_equal
-    assert ("; the round under way (" in approximated) == (in_round and not are_equal)
-    assert ("momenta (cut anew)" in exact) == ("slowmo" in method and "without" not in method)
+    assert ("; the round in progress (" in approximated) == (in_round and not are_equal)
+    assert ("momenta (sharded again)" in exact) == ("slowmo" in method and "without" not in method)
     assert ("slow momenta" in approximated) == ("without" in method)
     assert ("base optimizer's state (equal" in exact) == (method == "allreduce" or "over osgp 6" in f"{method} {step}")
 
@@ -165,4 +165,4 @@ def test_one_rank_becomes_three(tmp_path: Path) -> None:
         if method != "allreduce":
             assert_array_equal(whole(after, "slow_buffers 0"), before["slow_buffers 0"])
         (said,) = after[0]["about"]["heard"]
-        assert said.endswith("gossip (begins anew: w = 1, nothing under way)" if "gp" in method else "nothing")
+        assert said.endswith("gossip (begins again: w = 1, nothing in flight)" if "gp" in method else "nothing")
