@@ -16,7 +16,17 @@ SOURCE = Path(__file__).parents[1] / "src"
 FRAMEWORKS = {"lentando.torch": "torch", "lentando.tensorflow": "tensorflow"}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
-OF_FRAMEWORKS = ["AdaComm", "DiLoCo", "DistributedOptimizer", "SGP", "SlowMo", "load", "save"]
+OF_FRAMEWORKS = [
+    "AdaComm",
+    "DiLoCo",
+    "DistributedOptimizer",
+    "SGP",
+    "SlowMo",
+    "WeightMap",
+    "WeightRule",
+    "load",
+    "save",
+]
 WITH_EXAMPLE = [
     *(f"{framework}.{name}" for framework in FRAMEWORKS for name in OF_FRAMEWORKS),
     *(f"lentando.comm.topology.{name}" for name in topology.__all__ if name != "Stochasticity"),
@@ -32,11 +42,7 @@ WITH_EXAMPLE = [
 
 MISSING = {
     "lentando.torch.SGP",
-    "lentando.torch.load",
-    "lentando.torch.save",
     "lentando.tensorflow.SGP",
-    "lentando.tensorflow.load",
-    "lentando.tensorflow.save",
 }
 """Names that have no example yet."""
 

@@ -1,4 +1,4 @@
-"""What each rank does for itself while all must succeed: an error on one rank is an error on every rank."""
+"""Work that each rank does locally, but that must succeed on all: an error on one rank is an error on every rank."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar
@@ -23,14 +23,22 @@ FAILURES = (
     RecursionError,
     SafetensorError,
 )
-"""What writing and reading files, and a user's own ``extra``, can end in."""
+"""Errors that reading and writing files, and a user's own ``extra``, can raise."""
 
 
 def run_on_all_ranks(transport: Transport, doing: str, action: Callable[[], T]) -> list[T]:
-    """Collective: run ``action`` on every rank. Returns what it returned, by rank: anything that JSON can hold.
+    """Run an action on every rank, and raise on every rank if it fails on one of them. Collective.
+
+    Args:
+        transport: transport that connects the ranks.
+        doing: what the ranks are doing, for the error message.
+        action: function to run; what it returns must fit into JSON.
+
+    Returns:
+        The results, by rank.
 
     Raises:
-        CheckpointError: on every rank, with what each rank says, if it failed on one of them.
+        CheckpointError: on every rank, with the failures by rank, if the action failed on one of them.
     """
     failure: Exception | None = None
     outcome: dict[str, Any] = {}
@@ -42,7 +50,7 @@ def run_on_all_ranks(transport: Transport, doing: str, action: Callable[[], T]) 
         failure = error
         outcome["error"] = str(error) if isinstance(error, LentandoError) else f"{type(error).__name__}: {error}"
     outcomes = allgather_object(transport, outcome)
-    if any("error" in one for one in outcomes):
-        said = [one.get("error", "no failure here") for one in outcomes]
-        raise CheckpointError(f"{doing} failed. {grouped_by_rank(said)}") from failure
-    return [one["result"] for one in outcomes]
+    if any("error" in each for each in outcomes):
+        errors = [each.get("error", "no failure here") for each in outcomes]
+        raise CheckpointError(f"{doing} failed. {grouped_by_rank(errors)}") from failure
+    return [each["result"] for each in outcomes]

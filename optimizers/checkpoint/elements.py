@@ -1,4 +1,4 @@
-"""Tensors and the elements of flat buffers: which elements are whose, and in which order they lie."""
+"""Tensors and the elements of flat buffers: which elements belong to which tensor, and in which order."""
 
 from collections.abc import Iterator
 
@@ -12,10 +12,15 @@ __all__ = ["entries_within", "in_memory_order", "in_shape"]
 
 
 def entries_within(layout: FlatLayout, start: int, stop: int) -> Iterator[tuple[Entry, slice, slice]]:
-    """The entries that have elements in a range of a buffer.
+    """The entries that have elements in a range of a flat buffer.
+
+    Args:
+        layout: layout of the buffer.
+        start: first element of the range.
+        stop: element after the last one of the range.
 
     Yields:
-        The entry, which of its elements these are, and where they lie counted from ``start``.
+        The entry, the slice of its elements that are in the range, and their place, counted from ``start``.
     """
     for entry, offset in zip(layout.entries, layout.offsets, strict=True):
         first, last = max(offset, start), min(offset + entry.size, stop)
@@ -24,13 +29,13 @@ def entries_within(layout: FlatLayout, start: int, stop: int) -> Iterator[tuple[
 
 
 def in_shape(elements: Array, entry: Entry) -> Array:
-    """All elements of an entry, as they lie in a flat buffer, as an array of its shape. Shares memory."""
+    """All elements of an entry, in the order of the flat buffer, as an array of the entry's shape. Shares memory."""
     axes = _memory_axes(entry)
     return elements.reshape([entry.shape[axis] for axis in axes]).transpose(np.argsort(axes))
 
 
 def in_memory_order(array: Array, entry: Entry) -> Array:
-    """The inverse of ``in_shape``."""
+    """An entry's elements in the order of the flat buffer: the inverse of ``in_shape``."""
     return np.ascontiguousarray(array.transpose(_memory_axes(entry))).reshape(-1)
 
 
@@ -41,4 +46,4 @@ def _memory_axes(entry: Entry) -> list[int]:
         return axes
     if entry.order.startswith("channels_last"):
         return [0, *axes[2:], 1]
-    raise ConfigurationError(f"{entry.name!r} lies in an order of memory that is not known here: {entry.order!r}")
+    raise ConfigurationError(f"{entry.name!r} has a memory order that this Lentando does not know: {entry.order!r}")

@@ -1,4 +1,4 @@
-"""Where checkpoints lie, and how one becomes visible: all at once.
+"""Folders of checkpoints, and how a checkpoint becomes visible: all at once.
 
 A checkpoint is a folder whose manifest, ``checkpoint.json``, names its other files. The manifest is renamed into place
 when all of them are on the disk, and until then an earlier manifest names the earlier files. A folder may instead hold
@@ -38,17 +38,17 @@ FORMAT = "lentando checkpoint"
 MANIFEST = "checkpoint.json"
 STEP = re.compile(r"step-(\d{8,})")
 PART = re.compile(r"step-\d{8,}-[0-9a-f]{8,}-(\d{2,}-)?(rank-\d{5,}|shared)\.safetensors")
-"""Names of the files of a checkpoint beside its manifest."""
+"""Names of the files of a checkpoint, other than its manifest."""
 LEFTOVER = re.compile(rf"({PART.pattern}|{re.escape(MANIFEST)})(\.[0-9a-f]+)?\.partial")
 """Names of files that were being written when a job was killed."""
 READ_BYTES = 1024 * 1024
 
 
 def checked_path(path: str | PathLike[str]) -> Path:
-    """The path of a checkpoint as the user gave it.
+    """The path of a checkpoint as a ``Path``.
 
     Raises:
-        ConfigurationError: if it names nothing.
+        ConfigurationError: if the path is empty.
     """
     if not fspath(path).strip():
         raise ConfigurationError("the path of a checkpoint must name a folder, got an empty one ('.' is this folder)")
@@ -56,10 +56,15 @@ def checked_path(path: str | PathLike[str]) -> Path:
 
 
 def begin(path: Path, inner_steps: int, keep: int | None) -> Path:
-    """The folder, made if need be, of the checkpoint of this step: ``path``, or one in it if several are kept there.
+    """The folder for the checkpoint of this step, which is created: ``path``, or a folder in it if several are kept.
+
+    Args:
+        path: as given to ``save``.
+        inner_steps: inner steps taken.
+        keep: number of checkpoints by step that are kept in ``path``, None if ``path`` is a single checkpoint.
 
     Raises:
-        CheckpointError: if ``path`` is used in the other way already, or holds later steps.
+        CheckpointError: if ``path`` already holds the other kind of checkpoint, or later steps.
     """
     if keep is None:
         if path.is_dir() and _complete(path):
@@ -81,10 +86,10 @@ def begin(path: Path, inner_steps: int, keep: int | None) -> Path:
 
 
 def locate(path: Path) -> Path:
-    """The checkpoint that ``path`` means: itself, or the newest complete one in it.
+    """The folder of a checkpoint: ``path`` itself, or the newest complete checkpoint in it.
 
     Raises:
-        CheckpointError: if there is none.
+        CheckpointError: if ``path`` holds no complete checkpoint.
     """
     if (path / MANIFEST).exists():
         return path
@@ -97,15 +102,15 @@ def locate(path: Path) -> Path:
 
 @contextmanager
 def written(file: Path) -> Iterator[Path]:
-    """Yields a temporary path; when the block is done, what was written there is on the disk, as ``file``.
+    """Write a file atomically: yields a temporary path, which is synced and renamed to ``file`` when the block ends.
 
-    The temporary file is new, with a name that cannot be guessed, so that nobody can put a link in its place. What
-    exists under the name ``file`` is replaced, and not written through if it is a link.
+    The temporary file is new, with a name that cannot be guessed, so that no other user can put a link in its place. An
+    existing ``file`` is replaced; if it is a link, its target is not written to.
     """
     partial = file.with_name(f"{file.name}.{token_hex(8)}.partial")
     descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
-        # The user's umask has decided who may read it. safetensors puts a file in its place that others cannot read.
+        # The mode follows from the user's umask. safetensors replaces the file by one that only its owner may read.
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
         os.close(descriptor)
         yield partial
@@ -115,13 +120,13 @@ def written(file: Path) -> Iterator[Path]:
         partial.replace(file)
         sync_folder(file.parent)
     except BaseException:
-        with suppress(OSError):  # what went wrong is the first error
+        with suppress(OSError):  # the first error is the one to report
             partial.unlink(missing_ok=True)
         raise
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder as durable as the files."""
+    """Write the directory entries of a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -130,7 +135,7 @@ def sync_folder(folder: Path) -> None:
 
 
 def checksum(file: Path) -> str:
-    """Of what the file holds now."""
+    """Checksum of a file's content: 32 hexadecimal digits of BLAKE2b."""
     digest = blake2b(digest_size=16)
     with file.open("rb") as open_file:
         while data := open_file.read(READ_BYTES):
@@ -139,11 +144,11 @@ def checksum(file: Path) -> str:
 
 
 def remove_leftovers(folder: Path, files: Iterable[str]) -> None:
-    """Remove what earlier checkpoints, and jobs that were killed while they saved, have left in a folder.
+    """Remove files of earlier checkpoints, and of jobs that were killed while they saved, from a folder.
 
     Args:
-        folder: of a checkpoint. No other job saves there now.
-        files: names of the files that stay. Files that no checkpoint consists of stay anyway.
+        folder: folder of a checkpoint, to which no other job is saving.
+        files: names of the files to keep. Files that are not named like those of a checkpoint are kept in any case.
     """
     kept = set(files)
     for file in sorted(folder.iterdir()):
@@ -152,7 +157,7 @@ def remove_leftovers(folder: Path, files: Iterable[str]) -> None:
 
 
 def discard(folder: Path, files: Iterable[str]) -> None:
-    """Remove files of a checkpoint that could not be completed. Those that cannot be removed are logged."""
+    """Remove files of an incomplete or replaced checkpoint. Those that cannot be removed are logged."""
     for name in files:
         _discard(folder / name)
 
@@ -161,17 +166,17 @@ def _discard(file: Path) -> None:
     try:
         file.unlink(missing_ok=True)
     except OSError as error:
-        _log.warning("a file of a checkpoint that is not needed stays behind: %s", error)
+        _log.warning("a file of a checkpoint that is no longer needed could not be removed: %s", error)
 
 
 def keep_last(path: Path, keep: int, exclusive: bool) -> None:
     """Remove all but the newest ``keep`` checkpoints of a folder.
 
     Args:
-        path: the folder of checkpoints by step.
-        keep: how many stay, at least 1.
-        exclusive: no other job saves there now, so that folders without a manifest are what killed jobs have left,
-            and are removed too.
+        path: folder of checkpoints by step.
+        keep: number of checkpoints to keep, at least 1.
+        exclusive: whether no other job can be saving there, so that folders without a manifest are leftovers of killed
+            jobs, and are removed too.
     """
     complete = _complete(path)
     removable = {*complete[:-keep]}
@@ -185,6 +190,6 @@ def keep_last(path: Path, keep: int, exclusive: bool) -> None:
 
 
 def _complete(path: Path) -> list[Path]:
-    """The checkpoints in a folder of many, oldest step first."""
-    steps = {int(found[1]): child for child in path.iterdir() if (found := STEP.fullmatch(child.name))}
+    """The complete checkpoints by step in a folder, oldest first."""
+    steps = {int(match[1]): child for child in path.iterdir() if (match := STEP.fullmatch(child.name))}
     return [steps[step] for step in sorted(steps) if (steps[step] / MANIFEST).exists()]

@@ -1,4 +1,4 @@
-"""What a model consists of, described so that two frameworks' models can be compared layer by layer."""
+"""Descriptions of layers, by which the models of two frameworks are compared layer by layer."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,12 +10,12 @@ from lentando.optimizers.checkpoint.weight_rule import Ranges, extent
 __all__ = ["OPTIONAL", "Factors", "Layer", "Segment", "Tensor", "layers_from_json"]
 
 OPTIONAL = {"recurrent bias": "bias"}
-"""Roles that one framework may add up with another one."""
+"""Roles of tensors that one framework may have added to the tensor of another role."""
 
 Factors: TypeAlias = tuple[tuple[str, int], ...]
-"""What several axes that were flattened into one counted and how long they were, such as (("h", 4), ("c", 32))."""
+"""Axes that were flattened into one, each with its letter and length, such as (("h", 4), ("c", 32))."""
 Segment: TypeAlias = tuple[str, Factors]
-"""A range of an axis: a key that says which range of the other framework's axis it is, and what its elements are."""
+"""A range of an axis: a key that identifies the same range in the other framework, and the axes flattened into it."""
 
 Setting: TypeAlias = float | str | bool | None
 
@@ -25,12 +25,13 @@ class Tensor:
     """One tensor of a layer, or a part of one.
 
     Attributes:
-        name: what the flat buffers and checkpoints call it.
-        axes: what each axis counts, a letter each, the same letters in both frameworks, in each one's order: "o" output
-            features, "i" input features, "d", "h", "w" places, "n" rows of an embedding, "u" units of all gates. An
-            axis that counts several things has its letters in parentheses: "(pe)i". Empty if that is not known.
-        shape: the shape of the whole tensor.
-        part: the part of it that has these axes; None if all of it has.
+        name: name in the flat buffers and in checkpoints.
+        axes: a letter for what each axis counts, in the order of the framework; the letters are the same in all
+            frameworks: "o" output features, "i" input features, "d", "h", "w" places, "n" rows of an embedding, "u"
+            units of all gates. An axis that counts several things has its letters in parentheses: "(pe)i". Empty if
+            the axes are not known.
+        shape: shape of the whole tensor.
+        part: part of the tensor that has these axes; None if all of it has.
     """
 
     name: str
@@ -40,27 +41,27 @@ class Tensor:
 
     @property
     def groups(self) -> list[str]:
-        """The letters of each axis."""
+        """The letters of each axis, as one string per axis."""
         return list(_groups(self.axes))
 
     def lengths(self, known: Mapping[str, int]) -> dict[str, int] | None:
-        """How long each letter's axis is; None if that is not known, or does not fit the shape.
+        """The length of each letter's axis; None if it is not known, or does not fit the shape.
 
         Args:
-            known: lengths of the letters that share an axis.
+            known: lengths of the letters that share an axis with others.
         """
         shape = self.shape if self.part is None else extent(self.part)
         if len(self.groups) != len(shape) or (shape and not self.axes):
             return None
-        found: dict[str, int] = {}
+        lengths: dict[str, int] = {}
         for letters, length in zip(self.groups, shape, strict=True):
             if len(letters) == 1:
-                found[letters] = length
+                lengths[letters] = length
                 continue
             if prod(known.get(letter, 0) for letter in letters) != length:
                 return None
-            found |= {letter: known[letter] for letter in letters}
-        return found
+            lengths |= {letter: known[letter] for letter in letters}
+        return lengths
 
 
 @dataclass(frozen=True)
@@ -68,22 +69,23 @@ class Layer:
     """One layer that has tensors.
 
     Attributes:
-        name: for messages.
-        kind: "dense", "convolution", ...; see ``pairing.KINDS``. Layers of any other kind cannot be paired.
-        tensors: by role, the same in both frameworks: "weight", "bias", "mean", "variance", ...
-        flattened: if its input features are one flattened feature map, and the framework knows it: what each axis of
-            the map counts and how long it is, in the order in which it was flattened, such as
-            (("h", 4), ("w", 4), ("c", 32)). The same as ``orders`` with this one segment for "i".
-        channels_first: the order in which the framework flattens feature maps, where it does not know of the map.
-        orders: for letters of axes whose elements come in another order in another framework: the segments of the axis,
-            in this framework's order. Segments of several axes that were flattened into one differ in the order of the
-            factors; segments with other keys than their positions (gates) also in their own order.
-        lengths: of the letters that share an axis.
-        structure: what must be equal for both layers to compute the same (number of heads, groups).
+        name: name of the layer, for messages.
+        kind: kind of the layer, one of ``rules_of_layer.KINDS``. Layers of any other kind cannot be paired.
+        tensors: tensors by their roles ("weight", "bias", "mean", "variance", ...), which are the same in all
+            frameworks.
+        flattened: axes of the feature map, if the input features are one flattened feature map and the framework knows
+            it: letter and length of each axis, in the order in which the map was flattened, such as
+            (("h", 4), ("w", 4), ("c", 32)). Equivalent to ``orders`` with this one segment for "i".
+        channels_first: whether the framework flattens feature maps channels first, where the map itself is not known.
+        orders: segments of axes whose elements have another order in another framework, in this framework's order, by
+            the letter of the axis. Segments of flattened axes differ between frameworks in the order of the factors;
+            segments whose keys are not their positions (gates) differ in their own order as well.
+        lengths: lengths of the letters that share an axis with others.
+        structure: values that must be equal for both layers to compute the same (number of heads, groups).
         settings: numbers that are not weights, and should be equal (epsilon, momentum).
-        unknown: why the order of its input or output features is not known; empty if it is known.
-        is_parallel: whether there is a layer of the same kind and shape that comes neither before nor after it, so that
-            only the order in which layers were made tells which is which.
+        unknown: reason why the order of the input or output features is not known; empty if it is known.
+        is_parallel: whether the model has a layer of the same kind and shape that comes neither before nor after this
+            one, so that only the order in which the layers were created distinguishes them.
     """
 
     name: str
@@ -100,7 +102,7 @@ class Layer:
 
     @property
     def signature(self) -> tuple[object, ...]:
-        """What two layers that can be paired have in common: kind, roles, and lengths of axes."""
+        """Kind, roles and lengths of axes, which are equal for two layers that can be paired."""
         roles = []
         for role, tensor in sorted(self.tensors.items()):
             if role not in OPTIONAL:
@@ -110,12 +112,12 @@ class Layer:
 
     @property
     def segments(self) -> dict[str, tuple[Segment, ...]]:
-        """``orders``, with that of ``flattened``."""
-        own = {} if self.flattened is None else {"i": (("0", self.flattened),)}
-        return {**own, **self.orders}
+        """``orders``, completed by ``flattened``."""
+        inputs = {} if self.flattened is None else {"i": (("0", self.flattened),)}
+        return {**inputs, **self.orders}
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The description as JSON, for a manifest."""
         return {
             "name": self.name,
             "kind": self.kind,
@@ -138,7 +140,7 @@ class Layer:
 
     @classmethod
     def from_json(cls, json: Mapping[str, Any]) -> "Layer":
-        """The inverse of ``as_json``."""
+        """The layer that ``as_json`` has described."""
         return cls(
             json["name"],
             json["kind"],
@@ -158,19 +160,23 @@ class Layer:
 
 
 def layers_from_json(json: Iterable[Mapping[str, Any]]) -> list[Layer]:
-    """The layers that a checkpoint describes.
+    """The layers that a manifest describes.
 
-    Checkpoints written before concatenated features were described say of a dense layer that it follows no feature map
-    where that was not known. Such a layer is taken to follow none only if its input features are as many as the output
-    features of the layer before it.
+    Older checkpoints, which do not describe concatenated features, state that a dense layer follows no feature map even
+    where that was not known. Such a layer is taken to follow none only if it has as many input features as the layer
+    before it has output features.
+
+    Args:
+        json: descriptions made by ``Layer.as_json``.
     """
-    found: list[Layer] = []
+    layers: list[Layer] = []
     features: int | None = None
     has_maps = False
     for described in json:
         layer = Layer.from_json(described)
-        own = {role: tensor.lengths(layer.lengths) or {} for role, tensor in layer.tensors.items()}
-        weight = own.get("weight", {})
+        weight: dict[str, int] = {}
+        if "weight" in layer.tensors:
+            weight = layer.tensors["weight"].lengths(layer.lengths) or {}
         is_old = "orders" not in described and not layer.channels_first
         is_doubtful = is_old and has_maps and layer.flattened is None and layer.kind in ("dense", "batch norm")
         if is_doubtful and weight.get("i") != features:
@@ -181,8 +187,8 @@ def layers_from_json(json: Iterable[Mapping[str, Any]]) -> list[Layer]:
             layer = Layer.from_json({**described, "unknown": reason})
         has_maps |= layer.kind not in ("dense", "batch norm", "embedding")
         features = weight.get("o", weight.get("i"))
-        found.append(layer)
-    return found
+        layers.append(layer)
+    return layers
 
 
 def _groups(axes: str) -> Iterator[str]:

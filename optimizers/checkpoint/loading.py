@@ -1,4 +1,4 @@
-"""Loading: every rank reads and checks all that it needs; only when no rank objects is anything changed."""
+"""Loading: each rank reads and checks everything first; the trainings change only if no rank has failed."""
 
 import logging
 from collections.abc import Mapping
@@ -31,32 +31,49 @@ def load(
     *,
     optimizer_state: OptimizerStateChoice = "saved",
 ) -> Any:
-    """Continue from a checkpoint: bit-identical, if as many ranks of the same framework have saved it.
+    """Resume from a checkpoint: bit-identically, if as many ranks of the same framework have saved it.
 
-    Collective: every rank calls it, eagerly, between steps. The model is filled in place; the learning rates and other
-    settings of the base optimizer are restored with its state, except from another framework, whose settings stay
-    there. The framework's own random generators continue as they were, if as many ranks of the same framework have
-    saved them; else they are left alone.
+    Collective: every rank calls it, eagerly, between steps. The model is filled in place. The learning rates and other
+    settings of the base optimizer are restored with its state, except from a checkpoint of another framework. The
+    framework's random generators resume if as many ranks of the same framework have saved them, and are otherwise left
+    unchanged.
 
-    Another number of ranks continues from the average of those that there were, with the outer step's state as it was;
-    one warning says what is exact then and what is approximated.
+    Another number of ranks resumes from the average of the saved replicas, with the outer step's state as it was. One
+    warning lists what is exact and what is approximated.
 
     Args:
-        path: as given to ``save``: a checkpoint, or a folder of several, of which the newest is taken.
-        optimizer: a ``DistributedOptimizer`` for the same model, with the same settings; in TensorFlow, built. For a
-            checkpoint of several, a dict of all of them by the names that ``save`` was given.
-        mapping: from the names in the checkpoint to those of the model, where they differ. A checkpoint from another
-            framework needs none if both optimizers were given ``model=``. For several optimizers, a dict by name.
-        optimizer_state: "new" starts the base optimizer afresh, whatever was saved.
+        path: as for ``save``: a checkpoint, or a folder of several, of which the newest is loaded.
+        optimizer: ``DistributedOptimizer`` for the same model with the same settings, which must be built in
+            TensorFlow; for a checkpoint of several, a dict of all of them by the names that ``save`` was given.
+        mapping: map from the tensors of the checkpoint to those of the model, where their names differ. A checkpoint of
+            another framework needs none if both optimizers were given ``model=``. For several optimizers, a dict of
+            maps by name.
+        optimizer_state: "saved" restores the base optimizer's state, "new" starts with a new one.
 
     Returns:
-        ``extra`` as the rank of this number saved it, or else as rank 0 did; in TensorFlow, with arrays for tensors.
+        ``extra`` as the rank of the same number saved it, or else as rank 0 did; in TensorFlow, with arrays in place of
+        tensors.
 
     Raises:
-        CheckpointError: on every rank, with the reason, if one of them cannot continue from it; nothing has changed
-            then.
-        ConfigurationError: for arguments that cannot work.
+        CheckpointError: on every rank, with the reason, if one of them cannot resume from the checkpoint; nothing has
+            changed then.
+        ConfigurationError: for invalid arguments.
         MismatchError: on every rank, if the ranks are not at the same step.
+
+    Example:
+        >>> import torch, lentando.torch as lt
+        >>> lt.init()
+        >>> def new_run():
+        ...     model = torch.nn.Linear(2, 1)
+        ...     return model, lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=12)
+        >>> model, optimizer = new_run()
+        >>> folder = lt.save("run", optimizer, extra={"epoch": 3})
+        >>> resumed, optimizer = new_run()
+        >>> lt.load("run", optimizer)
+        {'epoch': 3}
+        >>> torch.equal(model.weight, resumed.weight)
+        True
+        >>> lt.shutdown()
     """
     trainings = trainings_of(optimizer)
     if optimizer_state not in get_args(OptimizerStateChoice):
@@ -71,7 +88,7 @@ def load(
 def _mappings_of(
     mapping: WeightMap | Mapping[str, WeightMap] | None, trainings: Mapping[str, Training]
 ) -> dict[str, WeightMap | None]:
-    """The mapping of each optimizer, None for those without."""
+    """The map of each optimizer, by name; None for those without."""
     if mapping is None or (isinstance(mapping, WeightMap) and list(trainings) == [""]):
         return dict.fromkeys(trainings, mapping)
     if list(trainings) == [""]:
@@ -80,9 +97,9 @@ def _mappings_of(
         raise ConfigurationError(
             f"mapping must be a dict of WeightMaps by the names of the optimizers, {list(trainings)}, got {mapping!r}"
         )
-    for name, own in mapping.items():
-        if not isinstance(own, WeightMap):
-            raise ConfigurationError(f"mapping[{name!r}] must be a WeightMap, got {type(own).__name__}")
+    for name, weights in mapping.items():
+        if not isinstance(weights, WeightMap):
+            raise ConfigurationError(f"mapping[{name!r}] must be a WeightMap, got {type(weights).__name__}")
     return {name: mapping.get(name) for name in trainings}
 
 
@@ -132,7 +149,7 @@ def _check_names(saved: list[str], here: list[str]) -> None:
     if sorted(saved) == here:
         return
     if saved == [""]:
-        raise CheckpointError(f"it is of one optimizer alone: give that, in place of a dict of {here}")
-    wanted = "{" + ", ".join(f"{name!r}: ..." for name in sorted(saved)) + "}"
-    found = "one optimizer alone" if here == [""] else f"a dict of {here}"
-    raise CheckpointError(f"it is of several optimizers: expected a dict of all of them, {wanted}, got {found}")
+        raise CheckpointError(f"it is of one optimizer alone: pass that, in place of a dict of {here}")
+    expected = "{" + ", ".join(f"{name!r}: ..." for name in sorted(saved)) + "}"
+    given = "one optimizer alone" if here == [""] else f"a dict of {here}"
+    raise CheckpointError(f"it is of several optimizers: expected a dict of all of them, {expected}, got {given}")

@@ -1,4 +1,4 @@
-"""One job at a time saves to a folder: two would remove each other's files."""
+"""The lock of a folder of checkpoints: two jobs that save there would remove each other's files."""
 
 import errno
 import fcntl
@@ -19,26 +19,26 @@ LOCK = "checkpoint.lock"
 """Name of the file in a folder of checkpoints that is locked while a job saves there."""
 
 HOLDER_BYTES = 200
-"""How much of the lock file is read to say who holds the lock."""
+"""How much of the lock file is read to name the holder in an error message."""
 
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL}
-"""What ``flock`` fails with on file systems without locks, such as Lustre's if mounted without ``-o flock``."""
+"""Errors of ``flock`` on file systems without locks, such as Lustre mounted without ``-o flock``."""
 
 
 @contextmanager
 def locked(folder: Path) -> Iterator[bool]:
     """Hold the lock of a folder inside the block, without waiting for it.
 
-    The kernel releases the lock when its process ends in any way, so that a job that was killed blocks nobody.
+    The kernel releases the lock however its process ends, so that a job that was killed blocks no other.
 
     Args:
         folder: an existing folder.
 
     Yields:
-        Whether the lock is held. False on a file system that has no locks: a warning says so, once per process.
+        Whether the lock is held. False on a file system without locks, about which one warning per process is logged.
 
     Raises:
-        CheckpointError: if another job holds it; says which.
+        CheckpointError: if another job holds the lock; the message names that job.
         OSError: if the lock file cannot be created.
     """
     descriptor = _acquired(folder / LOCK)
@@ -48,11 +48,11 @@ def locked(folder: Path) -> Iterator[bool]:
     try:
         yield True
     finally:
-        # Removed while the lock is held, so that nobody can have locked the file meanwhile. One that cannot be removed
-        # is not locked any more, and does no harm.
+        # Removed while the lock is held, so that no other job can have locked the file in the meantime. A file that
+        # cannot be removed is no longer locked, and does no harm.
         with suppress(OSError):
             (folder / LOCK).unlink(missing_ok=True)
-        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold the descriptor, too
+        fcntl.flock(descriptor, fcntl.LOCK_UN)  # a forked child may hold the descriptor as well
         os.close(descriptor)
 
 
@@ -66,8 +66,8 @@ def _acquired(file: Path) -> int | None:
             holder = os.read(descriptor, HOLDER_BYTES).decode(errors="replace")
             os.close(descriptor)
             raise CheckpointError(
-                f"another job is saving to {file.parent}: {holder or 'one that has just begun'}. Two jobs that save "
-                "to one place would replace each other's checkpoints: end one of them, or let it save elsewhere"
+                f"another job is saving to {file.parent}: {holder or 'one that has just started'}. Two jobs that save "
+                "to one place would replace each other's checkpoints: end one of them, or make it save elsewhere"
             ) from None
         except OSError as error:
             os.close(descriptor)
@@ -77,15 +77,15 @@ def _acquired(file: Path) -> int | None:
             _warn_without_locks(file.parent, error)
             return None
         if _is_still(file, descriptor):
-            with suppress(OSError):  # a full disk: the lock is held, although nobody can read by whom
+            with suppress(OSError):  # on a full disk the lock is held, but does not name its holder
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, _holder().encode())
             return descriptor
-        os.close(descriptor)  # its previous holder removed this file after we had opened it: lock the new one
+        os.close(descriptor)  # the previous holder removed the file after it was opened here: lock the new one
 
 
 def _is_still(file: Path, descriptor: int) -> bool:
-    """Whether the open file is the one that the name stands for now."""
+    """Whether the name still refers to the open file."""
     try:
         named = file.lstat()
     except FileNotFoundError:
@@ -94,7 +94,7 @@ def _is_still(file: Path, descriptor: int) -> bool:
 
 
 def _holder() -> str:
-    """Who holds the lock, for the error of another job."""
+    """This process and job, for the error message of another job."""
     jobs = [os.environ[name] for name in ("SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID") if name in os.environ]
     job = f", job {jobs[0]}" if jobs else ""
     since = datetime.now(timezone.utc).strftime("%Y-%m-%d %H:%M:%S UTC")

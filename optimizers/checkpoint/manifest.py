@@ -1,4 +1,4 @@
-"""The manifest of a checkpoint: which files it has, and what must be known before any of them is read."""
+"""The manifest of a checkpoint: its files, and what must be known before any of them is read."""
 
 import json
 import re
@@ -18,18 +18,19 @@ VERSION = 3
 SEVERAL = 4
 """Version of the manifest of several optimizers, whose content is ``{"optimizers": {name: Content}}``."""
 OLD, SEVERAL_OLD = 1, 2
-"""Earlier versions of these two, whose settings are text."""
+"""Earlier versions of these two, in which the settings are text."""
 
 Content = dict[str, Any]
 CHECKSUM = re.compile(r"[0-9a-f]{32}")
 
 
 def write_manifest(folder: Path, contents: dict[str, Content]) -> None:
-    """Make a checkpoint visible, in place of an earlier one, when all of its other files are on the disk.
+    """Make a checkpoint visible, in place of an earlier one, once all of its other files are on the disk.
 
     Args:
-        folder: of the checkpoint.
-        contents: by the optimizer's name, which is empty for a single one. JSON that names all other files.
+        folder: folder of the checkpoint.
+        contents: JSON for each optimizer, which names all other files, by the optimizer's name, which is empty for a
+            single one.
     """
     several = list(contents) != [""]
     content: dict[str, Any] = {"optimizers": contents} if several else contents[""]
@@ -90,19 +91,19 @@ def parse_json(text: bytes | str, where: str) -> Any:
     """JSON as Lentando writes it: without NaN, and without an object that has a key twice.
 
     Args:
-        text: UTF-8, if bytes.
-        where: what it is read from, for messages.
+        text: JSON; if it is bytes, in UTF-8.
+        where: name of the file that it was read from, for messages.
 
     Raises:
-        CheckpointError: if it is not such JSON, or nested deeper than Python can follow.
+        CheckpointError: if it is not such JSON, or nested too deeply for Python.
     """
 
-    def pairs(found: list[tuple[str, Any]]) -> dict[str, Any]:
-        together = dict(found)
-        if len(together) < len(found):
-            keys = [key for key, _ in found]
-            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
-        return together
+    def pairs(items: list[tuple[str, Any]]) -> dict[str, Any]:
+        unique = dict(items)
+        if len(unique) < len(items):
+            keys = [key for key, _ in items]
+            raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+        return unique
 
     def constant(name: str) -> Any:
         raise ValueError(f"{name} is no JSON")
@@ -114,7 +115,7 @@ def parse_json(text: bytes | str, where: str) -> Any:
 
 
 def _check(content: Any, settings: type, where: str) -> None:
-    """Whether everything is there, and of the kind that the rest of the code relies on."""
+    """Check that no entry is missing, and that each is of the kind that the rest of the code relies on."""
     for key, is_right in {**_CONTENT, "settings": _is_a(settings)}.items():
         if not isinstance(content, dict) or key not in content or not is_right(content[key]):
             raise CheckpointError(f"{where} is damaged: its entry {key!r} is missing or not what Lentando writes there")
@@ -153,7 +154,7 @@ def _are_parts(value: Any) -> bool:
 
 
 def _is_entry(value: Any) -> bool:
-    """Of a flat buffer: name, shape, dtype, group, and order unless that is C."""
+    """Whether a value describes a tensor of a flat buffer: name, shape, dtype, group, and order unless that is C."""
     return (
         isinstance(value, list)
         and len(value) in (4, 5)
@@ -180,7 +181,7 @@ _CONTENT: dict[str, Callable[[Any], bool]] = {
     "why_no_layers": _is_a(str),
     "parts": _are_parts,
 }
-"""What the content of one optimizer must have, and whether a value is of the right kind."""
+"""Entries of the content of one optimizer other than ``settings``, each with a check of its value."""
 
 
 def _checksum_of(content: dict[str, Any]) -> str:

@@ -85,7 +85,7 @@ def check_dtypes(weights: WeightMap, values: Mapping[str, Array], framework: Fra
 
     Args:
         weights: the map that has made the values.
-        values: by name in the model.
+        values: new values of the model's tensors, by name.
         framework: the model.
 
     Raises:

@@ -20,7 +20,7 @@ class MergedOptimizers:
         self._rests: list[Any] = []
 
     def add(self, content: RankContent) -> None:
-        """Add one rank.
+        """Add the optimizer of one rank.
 
         Raises:
             CheckpointError: if its optimizer is of another class than rank 0's.

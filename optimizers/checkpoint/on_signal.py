@@ -1,4 +1,4 @@
-"""A checkpoint when a batch system wants the machines back."""
+"""A checkpoint when a signal asks the job to stop, such as that of a batch system before it ends the job."""
 
 from collections.abc import Mapping, Sequence
 from os import PathLike
@@ -24,32 +24,32 @@ def save_on_signal(
     every: int | None = None,
     automatic: bool = True,
 ) -> StopHandle:
-    """Save all ranks and end them with status 85 when one is told to stop, by a batch system that wants the machines.
+    """Save a checkpoint and exit with status 85 on all ranks when one of them receives a signal to stop.
 
-    Collective: every rank calls it, once, after it has made the optimizer, and in the main thread. A rank that receives
-    one of the signals tells the others in the next message that ranks exchange anyway: an outer step's, or that of an
-    average of gradients; gossip and outer steps without an average send one of their own every 16 steps. All then save
-    at the end of the same step, as ``save`` does, and exit. Resumed by ``load``, the run is the uninterrupted one, to
-    the bit. A second signal ends a rank at once.
+    Collective: every rank calls it once, in the main thread, after it has created the optimizer. A rank that receives
+    one of the signals reports it with the next control message, that of an outer step or of an average of gradients;
+    gossip, and outer steps without an average, send a message for this purpose every 16 steps. All ranks then save at
+    the end of the same step, as ``save`` does, and exit. A run that is resumed by ``load`` is bit-identical to one that
+    was not interrupted. A second signal ends a rank at once.
 
     Args:
         path: as for ``save``.
-        optimizer: as for ``save``. Of a dict of several, the one that is named last looks for the signal, and all are
-            saved at the end of its step: name that last whose step ends an iteration.
-        extra: as for ``save``; or a function that returns it, called by each rank when it saves. By then the step is
-            taken; what comes after it in your loop, a scheduler's step, has not been done.
-        signals: that tell a rank to stop.
+        optimizer: as for ``save``. Of a dict of several, the last one reports the signal, and all are saved at the end
+            of its step: the optimizer whose step ends an iteration must come last.
+        extra: as for ``save``; or a function that returns it, which each rank calls when it saves. By then the step has
+            been taken, but not what follows it in your loop, such as a scheduler's step.
+        signals: signals that ask a rank to stop.
         keep: as for ``save``.
-        every: send a message of its own every so many inner steps, for rounds that last longer than the batch system
-            waits.
-        automatic: False saves where the loop calls ``check()`` of what is returned, and not at the end of the
+        every: number of inner steps between additional messages, for rounds that last longer than the time that the
+            batch system grants.
+        automatic: False saves where the loop calls ``check()`` of the returned handle, and not at the end of the
             optimizer's step.
 
     Returns:
-        Whose ``check()`` saves and exits if the ranks have agreed to, and whose ``close()``, or end as a block, puts
-        the handlers of before back. In TensorFlow it is a callback that ``fit`` must be given, for nothing can be saved
-        from within a graph. A loop of your own round a ``tf.function`` calls its ``check()`` after each step; steps
-        that are taken eagerly need neither.
+        A handle. ``check()`` saves and exits once all ranks have agreed to stop; ``close()``, or leaving a ``with``
+        block, restores the previous signal handlers. In TensorFlow the handle is a callback, which must be passed to
+        ``fit``, because nothing can be saved from within a graph. A loop of your own around a ``tf.function`` calls
+        ``check()`` after each step; steps that are taken eagerly need neither.
 
     Raises:
         ConfigurationError: outside the main thread, or in a simulation.
@@ -59,7 +59,7 @@ def save_on_signal(
     checked_path(path)
     training = trainings[list(optimizer)[-1]] if isinstance(optimizer, Mapping) else trainings[""]
 
-    def save_now(found: Any) -> Path:
-        return save(path, optimizer, found, keep=keep)
+    def save_now(extra: Any) -> Path:
+        return save(path, optimizer, extra, keep=keep)
 
     return training.stopping(SaveOnSignal(training.replica, save_now, extra, signals, every, automatic))

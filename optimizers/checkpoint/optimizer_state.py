@@ -1,6 +1,6 @@
-"""The base optimizer's state: as its framework has it, and as every framework can take it over.
+"""The base optimizer's state: as its framework stores it, and in a form that every framework can load.
 
-Frameworks keep the same quantities in other conventions. Two rules are known, to which most state belongs:
+Frameworks store the same quantities by different conventions. Two rules are known, which cover most state:
 
 - ``"momentum"``: b <- mu b + g, in the scale of gradients, free of learning rates (torch's; Keras has -lr b).
 - ``"adam"``: the moments m and v, before bias correction, and the number of steps.
@@ -18,18 +18,18 @@ from lentando.comm.transport import Array
 __all__ = ["NeutralState", "OptimizerState", "Reading"]
 
 Tensors = Mapping[str, Mapping[str, Array]]
-"""By key, then by name of the parameter whose shape they have."""
+"""Tensors by key, then by the name of the parameter whose shape they have."""
 
 
 @dataclass(frozen=True)
 class Reading:
-    """How a framework's own state is read by others.
+    """How other frameworks read the state of a framework's optimizer.
 
     Attributes:
         rule: "momentum" or "adam".
-        quantities: by quantity ("momentum"; "first", "second" and perhaps "largest_second" moment): the key of the
-            tensors, and the factor that makes the quantity of them.
-        steps: taken so far, for "adam".
+        quantities: key of the tensors that hold each quantity, and the factor by which they are multiplied. Quantities
+            are "momentum", or the moments "first", "second" and perhaps "largest_second".
+        steps: number of steps taken so far, for "adam".
     """
 
     rule: str
@@ -39,15 +39,15 @@ class Reading:
 
 @dataclass(frozen=True)
 class OptimizerState:
-    """A framework's own state of its optimizer, complete: what it needs to go on to the bit.
+    """The complete state of a framework's optimizer, from which it resumes bit-identically.
 
     Attributes:
-        kind: the optimizer's class.
+        kind: name of the optimizer's class.
         tensors: floating-point tensors of the shape of a parameter.
-        rest: all else: numbers, strings, lists, dicts and arrays.
-        reading: how other frameworks can take it over; None if they cannot.
-        obstacle: why they cannot.
-        is_empty: it is that of an optimizer that has taken no step: there is nothing to take over.
+        rest: everything else: numbers, strings, lists, dicts and arrays.
+        reading: how other frameworks can load the state; None if they cannot.
+        obstacle: the reason why other frameworks cannot load it.
+        is_empty: whether the optimizer has taken no step, so that there is nothing to load.
     """
 
     kind: str
@@ -58,7 +58,7 @@ class OptimizerState:
     is_empty: bool = False
 
     def about(self) -> dict[str, Any]:
-        """All but the tensors and the rest, as JSON."""
+        """Everything but the tensors and the rest, as JSON."""
         return {
             "kind": self.kind,
             "reading": None if self.reading is None else asdict(self.reading),
@@ -68,20 +68,20 @@ class OptimizerState:
 
     @classmethod
     def from_json(cls, about: Mapping[str, Any], tensors: Tensors, rest: Any) -> "OptimizerState":
-        """The inverse of ``about``."""
+        """The state that ``about`` has described, with its tensors and the rest."""
         reading = None if about["reading"] is None else Reading(**about["reading"])
         return cls(about["kind"], tensors, rest, reading, about["obstacle"], about["is_empty"])
 
     def neutral(self) -> "NeutralState":
-        """The state that every framework understands.
+        """The state in the form that every framework can load.
 
         Raises:
-            CheckpointError: if it cannot be put so.
+            CheckpointError: if other frameworks cannot load it.
         """
         if self.reading is None:
             raise CheckpointError(
-                f"the state of {self.kind} cannot be taken over into another framework: {self.obstacle}. Save right "
-                "after an outer step that resets it, or load with optimizer_state='new' to begin with a fresh one"
+                f"the state of {self.kind} cannot be loaded into another framework: {self.obstacle}. Save right after "
+                "an outer step that resets it, or load with optimizer_state='new' to begin with a new one"
             )
         quantities = {
             quantity: {name: _scaled(array, factor) for name, array in self.tensors.get(key, {}).items()}
@@ -92,13 +92,13 @@ class OptimizerState:
 
 @dataclass(frozen=True)
 class NeutralState:
-    """What every framework understands.
+    """Optimizer state in the form that every framework can load.
 
     Attributes:
-        kind: the class that it comes from, for messages.
-        rule: see ``Reading``.
-        quantities: by quantity, then by parameter. A parameter that is not there has zeros.
-        steps: see ``Reading``.
+        kind: name of the class that it comes from, for messages.
+        rule: "momentum" or "adam", as in ``Reading``.
+        quantities: tensors by quantity, then by parameter. A missing parameter has zeros.
+        steps: number of steps taken so far, for "adam".
     """
 
     kind: str
@@ -107,21 +107,21 @@ class NeutralState:
     steps: int | None = None
 
     def check(self, kind: str, rule: str | None, quantities: set[str]) -> None:
-        """Whether an optimizer can go on from this.
+        """Check that an optimizer can resume from this state.
 
         Args:
-            kind: its class, for messages.
-            rule: what it follows, None if that is not known.
-            quantities: what it keeps, all of it.
+            kind: name of the optimizer's class, for messages.
+            rule: the optimizer's rule, None if it is not known.
+            quantities: names of all quantities that the optimizer keeps.
 
         Raises:
-            CheckpointError: if it cannot.
+            CheckpointError: if the optimizer follows another rule, or keeps other quantities.
         """
         if rule != self.rule or quantities != self.quantities.keys():
-            mine = f"{rule} with {_listed(quantities)}" if rule else "a rule that is not known here"
+            here = f"{rule} with {_listed(quantities)}" if rule else "a rule that is not known here"
             raise CheckpointError(
                 f"the checkpoint holds the state of {self.kind} ({self.rule} with {_listed(self.quantities)}), but the "
-                f"optimizer here is {kind} ({mine}): use the same method, or load with optimizer_state='new'"
+                f"optimizer here is {kind} ({here}): use the same method, or load with optimizer_state='new'"
             )
 
 
@@ -130,4 +130,4 @@ def _scaled(array: Array, factor: float) -> Array:
 
 
 def _listed(quantities: Mapping[str, Any] | set[str]) -> str:
-    return ", ".join(sorted(quantities)) or "nothing kept"
+    return ", ".join(sorted(quantities)) or "no state"

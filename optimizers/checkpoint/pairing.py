@@ -1,4 +1,4 @@
-"""Which layer of one model is which of another."""
+"""Pairs the layers of two models: by their order, or by kind and shape where the order differs."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -15,18 +15,22 @@ __all__ = ["differing_settings", "pair", "pairs_of"]
 
 Pair: TypeAlias = tuple[Layer, Layer]
 NAMED = 20
-"""Pairs of layers that a note names at most."""
+"""Largest number of pairs of layers that a note names."""
 
 
 def pair(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[WeightRule], list[str]]:
-    """The rules from one model to another that has the same layers; see ``WeightMap.between``.
+    """The rules that turn the tensors of one model into those of another that has the same layers.
+
+    Args:
+        first: layers of the first model.
+        second: layers of the second model.
 
     Returns:
         The rules, in the order of the first model's layers, and notes for the user.
 
     Raises:
-        ConfigurationError: at the first layer that differs, cannot be told from others, or is of a kind that is not
-            known; with a mapping to start from.
+        ConfigurationError: at the first layer that differs, cannot be distinguished from others, or is of an unknown
+            kind; the message ends with a map to start from, as Python.
     """
     try:
         aligned, notes = _aligned(first, second)
@@ -56,18 +60,18 @@ def _rules(aligned: Sequence[Pair]) -> list[WeightRule]:
 
 
 def pairs_of(rules: Sequence[WeightRule], first: Sequence[Layer], second: Sequence[Layer]) -> list[Pair]:
-    """The layers between whose weights some of these rules lead."""
+    """The pairs of layers between whose weights at least one of these rules leads."""
     by_name = [{t.name: layer for layer in layers for t in layer.tensors.values()} for layers in (first, second)]
-    found: dict[tuple[int, int], Pair] = {}
+    pairs: dict[tuple[int, int], Pair] = {}
     for rule in rules:
         one, other = by_name[0].get(rule.source), by_name[1].get(rule.target)
         if one is not None and other is not None and one.kind == other.kind:
-            found[id(one), id(other)] = one, other
-    return list(found.values())
+            pairs[id(one), id(other)] = one, other
+    return list(pairs.values())
 
 
 def differing_settings(pairs: Sequence[Pair]) -> list[str]:
-    """Says which settings that are not weights differ between the layers of each pair."""
+    """Notes on settings that are not weights and differ between the layers of a pair."""
     differing: dict[tuple[str, str, object, object], list[Pair]] = {}
     for one, other in pairs:
         for setting in one.settings.keys() & other.settings.keys():
@@ -90,7 +94,7 @@ def _equal(one: object, other: object) -> bool:
 
 
 def _aligned(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair], list[str]]:
-    """Pairs of layers, in the order of the first model's, and notes for the user."""
+    """Pairs of layers, in the order of the first model, and notes for the user."""
     if len(first) != len(second):
         first, second = _without_repeated(first), _without_repeated(second)
     signatures = [[layer.signature for layer in layers] for layers in (first, second)]
@@ -99,15 +103,15 @@ def _aligned(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair
     for number in range(max(len(first), len(second))):
         here = [layers[number] if number < len(layers) else None for layers in (first, second)]
         if here[0] is None or here[1] is None or here[0].kind != here[1].kind:
-            found = " but ".join("nothing" if layer is None else f"{layer.kind} {layer.name!r}" for layer in here)
-            raise ConfigurationError(f"the models differ at layer {number}: {found}")
+            kinds = " but ".join("nothing" if layer is None else f"{layer.kind} {layer.name!r}" for layer in here)
+            raise ConfigurationError(f"the models differ at layer {number}: {kinds}")
     pairs = list(zip(first, second, strict=True))
-    parallel = [found for found in pairs if found[0].is_parallel or found[1].is_parallel]
+    parallel = [(one, other) for one, other in pairs if one.is_parallel or other.is_parallel]
     return pairs, _guesses(parallel, "neither of which comes before the other in the model")
 
 
 def _aligned_by_kind(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[list[Pair], list[str]]:
-    """Models whose layers are the same, but come in another order."""
+    """Pairs of the layers of models that have the same layers in another order."""
     pairs: list[Pair] = []
     guessed: list[Pair] = []
     for kind in dict.fromkeys(layer.kind for layer in first):
@@ -115,39 +119,39 @@ def _aligned_by_kind(first: Sequence[Layer], second: Sequence[Layer]) -> tuple[l
         same_order = [layer.signature for layer in ones] == [layer.signature for layer in others]
         for signature in dict.fromkeys(layer.signature for layer in ones):
             equal = [[layer for layer in layers if layer.signature == signature] for layers in (ones, others)]
-            found = list(zip(*equal, strict=True))
-            if len(found) > 1 and not same_order:
+            equal_pairs = list(zip(*equal, strict=True))
+            if len(equal_pairs) > 1 and not same_order:
                 names = [", ".join(repr(layer.name) for layer in layers) for layers in equal]
                 raise ConfigurationError(
-                    f"the layers of the models come in another order, and it cannot be told which of {names[0]} is "
+                    f"the layers of the models come in another order, and it is not known which of {names[0]} is "
                     f"which of {names[1]}: each is a {kind} of the same shape"
                 )
-            pairs += found
-            guessed += found if len(found) > 1 else []
+            pairs += equal_pairs
+            guessed += equal_pairs if len(equal_pairs) > 1 else []
     position = {id(layer): number for number, layer in enumerate(first)}
-    pairs.sort(key=lambda found: position[id(found[0])])
+    pairs.sort(key=lambda layers: position[id(layers[0])])
     return pairs, _guesses(guessed, "while the layers of the models come in another order")
 
 
 def _guesses(pairs: Sequence[Pair], why: str) -> list[str]:
-    """Names pairs of layers that only their order among layers of the same kind and shape tells apart."""
+    """A note on pairs of layers that only their order among layers of the same kind and shape distinguishes."""
     names = [f"{one.name!r} and {other.name!r}" for one, other in pairs[:NAMED]]
     more = f"; and {len(pairs) - NAMED} more" if len(pairs) > NAMED else ""
     listed = "; ".join(names) + more
     note = (
-        f"layers of the same kind and shape, {why}, were paired in the order in which they were made, so check that "
+        f"layers of the same kind and shape, {why}, were paired in the order in which they were created, so check that "
         f"these are the same: {listed}"
     )
     return [note] if pairs else []
 
 
 def _without_repeated(layers: Sequence[Layer]) -> list[Layer]:
-    """Without layers all of whose tensors belong to layers before them."""
+    """The layers without those that have no tensor of their own: all of theirs belong to layers before them."""
     known: set[str] = set()
-    found = []
+    distinct = []
     for layer in layers:
         names = {tensor.name for tensor in layer.tensors.values()}
         if not names or names - known:
-            found.append(layer)
+            distinct.append(layer)
         known |= names
-    return found
+    return distinct

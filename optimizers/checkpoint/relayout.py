@@ -1,4 +1,4 @@
-"""State of flat buffers, from one layout to another: other names, another order, other axes, other shards."""
+"""Converts the state of flat buffers from one layout to another: other names, order, axes and shards."""
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
@@ -20,15 +20,15 @@ __all__ = ["Relayout", "parameters_of", "saved_arrays"]
 
 
 class Relayout:
-    """Makes the state of this rank's buffers of what the ranks have saved.
+    """Converts what the ranks have saved into the state of this rank's buffers.
 
     Args:
-        mapping: from saved names to those here.
+        mapping: map from the saved tensors to those here.
         saved: layouts of the buffers when the checkpoint was saved.
-        layouts: their layouts here.
-        state: the replica's state here, whose arrays have the extents that are wanted.
-        own: what this rank has saved.
-        everyone: reads what each rank has saved, one after the other; not called where layouts are equal.
+        layouts: layouts of the buffers here.
+        state: the replica's state here, whose arrays have the required extents.
+        own: content that this rank has saved.
+        read_all: function that reads the content of all ranks; called only where layouts or shards differ.
     """
 
     def __init__(
@@ -38,21 +38,21 @@ class Relayout:
         layouts: Sequence[FlatLayout],
         state: dict[str, Any],
         own: RankContent,
-        everyone: Callable[[], Sequence[RankContent]],
+        read_all: Callable[[], Sequence[RankContent]],
     ) -> None:
         self._mapping = mapping
         self._saved = saved
         self._layouts = layouts
         self._wanted = flat_nodes(pack(state, layouts, "replica")[0])
         self._own = own
-        self._everyone = everyone
+        self._read_all = read_all
         self._is_same = [layout.entries for layout in saved] == [layout.entries for layout in layouts]
 
     def flat_state(self, node: FlatNode) -> dict[str, Any]:
-        """What ``lentando.optimizers.rules.flat_state.flat_state`` would have made here.
+        """The state that ``lentando.optimizers.rules.flat_state.flat_state`` would have returned here.
 
         Args:
-            node: stands for what this rank has saved.
+            node: node that stands for the state that this rank has saved.
 
         Raises:
             CheckpointError: if the checkpoint does not hold what is needed.
@@ -70,7 +70,7 @@ class Relayout:
         return flat_state(arrays, [extent[0] if extent else 0 for extent in wanted] if node["sharded"] else None)
 
     def _whole(self, node: FlatNode) -> list[Any]:
-        """The extents here of arrays that hold what all parameters have, or all statistics as well."""
+        """The extents here of arrays with an element for each parameter, or for each statistic as well."""
         if node["sharded"]:
             raise CheckpointError(f"{node['path']!r} was saved in shards, but the training here has no such state")
         extents = [extent for extent in node["ranges"] if extent is not None]
@@ -85,7 +85,7 @@ class Relayout:
         ]
 
     def _by_name(self, node: FlatNode) -> dict[str, Array]:
-        """What was saved, whole, in its own shapes, by its own names."""
+        """The saved state as whole tensors, in their saved shapes, by their saved names."""
         path = node["path"]
         holders = [(node, self._own[0])]
         if node["sharded"]:
@@ -116,7 +116,7 @@ class Relayout:
             if source in values:
                 return values[source]
             if entry.group is None:
-                # A statistic that is averaged here and was not there. Its anchor is never used: any value will do.
+                # A statistic that is averaged here and was not then. Its anchor is never used, so any value will do.
                 return tensor(self._own[0], f"model/{source}")
             raise CheckpointError(
                 f"the checkpoint has no {path!r} of {source!r}, which is {entry.name!r} here: it was frozen when the "
@@ -127,30 +127,30 @@ class Relayout:
 
     @cached_property
     def _all(self) -> Sequence[RankContent]:
-        return self._everyone()
+        return self._read_all()
 
 
 def saved_arrays(
     layouts: Sequence[FlatLayout], path: str, ranges: Sequence[Any], tensors: Tensors
 ) -> list[Array | None]:
-    """What a rank has saved of each buffer: arrays as they were given to ``flat_state``.
+    """The arrays that a rank has saved, one per buffer, as they were passed to ``flat_state``.
 
     Args:
-        layouts: of the buffers when the checkpoint was saved.
-        path: of the ``FlatNode``.
-        ranges: of the ``FlatNode``.
-        tensors: the rank's.
+        layouts: layouts of the buffers when the checkpoint was saved.
+        path: path of the ``FlatNode``.
+        ranges: ranges of the ``FlatNode``.
+        tensors: the rank's tensors.
     """
     return [extent and _elements(layout, path, extent, tensors) for layout, extent in zip(layouts, ranges, strict=True)]
 
 
 def parameters_of(layout: FlatLayout) -> int:
-    """Elements that are not statistics."""
+    """Number of elements of parameters: those of statistics do not count."""
     return sum(entry.size for entry in layout.entries if entry.group is not None)
 
 
 def _elements(layout: FlatLayout, path: str, extent: Sequence[Any], tensors: Tensors) -> Array:
-    """What was saved of a range of a buffer."""
+    """The saved elements of a range of a buffer."""
     start, stop, dtype = extent
     elements = np.empty(stop - start, numpy_dtype(dtype))
     for entry, own, here in entries_within(layout, start, stop):

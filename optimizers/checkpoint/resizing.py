@@ -147,7 +147,7 @@ class _Replicas:
         self._sums: list[dict[str, Any]] = []
 
     def add(self, content: RankContent) -> None:
-        """Add one rank."""
+        """Add the state of one rank."""
         tensors = content.tensors
         state = unpack(
             content.about["replica"],

@@ -82,7 +82,7 @@ class Restoration:
     warnings: Sequence[str]
 
     def adopt(self) -> None:
-        """Change the training."""
+        """Replace the state of the training by what was prepared."""
         replica = self.training.replica
         framework = replica.framework
         replica.setup.wait_in_flight()

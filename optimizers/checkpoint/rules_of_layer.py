@@ -17,13 +17,17 @@ KINDS = (
 
 
 def rules_of(one: Layer, other: Layer) -> list[WeightRule]:
-    """The rules from one layer to another.
+    """The rules that turn the tensors of one layer into those of another.
+
+    Args:
+        one: layer of the first model.
+        other: layer of the second model.
 
     Raises:
-        ConfigurationError: if the layers differ, or are of a kind that is not known.
+        ConfigurationError: if the layers differ, or their kind is not known.
     """
     if one.kind not in KINDS:
-        raise ConfigurationError(f"{one.name!r} is a {one.kind}: only {', '.join(KINDS)} can be paired")
+        raise ConfigurationError(f"{one.name!r} is of the kind {one.kind}: only {', '.join(KINDS)} can be paired")
     for layer in (one, other):
         if layer.unknown and one.channels_first != other.channels_first:
             raise ConfigurationError(layer.unknown)
@@ -53,7 +57,14 @@ def rules_of(one: Layer, other: Layer) -> list[WeightRule]:
 
 @dataclass(frozen=True)
 class _Range:
-    """A range of an axis in both frameworks: where it begins, how long it is, and what its elements are."""
+    """A range of an axis in both frameworks.
+
+    Attributes:
+        letter: letter of the axis.
+        starts: first index of the range, in each framework.
+        length: number of elements.
+        factors: axes that were flattened into the range, in the order of each framework.
+    """
 
     letter: str
     starts: tuple[int, int]
@@ -62,7 +73,13 @@ class _Range:
 
 
 def tensor_rules(source: Tensor, target: Tensor, one: Layer, other: Layer) -> list[WeightRule]:
-    """The rules from a tensor of one layer to that of another: one, or one for each part that is permuted otherwise.
+    """The rules that turn a tensor of one layer into that of another: one, or one per part with its own permutation.
+
+    Args:
+        source: tensor of the first layer.
+        target: tensor of the second layer.
+        one: first layer.
+        other: second layer.
 
     Raises:
         ConfigurationError: if the tensors differ.
@@ -99,17 +116,17 @@ def _rule(
     by_letter = {part.letter: part for part in chosen}
 
     def pieces(tensor: Tensor, side: int) -> list[list[tuple[str, int]]]:
-        """For each axis, what it is made up of and how long that is."""
-        found = []
+        """The pieces of each axis, with their labels and lengths."""
+        axes = []
         for group in tensor.groups:
-            own: list[tuple[str, int]] = []
+            labelled: list[tuple[str, int]] = []
             for letter in group:
                 if letter in by_letter:
-                    own += [(letter + label, length) for label, length in by_letter[letter].factors[side]]
+                    labelled += [(letter + label, length) for label, length in by_letter[letter].factors[side]]
                 elif letter in letters:  # otherwise it is of length 1, and the other framework has no such axis
-                    own.append((letter, lengths[letter]))
-            found.append(own)
-        return found
+                    labelled.append((letter, lengths[letter]))
+            axes.append(labelled)
+        return axes
 
     split, joined = pieces(source, 0), pieces(target, 1)
     order = [label for group in split for label, _ in group]
@@ -130,13 +147,13 @@ def _rule(
 
 
 def _part(tensor: Tensor, side: int, by_letter: Mapping[str, _Range]) -> Ranges | None:
-    """The part of a tensor that has the chosen ranges; None if that is all of it."""
+    """The part of a tensor that the chosen ranges select; None if it is the whole tensor."""
     whole = tuple((0, length) for length in tensor.shape)
-    found = []
+    ranges = []
     for letters, (start, stop) in zip(tensor.groups, tensor.part or whole, strict=True):
         part = by_letter.get(letters)
-        found.append((start, stop) if part is None else _within(start, part, side))
-    return None if tuple(found) == whole else tuple(found)
+        ranges.append((start, stop) if part is None else _within(start, part, side))
+    return None if tuple(ranges) == whole else tuple(ranges)
 
 
 def _within(start: int, part: _Range, side: int) -> tuple[int, int]:
@@ -144,7 +161,7 @@ def _within(start: int, part: _Range, side: int) -> tuple[int, int]:
 
 
 def _ranges(letter: str, one: Layer, other: Layer) -> list[_Range]:
-    """The ranges of an axis whose elements come in another order, or together in the same order."""
+    """The ranges of an axis, each of which has one permutation; neighbours without a permutation are joined."""
     both = _both(letter, one, other)
     starts = [_starts(segments) for segments in both]
     by_key = dict(both[1])
@@ -170,7 +187,7 @@ def _ranges(letter: str, one: Layer, other: Layer) -> list[_Range]:
 
 
 def _both(letter: str, one: Layer, other: Layer) -> tuple[tuple[Segment, ...], tuple[Segment, ...]]:
-    """The segments of an axis in each layer's order; where one does not know them, as its framework would have them."""
+    """The segments of an axis in the order of each layer, or of its framework if the layer does not know them."""
     known = one.segments.get(letter) or other.segments[letter]
     first, second = (
         layer.segments.get(letter) or tuple((key, _reordered(factors, layer.channels_first)) for key, factors in known)
@@ -191,13 +208,13 @@ def _starts(segments: Sequence[Segment]) -> dict[str, int]:
 
 def _length(factors: Factors) -> int:
     length = 1
-    for _, own in factors:
-        length *= own
+    for _, factor in factors:
+        length *= factor
     return length
 
 
 def _moved(factors: Factors) -> Factors:
-    """Without the axes of length 1, which can be anywhere."""
+    """The factors without axes of length 1, whose position does not matter."""
     return tuple(factor for factor in factors if factor[1] != 1)
 
 

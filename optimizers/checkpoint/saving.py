@@ -37,33 +37,44 @@ def save(
     *,
     keep: int | None = None,
 ) -> Path:
-    """Save model, base optimizer and all that decides the next step of every rank, for any framework to continue from.
+    """Save a checkpoint: the model, the base optimizer and all other state, from which any framework can resume.
 
     Collective: every rank calls it, eagerly, between steps. A checkpoint appears when it is complete; until then, an
-    earlier one at the same place stays what it was. The framework's own random generators, from which dropout draws,
-    are saved with it (of Keras, the seed generators of a model given as ``model=``); those of Python and NumPy are not:
-    give their states as ``extra``. With ``model=`` given to the optimizer, another framework can find out by itself
-    which of its tensors is which parameter.
+    earlier one at the same place remains unchanged. The framework's random generators, from which dropout draws, are
+    saved as well (of Keras, the seed generators of a model passed as ``model=``). Those of Python and NumPy are not:
+    pass their states as ``extra``. If the optimizer was given ``model=``, another framework can identify its tensors
+    without a map.
 
     Args:
-        path: a folder that all ranks see; made if need be. One job at a time saves there.
-        optimizer: a ``DistributedOptimizer``; in TensorFlow, built. Or a dict of several by name, such as
+        path: folder that all ranks see, which is created if necessary. One job at a time saves there.
+        optimizer: ``DistributedOptimizer``, which must be built in TensorFlow; or a dict of several by name, such as
             ``{"generator": g, "discriminator": d}``, which are saved as one checkpoint.
-        extra: whatever else this rank wants back (epoch, scheduler, random generators): None, numbers, strings,
-            bytes, paths, arrays and tensors, in lists, tuples, sets and dicts (``OrderedDict``, ``Counter``,
+        extra: anything else that this rank needs when it resumes (epoch, scheduler, random generators): None, numbers,
+            strings, bytes, paths, arrays and tensors, in lists, tuples, sets and dicts (``OrderedDict``, ``Counter``,
             ``defaultdict`` of a built-in type), which keep their kind.
-        keep: makes ``path`` a folder of checkpoints by step, ``step-00000480`` and so on, of which the newest so many
-            are kept. Without it ``path`` is one checkpoint, which is replaced. Of several optimizers, the largest
-            count of steps names the folder.
+        keep: number of checkpoints to keep. ``path`` is then a folder of checkpoints by step, ``step-00000480`` and so
+            on. Without it, ``path`` is a single checkpoint, which is replaced. Of several optimizers, the largest count
+            of steps names the folder.
 
     Returns:
         The folder of this checkpoint.
 
     Raises:
-        CheckpointError: on every rank, if one of them fails (disk full, another job saves there, ...); what was there
-            before is still there.
-        ConfigurationError: for arguments that cannot work.
+        CheckpointError: on every rank, if one of them fails (disk full, another job saves there, ...); an earlier
+            checkpoint remains.
+        ConfigurationError: for invalid arguments.
         MismatchError: on every rank, if the ranks are not at the same step.
+
+    Example:
+        >>> import torch, lentando.torch as lt
+        >>> lt.init()
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=12)
+        >>> model(torch.ones(8, 2)).square().mean().backward()
+        >>> optimizer.step()
+        >>> lt.save("run", optimizer, extra={"epoch": 3}, keep=2).name
+        'step-00000001'
+        >>> lt.shutdown()
     """
     trainings = trainings_of(optimizer)
     if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):

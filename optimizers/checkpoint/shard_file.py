@@ -1,4 +1,4 @@
-"""One file of a checkpoint: tensors, and JSON that says what they are, in safetensors."""
+"""One file of a checkpoint: tensors, and JSON that describes them, in the format of safetensors."""
 
 import json
 from collections.abc import Mapping
@@ -20,12 +20,12 @@ __all__ = ["ShardFile", "read_shard_file", "write_shard_file"]
 
 @dataclass(frozen=True)
 class ShardFile:
-    """What the manifest knows of a file.
+    """The manifest's description of a file.
 
     Attributes:
-        file: its name.
-        size_bytes: its size.
-        checksum: of its content.
+        file: name of the file.
+        size_bytes: size of the file.
+        checksum: checksum of its content.
     """
 
     file: str
@@ -33,12 +33,18 @@ class ShardFile:
     checksum: str
 
     def as_json(self) -> dict[str, Any]:
-        """For the manifest."""
+        """The description as JSON, for the manifest."""
         return asdict(self)
 
 
 def write_shard_file(file: Path, tensors: Mapping[str, Array], about: Any) -> ShardFile:
-    """Write tensors, and ``about``, which is JSON. When this returns, they are on the disk."""
+    """Write a file, and return its description once it is on the disk.
+
+    Args:
+        file: path of the file.
+        tensors: tensors by name.
+        about: JSON that describes them.
+    """
     dense = {name: np.asarray(array, order="C") for name, array in tensors.items()}
     with written(file) as partial:
         save_file(dense, partial, metadata={"lentando": json.dumps(about, allow_nan=False)})
@@ -46,19 +52,23 @@ def write_shard_file(file: Path, tensors: Mapping[str, Array], about: Any) -> Sh
 
 
 def read_shard_file(folder: Path, described: Mapping[str, Any]) -> tuple[dict[str, Array], Any]:
-    """The tensors of a file, and what was written about them.
+    """Read a file: its tensors, and the JSON that describes them.
+
+    Args:
+        folder: folder of the checkpoint.
+        described: the manifest's description of the file.
 
     Raises:
-        CheckpointError: if the file is missing or not what the manifest says.
+        CheckpointError: if the file is missing, or its content is not that which was written.
     """
-    part = ShardFile(**described)
-    file = folder / part.file
+    expected = ShardFile(**described)
+    file = folder / expected.file
     if not file.exists():
         raise CheckpointError(f"{file} is missing: the checkpoint is not complete, or not all of it was copied here")
     size_bytes = file.stat().st_size
-    if size_bytes != part.size_bytes:
-        raise CheckpointError(f"{file} is damaged: it has {size_bytes} bytes, {part.size_bytes} were written")
-    if checksum(file) != part.checksum:
+    if size_bytes != expected.size_bytes:
+        raise CheckpointError(f"{file} is damaged: it has {size_bytes} bytes, {expected.size_bytes} were written")
+    if checksum(file) != expected.checksum:
         raise CheckpointError(f"{file} is damaged: its checksum is not that of what was written")
     try:
         with safe_open(file, "numpy") as opened:

@@ -1,4 +1,4 @@
-"""A mapping to start from, as Python, for models that cannot be paired."""
+"""A weight map to start from, as Python, for models whose layers cannot be paired."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -12,20 +12,23 @@ __all__ = ["suggested"]
 
 
 def suggested(first: Sequence[Layer], second: Sequence[Layer]) -> str:
-    """What to write in a program instead: rules for all layers that fit each other, and what is left over.
+    """Python for a weight map: rules for all layers that fit each other, and comments on the tensors that remain.
 
-    Layers are taken in their order among those that fit; lines that need a look say so.
+    Each layer is paired with the first that fits it; lines that must be checked have a comment.
+
+    Args:
+        first: layers of the first model.
+        second: layers of the second model.
     """
     lines: list[str] = []
-    left = list(second)
+    remaining = list(second)
     mapped: tuple[set[str], set[str]] = (set(), set())
     for one in first:
-        for other in left:
+        for other in remaining:
             rules = _rules(one, other)
             if rules is not None:
-                left.remove(other)
-                doubt = one.unknown or other.unknown
-                if doubt:
+                remaining.remove(other)
+                if one.unknown or other.unknown:
                     lines.append(f"# Right only if the input of {other.name!r} is no flattened feature map; {_PARTS}:")
                 new = [rule for rule in rules if rule.source not in mapped[0] or rule.source_part is not None]
                 lines += [f"{rule.as_python()}," for rule in new]
@@ -46,7 +49,7 @@ def suggested(first: Sequence[Layer], second: Sequence[Layer]) -> str:
     lines += [f"# not yet mapped from: {t.name!r}, shape {t.shape}" for t in sources.values()]
     lines += [f"# not yet mapped to: {t.name!r}, shape {t.shape}" for t in targets.values()]
     body = "\n".join(f"    {line}" for line in lines)
-    return f"Give a mapping to load, beginning with this one:\nmapping = lt.WeightMap([\n{body}\n])"
+    return f"Pass a map to load, starting from this one:\nmapping = lt.WeightMap([\n{body}\n])"
 
 
 _PARTS = "otherwise split, axes and merge permute its axis, and source_part and target_part restrict that to a part"
@@ -62,7 +65,7 @@ def _rules(one: Layer, other: Layer) -> list[WeightRule] | None:
 
 
 def _guess(source: Tensor, target: Tensor) -> WeightRule | None:
-    """A rule between tensors of unknown axes of which the shapes are equal, or reversed."""
+    """A rule between tensors of unknown axes whose shapes are equal, or reversed; None for other shapes."""
     if source.shape == target.shape:
         return WeightRule(source.name, target.name)
     if len(source.shape) == 2 and source.shape == target.shape[::-1]:

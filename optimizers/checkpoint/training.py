@@ -1,4 +1,4 @@
-"""The seam to the frameworks for checkpoints: what an adapter supplies beside ``lentando.optimizers.framework``."""
+"""What a framework adapter implements for checkpoints, in addition to ``lentando.optimizers.framework``."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
@@ -15,33 +15,33 @@ __all__ = ["Checkpointed", "Training", "trainings_of"]
 
 
 class Training(Protocol):
-    """A model with its optimizer, to be saved, or to be continued from a checkpoint.
+    """A model with its optimizer, which can be saved and resumed.
 
     Attributes:
-        replica: drives them. Its framework holds the model.
+        replica: the replica that trains the model. Its framework adapter holds the model.
     """
 
     replica: Replica
 
     def optimizer_state(self) -> OptimizerState:
-        """The base optimizer's state."""
+        """The base optimizer's state, complete."""
 
     def check_optimizer_state(self, state: OptimizerState) -> None:
         """Raise ``CheckpointError`` if ``store_optimizer_state`` would be impossible."""
 
-    # One of those below that change the state is called last, when model and replica have been restored.
+    # One of the methods that replace the state is called last, when model and replica have been restored.
 
     def store_optimizer_state(self, state: OptimizerState) -> None:
-        """Go on from a state that this framework has made."""
+        """Replace the base optimizer's state by one that this framework has saved."""
 
     def check_neutral_state(self, state: NeutralState) -> None:
         """Raise ``CheckpointError`` if ``store_neutral_state`` would be impossible."""
 
     def store_neutral_state(self, state: NeutralState) -> None:
-        """Go on from another framework's state."""
+        """Replace the base optimizer's state by that of another framework."""
 
     def new_optimizer_state(self) -> None:
-        """Begin with the state of an optimizer that has taken no step."""
+        """Replace the base optimizer's state by that of an optimizer that has taken no step."""
 
     def random_state(self) -> dict[str, Array]:
         """The states of the random generators that this rank's training draws from, by name, as integer arrays."""
@@ -50,34 +50,34 @@ class Training(Protocol):
         """Continue with generator states that ``random_state`` returned. Ignores generators that do not exist here."""
 
     def layers(self) -> Sequence[Layer] | None:
-        """What the model consists of, None if that is not known."""
+        """Descriptions of the model's layers, None if they are not known."""
 
     def to_plain(self, extra: Any) -> Any:
-        """What a user saves beside the rest, with arrays for the framework's tensors."""
+        """The program's ``extra`` with arrays in place of the framework's tensors, to be saved."""
 
     def from_plain(self, extra: Any) -> Any:
-        """The same as the user gets it back."""
+        """A loaded ``extra`` as the program gets it back."""
 
     def stopping(self, stop: SaveOnSignal) -> StopHandle:
-        """Training is saved on signals from now on. Returns what the user gets for it."""
+        """Save the training on signals from now on. Returns the handle for the program."""
 
 
 @runtime_checkable
 class Checkpointed(Joinable, Protocol):
-    """An optimizer that can be saved with all that it trains."""
+    """An optimizer that can be saved with the model that it trains."""
 
     def training(self) -> Training:
-        """Model, optimizer and replica as checkpoints see them."""
+        """Model, optimizer and replica, for a checkpoint."""
 
 
 def trainings_of(optimizer: Checkpointed | Mapping[str, Checkpointed]) -> dict[str, Training]:
-    """What is saved and loaded with an optimizer, or with several: by name, in the same order on all ranks.
+    """The trainings of one or several optimizers, by name, in the same order on all ranks.
 
     Args:
-        optimizer: one, which gets the empty name, or a dict of several by name.
+        optimizer: an optimizer, which gets the empty name, or a dict of several by name.
 
     Raises:
-        ConfigurationError: for other objects, names that are no text or empty, an optimizer that is given twice, and
+        ConfigurationError: for other objects, names that are empty or no text, an optimizer that is given twice, and
             optimizers of different groups of ranks.
     """
     if not isinstance(optimizer, Mapping):
@@ -92,7 +92,7 @@ def trainings_of(optimizer: Checkpointed | Mapping[str, Checkpointed]) -> dict[s
     if len({id(replica) for replica in replicas}) < len(replicas):
         raise ConfigurationError(f"one optimizer is given under several of the names {names}: give each once")
     if len({id(replica.transport) for replica in replicas}) > 1:
-        raise ConfigurationError(f"the optimizers {names} do not train on the same ranks: save each by itself")
+        raise ConfigurationError(f"the optimizers {names} do not train on the same ranks: save each separately")
     return trainings
 
 

@@ -1,4 +1,4 @@
-"""State dicts as JSON and named tensors."""
+"""Converts state dicts to JSON and named tensors, and back."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -17,11 +17,11 @@ from lentando.optimizers.rules.flat_state import is_flat_state
 __all__ = ["FlatNode", "flat_nodes", "no_flat_state", "pack", "tensor", "unpack"]
 
 FlatNode = dict[str, Any]
-"""Stands for a ``flat_state``. ``path``: of its tensors, called ``path/NAME OF PARAMETER``; ``ranges``: start, stop and
-dtype of what this rank holds of each buffer, or None; ``sharded``: whether the ranks hold different shards."""
+"""A dict that stands for a ``flat_state``. ``path``: beginning of the names of its tensors, ``path/NAME OF PARAMETER``;
+``ranges``: start, stop and dtype of this rank's array of each buffer, or None; ``sharded``: whether it is a shard."""
 
 MARK = "lentando"
-"""Key of a dict that stands for something else."""
+"""Key of a dict that stands for something that JSON lacks."""
 
 
 def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict[str, Array]]:
@@ -29,11 +29,11 @@ def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict
 
     Args:
         tree: None, numbers, strings, lists, tuples, dicts, arrays and ``flat_state``.
-        layouts: of the flat buffers.
-        path: what all names of tensors begin with.
+        layouts: layouts of the flat buffers.
+        path: beginning of the names of all tensors.
 
     Raises:
-        ConfigurationError: for an object of any other kind; names where it is.
+        ConfigurationError: for an object of any other kind; the message names its place.
     """
     tensors: dict[str, Array] = {}
 
@@ -55,13 +55,13 @@ def pack(tree: Any, layouts: Sequence[FlatLayout], path: str) -> tuple[Any, dict
             return rebuilt(value, [convert(item, f"{where}/{number}") for number, item in enumerate(value)])
         return value
 
-    mapped(tree, lambda value, _: value, path)  # it has an end
+    mapped(tree, lambda value, _: value, path)  # raises if a container contains itself
     return to_json(convert(tree, path), path), tensors
 
 
 def _as_stored(array: Array) -> tuple[Array, dict[str, str]]:
-    """An array of a dtype that every reader of the file knows, and what else must be noted to get it back."""
-    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # the file does not say in which byte order it is
+    """The array in a dtype that safetensors knows, and what must be noted to convert it back."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)  # the file does not record the byte order
     is_widely_known = array.dtype.kind in "biuf" and array.dtype.isbuiltin == 1 and array.dtype.itemsize <= 8
     if is_widely_known or array.dtype == bfloat16:
         return array, {}
@@ -80,9 +80,9 @@ def unpack(structure: Any, tensors: Mapping[str, Array], flat: Callable[[FlatNod
     """The state dict that ``pack`` was given.
 
     Args:
-        structure: JSON.
-        tensors: by name.
-        flat: makes a ``flat_state`` of what stands for one.
+        structure: JSON that ``pack`` returned.
+        tensors: tensors by name.
+        flat: function that makes a ``flat_state`` from the node that stands for it.
     """
 
     def convert(value: Any) -> Any:
@@ -103,7 +103,7 @@ def unpack(structure: Any, tensors: Mapping[str, Array], flat: Callable[[FlatNod
 
 
 def flat_nodes(structure: Any) -> dict[str, FlatNode]:
-    """All nodes that stand for a ``flat_state``, by path."""
+    """All nodes of a packed state dict that stand for a ``flat_state``, by path."""
 
     def walk(value: Any) -> Iterator[FlatNode]:
         if isinstance(value, dict):
@@ -120,7 +120,7 @@ def flat_nodes(structure: Any) -> dict[str, FlatNode]:
 
 
 def no_flat_state(node: FlatNode) -> dict[str, Any]:
-    """For ``unpack``, where there should be none.
+    """Refuses a ``flat_state``, for ``unpack`` where none is expected.
 
     Raises:
         CheckpointError: always.
@@ -132,10 +132,10 @@ def tensor(tensors: Mapping[str, Array], name: str) -> Array:
     """A tensor of a checkpoint.
 
     Raises:
-        CheckpointError: if there is none of this name.
+        CheckpointError: if no tensor has this name.
     """
     if name not in tensors:
-        raise CheckpointError(f"the checkpoint has no tensor {name!r}, which its own description mentions")
+        raise CheckpointError(f"the checkpoint has no tensor {name!r}, which its description mentions")
     return tensors[name]
 
 

@@ -1,4 +1,4 @@
-"""Which tensor of one model is which of another, and how the axes of one become those of the other."""
+"""Maps from the tensors of one model to those of another, with their axes permuted."""
 
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
@@ -18,30 +18,43 @@ __all__ = ["WeightMap", "WeightRule"]
 
 
 class WeightMap:
-    """From the tensors of one model to those of another, each once.
+    """A map from the tensors of one model to those of another, each of which occurs once.
 
     Args:
-        rules: one for each tensor, or several for the parts of one; the order is that of the second model's flat
-            buffers where that matters.
-        notes: what a user should know of how the rules were found.
+        rules: rules, one for each tensor, or several for the parts of one. Their order is that of the second model's
+            flat buffers where that matters.
+        notes: notes for the user on how the rules were found.
 
     Raises:
         ConfigurationError: if a name, or a part of a tensor, occurs twice.
 
     Attributes:
-        rules: by what each makes: the name of the target, or for a part of it ``WeightRule.key``.
+        rules: rules by their ``key``: the name of the target, or of a part of it.
         by_target: the rules that make each target.
         notes: as given.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
+        >>> to_keras = WeightMap([
+        ...     WeightRule("fc.weight", "fc/kernel", axes=(1, 0)),
+        ...     WeightRule("fc.bias", "fc/bias"),
+        ... ])
+        >>> saved = {"fc.weight": np.zeros((10, 32)), "fc.bias": np.zeros(10)}
+        >>> to_keras.value("fc/kernel", saved.get).shape
+        (32, 10)
+        >>> to_keras.inverse.rules["fc.weight"].axes
+        (1, 0)
     """
 
     def __init__(self, rules: Iterable[WeightRule], notes: Sequence[str] = ()) -> None:
         listed = list(rules)
         for side, unused in (("source", "zero"), ("target", "added")):
-            found: dict[str, list[Ranges | None]] = {}
+            parts_by_name: dict[str, list[Ranges | None]] = {}
             for rule in listed:
                 if rule.use != unused:
-                    found.setdefault(getattr(rule, side), []).append(getattr(rule, f"{side}_part"))
-            twice = sorted(name for name, parts in found.items() if _overlap(parts))
+                    parts_by_name.setdefault(getattr(rule, side), []).append(getattr(rule, f"{side}_part"))
+            twice = sorted(name for name, parts in parts_by_name.items() if _overlap(parts))
             if twice:
                 raise ConfigurationError(f"a mapping must name each {side} once, but these occur more often: {twice}")
         self.rules = {rule.key: rule for rule in listed}
@@ -52,19 +65,19 @@ class WeightMap:
 
     @classmethod
     def between(cls, first: "Sequence[Layer]", second: "Sequence[Layer]") -> "WeightMap":
-        """From one model to another that has the same layers, by what each says about itself.
+        """The map from one model to another that has the same layers, found by the descriptions of the layers.
 
-        Layers are paired in their order; where that differs, by their kinds and shapes. ``notes`` names the layers of
-        which settings that are not weights differ (the epsilon of a normalization, ...), and those that were paired by
+        Layers are paired in their order; where that differs, by their kinds and shapes. ``notes`` names the layers
+        whose settings that are not weights differ (the epsilon of a normalization, ...), and those that were paired by
         their order among layers of the same kind and shape.
 
         Args:
-            first: ``layers(model)`` of a framework's package.
-            second: the same of the other model.
+            first: descriptions of the first model's layers, as ``layers(model)`` of a framework's package returns them.
+            second: descriptions of the second model's layers.
 
         Raises:
-            ConfigurationError: at the first layer that differs, cannot be told from others, or is of a kind that is not
-                known; with a mapping to start from, as Python.
+            ConfigurationError: at the first layer that differs, cannot be distinguished from others, or is of an
+                unknown kind; the message ends with a map to start from, as Python.
         """
         from lentando.optimizers.checkpoint.pairing import pair
 
@@ -72,7 +85,7 @@ class WeightMap:
 
     @property
     def inverse(self) -> "WeightMap":
-        """From the second model to the first."""
+        """The map from the second model to the first."""
         return WeightMap((rule.inverse for rule in self.rules.values()), self.notes)
 
     @property
@@ -84,12 +97,13 @@ class WeightMap:
         )
 
     def value(self, target: str, source: Callable[[str], Array], *, of_gradients: bool = False) -> Array:
-        """The values of a tensor of the second model. Shares memory with the first's where it can.
+        """The values of a tensor of the second model, which share memory with those of the first where possible.
 
         Args:
-            target: its name.
-            source: gives the values of the tensor of this name of the first model.
-            of_gradients: the values are sums or means of gradients, as a base optimizer keeps them, not parameters.
+            target: name of the tensor in the second model.
+            source: function that returns a tensor of the first model by its name.
+            of_gradients: whether the values are sums or means of gradients, as a base optimizer keeps them, and not
+                parameters.
         """
         rules = self.by_target[target]
         (first, *more) = rules
@@ -112,10 +126,15 @@ class WeightMap:
         targets: "dict[str, tuple[int, ...]]",
         names: tuple[str, str] = ("the checkpoint", "the model"),
     ) -> None:
-        """Check that it leads from all these tensors to all those, given by name and shape.
+        """Check that the map leads from all tensors of one model to all of another.
+
+        Args:
+            sources: shapes of the first model's tensors, by name.
+            targets: shapes of the second model's tensors, by name.
+            names: names of the two models, for messages.
 
         Raises:
-            ConfigurationError: with what is missing, what is not known, or whose shape is wrong.
+            ConfigurationError: with the tensors that are missing or unknown, or whose shapes do not fit.
         """
         mapped = {rule.source for rule in self.rules.values()}
         for side, known, used in ((names[0], sources, mapped), (names[1], targets, set(self.by_target))):
@@ -138,17 +157,17 @@ class WeightMap:
                 )
             for side_counts, name, unused in ((counts[0], rule.source, "zero"), (counts[1], rule.target, "added")):
                 side_counts[name] -= prod(shape) if rule.use != unused else 0
-        for side, left in zip(names, counts, strict=True):
-            if partly := sorted(name for name, count in left.items() if count):
+        for side, remaining in zip(names, counts, strict=True):
+            if partly := sorted(name for name, count in remaining.items() if count):
                 raise ConfigurationError(f"the mapping leaves out parts of tensors of {side}: {_few(partly)}")
 
     def as_json(self) -> list[dict[str, Any]]:
-        """For a file."""
+        """The rules as JSON, for a file."""
         return [rule.as_json() for rule in self.rules.values()]
 
     @classmethod
     def from_json(cls, json: Iterable[dict[str, Any]]) -> "WeightMap":
-        """The inverse of ``as_json``."""
+        """The map whose rules ``as_json`` has returned."""
         return cls(map(WeightRule.from_json, json))
 
     def __eq__(self, other: object) -> bool:

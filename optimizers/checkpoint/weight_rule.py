@@ -1,4 +1,4 @@
-"""How one tensor, or a part of one, is made of another: by permuting, splitting and joining axes."""
+"""Rules that make one tensor of another, or a part of one, by permuting, splitting and joining axes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,23 +13,23 @@ from lentando.comm.transport import Array
 __all__ = ["Ranges", "WeightRule", "extent", "part_in_words", "slices"]
 
 Ranges: TypeAlias = tuple[tuple[int, int], ...]
-"""A part of a tensor: for each axis, the first index and the index after the last."""
+"""A part of a tensor: for each axis, the first index and the index after the last one."""
 Use: TypeAlias = Literal["copied", "added", "zero"]
 
 
 @dataclass(frozen=True)
 class WeightRule:
-    """How one tensor, or a part of one, is made of another tensor, or of a part of it.
+    """A rule that makes one tensor, or a part of one, of another tensor or a part of it.
 
-    Most need a permutation of axes at most. A dense layer that follows a flattened feature map needs more: one of its
-    axes stands for several, which the other framework flattens in another order. ``split`` splits such axes, ``axes``
-    permutes the pieces, ``merge`` joins neighbours again:
+    Most rules permute axes at most. A dense layer that follows a flattened feature map needs more: one of its axes
+    stands for several, which the other framework flattens in another order. ``split`` splits such axes, ``axes``
+    permutes the pieces, and ``merge`` joins neighbours again:
 
         WeightRule("out.weight", "out/kernel", split=((10,), (32, 4, 4)), axes=(2, 3, 1, 0), merge=(3, 1))
 
     turns (10, 512), channels first, into (512, 10), channels last.
 
-    ``source_part`` and ``target_part`` restrict a rule to a part of a tensor; several rules then make up the whole. Of
+    ``source_part`` and ``target_part`` restrict a rule to a part of a tensor; several rules then make up the whole. For
     a dense layer whose input is 8 other features followed by that map, these two permute the last 512 rows only:
 
         WeightRule("out.weight", "out/kernel", axes=(1, 0),
@@ -38,21 +38,31 @@ class WeightRule:
                    source_part=((0, 10), (8, 520)), target_part=((8, 520), (0, 10)))
 
     Args:
-        source: name in the file, or in general in the first model.
-        target: name in the model, or in general in the second.
-        axes: axis k of the target is axis ``axes[k]`` of the source, both after splitting; None leaves them as they
-            are.
-        split: for each axis of the source, the lengths that it is split into; None splits nothing.
-        merge: for each axis of the target, how many pieces are joined to it (none for an axis of length 1); None joins
+        source: name of the tensor in the checkpoint, or in the first of two models.
+        target: name of the tensor in the model, or in the second of two models.
+        axes: permutation, after splitting: axis k of the target is axis ``axes[k]`` of the source. None permutes
             nothing.
-        source_part: for each axis of the source, first index and index after the last of what is used; None uses all.
-        target_part: the same of the target: what is made by this rule.
-        use: "copied"; "added" adds the source to what another rule copies to the same place (an LSTM has two biases in
-            PyTorch whose sum is Keras's one); "zero" makes zeros where the other way adds. The base optimizer's state
-            of tensors whose values are added is averaged, and copied the other way: they have the same gradient.
+        split: lengths into which each axis of the source is split; None splits nothing.
+        merge: number of pieces that are joined to each axis of the target (0 for an axis of length 1); None joins
+            nothing.
+        source_part: part of the source that is used: for each axis, the first index and the index after the last one.
+            None uses all of it.
+        target_part: part of the target that the rule makes, in the same form.
+        use: "copied"; "added" adds the source to the target of another rule (an LSTM has two biases in PyTorch, whose
+            sum is the one of Keras); "zero" makes zeros where the inverse rule adds. Of tensors whose values are added,
+            the base optimizer's state is averaged, and copied in the other direction: they have the same gradient.
 
     Raises:
-        ConfigurationError: if the axes are not a permutation, or do not fit what is split.
+        ConfigurationError: if ``axes`` is no permutation, or does not fit the pieces.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.optimizers.checkpoint.weight_map import WeightRule
+        >>> rule = WeightRule("conv.weight", "conv/kernel", axes=(2, 3, 1, 0))
+        >>> rule.apply(np.zeros((32, 3, 5, 5))).shape
+        (5, 5, 3, 32)
+        >>> rule.inverse.apply(np.zeros((5, 5, 3, 32))).shape
+        (32, 3, 5, 5)
     """
 
     source: str
@@ -70,7 +80,7 @@ class WeightRule:
             raise ConfigurationError(f"axes of {self.source!r} must be a permutation of 0, 1, ..., got {self.axes}")
         if pieces is not None and self.axes is not None and pieces != len(self.axes):
             raise ConfigurationError(
-                f"{self.source!r} is taken apart into {pieces} axes {self.split}, but axes {self.axes} permutes "
+                f"{self.source!r} is split into {pieces} axes {self.split}, but axes {self.axes} permutes "
                 f"{len(self.axes)}"
             )
         if self.merge is not None and (
@@ -89,7 +99,7 @@ class WeightRule:
 
     @property
     def inverse(self) -> "WeightRule":
-        """From the target to the source."""
+        """The rule from the target to the source."""
         axes = None if self.axes is None else tuple(int(axis) for axis in np.argsort(self.axes))
         split = None if self.split is None else self._target_split()
         merge = None if self.split is None else tuple(map(len, self.split))
@@ -100,15 +110,18 @@ class WeightRule:
 
     @property
     def key(self) -> str:
-        """What the rule makes: the target, or for example ``"kernel[0:8, 0:10]"`` for a part of it."""
+        """Name of what the rule makes: the target, or for example ``"kernel[0:8, 0:10]"`` for a part of it."""
         added = f" + {self.source}" if self.use == "added" else ""
         return f"{self.target}{part_in_words(self.target_part)}{added}"
 
     def shape(self, source_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of what the rule makes.
 
+        Args:
+            source_shape: shape of the source.
+
         Raises:
-            ConfigurationError: if the rule does not fit the source's.
+            ConfigurationError: if the rule does not fit this shape.
         """
         pieces = self.parts(source_shape)
         permuted = pieces if self.axes is None else tuple(pieces[axis] for axis in self.axes)
@@ -117,8 +130,11 @@ class WeightRule:
     def parts(self, source_shape: Sequence[int]) -> tuple[int, ...]:
         """The shape of the source, or of its part, after splitting.
 
+        Args:
+            source_shape: shape of the source.
+
         Raises:
-            ConfigurationError: if the rule does not fit.
+            ConfigurationError: if the rule does not fit this shape.
         """
         shape = tuple(source_shape)
         if self.source_part is not None:
@@ -138,11 +154,11 @@ class WeightRule:
         return shape
 
     def apply(self, array: Array) -> Array:
-        """What the rule makes of the source's values. Shares memory where it can."""
+        """The values that the rule makes of those of the source. They share memory where possible."""
         return self.permuted(array).reshape(self.shape(array.shape))
 
     def permuted(self, array: Array) -> Array:
-        """The same before pieces are joined: always a view, if ``array`` is contiguous."""
+        """The values before pieces are joined: always a view if ``array`` is contiguous."""
         pieces = self.parts(array.shape)
         if self.source_part is not None:
             array = array[slices(self.source_part)]
@@ -150,14 +166,14 @@ class WeightRule:
         return array if self.axes is None else array.transpose(self.axes)
 
     def as_python(self) -> str:
-        """The call that makes this rule, to be pasted into a program."""
+        """The call that creates this rule, to be pasted into a program."""
         names = ("axes", "split", "merge", "source_part", "target_part")
         settings = [f", {name}={getattr(self, name)}" for name in names if getattr(self, name) is not None]
         use = "" if self.use == "copied" else f", use={self.use!r}"
         return f"lt.WeightRule({self.source!r}, {self.target!r}{''.join(settings)}{use})"
 
     def as_json(self) -> dict[str, Any]:
-        """For a file."""
+        """The rule as JSON, for a file."""
         return {
             "source": self.source,
             "target": self.target,
@@ -171,7 +187,7 @@ class WeightRule:
 
     @classmethod
     def from_json(cls, json: dict[str, Any]) -> "WeightRule":
-        """The inverse of ``as_json``."""
+        """The rule that ``as_json`` has returned."""
         axes, split, merge = json["axes"], json["split"], json["merge"]
         source_part, target_part = (json.get(f"{side}_part") for side in ("source", "target"))
         return cls(
@@ -205,5 +221,5 @@ def slices(part: Ranges) -> tuple[slice, ...]:
 
 
 def part_in_words(part: Ranges | None) -> str:
-    """For example ``"[0:8, 0:10]"``; nothing for a whole tensor."""
+    """A part of a tensor as text, for example ``"[0:8, 0:10]"``; empty for a whole tensor."""
     return "" if part is None else f"[{', '.join(f'{start}:{stop}' for start, stop in part)}]"

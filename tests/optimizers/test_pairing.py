@@ -58,7 +58,7 @@ def test_layers_that_cannot_be_told_apart_are_refused() -> None:
     first = [dense("a", 3, 3), dense("b", 3, 3), dense("c", 3, 4)]
     second = [dense("x", 3, 3, "io"), dense("z", 3, 4, "io"), dense("y", 3, 3, "io")]
     with pytest.raises(
-        ConfigurationError, match="cannot be told which of 'a', 'b' is which of 'x', 'y': each is a dense"
+        ConfigurationError, match="it is not known which of 'a', 'b' is which of 'x', 'y': each is a dense"
     ):
         WeightMap.between(first, second)
 

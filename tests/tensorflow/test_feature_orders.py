@@ -376,7 +376,8 @@ def test_branches_of_equal_layers_are_paired_as_they_were_made_and_named() -> No
     mapping = assert_crosses(Torch(forward, made[0], made[1], made[3], made[2], made[4], last), second, array(3, 4))
     (note,) = mapping.notes
     assert (
-        "neither of which comes before the other in the model, were paired in the order in which they were made" in note
+        "neither of which comes before the other in the model, were paired in the order in which they were created"
+        in note
     )
     named = note.rpartition(": ")[2]
     assert [f"'own.{number}' and" in named for number in range(6)] == [True] * 4 + [False, False]

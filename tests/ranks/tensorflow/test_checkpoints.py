@@ -263,7 +263,7 @@ def test_what_cannot_cross_is_refused(shared_path: Path) -> None:
     run.train(0, 1)
     run.save(shared_path / "rmsprop")
     other = KerasRun("allreduce", "sgd")
-    with pytest.raises(ltf.CheckpointError, match="state of RMSprop cannot be taken over into another framework: only"):
+    with pytest.raises(ltf.CheckpointError, match="state of RMSprop cannot be loaded into another framework: only"):
         ltf.load(shared_path / "rmsprop", other.optimizer)
     ltf.load(shared_path / "rmsprop", other.optimizer, optimizer_state="new")
     assert other.optimizer.report()["inner_steps"] == 1

@@ -94,7 +94,7 @@ def test_exchanged_parts_are_refused_before_anything_changes(shared_path: Path) 
     ("text", "said"),
     [
         ("[" * 100_000, "is damaged .* it is not JSON"),
-        ('{"format": "lentando checkpoint", "format": "lentando checkpoint"}', "the key 'format' is there twice"),
+        ('{"format": "lentando checkpoint", "format": "lentando checkpoint"}', "the key 'format' occurs twice"),
         ('{"format": NaN}', "NaN is no JSON"),
         ("\x80", "is damaged .* it is not JSON"),
     ],
