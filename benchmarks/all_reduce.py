@@ -3,7 +3,7 @@
     mpirun -np 4 python benchmarks/all_reduce.py
     mpirun -np 4 python benchmarks/all_reduce.py --sizes 1MB,25MB --repeats 15 --markdown all_reduce.md
 
-A ratio above 1 says that Lentando was faster.
+A ratio above 1 means that Lentando was faster.
 """
 
 import argparse
@@ -26,7 +26,7 @@ UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 
 def number_of_bytes(text: str) -> int:
-    """4KB, 2.5MB, 1GB."""
+    """Parse a size such as 4KB, 2.5MB or 1GB."""
     number, unit = text[:-2], text[-2:].upper()
     try:
         return int(float(number) * UNITS[unit])

@@ -1,11 +1,11 @@
-"""How much of averaging gradients hides behind the backward pass: all at its end, in buckets, and by PyTorch's DDP.
+"""The share of gradient averaging that the backward pass hides: without overlap, in buckets, and by PyTorch's DDP.
 
     mpirun -np 2 python benchmarks/bucketed_gradients.py
     sudo python benchmarks/cluster run --hosts 4 -- mpirun -np 4 python benchmarks/bucketed_gradients.py
 
-A stack of equal layers learns noise. By default each layer sleeps beside its computation, as if it ran on a device, and
-ranks did not share the machine's cores; all sleep for as long as the average takes at its end. ``--busy`` computes for
-that time instead: buckets then need a core of their own to hide behind it. DDP goes over Gloo, in the same processes.
+A stack of equal layers learns noise. By default each layer sleeps in addition to its computation, to emulate a device
+where ranks do not share cores; the total time is that of an average without overlap. ``--busy`` computes for that time
+instead, so that overlap needs a spare core. DDP uses Gloo, in the same processes.
 """
 
 import argparse
@@ -88,7 +88,7 @@ def main() -> None:
     comm.Barrier()
     lt.shutdown()
     MPI.Finalize()
-    os._exit(0)  # Gloo's threads may outlive the store that they talk to, and complain
+    os._exit(0)  # Gloo's threads may log errors after their store is closed
 
 
 if __name__ == "__main__":

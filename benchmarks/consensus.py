@@ -1,12 +1,12 @@
-"""How far ranks still are from agreement after k gossip rounds, measured through messages, beside what theory says.
+"""The consensus error after k gossip rounds, measured through messages and compared with theory.
 
     python benchmarks/consensus.py                           # n = 8, 12, 32, 33, 256
     python benchmarks/consensus.py --sizes 8 64 --plot consensus.png --markdown consensus.md
 
 Every rank starts from its own unit vector and runs push-sum over the simulator. After k rounds the rows z_i of all
-ranks make the product of k mixing matrices, and its distance from the exact average, ||Z - 11'/n|| in the spectral
-norm, is the consensus error: 1 at the start, and the worst that any initial values could suffer. So it is not merely
-bounded by theory: where theory has a closed form, it is equal to it.
+ranks form the product of k mixing matrices. Its distance from the exact average, ||Z - 11'/n|| in the spectral norm, is
+the consensus error: 1 at the start, and the worst case over all initial values. Where theory has a closed form, the
+measured error is equal to it.
 """
 
 import argparse
@@ -190,7 +190,7 @@ HEADINGS = (
 
 
 def cells(row: Row) -> list[str]:
-    """A row as text."""
+    """Return the cells of a row as text."""
     errors = [text for pair in zip(row.measured, row.theory, strict=True) for text in map(_error, pair)]
     return [str(row.size), row.topology, row.messages, f"{row.rate:.4f}", *errors]
 

@@ -41,7 +41,7 @@ def make_model() -> keras.Model:
 
 
 class BatchTimes(keras.callbacks.Callback):
-    """Seconds of each batch."""
+    """Records the seconds of each batch."""
 
     def __init__(self) -> None:
         super().__init__()

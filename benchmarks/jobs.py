@@ -17,7 +17,7 @@ from tqdm import tqdm
 __all__ = ["OURS", "Place", "alternate", "found_here", "run_on", "take_turns"]
 
 HERE = Path(__file__).parent
-BESIDE = Path(sys.executable).parent
+PROGRAMS = Path(sys.executable).parent
 MPICH = Path(sys.prefix, "mpich/bin")
 OURS = "Lentando"
 PROGRAMS = {OURS: "lentando", "Open MPI": "mpi", "MPICH": "mpi", "Gloo": "gloo", "Horovod": "horovod"}
@@ -40,7 +40,7 @@ class Place:
     Attributes:
         hosts: number of them; 0 is this machine, without links.
         slots: ranks on each.
-        rate: of each link, in bits per second.
+        rate: speed of each link, in bits per second.
     """
 
     hosts: int
@@ -75,9 +75,9 @@ class Place:
         elif library == "Horovod":
             hosts = ",".join(f"h{host}:{self.slots}" for host in range(self.hosts))
             where = ["-H", hosts, "--network-interfaces", "eth0"] if self.hosts else []
-            job = [str(BESIDE / "horovodrun"), "--gloo", *count, *where, *work]
+            job = [str(PROGRAMS / "horovodrun"), "--gloo", *count, *where, *work]
         elif library != "Gloo":
-            job = [str(BESIDE / "mpirun"), *count, *work]
+            job = [str(PROGRAMS / "mpirun"), *count, *work]
         elif self.hosts:
             job = work
         else:
@@ -102,8 +102,8 @@ def found_here() -> list[str]:
 
 
 def run_on(ranks: int, program: str, arguments: Sequence[str]) -> None:
-    """A program of this folder, on ranks of this machine; it prints what it finds by itself."""
-    command = [str(BESIDE / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
+    """A program of this folder, on ranks of this machine; it prints its results."""
+    command = [str(PROGRAMS / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
     subprocess.run(command, env={**ENVIRONMENT, **os.environ}, timeout=JOB_SECONDS, check=True)
 
 
@@ -113,25 +113,25 @@ def take_turns(
     """By library, then by repeat: the JSON that the program printed. The jobs take turns, forwards and backwards.
 
     Raises:
-        SystemExit: with all that a job said, if it fails.
+        SystemExit: with all output of a job, if it fails.
     """
-    told: dict[str, list[dict[str, Any]]] = {name: [] for name in libraries}
+    by_library: dict[str, list[dict[str, Any]]] = {name: [] for name in libraries}
     with tqdm(total=repeats * len(libraries), desc=str(place), leave=False) as progress:
         for repeat in range(repeats):
             for name in libraries if repeat % 2 else reversed(libraries):
-                told[name].append(_run(place.command(name, program, arguments[name])))
+                by_library[name].append(_run(place.command(name, program, arguments[name])))
                 progress.update()
-    return told
+    return by_library
 
 
 def alternate(
     place: Place, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
 ) -> dict[str, dict[str, Sample]]:
     """By library, then by what the program calls its figures: seconds. See ``take_turns``."""
-    told = take_turns(place, libraries, program, arguments, repeats)
+    by_library = take_turns(place, libraries, program, arguments, repeats)
     return {
         name: {figure: Sample(tuple(each[figure] for each in found)) for figure in found[0]}
-        for name, found in told.items()
+        for name, found in by_library.items()
     }
 
 
@@ -139,8 +139,8 @@ def _run(command: Sequence[str]) -> dict[str, Any]:
     done = subprocess.run(
         command, env={**ENVIRONMENT, **os.environ}, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
     )
-    told = re.search(r"\{.*\}", done.stdout)  # horovodrun writes the rank in front
-    if done.returncode or told is None:
+    report = re.search(r"\{.*\}", done.stdout)  # horovodrun writes the rank in front
+    if done.returncode or report is None:
         raise SystemExit(f"{' '.join(command)} ended with status {done.returncode}:\n{done.stdout}{done.stderr}")
-    found: dict[str, Any] = json.loads(told[0])
+    found: dict[str, Any] = json.loads(report[0])
     return found

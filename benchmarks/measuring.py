@@ -29,7 +29,7 @@ class Sample:
 
     @property
     def median(self) -> float:
-        """In seconds."""
+        """Median of the samples in seconds."""
         return statistics.median(self.seconds)
 
     def times_faster_than(self, other: "Sample") -> float:
@@ -55,7 +55,7 @@ def measure(
     calls = {name: comm.bcast(_calls_in_a_sample(comm, case)) for name, case in cases.items()}
     times: dict[str, list[float]] = {name: [] for name in cases}
     for repeat in range(repeats):
-        for name in list(cases) if repeat % 2 else reversed(list(cases)):  # nobody always comes second
+        for name in list(cases) if repeat % 2 else reversed(list(cases)):  # alternates the order
             times[name].append(_seconds(comm, cases[name], calls[name]))
             if progress is not None:
                 progress.update()

@@ -25,9 +25,9 @@ BASES = {"local": lt.LocalSGD, "sgp": lt.SGP, "osgp": lt.OSGP}
 
 
 def used_bytes() -> int:
-    """Of this process."""
+    """Return the proportional set size of this process."""
     gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)  # what is free belongs to nobody
+    ctypes.CDLL(None).malloc_trim(0)  # returns free memory to the system
     lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
     return 1024 * int(next(line.split()[1] for line in lines if line.startswith("Pss:")))
 
@@ -55,7 +55,7 @@ def main() -> None:
     comm.Barrier()
     before = used_bytes()
     optimizer = lt.SlowMo(sgd, model=model, base=BASES[options.base](), period=PERIOD, slow_momentum=0.5)
-    train(optimizer, 2 * PERIOD + 1)  # a round ends by emptying the base optimizer's state, which is there again then
+    train(optimizer, 2 * PERIOD + 1)  # one more step than two rounds, which creates the base state again
     comm.Barrier()
     copies = comm.allgather((used_bytes() - before) / options.size)
     where = facts(comm)

@@ -4,7 +4,7 @@
     mpirun -np 2 python benchmarks/overlap.py --size 25MB --repeats 15 --markdown overlap.md
 
 Each rank sends a buffer to the next one and computes meanwhile, for somewhat longer than the exchange alone takes.
-MPI moves large messages only while somebody is inside one of its calls. Lentando keeps a thread there. On one machine
+MPI moves large messages only while a thread is inside one of its calls. Lentando keeps a thread there. On one machine
 that thread copies the bytes itself, so it needs a core of its own: run fewer ranks than cores, or one per host.
 """
 

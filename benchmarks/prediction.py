@@ -155,7 +155,7 @@ def main() -> None:
         by_turn = [max(turns) for turns in zip(*comm.allgather(run_seconds[name]), strict=True)]
         found = statistics.fmean(by_turn)
         low, high = min(by_turn), max(by_turn)
-        told = methods[name][1].report()["predicted_seconds_per_step"]
+        reported = methods[name][1].report()["predicted_seconds_per_step"]
         rows.append(
             [
                 name,
@@ -163,7 +163,7 @@ def main() -> None:
                 f"{1e3 * found:.2f}",
                 f"{1e3 * low:.2f} to {1e3 * high:.2f}",
                 f"{100 * (seconds / found - 1):+.1f} %",
-                "" if told is None else f"{1e3 * told:.2f}",
+                "" if reported is None else f"{1e3 * reported:.2f}",
             ]
         )
     about = facts(comm)

@@ -1,4 +1,4 @@
-"""Lentando beside its peers, in jobs that take turns: tables and pictures for benchmarks/results/.
+"""Lentando and its peers, in interleaved jobs: tables and pictures for benchmarks/results/.
 
     python benchmarks/run.py node                       all-reduce, 2 and 4 ranks on this machine
     sudo python benchmarks/run.py links                 all-reduce, 4 hosts, each behind a link of 1 Gbit/s
@@ -77,22 +77,22 @@ def exchanges(place: Place, libraries: Sequence[str]) -> bool:
 
 
 def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[str, Sample]]) -> str:
-    """In words, what the same jobs tell of the outer step, and of one peer's exchange."""
+    """Describe the times of the outer step and of an exchange with one peer in the same jobs."""
     ours = by_library[OURS]
-    told = []
+    sentences = []
     for size in sizes:
         outer, bare = ours[f"outer_step:{size}"], ours[f"all_reduce:{size}"]
-        told.append(
+        sentences.append(
             f"An outer step of SlowMo on {in_words(size)} takes {bare.times_faster_than(outer):.2f} of its all-reduce."
         )
         if exchanges(place, list(by_library)):
             mine, theirs = (by_library[name][f"exchange:{size}"] for name in (OURS, "Open MPI"))
             share = place.link_seconds(size) / mine.median
-            told.append(
+            sentences.append(
                 f"To send {in_words(size)} to the next rank and receive as much takes {mine}, {100 * share:.0f} % of "
                 f"the link's speed; by MPI_Sendrecv {theirs}."
             )
-    return " ".join(told)
+    return " ".join(sentences)
 
 
 def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
@@ -213,7 +213,7 @@ def draw(place: Place, found: Mapping[int, Mapping[str, Sample]], file: Path) ->
 OVER_LINKS = {"links": (all_reduces, 1e9), "iterations": (iterations, 1e9), "loss": (loss, 1e8)}
 """What is measured on hosts, and the bits per second of their links."""
 WITHOUT_PEERS = {"step": ("step_overhead.py", (1, 4)), "memory": ("memory.py", (2, 4))}
-"""What nobody else does: by which program, and on how many ranks of this machine."""
+"""Measurements of Lentando only: the program, and the numbers of ranks on this machine."""
 
 
 def main() -> None:

@@ -86,14 +86,14 @@ def in_simulator(compute: Compute, network: Network, model_bytes: int) -> dict[s
 
 def overtakings(found: Mapping[str, Mapping[int, float]]) -> list[str]:
     """Where the order of two algorithms changes, in words."""
-    told = []
+    sentences = []
     for first, second in combinations(found, 2):
         for fewer, more in pairwise(SIZES):
             before, after = (found[first][size] - found[second][size] for size in (fewer, more))
             if before * after < 0:
                 winner, loser = (first, second) if before > 0 else (second, first)
-                told.append(f"{winner} overtakes {loser} between {fewer} and {more} workers.")
-    return told or ["No algorithm overtakes another."]
+                sentences.append(f"{winner} overtakes {loser} between {fewer} and {more} workers.")
+    return sentences or ["No algorithm overtakes another."]
 
 
 def draw(

@@ -1,6 +1,6 @@
-"""What the digits examples share, whatever the framework: data, flags, progress bar, table, report.
+"""Code of the digits examples for both frameworks: data, flags, progress bar, table, report.
 
-The data are the 1797 handwritten digits (8 x 8 pixels) that ship inside scikit-learn: real, and nothing to download.
+The data are the 1797 handwritten digits (8 x 8 pixels) that scikit-learn includes, so that nothing is downloaded.
 """
 
 import argparse
@@ -33,7 +33,7 @@ class Digits:
     test_labels: NDArray[np.int64]
 
     def batches(self, batch_size: int, generator: np.random.Generator) -> Iterator[tuple[Any, Any]]:
-        """One epoch of this rank's training data in random order; what does not fill a batch is left out."""
+        """One epoch of this rank's training data in random order, without the incomplete last batch."""
         order = generator.permutation(len(self.train_labels))
         for start in range(0, len(order) - batch_size + 1, batch_size):
             chosen = order[start : start + batch_size]
@@ -58,7 +58,7 @@ def load_digits(rank: int, size: int) -> Digits:
 
 
 def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.Namespace:
-    """The flags."""
+    """Parse the command line of an example."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("--algorithm", choices=ALGORITHMS, default="slowmo", help="how the ranks train together")
     parser.add_argument(
@@ -66,9 +66,9 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
         help=f"train with several ({', '.join(COMPARED)} if none is named) over --seeds seeds, then compare",
     )  # fmt: skip
     parser.add_argument("--base", choices=("localsgd", "allreduce", "sgp", "osgp", "dpsgd"), default="localsgd",
-                        help="what slowmo and adacomm work over")  # fmt: skip
+                        help="base algorithm of slowmo and adacomm")  # fmt: skip
     parser.add_argument("--staleness", type=int, default=1, help="inner steps after which osgp waits for a message")
-    parser.add_argument("--wire-dtype", choices=("bfloat16", "float16"), help="what sgp, osgp and dpsgd send in")
+    parser.add_argument("--wire-dtype", choices=("bfloat16", "float16"), help="dtype of messages of sgp, osgp, dpsgd")
     parser.add_argument("--deterministic", action="store_true", help="osgp uses messages at the bound, never earlier")
     parser.add_argument(
         "--reduction", choices=("auto", "ring", "engine"), default="auto", help="how averages are formed"
@@ -85,11 +85,11 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--lr", type=float, default=0.01, help="learning rate of SGD")
     parser.add_argument("--momentum", type=float, default=0.9, help="Nesterov momentum of SGD")
     parser.add_argument("--seed", type=int, default=0, help="initial weights and order of the data")
-    parser.add_argument("--seeds", type=int, default=3, help="with --compare: how many seeds, counted up from --seed")
+    parser.add_argument("--seeds", type=int, default=3, help="with --compare: number of seeds, from --seed on")
     parser.add_argument("--simulate", type=int, metavar="N", help="train on N simulated ranks in this process")
-    parser.add_argument("--elastic", action="store_true", help="go on when ranks die (mpirun --with-ft ulfm)")
+    parser.add_argument("--elastic", action="store_true", help="continue when ranks die (mpirun --with-ft ulfm)")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write metrics.jsonl and loss.png there")
-    parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py, by the report")
+    parser.add_argument("--no-table", action="store_true", help="leave the table to digits_table.py")
     options = parser.parse_args(argv)
     options.algorithms = [options.algorithm]
     if "compare" in options:
@@ -101,22 +101,22 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
 
 @dataclass
 class Run:
-    """One training run, as all ranks agree on it.
+    """Results of one training run, combined over all ranks.
 
     Attributes:
-        framework: what trained.
-        algorithm: its name.
-        seed: its seed.
-        accuracy: share of the test data that the averaged model gets right.
-        rounds: averages taken.
+        framework: name of the framework.
+        algorithm: name of the algorithm.
+        seed: seed of initial weights and data order.
+        accuracy: share of the test data that the averaged model classifies correctly.
+        rounds: number of averages.
         megabytes: MB sent by each rank (mean over ranks).
-        communication_seconds: spent in communication, waiting for others included (mean over ranks).
+        communication_seconds: time spent in communication, waiting included (mean over ranks).
         seconds: wall-clock time of the training.
-        consensus_distance: how far apart the replicas were at the end.
-        checksum: of the averaged model, to compare runs.
-        periods: inner steps between averages, as adacomm chose them, from the first on.
-        epochs: per epoch, seconds since the start and mean training loss over ranks.
-        report: the optimizer's, as ``lentando plan --from metrics.jsonl`` reads it.
+        consensus_distance: distance between the replicas at the end.
+        checksum: checksum of the averaged model, to compare runs.
+        periods: inner steps between averages, in the order in which adacomm chose them.
+        epochs: for each epoch, seconds since the start and mean training loss over ranks.
+        report: report of the optimizer, which ``lentando plan --from metrics.jsonl`` reads.
     """
 
     framework: str
@@ -134,7 +134,7 @@ class Run:
     report: dict[str, Any] = field(default_factory=dict)
 
     def count(self, report: dict[str, Any], options: argparse.Namespace) -> None:
-        """Take over what an optimizer reports."""
+        """Copy the report of an optimizer into the run."""
         self.rounds = report["inner_steps" if self.algorithm == "allreduce" else "rounds"]
         self.megabytes = report["bytes_sent"] / 1e6
         self.communication_seconds = report["communication_seconds"]
@@ -144,7 +144,7 @@ class Run:
 
     @classmethod
     def mean(cls, runs: Sequence["Run"]) -> "Run":
-        """One run out of what each rank saw of it: means over ranks, times by rank 0."""
+        """Combine the results of all ranks into one run: means over ranks, times of rank 0."""
 
         def over_ranks(name: str) -> float:
             return statistics.fmean(getattr(run, name) for run in runs)
@@ -159,7 +159,7 @@ class Run:
 
 
 def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_optimizer: Any, model: Any) -> Any:
-    """Wrap a framework's optimizer as the flags say. ``lt`` is ``lentando.torch`` or ``lentando.tensorflow``."""
+    """Wrap an optimizer with the selected method. ``lt`` is ``lentando.torch`` or ``lentando.tensorflow``."""
     bases = {
         "allreduce": lt.AllReduce(),
         "localsgd": lt.LocalSGD(),
@@ -201,12 +201,12 @@ def make_optimizer(lt: Any, options: argparse.Namespace, algorithm: str, base_op
 
 
 def train_all(options: argparse.Namespace, lt: Any, train: Callable[[str, int], Run]) -> list[Run]:
-    """Train as the flags say, and let rank 0 print the table and write the report. Returns this rank's runs.
+    """Train with each algorithm and seed; rank 0 prints the table and writes the report. Returns this rank's runs.
 
     Args:
-        options: the flags.
+        options: parsed command line.
         lt: ``lentando.torch`` or ``lentando.tensorflow``.
-        train: trains with an algorithm and a seed.
+        train: function that trains with an algorithm and a seed.
     """
     plan = [(algorithm, options.seed + n) for n in range(options.seeds) for algorithm in options.algorithms]
     own, runs = [], []
@@ -222,7 +222,7 @@ def train_all(options: argparse.Namespace, lt: Any, train: Callable[[str, int], 
 
 
 def print_table(runs: Sequence[Run], size: int) -> None:
-    """One line per framework and algorithm: means over seeds, and the spread of the accuracy."""
+    """Print one line per framework and algorithm: means over seeds, and the range of the accuracy."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -271,7 +271,7 @@ def print_table(runs: Sequence[Run], size: int) -> None:
 
 
 def read_report(folder: Path) -> tuple[list[Run], int]:
-    """The runs that ``write_report`` wrote, and their number of ranks."""
+    """Read the runs that ``write_report`` wrote, and their number of ranks."""
     runs, epochs, size = [], [], 0
     for line in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         size = line.pop("ranks")
@@ -284,7 +284,7 @@ def read_report(folder: Path) -> tuple[list[Run], int]:
 
 
 def write_report(folder: Path, runs: Sequence[Run], size: int) -> None:
-    """``metrics.jsonl`` (a line per epoch, and one per run) and ``loss.png`` (training loss against time)."""
+    """Write ``metrics.jsonl`` (a line per epoch, and one per run) and ``loss.png`` (training loss against time)."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / "metrics.jsonl").open("w") as lines:
         for run in runs:

@@ -1,6 +1,6 @@
-"""Train a small convolutional network on handwritten digits with Keras, alone or on several ranks.
+"""Train a small convolutional network on handwritten digits with Keras, on one or several ranks.
 
-On real ranks, or on simulated ones in one process:
+The ranks may be real, or simulated in one process:
 
     python examples/digits_tensorflow.py
     mpirun -np 4 python examples/digits_tensorflow.py --algorithm slowmo --base sgp --period 12
@@ -26,7 +26,7 @@ from lentando.comm import simulate
 
 
 def make_model(seed: int) -> keras.Model:
-    """8 x 8 pixels to 10 classes."""
+    """A convolutional network from 8 x 8 pixels to 10 classes."""
     keras.utils.set_random_seed(seed)
     return keras.Sequential(
         [
@@ -45,7 +45,7 @@ def make_model(seed: int) -> keras.Model:
 
 
 def main(options: argparse.Namespace) -> list[Run]:
-    """Train as the flags say; the runs, as this rank saw them."""
+    """Parse the command line and train. Returns the runs of this rank."""
     lt.init(elastic=options.elastic)
     data = load_digits(lt.rank(), lt.size())
     cross_entropy = keras.losses.SparseCategoricalCrossentropy(from_logits=True)
@@ -71,7 +71,7 @@ def main(options: argparse.Namespace) -> list[Run]:
         epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)
         for _ in epochs:
             if options.elastic:
-                lt.barrier()  # after it, all ranks agree on how many there are
+                lt.barrier()  # after it, all ranks have the same size of the job
                 data = load_digits(lt.rank(), lt.size())
             losses = []
             for images, labels in data.batches(options.batch_size, generator):

@@ -1,6 +1,6 @@
-"""Train a small convolutional network on handwritten digits, alone or on several ranks.
+"""Train a small convolutional network on handwritten digits, on one or several ranks.
 
-On real ranks, or on simulated ones in one process:
+The ranks may be real, or simulated in one process:
 
     python examples/digits_torch.py
     mpirun -np 4 python examples/digits_torch.py --algorithm slowmo --base sgp --period 12
@@ -25,7 +25,7 @@ from lentando.comm import simulate
 
 
 def make_model(seed: int) -> nn.Module:
-    """8 x 8 pixels to 10 classes."""
+    """A convolutional network from 8 x 8 pixels to 10 classes."""
     torch.manual_seed(seed)
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1, bias=False),
@@ -41,7 +41,7 @@ def make_model(seed: int) -> nn.Module:
 
 
 def main(options: argparse.Namespace) -> list[Run]:
-    """Train as the flags say; the runs, as this rank saw them."""
+    """Parse the command line and train. Returns the runs of this rank."""
     lt.init(elastic=options.elastic)
     torch.set_num_threads(1)  # ranks share the cores
     data = load_digits(lt.rank(), lt.size())
@@ -60,7 +60,7 @@ def main(options: argparse.Namespace) -> list[Run]:
         epochs = tqdm(range(options.epochs), about, unit="epoch", mininterval=0.5, disable=lt.rank() != 0)
         for _ in epochs:
             if options.elastic:
-                lt.barrier()  # after it, all ranks agree on how many there are
+                lt.barrier()  # after it, all ranks have the same size of the job
                 data = load_digits(lt.rank(), lt.size())
             losses = []
             for images, labels in data.batches(options.batch_size, generator):

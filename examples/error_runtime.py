@@ -1,8 +1,8 @@
 """Training loss against time: synchronous SGD, fixed periods and AdaComm, on a modelled network or on a real one.
 
 The experiment of AdaComm's paper (Wang and Joshi, MLSys 2019, arXiv 1810.08313) on handwritten digits: a small network
-at a constant learning rate, every worker drawing its batches from all of the data. Y is what a step computes on
-average, D what an average of the model takes; on simulated workers Y is 1 s and D is chosen, on real ones both are
+at a constant learning rate, where every worker samples its batches from all of the data. Y is the mean compute time of
+a step, D the time of an average of the model. On simulated workers Y is 1 s and D is chosen; on real ones both are
 measured first.
 
     python examples/error_runtime.py --report runs/error_runtime          # the whole table, minutes on two cores
@@ -10,8 +10,8 @@ measured first.
     python examples/error_runtime.py --workers 8 --ratio 2 --compute exponential
     mpirun -np 4 python examples/error_runtime.py --real --report runs/error_runtime_real
 
-Synchronous SGD is here what it is in the paper, period 1: for plain SGD the average of the models after a step is the
-model after a step along the average gradient. It gets --steps steps, every other method as much time as these took.
+As in the paper, synchronous SGD is period 1: for plain SGD the average of the models after a step is the model after a
+step along the average gradient. It takes --steps steps, and every other method gets the time that these took.
 
 AdaComm's initial period and interval were chosen by a small grid search, as in the paper, on seeds 100 and 101 with 4
 workers and constant compute: 150 Y in all settings, and a first period of 64 at D/Y = 4 and of 4 at D/Y = 0.2, which is
@@ -43,7 +43,7 @@ from lentando.comm.world import transport
 
 @dataclass(frozen=True)
 class Setting:
-    """Where a training runs: workers, D / Y, and how the compute time of a step is distributed."""
+    """Setting of a training run: workers, D / Y, and the distribution of the compute time of a step."""
 
     workers: int
     ratio: float
@@ -68,7 +68,7 @@ FULL = (
 
 
 def network_for(workers: int, average_seconds: float, options: argparse.Namespace) -> Network:
-    """A network on which one round's messages take this long: found by having one take place at 1 byte/s."""
+    """Return a network on which the messages of one round take this long, from a round simulated at 1 byte/s."""
 
     def rounds() -> float:
         lt.init()
@@ -87,7 +87,7 @@ def simulated(
     torch.set_num_threads(1)
 
     def run(work: Callable[[], Course]) -> Course:
-        # Every rank has generators of its own: nothing of the process's needs to be kept apart.
+        # Every rank has its own generators, so that no state of the process has to be isolated.
         course: Course = simulate(work, workers, network=network, compute=times, seed=seed, isolate=False)[0]
         return course
 
@@ -109,7 +109,7 @@ def main_simulated(options: argparse.Namespace) -> list[report.Result]:
         ratio = 4.0 if options.ratio is None else options.ratio
         settings = (Setting(options.workers or 4, ratio, options.compute or "constant", chosen_methods(options)),)
     seeds = range(options.seed, options.seed + options.seeds)
-    # Longest first, so that no process is left with a long one at the end.
+    # Longest first, so that no process starts a long run at the end.
     tasks = sorted(((s, seed) for s in settings for seed in seeds), key=lambda t: -t[0].workers * len(t[0].methods))
     done: dict[tuple[Setting, int], dict[str, Course]] = {}
     with ProcessPoolExecutor(options.jobs, mp_context=get_context("spawn")) as pool:
@@ -123,21 +123,22 @@ def main_simulated(options: argparse.Namespace) -> list[report.Result]:
 
 
 def measure(options: argparse.Namespace) -> tuple[list[float], float]:
-    """Samples of Y from all ranks, and D.
+    """Measure samples of Y on all ranks, and D.
 
-    Y is a step without communication. D is what a step with an average takes longer than the slowest rank's compute.
+    Y is the time of a step without communication. D is the additional time of a step with an average over the compute
+    time of the slowest rank.
     """
     drawn = batches(0, options)
 
     def steps(period: int, count: int) -> Array:
-        """Seconds to the loss, and of the whole step, on each rank: shape (2, ranks, count)."""
+        """Return the seconds until the loss and of the whole step on each rank: shape (2, ranks, count)."""
         model = Perceptron(0, options)
         sgd = torch.optim.SGD([model.flat], lr=0.0, foreach=False)
         optimizer = lt.DistributedOptimizer(sgd, base=lt.LocalSGD(), period=period)
         model.bind()
         lt.barrier()
         own = []
-        for number in range(-count // 4, count):  # the first do not count
+        for number in range(-count // 4, count):  # the first steps are a warm-up
             started = time.perf_counter()
             loss = compute(model, next(drawn), options)
             computed = time.perf_counter()
@@ -146,7 +147,7 @@ def measure(options: argparse.Namespace) -> tuple[list[float], float]:
                 own.append((computed - started, time.perf_counter() - started))
         return np.moveaxis(np.array(lt.allgather_object(own)), 2, 0)
 
-    # By turns, because machines have moods.
+    # Alternating, because the speed of a machine varies.
     turns = [(steps(10**9, 100), steps(1, 60)) for _ in range(5)]
     computed, whole = np.concatenate([local for local, _ in turns], axis=2)
     inside, averaging = np.concatenate([together for _, together in turns], axis=2)
@@ -155,7 +156,7 @@ def measure(options: argparse.Namespace) -> tuple[list[float], float]:
 
 
 def main_real(options: argparse.Namespace) -> list[report.Result]:
-    """Measure, train on real ranks, and let rank 0 predict the same by the simulator. Empty on other ranks."""
+    """Measure, train on real ranks, and simulate the same on rank 0. Returns nothing on other ranks."""
     lt.init()
     torch.set_num_threads(1)
     times, average_seconds = measure(options)
@@ -168,7 +169,7 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
     def run(work: Callable[[], Course]) -> Course:
         course = work()
         bar.update()
-        # Ranks agree about the time that the others get: rank 0's.
+        # All ranks use the time of rank 0 as the limit of the other methods.
         course.seconds = lt.broadcast_object(course.seconds)
         return course
 
@@ -177,7 +178,7 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
     if lt.rank() != 0:
         return []
     workers = lt.size()
-    options = argparse.Namespace(**{**vars(options), "step_seconds": 0.0})  # virtual steps need not be waited for
+    options = argparse.Namespace(**{**vars(options), "step_seconds": 0.0})  # virtual time passes without waiting
     network = network_for(workers, average_seconds, options)
     model = Compute(distribution="trace", trace=times)
     virtual = [
@@ -192,12 +193,12 @@ def main_real(options: argparse.Namespace) -> list[report.Result]:
 
 
 def chosen_methods(options: argparse.Namespace) -> tuple[str, ...]:
-    """In the order of the table, synchronous SGD always among them."""
+    """Return the methods in the order of the table, always with synchronous SGD."""
     return tuple(method for method in METHODS if method in (SYNCHRONOUS, *(options.methods or METHODS)))
 
 
 def with_initial_period(options: argparse.Namespace, ratio: float) -> argparse.Namespace:
-    """The flags with AdaComm's first period, if it was not given, by D/Y: what is saved must be worth what it costs."""
+    """Return the options with AdaComm's first period, by default in proportion to D/Y."""
     if options.initial_period is not None:
         return options
     return argparse.Namespace(**{**vars(options), "initial_period": min(64, max(1, ceil(16 * ratio)))})
@@ -208,24 +209,24 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__.splitlines()[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
-    parser.add_argument("--real", action="store_true", help="train on mpirun's ranks, then simulate that")
+    parser.add_argument("--real", action="store_true", help="train on the ranks of mpirun, then simulate the same")
     parser.add_argument("--quick", action="store_true", help="4 workers, D/Y = 4, fewer steps and seeds")
     parser.add_argument("--workers", type=int, help="simulated workers, instead of the whole table")
     parser.add_argument("--ratio", type=float, help="D/Y, instead of the whole table")
     parser.add_argument("--compute", choices=("constant", "exponential", "lognormal"), help="of Y")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, help="besides synchronous SGD (not for the table)")
+    parser.add_argument("--methods", nargs="+", choices=METHODS, help="methods to compare (not for the table)")
     parser.add_argument("--steps", type=int, help="steps of synchronous SGD (default: 1600; 400 with --quick)")
     parser.add_argument("--seed", type=int, default=0, help="the first seed")
-    parser.add_argument("--seeds", type=int, help="how many (default: 5; 1 with --quick or --real)")
+    parser.add_argument("--seeds", type=int, help="number of seeds (default: 5; 1 with --quick or --real)")
     parser.add_argument("--initial-period", type=int, help="AdaComm's first period (default: 16 D/Y, at most 64)")
     parser.add_argument("--interval", type=float, default=150.0, help="time between AdaComm's decisions, in units of Y")
-    parser.add_argument("--slow-momentum", type=float, default=0.3, help="of AdaComm with slow momentum")
-    parser.add_argument("--lr", type=float, default=1.2, help="learning rate, constant and of all methods")
+    parser.add_argument("--slow-momentum", type=float, default=0.3, help="slow momentum of AdaComm")
+    parser.add_argument("--lr", type=float, default=1.2, help="constant learning rate of all methods")
     parser.add_argument("--weight-decay", type=float, default=3e-3, help="of SGD")
     parser.add_argument("--batch-size", type=int, default=8, help="images per step and worker")
     parser.add_argument("--hidden", type=int, default=32, help="units of the hidden layer")
     parser.add_argument("--step-seconds", type=float, default=0.0,
-                        help="with --real, the least time of a step, as of a larger model")  # fmt: skip
+                        help="with --real, minimum time of a step, as for a larger model")  # fmt: skip
     parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="processes that simulate")
     parser.add_argument("--report", type=Path, metavar="DIR", help="write error_runtime.png, .html and .json there")
     parser.add_argument("--json", action="store_true", help="print the numbers as JSON instead of as a table")

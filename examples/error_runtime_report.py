@@ -1,4 +1,4 @@
-"""What error_runtime.py shows: a table, a figure, a page that holds both, and the numbers as JSON."""
+"""Output of error_runtime.py: a table, a figure, a page that contains both, and the numbers as JSON."""
 
 import argparse
 import base64
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 LEVELS = (1.5, 1.1, 1.01)
-"""Speed-ups are told at these multiples of synchronous SGD's final loss."""
+"""Multiples of synchronous SGD's final loss at which speed-ups are computed."""
 HEADINGS = (
     "method",
     "final loss",
@@ -27,13 +27,13 @@ HEADINGS = (
 
 @dataclass
 class Result:
-    """Trainings in one setting.
+    """Training runs in one setting.
 
     Attributes:
-        title: the setting in words.
-        step_seconds: Y, mean.
-        average_seconds: D, mean.
-        courses: of each seed, by method; synchronous SGD is the first.
+        title: description of the setting.
+        step_seconds: mean of Y.
+        average_seconds: mean of D.
+        courses: recorded course of each seed, by method; synchronous SGD is the first.
     """
 
     title: str
@@ -43,7 +43,7 @@ class Result:
 
 
 def smoothed(course: Any, budget_seconds: float) -> tuple[Any, Any]:
-    """The curve, each point the mean over a fiftieth of the budget around it: single points are noise."""
+    """Smooth the curve: each point becomes the mean over a fiftieth of the budget around it."""
     seconds, losses = np.array(course.curve).T
     sums = np.concatenate([[0.0], np.cumsum(losses)])
     first = np.searchsorted(seconds, seconds - budget_seconds / 100, "left")
@@ -54,19 +54,19 @@ def smoothed(course: Any, budget_seconds: float) -> tuple[Any, Any]:
 
 
 def seconds_to(course: Any, loss: float, budget_seconds: float) -> float:
-    """When the curve first is that low; NaN if it never is."""
+    """Return the time at which the curve first reaches a loss; NaN if it never does."""
     seconds, losses = smoothed(course, budget_seconds)
     reached = np.flatnonzero(losses <= loss)
     return float(seconds[reached[0]]) if len(reached) else nan
 
 
 def final_loss(course: Any, budget_seconds: float) -> float:
-    """Mean over the last tenth of the budget."""
+    """Return the mean over the last tenth of the budget."""
     return statistics.fmean(loss for seconds, loss in course.curve if seconds >= 0.9 * budget_seconds)
 
 
 def figures(result: Result) -> dict[str, dict[str, Any]]:
-    """By method, lists with a number of each seed."""
+    """Return lists with one number per seed, by method."""
     found: dict[str, dict[str, Any]] = {}
     for courses in result.courses:
         reference = next(iter(courses.values()))
@@ -91,7 +91,7 @@ def figures(result: Result) -> dict[str, dict[str, Any]]:
 
 
 def spread(values: Sequence[float], form: str) -> str:
-    """Mean and standard deviation over the seeds that got there."""
+    """Format mean and standard deviation over the seeds that reached the loss."""
     there = [value for value in values if isfinite(value)]
     if not there:
         return "never"
@@ -120,7 +120,7 @@ def rows(result: Result) -> list[list[str]]:
 
 
 def comparison(measured: Result, predicted: Result) -> list[list[str]]:
-    """What was measured beside what the simulator says of the same Y and D."""
+    """Compare the measured values with a simulation that has the same Y and D."""
     found = []
     synchronous = [statistics.fmean(next(iter(figures(r).values()))["seconds_per_step"]) for r in (measured, predicted)]
     for (method, real), virtual in zip(figures(measured).items(), figures(predicted).values(), strict=True):
@@ -150,12 +150,12 @@ COMPARED = (
 def tables(results: Sequence[Result]) -> list[tuple[str, Sequence[str], list[list[str]]]]:
     found: list[tuple[str, Sequence[str], list[list[str]]]] = [(r.title, HEADINGS, rows(r)) for r in results]
     if results[0].title.startswith("measured"):
-        found.append(("measured beside simulated", COMPARED, comparison(*results)))
+        found.append(("measured and simulated", COMPARED, comparison(*results)))
     return found
 
 
 def draw(results: Sequence[Result]) -> bytes:
-    """The paper's figure: training loss against time, the period below; one column per setting. A PNG."""
+    """Draw the figure of the paper as PNG: training loss and period against time, one column per setting."""
     import matplotlib as mpl
 
     mpl.use("Agg")  # no screen needed
@@ -203,7 +203,7 @@ def draw(results: Sequence[Result]) -> bytes:
 
 
 def page(results: Sequence[Result], picture: bytes, flags: dict[str, Any]) -> str:
-    """One file that shows all of it, with nothing to load."""
+    """Return one self-contained page with all results."""
     parts = []
     for title, headings, lines in tables(results):
         head = "".join(f"<th>{escape(text)}</th>" for text in headings)
@@ -227,7 +227,7 @@ the highest seed; periods are those of the first seed.</p>
 
 
 def write(results: Sequence[Result], options: argparse.Namespace) -> None:
-    """Print, and write the files if a folder was given."""
+    """Print the tables, and write the files if a folder was given."""
     flags = {name: value for name, value in vars(options).items() if name not in ("report", "json", "jobs")}
     numbers = {
         "flags": flags,
@@ -273,7 +273,7 @@ def _print(results: Sequence[Result]) -> None:
 
 
 def _without_nan(value: Any) -> Any:
-    """JSON has no NaN: null says that a loss was never reached."""
+    """Replace NaN, which JSON lacks, by None: a loss that was never reached."""
     if isinstance(value, dict):
         return {key: _without_nan(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

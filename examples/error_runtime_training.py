@@ -1,4 +1,4 @@
-"""What error_runtime.py trains, by which methods, and how its course is recorded; on any ranks."""
+"""Model, methods and recording of the training of error_runtime.py, on real or simulated ranks."""
 
 import argparse
 import time
@@ -22,18 +22,18 @@ ADAPTIVE = ("AdaComm", "AdaComm, slow momentum")
 FIXED = ("period 4", "period 16", "period 64")
 METHODS = (SYNCHRONOUS, *FIXED, *ADAPTIVE)
 POINTS = 400
-"""Points of a curve, at most."""
+"""Maximum number of points of a curve."""
 
 
 @dataclass
 class Course:
-    """One training, by rank 0's clock.
+    """Recorded course of one training run, by the clock of rank 0.
 
     Attributes:
-        steps: inner steps taken.
-        seconds: how long they took.
-        curve: seconds and training loss (weight decay's term included) of the averaged model.
-        periods: seconds from which on a period held, and the period.
+        steps: number of inner steps.
+        seconds: duration of these steps.
+        curve: seconds and training loss (including weight decay) of the averaged model.
+        periods: seconds from which on a period was used, and the period.
     """
 
     steps: int = 0
@@ -44,7 +44,7 @@ class Course:
 
 @lru_cache
 def digits() -> tuple[Array, Array]:
-    """The 1797 handwritten digits of scikit-learn, all of them: what is asked here is the training loss."""
+    """Return all 1797 handwritten digits of scikit-learn, because only the training loss is measured."""
     from sklearn.datasets import load_digits
 
     images, labels = load_digits(return_X_y=True)
@@ -53,10 +53,10 @@ def digits() -> tuple[Array, Array]:
 
 
 class Perceptron:
-    """64 pixels, one hidden layer, 10 classes; its gradient by hand: autograd would take most of the simulator's time.
+    """A network of 64 pixels, one hidden layer and 10 classes, with a manual gradient, which is faster than autograd.
 
     Attributes:
-        flat: all parameters, the one tensor that PyTorch's optimizer sees.
+        flat: all parameters in one tensor, which is the parameter of PyTorch's optimizer.
     """
 
     def __init__(self, seed: int, options: argparse.Namespace) -> None:
@@ -67,13 +67,13 @@ class Perceptron:
         self.flat.grad = torch.zeros_like(self.flat)
 
     def bind(self) -> None:
-        """Once the optimizer has put the parameters where it wants them."""
+        """Create the views of the parameters, after the optimizer has moved them to its buffer."""
         assert self.flat.grad is not None
         self._parameters = self._cut(self.flat.detach().numpy())
         self._gradients = self._cut(self.flat.grad.numpy())
 
     def backward(self, images: Array, labels: Array) -> float:
-        """The mean cross-entropy of a batch; leaves its gradient."""
+        """Return the mean cross-entropy of a batch, and store its gradient."""
         second = self._parameters[2]
         hidden, probabilities = self._forward(images, self._parameters)
         rows = np.arange(len(labels))
@@ -90,7 +90,7 @@ class Perceptron:
         return loss
 
     def training_loss(self, flat: Array, options: argparse.Namespace) -> float:
-        """What SGD with weight decay minimizes, over all of the data."""
+        """Return the objective of SGD with weight decay over all of the data."""
         images, labels = digits()
         _, probabilities = self._forward(images, self._cut(flat))
         loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean(dtype=np.float64)
@@ -143,7 +143,7 @@ def train(
     limit: Callable[[int, float], bool],
     points_apart_seconds: float,
 ) -> Course:
-    """Train on every rank until ``limit(steps, seconds)``; the course as rank 0 saw it."""
+    """Train on every rank until ``limit(steps, seconds)``. Returns the course that rank 0 recorded."""
     lt.init()
     model = Perceptron(seed, options)
     optimizer = wrap(method, model, options, interval_seconds)
@@ -159,7 +159,7 @@ def train(
         course.steps += 1
         if course.steps < ends:
             continue
-        # A round has ended: every replica is the average.
+        # At the end of a round every replica is equal to the average.
         seconds = clock() - started
         after = optimizer.period
         if after != period:
@@ -167,7 +167,7 @@ def train(
         ends, period = course.steps + after, after
         if lt.rank() == 0 and seconds >= snapshots[-1][0] + points_apart_seconds:
             snapshots.append((seconds, model.flat.detach().numpy().copy()))
-        if course.steps >= checked + 16:  # seldom, because it is a message
+        if course.steps >= checked + 16:  # rarely, because it sends a message
             checked = course.steps
             course.seconds = float(lt.broadcast(torch.tensor([seconds], dtype=torch.float64), root_rank=0))
             if limit(course.steps, course.seconds):
@@ -193,14 +193,14 @@ def train_each(
     mean_step_seconds: float,
     run: Callable[[Callable[[], Course]], Course],
 ) -> dict[str, Course]:
-    """Train by each method, each as long as synchronous SGD, the first, needs for its steps.
+    """Train with each method for the time that synchronous SGD, the first one, needs for its steps.
 
     Args:
-        methods: names.
-        seed: of initial weights and batches.
-        options: the flags.
-        mean_step_seconds: Y.
-        run: lets all ranks train, and returns rank 0's course.
+        methods: names of the methods.
+        seed: seed of initial weights and batches.
+        options: parsed command line.
+        mean_step_seconds: mean compute time of a step (Y).
+        run: function that trains on all ranks, and returns the course of rank 0.
     """
     interval_seconds = options.interval * mean_step_seconds
     courses: dict[str, Course] = {}

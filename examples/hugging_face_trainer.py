@@ -1,6 +1,6 @@
 """Hugging Face's Trainer on several ranks: ``mpirun -np 2 python examples/hugging_face_trainer.py FOLDER [--resume]``.
 
-Needs ``pip install transformers accelerate``. The model is small and made here, so that nothing is downloaded.
+Needs ``pip install transformers accelerate``. The model is small and created here, so that nothing is downloaded.
 """
 
 import sys
@@ -11,7 +11,7 @@ from transformers import BertConfig, BertForSequenceClassification, Trainer, Tra
 
 import lentando.torch as lt
 
-lt.init(hide_launcher=True)  # or Accelerate sees a job of several ranks, and starts torch.distributed
+lt.init(hide_launcher=True)  # otherwise Accelerate detects several ranks, and starts torch.distributed
 folder, resume = sys.argv[1], "--resume" in sys.argv
 torch.manual_seed(0)
 config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -22,10 +22,10 @@ optimizer = lt.SlowMo(adamw, model=model, period=2, slow_momentum=0.5, base_buff
 
 
 class SaveAverage(TrainerCallback):  # type: ignore[misc, unused-ignore]
-    """Saves the average of all replicas, which is what to evaluate and to publish."""
+    """Saves the average of all replicas, which is the result of the training."""
 
     def on_epoch_end(self, *_: Any, **__: Any) -> None:
-        """Rank 0 alone writes, and all ranks take part in the average."""
+        """Save on rank 0; all ranks take part in the average."""
         with optimizer.averaged():
             if lt.rank() == 0:
                 model.save_pretrained(f"{folder}/average")
@@ -37,4 +37,4 @@ arguments = TrainingArguments(
 )  # fmt: skip
 own_data = data[lt.rank() :: lt.size()]
 trainer = Trainer(model, arguments, train_dataset=own_data, optimizers=(optimizer, None), callbacks=[SaveAverage()])
-trainer.train(resume_from_checkpoint=resume)  # each rank's own checkpoint holds its replica and slow momentum
+trainer.train(resume_from_checkpoint=resume)  # each rank's checkpoint contains its replica and slow momentum

@@ -81,14 +81,14 @@ def _up(parser: argparse.ArgumentParser, options: argparse.Namespace) -> int:
     if _holder() is not None:
         parser.error("there is a cluster already: end it with `cluster down`")
     hosts = _hosts(options)
-    ready, told = os.pipe()
+    ready, writer = os.pipe()
     with subprocess.Popen(
         [*_enter_new(), "--hosts", str(hosts.count), "--rate", hosts.rate, "--slots", str(hosts.slots)],
-        stdin=subprocess.DEVNULL, stdout=told, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        stdin=subprocess.DEVNULL, stdout=writer, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as process:  # fmt: skip
-        # It must keep nothing open that this program was given: whoever reads that would wait for its end.
+        # It must not inherit open files of this program, whose readers would wait for its end.
         assert process.stderr is not None
-        os.close(told)
+        os.close(writer)
         first = os.read(ready, 100)  # the number of its own process as seen from here comes from /proc
         if not first:
             sys.stderr.write(process.stderr.read())
@@ -152,7 +152,7 @@ def _inside(options: argparse.Namespace) -> int:
 
 
 def _leave_interrupts_to_the_command() -> None:
-    """The terminal tells the command too: wait for its end."""
+    """Ignore SIGINT, which the terminal also sends to the command, and wait for the command."""
     signal.signal(signal.SIGINT, lambda *_: None)
 
 

@@ -14,7 +14,7 @@ def environment(hosts: Hosts) -> dict[str, str]:
     """What mpirun of Open MPI and of MPICH, horovodrun, and Gloo read."""
     ssh = str(hosts.commands / "ssh")
     return {
-        # Launchers name their folders there by process number, which begins anew in each cluster.
+        # Launchers name their folders there by process number, which starts at 1 in each cluster.
         "TMPDIR": str(hosts.temporary),
         "PATH": f"{hosts.commands}:{os.environ['PATH']}",
         # Open MPI: its daemons, then its messages, over TCP between the hosts and shared memory within one.

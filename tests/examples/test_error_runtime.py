@@ -53,7 +53,7 @@ def test_real_ranks_measure_train_and_are_compared_with_their_simulation(tmp_pat
     flags = ["--real", "--steps", "60", "--step-seconds", "0.002", "--interval", "10", "--initial-period", "16"]
     job = mpirun(2, EXAMPLE, *flags, "--report", str(tmp_path), timeout_seconds=200)
     assert job.status == 0, job.output
-    assert "measured beside simulated" in job.output
+    assert "measured and simulated" in job.output
     measured, simulated = json.loads((tmp_path / "error_runtime.json").read_text())["results"]
     assert measured["step_seconds"] == simulated["step_seconds"] >= 0.002
     assert measured["average_seconds"] == simulated["average_seconds"] > 0
