@@ -1,4 +1,4 @@
-"""What crosses the wire: transports, collectives, flat buffers. Knows NumPy arrays and ranks, never a framework."""
+"""Communication between ranks: transports, collectives, flat buffers, topologies. Depends on NumPy and no framework."""
 
 if __name__ == "comm":
     raise ImportError("import lentando.comm, not comm: a second copy of this package would not share its state")
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def __getattr__(name: str) -> Any:
-    """``lentando.comm.simulate``, loaded when it is used: only the simulator needs greenlet."""
+    """Load ``lentando.comm.simulate`` at its first use: only the simulator needs greenlet."""
     if name == "simulate":
         from lentando.comm.simulation import simulate
 

@@ -1,8 +1,8 @@
-"""One source for arrays in host memory (NumPy) and on a GPU (CuPy): the numerics find their module from the array.
+"""Helpers for code that works on arrays in host memory (NumPy) and on a GPU (CuPy) alike.
 
-What NumPy dispatches by the array's type (arithmetic, ``np.add(a, b, out=a)``, ``np.isfinite(a)``) is written with
-``np``. What makes an array, or copies into one, is not dispatched, or only in part, and asks ``array_module`` first.
-Nothing here imports CuPy: whoever has an array of its has imported it.
+Functions that NumPy dispatches by the type of the array (arithmetic, ``np.add(a, b, out=a)``, ``np.isfinite(a)``) are
+called on ``np``. Functions that create an array or copy into one are not dispatched, or only in part, and are called on
+the result of ``array_module``. Nothing here imports CuPy: code that has one of its arrays has imported it.
 """
 
 import sys
@@ -17,17 +17,17 @@ __all__ = ["array_module", "copy_into", "is_on_host", "to_host"]
 
 
 def is_on_host(array: Array) -> bool:
-    """Whether this is a NumPy array, or a NumPy scalar; any other lies on a device."""
+    """Whether this is a NumPy array or scalar. Any other array is on a device."""
     return isinstance(array, np.ndarray | np.generic)
 
 
 def array_module(array: Array) -> Any:
-    """``numpy``, or the package that the array's type comes from (``cupy``), which has NumPy's functions."""
+    """The module whose functions apply to an array: ``numpy``, or the package that defines its type (``cupy``)."""
     return np if is_on_host(array) else sys.modules[type(array).__module__.partition(".")[0]]
 
 
 def to_host(array: Array) -> NDArray[Any]:
-    """The array itself, or a copy of a device's. That waits for all that the device has to do before."""
+    """The array itself, or a copy in host memory of an array on a device, which waits for the work enqueued there."""
     if is_on_host(array):
         return array
     copied: NDArray[Any] = array_module(array).asnumpy(array)
@@ -35,7 +35,7 @@ def to_host(array: Array) -> NDArray[Any]:
 
 
 def copy_into(out: Array, values: Array) -> None:
-    """Fill ``out`` with values of its shape and dtype, wherever each of them lies."""
+    """Fill ``out`` with values of the same shape and dtype. Each of the two may be on the host or on a device."""
     module = array_module(out)
     if module is not array_module(values):
         values = module.asarray(to_host(values))

@@ -1,4 +1,4 @@
-"""Settings that users give, checked when they are given: each check says what was expected and what was found."""
+"""Checks of settings that users pass. Each error says what was expected and what was found."""
 
 from collections.abc import Sequence
 from math import isfinite
@@ -13,7 +13,12 @@ __all__ = ["check_choice", "check_flag", "check_has", "check_integer", "is_numbe
 
 
 def check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
-    """A setting that must be one of some names.
+    """Check that a setting is one of several names.
+
+    Args:
+        name: name of the setting.
+        value: value that the user has passed.
+        legal: legal values.
 
     Raises:
         ConfigurationError: if it is anything else.
@@ -22,24 +27,28 @@ def check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
         raise ConfigurationError(f"{name} must be one of {', '.join(map(repr, legal))}, got {value!r}")
 
 
-def check_integer(name: str, value: Any, least: int, what: str) -> None:
-    """A setting that must be an integer. True and False are none.
+def check_integer(name: str, value: Any, least: int, quantity: str) -> None:
+    """Check that a setting is an integer. True and False do not count as integers.
 
     Args:
-        name: of the setting.
-        value: that was given.
-        least: that it can be.
-        what: it counts, in words.
+        name: name of the setting.
+        value: value that the user has passed.
+        least: smallest legal value.
+        quantity: description of the setting, for the error message.
 
     Raises:
         ConfigurationError: if it is anything else.
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ConfigurationError(f"{name} must be an integer >= {least} ({what}), got {value!r}")
+        raise ConfigurationError(f"{name} must be an integer >= {least} ({quantity}), got {value!r}")
 
 
 def check_flag(name: str, value: Any) -> None:
-    """A setting that must be True or False.
+    """Check that a setting is True or False.
+
+    Args:
+        name: name of the setting.
+        value: value that the user has passed.
 
     Raises:
         ConfigurationError: if it is anything else: the string "no" would count as True.
@@ -49,13 +58,13 @@ def check_flag(name: str, value: Any) -> None:
 
 
 def check_has(name: str, value: Any, needed: tuple[str, ...], examples: str) -> None:
-    """A setting that must be an object with certain attributes, and not the class of such objects.
+    """Check that a setting is an object with certain attributes, and not the class of such objects.
 
     Args:
-        name: of the setting.
-        value: that was given.
+        name: name of the setting.
+        value: value that the user has passed.
         needed: names of the attributes.
-        examples: what users write, in words.
+        examples: examples of legal values, for the error message.
 
     Raises:
         ConfigurationError: if it is a class, or lacks an attribute.

@@ -1,4 +1,4 @@
-"""Transports of a job that has ended: optimizers may still hold them, but their engine no longer knows their ranks."""
+"""Transports of a job that has ended: optimizers may still hold them, but the backend can no longer use them."""
 
 from typing import NoReturn
 
@@ -10,17 +10,17 @@ __all__ = ["ended", "is_closed", "mark_closed"]
 
 
 def mark_closed(transport: Transport) -> None:
-    """Let every method of this transport that communicates raise an error: the engine below has ended, or will now."""
+    """From now on, let every communicating method of this transport raise an error, because the backend ends."""
     become(transport, _Closed)
 
 
 def is_closed(transport: Transport) -> bool:
-    """Whether the transport cannot communicate any more."""
+    """Whether the transport can no longer communicate, because its backend has ended."""
     return isinstance(transport, _Closed)
 
 
 def ended(rank: int) -> NotInitializedError:
-    """The error of what communicates on a rank whose job has ended."""
+    """The error for communication on a rank whose job has ended."""
     return NotInitializedError(
         f"rank {rank} communicates after its job has ended, by shutdown() or because the program has called "
         "MPI.Finalize(). Optimizers that were wrapped before cannot be used any more: call init() and wrap again, "
@@ -29,15 +29,17 @@ def ended(rank: int) -> NotInitializedError:
 
 
 class _Closed(Refusing):
+    """A transport whose backend has ended."""
+
     def abort(self, status: int = 1) -> NoReturn:
-        """End this process: the other ranks wait for it no more."""
+        """End this process only: the other ranks no longer wait for it."""
         raise SystemExit(status)
 
     def send_nowait(self, peer: int, content: bytes) -> None:
-        """Nobody asks any more who is missing."""
+        """Send nothing: the stall inspector may still call this method while it ends."""
 
     def receive_nowait(self) -> None:
-        """Nobody asks any more who is missing."""
+        """Receive nothing: the stall inspector may still call this method while it ends."""
 
     def _refuse(self) -> NoReturn:
         raise ended(self.rank)

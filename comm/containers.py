@@ -1,7 +1,7 @@
-"""Nested containers of the kinds that travel between ranks and are saved: they keep their kind, and no other is taken.
+"""Nested containers that can be sent between ranks and saved in checkpoints. They keep their type.
 
 Lists, tuples, sets, frozensets, dicts, ``OrderedDict``, ``Counter``, and ``defaultdict`` of a built-in type. A subclass
-of one of them would come back as something else, so it is no container here.
+of one of them would be decoded as its base class, and is therefore not accepted as a container.
 """
 
 from collections import Counter, OrderedDict, defaultdict
@@ -13,20 +13,20 @@ from lentando.comm.errors import ConfigurationError
 __all__ = ["DEEPEST", "Leaf", "children", "mapped", "rebuilt"]
 
 DEEPEST = 100
-"""Levels of containers within each other: more would exhaust Python's stack, in JSON's encoder for instance."""
+"""Limit of nesting levels: more would exhaust Python's stack, in JSON's encoder for instance."""
 
 SEQUENCES: tuple[type, ...] = (list, tuple, set, frozenset)
 DICTIONARIES: tuple[type, ...] = (dict, OrderedDict, Counter, defaultdict)
 
 SHOWN_CHARACTERS = 200
-"""Of a place in an error message."""
+"""Limit of the length of a location in an error message."""
 
 Leaf: TypeAlias = Callable[[Any, str], Any]
-"""Makes something of a value that is no container; is also given its place, for messages."""
+"""Converts a value that is no container. Its second argument is the location of the value, for messages."""
 
 
 def children(value: Any) -> list[tuple[str, Any]] | None:
-    """What a container holds, each with its place in it as in ``[0]`` or ``['key']``; None for any other value."""
+    """The items of a container, each with its location as in ``[0]`` or ``['key']``; None for any other value."""
     kind = type(value)
     if kind in (set, frozenset):
         return [("{...}", item) for item in value]
@@ -38,7 +38,7 @@ def children(value: Any) -> list[tuple[str, Any]] | None:
 
 
 def rebuilt(value: Any, items: Iterable[Any]) -> Any:
-    """A container of the kind of ``value``, with these items in place of its own (of a dictionary: for its keys)."""
+    """A container of the type of ``value`` that holds other items; in a dictionary, the values are replaced."""
     kind = type(value)
     if kind in SEQUENCES:
         return kind(items)
@@ -52,25 +52,25 @@ def mapped(value: Any, leaf: Leaf, where: str = "the object") -> Any:
     """A copy of nested containers, with ``leaf(value, where)`` in place of each value that is no container.
 
     Args:
-        value: not changed.
-        leaf: see ``Leaf``.
-        where: place of ``value`` itself.
+        value: the nested containers; not changed.
+        leaf: converts a value that is no container.
+        where: location of ``value`` itself, for messages.
 
     Raises:
-        ConfigurationError: if a container holds itself, or too many are inside each other; says where.
+        ConfigurationError: if a container contains itself, or the nesting is too deep; the message names the location.
     """
     inside: set[int] = set()
 
     def convert(value: Any, where: str) -> Any:
-        found = children(value)
-        if found is None:
+        contents = children(value)
+        if contents is None:
             return leaf(value, where)
         if id(value) in inside:
-            raise ConfigurationError(f"{shortened(where)} is one of the containers that hold it: it has no end")
+            raise ConfigurationError(f"{shortened(where)} contains itself: break the cycle")
         if len(inside) == DEEPEST:
             raise ConfigurationError(f"{shortened(where)} is inside {DEEPEST} other containers: nest fewer")
         inside.add(id(value))
-        items = [convert(item, where + place) for place, item in found]
+        items = [convert(item, where + location) for location, item in contents]
         inside.remove(id(value))
         return rebuilt(value, items)
 
@@ -78,5 +78,5 @@ def mapped(value: Any, leaf: Leaf, where: str = "the object") -> Any:
 
 
 def shortened(where: str) -> str:
-    """A place of readable length."""
+    """A location, cut to a readable length."""
     return where if len(where) <= SHOWN_CHARACTERS else f"{where[:SHOWN_CHARACTERS]}..."

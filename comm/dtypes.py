@@ -1,4 +1,4 @@
-"""Dtypes by name, bfloat16 included, and the dtype that sums are formed in."""
+"""Dtypes by name, including bfloat16, and the dtypes in which sums are formed."""
 
 from typing import Any
 
@@ -13,15 +13,15 @@ _HALF = (np.dtype(np.float16), np.dtype(bfloat16))
 
 
 def is_floating(dtype: np.dtype[Any]) -> bool:
-    """True for float16, bfloat16, float32 and float64."""
+    """Whether a dtype is floating point: float16, bfloat16, float32 or float64."""
     return dtype.kind == "f" or dtype == bfloat16
 
 
 def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
-    """The dtype in which values of ``dtype`` are summed and averaged: float32 at least, else the dtype itself.
+    """The dtype in which values of ``dtype`` are summed and averaged: the dtype itself, and float32 for half precision.
 
     Raises:
-        ConfigurationError: for a dtype that has no sum here (complex, boolean, object, ...).
+        ConfigurationError: for a dtype that cannot be reduced (complex, boolean, object, ...).
     """
     if dtype in _HALF:
         return np.dtype(np.float32)
@@ -31,5 +31,5 @@ def accumulator_dtype(dtype: np.dtype[Any]) -> np.dtype[Any]:
 
 
 def numpy_dtype(name: str) -> np.dtype[Any]:
-    """The dtype of this name."""
+    """The dtype of this name, which may be bfloat16."""
     return np.dtype(bfloat16) if name == "bfloat16" else np.dtype(name)

@@ -28,31 +28,31 @@ class LentandoError(Exception):
 
 
 class ConfigurationError(LentandoError, ValueError):
-    """A setting that cannot work: found when it is given, on every rank, before anything is sent."""
+    """A setting cannot work. Raised on every rank when it is passed, before any message is sent."""
 
 
 class CheckpointError(LentandoError, RuntimeError):
-    """A checkpoint that cannot be written, read, or continued from here. On every rank, with the reason."""
+    """A checkpoint cannot be written, read, or continued from. Raised on every rank, with the reason."""
 
 
 class NotInitializedError(LentandoError, RuntimeError):
-    """Something that needs the job was used before ``init()`` or after ``shutdown()``."""
+    """A function that needs the job was called before ``init()`` or after ``shutdown()``."""
 
 
 class LaunchError(LentandoError, RuntimeError):
-    """What the launcher promises and what the transport sees do not agree."""
+    """The launcher's variables and the transport disagree about the job."""
 
 
 class TransportError(LentandoError, RuntimeError):
-    """The engine underneath (MPI, ...) failed, or cannot do what was asked."""
+    """The backend (MPI, Horovod, NCCL) has failed, or does not support the operation."""
 
 
 class RankLostError(TransportError):
-    """A rank has died, or found one dead and said so. An elastic job goes on without it; see ``transport.Elastic``."""
+    """A rank has died, or has reported a death. An elastic job continues without it (``capabilities.Elastic``)."""
 
 
 class MismatchError(LentandoError, RuntimeError):
-    """The ranks disagree: about the model, the settings, or what happens next. On every rank, before data move."""
+    """The ranks disagree about the model, the settings or the next operation. Raised on every rank before data move."""
 
 
 class NonFiniteError(LentandoError, ArithmeticError):
@@ -60,15 +60,24 @@ class NonFiniteError(LentandoError, ArithmeticError):
 
 
 class SimulationError(LentandoError, RuntimeError):
-    """A simulated rank failed. The message says which, and when by its clock; ``__cause__`` is what it raised."""
+    """A simulated rank has failed. The message names the rank and its time; ``__cause__`` is its exception."""
 
 
 class DeadlockError(SimulationError):
-    """No simulated rank can go on. The message says which rank waits for what, and where."""
+    """All simulated ranks wait. The message says for what each of them waits, and in which line."""
 
 
 def ranks_in_words(ranks: Sequence[int]) -> str:
-    """``rank 3``, ``ranks 0, 1 and 2``, or ``ranks 0, 1, 2, 3 and 28 more``."""
+    """Name ranks in a message.
+
+    Example:
+        >>> ranks_in_words([3])
+        'rank 3'
+        >>> ranks_in_words([0, 1, 2])
+        'ranks 0, 1 and 2'
+        >>> ranks_in_words(range(32))
+        'ranks 0, 1, 2, 3 and 28 more'
+    """
     if len(ranks) == 1:
         return f"rank {ranks[0]}"
     if len(ranks) > 8:
@@ -77,14 +86,23 @@ def ranks_in_words(ranks: Sequence[int]) -> str:
 
 
 def grouped_by_rank(texts: Sequence[str], ranks: Sequence[int] | None = None) -> str:
-    """Says who says what: ``ranks 0 and 1: red; rank 2: blue`` for the texts of ranks 0, 1 and 2, or of ``ranks``."""
-    saying = ranks_of(zip(range(len(texts)) if ranks is None else ranks, texts, strict=True))
-    return "; ".join(f"{ranks_in_words(ranks)}: {text}" for text, ranks in saying.items())
+    """Describe a text that each rank has, with equal texts together.
+
+    Args:
+        texts: one text per rank.
+        ranks: the ranks that the texts belong to; 0, 1, 2 and so on by default.
+
+    Example:
+        >>> grouped_by_rank(["red", "red", "blue"])
+        'ranks 0 and 1: red; rank 2: blue'
+    """
+    by_text = ranks_of(zip(range(len(texts)) if ranks is None else ranks, texts, strict=True))
+    return "; ".join(f"{ranks_in_words(ranks)}: {text}" for text, ranks in by_text.items())
 
 
 def ranks_of(pairs: Iterable[tuple[int, _T]]) -> dict[_T, list[int]]:
-    """Who has what: each value with the ranks that have it, in the order in which they come as (rank, value)."""
-    having: dict[_T, list[int]] = {}
+    """Group (rank, value) pairs by value: the ranks that have each value, in the order of the pairs."""
+    by_value: dict[_T, list[int]] = {}
     for rank, value in pairs:
-        having.setdefault(value, []).append(rank)
-    return having
+        by_value.setdefault(value, []).append(rank)
+    return by_value

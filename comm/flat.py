@@ -1,7 +1,7 @@
-"""Flat parameters: what a replica averages, in one contiguous buffer per dtype, in one fixed order.
+"""Flat buffers: all parameters of one dtype in one contiguous array, in a fixed order.
 
-Averaging one long vector costs one message where averaging a hundred tensors costs a hundred. The frameworks' tensors
-are views of the buffer, or are copied in and out of it.
+Averaging one long vector takes one message where averaging a hundred tensors takes a hundred. The frameworks' tensors
+are views of the buffer, or are copied to and from it.
 """
 
 from bisect import bisect_right
@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 BLOCK = 64 * 1024
-"""Elements of a block: 256 KiB of float32. Shorter ones cost more calls than their better place in the cache saves."""
+"""Elements of a block: 256 KiB of float32. With shorter blocks, more calls cost more than better caching saves."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class Entry:
     """One tensor of the model.
 
     Attributes:
-        name: unique; what error messages and checkpoints call it.
-        shape: its shape.
-        dtype: name of its dtype, ``"float32"`` or the like.
-        group: its parameter group, which has one learning rate; None for a statistic (BatchNorm's running mean, ...),
-            which is averaged but never stepped.
-        order: how its elements lie in memory, for frameworks where that varies; "C" is row by row.
+        name: unique name, for error messages and checkpoints.
+        shape: shape of the tensor.
+        dtype: name of the dtype, such as ``"float32"``.
+        group: number of the parameter group, which has one learning rate; None for a statistic (such as BatchNorm's
+            running mean), which is averaged but not trained.
+        order: memory order of the elements, for frameworks in which it varies; "C" is row by row.
     """
 
     name: str
@@ -57,7 +57,7 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements of the tensor."""
         return prod(self.shape)
 
 
@@ -71,15 +71,15 @@ class Range:
 
 
 class FlatLayout:
-    """Where each entry of one dtype lies in a one-dimensional buffer.
+    """The positions of tensors of one dtype in a one-dimensional buffer.
 
     Args:
-        entries: in the order in which they lie there; all of one dtype, names unique.
+        entries: tensors of one dtype, with unique names, in the order of their positions.
 
     Attributes:
-        entries: the same.
-        offsets: first element of each entry.
-        size: number of elements in all.
+        entries: the tensors, in this order.
+        offsets: index of the first element of each entry.
+        size: total number of elements.
         dtype: dtype of the buffer.
     """
 
@@ -101,7 +101,7 @@ class FlatLayout:
 
     @cached_property
     def ranges(self) -> list[Range]:
-        """The buffer cut where the parameter group changes."""
+        """Ranges of the buffer, cut where the parameter group changes."""
         ranges: list[Range] = []
         for entry, offset in zip(self.entries, self.offsets, strict=True):
             if ranges and ranges[-1].group == entry.group:
@@ -124,12 +124,12 @@ class FlatLayout:
 
 
 class FlatBuffer:
-    """A layout with its memory.
+    """A layout together with its memory.
 
     Args:
-        layout: where things lie.
-        array: one-dimensional memory of the layout's size and dtype; new and zero if not given.
-        shared: new memory is such that neighbours on this node can reach it, where the system has such memory.
+        layout: positions of the entries.
+        array: one-dimensional array of the layout's size and dtype; a new one of zeros by default.
+        shared: whether other ranks of this node can access the new memory, if the system supports it.
     """
 
     def __init__(self, layout: FlatLayout, array: Array | None = None, *, shared: bool = False) -> None:
@@ -150,24 +150,24 @@ class FlatBuffer:
 
     @cached_property
     def parameters(self) -> Array:
-        """The part that is stepped: all but the statistics, which lie at the end."""
+        """The trained part of the buffer: all but the statistics, which are at the end."""
         stop = max((part.stop for part in self.layout.ranges if part.group is not None), default=0)
         if any(part.group is None and part.start < stop for part in self.layout.ranges):
-            raise ConfigurationError("the statistics of a flat buffer must lie behind its parameters")
+            raise ConfigurationError("the statistics of a flat buffer must come after its parameters")
         return self.array[:stop]
 
     def first_non_finite(self) -> str | None:
-        """Name of the first entry with a NaN or an infinity, or None."""
+        """Name of the first entry that contains a NaN or an infinity, or None."""
         if all_finite(self.array):
             return None
-        bad = ~np.isfinite(self.array)
-        return self.layout.entry_at(int(bad.argmax())).name if bad.any() else None
+        is_bad = ~np.isfinite(self.array)
+        return self.layout.entry_at(int(is_bad.argmax())).name if is_bad.any() else None
 
 
 def blocks(array: Array) -> Iterator[slice]:
-    """A buffer cut into ranges short enough to stay in the cache while several passes are made over each.
+    """Cut a buffer into ranges that stay in the cache while several passes are made over each.
 
-    On a device it stays whole: there, each pass over each block would be a kernel of its own.
+    On a device the buffer is one range: there, each pass over each block would be a separate kernel.
     """
     block = BLOCK if is_on_host(array) else max(array.size, 1)
     for start in range(0, array.size, block):
@@ -175,17 +175,17 @@ def blocks(array: Array) -> Iterator[slice]:
 
 
 def all_finite(array: Array) -> bool:
-    """Whether no element is a NaN or an infinity, in one pass over memory."""
-    if array.dtype.itemsize == 2 and is_on_host(array):  # NumPy would convert them one by one; their bits tell as well
+    """Whether all elements are finite, in one pass over memory."""
+    if array.dtype.itemsize == 2 and is_on_host(array):  # NumPy would convert them one by one
         infinity = np.array(np.inf, array.dtype).view(np.uint16)
         return all(int((array[block].view(np.uint16) & 0x7FFF).max()) < infinity for block in blocks(array))
-    # A sum is not finite if any of its terms is not. It can also overflow: only then look at every element.
+    # A sum is not finite if any of its terms is not. It can also overflow; only then every element is checked.
     with np.errstate(over="ignore", invalid="ignore"):
         return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
 
 
 def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:
-    """One layout per dtype: entries of one dtype keep their order, dtypes follow their first entry."""
+    """One layout per dtype, in the order of their first entries. Entries of one dtype keep their order."""
     by_dtype: dict[str, list[Entry]] = {}
     for entry in entries:
         by_dtype.setdefault(entry.dtype, []).append(entry)
@@ -193,12 +193,12 @@ def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:
 
 
 def describe(layouts: Iterable[FlatLayout]) -> list[list[Any]]:
-    """The entries as JSON, for comparing ranks."""
+    """The entries as JSON, to be compared between ranks."""
     return [[e.name, list(e.shape), e.dtype, e.group, e.order] for layout in layouts for e in layout.entries]
 
 
 def first_difference(by_rank: Sequence[Sequence[Sequence[Any]]]) -> str:
-    """Says in words where the ranks' descriptions (one ``describe`` each, by rank) first differ."""
+    """Describe the first difference between the results of ``describe`` on all ranks, by rank."""
     for number in range(max(map(len, by_rank))):
         rows = [in_words(entries, number) for entries in by_rank]
         if len(set(rows)) > 1:
@@ -209,7 +209,7 @@ def first_difference(by_rank: Sequence[Sequence[Sequence[Any]]]) -> str:
 
 
 def in_words(entries: Sequence[Sequence[Any]], number: int) -> str:
-    """One of the entries that ``describe`` describes, for a message."""
+    """Describe one of the entries that ``describe`` returns, for a message."""
     if number >= len(entries):
         return "nothing"
     name, shape, dtype, group, order = entries[number]

@@ -1,7 +1,7 @@
-"""Processes that a rank makes by fork (workers of a pool, of a data loader): they have its memory, and are no ranks.
+"""Processes that a rank forks (workers of a pool or a data loader): they inherit its memory, but are no ranks.
 
-Such a process knows ``rank()`` and ``size()`` of the rank that made it. It cannot communicate: what it would send would
-come in between the messages of that rank, or end the job. So the transports that it has inherited refuse to.
+``rank()`` and ``size()`` return the values of the rank that forked the process. It cannot communicate: its messages
+would be mixed with those of that rank, or end the job. Inherited transports therefore raise an error.
 """
 
 import os
@@ -18,12 +18,12 @@ _transports: WeakSet[Transport] = WeakSet()
 
 
 def refuse_in_children(transport: Transport) -> None:
-    """In processes that are forked from now on, let every method of this transport that communicates raise an error."""
+    """In processes that are forked from now on, let every communicating method of this transport raise an error."""
     _transports.add(transport)
 
 
 def is_forked(transport: Transport) -> bool:
-    """Whether this process has inherited the transport from the rank that made it by fork."""
+    """Whether this process has inherited the transport from the rank that forked it."""
     return isinstance(transport, _InChild)
 
 
@@ -37,12 +37,14 @@ os.register_at_fork(after_in_child=_after_fork_in_child)
 
 
 class _InChild(Refusing):
+    """A transport that a forked process has inherited."""
+
     def abort(self, status: int = 1) -> NoReturn:
-        """End this process, and not the job."""
+        """End this process only, not the job."""
         os._exit(status)
 
     def close(self) -> None:
-        """The transport belongs to the rank."""
+        """Release nothing: the transport belongs to the rank."""
 
     def _refuse(self) -> NoReturn:
         raise TransportError(

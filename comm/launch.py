@@ -1,7 +1,7 @@
-"""Who started this process, and as one of how many: read from the variables that launchers set.
+"""Detects the launcher of this process, and the size of its job, from the environment variables that launchers set.
 
-Once MPI is initialised it is the authority. The variables then only serve to notice that the two disagree, as when the
-launcher belongs to another MPI than the library: each process would silently become a world of its own.
+Once MPI is initialised, it is authoritative. The variables then only serve to detect a disagreement, such as a launcher
+that belongs to another MPI than the library: each process would silently become a world of its own.
 """
 
 import os
@@ -15,14 +15,14 @@ __all__ = ["Claim", "Launch", "advice_on_library", "check_library", "check_world
 
 @dataclass(frozen=True)
 class Launch:
-    """What a launcher promised.
+    """The job that a launcher promises.
 
     Attributes:
-        launcher: its name, as a user would say it.
-        variable: the environment variable that told.
-        size: number of ranks promised; None where the launcher does not say.
+        launcher: name of the launcher, for messages.
+        variable: environment variable from which the launcher was detected.
+        size: number of ranks; None if the launcher does not set it.
         mpi: whether the ranks are MPI processes.
-        horovod: whether Horovod's engine connects them, and nothing else does.
+        horovod: whether only Horovod connects them.
     """
 
     launcher: str
@@ -34,11 +34,21 @@ class Launch:
 
 @dataclass(frozen=True)
 class _Kind:
+    """A kind of launcher.
+
+    Attributes:
+        launcher: name of the launcher, for messages.
+        rank, size: its environment variables; ``size`` is None if the launcher does not set one.
+        mpi: whether the ranks are MPI processes.
+        both: whether one variable without the other is a mistake.
+        horovod: whether only Horovod connects the ranks.
+    """
+
     launcher: str
     rank: str
     size: str | None
     mpi: bool
-    both: bool = False  # one variable without the other is a mistake
+    both: bool = False
     horovod: bool = False
 
 
@@ -49,16 +59,16 @@ _ANOTHER_MPI = (
 )
 
 _CHOOSES_LIBRARY = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
-"""Variables by which mpi4py chooses which MPI it loads."""
+"""Variables that determine which MPI library mpi4py loads."""
 
-# In order of trust: a Slurm job often runs mpirun inside, and horovodrun runs mpirun; the innermost launcher counts.
+# The innermost launcher first: a Slurm job often runs mpirun, and so does horovodrun.
 _KINDS = (
     _Kind(_OPEN_MPI, "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", mpi=True, both=True),
     _Kind("mpiexec (MVAPICH2)", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", mpi=True, both=True),
     _Kind("mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", "PMI_RANK", "PMI_SIZE", mpi=True, both=True),
     _Kind("horovodrun", "HOROVOD_RANK", "HOROVOD_SIZE", mpi=False, both=True, horovod=True),
     _Kind("torchrun", "TORCHELASTIC_RUN_ID", "WORLD_SIZE", mpi=False),
-    # Only a step of srun's has SLURM_STEP_NUM_TASKS: in a batch script or an interactive shell, SLURM_NTASKS is a wish.
+    # Only a step of srun has SLURM_STEP_NUM_TASKS: in batch scripts and interactive shells, SLURM_NTASKS is a request.
     _Kind("srun", "SLURM_PROCID", "SLURM_STEP_NUM_TASKS", mpi=True),
     _Kind("a PMIx launcher (prun, or srun --mpi=pmix)", "PMIX_RANK", None, mpi=True),
     _Kind("a launcher that sets RANK and WORLD_SIZE", "RANK", "WORLD_SIZE", mpi=False),
@@ -67,14 +77,14 @@ _KINDS = (
 
 @dataclass(frozen=True)
 class Claim:
-    """What the variables of one launcher say of this process, whether or not they can be true.
+    """The values of one launcher's variables, whether or not they are valid.
 
     Attributes:
-        launcher: its name, as a user would say it.
-        variables: those that are set, with their values: the rank's and the size's.
-        rank: None where it is missing or no number.
-        size: None where it is missing, no number, or not told by this launcher.
-        is_complete: whether everything is there that this launcher tells.
+        launcher: name of the launcher, for messages.
+        variables: the variables for rank and size that are set, with their values.
+        rank: rank of this process; None if it is missing or not a number.
+        size: number of ranks; None if it is missing, not a number, or not set by this launcher.
+        is_complete: whether all variables that this launcher sets are present.
         mpi: whether its ranks are MPI processes.
     """
 
@@ -87,13 +97,13 @@ class Claim:
 
 
 def read_claims(environment: Mapping[str, str]) -> list[Claim]:
-    """Of every launcher that has left its variables, the one that is trusted most first."""
+    """The claims of all launchers whose variables are set, with the innermost launcher first."""
     claims: list[Claim] = []
     for kind in _KINDS:
-        by_torchrun = kind.rank == "TORCHELASTIC_RUN_ID"  # tells the launcher, not the rank
+        by_torchrun = kind.rank == "TORCHELASTIC_RUN_ID"  # names the launcher, not the rank
         names = ["RANK" if by_torchrun else kind.rank, *([kind.size] if kind.size else [])]
         variables = {name: environment[name] for name in names if name in environment}
-        is_meant = kind.both or len(variables) == len(names)  # half of what others set too tells nothing
+        is_meant = kind.both or len(variables) == len(names)  # others set one of these variables too
         if not variables or not is_meant or (by_torchrun and kind.rank not in environment):
             continue
         if any(variables.items() <= claim.variables.items() for claim in claims):  # torchrun's RANK and WORLD_SIZE
@@ -117,21 +127,21 @@ def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None
     environment = os.environ if environment is None else environment
     kinds = [kind for kind in _KINDS if _is_complete(kind, environment)]
     claims = [(kind, _launch(kind, environment)) for kind in kinds]
-    sure = [(kind, launch) for kind, launch in claims if kind.both]
+    reliable = [(kind, launch) for kind, launch in claims if kind.both]
     # A process that was started alone may have started others by another launcher.
-    of_many = [(kind, launch) for kind, launch in sure if launch.size != 1]
+    of_many = [(kind, launch) for kind, launch in reliable if launch.size != 1]
     places = {(environment[kind.rank], launch.size): (kind, launch) for kind, launch in reversed(of_many)}
     if len(places) > 1:
-        words = " but ".join(
+        statements = " but ".join(
             f"{launch.launcher} says rank {rank} of {size} ({kind.rank}={rank}, {kind.size}={size})"
             for (rank, size), (kind, launch) in reversed(places.items())
         )
         raise LaunchError(
-            f"two launchers started this process and disagree: {words}. Start through one of them only, and unset the "
-            "variables of the other if they were inherited from a shell"
+            f"two launchers started this process and disagree: {statements}. Start through one of them only, and unset "
+            "the variables of the other if they were inherited from a shell"
         )
-    found = of_many or sure or claims
-    return found[0][1] if found else None
+    candidates = of_many or reliable or claims
+    return candidates[0][1] if candidates else None
 
 
 def _is_complete(kind: _Kind, environment: Mapping[str, str]) -> bool:
@@ -141,7 +151,7 @@ def _is_complete(kind: _Kind, environment: Mapping[str, str]) -> bool:
         (present,) = set(wanted) - set(missing)
         raise LaunchError(
             f"{kind.launcher} set {present}={environment[present]} but not {missing[0]}: a rank needs both to "
-            f"know its place. Start through the launcher, or unset {present} to run alone"
+            f"know its number. Start through the launcher, or unset {present} to run alone"
         )
     return not missing
 
@@ -156,15 +166,15 @@ def _launch(kind: _Kind, environment: Mapping[str, str]) -> Launch:
 
 
 def check_library(launch: Launch | None, library: str) -> None:
-    """Refuse, before it starts, an MPI that would end a process of another MPI's launcher with words of its own.
+    """Check, before MPI is initialised, that the library supports the launcher: it might end the process otherwise.
 
     Args:
-        launch: what ``detect_launch`` found.
-        library: what ``MPI_Get_library_version`` says.
+        launch: result of ``detect_launch``.
+        library: result of ``MPI_Get_library_version``.
 
     Raises:
-        LaunchError: if a library of MPICH's family was started by Open MPI's mpirun, whose language it was not built to
-            speak. The other way around, ``check_world`` finds it.
+        LaunchError: if a library of MPICH's family without PMIx was started by Open MPI's mpirun. The reverse case is
+            detected by ``check_world``.
     """
     if launch is None or launch.launcher != _OPEN_MPI or "pmix" in library.lower():
         return
@@ -175,10 +185,10 @@ def check_library(launch: Launch | None, library: str) -> None:
 
 
 def check_world(launch: Launch | None, size: int, library: str, backend: str = "MPI") -> None:
-    """Refuse a world that is not the one that was promised.
+    """Check that the world is the one that the launcher promised.
 
     Args:
-        launch: what ``detect_launch`` found.
+        launch: result of ``detect_launch``.
         size: number of ranks that the backend sees.
         library: name and version of the backend's library.
         backend: name of the backend.
@@ -188,30 +198,30 @@ def check_world(launch: Launch | None, size: int, library: str, backend: str = "
     """
     if launch is None or launch.size is None or launch.size == size:
         return
-    found = f"{backend} sees {size} ({library})"
+    actual = f"{backend} sees {size} ({library})"
     if backend != "MPI":
         remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={backend.lower()}"
     elif launch.mpi:
         remedy = " ".join(filter(None, [advice_on_library(), _ANOTHER_MPI]))
         if "srun" in launch.launcher:
-            remedy += ". With srun, name the plugin that it speaks: srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"
+            remedy += ". With srun, name its PMI plugin: srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"
     else:
         remedy = (
             "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes, "
-            "or with horovodrun --gloo and Horovod's own engine"
+            "or with horovodrun --gloo, where Horovod connects the ranks"
         )
-    raise LaunchError(f"{_promise(launch)}, but {found}: that would train {launch.size} separate models. {remedy}")
+    raise LaunchError(f"{_promise(launch)}, but {actual}: that would train {launch.size} separate models. {remedy}")
 
 
 def advice_on_library(environment: Mapping[str, str] | None = None) -> str:
-    """What to do about variables that choose which MPI is loaded; nothing if none is set."""
+    """Advice about variables that determine which MPI library is loaded; empty if none is set."""
     environment = os.environ if environment is None else environment
-    found = [f"{name}={environment[name]}" for name in _CHOOSES_LIBRARY if environment.get(name)]
-    if not found:
+    values = [f"{name}={environment[name]}" for name in _CHOOSES_LIBRARY if environment.get(name)]
+    if not values:
         return ""
     return (
-        f"The environment chooses which MPI mpi4py loads, by {' and '.join(found)}: unset this, or name the MPI that "
-        "your mpirun belongs to."
+        f"The environment determines which MPI mpi4py loads, by {' and '.join(values)}: unset this, or name the MPI "
+        "that your mpirun belongs to."
     )
 
 

@@ -1,8 +1,8 @@
-"""The variables by which a launcher says to a process that it is a rank: marked as used, and hidden on request.
+"""Environment variables by which a launcher identifies a process as a rank: marked as used, and hidden on request.
 
 Programs that a rank starts inherit them. Such a program is not a rank, and MPI's initialisation would wait forever, or
-end the job. So a rank leaves a mark in its environment, by which ``init()`` recognises variables that were meant for
-another process. A launcher inside the job, with ranks of its own, sets other values.
+end the job. Each rank therefore adds a mark to its environment, by which ``init()`` recognises variables that were
+meant for another process. A launcher inside the job, with ranks of its own, sets other values.
 """
 
 import hashlib
@@ -19,14 +19,14 @@ __all__ = ["check_is_rank", "hide_variables", "mark_rank", "would_be_misread"]
 
 MARK = "LENTANDO_RANK_PID"
 _CONNECTION = "PMI_FD"
-"""Descriptor of the socket to the launcher, in MPICH and its like: its number may be the same in two jobs."""
+"""Descriptor of the socket to the launcher, in MPICH and its derivatives. Its number may be the same in two jobs."""
 _IDENTITY = (
     "PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMI_ID",
     "PMI_JOBID", "PMI_PORT", _CONNECTION, "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE",
     "HOROVOD_GLOO_RENDEZVOUS_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "RANK", "WORLD_SIZE",
     "MASTER_PORT", "TORCHELASTIC_RUN_ID",
 )  # fmt: skip
-"""Variables that together differ from one rank to another, and from one job to another."""
+"""Variables whose values, taken together, are unique to each rank of each job."""
 _HIDDEN = (
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
     "OMPI_COMM_WORLD_NODE_RANK", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
@@ -34,20 +34,20 @@ _HIDDEN = (
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_STEP_NUM_TASKS", "HOROVOD_RANK",
     "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
 )  # fmt: skip
-"""Variables by which other libraries find out that this process is one of many, and start torch.distributed."""
+"""Variables because of which other libraries start torch.distributed."""
 
 
 def mark_rank(environment: MutableMapping[str, str]) -> None:
-    """This process is the rank that the launcher's variables speak of: programs that it starts are not."""
+    """Record that this process is the rank that the launcher's variables describe, unlike programs that it starts."""
     environment[MARK] = f"{os.getpid()} {_fingerprint(environment)} {_socket_of(environment) or 0}"
 
 
 def check_is_rank(environment: Mapping[str, str], launch: Launch) -> None:
-    """Refuse a process that has inherited the variables of a launcher from the rank that started it.
+    """Check that this process has not inherited the launcher's variables from the rank that started it.
 
     Args:
-        environment: of this process.
-        launch: what its variables promise.
+        environment: environment variables of this process.
+        launch: the job that they promise.
 
     Raises:
         LaunchError: if they were meant for another process.
@@ -56,8 +56,8 @@ def check_is_rank(environment: Mapping[str, str], launch: Launch) -> None:
     fingerprint, _, socket = identity.partition(" ")
     if not process or process == str(os.getpid()) or fingerprint != _fingerprint(environment):
         return
-    own_socket = _socket_of(environment)
-    if own_socket is not None and str(own_socket) != socket:
+    socket_here = _socket_of(environment)
+    if socket_here is not None and str(socket_here) != socket:
         return  # a launcher inside the job, with a connection of its own
     advice = ""
     if multiprocessing.parent_process() is not None:
@@ -74,17 +74,17 @@ def check_is_rank(environment: Mapping[str, str], launch: Launch) -> None:
 
 
 def hide_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
-    """Take away what other libraries would take for a job of torch.distributed. Returns what was taken away."""
+    """Remove the variables because of which other libraries start torch.distributed. Returns those removed."""
     return {name: environment.pop(name) for name in _HIDDEN if name in environment}
 
 
 def would_be_misread(environment: Mapping[str, str], modules: Collection[str]) -> bool:
     """Whether a library that is loaded would start torch.distributed because of these variables, and fail.
 
-    Accelerate does, which Hugging Face's Trainer uses, unless the environment also says where ranks meet.
+    Accelerate, which Hugging Face's Trainer uses, does so unless the environment has an address where ranks meet.
 
     Args:
-        environment: of this process.
+        environment: environment variables of this process.
         modules: names of the modules that are loaded.
     """
     return "accelerate" in modules and "MASTER_ADDR" not in environment
@@ -96,10 +96,10 @@ def _fingerprint(environment: Mapping[str, str]) -> str:
 
 
 def _socket_of(environment: Mapping[str, str]) -> int | None:
-    """Which socket this process shares with the launcher; None without one."""
+    """Inode of the socket that connects this process to the launcher; None without one."""
     text = environment.get(_CONNECTION, "")
     try:
-        found = os.fstat(int(text))
+        socket = os.fstat(int(text))
     except (ValueError, OSError):
         return None
-    return found.st_ino if stat.S_ISSOCK(found.st_mode) else None
+    return socket.st_ino if stat.S_ISSOCK(socket.st_mode) else None

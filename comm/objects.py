@@ -1,6 +1,6 @@
-"""Python objects between ranks without pickle: JSON for the structure, raw bytes for the arrays.
+"""Sends Python objects between ranks without pickle: JSON for the structure, raw bytes for the arrays.
 
-A pickle from the network can run any code; a decoder of JSON cannot. Allowed are None, bool, int, float, complex, str,
+A pickle from the network can run any code; a JSON decoder cannot. Supported are None, bool, int, float, complex, str,
 bytes, paths, NumPy arrays of numbers (those of ml_dtypes, such as bfloat16 and float8, included), and the containers of
 ``lentando.comm.containers`` with keys of these kinds.
 """
@@ -26,14 +26,18 @@ __all__ = ["allgather_object", "broadcast_object", "can_travel", "decode", "enco
 FACTORIES: dict[str | None, Callable[[], Any]] = {
     kind.__name__: kind for kind in (bool, int, float, complex, str, bytes, list, tuple, dict, set, frozenset)
 }
-"""What a ``defaultdict`` that travels may call, by name."""
+"""Factories that a ``defaultdict`` may have, by name."""
 
 
 def encode(value: object) -> bytes:
-    """``value`` as bytes.
+    """Encode an object of the supported types as bytes.
 
     Raises:
-        ConfigurationError: for an object of any other kind; names where it is.
+        ConfigurationError: for an object of any other type; the message names its location.
+
+    Example:
+        >>> decode(encode({"steps": 3, "x": np.arange(2.0)}))
+        {'steps': 3, 'x': array([0., 1.])}
     """
     arrays: list[Array] = []
     described = _to_json(value, arrays, "the object")
@@ -41,13 +45,13 @@ def encode(value: object) -> bytes:
         structure = json.dumps(described).encode()
     except ValueError as error:  # an integer that Python does not write in decimal digits, because it is so long
         raise ConfigurationError(f"the object cannot be sent: {error}") from error
-    # Arrays travel in this machine's byte order, whatever they were made in: a name such as float32 does not tell it.
+    # Arrays are sent in this machine's byte order: the name of a dtype, such as float32, does not contain it.
     native = (array.astype(array.dtype.newbyteorder("="), copy=False).tobytes() for array in arrays)
     return b"".join([len(structure).to_bytes(8, "little"), structure, *native])
 
 
 def decode(data: bytes) -> Any:
-    """The object that ``encode`` was given. Arrays come back as new, writable arrays."""
+    """Decode the bytes that ``encode`` returns. Arrays are new and writable."""
     length = int.from_bytes(data[:8], "little")
     position = 8 + length
 
@@ -62,10 +66,14 @@ def decode(data: bytes) -> Any:
 
 
 def to_json(value: object, where: str = "the object") -> Any:
-    """``value``, which holds no arrays, as what strict JSON can hold, to be written into a file.
+    """Convert an object without arrays to strict JSON, to be written to a file.
+
+    Args:
+        value: object of the supported types.
+        where: description of the object, for messages.
 
     Raises:
-        ConfigurationError: for an object of any other kind; names where it is.
+        ConfigurationError: for an object of any other type, or an array; the message names its location.
     """
     arrays: list[Array] = []
     structure = _to_json(value, arrays, where)
@@ -75,7 +83,7 @@ def to_json(value: object, where: str = "the object") -> Any:
 
 
 def from_json(structure: Any) -> Any:
-    """The object that ``to_json`` was given."""
+    """Convert the result of ``to_json`` back to the object."""
 
     def take(dtype: str, shape: list[int]) -> Array:
         raise ConfigurationError(f"expected JSON without arrays, found one of {dtype} and shape {shape}")
@@ -86,18 +94,18 @@ def from_json(structure: Any) -> Any:
 def broadcast_object(
     transport: Transport, value: object, root: int = 0, plain: Callable[[Any], Any] | None = None
 ) -> Any:
-    """The root's ``value`` on every rank; what the others pass is ignored.
+    """Return the root's ``value`` on every rank. Collective.
 
     Args:
-        transport: ranks that take part.
-        value: see above.
-        root: rank.
-        plain: makes what can be encoded of ``value``; its ``ConfigurationError`` is raised on every rank.
+        transport: transport that connects the participating ranks.
+        value: object of the supported types; ignored on all ranks but the root.
+        root: rank whose value all ranks get.
+        plain: converts ``value`` to the supported types; its ``ConfigurationError`` is raised on every rank.
 
     Raises:
         ConfigurationError: on every rank, if the root's value cannot be encoded.
     """
-    payload, failed = _encode_or_say_why_not(value, plain) if transport.rank == root else (b"", False)
+    payload, failed = _encode_or_explain(value, plain) if transport.rank == root else (b"", False)
     header = np.array([len(payload), failed], np.int64)
     transport.broadcast(header, root)
     buffer = np.empty(int(header[0]), np.uint8)
@@ -110,17 +118,17 @@ def broadcast_object(
 
 
 def allgather_object(transport: Transport, value: object, plain: Callable[[Any], Any] | None = None) -> list[Any]:
-    """Every rank's ``value``, by rank.
+    """Return the values of all ranks, by rank. Collective.
 
     Args:
-        transport: ranks that take part.
-        value: see above.
-        plain: see ``broadcast_object``.
+        transport: transport that connects the participating ranks.
+        value: object of the supported types.
+        plain: converts ``value`` to the supported types; its ``ConfigurationError`` is raised on every rank.
 
     Raises:
         ConfigurationError: on every rank, if the value of one of them cannot be encoded.
     """
-    payload, failed = _encode_or_say_why_not(value, plain)
+    payload, failed = _encode_or_explain(value, plain)
     headers = transport.allgather(np.array([len(payload), failed], np.int64))
     padded = np.zeros(int(headers[:, 0].max()), np.uint8)
     padded[: len(payload)] = np.frombuffer(payload, np.uint8)
@@ -132,8 +140,12 @@ def allgather_object(transport: Transport, value: object, plain: Callable[[Any],
     return [decode(text) for text in texts]
 
 
-def _encode_or_say_why_not(value: object, plain: Callable[[Any], Any] | None) -> tuple[bytes, bool]:
-    """The error travels in place of the value, so that nobody waits for a value that never comes."""
+def _encode_or_explain(value: object, plain: Callable[[Any], Any] | None) -> tuple[bytes, bool]:
+    """Encode a value, or the error message in its place, so that no rank waits for a value that is never sent.
+
+    Returns:
+        the bytes, and whether they are an error message.
+    """
     try:
         return encode(value if plain is None else plain(value)), False
     except ConfigurationError as error:
@@ -141,10 +153,10 @@ def _encode_or_say_why_not(value: object, plain: Callable[[Any], Any] | None) ->
 
 
 def _to_json(value: Any, arrays: list[Array], where: str) -> Any:
-    """JSON for nested containers. What JSON lacks is a dict of one entry, from its kind to its content."""
+    """Convert nested containers to JSON. A type that JSON lacks becomes a dict that maps its name to its content."""
 
     def number(value: float) -> Any:
-        return float(value) if isfinite(value) else {"float": str(float(value))}  # JSON knows no NaN and no infinity
+        return float(value) if isfinite(value) else {"float": str(float(value))}  # JSON has no NaN and no infinity
 
     def leaf(value: Any, where: str) -> Any:
         if value is None or (isinstance(value, bool | int | str) and not isinstance(value, Enum)):
@@ -163,10 +175,10 @@ def _to_json(value: Any, arrays: list[Array], where: str) -> Any:
         raise ConfigurationError(f"{shortened(where)} {_why_not(value)}")
 
     def container(value: Any, where: str) -> Any:
-        found = children(value)
-        if found is None:
+        contents = children(value)
+        if contents is None:
             return leaf(value, where)
-        items = [container(item, where + place) for place, item in found]
+        items = [container(item, where + location) for location, item in contents]
         if not isinstance(value, dict):
             return {type(value).__name__: items}
         keys = [container(key, f"a key of {where}") for key in value]
@@ -177,11 +189,11 @@ def _to_json(value: Any, arrays: list[Array], where: str) -> Any:
         name = None if factory is None else getattr(factory, "__name__", "")
         if factory is not None and FACTORIES.get(name) is not factory:
             raise ConfigurationError(
-                f"{shortened(where)} is a defaultdict of {factory!r}, which does not travel: send dict(value)"
+                f"{shortened(where)} is a defaultdict of {factory!r}, which cannot be sent: send dict(value)"
             )
         return {"defaultdict": [name, pairs]}
 
-    mapped(value, lambda value, where: None, where)  # it has an end
+    mapped(value, lambda value, where: None, where)  # raises an error for cycles
     return container(value, where)
 
 
@@ -191,21 +203,21 @@ def can_travel(dtype: np.dtype[Any]) -> bool:
 
 
 def _why_not(value: object) -> str:
-    """Why a value does not travel, after its place."""
+    """The reason why a value cannot be sent, as the end of a sentence."""
     kind = type(value).__name__
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        return f"is a namedtuple {kind}, whose class does not travel: send tuple(value), or value._asdict()"
+        return f"is a namedtuple {kind}, whose class cannot be sent: send tuple(value), or value._asdict()"
     if isinstance(value, Enum):
-        return f"is a member of the enumeration {kind}, which does not travel: send value.value"
+        return f"is a member of the enumeration {kind}, which cannot be sent: send value.value"
     for base in (dict, list, tuple, set, frozenset):
         if isinstance(value, base):
-            return f"is a {kind}, which would come back as a {base.__name__}: send {base.__name__}(value)"
+            return f"is a {kind}, which would be decoded as a {base.__name__}: send {base.__name__}(value)"
     if isinstance(value, np.ndarray | np.generic):
         kind = f"{kind} of dtype {shortened(str(value.dtype))}"
     return (
         f"is a {kind}: only None, bool, int, float, complex, str, bytes, Path, list, tuple, set, dict (OrderedDict, "
-        "Counter, defaultdict) and arrays of numbers travel between ranks and into "
-        "checkpoints (no pickle: it could run anything)"
+        "Counter, defaultdict) and arrays of numbers can be sent between ranks and saved in "
+        "checkpoints (there is no pickle, which could run any code)"
     )
 
 

@@ -1,4 +1,4 @@
-"""What a transport becomes when it must not communicate any more: its methods raise an error that says why."""
+"""Transports that must no longer communicate: their methods raise an error that gives the reason."""
 
 from typing import Any, NoReturn
 
@@ -8,26 +8,26 @@ __all__ = ["Refusing", "become"]
 
 
 def become(transport: Transport, kind: type["Refusing"]) -> None:
-    """From here on, whatever of this transport communicates raises the error of ``kind``. Sends nothing."""
-    own = type(transport)
-    if not issubclass(own, kind):
-        transport.__class__ = type(own.__name__, (kind, own), {})
+    """From now on, let every communicating method of this transport raise the error of ``kind``. Sends nothing."""
+    original = type(transport)
+    if not issubclass(original, kind):
+        transport.__class__ = type(original.__name__, (kind, original), {})
 
 
 class Refusing:
-    """Comes before a transport's own class: everything else stays as it is."""
+    """Base class that precedes a transport's original class, and overrides the methods that communicate."""
 
     rank: int
 
     def exchange(self, *_: Any, **__: Any) -> NoReturn:
-        """Raise the error that says why, as everything does that communicates."""
+        """Raise the error that gives the reason, as all communicating methods do."""
         self._refuse()
 
     allreduce = broadcast = allgather = barrier = node_barrier = exchange
     for_thread = open_side_channel = leave_notice = read_notice = take_notice = vote = repair = exchange
 
     def close(self) -> None:
-        """There is nothing left to close."""
+        """Release nothing: there is nothing left to release."""
 
     def _refuse(self) -> NoReturn:
         raise NotImplementedError

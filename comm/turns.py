@@ -1,9 +1,8 @@
-"""Threads of one rank take turns at what ranks do together, so that the messages of two calls never mix.
+"""Threads of one rank take turns in collective operations, so that the messages of two calls never mix.
 
-Which call of one rank belongs to which of another is decided by what the calls are: operation, shape, dtype and name
-travel in the control message. Only if two threads make the *same* call at the same time, nobody can say which is which.
-That is an error on every rank: in the later call before any data move, in the earlier one, whose control message has
-already been sent, when it ends.
+Calls of different ranks are matched by their content: operation, shape, dtype and name are part of the control message.
+Only if two threads make the *same* call at the same time, the match is ambiguous. That is an error on every rank: in
+the later call before any data move; in the earlier one, whose control message has already been sent, when it ends.
 """
 
 import os
@@ -18,31 +17,31 @@ from lentando.comm.transport import Transport
 __all__ = ["SAME_CALLS", "Turns", "same_call_elsewhere", "turn"]
 
 SAME_CALLS = (
-    "two threads of one rank make the same call at the same time, so that nobody can say which of them belongs to "
-    "which of another rank: communicate from one thread at a time"
+    "two threads of one rank make the same call at the same time, so that they cannot be matched with the calls of "
+    "another rank: communicate from one thread at a time"
 )
 
 
 class _Call:
-    """What one thread does together with other ranks, or waits to do.
+    """A collective operation that one thread executes, or waits to execute.
 
     Attributes:
-        what: equal for calls that ranks cannot tell apart; None until that is known.
-        overlapping: what the calls of other threads were that ran, or waited, in the meantime.
+        content: value that is equal for calls that ranks cannot distinguish; None until it is known.
+        overlapping: names of the threads whose calls ran or waited in the meantime, by the content of their calls.
         same_in: name of a thread that made the same call in the meantime.
     """
 
-    def __init__(self, what: Hashable) -> None:
+    def __init__(self, content: Hashable) -> None:
         self.thread = threading.get_ident()
         self.thread_name = threading.current_thread().name
-        self.what = what
+        self.content = content
         self.overlapping: dict[Hashable, str] = {}
         self.same_in: str | None = None
         self.depth = 1
 
 
 class Turns:
-    """Of the threads that use one transport."""
+    """The calls of all threads that use one transport."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
@@ -50,13 +49,13 @@ class Turns:
         self._calls: list[_Call] = []
         self.current: _Call | None = None
 
-    def enter(self, what: Hashable) -> _Call:
-        """Wait for this thread's turn. A call inside another one of the same thread is part of that."""
+    def enter(self, content: Hashable) -> _Call:
+        """Wait for this thread's turn. A call inside another one of the same thread is a part of that."""
         current = self.current
         if current is not None and current.thread == threading.get_ident():
             current.depth += 1
             return current
-        call = _Call(what)
+        call = _Call(content)
         with self._changing:
             for other in self._calls:
                 _meet(call, other)
@@ -71,7 +70,7 @@ class Turns:
         return call
 
     def leave(self, call: _Call) -> bool:
-        """End the turn. True if this was the whole call, not a part of it."""
+        """End the turn. Returns True if this was the whole call, not a part of it."""
         call.depth -= 1
         if call.depth:
             return False
@@ -81,29 +80,30 @@ class Turns:
         self._lock.release()
         return True
 
-    def is_now(self, what: Hashable) -> str | None:
-        """The current call turns out to be this. Returns the thread that makes the same in the meantime, or None."""
+    def set_content(self, content: Hashable) -> str | None:
+        """Set the content of the current call. Returns the name of a thread that makes the same call, or None."""
         call = self.current
         if call is None or call.thread != threading.get_ident():
             return None
-        call.what = what
+        call.content = content
         if len(self._calls) > 1:
             with self._changing:
                 for other in self._calls:
                     if other is not call:
                         _meet(call, other)
-        found = call.overlapping.get(what)
-        if found is not None:
-            call.same_in = found
-        return found
+        thread = call.overlapping.get(content)
+        if thread is not None:
+            call.same_in = thread
+        return thread
 
 
 def _meet(call: _Call, other: _Call) -> None:
-    for one, another in ((call, other), (other, call)):
-        if another.what is not None:
-            one.overlapping[another.what] = another.thread_name
-            if one.what == another.what:
-                one.same_in = another.thread_name
+    """Record in each of two calls that the other one overlaps with it."""
+    for first, second in ((call, other), (other, call)):
+        if second.content is not None:
+            first.overlapping[second.content] = second.thread_name
+            if first.content == second.content:
+                first.same_in = second.thread_name
 
 
 # A thread that has its turn in the parent does not exist in a forked child.
@@ -111,19 +111,19 @@ os.register_at_fork(after_in_child=lambda: drop_from_all_jobs(Turns))
 
 
 @contextmanager
-def turn(transport: Transport, what: Hashable = None) -> Iterator[None]:
-    """Inside, no other thread of this rank is in a turn on this transport.
+def turn(transport: Transport, content: Hashable = None) -> Iterator[None]:
+    """Within this context, no other thread of this rank is in a turn on the same transport.
 
     Args:
-        transport: that is used inside.
-        what: equal for calls that ranks cannot tell apart, as given to ``same_call_elsewhere``; None if it is not known
-            yet.
+        transport: transport that is used within the context.
+        content: value that is equal for calls that ranks cannot distinguish, as passed to ``same_call_elsewhere``; None
+            if it is not known yet.
 
     Raises:
         MismatchError: at the end, if another thread made the same call in the meantime.
     """
     turns = job_of(transport).get(Turns)
-    call = turns.enter(what)
+    call = turns.enter(content)
     try:
         yield
     except BaseException:
@@ -133,11 +133,15 @@ def turn(transport: Transport, what: Hashable = None) -> Iterator[None]:
         raise MismatchError(f"{SAME_CALLS}. Rank {transport.rank}: threads {call.thread_name!r} and {call.same_in!r}")
 
 
-def same_call_elsewhere(transport: Transport, what: Hashable) -> str | None:
-    """Says what this thread does in its turn, if it has one.
+def same_call_elsewhere(transport: Transport, content: Hashable) -> str | None:
+    """Set the content of this thread's call, if it has a turn.
+
+    Args:
+        transport: transport that the call uses.
+        content: value that is equal for calls that ranks cannot distinguish.
 
     Returns:
         the name of another thread that makes the same call at the same time, or None.
     """
     turns = job_of(transport).find(Turns)
-    return None if turns is None else turns.is_now(what)
+    return None if turns is None else turns.set_content(content)

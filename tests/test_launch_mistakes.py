@@ -128,5 +128,5 @@ def test_variable_that_chooses_an_mpi_that_is_not_there_is_named(variable: str) 
     name, _, value = variable.partition("=")
     job = mpirun(1, "-c", "from lentando.comm import world; world.init()", environment={name: value})
     assert job.status not in (0, None)
-    assert f"The environment chooses which MPI mpi4py loads, by {variable}: unset this" in job.output
+    assert f"The environment determines which MPI mpi4py loads, by {variable}: unset this" in job.output
     assert "pip install lentando" not in job.output

@@ -14,6 +14,7 @@ from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.operations import Average, Op
+from lentando.comm.shared_order import in_shared_order
 from lentando.comm.transport import Array
 from lentando.comm.world import transport
 from lentando.optimizers.no_gradient import not_differentiable
@@ -111,7 +112,7 @@ def broadcast_variables(variables: Iterable[Any] | Mapping[str, Any], root_rank:
     named: list[tuple[str, Any]] = list(pairs)
     described = [(name, f"{tf.as_dtype(v.dtype).name} {list(v.shape)}") for name, v in named]
     if tf.executing_eagerly():
-        order = operations.in_shared_order("broadcast_variables", described, root_rank)
+        order = in_shared_order("broadcast_variables", described, root_rank)
     else:  # nothing is sent while a graph is traced; each broadcast compares its name when it runs
         order = sorted(range(len(named)), key=lambda number: described[number][0])
     for number in order:

@@ -12,6 +12,7 @@ import torch
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
+from lentando.comm.shared_order import in_shared_order
 from lentando.comm.world import transport
 from lentando.optimizers.no_gradient import not_differentiable
 from lentando.torch.convert import as_array, dtype_name, new_tensor, to_plain, to_torch
@@ -142,7 +143,7 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, torch.T
     tensors = [(str(name), value) for name, value in named if isinstance(value, torch.Tensor)]
     described = [(name, f"{dtype_name(value)} {list(value.shape)}") for name, value in tensors]
     with torch.no_grad():
-        for number in operations.in_shared_order("broadcast_parameters", described, root_rank):
+        for number in in_shared_order("broadcast_parameters", described, root_rank):
             name, value = tensors[number]
             broadcast_(value, root_rank, name)
 
@@ -166,7 +167,7 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) 
         for of, group in enumerate(optimizer.param_groups)
         for number, (own, name) in enumerate(zip(group["params"], _names_in(group), strict=True))
     ]
-    operations.in_shared_order("broadcast_optimizer_state", described, root_rank)
+    in_shared_order("broadcast_optimizer_state", described, root_rank)
     state = broadcast_object(optimizer.state_dict(), root_rank, "optimizer state")
     optimizer.load_state_dict(state)
 

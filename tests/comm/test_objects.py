@@ -113,7 +113,7 @@ def test_scalars_of_numpy_stay_scalars_even_as_keys(scalar: np.generic) -> None:
         (Point(1, 2), r"the object is a namedtuple Point, .* send tuple\(value\), or value._asdict\(\)"),
         ({"at": [Point(1, 2)]}, r"the object\['at'\]\[0\] is a namedtuple Point"),
         ({"day": {Weekday.MONDAY}}, r"the object\['day'\]\{...\} is a member of the enumeration Weekday"),
-        ([Names()], r"the object\[0\] is a Names, which would come back as a dict: send dict\(value\)"),
+        ([Names()], r"the object\[0\] is a Names, which would be decoded as a dict: send dict\(value\)"),
         ({"d": defaultdict(lambda: 0)}, r"the object\['d'\] is a defaultdict of <function"),
         (np.array(["2026-11-27"], "datetime64[D]"), r"the object is a ndarray of dtype datetime64\[D\]: only"),
         ({"t": np.array(["text"])}, r"the object\['t'\] is a ndarray of dtype <U4: only"),
