@@ -118,7 +118,7 @@ def test_interface_that_does_not_route_ends_the_job() -> None:
     assert job.status not in (0, None), job.output
     assert "IS IN" not in job.output
     assert re.search(r"Lentando: rank [01] on h[01] has waited 5 s for the other ranks to join", job.output)
-    assert "name the network interface that joins the hosts" in job.output
+    assert "name the network interface that connects the hosts" in job.output
     assert "OMPI_MCA_btl_tcp_if_include=lo" in job.output
     assert job.seconds < SECONDS
 

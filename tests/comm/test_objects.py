@@ -233,7 +233,7 @@ def deep() -> Any:
 @pytest.mark.parametrize(
     ("value", "reason"),
     [
-        (holding_itself(), r"the object\[1\]\['again'\] is one of the containers that hold it"),
+        (holding_itself(), r"the object\[1\]\['again'\] contains itself"),
         (deep(), r"the object(\[0\])*\[?0?\.\.\. is inside 100 other containers"),
         ([10**5000], "the object cannot be sent: Exceeds the limit"),
     ],

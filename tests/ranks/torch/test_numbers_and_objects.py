@@ -156,7 +156,7 @@ def holding_itself() -> Any:
     ("extra", "reason"),
     [
         ({"at": Point(1, 2)}, "extra.*at.* is a namedtuple Point"),
-        (holding_itself(), r"extra\['self'\]\[0\] is one of the containers that hold it"),
+        (holding_itself(), r"extra\['self'\]\[0\] contains itself"),
         ({"m": torch.ones(1).to_sparse()}, r"extra\['m'\]: .*sparse"),
     ],
 )
