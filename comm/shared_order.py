@@ -6,8 +6,8 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from lentando.comm import objects
-from lentando.comm.checked_calls import CheckedCall
 from lentando.comm.agreement import fingerprint
+from lentando.comm.checked_calls import CheckedCall
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import MismatchError, grouped_by_rank, ranks_in_words
 from lentando.comm.world import transport
