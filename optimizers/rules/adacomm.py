@@ -131,8 +131,8 @@ class AdaptivePeriod:
     def _begin(self, summary: RoundSummary, place: float) -> None:
         if summary.loss <= self.loss_floor:
             raise ConfigurationError(
-                f"AdaComm expects a training loss above loss_floor={self.loss_floor:g}, but the mean loss of the first "
-                f"round is {summary.loss:g} already. Set loss_floor to an estimate of the least loss that is possible"
+                f"AdaComm expects a training loss above loss_floor={self.loss_floor:g}, but the first round's mean loss "
+                f"is {summary.loss:g} already. Set loss_floor to an estimate of the least loss that can be reached"
             )
         self._now.first_loss = summary.loss
         self._now.first_rate = self._now.last_rate = summary.learning_rate
