@@ -131,7 +131,7 @@ class AdaptivePeriod:
     def _begin(self, summary: RoundSummary, place: float) -> None:
         if summary.loss <= self.loss_floor:
             raise ConfigurationError(
-                f"AdaComm expects a training loss above loss_floor={self.loss_floor:g}, but the first round's mean loss "
+                f"AdaComm needs a training loss above loss_floor={self.loss_floor:g}, but the first round's mean loss "
                 f"is {summary.loss:g} already. Set loss_floor to an estimate of the least loss that can be reached"
             )
         self._now.first_loss = summary.loss

@@ -11,6 +11,8 @@ A ``BoundAlgorithm`` needs the two step hooks only. Everything else is optional,
 - ``Recoverable``: ranks may have begun unequal numbers of message exchanges when one of them dies.
 - ``Resizable``: a saved state can be continued on another number of ranks.
 - ``lentando.optimizers.rules.overlap.OverlapsGradients``: gradients are averaged during the backward pass.
+- ``lentando.comm.agreement.Participant``: the algorithm attaches numbers to the control messages, and receives those of
+  all ranks.
 
 An algorithm has an option by having all methods of its protocol. Inheriting from the protocol is not necessary, but
 lets a type checker compare signatures. ``lentando.optimizers.rules.algorithm_hooks`` holds the neutral defaults for the

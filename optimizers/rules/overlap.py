@@ -152,15 +152,14 @@ class Buckets:
 
 @runtime_checkable
 class OverlapsGradients(Protocol):
-    """An optional protocol of base algorithms: gradients are averaged during the backward pass.
-
-    Attributes:
-        buckets: buckets that a framework's adapter fills during the backward pass, and all of which it starts
-            ahead of each ``average_gradients`` of a replica outside ``join``; None if there are none.
-    """
+    """An optional protocol of base algorithms: gradients are averaged during the backward pass."""
 
     @property
-    def buckets(self) -> Buckets | None: ...
+    def buckets(self) -> Buckets | None:
+        """Buckets that the framework's adapter fills during the backward pass; None if there are none.
+
+        The adapter starts all of them before each ``average_gradients`` of a replica outside ``join``.
+        """
 
     def finish_buckets(self, agreed: BucketCoverage) -> None:
         """Wait for the buckets in flight.
@@ -170,7 +169,7 @@ class OverlapsGradients(Protocol):
         """
 
 
-class OverlappedGradients(BoundAlgorithm):
+class OverlappedGradients(BoundAlgorithm, OverlapsGradients):
     """Uses the means that the buckets hold, where they hold them on all ranks.
 
     Args:
@@ -183,13 +182,17 @@ class OverlappedGradients(BoundAlgorithm):
     def __init__(
         self, transport: Transport, gradients: Sequence[FlatBuffer], buckets: Buckets, whole: BoundAlgorithm
     ) -> None:
-        self.buckets = buckets
+        self._buckets = buckets
         self._whole = whole
         self._traffic = transport.traffic
         self._presence = [
             plan_reduction(transport, flat.array[flat.layout.offsets[-1] :], "engine") for flat in gradients
         ]
         self._agreed = BucketCoverage.NONE
+
+    @property
+    def buckets(self) -> Buckets:
+        return self._buckets
 
     def contribute(self, event: Event) -> Mapping[str, float]:
         """Attach which of this rank's gradients of this step the buckets hold."""
