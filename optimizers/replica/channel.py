@@ -2,15 +2,16 @@
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeVar
-from weakref import WeakKeyDictionary
 from zlib import crc32
 
 from lentando.comm.agreement import Event, Intent, Participant, agree, fingerprint
 from lentando.comm.array_module import to_host
 from lentando.comm.elastic import is_elastic, transaction
 from lentando.comm.errors import MismatchError
-from lentando.comm.transport import Array, Transport, as_bytes
+from lentando.comm.job import job_of
+from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.fixed_state import fixed_state_of
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress
@@ -33,8 +34,12 @@ DIFFERENT_START = (
     "there are no outer steps, do so after each step in place of max_norm, which would keep the replicas apart"
 )
 
-_replicas: WeakKeyDictionary[Transport, int] = WeakKeyDictionary()
-"""Number of replicas that each job has made so far. All ranks make them in the same order."""
+
+@dataclass
+class _ReplicaCount:
+    """Number of replicas that one job has made so far. All ranks make them in the same order."""
+
+    number: int = 0
 
 
 class Channel:
@@ -52,7 +57,9 @@ class Channel:
         self._start_checksum = 0
         # The number keeps models of equal layout, such as those of a GAN, from being averaged with each other when
         # ranks take the steps of their optimizers in different orders.
-        _replicas[setup.transport] = self._number = _replicas.get(setup.transport, 0) + 1
+        self._replicas = job_of(setup.transport).get(_ReplicaCount)
+        self._replicas.number += 1
+        self._number = self._replicas.number
         self._identity = fingerprint(["replica", self._number])
 
     def add(self, *participants: Participant) -> None:
@@ -115,7 +122,7 @@ class Channel:
             since = f"{STARTED} {checksum:08x}" if checksum else f"{progress.rounds} rounds"
             where = " inside join" if progress.is_joined else ""
             where = " with the others, having run out of its own batches," if progress.has_ended else where
-            which = "" if _replicas[setup.transport] == 1 else f" (optimizer {self._number} of this job)"
+            which = "" if self._replicas.number == 1 else f" (optimizer {self._number} of this job)"
             return f"{action} its model{where}{details}, after {progress.inner_steps} steps and {since}{which}"
 
         try:
