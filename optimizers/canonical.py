@@ -1,7 +1,7 @@
 """One flat layout for ranks of different frameworks, which average with each other element by element.
 
-One framework's names, order and axes are everybody's; ranks of another copy their tensors in and out with permuted
-axes. A permutation costs no more than the copy that is made anyhow: both sides are views.
+All ranks use the names, order and axes of one framework; ranks of another copy their tensors in and out with permuted
+axes. A permutation costs no more than the copy, which is made in any case: both sides are views.
 """
 
 from collections.abc import Iterable
@@ -17,12 +17,12 @@ __all__ = ["CanonicalTensor", "canonical_tensors"]
 
 @dataclass(frozen=True)
 class CanonicalTensor:
-    """Where one of this rank's tensors lies in the common layout.
+    """One of this rank's tensors and its place in the common layout.
 
     Attributes:
-        entry: what the common layout calls it, with its shape there.
-        own: this rank's name for it.
-        rule: from the common layout to this rank's.
+        entry: entry of the common layout, with its name and shape there.
+        own: this rank's name of the tensor.
+        rule: rule from the common layout to this rank's.
     """
 
     entry: Entry
@@ -33,7 +33,7 @@ class CanonicalTensor:
         """Both tensors as views of one shape: ``np.copyto(a, b)`` copies in, ``np.copyto(b, a)`` out.
 
         Args:
-            common: the entry in the common layout, in its shape there (``FlatBuffer.views``).
+            common: the entry's array in the common layout, in its shape there (``FlatBuffer.views``).
             own: this rank's tensor, contiguous.
         """
         permuted = self.rule.permuted(common)
@@ -41,20 +41,17 @@ class CanonicalTensor:
 
 
 def canonical_tensors(mapping: WeightMap, entries: Iterable[Entry]) -> list[CanonicalTensor]:
-    """The common layout, as this rank's tensors make it up.
+    """This rank's tensors in the order of the common layout, which ``build_layouts`` makes from their entries.
 
     Args:
-        mapping: from the common names to this rank's; its order is that of the common layout, with parameters sorted
-            by group and statistics behind them.
+        mapping: map from the common tensors to this rank's; its order is that of the common layout, with parameters
+            sorted by group and followed by statistics.
         entries: this rank's tensors, in any order.
 
-    Returns:
-        In the order of the common layout: ``build_layouts(place.entry for place in places)`` makes it.
-
     Raises:
-        ConfigurationError: if the mapping leaves out one of them, or does not fit its shape.
+        ConfigurationError: if the map omits one of the tensors, makes one of parts, or does not fit a shape.
     """
-    own = {entry.name: entry for entry in entries}
+    by_name = {entry.name: entry for entry in entries}
     if not mapping.whole:
         partial = sorted(
             {
@@ -67,15 +64,15 @@ def canonical_tensors(mapping: WeightMap, entries: Iterable[Entry]) -> list[Cano
             f"the mapping makes tensors of parts of others: {partial}. A checkpoint can be loaded by such a mapping, "
             "but ranks of different frameworks cannot average with each other by it: train in one framework at a time"
         )
-    if missing := sorted(own.keys() - mapping.rules.keys()):
+    if missing := sorted(by_name.keys() - mapping.rules.keys()):
         raise ConfigurationError(f"the mapping leaves out tensors of this rank: {missing}")
-    places = []
+    tensors = []
     for name, rule in mapping.rules.items():
-        if name in own:  # a mapping may also speak of frozen tensors, which are not averaged
-            entry = own[name]
-            places.append(
+        if name in by_name:  # a map may also contain frozen tensors, which are not averaged
+            entry = by_name[name]
+            tensors.append(
                 CanonicalTensor(
                     Entry(rule.source, rule.inverse.shape(entry.shape), entry.dtype, entry.group), name, rule
                 )
             )
-    return sorted(places, key=lambda place: (place.entry.group is None, place.entry.group or 0))
+    return sorted(tensors, key=lambda tensor: (tensor.entry.group is None, tensor.entry.group or 0))

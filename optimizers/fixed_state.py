@@ -1,4 +1,4 @@
-"""What a model computes with beside its tensors, such as vocabularies: it is never sent, so it has to be equal."""
+"""State of a model outside of its tensors, such as vocabularies: it is never sent, so it must be equal on all ranks."""
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol, runtime_checkable
@@ -14,42 +14,46 @@ from lentando.optimizers.framework import Framework
 __all__ = ["FixedState", "HoldsFixedState", "check_fixed_state", "fixed_state_of"]
 
 FixedState = Sequence[tuple[str, Mapping[str, str]]]
-"""Parts of a model in words, each with what it computes with, in words, by what it is called."""
+"""Descriptions of the parts of a model, each with its state as text, by name."""
 
 
 @runtime_checkable
 class HoldsFixedState(Protocol):
-    """A framework whose models compute with more than their tensors."""
+    """A framework adapter whose models may have state outside of their tensors."""
 
     def fixed_state(self) -> FixedState:
-        """What the model computes with now beside its tensors."""
+        """The present state of the model outside of its tensors."""
 
 
 def fixed_state_of(framework: Framework) -> FixedState:
-    """What the model of a framework computes with beside its tensors."""
+    """The state of the framework's model outside of its tensors."""
     return framework.fixed_state() if isinstance(framework, HoldsFixedState) else []
 
 
 def check_fixed_state(transport: Transport, framework: Framework) -> None:
-    """Collective: do the models of all ranks that use one framework compute with the same beside their tensors?
+    """Check that the state outside of tensors is equal on all ranks that use one framework. Collective.
+
+    Args:
+        transport: transport that connects the ranks.
+        framework: framework adapter that holds this rank's model.
 
     Raises:
-        MismatchError: on every rank, with the first part of the model that differs, and how.
+        MismatchError: on every rank, with the first part of the model that differs, and its values by rank.
     """
-    own = [[name, dict(state)] for name, state in fixed_state_of(framework)]
-    by_rank = transport.allgather(np.array([fingerprint([state for _, state in own])], np.int64))
+    described = [[name, dict(state)] for name, state in fixed_state_of(framework)]
+    by_rank = transport.allgather(np.array([fingerprint([state for _, state in described])], np.int64))
     if len(set(by_rank[:, 0].tolist())) == 1:
         return
-    everyone = allgather_object(transport, [framework.name, own])
-    for used in {name for name, _ in everyone}:
-        parts = {rank: found for rank, (name, found) in enumerate(everyone) if name == used}
-        _check(parts, [name for name, _ in everyone])
+    all_ranks = allgather_object(transport, [framework.name, described])
+    frameworks = [name for name, _ in all_ranks]
+    for used in set(frameworks):
+        _check({rank: parts for rank, (name, parts) in enumerate(all_ranks) if name == used}, frameworks)
 
 
 def _check(parts: Mapping[int, Sequence[tuple[str, Mapping[str, str]]]], frameworks: Sequence[str]) -> None:
-    """Compare the ranks of one framework."""
+    """Compare the ranks of one framework, whose parts are given by rank."""
     kinds = [", ".join(name for name, _ in parts.get(rank, [])) or "none" for rank in range(len(frameworks))]
-    if len({len(found) for found in parts.values()}) > 1:
+    if len({len(described) for described in parts.values()}) > 1:
         raise MismatchError(f"the models' layers with state outside of weights differ: {grouped_by_rank(kinds)}")
     for number, layers in enumerate(zip(*parts.values(), strict=True)):
         for key in {key: None for _, state in layers for key in state}:

@@ -1,4 +1,4 @@
-"""A report as loggers take it (TensorBoard, Weights & Biases): one number for each name."""
+"""A report in the form that loggers such as TensorBoard and Weights & Biases expect: one number for each name."""
 
 from collections.abc import Mapping
 from numbers import Real
@@ -8,20 +8,20 @@ __all__ = ["flat_report"]
 
 
 def flat_report(report: Mapping[str, Any]) -> dict[str, float]:
-    """The numbers of a report.
+    """The numbers of a report, by name.
 
-    What is not known (None) and lists of what happened (``decisions``) are left out. A list of numbers by rank gives
-    ``NAME/RANK``, a list of ranks how many those are.
+    Unknown values (None) and lists of events (``decisions``) are omitted. A list of numbers by rank becomes
+    ``NAME/RANK``; a list of ranks becomes their number.
 
     Args:
-        report: of ``lentando.optimizers.report.report_of``.
+        report: dict that ``lentando.optimizers.report.report_of`` returned.
     """
     flat: dict[str, float] = {}
     for name, value in report.items():
         if isinstance(value, Real):
             flat[name] = _plain(value)
         elif name.endswith("_by_rank") and isinstance(value, list):
-            flat |= {f"{name}/{rank}": _plain(own) for rank, own in enumerate(value) if isinstance(own, Real)}
+            flat |= {f"{name}/{rank}": _plain(number) for rank, number in enumerate(value) if isinstance(number, Real)}
         elif name == "stragglers" and value is not None:
             flat[name] = len(value)
     return flat

@@ -1,4 +1,4 @@
-"""The seam to the frameworks: all that a replica asks of PyTorch, TensorFlow or anything else that trains a model."""
+"""What a framework adapter implements: all that a replica needs of PyTorch, TensorFlow or another framework."""
 
 from collections.abc import Mapping, Sequence, Set
 from typing import Protocol, runtime_checkable
@@ -12,10 +12,10 @@ __all__ = ["ChangingFramework", "CoveringFramework", "Framework", "MeasuringFram
 
 
 class Framework(Protocol):
-    """What an adapter supplies: memory and numbers. It holds no algorithm.
+    """A framework adapter: it provides memory and numbers, and contains no algorithm.
 
     Attributes:
-        name: "torch", "tensorflow" or the like.
+        name: name of the framework, such as "torch" or "tensorflow".
         buffers: parameters, then statistics, flat, one buffer per dtype: in host memory, or all on the rank's device if
             the transport takes device arrays (``lentando.comm.capabilities.DeviceArrays``).
         gradients: gradients of the parameters, flat, one buffer per dtype; asked for only by base algorithms that
@@ -29,86 +29,86 @@ class Framework(Protocol):
 
     @property
     def gradients(self) -> Sequence[FlatBuffer]:
-        """See above."""
+        """Flat buffers of the gradients, one per dtype; used only by base algorithms that average gradients."""
 
     def load(self) -> None:
-        """Bring ``buffers`` up to date with the framework's tensors; nothing to do where they share memory.
+        """Copy the framework's tensors into ``buffers``, unless they share memory.
 
-        On a device, from here on CuPy's current stream is one that is in order with the framework's.
+        On a device, CuPy's current stream is from then on one that is in order with the framework's.
 
         Raises:
             ConfigurationError: if the framework's tensors are no longer those that were wrapped.
         """
 
     def store(self) -> None:
-        """Bring the framework's tensors up to date with ``buffers``."""
+        """Copy ``buffers`` into the framework's tensors, unless they share memory."""
 
     def not_averaged(self) -> Mapping[str, Array]:
-        """The rest of the model's state, by name: frozen parameters, counters. No copies, if that can be."""
+        """The rest of the model's state by name: frozen parameters and counters. Without copies, if possible."""
 
     def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
-        """Replace some of it."""
+        """Replace some of the tensors that ``not_averaged`` returns."""
 
     def learning_rates(self) -> Sequence[float]:
-        """The learning rate of each parameter group, now; NaN for a group that has none."""
+        """The present learning rate of each parameter group; NaN for a group that has none."""
 
     def describe_optimizer(self) -> OptimizerDescription:
-        """Class and hyperparameters of the base optimizer, now. Called once, before anything is sent."""
+        """Class and present hyperparameters of the base optimizer. Called once, before anything is sent."""
 
     def optimizer_buffers(self) -> Mapping[str, Array]:
         """The base optimizer's floating-point buffers of the shape of a parameter (momentum, ...), by name."""
 
     def store_optimizer_buffers(self, averaged: Mapping[str, Array]) -> None:
-        """Replace them."""
+        """Replace the buffers that ``optimizer_buffers`` returns."""
 
     def reset_optimizer(self) -> None:
-        """Put the base optimizer's state back to that of a new one."""
+        """Reset the base optimizer's state to that of a new one."""
 
 
 @runtime_checkable
 class CoveringFramework(Framework, Protocol):
-    """A framework that knows of a model whose parts may be trained by several optimizers."""
+    """A framework adapter that knows the whole model, parts of which may be trained by other optimizers."""
 
     def left_out(self) -> Sequence[str]:
-        """Names of trainable parameters of the model that no wrapped optimizer has: they are never averaged."""
+        """Names of the model's trainable parameters that no wrapped optimizer has: they are never averaged."""
 
 
 @runtime_checkable
 class MeasuringFramework(Framework, Protocol):
-    """A framework whose models may hold means and variances that were measured on each rank's own data."""
+    """A framework adapter whose models may contain means and variances measured on each rank's own data."""
 
     def moments(self) -> Sequence[tuple[str, str]]:
-        """Names of such a mean and its variance, both of them in ``not_averaged``."""
+        """Names of each such mean and its variance, both of which ``not_averaged`` returns."""
 
 
 @runtime_checkable
 class ChangingFramework(CoveringFramework, Protocol):
-    """A framework where other parameters may be trained later: some are frozen or unfrozen, some added or removed.
+    """A framework adapter whose trained parameters may change: they are frozen, unfrozen, added or removed.
 
     Attributes:
-        known: names of the tensors that ``buffers`` and ``not_averaged`` had when the buffers were laid out.
+        known: names of the tensors in ``buffers`` and ``not_averaged`` when the buffers were laid out.
     """
 
     known: Set[str]
 
     def has_changed(self) -> bool:
-        """Whether other parameters are trained, or in other groups, than ``buffers`` were laid out for.
+        """Whether other parameters are trained than those in ``buffers``, or in other groups.
 
-        Asked whenever ranks communicate between steps, so it must be quick.
+        Called whenever ranks communicate between steps, so it must be fast.
         """
 
     def next_layouts(self) -> Sequence[FlatLayout]:
         """The layouts of the buffers that ``change_layout`` would make.
 
         Raises:
-            ConfigurationError: if there can be none: no parameter is trainable.
+            ConfigurationError: if no parameter is trainable.
         """
 
     def replaced(self) -> Set[str]:
-        """Names of parameters that are others now than those of the same name when the buffers were laid out.
+        """Names of parameters that have been replaced by others of the same name since the buffers were laid out.
 
-        Such as those of a layer that the program has put in another one's place.
+        For example those of a layer that the program has replaced by another.
         """
 
     def change_layout(self) -> None:
-        """Make new ``buffers`` and ``gradients`` for what is trained now. No parameter changes its value."""
+        """Make new ``buffers`` and ``gradients`` for the parameters that are trained now. Values do not change."""

@@ -1,4 +1,4 @@
-"""The training loss of a step, as users give it: one number, or an error that says what was found."""
+"""The training loss of a step as users pass it: one number, or an error that states what was passed."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -14,7 +14,7 @@ def not_one_number(found: Any) -> ConfigurationError:
     """The error about a loss that is not one number.
 
     Args:
-        found: its shape, or the loss itself if it has none.
+        found: shape of the loss, or the loss itself if it has none.
     """
     is_shape = isinstance(found, Sequence) and not isinstance(found, str)
     what = f"shape {tuple(found)}" if is_shape else f"{type(found).__name__} {found!r}"

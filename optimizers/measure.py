@@ -1,4 +1,4 @@
-"""Measures what each operation costs on the ranks that are there, by the code that training runs."""
+"""Measures the time of each operation on the ranks of this job, with the code that training runs."""
 
 import time
 from collections.abc import Callable
@@ -20,26 +20,26 @@ from lentando.optimizers.rules.slow_momentum import SlowMomentum
 __all__ = ["measure_delays"]
 
 CACHE_BYTES = 16 * 1024 * 1024
-"""What is written before each measurement: between two communications, training puts its own data into the caches."""
+"""Bytes that are written before each measurement: between two communications, training replaces the caches' content."""
 FRACTIONS = (64, 16, 4, 1)
-"""A latency and a bandwidth are fitted to models so many times smaller than the one asked about."""
+"""Latency and bandwidth are fitted to models smaller by these factors."""
 WARM_UP = 2
 
 
 def measure_delays(
     transport: Transport, elements: int, dtype: str = "float32", repeats: int = 20, slow_momentum: float = 0.5
 ) -> Measurement:
-    """The delays of one model on these ranks, and of smaller ones. Collective: every rank calls it.
+    """Measure the delays of one model on these ranks, and of smaller models. Collective: every rank calls it.
 
-    All ranks come together before each measurement, which is then that of the operation itself; a time is the mean over
-    ranks, and of these the median over ``repeats``.
+    A barrier precedes each measurement, which therefore contains no wait for late ranks. A delay is the median over
+    ``repeats`` of the mean over ranks.
 
     Args:
-        transport: ranks to measure.
+        transport: transport that connects the ranks to measure.
         elements: number of parameters.
-        dtype: of the parameters.
-        repeats: measurements of each operation and size.
-        slow_momentum: of the outer step that is compared with one without.
+        dtype: dtype of the parameters.
+        repeats: number of measurements of each operation and size.
+        slow_momentum: slow momentum of the outer step that is compared with one without.
     """
     clock = _Stopwatch(transport, repeats)
     delays: dict[str, Points] = {"control": [(CONTROL_MESSAGE_BYTES, clock.median(lambda: _control(transport)))]}
@@ -67,7 +67,7 @@ def _operations(
     separate = buffer.array.copy()
 
     def average_gradients() -> None:
-        np.copyto(buffer.array, separate)  # a framework's gradients are gathered into the buffer, and handed back
+        np.copyto(buffer.array, separate)  # a framework's gradients are copied into the buffer and back
         _control(transport)
         gradients.average_gradients()
         np.copyto(separate, buffer.array)
@@ -85,9 +85,9 @@ def _operations(
         gossip = SGP().bind(transport, [buffer], [])
         whole = clock.median(gossip.after_step)
         local = 0.0
-        if not isinstance(transport, VirtualTime):  # in a simulation arithmetic takes no time
+        if not isinstance(transport, VirtualTime):  # in a simulation, arithmetic takes no time
             overlapped = OSGP(staleness=1, deterministic=True).bind(transport, [buffer], [])
-            # Long after it was sent, the message of the step before has come: what is left is this rank's own work.
+            # After this pause, the message of the step before has arrived: only this rank's own work remains.
             local = min(whole, clock.median(overlapped.after_step, pause_seconds=4 * whole))
             hooks_of(overlapped).outer_average.wait_in_flight()
         found |= {"exchange": whole - local, "exchange_local": local}
@@ -105,7 +105,7 @@ class _Stopwatch:
     _cache: np.ndarray = field(default_factory=lambda: np.zeros(CACHE_BYTES, np.uint8))
 
     def median(self, operation: Callable[[], object], pause_seconds: float = 0.0) -> float:
-        """Seconds, equal on all ranks."""
+        """Median time of an operation in seconds, equal on all ranks."""
         seconds = []
         for _ in range(WARM_UP + self.repeats):
             self._cache += 1

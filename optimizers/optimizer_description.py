@@ -1,6 +1,7 @@
-"""The base optimizer in plain words, by which ranks see whether all of them have wrapped the same one.
+"""The base optimizer as text, by which ranks check that all of them have wrapped the same one.
 
-The words hold no address in memory and no object of a framework, so that equal settings read the same on every rank.
+The text contains no address in memory and no object of a framework, so that equal settings have equal texts on every
+rank.
 """
 
 import logging
@@ -30,22 +31,22 @@ __all__ = [
 _log = logging.getLogger("lentando")
 
 MOST_ELEMENTS = 64
-"""Of an array that is spelt out."""
+"""Elements of the largest array that is written out."""
 MOST_LEVELS = 8
-"""Of values within values that are described."""
+"""Levels of nested values that are described."""
 MOST_NAMED = 4
-"""Hyperparameters that an error names."""
+"""Largest number of hyperparameters that an error names."""
 
 
 @dataclass(frozen=True)
 class OptimizerDescription:
-    """A base optimizer as ranks compare it.
+    """Description of a base optimizer, which ranks compare.
 
     Attributes:
         kind: qualified name of its class.
-        hyperparameters: in words, by name, without those that choose an implementation and leave the mathematics alone.
-        learning_rates: the learning rate, its schedule and what else is derived from it, in words, by name.
-        state: how many steps the optimizer has taken, and for how many parameters it keeps state, in words.
+        hyperparameters: hyperparameters as text, by name, without those that only choose an implementation.
+        learning_rates: learning rate, its schedule and what is derived from it, as text, by name.
+        state: number of steps that the optimizer has taken, and of parameters for which it has state, as text.
     """
 
     kind: str
@@ -57,7 +58,7 @@ class OptimizerDescription:
     def keeps_second_moments(self) -> bool:
         """Whether steps are divided by a running mean of squared gradients, as Adam's and RMSprop's are.
 
-        Told by a hyperparameter whose name begins with "eps": the term that keeps this division finite.
+        Recognized by a hyperparameter whose name begins with "eps": the term that keeps this division finite.
         """
         return any(name.startswith("eps") for name in self.hyperparameters)
 
@@ -67,7 +68,11 @@ class OptimizerDescription:
         return self.hyperparameters.get("use_ema") == "True"
 
     def as_plain(self, with_rates: bool) -> dict[str, Any]:
-        """To be sent and compared: all but the state, which may still be made equal by a broadcast."""
+        """The description as plain data without the state, which may still be made equal by a broadcast.
+
+        Args:
+            with_rates: whether learning rates are included.
+        """
         plain = asdict(self)
         del plain["state"]
         if not with_rates:
@@ -81,8 +86,8 @@ def check_same_optimizer(frameworks: Sequence[str], described: Sequence[Mapping[
     Optimizers of one name differ between frameworks, in their hyperparameters too.
 
     Args:
-        frameworks: by rank.
-        described: ``OptimizerDescription.as_plain``, by rank.
+        frameworks: names of the frameworks, by rank.
+        described: what ``OptimizerDescription.as_plain`` returned, by rank.
 
     Raises:
         MismatchError: with the class, or the hyperparameters, in which ranks differ.
@@ -100,13 +105,13 @@ def check_same_optimizer(frameworks: Sequence[str], described: Sequence[Mapping[
 
 
 def warn_of_other_state(frameworks: Sequence[str], states: Sequence[str]) -> None:
-    """Log one warning if the base optimizers of ranks of one framework begin with different state.
+    """Log one warning if base optimizers of one framework have different state when they are wrapped.
 
-    It is no error, for the state may be broadcast after the optimizer is wrapped.
+    It is no error, because the state may be broadcast after the optimizer is wrapped.
 
     Args:
-        frameworks: by rank.
-        states: ``OptimizerDescription.state``, by rank.
+        frameworks: names of the frameworks, by rank.
+        states: what ``OptimizerDescription.state`` contains, by rank.
     """
     found = []
     for framework in dict.fromkeys(frameworks):
@@ -116,9 +121,9 @@ def warn_of_other_state(frameworks: Sequence[str], states: Sequence[str]) -> Non
             found.append(grouped_by_rank(words, ranks))
     if found:
         _log.warning(
-            "the base optimizers that are wrapped have different state. %s. Unless that is mended, the replicas take "
-            "different steps, and those that should stay equal come apart without a further word. Load the "
-            "optimizer's state on all ranks, or give all of them that of one rank before the first step: "
+            "the base optimizers that are wrapped have different state. %s. Unless it is made equal, the replicas take "
+            "different steps, and those that should stay equal diverge without another warning. Load the "
+            "optimizer's state on all ranks, or broadcast that of one rank before the first step: "
             "broadcast_optimizer_state(optimizer, rank) in PyTorch, broadcast_variables(optimizer.variables, rank) "
             "of the base optimizer in Keras",
             "; ".join(found),
@@ -139,24 +144,24 @@ def _differences(described: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -
 
 
 def by_group(values: Sequence[str]) -> str:
-    """A hyperparameter of all parameter groups: once if it is the same in all of them."""
+    """A hyperparameter of all parameter groups as text: once if it is the same in all of them."""
     return values[0] if len(set(values)) == 1 else f"{', '.join(values)} (by parameter group)"
 
 
 def qualified_name(kind: Any) -> str:
-    """Of a class or function: ``torch.optim.sgd.SGD``."""
+    """Qualified name of a class or function, such as ``torch.optim.sgd.SGD``."""
     return f"{getattr(kind, '__module__', '')}.{getattr(kind, '__qualname__', type(kind).__qualname__)}"
 
 
 def in_plain_words(value: Any, convert: Callable[[Any], Any] = lambda value: value, levels: int = MOST_LEVELS) -> str:
-    """A hyperparameter in words that are equal on all ranks where the value is.
+    """A hyperparameter as text that is equal on all ranks where the value is equal.
 
-    Numbers read the same whatever their type: 1, 1.0 and a tensor of 1; and 0.1 in float32 as in float64.
+    Numbers have the same text whatever their type: 1, 1.0 and a tensor of 1; and 0.1 in float32 as in float64.
 
     Args:
-        value: of any type. Of one that is not known here, only the name of its class is told.
-        convert: makes a framework's own values (tensors, schedules) ones that are known here.
-        levels: of values within values.
+        value: value of any type. An unknown type is represented by its name.
+        convert: function that converts a framework's values (tensors, schedules) to known types.
+        levels: number of levels of nested values that are written out.
     """
     value = convert(value)
     if levels == 0:

@@ -1,7 +1,7 @@
-"""Notices weights that the program sets between two steps: a rollback, loaded weights, a layer that begins again.
+"""Notices weights that the program sets between two steps: a rollback, loaded weights, a layer that is reinitialized.
 
-The anchor of an outer step and its slow momentum belong to the weights that training itself has reached. A replica asks
-its framework's watch whether the program has put others in their place meanwhile.
+The anchor of an outer step and its slow momentum belong to the weights that training has reached. The watch of a
+framework adapter reports whether the program has replaced these weights.
 """
 
 from collections.abc import Iterable
@@ -15,15 +15,15 @@ from lentando.comm.transport import Array
 __all__ = ["NoWatch", "SampledWeights", "WeightWatch", "is_jump", "sampled_elements"]
 
 SAMPLES = 64
-"""Elements that are compared, at least one of each parameter: a microsecond per step for a hundred parameters."""
+"""Number of elements that are compared, at least one of each parameter. A hundred parameters take a microsecond."""
 
 FAR, FARTHER = 1.25, 2.0
-"""How many times the length of the last step a change of the program's may have and still count as part of that step.
+"""Length of a change by the program, relative to that of the last step, up to which it counts as part of that step.
 
-Clipping weights, masks of pruned ones and other projections on constraints that the weights met before the step move
-them at most as far as the step did; on a convex set they also end at most that far from where the step began
-(projections do not expand distances). The lengths are those of a sample, so that both may appear somewhat longer, but
-not both at once.
+Clipping of weights, masks of pruned weights and other projections on constraints that the weights met before the step
+move them at most as far as the step did. On a convex set they also end at most that far from where the step began,
+because projections do not expand distances. The lengths are those of a sample, so that either may appear longer than it
+is, but not both at once.
 """
 
 
@@ -31,24 +31,24 @@ class WeightWatch(Protocol):
     """Compares the weights at the beginning of a step with those at the end of the step before.
 
     Attributes:
-        found: whether the program has set weights since ``reset``.
+        found: whether the program has set weights since the last ``reset``.
     """
 
     @property
     def found(self) -> bool:
-        """See above. May wait for a device."""
+        """Whether the program has set weights since the last ``reset``. May wait for a device."""
 
     def look(self) -> None:
-        """A step begins: the program has had its turn."""
+        """Compare the weights with those of the last ``mark``, at the beginning of a step."""
 
     def mark(self) -> None:
-        """Training has left the weights as they are now: a step has ended, or what was done between two steps."""
+        """Record the weights that training has produced: at the end of a step, or of an operation between two steps."""
 
     def forget(self) -> None:
-        """The weights, or what belongs to them, are being replaced: there is nothing to compare with until ``mark``."""
+        """Compare nothing until the next ``mark``: the weights, or state that belongs to them, are being replaced."""
 
     def reset(self, found: bool = False) -> None:
-        """The outer step has taken the new weights into account; or a checkpoint says that it still has to."""
+        """Set ``found``: False once an outer step has taken the new weights into account, or a checkpoint's value."""
 
 
 def is_jump(before: Array, after: Array, now: Array) -> bool:
@@ -68,24 +68,24 @@ def is_jump(before: Array, after: Array, now: Array) -> bool:
 
 
 def sampled_elements(layout: FlatLayout) -> Array:
-    """Positions of elements of a flat buffer: at least one of each parameter that is trained, spread over it."""
+    """Positions in a flat buffer of at least one element of each trained parameter, spread over the parameter."""
     trained = [(e.size, at) for e, at in zip(layout.entries, layout.offsets, strict=True) if e.group is not None]
     each = max(1, SAMPLES // max(len(trained), 1))
-    found: list[int] = []
+    positions: list[int] = []
     for size, offset in trained:
         count = min(each, size)
-        found += [offset + (2 * number + 1) * size // (2 * count) for number in range(count)]
-    return np.array(found, np.intp)
+        positions += [offset + (2 * number + 1) * size // (2 * count) for number in range(count)]
+    return np.array(positions, np.intp)
 
 
 class SampledWeights:
     """Implements ``WeightWatch`` for flat buffers in host memory that are the model itself, by samples of elements.
 
-    It sees whoever writes there, by whatever means. It does not see a change of elements outside the sample alone, nor
-    changes that are no longer there when the next step begins.
+    It notices every way of writing to this memory. It does not notice changes of elements outside of the sample alone,
+    nor changes that have been undone when the next step begins.
 
     Args:
-        buffers: flat buffers.
+        buffers: flat buffers that share memory with the model.
     """
 
     def __init__(self, buffers: Iterable[FlatBuffer]) -> None:
@@ -115,7 +115,7 @@ class SampledWeights:
         self._found = found
 
     def _sample(self) -> bytes:
-        """As bytes, which compare fast, and where NaN equals NaN."""
+        """The sampled elements as bytes, which compare fast, and where NaN equals NaN."""
         if len(self._sampled) == 1:  # called twice in every step
             array, elements = self._sampled[0]
             return array[elements].tobytes()
@@ -124,25 +124,25 @@ class SampledWeights:
     def _values(self, sample: bytes) -> Array:
         values, start = [], 0
         for array, elements in self._sampled:
-            own = np.frombuffer(sample, array.dtype, elements.size, start)
-            values.append(own.astype(np.float64))
-            start += own.nbytes
+            part = np.frombuffer(sample, array.dtype, elements.size, start)
+            values.append(part.astype(np.float64))
+            start += part.nbytes
         return np.concatenate(values)
 
 
 class NoWatch:
-    """Implements ``WeightWatch`` where nothing is looked at."""
+    """Implements ``WeightWatch`` without watching anything."""
 
     found = False
 
     def look(self) -> None:
-        """Nothing to do."""
+        return
 
     def mark(self) -> None:
-        """Nothing to do."""
+        return
 
     def forget(self) -> None:
-        """Nothing to do."""
+        return
 
     def reset(self, found: bool = False) -> None:
-        """Nothing to do."""
+        return

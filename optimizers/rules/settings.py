@@ -1,6 +1,7 @@
-"""The four independent choices that make up a method, checked once, for all frameworks alike.
+"""The settings of a method, checked once for all frameworks, and their comparison between ranks and with checkpoints.
 
-Base optimizer, base algorithm, outer step and communication period; every method in the papers is one setting of them.
+Base optimizer, base algorithm, outer step and communication period are independent choices; every method in the papers
+is one combination of them.
 """
 
 from collections.abc import Mapping, Sequence
@@ -23,13 +24,13 @@ from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, n
 __all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
 
 DESCRIPTION_VERSION = 1
-"""Of ``Settings.description``. A field that is added with a default that changes nothing needs no new version."""
+"""Version of ``Settings.description``. A field that is added with a default that changes nothing needs no new one."""
 
 CHANGEABLE = ("on_nonfinite", "rates_may_differ")
-"""Settings that another run may change."""
+"""Settings that may differ between a checkpoint and the run that resumes from it."""
 
 BASE_ALGORITHM = ("averages_gradients", "communicates", "mixes_parameters", "bind")
-"""What every base algorithm has."""
+"""Attributes that every base algorithm has."""
 
 BaseBuffers: TypeAlias = Literal["reset", "maintain", "average", "auto"]
 
@@ -91,34 +92,37 @@ class Settings:
         if self.period is not None:
             if needs_loss(as_period(self.period)) and not self.exact_average:
                 raise ConfigurationError(
-                    f"{self.period!r} decides by the mean loss over all ranks, which travels with the exact average: "
-                    "with exact_average=False every rank would decide by its own. Use a fixed period there"
+                    f"{self.period!r} decides by the mean loss over all ranks, which is formed with the exact "
+                    "average: with exact_average=False every rank would decide by its own loss. Use a fixed period"
                 )
         elif self.outer is not None:
             raise ConfigurationError("an outer step needs period= (inner steps between outer steps), got None")
         elif not self.base.communicates:
             raise ConfigurationError(
-                f"{self.base!r} sends nothing by itself: without period= the replicas would never hear of each other"
+                f"{self.base!r} sends nothing between outer steps: without period= the replicas would never communicate"
             )
         if not self.exact_average and self.outer is None:
             raise ConfigurationError("exact_average=False without an outer rule would make the outer step do nothing")
 
     @cached_property
     def description(self) -> dict[str, Any]:
-        """The settings as data, equal on every rank that has the same; see ``describe``.
+        """The settings as plain data, by which ranks compare them: the result of ``describe`` for each field.
 
-        Made when it is first asked for, before training: objects of the user's may change their attributes later.
+        Computed once, before training, because a user's own objects may change their attributes later.
         """
-        own = {field.name: describe(getattr(self, field.name)) for field in fields(self)}
-        return {"version": DESCRIPTION_VERSION, **own}
+        return {"version": DESCRIPTION_VERSION, **{f.name: describe(getattr(self, f.name)) for f in fields(self)}}
 
     @property
     def method(self) -> dict[str, Any]:
-        """Those that a checkpoint must be continued with, as data."""
+        """The part of ``description`` that must be equal when a checkpoint is resumed."""
         return {key: value for key, value in self.description.items() if key not in CHANGEABLE}
 
     def for_optimizer(self, description: OptimizerDescription) -> "Settings":
-        """With what "auto" stands for where this is the base optimizer."""
+        """The settings with "auto" replaced by what it stands for.
+
+        Args:
+            description: description of the base optimizer.
+        """
         if self.base_buffers != "auto":
             return self
         if description.keeps_average_of_weights:
@@ -126,29 +130,32 @@ class Settings:
         return replace(self, base_buffers="maintain" if description.keeps_second_moments else "reset")
 
     def check_learning_rates(self, rates: Sequence[float]) -> None:
-        """The base optimizer has these, by parameter group; NaN where it has none.
+        """Check that the base optimizer has the learning rates that the method needs.
+
+        Args:
+            rates: learning rate of each parameter group; NaN for a group that has none.
 
         Raises:
-            ConfigurationError: if the method needs one that is not there.
+            ConfigurationError: if a group has none, and the outer rule or the period needs one.
         """
         missing = [number for number, rate in enumerate(rates) if isnan(rate)]
         if not missing:
             return
-        found = f"parameter group {missing[0]} of the base optimizer has none (no 'lr', or None)"
+        lack = f"parameter group {missing[0]} of the base optimizer has none (no 'lr', or None)"
         if self.outer is not None and self.outer.needs_learning_rate:
             raise ConfigurationError(
-                f"{as_text(describe(self.outer))} needs the learning rate of the steps, and {found}. Use DiLoCo, whose "
+                f"{as_text(describe(self.outer))} needs the learning rate of the steps, and {lack}. Use DiLoCo, whose "
                 "outer step does not use it, slow_momentum=0, or a base optimizer with a learning rate"
             )
         period = self.make_period()
         if period is not None and getattr(period, "needs_learning_rate", False):
             raise ConfigurationError(
-                f"{as_text(describe(period))} follows the learning rate, and {found}. Use a fixed period, or a base "
+                f"{as_text(describe(period))} follows the learning rate, and {lack}. Use a fixed period, or a base "
                 "optimizer with a learning rate"
             )
 
     def make_period(self) -> Period | None:
-        """The period as a schedule."""
+        """The period as a schedule, None if there are no outer steps."""
         return None if self.period is None else as_period(self.period)
 
 
@@ -161,8 +168,8 @@ def check_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
     Raises:
         MismatchError: with each setting that differs, its values, and the ranks that have them.
     """
-    if found := differences(by_rank):
-        listed = "; ".join(f"{key}: {grouped_by_rank(values)}" for key, values in found)
+    if differing := differences(by_rank):
+        listed = "; ".join(f"{key}: {grouped_by_rank(values)}" for key, values in differing)
         raise MismatchError(
             f"the settings differ between ranks. {listed}. Give every rank the same. An object of your own is compared "
             "by its attributes, or by what its method describe() returns, if it has one"
@@ -170,14 +177,14 @@ def check_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
 
 
 def different_from(settings: Settings, saved: Mapping[str, Any]) -> str:
-    """The settings in which a saved run differs, with both values, for an error message; empty if it may be continued.
+    """The settings in which a saved run differs, with both values, for an error message; empty if it can be resumed.
 
     Args:
-        settings: those here, with what "auto" stands for.
-        saved: ``Settings.method`` when it was saved, by this or an earlier version.
+        settings: settings here, with "auto" replaced by what it stands for.
+        saved: ``Settings.method`` of the saved run, by this or an earlier version.
     """
     if saved.get("version") != DESCRIPTION_VERSION:
         return f"they are of version {saved.get('version')} of their format, this Lentando reads {DESCRIPTION_VERSION}"
     then = {key: value for key, value in with_defaults(dict(saved), settings).items() if key not in CHANGEABLE}
-    found = differences([then, settings.method])
-    return "; ".join(f"{key} was {before}, and is {here} here" for key, (before, here) in found)
+    differing = differences([then, settings.method])
+    return "; ".join(f"{key} was {before}, and is {here} here" for key, (before, here) in differing)

@@ -283,7 +283,7 @@ def test_state_is_read_by_quantity_and_scale() -> None:
 
 
 def test_unknown_state_says_why_it_cannot_cross() -> None:
-    with pytest.raises(CheckpointError, match="state of Own cannot be taken over .*: it is mine. Save right after"):
+    with pytest.raises(CheckpointError, match="state of Own cannot be loaded .*: it is mine. Save right after"):
         OptimizerState("Own", {}, None, obstacle="it is mine").neutral()
 
 

@@ -216,7 +216,7 @@ def test_misuse_is_refused() -> None:
         lt.SlowMo(sgd()).report()
     with pytest.raises(lt.ConfigurationError, match="use_ema=True"):
         lt.SlowMo(sgd(use_ema=True), base_buffers="reset")
-    with pytest.raises(lt.ConfigurationError, match="the replicas would never hear of each other"):
+    with pytest.raises(lt.ConfigurationError, match="the replicas would never communicate"):
         lt.DistributedOptimizer(sgd(), base=lt.LocalSGD())
     with pytest.raises(lt.ConfigurationError, match="period must be an integer >= 1"):
         lt.SlowMo(sgd(), period=0)

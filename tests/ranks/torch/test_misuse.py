@@ -80,7 +80,7 @@ def test_impossible_settings_are_refused(options: dict[str, Any], text: str) -> 
 
 
 def test_local_sgd_without_period_is_refused() -> None:
-    with pytest.raises(lt.ConfigurationError, match="the replicas would never hear of each other"):
+    with pytest.raises(lt.ConfigurationError, match="the replicas would never communicate"):
         lt.DistributedOptimizer(sgd(net()), base=lt.LocalSGD())
 
 
