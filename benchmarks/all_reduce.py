@@ -21,7 +21,7 @@ from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transports.mpi import MPITransport
 
 MPI_ALLREDUCE = "MPI_Allreduce"
-ALGORITHMS: tuple[Algorithm, ...] = ("ring", "engine", "auto")
+ALGORITHMS: tuple[Algorithm, ...] = ("ring", "backend", "auto")
 UNITS = {"KB": 1000, "MB": 1000**2, "GB": 1000**3}
 
 

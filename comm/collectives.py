@@ -33,7 +33,7 @@ def plan_reduction(
             and algorithm.
         buffer: one-dimensional, contiguous array of float32, float64, float16, bfloat16 or integers. It is kept, and
             used in place at each execution.
-        algorithm: ``"ring"``; ``"engine"``, which is the backend's own all-reduce; or ``"auto"``. For arrays on a GPU,
+        algorithm: ``"ring"``; ``"backend"``, the all-reduce of MPI, Horovod or NCCL; or ``"auto"``. On a GPU,
             ``"auto"`` is the backend's all-reduce, or its reduce-scatter and all-gather. Where the buffers of all ranks
             lie in memory that the ranks of their node can access (``FlatBuffer(shared=True)``), and every node has
             equally many ranks, it is ``NodeReduction``, as all ranks find out together. For large buffers,
@@ -63,7 +63,7 @@ def plan_reduction(
     if buffer.ndim != 1 or not buffer.flags.c_contiguous:
         raise ConfigurationError(f"a reduction needs a contiguous one-dimensional array, got shape {buffer.shape}")
     if algorithm not in get_args(Algorithm):
-        raise ConfigurationError(f"algorithm must be 'auto', 'measured', 'ring' or 'engine', got {algorithm!r}")
+        raise ConfigurationError(f"algorithm must be 'auto', 'measured', 'ring' or 'backend', got {algorithm!r}")
     memory = None
     if not once and wants_node_memory(transport, buffer, algorithm):
         memory = open_node_memory(transport, buffer)

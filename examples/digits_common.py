@@ -71,7 +71,7 @@ def arguments(description: str, argv: Sequence[str] | None = None) -> argparse.N
     parser.add_argument("--wire-dtype", choices=("bfloat16", "float16"), help="dtype of messages of sgp, osgp, dpsgd")
     parser.add_argument("--deterministic", action="store_true", help="osgp uses messages at the bound, never earlier")
     parser.add_argument(
-        "--reduction", choices=("auto", "ring", "engine"), default="auto", help="how averages are formed"
+        "--reduction", choices=("auto", "ring", "backend"), default="auto", help="how averages are formed"
     )
     parser.add_argument("--period", type=int, default=12, help="inner steps between averages (slowmo, localsgd)")
     parser.add_argument("--initial-period", type=int, default=22, help="the first period of adacomm")

@@ -40,10 +40,10 @@ def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: di
     found, expected = results(job.output), dict(simulated)
     assert found.pop("transport") == launcher.transport
     assert expected.pop("transport") == "simulation"
-    by_engine, exact = np.array(found.pop("engine")), np.array(expected.pop("engine"))
+    by_backend, exact = np.array(found.pop("backend")), np.array(expected.pop("backend"))
     assert found == expected
     # The sum of three normal values: each is below 8, and each addition rounds to half a unit in the last place.
-    assert (np.abs(by_engine - exact) <= (SIZE - 1) * 16 * np.finfo(np.float64).eps).all()
+    assert (np.abs(by_backend - exact) <= (SIZE - 1) * 16 * np.finfo(np.float64).eps).all()
 
 
 @pytest.mark.parametrize(

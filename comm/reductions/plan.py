@@ -28,7 +28,7 @@ __all__ = [
     "wants_node_memory",
 ]
 
-Algorithm: TypeAlias = Literal["auto", "measured", "ring", "engine"]
+Algorithm: TypeAlias = Literal["auto", "measured", "ring", "backend"]
 """What users ask for; a ``Method`` follows from it."""
 Method: TypeAlias = Literal["none", "ring", "shared memory", "backend", "sharded backend"]
 """``NoReduction``, ``RingReduction``, ``NodeReduction``, ``BackendReduction`` or ``BackendShardedReduction``."""

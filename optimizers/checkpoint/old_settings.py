@@ -18,6 +18,9 @@ CHECKSUM = re.compile(r"\b(FromMatrix|FromGraph)\(([0-9a-f]{8})\)")
 
 NOT_FINITE = ("inf", "nan")
 
+RENAMED = {("Settings", "algorithm", "engine"): "backend", ("AllReduce", "algorithm", "engine"): "backend"}
+"""Values that have another name now, by class, field and the name that was recorded."""
+
 
 def settings_from_text(text: str) -> dict[str, Any]:
     """The settings as data, like ``Settings.method``.
@@ -59,7 +62,9 @@ def _data(node: ast.expr) -> Any:
         case ast.Call(func=ast.Name(id="FixedPeriod"), args=[], keywords=[ast.keyword(arg="period", value=period)]):
             return _data(period)
         case ast.Call(func=ast.Name(id=name), args=[], keywords=keywords) if all(word.arg for word in keywords):
-            return {CLASS: name, **{str(word.arg): _data(word.value) for word in keywords}}
+            data = {str(word.arg): _data(word.value) for word in keywords}
+            renamed = {key: new for (kind, key, old), new in RENAMED.items() if kind == name and data.get(key) == old}
+            return {CLASS: name, **data, **renamed}
         case ast.Call(func=ast.Attribute(value=ast.Name(id="np")), args=[number], keywords=[]):  # np.float64(0.5)
             return _data(number)
     raise ValueError(f"what {ast.unparse(node)!r} stands for is not known")

@@ -138,7 +138,7 @@ class OuterStep:
                 if array is not None and self._sharded:
                     elements = array_module(array).zeros(shard.buffer.array.size, array.dtype)
                     elements[shard.start : shard.start + array.size] = array
-                    plan_reduction(self._transport, elements, "engine").all_reduce(mean=False)  # other ranks have zeros
+                    plan_reduction(self._transport, elements, "backend").all_reduce(mean=False)  # zeros elsewhere
                     whole.append(elements)
                 else:
                     whole.append(array)

@@ -186,7 +186,7 @@ class OverlappedGradients(BoundAlgorithm, OverlapsGradients):
         self._whole = whole
         self._traffic = transport.traffic
         self._presence = [
-            plan_reduction(transport, flat.array[flat.layout.offsets[-1] :], "engine") for flat in gradients
+            plan_reduction(transport, flat.array[flat.layout.offsets[-1] :], "backend") for flat in gradients
         ]
         self._agreed = BucketCoverage.NONE
 

@@ -53,9 +53,9 @@ class Settings:
             (Keras's ``use_ema=True``).
         exact_average: whether an outer step begins with the exact average. If False, each replica applies the outer
             rule to its own parameters.
-        algorithm: how the exact average is formed: "ring"; "engine", the backend's own all-reduce; "auto", which
-            chooses by size; or "measured", which compares all implementations once in a job, so that the result of
-            another start of the job may be rounded differently.
+        algorithm: how the exact average is formed: "ring"; "backend", the all-reduce of MPI, Horovod or NCCL;
+            "auto", which chooses by size; or "measured", which compares all implementations once in a job, so that
+            the result of another start of the job may be rounded differently.
         on_nonfinite: what happens if parameters, gradients or the loss of a rank are not finite when the ranks
             communicate: "raise" raises an error on every rank, which names that rank; "skip" leaves its values out of
             the average, which that rank then adopts, with a new base optimizer.

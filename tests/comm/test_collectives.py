@@ -83,8 +83,8 @@ def test_ring_reuses_no_memory_that_is_still_on_its_way(
     assert {bits(result) for result in run_ranks_with_delays(size, reduce)} == {bits(expected)}
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
-def test_shards_partition_the_buffer(algorithm: Literal["ring", "engine"]) -> None:
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
+def test_shards_partition_the_buffer(algorithm: Literal["ring", "backend"]) -> None:
     def shard(transport: ThreadTransport) -> slice:
         return plan_reduction(transport, np.zeros(11, np.float32), algorithm).shard
 
@@ -92,8 +92,8 @@ def test_shards_partition_the_buffer(algorithm: Literal["ring", "engine"]) -> No
     assert sorted(owned) == list(range(11))
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
-def test_reduce_scatter_leaves_the_buffer_as_it_was(algorithm: Literal["ring", "engine"]) -> None:
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
+def test_reduce_scatter_leaves_the_buffer_as_it_was(algorithm: Literal["ring", "backend"]) -> None:
     def unchanged(transport: ThreadTransport) -> bool:
         buffer = np.full(11, transport.rank, np.float16)
         plan_reduction(transport, buffer, algorithm).reduce_scatter()
@@ -102,8 +102,8 @@ def test_reduce_scatter_leaves_the_buffer_as_it_was(algorithm: Literal["ring", "
     assert all(run_ranks(4, unchanged))
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
-def test_sum_of_a_shard_is_in_float32_whatever_the_buffer_is(algorithm: Literal["ring", "engine"]) -> None:
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
+def test_sum_of_a_shard_is_in_float32_whatever_the_buffer_is(algorithm: Literal["ring", "backend"]) -> None:
     """2048 + 1 + 1 + 1 is 2051 in float32; added one by one in float16, it stays at 2048."""
 
     def total(transport: ThreadTransport) -> list[float]:
@@ -115,8 +115,8 @@ def test_sum_of_a_shard_is_in_float32_whatever_the_buffer_is(algorithm: Literal[
     assert run_ranks(4, total) == [[2051.0, 2051.0]] * 4
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
-def test_values_that_are_not_finite_reach_every_rank_without_a_warning(algorithm: Literal["ring", "engine"]) -> None:
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
+def test_values_that_are_not_finite_reach_every_rank_without_a_warning(algorithm: Literal["ring", "backend"]) -> None:
     """O61: infinities of both signs, and a sum that is too large for its dtype."""
 
     def total(transport: ThreadTransport) -> list[float]:
@@ -128,10 +128,10 @@ def test_values_that_are_not_finite_reach_every_rank_without_a_warning(algorithm
     assert repr(results) == repr([[3.0, np.inf, np.nan, np.nan, np.inf]] * 3)
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 @pytest.mark.parametrize("elements", [0, 2, 11])
 def test_all_gather_hands_out_what_ranks_made_of_their_shards(
-    algorithm: Literal["ring", "engine"], elements: int
+    algorithm: Literal["ring", "backend"], elements: int
 ) -> None:
     def outer_step(transport: ThreadTransport) -> list[float]:
         buffer = np.ones(elements, np.float32)
@@ -147,8 +147,8 @@ def test_all_gather_hands_out_what_ranks_made_of_their_shards(
     assert run_ranks(4, outer_step) == [expected.tolist()] * 4
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
-def test_plan_can_be_executed_again(algorithm: Literal["ring", "engine"]) -> None:
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
+def test_plan_can_be_executed_again(algorithm: Literal["ring", "backend"]) -> None:
     def twice(transport: ThreadTransport) -> list[list[float]]:
         buffer = np.empty(11, np.float32)
         reduction = plan_reduction(transport, buffer, algorithm)
@@ -186,7 +186,7 @@ def plans_for(size: int, nbytes: int, local_size: int) -> list[type[Any]]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("place", "local_size"), [("one node", 2), ("several nodes", 1)])
-def test_auto_leaves_small_buffers_to_the_engine(place: str, local_size: int) -> None:
+def test_auto_leaves_small_buffers_to_the_backend(place: str, local_size: int) -> None:
     threshold = RING_FROM_BYTES[place]
     assert plans_for(2, threshold - 1, local_size) == [BackendReduction] * 2
     assert plans_for(2, threshold, local_size) == [RingReduction] * 2
@@ -206,8 +206,8 @@ def test_auto_needs_no_engine_in_a_world_of_one() -> None:
         (np.zeros((2, 2)), "auto", "a contiguous one-dimensional array, got shape"),
         (np.zeros(8)[::2], "auto", "a contiguous one-dimensional array, got shape"),
         (np.zeros(2, complex), "ring", "cannot reduce arrays of complex128"),
-        (np.zeros(2, bool), "engine", "cannot reduce arrays of bool"),
-        (np.zeros(2), "tree", "algorithm must be 'auto', 'measured', 'ring' or 'engine', got 'tree'"),
+        (np.zeros(2, bool), "backend", "cannot reduce arrays of bool"),
+        (np.zeros(2), "tree", "algorithm must be 'auto', 'measured', 'ring' or 'backend', got 'tree'"),
     ],
 )
 def test_plan_refuses(buffer: Array, algorithm: Any, reason: str) -> None:

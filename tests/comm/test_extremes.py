@@ -48,7 +48,7 @@ def test_the_maximum_over_ranks_is_numpys(pairs: list[tuple[float, float]]) -> N
         np.testing.assert_array_equal(arrays[0], function(*values))
 
 
-def test_sums_and_integers_are_left_to_the_engine() -> None:
+def test_sums_and_integers_are_left_to_the_backend() -> None:
     assert not needs_order(np.zeros(1), "sum")
     assert not needs_order(np.zeros(1, np.int64), "max")
     assert needs_order(np.zeros(1, bfloat16), "min")

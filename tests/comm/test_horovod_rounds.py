@@ -137,7 +137,7 @@ def test_message_that_was_sent_arrives_though_the_sender_closes_at_once() -> Non
     assert on_each_rank(2, work) == [0.0, 7.0]
 
 
-def test_failure_of_the_engine_reaches_those_who_wait() -> None:
+def test_failure_of_the_backend_reaches_those_who_wait() -> None:
     def work(transport: HorovodTransport) -> None:
         if transport.rank == 0:
             time.sleep(0.1)
@@ -212,7 +212,7 @@ def test_arrays_that_are_read_only_are_only_read() -> None:
     assert second[2] == expected
 
 
-def test_averages_are_left_to_the_engine_however_large() -> None:
+def test_averages_are_left_to_the_backend_however_large() -> None:
     large = np.zeros(2**26, np.uint8)
     assert on_each_rank(2, lambda transport: type(plan_reduction(transport, large))) == [BackendReduction] * 2
 

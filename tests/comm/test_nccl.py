@@ -260,7 +260,7 @@ def test_what_this_machine_lacks_is_said_in_words() -> None:
 
 REDUCTIONS: dict[str, Callable[[Any, Array], Any]] = {
     "ring": RingReduction,
-    "engine": BackendReduction,
+    "backend": BackendReduction,
     "halves": BackendShardedReduction,
 }
 
@@ -293,7 +293,7 @@ def test_reductions_of_device_arrays_are_those_of_host_memory_to_the_bit(
 
     def on_host(transport: ThreadTransport) -> list[bytes]:
         buffer = values(transport.rank)
-        return reduced(plan_reduction(transport, buffer, "ring" if algorithm == "ring" else "engine"), buffer)
+        return reduced(plan_reduction(transport, buffer, "ring" if algorithm == "ring" else "backend"), buffer)
 
     found, expected = run_ranks_on_devices(size, on_device), run_ranks(size, on_host)
     assert [mean for _, (_, mean) in found] == [mean for _, mean in expected]

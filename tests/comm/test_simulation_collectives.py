@@ -87,7 +87,7 @@ def test_a_straggler_delays_the_ring_by_what_it_is_late() -> None:
     assert seconds(r3=2.0) == seconds() + 1.0
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 def test_planned_reductions_give_the_mean(algorithm: str) -> None:
     def worker(transport: SimulatedTransport) -> list[float]:
         buffer = np.full(10, float(transport.rank))

@@ -126,7 +126,7 @@ def messages_planning(algorithm: Algorithm, elements: int, **how: Any) -> list[i
         ("auto", LARGE - 1, {}),
         ("ring", LARGE - 1, {"scatter_gather": True}),
         ("measured", tuning.COMPARED_FROM_BYTES // 4 - 1, {}),
-        ("engine", LARGE, {}),
+        ("backend", LARGE, {}),
         ("auto", LARGE, {"once": True}),
         ("ring", LARGE, {"once": True}),
         ("measured", LARGE, {"once": True}),
@@ -140,7 +140,7 @@ def test_small_buffers_and_those_of_a_single_use_cost_no_message_to_plan(
 
 
 @pytest.mark.parametrize("scatter_gather", [False, True])
-def test_measured_compares_the_engine_too(scatter_gather: bool) -> None:
+def test_measured_compares_the_backend_too(scatter_gather: bool) -> None:
     def plan(transport: ThreadTransport) -> set[Any]:
         reductions = [
             plan_reduction(on_hosts(transport), buffer(elements), "measured", scatter_gather=scatter_gather)

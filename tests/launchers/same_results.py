@@ -64,7 +64,7 @@ def train(settings: dict[str, Any]) -> int:
 
 
 def results() -> dict[str, Any]:
-    """Checksums of what must be equal to the bit everywhere, and ``engine``: what each engine may round in its way."""
+    """Checksums of what must be equal to the bit everywhere, and ``backend``: what each engine may round in its way."""
     world.init()
     rank, size = world.rank(), world.size()
     values = np.random.default_rng(rank).normal(size=1003)
@@ -84,7 +84,7 @@ def results() -> dict[str, Any]:
         found[name] = operations.allgather_object(train(settings))
     total = values[:5].copy()
     world.transport().allreduce(total)
-    found["engine"] = total.tolist()
+    found["backend"] = total.tolist()
     by_rank = operations.allgather_object(found)
     assert all(other == found for other in by_rank), by_rank
     return {**found, "transport": world.transport().name}

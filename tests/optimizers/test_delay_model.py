@@ -234,7 +234,7 @@ def simulated_seconds(
 
 
 @pytest.mark.parametrize("size", [2, 3, 8])
-@pytest.mark.parametrize("elements", [4104, 32784], ids=["engine", "ring"])
+@pytest.mark.parametrize("elements", [4104, 32784], ids=["backend", "ring"])
 @pytest.mark.parametrize("factors", [{}, {1: 2.0}], ids=["equal", "straggler"])
 def test_all_reduce_and_local_sgd_with_constant_times_are_exact(size: int, elements: int, factors: Any) -> None:
     compute = Compute(0.02, stragglers=factors)

@@ -24,8 +24,8 @@ from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 METHODS: dict[str, dict[str, Any]] = {
-    "synchronous SGD": {"base": AllReduce("engine")},
-    "synchronous SGD, no overlap to be had": {"base": AllReduce("engine", overlap=True)},
+    "synchronous SGD": {"base": AllReduce("backend")},
+    "synchronous SGD, no overlap to be had": {"base": AllReduce("backend", overlap=True)},
     "Local SGD": {"base": LocalSGD(), "period": 3},
     "SlowMo": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum()},
     "SlowMo, slow_lr": {"base": LocalSGD(), "period": 3, "outer": SlowMomentum(0.7, 0.6)},
@@ -62,7 +62,7 @@ def start(dtype: Any) -> Array:
 def worker(transport: Transport, method: str, dtype: Any, place: Callable[[Array], Array], **changes: Any) -> Worker:
     # The stand-in sums halves in the order of the ranks, as the engine of ``ThreadTransport`` does.
     on_device = place is device_arrays.asarray
-    settings = {"algorithm": "auto" if on_device else "engine", **METHODS[method], **changes}
+    settings = {"algorithm": "auto" if on_device else "backend", **METHODS[method], **changes}
     return Worker(transport, gradient, start(dtype), rate, momentum=0.9, place=place, **settings)
 
 
@@ -76,7 +76,7 @@ def test_training_is_that_of_host_memory_to_the_bit(method: str, dtype: Any, siz
     assert run_ranks_on_devices(size, trained(device_arrays.asarray)) == run_ranks(size, trained(np.asarray))
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 def test_other_ways_to_average_train_alike(algorithm: str) -> None:
     def trained(place: Callable[[Array], Array]) -> Callable[[Transport], bytes]:
         return lambda transport: to_host(

@@ -57,7 +57,7 @@ def on_unequal_ranks(program: Any, size: int, seed: int) -> list[Any]:
     period=st.integers(1, 5),
     alpha=st.floats(0.1, 2.0),
     beta=st.sampled_from([0.0, 0.3, 0.9]),
-    algorithm=st.sampled_from(["ring", "engine"]),
+    algorithm=st.sampled_from(["ring", "backend"]),
     seed=seeds,
 )
 def test_slowmo(counts: list[int], period: int, alpha: float, beta: float, algorithm: Any, seed: int) -> None:

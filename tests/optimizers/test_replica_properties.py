@@ -29,7 +29,7 @@ from lentando.optimizers.rules.slow_momentum import SlowMomentum
     momentum=st.sampled_from([0.0, 0.9]),
     buffers=st.sampled_from(["reset", "maintain", "average"]),
     rates=st.lists(st.sampled_from([0.0, 0.01, 0.1, 0.3]), min_size=14, max_size=14),
-    algorithm=st.sampled_from(["ring", "engine"]),
+    algorithm=st.sampled_from(["ring", "backend"]),
     exact_average=st.booleans(),
 )
 def test_replicas_equal_algorithm_1(

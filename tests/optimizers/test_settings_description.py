@@ -210,6 +210,13 @@ BEFORE = [
         Settings(LOCAL, None, PostLocal(3, 2)),
     ),
     (f"Settings(base=LocalSGD(), outer=None, period=Stepwise, {END}", Settings(LOCAL, None, Stepwise(4, 8))),
+    (
+        (
+            "Settings(base=AllReduce(algorithm='engine', bucket_bytes=4096, overlap=False), outer=None, period=None, "
+            "base_buffers='maintain', exact_average=True, algorithm='engine')"
+        ),
+        Settings(AllReduce("backend", bucket_bytes=4096), algorithm="backend"),
+    ),
 ]
 
 

@@ -104,7 +104,7 @@ class Job:
     def train(self) -> dict[str, Any]:
         world.init(elastic=True)
         transport, number = world.transport(), world.rank()
-        settings = {**methods()[self.schedule.method], "algorithm": ("auto", "ring", "engine")[self.schedule.seed % 3]}
+        settings = {**methods()[self.schedule.method], "algorithm": ("auto", "ring", "backend")[self.schedule.seed % 3]}
         start = np.random.default_rng(1).normal(size=DIMENSION)
         worker = Worker(transport, GRADIENT, start, None, 0.9, **settings)
         replica, model = worker.replica, worker.model

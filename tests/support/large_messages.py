@@ -65,7 +65,7 @@ def allgather(size_bytes: int) -> int:
 def total(size_bytes: int) -> int:
     """More elements than an int counts."""
     array = pattern(size_bytes, 0)
-    all_reduce(world.transport(), array, algorithm="engine")
+    all_reduce(world.transport(), array, algorithm="backend")
     check(array, 0, world.size())
     return size_bytes
 

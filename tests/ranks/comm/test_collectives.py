@@ -13,11 +13,11 @@ from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.ring import RingReduction, Segments
 from lentando.comm.transport import Array, Transport
 
-ALGORITHMS = ("ring", "engine")
+ALGORITHMS = ("ring", "backend")
 FLOATS = (np.float32, np.float64, np.float16, bfloat16)
 LENGTHS = (0, 1, 3, 7, 1003)
 
-Algorithm = Literal["ring", "engine"]
+Algorithm = Literal["ring", "backend"]
 
 
 def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
@@ -40,7 +40,7 @@ def test_ring_equals_the_sum_along_its_path_to_the_bit(
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_engine_gives_every_rank_the_same_bits(transport: Transport, dtype: DTypeLike) -> None:
     array = values_by_rank(transport.size, 1003, dtype)[transport.rank]
-    all_reduce(transport, array, mean=True, algorithm="engine")
+    all_reduce(transport, array, mean=True, algorithm="backend")
     assert len(bits_on_each_rank(transport, array)) == 1
 
 
@@ -48,14 +48,14 @@ def test_engine_gives_every_rank_the_same_bits(transport: Transport, dtype: DTyp
 def test_ring_and_engine_differ_by_rounding_only(transport: Transport, dtype: DTypeLike) -> None:
     """O60: each is within the error bound of a sum of n terms, plus the one rounding to the dtype."""
     by_rank = values_by_rank(transport.size, 1003, dtype)
-    by_ring, by_engine = (by_rank[transport.rank].copy() for _ in range(2))
+    by_ring, by_backend = (by_rank[transport.rank].copy() for _ in range(2))
     all_reduce(transport, by_ring, algorithm="ring")
-    all_reduce(transport, by_engine, algorithm="engine")
+    all_reduce(transport, by_backend, algorithm="backend")
     wide = accumulator_dtype(np.dtype(dtype))
     precision = {"float16": 2.0**-11, "bfloat16": 2.0**-8}.get(np.dtype(dtype).name, 0.0)
     magnitude = np.sum([np.abs(values.astype(np.float64)) for values in by_rank], axis=0)
     bound = 2 * (transport.size * float(np.finfo(wide).eps) + precision) * magnitude
-    assert (np.abs(by_ring.astype(np.float64) - by_engine.astype(np.float64)) <= bound).all()
+    assert (np.abs(by_ring.astype(np.float64) - by_backend.astype(np.float64)) <= bound).all()
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

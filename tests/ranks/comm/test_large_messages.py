@@ -92,7 +92,7 @@ def test_objects_and_reductions_travel_in_pieces(watched_transport: WatchedTrans
     assert [len(text) for text in allgather_object(watched_transport, "y" * (LIMIT + rank))] == [
         LIMIT + other for other in range(size)
     ]
-    for algorithm in ("ring", "engine", "auto"):
+    for algorithm in ("ring", "backend", "auto"):
         buffer: Array = np.full(5 * LIMIT + 3, rank + 1, np.float32)
         reduction = plan_reduction(watched_transport, buffer, algorithm, scatter_gather=True)
         part = reduction.reduce_scatter()

@@ -136,7 +136,7 @@ def test_auto_takes_it_where_all_ranks_can(several: Transport, monkeypatch: pyte
     assert (one_is_not.array == (several.size - 1) / 2).all()
 
 
-def test_auto_leaves_small_ones_to_the_engine(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_auto_leaves_small_ones_to_the_backend(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
     """Larger ones too, where ranks wait patiently."""
     if several.local_size < several.size:
         pytest.skip("on one node")

@@ -66,7 +66,7 @@ def joined(transport: Transport, counts: Sequence[int], rates: Any = changing, *
 
 
 @uneven
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 @pytest.mark.parametrize(("alpha", "beta"), [(1.0, 0.0), (0.8, 0.6)])
 def test_slowmo_averages_over_the_ranks_that_took_steps(
     transport: Transport, uneven: str, algorithm: Any, alpha: float, beta: float
@@ -82,7 +82,7 @@ def test_slowmo_averages_over_the_ranks_that_took_steps(
 
 
 @uneven
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 @pytest.mark.parametrize("momentum", [0.0, 0.9])
 def test_gradients_are_averaged_over_the_ranks_that_have_some(
     transport: Transport, uneven: str, algorithm: Any, momentum: float

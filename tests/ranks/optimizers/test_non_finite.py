@@ -122,7 +122,7 @@ def test_between_outer_steps_nothing_is_looked_at_or_sent(transport: Transport) 
 # --- "skip" at outer steps and at averages of gradients -----------------------------------------------------
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 @pytest.mark.parametrize("buffers", ["reset", "maintain", "average"])
 def test_average_is_that_of_the_finite_ranks_which_the_other_adopts(
     transport: Transport, algorithm: str, buffers: str, caplog: pytest.LogCaptureFixture

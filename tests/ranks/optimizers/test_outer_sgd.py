@@ -29,7 +29,7 @@ def worker(transport: Transport, outer: Any, rates: Any, **settings: Any) -> Wor
     return Worker(transport, QUADRATIC, START, rates, base=LocalSGD(), outer=outer, period=4, **settings)
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 @pytest.mark.parametrize(("lr", "momentum", "nesterov"), [(0.7, 0.9, True), (0.7, 0.5, False), (0.4, 0.0, False)])
 def test_outer_sgd_equals_the_reference_under_a_schedule(
     transport: Transport, algorithm: str, lr: float, momentum: float, nesterov: bool

@@ -57,7 +57,7 @@ def everyones(transport: Transport, array: Array) -> Array:
     return transport.allgather(np.ascontiguousarray(array))
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("buffers", ["reset", "maintain", "average"])
 def test_slowmo_equals_algorithm_1(transport: Transport, algorithm: str, nesterov: bool, buffers: str) -> None:
@@ -202,7 +202,7 @@ def test_local_momenta_averaged_after_the_update_give_the_same(transport: Transp
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 7, 64])
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 def test_sharded_outer_step_equals_the_unsharded_rule_to_the_bit(
     transport: Transport, dimension: int, algorithm: str
 ) -> None:
@@ -350,7 +350,7 @@ def test_learning_rate_too_small_to_divide_by_stays_finite(transport: Transport,
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 def test_non_finite_average_is_refused_on_every_rank_and_changes_nothing(
     transport: Transport, bad: float, algorithm: str
 ) -> None:

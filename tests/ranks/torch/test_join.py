@@ -124,7 +124,7 @@ ALONE: dict[str, dict[str, Any]] = {
     "all-reduce, ring": {"base": lt.AllReduce("ring"), "period": 3, "algorithm": "ring"},
     "local": {"base": lt.LocalSGD(), "period": 3},
     "local, ring": {"base": lt.LocalSGD(), "period": 3, "algorithm": "ring"},
-    "local, engine": {"base": lt.LocalSGD(), "period": 3, "algorithm": "engine"},
+    "local, engine": {"base": lt.LocalSGD(), "period": 3, "algorithm": "backend"},
 }
 
 

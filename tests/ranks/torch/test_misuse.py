@@ -70,7 +70,7 @@ def test_replaced_parameters_are_noticed_at_the_first_step_and_at_each_round(rep
         ({"period": None}, "an outer step needs period="),
         ({"slow_momentum": 0.0, "nesterov": True}, "nesterov=True needs slow_momentum > 0"),
         ({"base_buffers": "zero"}, "base_buffers must be one of 'reset', 'maintain', 'average', 'auto', got 'zero'"),
-        ({"algorithm": "tree"}, "algorithm must be one of 'auto', 'measured', 'ring', 'engine', got 'tree'"),
+        ({"algorithm": "tree"}, "algorithm must be one of 'auto', 'measured', 'ring', 'backend', got 'tree'"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, Any], text: str) -> None:

@@ -40,7 +40,7 @@ def test_period_1_is_torchs_momentum_sgd_on_the_averaged_gradient() -> None:
     assert_allclose(slow.weight.detach().numpy(), synchronous.weight.detach().numpy(), rtol=1e-12)
 
 
-@pytest.mark.parametrize("algorithm", ["ring", "engine"])
+@pytest.mark.parametrize("algorithm", ["ring", "backend"])
 def test_allreduce_is_sgd_on_the_averaged_gradient(algorithm: Any) -> None:
     """O3's other side."""
     model = vector()
