@@ -417,7 +417,7 @@ def test_launcher_that_ends_the_job_with_a_rank_is_refused() -> None:
 def test_mpich_is_refused() -> None:
     job = launch([str(MPICH / "mpiexec"), "-n", "2", str(MPICH / "python"), "-c", REFUSED], 30)
     assert job.status not in (0, None)
-    assert "elastic=True needs an MPI that lets ranks outlive each other (ULFM), got MPICH" in job.output
+    assert "elastic=True needs an MPI whose ranks survive the death of others (ULFM), got MPICH" in job.output
 
 
 def test_mpi_that_would_wait_for_the_dead_is_refused() -> None:

@@ -1,4 +1,4 @@
-"""Messages inside one process, matched as on a wire: shared by the transports that have no wire."""
+"""Messages within one process, matched in order, for the transports without a network."""
 
 from collections import deque
 
@@ -9,41 +9,44 @@ __all__ = ["Mailbox", "Receive"]
 
 
 class Receive:
-    """An array that waits for its message.
+    """A posted receive: an array to be filled by a message.
+
+    Args:
+        array: array to fill.
 
     Attributes:
-        filled: whether it has come.
+        is_filled: whether the message has arrived.
     """
 
     def __init__(self, array: Array) -> None:
-        self.filled = False
+        self.is_filled = False
         self._array = array
 
     def fill(self, message: Array) -> None:
-        """Take the bytes of ``message``."""
+        """Copy the bytes of ``message`` into the array."""
         if message.nbytes != self._array.nbytes:
             raise TransportError(f"a message of {message.nbytes} bytes met a receive of {self._array.nbytes}")
         as_bytes(self._array)[...] = as_bytes(message)
-        self.filled = True
+        self.is_filled = True
 
 
 class Mailbox:
-    """Messages from one rank to another under one tag: the first that was sent goes to the first that was expected."""
+    """Messages of one tag from one rank to another: the n-th send is matched with the n-th receive."""
 
     def __init__(self) -> None:
         self._sent: deque[Array] = deque()
-        self._expected: deque[Receive] = deque()
+        self._receives: deque[Receive] = deque()
 
     def send(self, message: Array) -> None:
-        """Deliver ``message``, or keep a copy until somebody expects it."""
-        if self._expected:
-            self._expected.popleft().fill(message)
+        """Deliver ``message`` to the next receive, or keep a copy until there is one."""
+        if self._receives:
+            self._receives.popleft().fill(message)
         else:
             self._sent.append(message.copy())
 
-    def expect(self, receive: Receive) -> None:
-        """Fill ``receive`` with the next message, now or when it is sent."""
+    def post(self, receive: Receive) -> None:
+        """Post a receive: fill it with the next message, now or when that is sent."""
         if self._sent:
             receive.fill(self._sent.popleft())
         else:
-            self._expected.append(receive)
+            self._receives.append(receive)

@@ -1,11 +1,11 @@
-"""NCCL for arrays on GPUs, over the transport that started the job, which carries all that lies in host memory.
+"""The transport over NCCL for arrays on GPUs. Another transport starts the job and carries arrays in host memory.
 
-Written, and tested with a stand-in for NCCL that matches calls as NCCL does; never run on a GPU.
+Tested with a substitute for NCCL that matches calls as NCCL does; never run on a GPU.
 
-One rank has one GPU: that of the first device array that it gives to a collective, which is when the communicator is
-made. All of NCCL's calls go to one communicator and one stream, in the order of the rank's own calls: the rules of
-``lentando.comm.capabilities.DeviceArrays`` say why nobody waits forever then, and who waits for whom. NCCL connects two
-ranks when they first exchange, and holds up the caller of ``exchange`` until both have come.
+Each rank has one GPU: that of the first device array that it passes to a collective, in which the communicator is made.
+All NCCL calls use one communicator and one stream, in the order in which the rank makes them. ``DeviceArrays`` explains
+why this excludes deadlocks, and what is synchronised. NCCL connects two ranks at their first exchange, and blocks the
+caller of ``exchange`` until both have called it.
 """
 
 import threading
@@ -32,19 +32,19 @@ from lentando.comm.transports.nccl_binding import Binding, Communicator, NCCLBin
 
 __all__ = ["NCCLTransport"]
 
-TESTED_AT_ONCE = 100
-"""How often a rank that waits asks before it begins to sleep in between: most waits are short."""
+POLLS_BEFORE_SLEEP = 100
+"""Number of polls before a waiting rank sleeps between polls, because most waits are short."""
 POLL_SECONDS = 20e-6
 ABORT_SECONDS = 5.0
-"""How long a failed job waits for NCCL to let go of the GPU."""
+"""How long a failed job waits for NCCL to release the GPU."""
 
 
 class NCCLTransport:
     """Ranks that have a GPU each. Implements ``DeviceArrays`` and ``BackendReduceScatter``.
 
     Args:
-        bootstrap: the same ranks over MPI or the like. It is closed with this transport.
-        binding: what there is of NCCL; nccl4py by default.
+        bootstrap: transport of the same ranks over MPI, for example. It is closed with this transport.
+        binding: binding of NCCL; by default nccl4py.
 
     Raises:
         LaunchError: on every rank, if NCCL cannot be used on one of them.
@@ -58,13 +58,13 @@ class NCCLTransport:
         self._binding = NCCLBinding() if binding is None else binding
         self.rank, self.size = bootstrap.rank, bootstrap.size
         self.local_rank, self.local_size = bootstrap.local_rank, bootstrap.local_size
-        self.traffic = bootstrap.traffic  # one count for both
+        self.traffic = bootstrap.traffic  # counted together
         self._communicator: Communicator | None = None
         problems = allgather_object(bootstrap, self._binding.problem())
         if any(problems):
-            found = grouped_by_rank([problem or "nothing is missing" for problem in problems])
+            by_rank = grouped_by_rank([problem or "nothing is missing" for problem in problems])
             raise LaunchError(
-                f"NCCL cannot be used: {found}. Without LENTANDO_TRANSPORT=nccl, models on a GPU are averaged over "
+                f"NCCL cannot be used: {by_rank}. Without LENTANDO_TRANSPORT=nccl, models on a GPU are averaged over "
                 f"{bootstrap.name!r}"
             )
 
@@ -78,12 +78,12 @@ class NCCLTransport:
             check_rank(peer, self.size, "exchange with")
         on_host: Request | None = None
         if len(sends_here) < len(sends) or len(receives_here) < len(receives):
-            # First: NCCL may hold this rank up until its peers have come to the same exchange.
+            # Before NCCL, which may block this rank until its peers have called the same exchange.
             on_host = self._bootstrap.exchange(_on_host(sends), _on_host(receives), tag, overlap=overlap)
         communicator = self._opened(*(array for _, array in (*sends_here, *receives_here)))
         with communicator.group():
             for peer, array in receives_here:
-                if array.size:  # an empty message needs no call: both sides know its length
+                if array.size:  # empty messages need no call: both ranks know their length
                     communicator.receive(as_bytes(array), peer)
             for peer, array in sends_here:
                 if array.size:
@@ -148,7 +148,7 @@ class NCCLTransport:
 
     def abort(self, status: int = 1) -> NoReturn:
         if self._communicator is not None:
-            # In a thread of its own: the job ends even if NCCL does not.
+            # In another thread, so that the job ends even if NCCL blocks.
             aborting = threading.Thread(target=self._communicator.abort, daemon=True)
             aborting.start()
             aborting.join(ABORT_SECONDS)
@@ -161,7 +161,7 @@ class NCCLTransport:
         self._bootstrap.close()
 
     def _run(self, operation: Callable[[Communicator], None], *arrays: Array) -> None:
-        """A collective operation, to its end."""
+        """Perform a collective, and wait for its end."""
         if self._communicator is None:
             self._communicator = self._open(arrays[0])
         communicator = self._opened(*arrays)
@@ -173,20 +173,20 @@ class NCCLTransport:
     def _opened(self, *arrays: Array) -> Communicator:
         if self._communicator is None:
             raise TransportError(
-                "the first operation on arrays on a GPU must be a collective one, which all ranks join to connect: "
+                "the first operation on arrays on a GPU must be a collective one, in which all ranks connect: "
                 "broadcast the model"
             )
         for array in arrays:
             device = self._binding.device_of(array)
             if device != self._communicator.device:
                 raise TransportError(
-                    f"rank {self.rank} talks for GPU {self._communicator.device}, where its first array was, and was "
-                    f"given an array on GPU {device}: keep all of a rank's models on one GPU"
+                    f"rank {self.rank} communicates for GPU {self._communicator.device}, which held its first array, "
+                    f"and was given an array on GPU {device}: keep all models of a rank on one GPU"
                 )
         return self._communicator
 
     def _open(self, array: Array) -> Communicator:
-        """Collective: connect the ranks' GPUs."""
+        """Connect the GPUs of all ranks. Collective."""
         device = self._binding.device_of(array)
         identities = self._bootstrap.allgather(np.frombuffer(self._binding.identity(device), np.uint8))
         by_identity = ranks_of((rank, identity.tobytes()) for rank, identity in enumerate(identities))
@@ -197,13 +197,13 @@ class NCCLTransport:
                 "the model is made (torch.cuda.set_device(lt.local_rank())), and start no more ranks on a node than it "
                 "has GPUs; several ranks can share one over MPI, without LENTANDO_TRANSPORT=nccl"
             )
-        made = np.frombuffer(self._binding.unique_id(), np.uint8) if self.rank == 0 else None
-        unique_id = broadcast_object(self._bootstrap, made).tobytes()
+        created = np.frombuffer(self._binding.unique_id(), np.uint8) if self.rank == 0 else None
+        unique_id = broadcast_object(self._bootstrap, created).tobytes()
         return self._binding.open(self.size, self.rank, unique_id, device)
 
 
 class _NCCLExchange:
-    """What has been enqueued up to here, and the messages in host memory that go with it."""
+    """The work that has been enqueued so far, and the messages in host memory of the same exchange."""
 
     def __init__(
         self, rank: int, communicator: Communicator, messages: Sequence[Message], on_host: Request | None
@@ -211,17 +211,17 @@ class _NCCLExchange:
         self._rank = rank
         self._communicator = communicator
         self._mark = communicator.mark()
-        self._kept = messages  # NCCL knows no more than where they are
+        self._messages = messages  # NCCL keeps only addresses
         self._on_host = on_host
         self._done = False
 
     def wait(self) -> None:
         if self._on_host is not None:
             self._on_host.wait()
-        asked = 0
+        polls = 0
         while not self._has_arrived():
-            asked += 1
-            if asked > TESTED_AT_ONCE:
+            polls += 1
+            if polls > POLLS_BEFORE_SLEEP:
                 time.sleep(POLL_SECONDS)
 
     def wait_for(self, seconds: float) -> bool:
@@ -245,7 +245,7 @@ class _NCCLExchange:
                 raise TransportError(f"NCCL failed on rank {self._rank}: {error}")
             self._done = self._mark.done
             if self._done:
-                self._kept = []
+                self._messages = []
         return self._done
 
 

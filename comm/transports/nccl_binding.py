@@ -1,10 +1,10 @@
-"""All that Lentando calls of NCCL and CUDA, so that a stand-in can take its place where there is neither.
+"""The functions of NCCL and CUDA that Lentando calls, as a protocol that tests can implement without a GPU.
 
 Written against nccl4py 0.6 and CuPy 14, never run on a GPU.
 
-NCCL is called through nccl4py, NVIDIA's own binding: it holds device, dtype (bfloat16 too) and length of each array
-against the call, and tells NCCL's last words on an error. ``cupy.cuda.nccl`` would be one package less, but takes bare
-addresses and numbers, and tells no more of an error than its kind. Arrays, streams and events are CuPy's.
+NCCL is called through nccl4py, NVIDIA's binding, which checks device, dtype (including bfloat16) and length of each
+array, and reports NCCL's last error message. ``cupy.cuda.nccl`` would save a package, but takes plain addresses and
+numbers, and reports only the kind of an error. Arrays, streams and events are those of CuPy.
 """
 
 from collections.abc import Iterator
@@ -18,86 +18,82 @@ from lentando.comm.transport import Array, ReduceOp
 
 __all__ = ["Binding", "Communicator", "Mark", "NCCLBinding"]
 
-INSTALL = "pip install 'lentando[gpu]' brings both, for CUDA 13"
+INSTALL = "pip install 'lentando[gpu]' installs both, for CUDA 13"
 
 
 class Mark(Protocol):
-    """A moment in the device's work.
-
-    Attributes:
-        done: whether the device has come there; asked without waiting.
-    """
+    """A point in the work that is enqueued on a device."""
 
     @property
     def done(self) -> bool:
-        """See above."""
+        """Whether the device has reached this point, without waiting for it."""
 
 
 class Communicator(Protocol):
-    """One rank's part in an NCCL communicator, with a stream of its own.
+    """One rank of an NCCL communicator, with its own stream.
 
-    The operations are called inside ``group``, which enqueues them as one: they progress together.
+    Operations are called inside ``group``, which enqueues them as one operation, so that they progress together.
     """
 
     @property
     def device(self) -> int:
-        """Number of its device."""
+        """Number of the device of this rank."""
 
     def group(self) -> AbstractContextManager[None]:
-        """Enqueue what is called inside, after all that the current stream has been given to do."""
+        """Enqueue the operations called inside the block, after all work of the current stream."""
 
     def send(self, array: Array, peer: int) -> None:
-        """Send bytes."""
+        """Send an array of bytes to a peer."""
 
     def receive(self, array: Array, peer: int) -> None:
-        """Receive as many bytes."""
+        """Receive an array of bytes from a peer."""
 
     def allreduce(self, array: Array, op: ReduceOp) -> None:
-        """In place."""
+        """Reduce an array over all ranks, in place."""
 
     def broadcast(self, array: Array, root: int) -> None:
-        """In place, bytes."""
+        """Broadcast an array of bytes from rank ``root``, in place."""
 
     def allgather(self, part: Array, out: Array) -> None:
-        """Bytes; ``part`` may lie in its place in ``out``."""
+        """Gather arrays of bytes by rank; ``part`` may be this rank's part of ``out``."""
 
     def reduce_scatter(self, array: Array, out: Array) -> None:
-        """The sum of this rank's part."""
+        """Fill ``out`` with this rank's part of the sum of ``array`` over all ranks."""
 
     def mark(self) -> Mark:
-        """The end of what has been enqueued so far."""
+        """Return the end of the work that has been enqueued so far."""
 
     def error(self) -> str | None:
-        """What has gone wrong since, in NCCL's words, or None. Never blocks."""
+        """Return NCCL's message for an asynchronous error, or None, without blocking."""
 
     def abort(self) -> None:
-        """End what is under way, wherever it is, and release everything."""
+        """Abort all operations in flight, and release all resources."""
 
     def close(self) -> None:
-        """Release everything. Every rank does so, with nothing under way."""
+        """Release all resources. All ranks call it, without operations in flight."""
 
 
 class Binding(Protocol):
-    """What there is of NCCL in this process."""
+    """NCCL as it is installed for this process."""
 
     def problem(self) -> str | None:
-        """Why NCCL cannot be used here, and what to do, or None."""
+        """Return why NCCL cannot be used in this process, and what to do; None if it can."""
 
     def unique_id(self) -> bytes:
-        """A new communicator's name; made by one rank, for all."""
+        """Return the identifier of a new communicator, which one rank creates for all."""
 
     def device_of(self, array: Array) -> int:
-        """Number of the device that holds the array, as this process counts."""
+        """Return the number, in this process, of the device that holds the array."""
 
     def identity(self, device: int) -> bytes:
-        """What tells a device from every other of the cluster; always of one length."""
+        """Return bytes of fixed length that identify a device within the cluster."""
 
     def open(self, size: int, rank: int, unique_id: bytes, device: int) -> Communicator:
-        """Join a communicator. Collective: returns when all ranks have come."""
+        """Join a communicator. Collective: returns when all ranks have called it."""
 
 
 class NCCLBinding:
-    """The real one."""
+    """NCCL through nccl4py, with the arrays of CuPy."""
 
     def problem(self) -> str | None:
         for package, module in (("CuPy", "cupy"), ("nccl4py", "nccl")):
@@ -114,13 +110,13 @@ class NCCLBinding:
         except cupy.cuda.runtime.CUDARuntimeError as error:
             return f"this process sees no GPU ({error})"
         if nccl.core.get_version().libnccl is None:
-            return "nccl4py finds no NCCL library: pip install nvidia-nccl-cu13, or put libnccl.so.2 where it is found"
+            return "nccl4py finds no NCCL library: pip install nvidia-nccl-cu13, or add libnccl.so.2 to the search path"
         return None
 
     def unique_id(self) -> bytes:
         import nccl.core
 
-        with _translated("ncclGetUniqueId"):
+        with _translated_errors("ncclGetUniqueId"):
             return bytes(nccl.core.get_unique_id())
 
     def device_of(self, array: Array) -> int:
@@ -129,7 +125,7 @@ class NCCLBinding:
         return number
 
     def identity(self, device: int) -> bytes:
-        from cuda.core import Device  # which nccl4py brings
+        from cuda.core import Device  # a dependency of nccl4py
 
         uuid: str = Device(device).uuid
         return blake2b(uuid.encode(), digest_size=16).digest()
@@ -139,6 +135,8 @@ class NCCLBinding:
 
 
 class _NCCLCommunicator:
+    """A communicator of nccl4py."""
+
     def __init__(self, size: int, rank: int, unique_id: bytes, device: int) -> None:
         import cupy
         import nccl.core
@@ -146,14 +144,14 @@ class _NCCLCommunicator:
         self.device = device
         self._cupy, self._nccl = cupy, nccl.core
         self._ops = {"sum": nccl.core.SUM, "min": nccl.core.MIN, "max": nccl.core.MAX}
-        with _translated("ncclCommInitRank"), cupy.cuda.Device(device):
-            # Not blocking: the default stream would wait for this one, and this one for it.
+        with _translated_errors("ncclCommInitRank"), cupy.cuda.Device(device):
+            # Non-blocking, because otherwise this stream and the default stream would wait for each other.
             self._stream = cupy.cuda.Stream(non_blocking=True)
             self._comm = nccl.core.Communicator.init(size, rank, nccl.core.UniqueId.from_bytes(unique_id))
 
     @contextmanager
     def group(self) -> Iterator[None]:
-        with _translated("NCCL"), self._cupy.cuda.Device(self.device):
+        with _translated_errors("NCCL"), self._cupy.cuda.Device(self.device):
             before = self._cupy.cuda.Event(disable_timing=True)
             before.record(self._cupy.cuda.get_current_stream())
             self._stream.wait_event(before)
@@ -194,25 +192,27 @@ class _NCCLCommunicator:
         self._comm.abort()
 
     def close(self) -> None:
-        with _translated("ncclCommDestroy"), self._cupy.cuda.Device(self.device):
+        with _translated_errors("ncclCommDestroy"), self._cupy.cuda.Device(self.device):
             self._stream.synchronize()
             self._comm.destroy()
 
 
 class _Mark:
+    """A CUDA event, recorded on a stream."""
+
     def __init__(self, event: Any) -> None:
         self._event = event
 
     @property
     def done(self) -> bool:
-        with _translated("work on the GPU"):
+        with _translated_errors("work on the GPU"):
             done: bool = self._event.done
         return done
 
 
 @contextmanager
-def _translated(call: str) -> Iterator[None]:
-    """Turns an error of the packages', whose classes have no public name in common, into ours."""
+def _translated_errors(call: str) -> Iterator[None]:
+    """Turn an error of nccl4py or CuPy, which have no public base class in common, into one of Lentando."""
     try:
         yield
     except TransportError:

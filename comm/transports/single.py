@@ -1,4 +1,4 @@
-"""A world of one: nothing crosses a wire, every collective is already done."""
+"""The transport of a world of one rank, in which collectives have nothing to do."""
 
 import sys
 import time
@@ -31,18 +31,18 @@ class SingleTransport:
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
     ) -> Request:
-        """Messages to oneself are the only ones there can be; they are held until a receive asks for them."""
+        """Exchange messages with this rank itself, which are kept until they are received."""
         for peer, _ in (*sends, *receives):
             if peer != 0:
                 raise TransportError(f"exchange with rank {peer}, but this is a world of 1: only rank 0 exists")
-        expected = [Receive(array) for _, array in receives]
-        for receive in expected:
-            self._mailboxes[tag].expect(receive)
+        posted = [Receive(array) for _, array in receives]
+        for receive in posted:
+            self._mailboxes[tag].post(receive)
         for _, array in sends:
             self._mailboxes[tag].send(array)
             self.traffic.messages += 1
             self.traffic.bytes_sent += array.nbytes
-        return _SingleExchange(expected)
+        return _SingleExchange(posted)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         self.traffic.count_collective(0)
@@ -70,18 +70,18 @@ class SingleTransport:
 
 
 class _SingleExchange:
-    """Receives of messages to oneself: complete as soon as these are sent."""
+    """Receives of messages of this rank to itself, complete as soon as these are sent."""
 
-    def __init__(self, expected: list[Receive]) -> None:
-        self._expected = expected
+    def __init__(self, receives: list[Receive]) -> None:
+        self._receives = receives
 
     def test(self) -> bool:
-        return all(receive.filled for receive in self._expected)
+        return all(receive.is_filled for receive in self._receives)
 
     def wait(self) -> None:
-        missing = sum(not receive.filled for receive in self._expected)
+        missing = sum(not receive.is_filled for receive in self._receives)
         if missing:
             raise TransportError(
-                f"waiting for {missing} message(s) from rank 0 in a world of 1 that nobody has sent: "
+                f"waiting for {missing} message(s) from rank 0 in a world of 1 that have not been sent: "
                 "this would never return"
             )

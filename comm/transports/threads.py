@@ -1,4 +1,4 @@
-"""Ranks that are threads of one process: to try an algorithm in a notebook, and to test one without starting a job."""
+"""Ranks as threads of one process: for algorithms in a notebook, and for tests without a job."""
 
 import threading
 import time
@@ -22,14 +22,27 @@ _OPS = {"sum": np.add, "min": np.minimum, "max": np.maximum}
 
 
 def run_ranks(size: int, function: Callable[["ThreadTransport"], T], *, timeout_seconds: float = 60.0) -> list[T]:
-    """Call ``function`` once per rank, each in a thread of its own, and return the results by rank.
+    """Call ``function`` once per rank, each in its own thread, and return the results by rank.
 
-    An exception on one rank ends all of them, and is raised here.
+    An exception on one rank ends all ranks, and is raised in the caller.
 
     Args:
         size: number of ranks.
-        function: what each rank does with its transport.
-        timeout_seconds: ranks that still wait for each other after this long get a ``TransportError``.
+        function: function that each rank calls with its transport.
+        timeout_seconds: limit for each wait for another rank, after which a ``TransportError`` is raised.
+
+    Returns:
+        results of ``function``, by rank.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.comm.testing import run_ranks
+        >>> def worker(transport):
+        ...     array = np.array([float(transport.rank)])
+        ...     transport.allreduce(array)
+        ...     return array.item()
+        >>> run_ranks(4, worker)
+        [6.0, 6.0, 6.0, 6.0]
     """
     world = _World(size, timeout_seconds)
     results: list[T | None] = [None] * size
@@ -37,7 +50,7 @@ def run_ranks(size: int, function: Callable[["ThreadTransport"], T], *, timeout_
     def run(rank: int) -> None:
         try:
             results[rank] = function(ThreadTransport(rank, world))
-        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread of the caller
+        except BaseException as error:  # noqa: BLE001 - raised again in the thread of the caller
             if hasattr(error, "add_note"):  # Python 3.11
                 error.add_note(f"on rank {rank} of {size}")
             world.fail(error)
@@ -49,11 +62,16 @@ def run_ranks(size: int, function: Callable[["ThreadTransport"], T], *, timeout_
         thread.join()
     if world.failure is not None:
         raise world.failure
-    return results  # type: ignore[return-value]  # each rank has written its own
+    return results  # type: ignore[return-value]  # each rank has written its result
 
 
 class ThreadTransport:
-    """One rank of a job made of threads. A message is copied into its receiver's array by the thread that sends it."""
+    """One rank of a job of threads. The thread that sends a message copies it into the array of the receiver.
+
+    Args:
+        rank: number of the rank.
+        world: state that the ranks share.
+    """
 
     name = "threads"
 
@@ -69,20 +87,20 @@ class ThreadTransport:
         for peer, _ in (*sends, *receives):
             check_rank(peer, self.size, "exchange with")
         with self._world.changed:
-            expected = [Receive(array) for _, array in receives]
-            for (peer, _), receive in zip(receives, expected, strict=True):
-                self._world.mailbox(peer, self.rank, tag).expect(receive)
+            posted = [Receive(array) for _, array in receives]
+            for (peer, _), receive in zip(receives, posted, strict=True):
+                self._world.mailbox(peer, self.rank, tag).post(receive)
             for peer, array in sends:
                 self._world.mailbox(self.rank, peer, tag).send(array)
                 self.traffic.messages += 1
                 self.traffic.bytes_sent += array.nbytes
             self._world.changed.notify_all()
-        return _ThreadExchange(self._world, expected)
+        return _ThreadExchange(self._world, posted)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         in_order = needs_order(array, op)
         by_rank = self._world.meet(self.rank, to_ordered(array, op) if in_order else array.copy())
-        with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
+        with np.errstate(over="ignore", invalid="ignore"):  # MPI does not warn of overflow either
             combined = reduce(_OPS[op], by_rank)
         if in_order:
             from_ordered(combined, array)
@@ -133,7 +151,7 @@ class ThreadTransport:
 
 
 class _World:
-    """What the threads share."""
+    """The state that the threads share."""
 
     def __init__(self, size: int, timeout_seconds: float) -> None:
         self.size = size
@@ -142,27 +160,27 @@ class _World:
         self.failure: BaseException | None = None
         self.notices: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
         self._mailboxes: defaultdict[tuple[int, int, int], Mailbox] = defaultdict(Mailbox)
-        self._brought: list[Array | None] = [None] * size
+        self._contributions: list[Array | None] = [None] * size
         self._gate = threading.Barrier(size, timeout=timeout_seconds)
 
     def mailbox(self, source: int, destination: int, tag: int) -> Mailbox:
         return self._mailboxes[source, destination, tag]
 
-    def meet(self, rank: int, brought: Array | None) -> list[Array]:
-        """Everybody's contribution, by rank."""
-        self._brought[rank] = brought
+    def meet(self, rank: int, contribution: Array | None) -> list[Array]:
+        """Wait for all ranks, and return their contributions, by rank."""
+        self._contributions[rank] = contribution
         try:
             self._gate.wait()
-            together: list[Array] = list(self._brought)  # type: ignore[arg-type]  # who needs a None does not look at it
-            self._gate.wait()  # nobody brings the next one before all have read this one
+            by_rank: list[Array] = list(self._contributions)  # type: ignore[arg-type]  # callers do not use a None
+            self._gate.wait()  # no rank overwrites its contribution before all have read it
         except threading.BrokenBarrierError:
             self.give_up("a collective operation")
-        return together
+        return by_rank
 
     def give_up(self, waiting_for: str) -> NoReturn:
         if self.failure is not None:
             raise TransportError("another rank has failed") from self.failure
-        raise TransportError(f"waited {self.timeout_seconds} s for {waiting_for} that never came")
+        raise TransportError(f"waited {self.timeout_seconds} s for {waiting_for}")
 
     def fail(self, error: BaseException) -> None:
         with self.changed:
@@ -173,11 +191,11 @@ class _World:
 
 
 class _ThreadExchange:
-    """Receives under way. What was sent is already copied."""
+    """Receives that are posted. Sends are complete at once, because messages are copied."""
 
-    def __init__(self, world: _World, expected: list[Receive]) -> None:
+    def __init__(self, world: _World, receives: list[Receive]) -> None:
         self._world = world
-        self._expected = expected
+        self._receives = receives
         self._waited_seconds = 0.0
 
     def wait(self) -> None:
@@ -194,7 +212,7 @@ class _ThreadExchange:
         return False
 
     def test(self) -> bool:
-        complete = all(receive.filled for receive in self._expected)
+        complete = all(receive.is_filled for receive in self._receives)
         if not complete and self._world.failure is not None:
             self._world.give_up("a message")
         return complete

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from thread_engine import Coordinator, ThreadEngine
+from thread_binding import Coordinator, ThreadBinding
 
 from lentando.comm import pieces
 from lentando.comm.collectives import plan_reduction
@@ -30,7 +30,7 @@ def on_each_rank(size: int, function: Callable[[HorovodTransport], Any], seconds
 
     def run(rank: int) -> None:
         try:
-            transport = HorovodTransport(ThreadEngine(coordinator, rank))
+            transport = HorovodTransport(ThreadBinding(coordinator, rank))
             results[rank] = function(transport)
             transport.close()
         except Exception as error:  # noqa: BLE001 - raised below
@@ -102,9 +102,9 @@ def test_nothing_crosses_between_exchanges() -> None:
         transport.exchange([(peer, np.ones(1))], [(peer, np.empty(1))]).wait()
         transport.barrier()
         time.sleep(0.2)  # the round that was under way ends
-        before = len(transport._engine.coordinator.performed)
+        before = len(transport._binding.coordinator.performed)
         time.sleep(0.3)
-        performed = len(transport._engine.coordinator.performed) - before
+        performed = len(transport._binding.coordinator.performed) - before
         transport.barrier()  # before either leaves, which takes a round
         return performed
 
@@ -116,9 +116,9 @@ def test_quiet_of_the_bells_is_shorter_than_horovods_patience(monkeypatch: pytes
 
     def work(transport: HorovodTransport) -> int:
         transport.barrier()
-        before = transport._engine.coordinator.performed.count("lentando.round")
+        before = transport._binding.coordinator.performed.count("lentando.round")
         time.sleep(0.55)
-        return transport._engine.coordinator.performed.count("lentando.round") - before
+        return transport._binding.coordinator.performed.count("lentando.round") - before
 
     assert all(3 <= count <= 6 for count in on_each_rank(3, work))
 
@@ -141,7 +141,7 @@ def test_failure_of_the_backend_reaches_those_who_wait() -> None:
     def work(transport: HorovodTransport) -> None:
         if transport.rank == 0:
             time.sleep(0.1)
-            transport._engine.coordinator.failure = "Horovod has been shut down"
+            transport._binding.coordinator.failure = "Horovod has been shut down"
             return
         with pytest.raises(TransportError, match="Horovod has been shut down"):
             transport.exchange([], [(0, np.empty(1))]).wait()
@@ -170,7 +170,7 @@ def test_no_call_of_horovods_moves_more_than_the_limit(monkeypatch: pytest.Monke
     monkeypatch.setattr(pieces, "LONGEST_BYTES", 1000)
 
     def work(transport: HorovodTransport) -> list[int]:
-        engine, moved = transport._engine, list[int]()
+        engine, moved = transport._binding, list[int]()
 
         def counted(call: Callable[..., Any], operation: str, memory: Any, *arguments: Any) -> Any:
             moved.append(memory.nbytes)

@@ -201,7 +201,7 @@ def test_array_on_another_gpu_than_the_first_is_refused() -> None:
         transport.broadcast(device_arrays.zeros(1))
         transport.allreduce(device_arrays.DeviceArray(np.zeros(1), device=3))
 
-    with pytest.raises(TransportError, match="talks for GPU 0, .* was given an array on GPU 3"):
+    with pytest.raises(TransportError, match="communicates for GPU 0, .* was given an array on GPU 3"):
         run_ranks_on_devices(1, elsewhere)
 
 

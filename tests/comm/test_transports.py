@@ -266,7 +266,7 @@ class InventingNotices(ThreadTransport):
 @pytest.mark.parametrize(
     ("mutant", "reason"),
     [
-        (LosingNotices, "waited 1.5 s for a notice that never came"),
+        (LosingNotices, "waited 1.5 s for a notice"),
         (CountingNotices, "notices were counted as traffic"),
         (InventingNotices, "a notice that rank"),
         (WithRankOutOfRange, "rank 3 of 3"),
@@ -274,7 +274,7 @@ class InventingNotices(ThreadTransport):
         (WithoutTags, "a message received with tag 0"),
         (NeverComplete, "test() of an exchange was not complete after 1.0 s"),
         (WithoutProgress, "no progress while the caller computed for 1.0 s"),
-        (WaitingForTheReceiver, "waited 1.5 s for a message that never came"),
+        (WaitingForTheReceiver, "waited 1.5 s for a message"),
         (DroppingEmptyMessages, "exchange of nothing"),
         (WithoutBfloat16, "exchange of every dtype: what is a bfloat16?"),
         (ThroughFloat32, "an exchange of float64"),
@@ -362,5 +362,5 @@ def test_run_ranks_ends_when_a_rank_aborts() -> None:
     "waiting", [ThreadTransport.barrier, lambda transport: transport.exchange([], [(0, np.empty(1))]).wait()]
 )
 def test_run_ranks_ends_when_a_rank_waits_in_vain(waiting: Callable[[ThreadTransport], None]) -> None:
-    with pytest.raises(TransportError, match=r"waited 0\.1 s for a .* that never came"):
+    with pytest.raises(TransportError, match=r"waited 0\.1 s for a .*"):
         run_ranks(2, lambda transport: waiting(transport) if transport.rank == 1 else None, timeout_seconds=0.1)

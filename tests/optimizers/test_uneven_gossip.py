@@ -8,7 +8,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 from numpy_model import Worker
-from thread_engine import Coordinator, ThreadEngine
+from thread_binding import Coordinator, ThreadBinding
 
 from lentando.comm import neighbor_exchanges, world
 from lentando.comm.errors import MismatchError, SimulationError
@@ -116,7 +116,7 @@ def test_ranks_over_horovod_all_get_the_same_error(then: str) -> None:
     texts = [""] * 3
 
     def run(rank: int) -> None:
-        transport = HorovodTransport(ThreadEngine(coordinator, rank))
+        transport = HorovodTransport(ThreadBinding(coordinator, rank))
         texts[rank] = errors(transport, steps=partial(last_has_fewer, size=3), then=then, base=SGP())
 
     threads = [threading.Thread(target=run, args=(rank,), daemon=True) for rank in range(3)]

@@ -1,4 +1,4 @@
-"""Horovod's engine as a transport, for jobs that horovodrun starts without MPI."""
+"""The transport over Horovod, for jobs that horovodrun starts without MPI."""
 
 from lentando.comm.transports.horovod.transport import HorovodTransport
 

@@ -1,10 +1,10 @@
-"""Messages between two ranks, over an engine that has only collectives.
+"""Point-to-point messages over Horovod, which has only collectives.
 
-All that the ranks have to send crosses together, in a round: one all-to-all. Horovod begins an operation once every
-rank has asked for it, but a round is wanted as soon as any rank has a message. So each rank has a bell: a tiny
-all-reduce that all others ask for in advance. The rank that has a message asks for its own too, which completes it
-everywhere; who hears a bell rings its own and joins the round. Between rounds nothing is sent but what Horovod's idle
-engine sends by itself.
+All messages of all ranks are sent together in a round: one all-to-all. Horovod starts an operation once every rank has
+submitted it, but a round is needed as soon as any rank has a message. So each rank has a bell: a tiny all-reduce that
+all other ranks submit in advance. A rank with a message submits its own bell, too, which completes it on all ranks.
+Each rank that sees a completed bell submits its own and joins the round. Between rounds nothing is sent except by
+Horovod itself, when it is idle.
 """
 
 import os
@@ -19,30 +19,32 @@ import numpy as np
 from lentando.comm.errors import TransportError
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, as_bytes
-from lentando.comm.transports.horovod.engine import Collective, Engine, finish
+from lentando.comm.transports.horovod.binding import Collective, HorovodBinding, finish
 from lentando.comm.transports.mailbox import Mailbox, Receive
 
 __all__ = ["PointToPoint"]
 
 WORD = np.dtype(np.int64)
-"""Unit of the all-to-all: Horovod counts in 32 bits."""
+"""Unit of the all-to-all, because Horovod counts elements in 32 bits."""
 HEADER_WORDS = 3
 
 SHORTEST_NAP_SECONDS = 2e-4
 LONGEST_NAP_SECONDS = 4e-3
-"""Of a rank that listens for bells: short after a round, longer as nothing happens."""
+"""Intervals at which a rank polls the bells: the shortest after a round, longer the longer none is rung."""
 
 
 @dataclass(frozen=True)
 class _Outgoing:
+    """A message that has not been sent yet."""
+
     peer: int
     tag: int
     array: Array
     request: "HorovodExchange"
 
 
-class _Expected(Receive):
-    """A receive that keeps its error for the caller: the message comes while another thread is at work."""
+class _PostedReceive(Receive):
+    """A receive that stores its error for the caller, because another thread fills it."""
 
     error: TransportError | None = None
 
@@ -51,39 +53,39 @@ class _Expected(Receive):
             super().fill(message)
         except TransportError as error:
             self.error = error
-            self.filled = True
+            self.is_filled = True
 
 
 class PointToPoint:
-    """Starts exchanges, and carries them out in a thread of its own.
+    """Starts exchanges, and performs them in a thread.
 
     Args:
-        engine: Horovod. Every rank makes its ``PointToPoint`` at the same time.
+        binding: initialised Horovod. All ranks make a ``PointToPoint`` at the same time.
     """
 
-    def __init__(self, engine: Engine) -> None:
-        self._engine = engine
-        self._rank, self._size = engine.rank(), engine.size()
+    def __init__(self, binding: HorovodBinding) -> None:
+        self._binding = binding
+        self._rank, self._size = binding.rank(), binding.size()
         self.changed = threading.Condition()
         self.failure: TransportError | None = None
         self._mailboxes: defaultdict[tuple[int, int], Mailbox] = defaultdict(Mailbox)  # by sender and tag
         self._queued: deque[_Outgoing] = deque()
-        self._leaving = self._announced = self._left = False
+        self._is_leaving = self._has_announced = self._has_left = False
         self._packed = np.empty(0, WORD)
         self._thread = threading.Thread(target=self._run, name="lentando-rounds", daemon=True)
         if self._size > 1:
             self._thread.start()
 
     def exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> "HorovodExchange":
-        """As ``Transport.exchange``."""
+        """Start an exchange, as ``Transport.exchange`` does."""
         longest = longest_elements(1, self._size)  # all others may send to one rank in the same round
         incoming = [(peer, piece) for peer, array in receives for piece in pieces(as_bytes(array), longest)]
         outgoing = [(peer, piece) for peer, array in sends for piece in pieces(as_bytes(array), longest)]
         with self.changed:
-            expected = [_Expected(piece) for _, piece in incoming]
-            request = HorovodExchange(self, expected)
-            for (peer, _), receive in zip(incoming, expected, strict=True):
-                self._mailboxes[peer, tag].expect(receive)
+            posted = [_PostedReceive(piece) for _, piece in incoming]
+            request = HorovodExchange(self, posted)
+            for (peer, _), receive in zip(incoming, posted, strict=True):
+                self._mailboxes[peer, tag].post(receive)
             for peer, array in outgoing:
                 if peer == self._rank:
                     self._mailboxes[peer, tag].send(array)
@@ -94,18 +96,18 @@ class PointToPoint:
         return request
 
     def close(self) -> None:
-        """Return once every rank has come here, and all that was sent has arrived."""
+        """Return once all ranks have called it and all messages have arrived."""
         if self._size > 1:
             with self.changed:
-                self._leaving = True
+                self._is_leaving = True
                 self.changed.notify_all()
             self._thread.join()
 
     def _run(self) -> None:
         try:
-            while not self._left:
+            while not self._has_left:
                 self._round()
-        except BaseException as error:  # noqa: BLE001 - the callers that wait must learn of it, whatever it is
+        except BaseException as error:  # noqa: BLE001 - raised again in the callers that wait
             with self.changed:
                 self.failure = error if isinstance(error, TransportError) else TransportError(f"Horovod: {error!r}")
                 self.changed.notify_all()
@@ -115,44 +117,45 @@ class PointToPoint:
         self._listen(bells)
         with self.changed:
             outgoing = self._take()
-            self._announced = self._leaving and not self._queued
-        bells[self._rank] = self._bell(self._rank, int(self._announced))
+            self._has_announced = self._is_leaving and not self._queued
+        bells[self._rank] = self._bell(self._rank, int(self._has_announced))
         words, splits = self._pack(outgoing)
-        crossing = self._engine.alltoall("lentando.round", words, splits)
-        with self.changed:  # what is sent was copied
+        round_trip = self._binding.alltoall("lentando.round", words, splits)
+        with self.changed:  # the arrays have been copied
             for message in outgoing:
                 message.request.unsent -= 1
             self.changed.notify_all()
-        arrived = finish(crossing)
+        arrived = finish(round_trip)
         with self.changed:
             self._deliver(arrived)
             self.changed.notify_all()
-        self._left = sum(int(finish(bell)[0]) for bell in bells.values()) == self._size
+        self._has_left = sum(int(finish(bell)[0]) for bell in bells.values()) == self._size
 
     def _bell(self, owner: int, word: int) -> Collective:
-        """Ask for a rank's bell: all but the owner do so with a 0, and hear whether the owner is about to leave."""
-        return self._engine.allreduce(f"lentando.bell.{owner}", np.array([word], WORD), "sum")
+        """Submit a rank's bell. All but the owner contribute a 0; the sum is 1 if the owner is about to leave."""
+        return self._binding.allreduce(f"lentando.bell.{owner}", np.array([word], WORD), "sum")
 
     def _listen(self, bells: Mapping[int, Collective]) -> None:
-        """Return when there is reason for a round.
+        """Return when a round is needed.
 
-        Rank 0 makes one when nothing has happened for long: Horovod warns of operations for which ranks wait.
+        Rank 0 starts a round after a long quiet time, before Horovod warns of operations that some ranks have not
+        submitted.
         """
         nap = SHORTEST_NAP_SECONDS
         quiet_until = time.monotonic() + (_quiet_seconds() if self._rank == 0 else float("inf"))
         while time.monotonic() < quiet_until:
             with self.changed:
-                if self._wanted() or self.changed.wait_for(self._wanted, nap):
+                if self._needs_round() or self.changed.wait_for(self._needs_round, nap):
                     return
             if any(bell.done() for bell in bells.values()):
                 return
             nap = min(1.5 * nap, LONGEST_NAP_SECONDS)
 
-    def _wanted(self) -> bool:
-        return bool(self._queued) or (self._leaving and not self._announced)
+    def _needs_round(self) -> bool:
+        return bool(self._queued) or (self._is_leaving and not self._has_announced)
 
     def _take(self) -> list[_Outgoing]:
-        """The messages of the next round, in the order in which they were started: as many as one call may move."""
+        """Take the messages of the next round from the queue, in order, as many as one all-to-all may move."""
         taken: list[_Outgoing] = []
         total, longest = 0, longest_elements(1, self._size)
         while self._queued and (not taken or total + self._queued[0].array.nbytes <= longest):
@@ -161,7 +164,7 @@ class PointToPoint:
         return taken
 
     def _pack(self, outgoing: Sequence[_Outgoing]) -> tuple[Array, list[int]]:
-        """Rank by rank, each message as its sender, tag, length in bytes, and content in whole words."""
+        """Return all messages by receiver (words of sender, tag, byte length, content), and the words per receiver."""
         splits = [0] * self._size
         for message in outgoing:
             splits[message.peer] += HEADER_WORDS + _words(message.array.nbytes)
@@ -187,37 +190,41 @@ class PointToPoint:
 
 
 class HorovodExchange:
-    """Messages under way.
+    """Messages in flight.
+
+    Args:
+        channel: sends and receives the messages.
+        receives: posted receives of the exchange.
 
     Attributes:
-        unsent: messages to others whose arrays are still needed.
+        unsent: number of messages to other ranks whose arrays are still needed.
     """
 
-    def __init__(self, channel: PointToPoint, expected: Sequence[_Expected]) -> None:
+    def __init__(self, channel: PointToPoint, receives: Sequence[_PostedReceive]) -> None:
         self.unsent = 0
         self._channel = channel
-        self._expected = expected
+        self._receives = receives
 
     def wait(self) -> None:
         with self._channel.changed:
-            self._channel.changed.wait_for(lambda: self._complete() or self._channel.failure is not None)
+            self._channel.changed.wait_for(lambda: self._is_complete() or self._channel.failure is not None)
         self.test()
 
     def wait_for(self, seconds: float) -> bool:
         with self._channel.changed:
-            self._channel.changed.wait_for(lambda: self._complete() or self._channel.failure is not None, seconds)
+            self._channel.changed.wait_for(lambda: self._is_complete() or self._channel.failure is not None, seconds)
         return self.test()
 
     def test(self) -> bool:
-        if not self._complete() and self._channel.failure is not None:
+        if not self._is_complete() and self._channel.failure is not None:
             raise TransportError(str(self._channel.failure)) from self._channel.failure
-        for receive in self._expected:
+        for receive in self._receives:
             if receive.error is not None:
                 raise receive.error
-        return self._complete()
+        return self._is_complete()
 
-    def _complete(self) -> bool:
-        return self.unsent == 0 and all(receive.filled for receive in self._expected)
+    def _is_complete(self) -> bool:
+        return self.unsent == 0 and all(receive.is_filled for receive in self._receives)
 
 
 def _words(length_bytes: int) -> int:

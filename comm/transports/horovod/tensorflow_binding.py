@@ -1,4 +1,4 @@
-"""NumPy's memory as TensorFlow tensors, which is what ``horovod.tensorflow`` takes. Imported only when it is chosen."""
+"""The binding for ``horovod.tensorflow``, which accepts TensorFlow tensors. Imported only when it is chosen."""
 
 import threading
 from collections.abc import Callable, Sequence
@@ -9,27 +9,27 @@ import numpy as np
 import tensorflow as tf
 
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import Engine, HorovodWorld, as_ours
+from lentando.comm.transports.horovod.binding import HorovodBinding, HorovodWorld, translated_error
 
-__all__ = ["TensorFlowEngine", "open_engine"]
+__all__ = ["TensorFlowBinding", "open_binding"]
 
-if not hasattr(hvd, "init"):  # its Python part imports without the compiled one
+if not hasattr(hvd, "init"):  # the Python part can be imported without the compiled one
     raise ImportError("Horovod is installed, but was not built for TensorFlow")
 
 
-def open_engine() -> Engine:
-    """Join Horovod's job, unless the program has."""
-    return TensorFlowEngine()
+def open_binding() -> HorovodBinding:
+    """Return the binding, and join Horovod's job, unless the program has."""
+    return TensorFlowBinding()
 
 
-class TensorFlowEngine(HorovodWorld):
-    """Horovod as built for TensorFlow.
+class TensorFlowBinding(HorovodWorld):
+    """Horovod, built for TensorFlow.
 
-    An operation of TensorFlow's returns when it is done, and Horovod sees a name only within a ``tf.function``. So each
-    name and dtype has a function of its own, which runs in a thread.
+    An operation of TensorFlow blocks until it is complete, and Horovod uses a given name only within a ``tf.function``.
+    So there is one function per name and dtype, which runs in a thread.
     """
 
-    binding = "horovod.tensorflow"
+    module = "horovod.tensorflow"
 
     def __init__(self) -> None:
         super().__init__(hvd)
@@ -62,7 +62,7 @@ class TensorFlowEngine(HorovodWorld):
         return self._start(lambda: exchange(tf.constant(words), tf.constant(splits, tf.int32)))
 
     def _function(self, key: tuple[object, ...], body: Callable[..., Any], *dtypes: np.dtype[Any]) -> Any:
-        """The graph of an operation on one-dimensional tensors, traced once."""
+        """Return the function of an operation on one-dimensional tensors, traced once."""
         if key not in self._functions:
             signature = [tf.TensorSpec([None], dtype) for dtype in dtypes]
             self._functions[key] = tf.function(body, autograph=False).get_concrete_function(*signature)
@@ -79,12 +79,12 @@ class TensorFlowEngine(HorovodWorld):
 
 
 class _Collective:
-    """An operation under way.
+    """A collective in flight.
 
     Args:
-        call: performs it; returns its tensor.
-        in_place: the array that it works on; None if the result is a new one.
-        idle: where its thread goes when it is done.
+        call: function that performs the collective and returns its tensor.
+        in_place: array that holds the result; None if the result is a new array.
+        idle: list of idle threads, to which the thread is added when the collective is complete.
     """
 
     def __init__(self, call: Callable[[], Any], in_place: Array | None, idle: "list[_Thread]") -> None:
@@ -92,13 +92,13 @@ class _Collective:
         self._in_place = in_place
         self._idle = idle
         self._done = threading.Event()
-        self._found: Array | None = None
+        self._output: Array | None = None
         self._error: Exception | None = None
 
     def perform(self, thread: "_Thread") -> None:
-        """In the thread."""
+        """Perform the collective. Called in the thread."""
         try:
-            self._found = self._call().numpy()
+            self._output = self._call().numpy()
         except Exception as error:  # noqa: BLE001 - raised again by result()
             self._error = error
         self._idle.append(thread)
@@ -108,16 +108,16 @@ class _Collective:
         return self._done.is_set()
 
     def result(self) -> Array:
-        if self._error is not None or self._found is None:
-            raise as_ours(self._error) from self._error
+        if self._error is not None or self._output is None:
+            raise translated_error(self._error) from self._error
         if self._in_place is None:
-            return self._found
-        self._in_place[...] = self._found
+            return self._output
+        self._in_place[...] = self._output
         return self._in_place
 
 
 class _Thread:
-    """Performs one operation after the other. There are as many as operations under way: one per rank, and a few."""
+    """A thread that performs one collective at a time. There is one per collective in flight, about one per rank."""
 
     def __init__(self) -> None:
         self._wanted = threading.Semaphore(0)

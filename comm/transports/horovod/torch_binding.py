@@ -1,4 +1,4 @@
-"""NumPy's memory as torch tensors, which is what ``horovod.torch`` takes. Imported only when it is chosen."""
+"""The binding for ``horovod.torch``, which accepts torch tensors. Imported only when it is chosen."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -8,23 +8,23 @@ import torch
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import Engine, HorovodWorld, as_ours
+from lentando.comm.transports.horovod.binding import HorovodBinding, HorovodWorld, translated_error
 
-__all__ = ["TorchEngine", "open_engine"]
+__all__ = ["TorchBinding", "open_binding"]
 
-if not hasattr(hvd, "init"):  # its Python part imports without the compiled one
+if not hasattr(hvd, "init"):  # the Python part can be imported without the compiled one
     raise ImportError("Horovod is installed, but was not built for PyTorch")
 
 
-def open_engine() -> Engine:
-    """Join Horovod's job, unless the program has."""
-    return TorchEngine()
+def open_binding() -> HorovodBinding:
+    """Return the binding, and join Horovod's job, unless the program has."""
+    return TorchBinding()
 
 
-class TorchEngine(HorovodWorld):
-    """Horovod as built for PyTorch."""
+class TorchBinding(HorovodWorld):
+    """Horovod, built for PyTorch."""
 
-    binding = "horovod.torch"
+    module = "horovod.torch"
 
     def __init__(self) -> None:
         super().__init__(hvd)
@@ -45,40 +45,42 @@ class TorchEngine(HorovodWorld):
 
 
 class _Collective:
-    """An operation under way.
+    """A collective in flight.
 
     Args:
-        start: asks Horovod for it; returns its handle.
-        in_place: the array that it works on; None if the result is a new one.
+        start: function that submits the collective and returns its handle.
+        in_place: array that holds the result; None if the result is a new array.
     """
 
     def __init__(self, start: Callable[[], int], in_place: Array | None = None) -> None:
         self._in_place = in_place
-        with _translated():
+        with _TranslatedErrors():
             self._handle = start()
 
     def done(self) -> bool:
-        with _translated():
+        with _TranslatedErrors():
             return bool(hvd.poll(self._handle))
 
     def result(self) -> Array:
-        with _translated():
-            found: Any = hvd.synchronize(self._handle)
+        with _TranslatedErrors():
+            output: Any = hvd.synchronize(self._handle)
         if self._in_place is not None:
             return self._in_place
-        if found is None:  # init() forgets the results of operations under way
-            raise TransportError("hvd.init() was called while messages were under way: call it before init(), or not")
-        tensor: torch.Tensor = found[0] if isinstance(found, tuple) else found
+        if output is None:  # init() discards the results of operations in flight
+            raise TransportError(
+                "hvd.init() was called while messages were in flight: call it before init(), or not at all"
+            )
+        tensor: torch.Tensor = output[0] if isinstance(output, tuple) else output
         return tensor.numpy()
 
 
-class _translated:  # noqa: N801 - reads as a word in a with statement
-    """Turns an error of Horovod's into ours."""
+class _TranslatedErrors:
+    """A context that turns an error of Horovod into one of Lentando."""
 
     def __enter__(self) -> None:
         return
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        # HorovodInternalError is one; ValueError says that it was shut down.
+        # HorovodInternalError is a RuntimeError. A ValueError means that Horovod was shut down.
         if isinstance(error, RuntimeError | ValueError):
-            raise as_ours(error) from error
+            raise translated_error(error) from error

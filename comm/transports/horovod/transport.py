@@ -1,4 +1,4 @@
-"""The transport: collectives by Horovod's engine, messages in rounds."""
+"""The transport over Horovod: its collectives, and point-to-point messages over them."""
 
 import os
 import sys
@@ -14,37 +14,35 @@ from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
-from lentando.comm.transports.horovod.engine import REDUCED_HERE, Engine, finish, load_engine
+from lentando.comm.transports.horovod.binding import REDUCED_HERE, HorovodBinding, finish, load_binding
 from lentando.comm.transports.horovod.point_to_point import PointToPoint
 
 __all__ = ["HorovodTransport"]
 
 COLLECTIVE = "lentando.collective"
-"""One name for all of ours: ranks that bring different shapes then get an error, and do not wait for ever."""
+"""Name of all collectives. Ranks that submit different shapes then get an error, instead of waiting forever."""
 NOTICE_TAG = 32_768
-"""Keeps notices apart from all messages of ``exchange``, whose tags end below."""
+"""Tag of notices, above all tags of ``exchange``."""
 
 _WIDER = {"bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
 
 
 class HorovodTransport:
-    """Ranks of Horovod's job, beside the program's own use of Horovod.
-
-    Horovod stays as it is when the transport is closed.
+    """The ranks of Horovod's job, which the program may use as well. Closing the transport does not shut Horovod down.
 
     Args:
-        engine: Horovod, initialised; by default, through the binding that fits the program.
+        binding: initialised Horovod; by default through the framework that the program has imported.
     """
 
     name = "horovod"
 
-    def __init__(self, engine: Engine | None = None) -> None:
-        self._engine = engine = load_engine() if engine is None else engine
-        self.rank, self.size = engine.rank(), engine.size()
-        self.local_rank, self.local_size = engine.local_rank(), engine.local_size()
-        self.binding = engine.binding
+    def __init__(self, binding: HorovodBinding | None = None) -> None:
+        self._binding = binding = load_binding() if binding is None else binding
+        self.rank, self.size = binding.rank(), binding.size()
+        self.local_rank, self.local_size = binding.local_rank(), binding.local_size()
+        self.binding = binding.module
         self.traffic = Traffic()
-        self._point_to_point = PointToPoint(engine)
+        self._point_to_point = PointToPoint(binding)
         self._expected_notices: dict[int, tuple[Array, Request]] = {}
         refuse_in_children(self)
 
@@ -63,11 +61,11 @@ class HorovodTransport:
         in_order = needs_order(flat, op)
         reduced = to_ordered(flat, op) if in_order else flat.astype(_reduced_as(array.dtype, op), copy=False)
         for piece in _pieces(reduced):
-            finish(self._engine.allreduce(COLLECTIVE, piece, op))
+            finish(self._binding.allreduce(COLLECTIVE, piece, op))
         if in_order:
             from_ordered(reduced, flat)
         elif reduced is not flat:
-            with np.errstate(over="ignore", invalid="ignore"):  # as an engine would
+            with np.errstate(over="ignore", invalid="ignore"):  # Horovod does not warn of overflow either
                 flat[...] = reduced.astype(array.dtype)
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
@@ -75,7 +73,7 @@ class HorovodTransport:
         check_rank(root, self.size, "broadcast from")
         memory = _writable(array) if self.rank == root else array
         for piece in _pieces(as_bytes(memory)):
-            finish(self._engine.broadcast(COLLECTIVE, piece, root))
+            finish(self._binding.broadcast(COLLECTIVE, piece, root))
         self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
@@ -83,14 +81,14 @@ class HorovodTransport:
         by_rank = as_bytes(gathered).reshape(self.size, -1)
         start = 0
         for piece in _pieces(as_bytes(_writable(array)), longest_elements(1, self.size)):
-            found = finish(self._engine.allgather(COLLECTIVE, piece))
-            by_rank[:, start : start + piece.size] = found.reshape(self.size, -1)
+            gathered_piece = finish(self._binding.allgather(COLLECTIVE, piece))
+            by_rank[:, start : start + piece.size] = gathered_piece.reshape(self.size, -1)
             start += piece.size
         self.traffic.count_collective(array.nbytes * (self.size - 1))
         return gathered
 
     def barrier(self) -> None:
-        finish(self._engine.allreduce(COLLECTIVE, np.zeros(1, np.int32), "sum"))
+        finish(self._binding.allreduce(COLLECTIVE, np.zeros(1, np.int32), "sum"))
         self.traffic.count_collective(0)
 
     def leave_notice(self, peer: int, number: int) -> None:
@@ -110,7 +108,7 @@ class HorovodTransport:
         return int(notice[0])
 
     def _expected_notice(self, peer: int) -> tuple[Array, Request]:
-        """The receive of the next notice of another rank, started at the first call."""
+        """Return array and request of the next notice of another rank. The first call posts the receive."""
         if peer not in self._expected_notices:
             notice = np.zeros(1, np.int64)
             self._expected_notices[peer] = notice, self._point_to_point.exchange([], [(peer, notice)], NOTICE_TAG)
@@ -122,32 +120,32 @@ class HorovodTransport:
     def abort(self, status: int = 1) -> NoReturn:
         sys.stdout.flush()
         sys.stderr.flush()
-        os._exit(status)  # the launcher ends the others when a rank ends so
+        os._exit(status)  # the launcher then ends the other ranks
 
     def close(self) -> None:
         self._point_to_point.close()
 
 
 def _writable(array: Array) -> Array:
-    """An array that is only read, as the bindings want it: torch warns of memory that it could not write."""
+    """Return the array, or a copy if it is read-only, for which torch would warn."""
     return array if array.flags.writeable else array.copy()
 
 
 def _pieces(array: Array, longest: int | None = None) -> Iterator[Array]:
-    """The parts of a one-dimensional array that one collective takes; none if it has no elements."""
+    """Yield the parts of a one-dimensional array that fit one collective; none if it has no elements."""
     if not array.flags.writeable:
         raise TransportError("a collective that writes to a read-only array: give it a copy")
     return pieces(array, longest) if array.size else iter(())
 
 
 def _reduced_as(dtype: np.dtype[Any], op: ReduceOp) -> np.dtype[Any]:
-    """The dtype in which Horovod reduces arrays of ``dtype``: its own, or a wider one whose result fits."""
+    """Return the dtype in which Horovod reduces arrays of ``dtype``: the same, or a wider one."""
     if dtype == bfloat16 or dtype == np.float16:
         return np.dtype(np.float32)
     if dtype.name in REDUCED_HERE:
         return dtype
     if dtype == np.uint64 and op == "sum":
-        return np.dtype(np.int64)  # equal to the bit, carries and all
+        return np.dtype(np.int64)  # modular sums have the same bits
     if dtype.name in _WIDER:
         return np.dtype(_WIDER[dtype.name])
     raise TransportError(f"Horovod has no all-reduce ({op}) for {dtype}: expected floating point or integers")

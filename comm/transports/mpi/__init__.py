@@ -1,4 +1,4 @@
-"""MPI as a transport: the usual one, one whose ranks may die, one for a second thread. Loads MPI."""
+"""Transports over MPI: the usual one, an elastic one, and one for a second thread. Importing this loads MPI."""
 
 from lentando.comm.transports.mpi.transport import MPITransport
 

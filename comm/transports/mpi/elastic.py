@@ -1,9 +1,9 @@
 """MPI whose ranks may die: User-Level Failure Mitigation (ULFM), which Open MPI 5 has under ``mpirun --with-ft ulfm``.
 
-Each communicator has one sequence of agreements, which all living ranks take part in. As long as they agree that all is
-well, work goes on. The first one that says no is followed, on every rank, by a new communicator without the dead:
-whoever finds a rank dead, wherever it is, revokes the communicator, which ends the waits of the others, and says no at
-its next agreement: that of a vote, or of the repair itself. So a rank that votes meets one that repairs.
+Each communicator has one sequence of agreements, in which all living ranks take part. Work continues as long as all
+agree. After the first agreement that fails, every rank makes a new communicator without the dead: a rank that finds
+another dead revokes the communicator, which ends the waits of the others, and says no at its next agreement, be it that
+of a vote or of the repair itself. So a vote on one rank and a repair on another take part in the same agreement.
 """
 
 import os
@@ -23,30 +23,30 @@ from lentando.comm.transports.mpi.transport import MPITransport
 __all__ = ["ElasticMPITransport"]
 
 FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
-"""What mpirun --with-ft ulfm sets."""
+"""Environment variable that ``mpirun --with-ft ulfm`` sets."""
 NOTICE_SECONDS = 1.0
-"""A collective may fail with some other error before this rank has been told of the death that is its cause."""
+"""How long a rank waits for the report of a death after another error, because the error may arrive first."""
 SETTLE_SECONDS = 5.0
-"""How long MPI may take to let go of messages of before a repair. It does at once, but for one that is half received
-from a rank that lives."""
+"""Time limit for MPI to release messages from before a repair. All are released at once, except for one that is half
+received from a living rank."""
 BARRIER_TAG = 32_767
-"""Keeps the barrier's messages apart from all others."""
+"""Tag of the messages of ``node_barrier``."""
 EXCHANGES_REMEMBERED = 64
-"""So many are begun before those that are over are forgotten."""
+"""Number of recorded exchanges from which those that are complete are discarded."""
 
 
 class ElasticMPITransport(MPITransport):
-    """Ranks of an MPI communicator that go on when some of them die. Implements ``lentando.comm.capabilities.Elastic``.
+    """Ranks of an MPI communicator that continue when some of them die. Implements ``Elastic``.
 
     Args:
-        comm: the ranks that take part; all of ``MPI.COMM_WORLD`` by default.
+        comm: communicator of the participating ranks; by default ``MPI.COMM_WORLD``.
 
     Raises:
-        ConfigurationError: if this MPI, or the way it was started, does not let ranks outlive each other.
+        ConfigurationError: if this MPI library, or its launcher, ends the job when a rank dies.
     """
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
-        _check_that_ranks_may_die()
+        _check_fault_tolerance()
         self._exchanges: list[MPIExchange] = []
         self._is_broken = False
         self._channel_lock = threading.Lock()
@@ -64,8 +64,8 @@ class ElasticMPITransport(MPITransport):
         if not self._is_broken:
             self.vote(yes=False)
         before = comm = self._comm
-        before.Revoke()  # or what a living rank will never send would be waited for
-        self._settle()
+        before.Revoke()  # ends waits for messages that living ranks will never send
+        self._release_arrays()
         while True:
             smaller = _shrunk(comm)
             _free(comm if comm is not before else None)
@@ -82,9 +82,9 @@ class ElasticMPITransport(MPITransport):
                 break
             _free(channel)
         survivors = _ranks_in(before, comm)
-        self._sit_down(comm, [survivors.index(rank) for rank in self.same_node if rank in survivors])
+        self._set_communicator(comm, [survivors.index(rank) for rank in self.same_node if rank in survivors])
         with self._channel_lock:
-            self._whispered = []
+            self._side_sends = []
             _free(self._side_channel)
             self._side_channel = channel
         self._notices = []
@@ -93,22 +93,22 @@ class ElasticMPITransport(MPITransport):
         return survivors
 
     def node_barrier(self) -> None:
-        # By messages, which end with an error when the transport is revoked. In round k, each rank tells the one 2^k
-        # places further (Hensgen, Finkel and Manber, IJPP 1988).
-        ranks, own, count = self.same_node, self.local_rank, self.local_size
+        # By messages, which end with an error when the communicator is revoked. In round k, each rank notifies the one
+        # 2^k further (Hensgen, Finkel and Manber, IJPP 1988).
+        ranks, index, count = self.same_node, self.local_rank, self.local_size
         word = np.zeros(1, np.uint8)
         for k in range((count - 1).bit_length()):
-            to, source = ranks[(own + 2**k) % count], ranks[(own - 2**k) % count]
-            self.exchange([(to, word)], [(source, np.empty_like(word))], BARRIER_TAG, overlap=False).wait()
+            destination, source = ranks[(index + 2**k) % count], ranks[(index - 2**k) % count]
+            self.exchange([(destination, word)], [(source, np.empty_like(word))], BARRIER_TAG, overlap=False).wait()
 
     def open_side_channel(self) -> bool:
         return self._side_channel is not None
 
     def for_thread(self) -> None:
-        return None  # it would have to be repaired too, in the middle of what its thread does
+        return None  # it would need a repair, too, while its thread communicates
 
     def send_nowait(self, peer: int, content: bytes) -> None:
-        with self._channel_lock, suppress(TransportError):  # to the dead, or to a rank that there is no more
+        with self._channel_lock, suppress(TransportError):  # the receiver may be dead, or no longer numbered
             super().send_nowait(peer, content)
 
     def receive_nowait(self) -> tuple[int, bytes] | None:
@@ -117,25 +117,25 @@ class ElasticMPITransport(MPITransport):
                 return super().receive_nowait()
             except RankLostError:
                 if self._side_channel is not None:
-                    self._side_channel.Ack_failed()  # and the living are heard again, also before the repair
+                    self._side_channel.Ack_failed()  # to receive messages of living ranks, also before the repair
         return None
 
     def close(self) -> None:
         with suppress(MPI.Exception):
-            self._comm.Revoke()  # all ranks have come here: what is still under way, nobody waits for
-        self._settle()
+            self._comm.Revoke()  # all ranks are closing: no rank waits for messages that are in flight
+        self._release_arrays()
         with suppress(MPI.Exception):
             super().close()
 
-    def _begins(self, request: MPIExchange) -> None:
+    def _on_exchange(self, request: MPIExchange) -> None:
         if len(self._exchanges) >= EXCHANGES_REMEMBERED:
-            self._exchanges = [exchange for exchange in self._exchanges if exchange.is_under_way]
+            self._exchanges = [exchange for exchange in self._exchanges if exchange.is_in_flight]
         self._exchanges.append(request)
 
-    def _settle(self) -> None:
-        """Let MPI finish with the arrays of all exchanges, which nobody waits for any more.
+    def _release_arrays(self) -> None:
+        """Let MPI finish with the arrays of all exchanges, which are not waited for any more.
 
-        What it has not finished with then is kept: memory that it might write to must not be used for something else.
+        Arrays with which it has not finished in time are kept: memory that MPI may write to must not be reused.
         """
         until = time.monotonic() + SETTLE_SECONDS
         self._exchanges = [exchange for exchange in self._exchanges if not exchange.settle()]
@@ -143,14 +143,14 @@ class ElasticMPITransport(MPITransport):
             time.sleep(POLL_SECONDS)
             self._exchanges = [exchange for exchange in self._exchanges if not exchange.settle()]
 
-    def _as_ours(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> TransportError:
-        ours = super()._as_ours(error, statuses)
+    def _translate(self, error: MPI.Exception, statuses: Sequence[MPI.Status] = ()) -> TransportError:
+        translated = super()._translate(error, statuses)
         classes = {error.Get_error_class(), *(MPI.Get_error_class(status.Get_error()) for status in statuses)}
-        if _tells_of_a_death(classes) or (classes & {MPI.ERR_OTHER, MPI.ERR_INTERN} and self._is_somebody_dead()):
-            return RankLostError(f"rank {self.rank} of {self.size} has found a rank dead, or been told so. {ours}")
-        return ours
+        if _report_a_death(classes) or (classes & {MPI.ERR_OTHER, MPI.ERR_INTERN} and self._has_dead_ranks()):
+            return RankLostError(f"rank {self.rank} of {self.size} has found another rank dead. {translated}")
+        return translated
 
-    def _is_somebody_dead(self) -> bool:
+    def _has_dead_ranks(self) -> bool:
         until = time.monotonic() + NOTICE_SECONDS
         while time.monotonic() < until:
             dead = self._comm.Get_failed()
@@ -162,56 +162,58 @@ class ElasticMPITransport(MPITransport):
         return False
 
 
-def _check_that_ranks_may_die() -> None:
+def _check_fault_tolerance() -> None:
     library = MPI.Get_library_version().strip("\0 \n").splitlines()[0].split(", package")[0]
     if "Open MPI" not in library or not hasattr(MPI, "ERR_REVOKED"):
         raise ConfigurationError(
-            f"elastic=True needs an MPI that lets ranks outlive each other (ULFM), got {library}. {HOW_TO_START}"
+            f"elastic=True needs an MPI whose ranks survive the death of others (ULFM), got {library}. {HOW_TO_START}"
         )
     if os.environ.get(FAULT_TOLERANT, "").lower() not in ("1", "true", "yes", "on"):
         raise ConfigurationError(
-            "elastic=True needs a launcher that lets ranks outlive each other, but this job was started without "
-            f"({FAULT_TOLERANT} is not set): it would end with its first rank. {HOW_TO_START}"
+            f"elastic=True needs a launcher that enables fault tolerance, but {FAULT_TOLERANT} is not set: this job "
+            f"would end with the first rank that dies. {HOW_TO_START}"
         )
 
 
-def _tells_of_a_death(classes: set[int]) -> bool:
+def _report_a_death(classes: set[int]) -> bool:
     return bool(classes & {MPI.ERR_PROC_FAILED, MPI.ERR_PROC_FAILED_PENDING, MPI.ERR_REVOKED})
 
 
 def _agree(comm: MPI.Comm, yes: bool) -> bool:
-    """Whether all say yes and live: the same answer on every rank."""
+    """Return whether all ranks live and say yes: the same answer on all of them."""
     try:
         return bool(comm.Agree(int(yes)))
     except MPI.Exception as error:
-        if _tells_of_a_death({error.Get_error_class()}):
+        if _report_a_death({error.Get_error_class()}):
             return False
         raise TransportError(f"MPI failed in an agreement: {error.Get_error_string()}") from error
 
 
 def _shrunk(comm: MPI.Intracomm) -> MPI.Intracomm:
-    """A communicator without the dead."""
+    """Return a communicator of the living ranks of ``comm``."""
     try:
         smaller = MPI.Intracomm(comm.Shrink())
     except MPI.Exception as error:
-        if _tells_of_a_death({error.Get_error_class()}):
+        if _report_a_death({error.Get_error_class()}):
             return _shrunk(comm)
-        raise TransportError(f"MPI failed in leaving out the dead: {error.Get_error_string()}") from error
+        raise TransportError(
+            f"MPI failed in making a communicator without the dead: {error.Get_error_string()}"
+        ) from error
     smaller.Set_errhandler(MPI.ERRORS_RETURN)
     return smaller
 
 
 def _ranks_in(before: MPI.Intracomm, after: MPI.Intracomm) -> list[int]:
-    """What numbers the ranks of one communicator have in another."""
-    own, others = after.Get_group(), before.Get_group()
-    numbers = list(own.Translate_ranks(list(range(own.Get_size())), others))
-    own.Free()
-    others.Free()
-    return numbers
+    """Return the ranks in ``before`` of the processes of ``after``, by their rank in ``after``."""
+    group_after, group_before = after.Get_group(), before.Get_group()
+    ranks = list(group_after.Translate_ranks(list(range(group_after.Get_size())), group_before))
+    group_after.Free()
+    group_before.Free()
+    return ranks
 
 
 def _free(comm: MPI.Intracomm | None) -> None:
-    """Let go of a communicator, whoever in it has died."""
+    """Free a communicator, some of whose ranks may have died."""
     if comm is not None:
         with suppress(MPI.Exception):
             comm.Free()

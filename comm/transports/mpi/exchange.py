@@ -1,4 +1,4 @@
-"""Messages under way: MPI moves them only inside its calls, which a thread makes while the caller computes."""
+"""Exchanges over MPI, which makes progress only inside its calls: a thread makes them while the caller computes."""
 
 import threading
 import time
@@ -10,53 +10,51 @@ from mpi4py import MPI
 
 from lentando.comm.closed import ended
 from lentando.comm.errors import NotInitializedError, TransportError
+from lentando.comm.transport import Request
 
-__all__ = ["POLL_SECONDS", "MPIExchange", "ProgressThread"]
+__all__ = ["POLL_SECONDS", "MPIExchange", "PollingRequest", "ProgressThread"]
 
 POLL_SECONDS = 1e-3
-"""Often enough to keep a link busy that fills MPI's buffers meanwhile, seldom enough to leave the core to others."""
+"""Interval between two polls: short enough that the link stays busy, long enough to yield the core to other threads."""
 
 TESTED_AT_ONCE = 64
-"""Requests that one call asks MPI about: it progresses all, and a long list costs more than the progress."""
+"""Number of requests tested in one call. MPI progresses all requests in it, and a long list costs more than that."""
 
 
 class MPIExchange:
-    """Started MPI requests, completed by whoever comes first: the caller that waits or the progress thread.
-
-    Attributes:
-        device: whose memory they read or write, None for host memory.
+    """Started MPI requests, completed by the caller that waits or by the progress thread, whichever is first.
 
     Args:
-        pending: the requests.
-        device: see above.
-        as_ours: makes an error of MPI's one of ours.
-        rank: of this process, for messages.
+        pending: started requests.
+        device: device whose memory the requests read or write; None for host memory.
+        translate: function that turns an error of MPI into one of Lentando.
+        rank: rank of this process, for messages.
     """
 
     def __init__(
         self,
         pending: list[MPI.Request],
         device: Any,
-        as_ours: Callable[[MPI.Exception, Sequence[MPI.Status]], TransportError],
+        translate: Callable[[MPI.Exception, Sequence[MPI.Status]], TransportError],
         rank: int,
     ) -> None:
         self.device = device
         self._pending = pending
-        self._as_ours = as_ours
+        self._translate = translate
         self._rank = rank
-        self._completing = threading.Lock()
-        self._done = False
+        self._lock = threading.Lock()
+        self._is_complete = False
         self._error: TransportError | NotInitializedError | None = None
 
     def wait(self) -> None:
-        with self._completing:
-            if not self._done:
+        with self._lock:
+            if not self._is_complete:
                 self._finish(MPI.Request.Waitall)
         if self._error is not None:
             raise self._error
 
     def wait_for(self, seconds: float) -> bool:
-        """True once complete, False if that takes longer. Spins, as MPI's own waiting does."""
+        """Wait for ``seconds`` at most; return whether the exchange is complete. Spins, as waits in MPI do."""
         until = time.monotonic() + seconds
 
         def spin(requests: Sequence[MPI.Request], statuses: list[MPI.Status]) -> bool:
@@ -65,43 +63,43 @@ class MPIExchange:
                     return False
             return True
 
-        with self._completing:
-            if not self._done:
+        with self._lock:
+            if not self._is_complete:
                 self._finish(spin)
         if self._error is not None:
             raise self._error
-        return self._done
+        return self._is_complete
 
     def test(self) -> bool:
         self.progress()
         if self._error is not None:
             raise self._error
-        return self._done
+        return self._is_complete
 
     def progress(self) -> bool:
-        """True once complete. Lets MPI move what it can, unless another thread is at it."""
-        if not self._done and self._completing.acquire(blocking=False):
+        """Let MPI make progress, unless another thread does; return whether the exchange is complete."""
+        if not self._is_complete and self._lock.acquire(blocking=False):
             try:
-                if not self._done:
+                if not self._is_complete:
                     self._finish(MPI.Request.Testall)
             finally:
-                self._completing.release()
-        return self._done
+                self._lock.release()
+        return self._is_complete
 
     @property
-    def is_under_way(self) -> bool:
+    def is_in_flight(self) -> bool:
         """Whether MPI may still read or write the arrays."""
         return bool(self._pending)
 
     def settle(self) -> bool:
-        """True once MPI has finished with the arrays, in whatever way: one message that fails ends the wait for all."""
-        with self._completing:
+        """Return whether MPI has finished with the arrays, by success or by an error of any of the requests."""
+        with self._lock:
             self._pending[:] = [request for request in self._pending if not _is_over(request)]
         return not self._pending
 
     def _finish(self, call: Callable[[Sequence[MPI.Request], list[MPI.Status]], bool]) -> None:
-        """Complete the requests that ``call`` says are complete, in order, up to the first that is not."""
-        # Without statuses to fill, Open MPI 5 does not always report a message that is longer than its receive.
+        """Remove the requests that ``call`` reports as complete, in order, up to the first that is not."""
+        # Without statuses, Open MPI 5 does not always report a message that is longer than its receive.
         statuses: list[MPI.Status] = []
         try:
             if MPI.Is_finalized():
@@ -112,8 +110,8 @@ class MPIExchange:
                     return
                 del self._pending[:TESTED_AT_ONCE]
         except MPI.Exception as error:
-            self._error = self._as_ours(error, statuses)
-        self._done = True
+            self._error = self._translate(error, statuses)
+        self._is_complete = True
 
 
 def _is_over(request: MPI.Request) -> bool:
@@ -123,12 +121,40 @@ def _is_over(request: MPI.Request) -> bool:
         return True
 
 
-class ProgressThread:
-    """Calls MPI every now and then while an exchange is under way, because MPI moves data only inside its calls.
+class PollingRequest:
+    """A request whose ``wait`` polls and sleeps instead of spinning.
 
-    mpi4py releases the interpreter lock in that call, so the main thread computes meanwhile. Exchanges are posted by
-    the caller; while the thread asks for one of them, MPI progresses all of them. A call that blocks would spin, and
-    take a core from the computation that the exchange should hide behind: ``benchmarks/overlap.py`` tells.
+    Args:
+        request: request to poll.
+        pause: function that sleeps between two polls.
+    """
+
+    def __init__(self, request: Request, pause: Callable[[], None]) -> None:
+        self._request = request
+        self._pause = pause
+
+    def wait(self) -> None:
+        while not self._request.test():
+            self._pause()
+
+    def wait_for(self, seconds: float) -> bool:
+        until = time.monotonic() + seconds
+        while not self._request.test():
+            if time.monotonic() >= until:
+                return False
+            self._pause()
+        return True
+
+    def test(self) -> bool:
+        return self._request.test()
+
+
+class ProgressThread:
+    """A thread that polls MPI while an exchange is in flight, because MPI moves data only inside its calls.
+
+    mpi4py releases the interpreter lock in these calls, so that the main thread computes meanwhile. The caller starts
+    the exchanges; while the thread tests one of them, MPI progresses all. A blocking call would spin, and take a core
+    from the computation that should hide the exchange (measured by ``benchmarks/overlap.py``).
     """
 
     def __init__(self) -> None:
@@ -136,14 +162,14 @@ class ProgressThread:
         self._thread: threading.Thread | None = None
 
     def submit(self, exchange: MPIExchange) -> None:
-        """Let it progress until it is complete. Starts the thread with the first."""
+        """Poll an exchange until it is complete. The first one starts the thread."""
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="lentando-progress", daemon=True)
             self._thread.start()
         self._queue.put(exchange)
 
     def close(self) -> None:
-        """End the thread, with all that was submitted complete."""
+        """Wait until all submitted exchanges are complete, and end the thread."""
         if self._thread is not None:
             self._queue.put(None)
             self._thread.join()

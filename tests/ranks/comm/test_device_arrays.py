@@ -63,7 +63,7 @@ def test_mpi_without_cuda_takes_no_device_arrays(monkeypatch: pytest.MonkeyPatch
     if is_cuda_aware:
         pytest.skip("this MPI is CUDA-aware")
     # As if CuPy were there.
-    monkeypatch.setattr("lentando.comm.transports.mpi.transport.find_spec", lambda name: object())
+    monkeypatch.setattr("lentando.comm.transports.mpi.device_memory.find_spec", lambda name: object())
     asked = MPITransport()
     assert not takes_device_arrays(asked)
     asked.close()

@@ -9,7 +9,7 @@ import numpy as np
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
-from lentando.comm.transports.horovod.engine import REDUCED_HERE
+from lentando.comm.transports.horovod.binding import REDUCED_HERE
 
 
 @dataclass
@@ -72,10 +72,10 @@ class Asked:
         return self.into
 
 
-class ThreadEngine:
+class ThreadBinding:
     """One rank's view of it."""
 
-    binding = "threads"
+    module = "threads"
 
     def __init__(self, coordinator: Coordinator, rank: int) -> None:
         self.coordinator = coordinator
