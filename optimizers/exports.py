@@ -47,6 +47,7 @@ from lentando.optimizers.face import ReplicaOptimizer
 from lentando.optimizers.methods import adacomm, diloco, slowmo
 from lentando.optimizers.replica.replica import BaseState
 from lentando.optimizers.replica.stopping import StopHandle
+from lentando.optimizers.replica.uneven_data import Joinable, join
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm, BoundAlgorithm
@@ -55,7 +56,6 @@ from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_sgd import OuterSGD
-from lentando.optimizers.rules.partial_average import Joinable, join
 from lentando.optimizers.rules.period import Decision, FixedPeriod, Period, PeriodSetting, PostLocal, RoundSummary
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum

@@ -9,7 +9,7 @@ from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
-from lentando.optimizers.rules.partial_average import Joinable
+from lentando.optimizers.replica.uneven_data import Joinable
 
 __all__ = ["Checkpointed", "Training", "trainings_of"]
 

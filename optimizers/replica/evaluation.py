@@ -76,7 +76,7 @@ class Evaluation:
                 by_rank,
                 "evaluation of the average",
                 None if found is None else repr(found),
-                gossips=setup.settings.base.mixes_parameters,
+                is_mixed=setup.settings.base.mixes_parameters,
             )
             share = None if verdict is None else verdict.partial_average
             setup.wait_in_flight()

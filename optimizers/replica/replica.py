@@ -23,11 +23,10 @@ from lentando.optimizers.replica.state import Progress, load_state, state_of
 from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.timing import Costs, Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
-from lentando.optimizers.replica.uneven_data import UnevenData
+from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 from lentando.optimizers.rules.non_finite import NonFinite
-from lentando.optimizers.rules.partial_average import StepAlong
 from lentando.optimizers.rules.period import needs_loss
 from lentando.optimizers.rules.settings import Settings
 

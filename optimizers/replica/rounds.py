@@ -150,7 +150,7 @@ class Rounds:
                 f"outer step {progress.rounds + 1}",
                 None if found is None else repr(found),
                 is_active=self._uneven.is_active,
-                gossips=setup.settings.base.mixes_parameters,
+                is_mixed=setup.settings.base.mixes_parameters,
                 look=lambda: first_non_finite(setup.framework.buffers, constants=setup.constants),
             )
             if verdict is not None:

@@ -3,8 +3,9 @@
 Averages are over the ranks that take the step, and by their learning rates.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Protocol
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import numpy as np
 
@@ -16,9 +17,53 @@ from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.timing import Timing
-from lentando.optimizers.rules.partial_average import PartialAverage, StepAlong
+from lentando.optimizers.rules.partial_average import PartialAverage
 
-__all__ = ["UnevenData"]
+__all__ = ["Joinable", "StepAlong", "UnevenData", "join"]
+
+StepAlong: TypeAlias = Callable[[Sequence[float], bool], bool]
+"""Lets the base optimizer of a rank without a batch take a step with the averaged gradients.
+
+It is called with the learning rates of the ranks that have batches, by parameter group, and whether their gradients
+overflowed; it returns whether that was an inner step.
+"""
+
+
+@runtime_checkable
+class Joinable(Protocol):
+    """An optimizer whose ranks may have unequal numbers of batches."""
+
+    def joined(self) -> AbstractContextManager[None]:
+        """A block in which they may; entered by ``join``."""
+
+
+def join(optimizer: Joinable) -> AbstractContextManager[None]:
+    """Train on uneven data: put the loop over batches inside this block, on every rank.
+
+    A rank that runs out of batches leaves its loop and waits at the end of the block until all ranks have. Meanwhile it
+    takes part in the communication of the others with weight 0: averages are over the ranks that have taken steps, and
+    it adopts them. The steps of its last, incomplete round count. When the last rank has no batch left, a round that
+    has begun is closed by an exact average, and gossip waits for its messages in flight. Without gossip, all ranks
+    leave the block with the same parameters. An exception leaves the block at once.
+
+    While no rank has run out of batches, training is the same as without the block, except for one control message per
+    gossip step.
+
+    Inside the block only the optimizer's steps may communicate: evaluate, save and load outside of it. A learning rate
+    that changes within the block is that of the ranks that take steps. Schedules that count steps should count rounds
+    or epochs instead, because otherwise they fall behind on ranks with fewer batches.
+
+    Args:
+        optimizer: a ``DistributedOptimizer`` of any framework.
+
+    Raises:
+        ConfigurationError: for another optimizer, inside such a block, or if the method never waits for other ranks
+            (local steps with ``exact_average=False``).
+        MismatchError: on every rank, if other ranks train without this block.
+    """
+    if not isinstance(optimizer, Joinable):
+        raise ConfigurationError(f"join needs a DistributedOptimizer, got {type(optimizer).__name__}")
+    return optimizer.joined()
 
 
 class GradientAverage(Protocol):

@@ -1,8 +1,9 @@
-"""Values that are not finite: named on every rank before anything is averaged, and left out if the user asked for it.
+"""Values that are not finite: they are reported on every rank before anything is averaged, or left out on request.
 
-A rank looks at its own values before the ranks communicate anyway, and the control message tells all of them who has
-found something; only then is more said. Looking costs one pass over memory. With "raise", outer steps
-save it: the average that they have formed tells as well, only later (``lentando.optimizers.rules.outer_step``).
+Each rank checks its own values before the ranks communicate. The control message contains the result, and only if a
+rank has found such values do the ranks exchange which. The check costs one pass over memory. With "raise", outer steps
+need no check: they find the values in the average that they have formed, and do not adopt it
+(``lentando.optimizers.rules.outer_step``).
 """
 
 import logging
@@ -25,7 +26,7 @@ _log = logging.getLogger("lentando")
 OnNonFinite: TypeAlias = Literal["raise", "skip"]
 
 ADVICE = "Training has diverged there: lower the learning rate, clip gradients, or shorten the period"
-"""What every error about it ends with."""
+"""End of every message about values that are not finite."""
 
 
 def first_non_finite(
@@ -34,9 +35,9 @@ def first_non_finite(
     """Name of the first entry with a NaN or an infinity, or None.
 
     Args:
-        buffers: the flat buffers to search.
-        statistics: whether to search behind the parameters too.
-        constants: statistics that may hold such values.
+        buffers: flat buffers to search.
+        statistics: whether to search the statistics behind the parameters, too.
+        constants: statistics that may hold such values; None if there are none.
     """
     if constants is not None:
         entry = constants.first_non_finite(buffers)
@@ -48,17 +49,17 @@ def first_non_finite(
 
 
 def loss_to_send(loss: float | None) -> float:
-    """Return a loss as a control message carries it: NaN stands for no loss, and infinity for a loss that is NaN."""
+    """A loss as a control message contains it: NaN stands for no loss, and infinity for a loss that is NaN."""
     return nan if loss is None else inf if isnan(loss) else loss
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What all ranks know alike when some have values that are not finite.
+    """What to average if some ranks have values that are not finite.
 
     Attributes:
-        partial_average: how this rank takes part in the average; None if every rank's values count.
-        loss: mean of the losses that are finite, NaN if none is.
+        partial_average: how this rank takes part in the average; None if the values of all ranks count.
+        loss: mean of the losses that are finite, equal on all ranks; NaN if none is.
     """
 
     partial_average: PartialAverage | None
@@ -66,15 +67,16 @@ class Verdict:
 
 
 class NonFinite:
-    """What this rank does about values that are not finite.
+    """The policy of one rank for values that are not finite.
 
     Args:
-        transport: ranks that train together.
-        policy: whether they are an error, or are left out.
+        transport: transport that connects the ranks.
+        policy: "raise" to raise an error, "skip" to leave the values out.
 
     Attributes:
-        left_out: how often this rank's values were left out.
-        was_reported: whether an error has said that values are not finite.
+        skips: whether values are left out.
+        left_out: number of times that this rank's values were left out.
+        was_reported: whether an error about such values was raised.
     """
 
     def __init__(self, transport: Transport, policy: OnNonFinite) -> None:
@@ -95,12 +97,16 @@ class NonFinite:
         return found is None and self._restored is None
 
     def error(self, text: str) -> NonFiniteError:
-        """The error that says so, to be raised."""
+        """Make the error for such values, which the caller raises."""
         self.was_reported = True
         return NonFiniteError(text)
 
     def drop_non_finite(self, found: str) -> None:
-        """This rank's parameters have left gossip, and come back with its neighbours' shares."""
+        """Note that this rank's parameters are not sent in gossip, and will be restored by its neighbours' shares.
+
+        Args:
+            found: name of the parameter that is not finite.
+        """
         self.left_out += 1
         self._restored = found
         _log.warning(
@@ -112,26 +118,30 @@ class NonFinite:
     def judge(
         self,
         by_rank: Mapping[str, Array],
-        doing: str,
+        operation: str,
         found: str | None = None,
         is_active: bool = True,
-        gossips: bool = False,
+        is_mixed: bool = False,
         is_lasting: bool = False,
         look: Callable[[], str | None] = lambda: None,
     ) -> Verdict | None:
-        """Decide what is left out; None if all ranks' values are finite. Collective, after a control message.
+        """Decide whose values are left out of an average. Collective, after a control message.
 
         Args:
             by_rank: numbers of all ranks from the message: ``is_finite``, and ``loss`` if they have losses.
-            doing: what is about to be averaged, in words.
-            found: this rank's first values that are not finite, in words.
+            operation: description of the average, for messages.
+            found: description of this rank's first values that are not finite; None if there are none.
             is_active: whether this rank's numbers would count.
-            gossips: see ``PartialAverage``.
-            is_lasting: nothing that follows would make this rank's values finite again.
-            look: names what was not looked at, for the error.
+            is_mixed: whether the base algorithm mixes parameters, as in ``PartialAverage``.
+            is_lasting: whether nothing that follows would make this rank's values finite again.
+            look: function that searches what was not checked before, and returns the name of the first entry with
+                values that are not finite; called for the error message.
+
+        Returns:
+            The decision, None if the values of all ranks are finite.
 
         Raises:
-            NonFiniteError: on every rank, naming ranks and values, unless they may be left out and others remain.
+            NonFiniteError: on every rank, with ranks and values, unless they may be left out and others remain.
         """
         losses: list[float] = by_rank["loss"].tolist() if "loss" in by_rank else []
         with_bad_loss = [rank for rank, loss in enumerate(losses) if not isnan(loss) and not isfinite(loss)]
@@ -139,33 +149,33 @@ class NonFinite:
             return None
         rank = self._transport.rank
         restored, self._restored = self._restored, None
-        own = [f"{found} is not finite"] if found else []
+        defects = [f"{found} is not finite"] if found else []
         if not self.skips and (name := look()) is not None:
-            own = [f"{name!r} is not finite"]
-        own += [f"{restored!r} was not finite, and was restored by gossip"] if restored and not found else []
-        own += ["its loss is not finite"] if rank in with_bad_loss else []
-        told = allgather_object(
-            self._transport, [", ".join(own) or "all is finite", found is None, is_active, is_lasting]
+            defects = [f"{name!r} is not finite"]
+        defects += [f"{restored!r} was not finite, and was restored by gossip"] if restored and not found else []
+        defects += ["its loss is not finite"] if rank in with_bad_loss else []
+        reports = allgather_object(
+            self._transport, [", ".join(defects) or "all is finite", found is None, is_active, is_lasting]
         )
-        said = grouped_by_rank([text for text, *_ in told])
-        finite = [is_finite for _, is_finite, _, _ in told]
-        active = [is_finite and counts for _, is_finite, counts, _ in told]
+        listed = grouped_by_rank([text for text, *_ in reports])
+        finite = [is_finite for _, is_finite, _, _ in reports]
+        active = [is_finite and counts for _, is_finite, counts, _ in reports]
         if not self.skips:
-            raise self.error(f"{doing}: not all values are finite, so nothing was averaged. {said}. {ADVICE}")
+            raise self.error(f"{operation}: not all values are finite, so nothing was averaged. {listed}. {ADVICE}")
         if not any(active):
-            raise self.error(f"{doing}: no rank has finite values that could be averaged. {said}. {ADVICE}")
-        if any(lasts for *_, lasts in told):
+            raise self.error(f"{operation}: no rank has finite values that could be averaged. {listed}. {ADVICE}")
+        if any(lasts for *_, lasts in reports):
             raise self.error(
-                f"{doing}: on_nonfinite='skip' cannot restore parameters where only gradients are averaged. {said}. "
-                "Give a period, so that outer steps restore them"
+                f"{operation}: on_nonfinite='skip' cannot restore parameters where only gradients are averaged. "
+                f"{listed}. Give a period, so that outer steps restore them"
             )
         self.left_out += found is not None
-        if rank == 0 or own:
-            _log.warning("%s: what is not finite was left out. %s", doing, said)
+        if rank == 0 or defects:
+            _log.warning("%s: what is not finite was left out. %s", operation, listed)
         losses = [loss for loss in losses if isfinite(loss)]
         partial_average = None
         if not all(finite):
             partial_average = PartialAverage(
-                is_active, sum(active), sum(finite), gossips, found is None, is_over_debiased=True
+                is_active, sum(active), sum(finite), is_mixed, found is None, is_over_debiased=True
             )
         return Verdict(partial_average, sum(losses) / len(losses) if losses else nan)
