@@ -130,6 +130,14 @@ class FlatBuffer:
         layout: positions of the entries.
         array: one-dimensional array of the layout's size and dtype; a new one of zeros by default.
         shared: whether other ranks of this node can access the new memory, if the system supports it.
+
+    Example:
+        >>> (layout,) = build_layouts([Entry("w", (2, 2), "float32", 0), Entry("b", (2,), "float32", 0)])
+        >>> buffer = FlatBuffer(layout)
+        >>> weights, bias = buffer.views
+        >>> bias[:] = 1
+        >>> buffer.array.tolist()
+        [0.0, 0.0, 0.0, 0.0, 1.0, 1.0]
     """
 
     def __init__(self, layout: FlatLayout, array: Array | None = None, *, shared: bool = False) -> None:
