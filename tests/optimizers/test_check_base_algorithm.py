@@ -21,6 +21,7 @@ from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.testing import check_base_algorithm
 
 
+@dataclass(frozen=True)
 class Uneven:
     """A cycle with an edge from rank 0 to each other rank, so that push-sum weights differ."""
 
@@ -30,12 +31,6 @@ class Uneven:
         graph = nx.cycle_graph(size, create_using=nx.DiGraph)
         graph.add_edges_from((0, rank) for rank in range(1, size))
         return FromGraph(graph).for_size(size)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Uneven)
-
-    def __hash__(self) -> int:
-        return 0
 
 
 OURS = [
