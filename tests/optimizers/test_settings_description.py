@@ -209,6 +209,10 @@ BEFORE = [
         f"Settings(base=LocalSGD(), outer=None, period=PostLocal(start=3, period=FixedPeriod(period=2)), {END}",
         Settings(LOCAL, None, PostLocal(3, 2)),
     ),
+    (
+        f"Settings(base=LocalSGD(), outer=OuterSGD(lr=0.7, momentum=0.9, nesterov=True), period=500, {END}",
+        Settings(LOCAL, OuterSGD(), 500),
+    ),
     (f"Settings(base=LocalSGD(), outer=None, period=Stepwise, {END}", Settings(LOCAL, None, Stepwise(4, 8))),
     (
         (
