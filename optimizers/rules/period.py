@@ -66,7 +66,7 @@ class Period(Protocol):
 
     Its decisions may depend on the summaries of rounds only, so that all ranks decide alike. The replica uses a copy.
 
-    Ranks and checkpoints compare periods as data (``lentando.optimizers.rules.describe``): by the fields of a dataclass,
+    Ranks and checkpoints compare periods as data (``lentando.optimizers.rules.describe``): by fields of dataclasses,
     otherwise by the attributes at the time when the optimizer is created, or by what a method ``describe()`` returns.
 
     A period that depends on the loss has an attribute ``needs_loss = True``: then a step without ``loss=`` is an error.
