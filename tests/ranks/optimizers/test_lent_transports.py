@@ -37,28 +37,28 @@ def bound(transport: Transport) -> OverlappedGradients:
     return found
 
 
-def average(early: OverlappedGradients, transport: Transport) -> None:
-    early.buckets.start_all()
-    early.buckets.wait(transport.traffic)
+def average(overlapped: OverlappedGradients, transport: Transport) -> None:
+    overlapped.buckets.start_all()
+    overlapped.buckets.wait(transport.traffic)
 
 
 def test_transports_are_used_again_by_later_wrappers(own_transport: MPITransport) -> None:
     """MPICH has some 2000 communicators; each wrapper took four of them."""
     for number in range(60):
-        early = bound(own_transport)
+        overlapped = bound(own_transport)
         if number % 3 == 0:  # the others never communicate
-            average(early, own_transport)
-    del early
+            average(overlapped, own_transport)
+    del overlapped
     assert opened_count(own_transport) <= 3 * THREADS
     assert len(own_transport._others) == opened_count(own_transport)
 
 
 def test_wrappers_that_live_together_have_transports_of_their_own(own_transport: MPITransport) -> None:
     together = [bound(own_transport) for _ in range(3)]
-    for early in together:
-        early.buckets.start_all()
-    for early in reversed(together) if own_transport.rank % 2 else together:
-        early.buckets.wait(own_transport.traffic)
+    for overlapped in together:
+        overlapped.buckets.start_all()
+    for overlapped in reversed(together) if own_transport.rank % 2 else together:
+        overlapped.buckets.wait(own_transport.traffic)
     assert opened_count(own_transport) == 3 * THREADS
 
 
@@ -78,9 +78,9 @@ def test_what_one_rank_still_holds_is_lent_to_nobody(own_transport: MPITransport
 
 
 def test_a_wrapper_that_is_dropped_while_it_averages_gives_back_afterwards(own_transport: MPITransport) -> None:
-    early = bound(own_transport)
-    early.buckets.start_all()
-    del early
+    overlapped = bound(own_transport)
+    overlapped.buckets.start_all()
+    del overlapped
     gc.collect()
     for _ in range(5):
         average(bound(own_transport), own_transport)
