@@ -12,7 +12,7 @@ from lentando.tensorflow.convert import as_array, as_tensor
 from lentando.tensorflow.keras_internals import learning_rate_setting
 from lentando.tensorflow.state_variables import StateVariable, names_of_copies, native, state_variables
 
-__all__ = ["BaseOptimizer", "ContinuedSchedule", "stepping_of"]
+__all__ = ["BaseOptimizer", "ContinuedSchedule", "as_optimizer", "stepping_of"]
 
 Schedule: Any = keras.optimizers.schedules.LearningRateSchedule
 
@@ -20,6 +20,27 @@ Schedule: Any = keras.optimizers.schedules.LearningRateSchedule
 def stepping_of(optimizer: Any) -> Any:
     """The optimizer that steps: the user's, or the one in its ``LossScaleOptimizer``."""
     return optimizer.inner_optimizer if isinstance(optimizer, keras.optimizers.LossScaleOptimizer) else optimizer
+
+
+def as_optimizer(optimizer: keras.optimizers.Optimizer | str) -> keras.optimizers.Optimizer:
+    """A Keras optimizer, or the one with a name in Keras and Keras's default settings.
+
+    Raises:
+        ConfigurationError: for anything else.
+    """
+    if isinstance(optimizer, str):
+        try:
+            return keras.optimizers.get(optimizer)
+        except ValueError as error:
+            raise ConfigurationError(
+                f"Keras has no optimizer {optimizer!r}: expected a name that keras.optimizers.get takes, such as "
+                "'adam', or a Keras optimizer"
+            ) from error
+    if not isinstance(optimizer, keras.optimizers.Optimizer):
+        raise ConfigurationError(
+            f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"
+        )
+    return optimizer
 
 
 class BaseOptimizer:
@@ -144,6 +165,12 @@ class BaseOptimizer:
             "created inside the first step, in a graph: build the model first (model.build(shape), or call it on a "
             "batch)"
         )
+
+    @property
+    def updates(self) -> Any:
+        """Number of updates of the weights, as a variable or tensor, which continues when the optimizer is reset."""
+        steps = self.accumulation_steps
+        return keras.ops.floor_divide(self._iterations, steps) if steps else self._iterations
 
     @property
     def variables(self) -> list[Any]:

@@ -10,7 +10,7 @@ import tensorflow as tf
 from lentando.optimizers.optimizer_description import OptimizerDescription, in_plain_words, qualified_name
 from lentando.tensorflow.keras_internals import learning_rate_setting
 
-__all__ = ["describe_optimizer"]
+__all__ = ["describe_optimizer", "short_description"]
 
 NOT_COMPARED = {"self", "name", "learning_rate", "inner_optimizer"}
 """Constructor arguments without meaning for a comparison (names are numbered by process), or described separately."""
@@ -33,6 +33,14 @@ def describe_optimizer(optimizer: Any) -> OptimizerDescription:
     steps = in_plain_words(optimizer.iterations, _plain)
     words = {name: in_plain_words(value, _plain) for name, value in settings.items()}
     return OptimizerDescription(kind, words, {"learning_rate": in_plain_words(rate, _plain)}, f"iteration {steps}")
+
+
+def short_description(optimizer: Any) -> str:
+    """The class of an optimizer with its configuration as keyword arguments, for ``repr``."""
+    config = optimizer.get_config()
+    shown = {key: value for key, value in config.items() if key != "name" and value not in (None, False)}
+    texts = [f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value!r}" for key, value in shown.items()]
+    return f"{type(optimizer).__name__}({', '.join(texts)})"
 
 
 def _settings(described: Any) -> dict[str, Any]:

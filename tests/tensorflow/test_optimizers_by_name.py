@@ -35,5 +35,5 @@ def test_name_of_an_optimizer_stands_for_it(name: str, make: Any, kind: Any) -> 
 
 
 def test_unknown_name_is_refused() -> None:
-    with pytest.raises(lt.ConfigurationError, match="Keras knows no optimizer 'adamm'"):
+    with pytest.raises(lt.ConfigurationError, match="Keras has no optimizer 'adamm'"):
         lt.SlowMo("adamm")

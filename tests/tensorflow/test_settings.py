@@ -208,7 +208,7 @@ def test_settings_that_only_the_base_optimizer_has() -> None:
     adam.beta_1 = 0.75
     assert adam.base_optimizer.beta_1 == 0.75
     assert not hasattr(adam, "momentum")
-    with pytest.raises(AttributeError, match="neither DistributedOptimizer nor Adam, which it wraps, has 'rho'"):
+    with pytest.raises(AttributeError, match="neither SlowMo nor Adam, which it wraps, has 'rho'"):
         _ = adam.rho
     adam.note = "mine"
     assert not hasattr(adam.base_optimizer, "note")

@@ -59,7 +59,7 @@ def test_step_without_its_loss_is_refused_at_once(graph: bool) -> None:
 
     if graph:
         # AutoGraph raises an error of its own class with our text.
-        with pytest.raises(Exception, match="ConfigurationError.* decides by the training loss"):
+        with pytest.raises(Exception, match="ConfigurationError.* depends on the training loss"):
             tf.function(step)()
     else:
         with pytest.raises(lt.ConfigurationError, match="came without its training loss"):
