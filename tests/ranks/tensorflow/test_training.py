@@ -99,7 +99,7 @@ def test_gossip_in_keras_equals_the_reference(name: str, way: str) -> None:
 
 
 def test_overlap_of_gradients_is_pytorchs() -> None:
-    with pytest.raises(lt.ConfigurationError, match="overlap=True.* is PyTorch's"):
+    with pytest.raises(lt.ConfigurationError, match="overlap=True.* exists in PyTorch only"):
         lt.DistributedOptimizer(sgd(), base=lt.AllReduce(overlap=True))
 
 
