@@ -182,7 +182,7 @@ def test_loss_at_the_floor_is_the_least_period() -> None:
 
 @pytest.mark.parametrize("first", [0.0, -1.0, 0.2])
 def test_first_loss_must_be_above_the_floor(first: float) -> None:
-    with pytest.raises(ConfigurationError, match=rf"loss_floor=0.2, but the mean loss of the first round is {first:g}"):
+    with pytest.raises(ConfigurationError, match=rf"loss_floor=0.2, but the first round's mean loss is {first:g}"):
         periods(every_round(loss_floor=0.2), [first])
 
 
