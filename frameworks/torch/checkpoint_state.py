@@ -1,4 +1,4 @@
-"""A PyTorch model and its optimizer as checkpoints see them."""
+"""The state of a PyTorch model and its optimizer in the form that checkpoints save and load."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -20,15 +20,15 @@ from lentando.torch.wrappable import AVERAGED, as_real
 __all__ = ["TorchTraining"]
 
 ADAM = {"first": "exp_avg", "second": "exp_avg_sq", "largest_second": "max_exp_avg_sq"}
-"""Torch's names for what Adam keeps."""
+"""Names of the state of ``torch.optim.Adam``, by the names that all frameworks share."""
 
 
 class TorchTraining:
     """Implements ``lentando.optimizers.checkpoint.training.Training`` for PyTorch.
 
     Args:
-        replica: the replica.
-        model: what it drives.
+        replica: replica that the model belongs to.
+        model: model that is saved and loaded.
     """
 
     def __init__(self, replica: Replica, model: TorchModel) -> None:
@@ -48,28 +48,32 @@ class TorchTraining:
             rest["inner"] = {}
             known = tensors_in(packed)
             for path, holder in inner.items():
-                own = holder.state_dict()
-                _check_packed(holder, own)
-                if not tensors_in(own) <= known:  # otherwise they are in what the one that holds it gives, and loads
-                    rest["inner"][path] = self._rest_of(holder, own, f"{path}.", tensors)
+                packed_inner = holder.state_dict()
+                _check_packed(holder, packed_inner)
+                if not tensors_in(packed_inner) <= known:  # otherwise the optimizer that holds it saves and loads them
+                    rest["inner"][path] = self._rest_of(holder, packed_inner, f"{path}.", tensors)
         reading, obstacle = self._reading(tensors)
         is_empty = not packed["state"] and not rest.get("inner")
         return OptimizerState(type(self._optimizer).__name__, tensors, rest, reading, obstacle, is_empty)
 
     def check_optimizer_state(self, state: OptimizerState) -> None:
-        """Of the same class, for the same parameters in the same groups: torch restores the settings too."""
+        """Check that a saved state is for the same parameters in the same groups, because torch restores settings, too.
+
+        Raises:
+            CheckpointError: if it is not.
+        """
         inner = inner_optimizers(self._optimizer)
         if inner and "inner" not in state.rest and not state.is_empty:
             raise CheckpointError(
-                f"the checkpoint lacks what the {state.kind} keeps in the optimizers that it holds "
-                f"({', '.join(inner)}): it was written by an earlier version, which did not save that. Load with "
-                "optimizer_state='new' to begin with a fresh one"
+                f"the checkpoint lacks the state of the optimizers that the {state.kind} holds "
+                f"({', '.join(inner)}): it was written by an earlier version, which did not save it. Load with "
+                "optimizer_state='new' to begin with a new optimizer"
             )
         saved_inner = state.rest.get("inner", {})
         if unknown := sorted(saved_inner.keys() - inner.keys()):
             raise CheckpointError(
-                f"the saved {state.kind} held an optimizer {unknown[0]!r}, which the one here does not hold: make it "
-                "as it was made then, or load with optimizer_state='new'"
+                f"the saved {state.kind} held an optimizer {unknown[0]!r}, which the present one does not hold: "
+                "construct it as it was then, or load with optimizer_state='new'"
             )
         names = set(self._model.names().values())
         pairs = [(self._optimizer, state.rest), *((inner[path], rest) for path, rest in saved_inner.items())]
@@ -78,26 +82,28 @@ class TorchTraining:
             now = [len(group["params"]) for group in holder.param_groups]
             if then != now:
                 raise CheckpointError(
-                    f"the saved {state.kind} had parameter groups of {_counted(then)} parameters, the one here has "
-                    f"groups of {_counted(now)}: give it the same groups, or load with optimizer_state='new'"
+                    f"the saved {state.kind} had parameter groups of {_listed(then)} parameters, the present one has "
+                    f"groups of {_listed(now)}: give it the same groups, or load with optimizer_state='new'"
                 )
             if unknown := sorted(rest["parameters"].keys() - names):
-                raise CheckpointError(f"the saved {state.kind} keeps state of {unknown[0]!r}, which is not known here")
+                raise CheckpointError(
+                    f"the saved {state.kind} has state of {unknown[0]!r}, which is no parameter of the present model"
+                )
 
     def store_optimizer_state(self, state: OptimizerState) -> None:
         inner = inner_optimizers(self._optimizer)
         for holder in inner.values():
             holder.state.clear()
-        # First those that are held: what holds them then sees to it that parameter groups are shared as they were.
+        # The held optimizers come first: the optimizer that holds them then restores how parameter groups are shared.
         saved_inner = state.rest.get("inner", {})
         for path, rest in saved_inner.items():
             self._load(inner[path], rest, _under(f"{path}.", state.tensors))
-        own = {
+        outer = {
             key: by_name
             for key, by_name in state.tensors.items()
             if not any(key.startswith(f"{path}.") for path in saved_inner)
         }
-        self._load(self._optimizer, state.rest, own)
+        self._load(self._optimizer, state.rest, outer)
 
     def check_neutral_state(self, state: NeutralState) -> None:
         state.check(type(self._optimizer).__name__, *self._rule())
@@ -109,15 +115,15 @@ class TorchTraining:
             for name, array in by_name.items():
                 by_parameter.setdefault(name, {})[key] = as_tensor(array)
         if state.steps is not None:
-            for own in by_parameter.values():
-                own["step"] = torch.tensor(float(state.steps), dtype=torch.float32)
+            for entry in by_parameter.values():
+                entry["step"] = torch.tensor(float(state.steps), dtype=torch.float32)
         self._store(by_parameter, self._optimizer.state_dict()["param_groups"])
 
     def new_optimizer_state(self) -> None:
         self._model.reset_optimizer()
 
     def random_state(self) -> dict[str, Array]:
-        """Of PyTorch's global generators (dropout draws from them): the CPU's, and that of the model's GPU."""
+        """Return the states of PyTorch's global generators (used by dropout): the CPU's, and that of the model's GPU."""
         states = {"cpu": torch.get_rng_state()}
         if self._model.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._model.device)
@@ -148,7 +154,7 @@ class TorchTraining:
         prefix: str,
         tensors: dict[str, dict[str, Array]],
     ) -> dict[str, Any]:
-        """Add an optimizer's tensors to ``tensors``, by keys that begin with ``prefix``. Returns all else."""
+        """Add an optimizer's tensors to ``tensors``, under keys that begin with ``prefix``, and return the rest."""
         names = self._names_by_number(holder, packed)
         others: dict[str, dict[str, Any]] = {}
         numbered: dict[str, Any] = {}
@@ -171,12 +177,12 @@ class TorchTraining:
     def _names_by_number(
         self, holder: torch.optim.Optimizer, packed: Mapping[str, Any]
     ) -> dict[Any, tuple[str, torch.Tensor]]:
-        """What the numbers in a packed state stand for: names and parameters."""
+        """The name and the parameter that each number in a packed state stands for."""
         names = self._model.names()
         return {
             number: (names[parameter], parameter)
-            for group, own in zip(packed["param_groups"], holder.param_groups, strict=True)
-            for number, parameter in zip(group["params"], own["params"], strict=True)
+            for saved, group in zip(packed["param_groups"], holder.param_groups, strict=True)
+            for number, parameter in zip(saved["params"], group["params"], strict=True)
             if parameter in names
         }
 
@@ -200,19 +206,19 @@ class TorchTraining:
         others: Mapping[Any, Any] | None = None,
         more: Mapping[str, Any] | None = None,
     ) -> None:
-        """Hand over to an optimizer, which numbers its parameters."""
+        """Load a state by names of parameters into an optimizer, whose state dict numbers its parameters."""
         holder = self._optimizer if holder is None else holder
         numbered: dict[Any, Any] = dict(others or {})
         names = self._model.names()
-        for group, own in zip(groups, holder.param_groups, strict=True):
-            for number, parameter in zip(group["params"], own["params"], strict=True):
+        for saved, group in zip(groups, holder.param_groups, strict=True):
+            for number, parameter in zip(saved["params"], group["params"], strict=True):
                 if names[parameter] in by_parameter:
-                    saved = by_parameter[names[parameter]].items()
-                    numbered[number] = {key: _in_strides_of(parameter, value) for key, value in saved}
+                    entry = by_parameter[names[parameter]].items()
+                    numbered[number] = {key: _in_strides_of(parameter, value) for key, value in entry}
         load_unchanged(holder, {**(more or {}), "state": numbered, "param_groups": groups})
 
     def _rule(self) -> tuple[str | None, set[str]]:
-        """What the optimizer follows, and what it keeps; as in ``torch.optim``'s documented formulas."""
+        """The update rule of the optimizer and the quantities that it keeps, by the formulas of ``torch.optim``."""
         groups = self._optimizer.param_groups
         if type(self._optimizer) is torch.optim.SGD:
             return "momentum", {"momentum"} if any(group["momentum"] for group in groups) else set()
@@ -224,7 +230,7 @@ class TorchTraining:
     def _reading(self, tensors: Mapping[str, Mapping[str, Array]]) -> tuple[Reading | None, str]:
         rule, quantities = self._rule()
         if rule is None:
-            return None, "only SGD, Adam and AdamW are known in several frameworks"
+            return None, "only SGD, Adam and AdamW are the same in several frameworks"
         if rule == "momentum":
             return Reading(rule, dict.fromkeys(quantities, ("momentum_buffer", 1.0))), ""
         keys = {quantity: (ADAM[quantity], 1.0) for quantity in quantities}
@@ -236,8 +242,8 @@ class TorchTraining:
         ]
         if len(counts) > 1 or (counts and unused):
             return None, (
-                "it counts the steps of each parameter, others those of all together, but here not all parameters have "
-                f"taken part in every step (such as {unused[0] if unused else 'those that had no gradient at times'})"
+                "it counts the steps of each parameter, other frameworks those of all parameters together, but not all "
+                f"parameters took part in every step (such as {unused[0] if unused else 'those without a gradient'})"
             )
         return Reading(rule, keys, int(counts.pop()) if counts else 0), ""
 
@@ -247,13 +253,13 @@ def _is_like(value: Any, parameter: torch.Tensor) -> bool:
 
 
 def _check_packed(holder: torch.optim.Optimizer, packed: Any) -> None:
-    there = isinstance(packed, Mapping) and isinstance(packed.get("state"), Mapping)
-    if not there or [len(group["params"]) for group in packed.get("param_groups", ())] != [
+    has_state = isinstance(packed, Mapping) and isinstance(packed.get("state"), Mapping)
+    if not has_state or [len(group["params"]) for group in packed.get("param_groups", ())] != [
         len(group["params"]) for group in holder.param_groups
     ]:
         raise CheckpointError(
-            f"{type(holder).__name__}.state_dict() is not what torch.optim documents: a dict with 'state' and the "
-            "'param_groups' that the optimizer has. It cannot be saved here"
+            f"{type(holder).__name__}.state_dict() is not what torch.optim documents, a dict with 'state' and the "
+            "'param_groups' that the optimizer has: it cannot be saved"
         )
 
 
@@ -265,12 +271,12 @@ def _number(key: str) -> Any:
     return int(key) if key.lstrip("-").isdigit() else key
 
 
-def _counted(counts: Sequence[int]) -> str:
+def _listed(counts: Sequence[int]) -> str:
     return ", ".join(map(str, counts))
 
 
 def _in_strides_of(parameter: torch.Tensor, value: Any) -> Any:
-    """What was saved of an optimizer's state: a tensor of the parameter's shape gets its memory order, too."""
+    """Give a saved tensor of the parameter's shape the parameter's memory order; return other values unchanged."""
     if isinstance(value, torch.Tensor) and parameter.is_complex() and value.shape == (*parameter.shape, 2):
         value = torch.view_as_complex(value)
     if not _is_like(value, parameter):

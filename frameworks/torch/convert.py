@@ -1,4 +1,4 @@
-"""Torch tensors as NumPy or CuPy arrays and back, sharing memory; bfloat16 and float8, which NumPy lacks, included."""
+"""Conversion of torch tensors to NumPy or CuPy arrays and back without a copy, of bfloat16 and float8, too."""
 
 import warnings
 from typing import Any
@@ -15,15 +15,15 @@ from lentando.optimizers.loss import as_number, not_one_number
 __all__ = ["as_array", "as_device_array", "as_tensor", "detached_loss", "dtype_name", "new_tensor", "share_stream"]
 
 
-class _Described:
-    """The memory of a CPU tensor, described to NumPy, which keeps this object as long as the array lives.
+class _ArrayInterface:
+    """The array interface of a CPU tensor, through which NumPy reads its memory and keeps it alive.
 
-    ``Tensor.numpy()`` would do, but forbids the tensor's storage to be resized, for good and for every tensor that
-    shares it: nothing that is only sent or saved may change in this way.
+    ``Tensor.numpy()`` is not used because it permanently forbids to resize the storage, for all tensors that share it.
+    A tensor that is only sent or saved must not change in this way.
 
     Args:
-        tensor: it stays alive as long as this object.
-        dtype: one of NumPy's own dtypes, of the size of the tensor's.
+        tensor: CPU tensor, kept alive by this object.
+        dtype: dtype that is built into NumPy, with the element size of the tensor.
     """
 
     def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
@@ -38,14 +38,15 @@ class _Described:
 
 
 def as_array(tensor: torch.Tensor) -> Array:
-    """The memory of a CPU tensor as an array of the same shape, strides and dtype (bfloat16 and float8 from ml_dtypes).
+    """View the memory of a CPU tensor as an array of the same shape, strides and dtype.
 
-    The tensor stays as it is, resizable if it was. While the array is in use it must not be resized. A tensor whose
-    conjugate or negative has not been computed yet (``Tensor.is_conj()``, ``Tensor.is_neg()``) is copied.
+    bfloat16 and float8 are the dtypes of ml_dtypes. The tensor is not changed, and is still resizable if it was before,
+    but must not be resized while the array is in use. A tensor whose conjugate or negative has not been computed yet
+    (``Tensor.is_conj()``, ``Tensor.is_neg()``) is copied.
 
     Raises:
         ConfigurationError: for a tensor without memory of its own (sparse, quantized, on the meta device, a wrapper
-            such as ``DTensor``), or of a dtype that NumPy and ml_dtypes lack.
+            such as ``DTensor``), or of a dtype that neither NumPy nor ml_dtypes has.
     """
     tensor = tensor.detach().resolve_conj().resolve_neg()
     name = dtype_name(tensor)
@@ -60,12 +61,12 @@ def as_array(tensor: torch.Tensor) -> Array:
         return np.zeros(tuple(tensor.shape), dtype)
     if tensor.data_ptr() == 0:
         raise ConfigurationError(f"expected a tensor with memory of its own, found {type(tensor).__name__} without")
-    own = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
-    return np.asarray(_Described(tensor, own)).view(dtype)
+    built_in = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
+    return np.asarray(_ArrayInterface(tensor, built_in)).view(dtype)
 
 
 def as_device_array(tensor: torch.Tensor) -> Array:
-    """The memory of a contiguous CUDA tensor as a CuPy array, on the stream that is ``share_stream``'s."""
+    """View the memory of a contiguous CUDA tensor as a CuPy array, used on the stream that ``share_stream`` sets."""
     import cupy
 
     share_stream(tensor.device)
@@ -77,10 +78,10 @@ def as_device_array(tensor: torch.Tensor) -> Array:
 
 
 def share_stream(device: torch.device) -> None:
-    """Make PyTorch's current stream CuPy's too, in this thread, so that each goes on where the other has left off.
+    """Make PyTorch's current stream that of CuPy in this thread, so that the work of both runs in order.
 
     Raises:
-        ConfigurationError: if PyTorch's current device is another, where its new tensors and streams would be.
+        ConfigurationError: if another device is PyTorch's current one, which new tensors and streams would use.
     """
     import cupy
 
@@ -98,14 +99,14 @@ def share_stream(device: torch.device) -> None:
         cupy.cuda.Stream.null.use()
         return
     with warnings.catch_warnings():
-        # CuPy 14 wants Stream.from_external in its place, whose result, as its source reads, destroys the stream in the
-        # end. But it is PyTorch's.
+        # CuPy 14 recommends Stream.from_external instead. According to its source, the object that this returns
+        # destroys the stream in the end, which belongs to PyTorch.
         warnings.simplefilter("ignore", DeprecationWarning)
         cupy.cuda.ExternalStream(pointer, device.index).use()
 
 
 def as_tensor(array: Array) -> torch.Tensor:
-    """The memory of an array as a CPU tensor, which cannot be resized."""
+    """View the memory of an array as a CPU tensor, which cannot be resized."""
     if array.dtype.isbuiltin == 1:
         return torch.from_numpy(array)
     dtype: torch.dtype = getattr(torch, array.dtype.name)
@@ -113,12 +114,12 @@ def as_tensor(array: Array) -> torch.Tensor:
 
 
 def new_tensor(array: Array) -> torch.Tensor:
-    """A copy of an array as a CPU tensor like any that PyTorch makes: it can be resized."""
+    """Copy an array into a new CPU tensor, which can be resized like any tensor that PyTorch makes."""
     return as_tensor(array).clone()
 
 
 def dtype_name(tensor: torch.Tensor) -> str:
-    """``"float32"`` and the like, as NumPy spells it."""
+    """The name of a tensor's dtype in NumPy's spelling, such as ``"float32"``."""
     return str(tensor.dtype).removeprefix("torch.")
 
 
@@ -136,11 +137,15 @@ def detached_loss(loss: Any) -> Any:
 
 
 def to_plain(value: Any, where: str = "the object") -> Any:
-    """Tensors within containers as arrays, for sending and saving.
+    """Replace tensors within containers by arrays, for sending and saving.
+
+    Args:
+        value: tensor, or containers of tensors and other values.
+        where: description of the value for messages.
 
     Raises:
-        ConfigurationError: for a tensor that can be neither sent nor saved, and where containers have no end; says
-            where it is.
+        ConfigurationError: for a tensor that can be neither sent nor saved, and for containers that contain themselves.
+            The message says where it is.
     """
 
     def leaf(value: Any, where: str) -> Any:
@@ -155,5 +160,5 @@ def to_plain(value: Any, where: str = "the object") -> Any:
 
 
 def to_torch(value: Any) -> Any:
-    """Arrays within containers as new tensors."""
+    """Replace arrays within containers by new tensors, the inverse of ``to_plain``."""
     return mapped(value, lambda value, _: new_tensor(value) if isinstance(value, np.ndarray) else value)

@@ -1,4 +1,4 @@
-"""A PyTorch optimizer in plain words, by which ranks see whether all have wrapped the same."""
+"""A description of a PyTorch optimizer, by which ranks check that all of them have wrapped the same one."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -11,13 +11,13 @@ from lentando.torch.inner_optimizers import states
 __all__ = ["describe_optimizer"]
 
 IMPLEMENTATION = {"params", "param_names", "foreach", "fused", "capturable", "differentiable"}
-"""What a parameter group holds that leaves the mathematics alone: ranks on different devices may differ in it."""
+"""Entries of a parameter group that do not change the mathematics: ranks on different devices may differ in them."""
 RATES = {"lr", "initial_lr", "max_lr", "min_lr"}
-"""The learning rate, and what torch's schedulers put beside it."""
+"""The learning rate, and the entries that torch's schedulers add to it."""
 
 
 def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerDescription:
-    """Its class, and what its parameter groups hold beside parameters."""
+    """Describe the class of an optimizer, and the hyperparameters in its parameter groups."""
     groups = optimizer.param_groups
     names = sorted({str(name) for group in groups for name in group} - IMPLEMENTATION)
     words = {
@@ -33,18 +33,18 @@ def describe_optimizer(optimizer: torch.optim.Optimizer) -> OptimizerDescription
 
 
 def _state_in_words(optimizer: torch.optim.Optimizer) -> str:
-    """What it and the optimizers that it holds keep for parameters, and their counts of steps.
+    """Describe the state of an optimizer and of those that it holds: for how many parameters, and at which step.
 
-    An entry that holds nothing but None is no state: some optimizers make these where others make none.
+    An entry that contains nothing but None does not count as state: not all optimizers make such entries.
     """
     kept = 0
     steps = set()
     for _, state in states(optimizer):
-        for own in state.values():
-            if isinstance(own, Mapping) and any(value is not None for value in own.values()):
+        for entry in state.values():
+            if isinstance(entry, Mapping) and any(value is not None for value in entry.values()):
                 kept += 1
-                if "step" in own:
-                    steps.add(in_plain_words(own["step"], _plain))
+                if "step" in entry:
+                    steps.add(in_plain_words(entry["step"], _plain))
     if not kept:
         return "no state"
     counted = f", at step {', '.join(sorted(steps))}" if steps else ""

@@ -1,4 +1,4 @@
-"""Notices weights that the program sets while they are on a device, without waiting for the device at each step."""
+"""Detection of weights on a device that the program sets, without waiting for the device at each step."""
 
 from collections.abc import Iterable
 
@@ -20,11 +20,11 @@ Sample = list[torch.Tensor]
 class DeviceWatch:
     """Implements ``lentando.optimizers.weight_watch.WeightWatch`` for flat tensors on a device.
 
-    A step adds two small kernels that gather the sample. The samples are compared when ``found`` is asked for, which is
-    at outer steps and where gossip waits for the device anyway.
+    A step launches two small kernels that gather the sample. The samples are compared when ``found`` is read: at outer
+    steps, and where gossip waits for the device anyway.
 
     Args:
-        flat: the layouts of the flat tensors, and the tensors, which are the model.
+        flat: pairs of layout and flat tensor, which hold the parameters of the model.
     """
 
     def __init__(self, flat: Iterable[tuple[FlatLayout, torch.Tensor]]) -> None:

@@ -1,7 +1,7 @@
-"""Horovod's functions for torch tensors, under Horovod's names and argument order.
+"""Collectives for torch tensors, with the names and the order of arguments of Horovod's.
 
-They are not differentiable, which Horovod's are: a tensor that requires a gradient is refused while gradients are
-enabled, because its result would silently have none.
+Unlike Horovod's they are not differentiable: a tensor that requires a gradient is refused while gradients are enabled,
+because the result would silently have no gradient.
 """
 
 from collections.abc import Iterable, Mapping
@@ -41,19 +41,19 @@ def allreduce(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> T:
-    """The tensors of all ranks combined, as a new tensor; bit-identical on every rank.
+    """Combine the tensors of all ranks into a new tensor, which is bit-identical on every rank.
 
     Args:
-        tensor: equal shape and dtype on all ranks. Or a Python float, int or bool, of which the result is one, too
-            (``Average`` of integers is a float).
-        average: Horovod's older way to choose: True for ``Average``, False for ``Sum``.
-        name: compared between ranks, and shown in messages.
+        tensor: dense tensor, of the same shape and dtype on all ranks. Or a Python float, int or bool, for which the
+            result is a Python number, too (a float for ``Average``).
+        average: older argument of Horovod in place of ``op``: True for ``Average``, False for ``Sum``.
+        name: name of the call, which is compared between ranks and shown in messages.
         op: ``Average`` (the default), ``Sum``, ``Min`` or ``Max``.
-        prescale_factor: multiplied in before.
-        postscale_factor: multiplied in after.
+        prescale_factor: factor by which the tensor is multiplied before it is combined.
+        postscale_factor: factor by which the result is multiplied.
 
     Raises:
-        MismatchError: on every rank, if another calls something else, or by another name.
+        MismatchError: on every rank, if another rank makes another call, or uses another name.
         ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
     """
     if isinstance(tensor, bool | int | float):
@@ -80,7 +80,7 @@ def allreduce_(
     prescale_factor: float = 1.0,
     postscale_factor: float = 1.0,
 ) -> torch.Tensor:
-    """``allreduce`` in place; returns the tensor."""
+    """Combine the tensors of all ranks as ``allreduce`` does, but in place, and return the tensor."""
     _check_tensor(tensor, "allreduce_")
     op = _op(op, average)
     if not (tensor.is_floating_point() or tensor.is_complex()) and (prescale_factor, postscale_factor) != (1.0, 1.0):
@@ -99,7 +99,7 @@ def allreduce_(
 
 
 def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
-    """The tensors of all ranks joined along the first axis, in which they may differ in length.
+    """Concatenate the tensors of all ranks along the first axis, in which they may differ in length.
 
     Raises:
         ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
@@ -109,7 +109,7 @@ def allgather(tensor: torch.Tensor, name: str | None = None) -> torch.Tensor:
 
 
 def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
-    """The root's tensor, as a new tensor.
+    """Return the tensor of rank ``root_rank`` as a new tensor.
 
     Raises:
         ConfigurationError: for a tensor that requires a gradient, outside ``torch.no_grad()``.
@@ -119,7 +119,7 @@ def broadcast(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> 
 
 
 def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) -> torch.Tensor:
-    """``broadcast`` in place; returns the tensor."""
+    """Fill the tensor with that of rank ``root_rank``, in place, and return it."""
     _check_tensor(tensor, "broadcast_")
     host = _on_host(tensor)
     operations.broadcast(as_array(host), root_rank, name)
@@ -129,15 +129,15 @@ def broadcast_(tensor: torch.Tensor, root_rank: int, name: str | None = None) ->
 
 
 def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, torch.Tensor | None]], root_rank: int) -> None:
-    """Fill tensors on every rank with the root's of the same name, in place.
+    """Fill tensors on every rank with the tensors of the same name of rank ``root_rank``, in place.
 
     Args:
         params: ``model.state_dict()`` or ``model.named_parameters()``, in any order; entries that are not tensors are
             skipped.
-        root_rank: the rank whose values all take over.
+        root_rank: rank whose values are sent.
 
     Raises:
-        MismatchError: on every rank, if names, shapes or dtypes differ; says which.
+        MismatchError: on every rank, if names, shapes or dtypes differ. The message names them.
     """
     named = [(name, value) for name, value in (params.items() if isinstance(params, Mapping) else params)]
     tensors = [(str(name), value) for name, value in named if isinstance(value, torch.Tensor)]
@@ -149,23 +149,23 @@ def broadcast_parameters(params: Mapping[str, Any] | Iterable[tuple[str, torch.T
 
 
 def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) -> None:
-    """Give every rank the root's optimizer state: momenta, step counts, learning rates.
+    """Load the optimizer state of rank ``root_rank`` on every rank: momenta, step counts, learning rates.
 
-    Meant for an optimizer that only the root has restored from a checkpoint. For a ``DistributedOptimizer`` that is the
-    base optimizer's part; its own part is saved and loaded by each rank.
+    Meant for an optimizer that only that rank has restored from a checkpoint. For a ``DistributedOptimizer`` only the
+    state of the base optimizer is sent; each rank saves and loads the state of its replica itself.
 
     Raises:
-        MismatchError: on every rank, if the optimizers list parameters of other names (where they know names), shapes
-            or dtypes, or in another order.
+        MismatchError: on every rank, if the optimizers have parameters of different names (where they keep names),
+            shapes or dtypes, or in a different order.
     """
     from lentando.torch.optimizer import DistributedOptimizer
 
     if isinstance(optimizer, DistributedOptimizer):
         optimizer = optimizer.base_optimizer
     described = [
-        (f"parameter {number}{name and f' ({name})'} of group {of}", f"{dtype_name(own)} {list(own.shape)}")
-        for of, group in enumerate(optimizer.param_groups)
-        for number, (own, name) in enumerate(zip(group["params"], _names_in(group), strict=True))
+        (f"parameter {number}{name and f' ({name})'} of group {place}", f"{dtype_name(value)} {list(value.shape)}")
+        for place, group in enumerate(optimizer.param_groups)
+        for number, (value, name) in enumerate(zip(group["params"], _names_in(group), strict=True))
     ]
     in_shared_order("broadcast_optimizer_state", described, root_rank)
     state = broadcast_object(optimizer.state_dict(), root_rank, "optimizer state")
@@ -173,28 +173,28 @@ def broadcast_optimizer_state(optimizer: torch.optim.Optimizer, root_rank: int) 
 
 
 def broadcast_object(obj: Any, root_rank: int = 0, name: str | None = None) -> Any:
-    """The root's object on every rank, sent without pickle.
+    """Return the object of rank ``root_rank`` on every rank. It is sent without pickle.
 
     Args:
         obj: None, numbers, strings, bytes, paths, tensors and arrays of any dtype, in lists, tuples, sets and dicts
-            (``OrderedDict``, ``Counter``, ``defaultdict`` of a built-in type), which keep their kind.
-        root_rank: the rank whose object all get.
-        name: compared between ranks, and shown in messages.
+            (``OrderedDict``, ``Counter``, ``defaultdict`` of a built-in type), whose types are kept.
+        root_rank: rank whose object is sent.
+        name: name of the call, which is compared between ranks and shown in messages.
 
     Raises:
-        ConfigurationError: on every rank, if the object holds anything else; says where.
+        ConfigurationError: on every rank, if the object contains anything else. The message says where.
     """
     return to_torch(operations.broadcast_object(obj, root_rank, name, to_plain))
 
 
 def allgather_object(obj: Any, name: str | None = None) -> list[Any]:
-    """Every rank's object, by rank."""
+    """Return the objects of all ranks, in the order of ranks. They are sent without pickle."""
     gathered: list[Any] = to_torch(operations.allgather_object(obj, name, to_plain))
     return gathered
 
 
 def _names_in(group: Mapping[str, Any]) -> Iterable[str]:
-    """Names of a parameter group's parameters, as torch keeps them where they were given; else empty ones."""
+    """The names of the parameters of a group, as torch keeps them if they were given, otherwise empty names."""
     names: Iterable[str] = group.get("param_names") or [""] * len(group["params"])
     return names
 
@@ -212,10 +212,10 @@ def _scaled(number: float, factor: float) -> float:
 
 
 def _check_tensor(tensor: Any, function: str) -> None:
-    """Refuse what cannot be sent, and what would lose its gradient without a word.
+    """Check that a tensor can be sent, and that its gradient would not be lost silently.
 
     Raises:
-        ConfigurationError: says what was expected, or how to go on without a gradient.
+        ConfigurationError: for anything else.
     """
     if not isinstance(tensor, torch.Tensor):
         numbers = ", or a Python float, int or bool" if function == "allreduce" else ""
@@ -224,7 +224,7 @@ def _check_tensor(tensor: Any, function: str) -> None:
         kind = "on the meta device" if tensor.is_meta else "nested" if tensor.is_nested else str(tensor.layout)
         raise ConfigurationError(f"{function} expects a dense tensor that holds values, got one that is {kind}")
     if tensor.requires_grad and torch.is_grad_enabled():
-        transport()  # outside of a job, that is the error
+        transport()  # raises NotInitializedError outside of a job, which is the more useful error
         raise not_differentiable(
             f"{function} was given a tensor of shape {list(tensor.shape)} that requires a gradient",
             "Pass tensor.detach(), or call it inside torch.no_grad(),",
@@ -232,5 +232,5 @@ def _check_tensor(tensor: Any, function: str) -> None:
 
 
 def _on_host(tensor: torch.Tensor) -> torch.Tensor:
-    """The values of a tensor, contiguous in host memory: its own memory if that can be."""
+    """The values of a tensor, contiguous in host memory: in the tensor's own memory where possible."""
     return tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()

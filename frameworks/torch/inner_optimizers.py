@@ -1,4 +1,4 @@
-"""What a PyTorch optimizer keeps: in its own ``state``, and in optimizers that it holds (Lookahead, SAM)."""
+"""The state of a PyTorch optimizer: its own ``state``, and that of optimizers that it holds (Lookahead, SAM)."""
 
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import Any
@@ -10,14 +10,14 @@ from lentando.comm.errors import ConfigurationError
 __all__ = ["inner_optimizers", "inner_states", "load_unchanged", "load_with_inner", "reset", "states", "tensors_in"]
 
 OWN_CONTAINERS = {"state", "param_groups", "defaults"}
-"""Attributes of every optimizer, which hold no other one."""
+"""Attributes that every optimizer has, in which no other optimizer is held."""
 
 
 def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.Optimizer]:
-    """The optimizers that this one holds, and theirs, by path: ``{"base_optimizer": ..., "parts.0": ...}``.
+    """Find the optimizers that this one holds, directly or in another one, by path.
 
-    It holds them as attributes, or in lists, tuples and dicts that are attributes (one optimizer for matrices and
-    another one for the rest, as Muon and AdamW are combined).
+    A path is ``"base_optimizer"`` or ``"parts.0"``, for example. Optimizers are held as attributes, or in lists, tuples
+    and dicts that are attributes (as where Muon for matrices is combined with AdamW for the rest).
     """
     found: dict[str, torch.optim.Optimizer] = {}
     seen = {id(optimizer)}
@@ -45,11 +45,11 @@ def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.
 
 
 def inner_states(optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """State dicts of the optimizers that this one holds, by path, where its own lacks tensors that they keep.
+    """Return the state dicts of the optimizers that this one holds, by path, where its own state dict lacks them.
 
     Args:
-        optimizer: holds them.
-        packed: its own state dict.
+        optimizer: optimizer that holds others.
+        packed: state dict of ``optimizer``.
     """
     known = tensors_in(packed)
     found = {path: holder.state_dict() for path, holder in inner_optimizers(optimizer).items()}
@@ -57,7 +57,10 @@ def inner_states(optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]) ->
 
 
 def tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
-    """Which tensors a packed state holds for parameters: by address and length, as copies of a dict share them."""
+    """Identify the tensors that a packed state holds for parameters, by address and number of elements.
+
+    Copies of a state dict share its tensors.
+    """
     return {
         (value.data_ptr(), value.numel())
         for state in packed["state"].values()
@@ -70,16 +73,21 @@ def tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
 def load_with_inner(
     optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any], inner: Mapping[str, Mapping[str, Any]]
 ) -> None:
-    """Load a state dict, and what ``inner_states`` gave beside it.
+    """Load a state dict of an optimizer, and those of the optimizers that it holds.
+
+    Args:
+        optimizer: optimizer that holds others.
+        state_dict: state dict of ``optimizer``.
+        inner: state dicts by path, as ``inner_states`` returned them.
 
     Raises:
-        ConfigurationError: if the optimizer does not hold all of these.
+        ConfigurationError: if the optimizer does not hold all of these optimizers.
     """
     held = inner_optimizers(optimizer)
     if unknown := sorted(inner.keys() - held.keys()):
         raise ConfigurationError(
-            f"the state dict has the state of an optimizer {unknown[0]!r} that the saved {type(optimizer).__name__} "
-            "held, and the one here does not hold: make it as it was made then"
+            f"the state dict contains the state of an optimizer {unknown[0]!r}, which the saved "
+            f"{type(optimizer).__name__} held and the present one does not hold: construct it as it was then"
         )
     for path, state in inner.items():
         load_unchanged(held[path], state)
@@ -87,7 +95,7 @@ def load_with_inner(
 
 
 def states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, MutableMapping[Any, Any]]]:
-    """The ``state`` of an optimizer and of those that it holds, each once, with its path ("" for its own)."""
+    """Yield the ``state`` of an optimizer and of those that it holds, each once, with its path ("" for its own)."""
     seen: set[int] = set()
     for path, holder in ({"": optimizer} | inner_optimizers(optimizer)).items():
         if id(holder.state) not in seen:
@@ -96,13 +104,13 @@ def states(optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, MutableMappi
 
 
 def reset(optimizer: torch.optim.Optimizer) -> None:
-    """Put the state back to that of an optimizer that has taken no step.
+    """Reset the state to that of an optimizer that has taken no step.
 
     Raises:
-        ConfigurationError: if it keeps state where this cannot reach it.
+        ConfigurationError: if the optimizer keeps state where it cannot be reset.
     """
-    # Emptied rather than zeroed: the optimizer then makes its own idea of a fresh state, whatever that is (Adam's step
-    # count and bias correction, Rprop's step sizes, NAdam's product of momenta).
+    # The state is emptied, not set to zero: the optimizer then creates its own initial state (Adam's step count and
+    # bias correction, Rprop's step sizes, NAdam's product of momenta).
     holders = [optimizer, *inner_optimizers(optimizer).values()]
     for holder in holders:
         holder.state.clear()
@@ -111,10 +119,10 @@ def reset(optimizer: torch.optim.Optimizer) -> None:
         if left:
             raise ConfigurationError(
                 f"base_buffers='reset': a {type(optimizer).__name__} keeps state elsewhere than in its attribute "
-                "'state' and in optimizers that it holds, so it cannot be made new here. Use base_buffers='maintain'"
+                "'state' and in optimizers that it holds, so it cannot be reset. Use base_buffers='maintain'"
             )
     for holder in holders:
-        if isinstance(holder, torch.optim.Adagrad):  # the one that makes its state at construction
+        if isinstance(holder, torch.optim.Adagrad):  # the only one that creates its state at construction
             for group in holder.param_groups:
                 for parameter in group["params"]:
                     start = group["initial_accumulator_value"]
@@ -122,15 +130,16 @@ def reset(optimizer: torch.optim.Optimizer) -> None:
 
 
 def load_unchanged(optimizer: torch.optim.Optimizer, state_dict: Mapping[str, Any]) -> None:
-    """As ``optimizer.load_state_dict``, but what it keeps in another dtype than its parameter's stays in that.
+    """Load a state dict as ``optimizer.load_state_dict`` does, but keep the dtype of each saved tensor.
 
-    Parameter groups that an optimizer shares with one that it holds stay shared.
+    PyTorch would convert tensors to the dtype of their parameter. Parameter groups that an optimizer shares with one
+    that it holds stay shared.
     """
     inner = inner_optimizers(optimizer)
     sharing = [holder for holder in inner.values() if holder.param_groups is optimizer.param_groups]
     optimizer.load_state_dict(dict(state_dict))
     for holder in sharing:
-        if holder.param_groups is not optimizer.param_groups:  # it has loaded into that one, and kept its own list
+        if holder.param_groups is not optimizer.param_groups:  # loaded into the held one, whose list is a new one now
             optimizer.param_groups = holder.param_groups
     numbers = [number for group in state_dict["param_groups"] for number in group["params"]]
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]

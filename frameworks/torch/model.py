@@ -1,4 +1,4 @@
-"""A PyTorch model and its optimizer as the replica sees them: flat buffers, learning rates, optimizer state."""
+"""The adapter of a PyTorch model and its optimizer: flat buffers, learning rates and optimizer state for a replica."""
 
 from collections.abc import Iterable, Mapping, Sequence, Set
 from functools import cached_property
@@ -37,23 +37,24 @@ __all__ = ["TorchModel"]
 class TorchModel:
     """Implements ``lentando.optimizers.framework.ChangingFramework`` for PyTorch.
 
-    The memory of the optimizer's trainable parameters becomes part of one flat tensor per dtype: averaging needs no
-    packing. Each parameter has a storage of its own over its part, so that whatever saves, sends or compares tensors by
-    their storage (``torch.save``, safetensors, accelerate) finds the same as before. Their values do not change. On a
-    GPU the flat tensor is what travels, if the transport takes device arrays; else it is copied to host memory and back
-    for each communication. Neither has been run on a GPU yet.
+    The memory of the optimizer's trainable parameters becomes part of one flat tensor per dtype, so that averages need
+    no packing. The values do not change. Each parameter has a storage of its own over its part of the flat tensor, so
+    that code which saves, sends or compares tensors by their storage (``torch.save``, safetensors, accelerate) works as
+    before. On a GPU the flat tensor is sent directly if the transport takes device arrays; otherwise it is copied to
+    host memory and back for each communication. Neither has been run on a GPU yet.
 
     Args:
-        optimizer: the base optimizer; its parameters are averaged.
-        model: whose floating-point buffers (BatchNorm statistics) are averaged with them; and names for messages.
-        named_parameters: names for messages, if there is no ``model``.
-        takes_device_arrays: whether the transport does.
-        shares_memory: whether neighbours on this node should be able to read the flat tensors.
-        staged: keep host memory apart from the parameters even on the CPU, as a GPU needs it. For tests.
+        optimizer: base optimizer, whose parameters are averaged.
+        model: model whose floating-point buffers (BatchNorm statistics) are averaged with the parameters, and whose
+            names appear in messages.
+        named_parameters: pairs of name and parameter that provide the names for messages if there is no ``model``.
+        takes_device_arrays: whether the transport sends device arrays directly.
+        shares_memory: whether the flat tensors are in memory that the other ranks of this node can read.
+        staged: whether to keep a copy in host memory even on the CPU, as GPUs may need it. For tests.
 
     Attributes:
         optimizer, module: ``optimizer`` and ``model`` as given.
-        known: names of the tensors, averaged or not, that there were when the buffers were laid out.
+        known: names of all tensors, averaged or not, that the model had when the buffers were laid out.
     """
 
     name = "torch"
@@ -78,11 +79,11 @@ class TorchModel:
 
     @property
     def _parameters(self) -> dict[str, torch.Tensor]:
-        """The trainable ones, as they are laid out."""
+        """The trainable parameters by name, as they are laid out."""
         return self._trained.trainable
 
     def _allocate(self, layouts: Sequence[FlatLayout]) -> None:
-        """Make the flat tensors, and move the parameters into them."""
+        """Allocate the flat tensors, and move the parameters into them."""
         self._memory = [FlatMemory(layout, *self._kind_of_memory) for layout in layouts]
         self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
@@ -114,7 +115,7 @@ class TorchModel:
         else:
             check_separate(trainable, ())
         device_of(trainable)
-        # Those of complex numbers come first, so that each number lies at a multiple of its own size.
+        # Complex parameters come first, so that each number begins at a multiple of its own size.
         in_order = sorted(trainable.items(), key=lambda item: not item[1].is_complex())
         entries = [entry_of(name, parameter, group_of[name]) for name, parameter in in_order]
         return build_layouts([*entries, *(entry_of(name, buffer, None) for name, buffer in statistics.items())])
@@ -127,7 +128,7 @@ class TorchModel:
         self._trained.read()
         for name, parameter in before.items():
             if self._parameters.get(name) is not parameter:
-                parameter.data = parameter.data.clone()  # so that the memory of before can be freed
+                parameter.data = parameter.data.clone()  # so that the previous memory can be freed
         self.__dict__.pop("flat_gradients", None)
         weights_set = self.watch.found
         self._allocate(layouts)
@@ -142,19 +143,19 @@ class TorchModel:
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is not None:
                     parameter = self._parameters[entry.name]
-                    own = memory.tensor(number, parameter)
-                    own.copy_(parameter.detach())
-                    parameter.data = own
-                    self._homes[entry.name] = own.data_ptr()
+                    tensor = memory.tensor(number, parameter)
+                    tensor.copy_(parameter.detach())
+                    parameter.data = tensor
+                    self._homes[entry.name] = tensor.data_ptr()
 
     @property
     def is_on_host(self) -> bool:
-        """Whether the parameters are where they travel from, in host memory."""
+        """Whether the parameters are sent directly from host memory."""
         return self._memory[0].placement == "host"
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters are."""
+        """The device of the parameters."""
         return self._memory[0].device
 
     @property
@@ -163,14 +164,14 @@ class TorchModel:
 
     @cached_property
     def flat_gradients(self) -> FlatGradients:
-        """Where gradients are averaged."""
+        """The flat tensors in which gradients are averaged, allocated when they are first needed."""
         return FlatGradients(self._parameters, self._memory)
 
     def not_averaged(self) -> Mapping[str, Array]:
         arrays: dict[str, Array] = {}
         for name, tensor in self._rest().items():
             check_sendable(name, tensor)
-            arrays |= {part: as_array(own.cpu()) for part, own in parts_of(name, tensor).items()}
+            arrays |= {name_of_part: as_array(part.cpu()) for name_of_part, part in parts_of(name, tensor).items()}
         return arrays
 
     def store_not_averaged(self, tensors: Mapping[str, Array]) -> None:
@@ -181,19 +182,19 @@ class TorchModel:
         self._unaveraged.note(self._rest())
 
     def _rest(self) -> dict[str, torch.Tensor]:
-        """Frozen parameters and integer buffers."""
+        """The tensors that are not averaged: frozen parameters and integer buffers."""
         rest = dict(self._trained.frozen)
         if self.module is not None:
             averaged = {entry.name for memory in self._memory for entry in memory.layout.entries}
             for name, tensor in self.module.state_dict(keep_vars=True).items():
                 if name not in averaged and isinstance(tensor, torch.Tensor):
-                    # What is written to a detached sparse tensor does not reach the one that it was detached from.
+                    # Values written to a detached sparse tensor do not reach the tensor that it was detached from.
                     rest[name] = tensor.detach() if tensor.layout is torch.strided else tensor
-        homes = set(self._homes.values()) - {0}  # tied parameters are in the state dict under each of their names
+        homes = set(self._homes.values()) - {0}  # a state dict has tied parameters under each of their names
         return {name: tensor for name, tensor in rest.items() if address(tensor) not in homes}
 
     def names(self) -> dict[torch.Tensor, str]:
-        """The optimizer's parameters, trainable or frozen, with their names."""
+        """Return the name of each of the optimizer's parameters, trainable or frozen."""
         return {parameter: name for name, parameter in (self._parameters | self._trained.frozen).items()}
 
     def load(self) -> None:
@@ -215,20 +216,20 @@ class TorchModel:
                     write(statistics[entry.name], memory.view(number, statistics[entry.name]))
 
     def _has_its_shape(self, entry: Entry, statistics: Mapping[str, torch.Tensor]) -> bool:
-        """Whether a statistic still has the shape that is laid out. Else it is laid out anew before the next round.
+        """Return whether a statistic still has the shape that is laid out; otherwise have it laid out again.
 
         Raises:
-            ConfigurationError: if it is gone.
+            ConfigurationError: if it is no longer in the model.
         """
-        found = statistics.get(entry.name)
-        if found is None:
+        statistic = statistics.get(entry.name)
+        if statistic is None:
             raise ConfigurationError(
-                f"buffer {entry.name!r}, which is averaged, is no longer in the model, or now has no average: "
-                "change the model first, wrap after that"
+                f"buffer {entry.name!r}, which is averaged, is no longer in the model, or its dtype can no longer be "
+                "averaged: change the model first, and wrap the optimizer after that"
             )
-        has = tuple(found.shape) == entry.shape
-        self._is_resized = self._is_resized or not has
-        return has
+        has_its_shape = tuple(statistic.shape) == entry.shape
+        self._is_resized = self._is_resized or not has_its_shape
+        return has_its_shape
 
     def learning_rates(self) -> Sequence[float]:
         return [nan if (rate := group.get("lr")) is None else float(rate) for group in self.optimizer.param_groups]
@@ -257,7 +258,7 @@ class TorchModel:
         reset(self.optimizer)
 
     def _state_tensors(self) -> dict[str, torch.Tensor]:
-        """The base optimizer's floating-point tensors of a parameter's shape; its counters and scalars are left out."""
+        """The base optimizer's floating-point tensors of a parameter's shape, without its counters and scalars."""
         return {
             f"{name}.{path}{'.' if path else ''}{key}": value
             for path, state in states(self.optimizer)
@@ -267,9 +268,9 @@ class TorchModel:
         }
 
     def _statistics(self) -> dict[str, torch.Tensor]:
-        """The model's buffers that are averaged: the floating-point and complex ones that are part of its state.
+        """The model's buffers that are averaged: those of floating-point and complex dtypes in its state dict.
 
-        Complex ones as real numbers. Asked for each time, for modules replace them.
+        Complex numbers are viewed as real ones. Looked up at each call, because modules replace their buffers.
         """
         if self.module is None:
             return {}
@@ -284,6 +285,6 @@ class TorchModel:
             if parameter.data_ptr() != self._homes[name]:
                 raise ConfigurationError(
                     f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: "
-                    "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model first, "
-                    "wrap after that; load weights with load_state_dict, which writes in place"
+                    "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model before "
+                    "wrapping its optimizer; load weights with load_state_dict, which writes in place"
                 )

@@ -1,4 +1,4 @@
-"""The rest of a model's state, which is taken over from rank 0 and saved, but not averaged, as plain dense tensors."""
+"""The tensors of a model that are sent from rank 0 and saved, but not averaged, as plain dense tensors."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -17,15 +17,18 @@ COMPRESSED = {
     torch.sparse_csc: ("ccol_indices", "row_indices"),
     torch.sparse_bsc: ("ccol_indices", "row_indices"),
 }
-"""The methods that give the indices of a compressed sparse tensor, by layout."""
+"""Names of the methods that return the indices of a compressed sparse tensor, by layout."""
 
 
 def parts_of(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
-    """A tensor as dense tensors of dtypes that checkpoints hold: itself, or a sparse one's indices and values.
+    """Represent a tensor by dense tensors of dtypes that checkpoints contain, by name.
+
+    A dense tensor is its own part; the parts of a sparse tensor are its indices and values. float8 is viewed as bytes,
+    complex128 and complex32 as pairs of real numbers.
 
     Args:
-        name: what the tensor is called. Parts of a sparse tensor are called ``name.indices`` and the like.
-        tensor: dense or sparse. float8 comes back as bytes, complex128 and complex32 as pairs of real numbers.
+        name: name of the tensor. The parts of a sparse tensor are named ``name.indices``, ``name.values`` and so on.
+        tensor: dense or sparse tensor.
     """
     if tensor.layout is torch.sparse_coo:
         tensor = tensor.coalesce()
@@ -37,7 +40,7 @@ def parts_of(name: str, tensor: torch.Tensor) -> dict[str, torch.Tensor]:
 
 
 def store_parts(name: str, tensor: torch.Tensor, given: Mapping[str, torch.Tensor]) -> None:
-    """Fill a tensor with what ``parts_of`` gave of another one, if it is among what is given."""
+    """Fill a tensor with the parts that ``parts_of`` returned for another one, if all of them are given."""
     if not parts_of(name, tensor).keys() <= given.keys():
         return
     if tensor.layout is torch.sparse_coo:
@@ -53,34 +56,34 @@ def store_parts(name: str, tensor: torch.Tensor, given: Mapping[str, torch.Tenso
 
 
 class Unaveraged:
-    """Warns of floating-point tensors that cannot be averaged (float8, sparse) and change while the model is trained.
+    """Warns of floating-point tensors that cannot be averaged (float8, sparse) but change while the model is trained.
 
-    Constant ones are equal on all ranks, which is all that is needed.
+    Those that do not change stay equal on all ranks.
     """
 
     def __init__(self) -> None:
         self._noted: dict[str, dict[str, torch.Tensor]] = {}
 
     def note(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Remember what these are now, if no gradient is expected for them."""
+        """Keep copies of the present values of float8 and sparse tensors."""
         self._noted = {
-            name: {part: own.detach().clone() for part, own in parts_of(name, tensor).items()}
+            name: {part: values.detach().clone() for part, values in parts_of(name, tensor).items()}
             for name, tensor in tensors.items()
             if (tensor.layout is not torch.strided or (tensor.is_floating_point() and tensor.element_size() == 1))
         }
 
     def warn_of_changes(self, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
-        """Say once of each that has changed that ranks have different ones from now on.
+        """Warn once of each tensor that has changed, because the ranks have different values from now on.
 
         Args:
-            tensors: gives what they are now; asked only if there are any.
+            tensors: function that returns the present tensors by name; called only if copies are kept.
         """
         if not self._noted:
             return
         now = tensors()
         for name, noted in list(self._noted.items()):
             parts = parts_of(name, now[name]) if name in now else {}
-            if all(part in parts and torch.equal(own, parts[part]) for part, own in noted.items()):
+            if all(part in parts and torch.equal(values, parts[part]) for part, values in noted.items()):
                 continue
             del self._noted[name]
             kind = now[name].layout if name in now and now[name].layout is not torch.strided else "float8"
@@ -100,7 +103,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _like(plain: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    """The inverse of ``_plain``."""
+    """Convert the result of ``_plain`` back to the original dtype."""
     if plain.dtype == dtype or not (dtype.is_complex or (dtype.is_floating_point and dtype.itemsize == 1)):
         return plain
     return torch.view_as_complex(plain) if dtype.is_complex else plain.view(dtype)

@@ -1,4 +1,4 @@
-"""The optimizers that PyTorch users write: a wrapper round their own, which the replica drives."""
+"""``DistributedOptimizer`` for PyTorch: a wrapper around the user's optimizer that drives a replica."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -31,7 +31,7 @@ __all__ = ["DistributedOptimizer"]
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
 
 INNER = "lentando inner optimizers"
-"""The key in a state dict of the states of optimizers that the base optimizer holds, if its own state lacks them."""
+"""Key in a state dict for the states of optimizers that the base optimizer holds, where its own state lacks them."""
 
 
 @takes_arguments_of(Settings, SettingsArguments)
@@ -71,10 +71,10 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         >>> lt.shutdown()
     """
 
-    # Asks torch.amp.GradScaler to call step() always, and to tell about overflows: a rank that skipped a step by itself
-    # would be a step behind the others.
+    # With this mark torch.amp.GradScaler always calls step(), and passes on whether gradients have overflowed: a rank
+    # that skipped a step alone would be one step behind the others.
     _step_supports_amp_scaling = True
-    found_inf: torch.Tensor | None = None  # set by it during a step
+    found_inf: torch.Tensor | None = None  # set by GradScaler during a step
 
     def __init__(
         self,
@@ -104,16 +104,18 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         """Take one inner step, and the outer step if it is due.
 
         Args:
-            closure: as the base optimizer takes it.
-            loss: the training loss of this step, a float or a scalar tensor. AdaComm needs it.
+            closure: function that computes the gradients and returns the loss, as the base optimizer takes it.
+            loss: training loss of this step, a float or a scalar tensor. AdaComm needs it.
 
         Returns:
-            What the base optimizer returns: the closure's loss, or None. With ``AllReduce`` that is the ranks' mean.
+            What the base optimizer returns: the loss of the closure, or None. With ``AllReduce`` the loss is the mean
+            over the ranks.
 
         Raises:
-            MismatchError, NonFiniteError: on every rank; see ``lentando.optimizers.replica.Replica``.
-            ConfigurationError: if the wrapped parameters were replaced, the loss is needed and missing, or there is a
-                closure for ``AllReduce`` inside ``join``.
+            MismatchError: on every rank, if the ranks are not at the same step.
+            NonFiniteError: on every rank, if parameters, gradients or the loss of one of them are not finite.
+            ConfigurationError: if the wrapped parameters were replaced, if the loss is needed and missing, or for a
+                closure with ``AllReduce`` inside ``join``.
         """
         if torch.compiler.is_dynamo_compiling():
             return self._step_outside_graph(self, closure, loss=loss)
@@ -123,12 +125,13 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         overflow = self.found_inf is not None and unscale(self.param_groups, self.found_inf, self._grad_scale())
         if loss is not None:
             loss = detached_loss(loss)
-            if not overflow or replica.needs_loss:  # of a step that is not taken it may well be infinite
+            if not overflow or replica.needs_loss:  # the loss of a step that is not taken may well be infinite
                 replica.record_loss(loss)
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
-        if overflow and are_averaged:  # a GradScaler may have looked before that, at what was then left out
+        if overflow and are_averaged:  # GradScaler may have looked at gradients that the average has left out since
             overflow = not have_finite_gradients(self.param_groups)
-        # If a rank's gradients were not finite, so is no rank's average, also where its GradScaler looked before that.
+        # If the gradients of one rank were not finite, the average is finite on no rank, even if GradScaler looked
+        # before the gradients were averaged.
         if replica.averages_gradients:
             overflow = replica.gradients.settle_deferred(expected=self.found_inf is not None) or overflow
         if closure is not None:
@@ -144,34 +147,34 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         return result
 
     def synchronize(self) -> None:
-        """Average the gradients now, to clip them before ``step``, which will not average them again."""
+        """Average the gradients now, for example to clip them before ``step``, which does not average them again."""
         self._check_joinable("synchronize()")
         if self._replica.averages_gradients:
-            # Whether a GradScaler, which expects overflow now and then, is at work, step() knows.
+            # Deferred because only step() can see whether a GradScaler is in use, which expects occasional overflow.
             self._gradients.average(None, overflow=False, defer=True)
             self._gradients_are_averaged = True
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
-        """Horovod's way to say that ``synchronize`` was called. Not needed here; does no harm."""
+        """Return a block that changes nothing, for programs that use Horovod's block after ``synchronize``."""
         yield
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
-        """Backward passes inside the block only accumulate gradients: all of a step's but the last.
+        """Return a block for all backward passes of a step but the last, which only accumulate gradients.
 
-        They do so outside it, too, but with ``AllReduce(overlap=True)`` gradients set out as soon as they are there.
+        Needed with ``AllReduce(overlap=True)`` alone, which sends gradients during the backward pass. Other base
+        algorithms send nothing before ``step``.
         """
         with self._gradients.paused():
             yield
 
     def state_dict(self) -> dict[str, Any]:
-        """The base optimizer's state dict with one more entry, ``"lentando"``: all that decides the next step.
+        """Return the base optimizer's state dict with one more entry, ``"lentando"``, for the state of the replica.
 
-        If the base optimizer holds others (SAM, a list of optimizers) whose state its own state dict lacks, theirs is
-        in another entry. Each rank has its own state (slow momentum is sharded, momenta are local), so each rank saves
-        its own.
-        ``torch.load(..., weights_only=True)`` reads it.
+        If the base optimizer holds other optimizers (SAM, a list of optimizers) whose state its own state dict lacks,
+        their states are in a further entry. Each rank has a state of its own (slow momentum is sharded, momenta are
+        local) and saves it itself. ``torch.load(..., weights_only=True)`` reads it.
         """
         self._run_hooks("before state_dict")
         packed = self._base_optimizer.state_dict()
@@ -181,16 +184,16 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         return self._replaced_by_hooks("after state_dict", state)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue where ``state_dict()`` was taken, bit for bit, once the model's own state has been loaded too.
+        """Continue from a ``state_dict()``, bit-identically once the state of the model has been loaded too.
 
         Raises:
-            ConfigurationError: if the state is another rank's, or of another model, method or world size.
+            ConfigurationError: if the state belongs to another rank, model, method or world size.
         """
         state_dict = self._replaced_by_hooks("before load", state_dict.copy())
         if "lentando" not in state_dict:
             raise ConfigurationError(
-                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from a "
-                "plain optimizer's state, load it into that optimizer before wrapping it"
+                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from the "
+                "state of a plain optimizer, load it into that optimizer before wrapping it"
             )
         self._replica.load_state_dict(to_plain(state_dict["lentando"]))
         base = {key: value for key, value in state_dict.items() if key not in ("lentando", INNER)}
@@ -198,16 +201,16 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         self._run_hooks("after load")
 
     def training(self) -> TorchTraining:
-        """Model, optimizer and replica as checkpoints see them."""
+        """Return the state of model, optimizer and replica in the form that checkpoints save and load."""
         return TorchTraining(self._replica, self._model)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group to the base optimizer, and train it together from now on, beginning with rank 0's values.
+        """Add a parameter group to the base optimizer, with the values of rank 0 on all ranks.
 
         Collective: every rank calls it between the same two steps.
 
         Raises:
-            MismatchError: on every rank, if ranks add different groups, or do something else.
+            MismatchError: on every rank, if the ranks add different groups or are not about to do the same thing.
         """
         self._base_optimizer.add_param_group(param_group)
         self._replica.follow_changes()
@@ -239,30 +242,30 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         """The factor that ``GradScaler`` has left to divide by; None if the user has called ``scaler.unscale_()``."""
         return getattr(self, "grad_scale", None)
 
-    def _check_joinable(self, what: str) -> None:
+    def _check_joinable(self, call: str) -> None:
         if self._replica.joined and self._replica.averages_gradients:
             raise ConfigurationError(
-                f"{what} is not possible inside join with a base algorithm that averages gradients: ranks that have "
-                "run out of batches step along the averaged gradients and cannot know what is done to them in between"
+                f"{call} is not possible inside join with a base algorithm that averages gradients: ranks that have "
+                "run out of batches step along the averaged gradients, and cannot repeat what is done to them before"
             )
 
     def _observed(self, closure: Callable[[], Any], record: bool) -> Callable[[], Any]:
-        """The closure, with its gradients averaged if the base algorithm does that, and its loss recorded."""
+        """Wrap the closure so that its loss is recorded, and its gradients averaged if the base algorithm does that."""
 
         def observed() -> Any:
             nonlocal record
             with torch.enable_grad():
                 loss = closure()
             if record and loss is not None:
-                record = False  # an optimizer may ask several times in a step: the first is at the step's parameters
+                record = False  # of several calls in a step, the first is at the parameters that the step begins with
                 self._replica.record_loss(detached_loss(loss))
             if self._replica.averages_gradients:
-                # The mean loss, so that an optimizer that decides by it (LBFGS) decides alike on all ranks.
+                # The mean loss, so that an optimizer that decides by the loss (LBFGS) decides the same on all ranks.
                 return self._gradients.average(None if loss is None else float(detached_loss(loss)), overflow=False)[0]
             return loss
 
         return observed
 
 
+# With this mark torch puts no profiler scope around step(), which would need attributes that its constructor makes.
 DistributedOptimizer.step.hooked = True  # type: ignore[attr-defined]
-# Torch puts no profiler scope round a step with this mark, which would need what its own constructor makes.

@@ -1,4 +1,4 @@
-"""Which parameters a PyTorch optimizer has, what they are called, and which of them are trained."""
+"""The parameters of a PyTorch optimizer: their names, their groups, and which of them are trained."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,29 +13,29 @@ __all__ = ["Parameters"]
 
 _requires_grad = attrgetter("requires_grad")
 _wrapped: "WeakSet[Parameters]" = WeakSet()
-"""Of all wrapped optimizers of this process: a model may be divided among several."""
+"""The parameters of all wrapped optimizers of this process, because several may train parts of one model."""
 
 
 @dataclass(frozen=True)
 class _Group:
-    """A parameter group as it was when it was last read."""
+    """The parameters of a group when it was last read, and whether each required a gradient."""
 
     parameters: Sequence[torch.Tensor]
     are_trainable: Sequence[bool]
 
 
 class Parameters:
-    """The parameters of one optimizer.
+    """The parameters of one optimizer, with their names.
 
     Args:
-        optimizer: the base optimizer.
-        model: gives names.
-        named_parameters: give names, if there is no ``model``.
+        optimizer: base optimizer.
+        model: model that provides the names.
+        named_parameters: pairs of name and parameter, used if there is no ``model``.
 
     Attributes:
         trainable: parameters that require gradients, by name, in the order of the parameter groups.
         frozen: the optimizer's other parameters, by name.
-        group_of: number of the parameter group, by name, of both.
+        group_of: number of the parameter group of each parameter, trainable or frozen, by name.
 
     Raises:
         ConfigurationError: if two parameters have the same name, or ``model`` has none of the parameters.
@@ -53,13 +53,13 @@ class Parameters:
         self.read()
         if model is not None and set(self).isdisjoint(model.parameters()):
             raise ConfigurationError(
-                "the model given as model= has none of the optimizer's parameters: give the model that this optimizer "
+                "the model given as model= has none of the optimizer's parameters: pass the model that this optimizer "
                 "trains, or no model"
             )
         _wrapped.add(self)
 
     def read(self) -> None:
-        """Find out which parameters there are now, and which of them are trainable."""
+        """Read the present parameters from the optimizer, and which of them are trainable."""
         self.trainable, self.frozen, self.group_of = self.found()
         self._seen = [
             _Group(list(group["params"]), list(map(_requires_grad, group["params"])))
@@ -67,7 +67,7 @@ class Parameters:
         ]
 
     def have_changed(self) -> bool:
-        """Whether ``read`` would find others: some were frozen, unfrozen, added or removed. Takes 0.1 us for each."""
+        """Return whether parameters were frozen, unfrozen, added or removed since ``read``. Takes 0.1 us for each."""
         groups = self._optimizer.param_groups
         if len(groups) != len(self._seen):
             return True
@@ -80,7 +80,7 @@ class Parameters:
         return False
 
     def found(self) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor], dict[str, int]]:
-        """What ``read`` would set, as (trainable, frozen, group_of)."""
+        """Return the present ``trainable``, ``frozen`` and ``group_of`` without storing them."""
         if self._model is not None:
             for name, parameter in self._model.named_parameters():
                 self._names.setdefault(parameter, name)
@@ -90,7 +90,7 @@ class Parameters:
         twice: set[str] = set()
         for group_number, group in enumerate(self._optimizer.param_groups):
             for number, parameter in enumerate(group["params"]):
-                # A name stays what it is, whatever happens to the groups or to the model.
+                # A parameter keeps its name when the groups or the model change.
                 name = self._names.setdefault(parameter, f"group{group_number}.parameter{number}")
                 if name in group_of:
                     twice.add(name)
@@ -101,19 +101,20 @@ class Parameters:
         return trainable, frozen, group_of
 
     def replaced(self) -> set[str]:
-        """Names that stand for other parameters than when ``read`` was last called."""
+        """Return the names that belong to other parameters than when ``read`` was last called."""
         trainable, frozen, _ = self.found()
         before, now = self.trainable | self.frozen, trainable | frozen
         return {name for name, parameter in now.items() if before.get(name, parameter) is not parameter}
 
     def left_out(self) -> list[str]:
-        """Names of the model's trainable parameters that no wrapped optimizer of this process has."""
+        """Return the names of the model's trainable parameters that no wrapped optimizer of this process trains."""
         if self._model is None:
             return []
         taken = {parameter for others in _wrapped for parameter in others}
-        return [name for name, own in self._model.named_parameters() if own.requires_grad and own not in taken]
+        named = self._model.named_parameters()
+        return [name for name, parameter in named if parameter.requires_grad and parameter not in taken]
 
     def __iter__(self) -> Iterator[torch.Tensor]:
-        """All of the optimizer's parameters."""
+        """Yield all of the optimizer's parameters, trainable ones first."""
         yield from self.trainable.values()
         yield from self.frozen.values()

@@ -1,4 +1,4 @@
-"""Which tensors of a model can be averaged. Others are named, in place of an error from inside PyTorch."""
+"""Checks of which tensors of a model can be averaged, with messages that name those that cannot."""
 
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
@@ -30,23 +30,23 @@ AVERAGED = frozenset(
         torch.complex128,
     }
 )
-"""Dtypes that have an average here; complex numbers as pairs of real ones."""
+"""Dtypes that can be averaged, complex numbers as pairs of real numbers."""
 
 
 def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """The same memory as real numbers: a complex tensor gets one more axis, of length 2. No other changes."""
+    """View a complex tensor as a real one with a last axis of length 2; return any other tensor unchanged."""
     return torch.view_as_real(tensor) if tensor.is_complex() else tensor
 
 
 def is_averaged(buffer: torch.Tensor) -> bool:
-    """Whether a model's buffer is averaged at outer steps. Integers, float8 and sparse ones are left as they are."""
+    """Return whether a buffer of a model is averaged at outer steps. Integer, float8 and sparse buffers are not."""
     if buffer.dtype not in AVERAGED or buffer.layout is not torch.strided or buffer.is_conj():
         return False
     return bool(address(buffer)) or not buffer.numel()
 
 
 def address(tensor: torch.Tensor) -> int:
-    """Where its memory begins, 0 if it has none of its own."""
+    """Return the address of a tensor's memory, or 0 if it has no memory of its own."""
     try:
         return tensor.data_ptr()
     except (RuntimeError, ValueError):  # sparse tensors, wrappers, parameters of lazy modules
@@ -54,10 +54,10 @@ def address(tensor: torch.Tensor) -> int:
 
 
 def check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
-    """Whether the trainable parameters can be averaged.
+    """Check that the trainable parameters can be averaged.
 
     Raises:
-        ConfigurationError: for the first that cannot, with its name, the reason, and what to do.
+        ConfigurationError: for the first parameter that cannot, with its name, the reason, and what to do.
     """
     for name, parameter in parameters.items():
         reason = _obstacle(parameter)
@@ -76,10 +76,10 @@ def check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
 
 
 def check_sendable(name: str, tensor: torch.Tensor) -> None:
-    """Whether a tensor that is not averaged can be taken over from rank 0 and saved.
+    """Check that a tensor that is not averaged can be sent from rank 0 and saved.
 
     Raises:
-        ConfigurationError: if not, with its name, the reason, and what to do.
+        ConfigurationError: if it cannot, with its name, the reason, and what to do.
     """
     reason = None if tensor.layout is not torch.strided else _obstacle(tensor)
     if reason is not None:
@@ -87,13 +87,13 @@ def check_sendable(name: str, tensor: torch.Tensor) -> None:
 
 
 def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Whether the trainable parameters have memory that nothing else of the model uses.
+    """Check that no other tensor of the model uses the memory of a trainable parameter.
 
-    They move into flat memory, and would no longer share anything from then on.
+    The parameters are moved into flat memory, so that they would no longer share it afterwards.
 
     Args:
         trained: trainable parameters by name.
-        others: the model's other tensors; those that are trained as well, under another name, are passed over.
+        others: pairs of name and tensor of the model. Those that are trained, under another name, are ignored.
 
     Raises:
         ConfigurationError: for the first two that share memory without being one parameter.
@@ -115,7 +115,7 @@ def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[s
 
 
 def write(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy values of its shape into a tensor, which may be expanded: its elements along such an axis are one."""
+    """Copy values of the same shape into a tensor, which may be expanded (one element for all of an axis)."""
     if 0 in tensor.stride():
         for axis, step in enumerate(tensor.stride()):
             if step == 0 and tensor.shape[axis] > 1:
@@ -124,7 +124,7 @@ def write(tensor: torch.Tensor, values: torch.Tensor) -> None:
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
-    """Why there is nothing that could be sent, and what to do, or None."""
+    """The reason why a tensor has no values that can be sent, with what to do, or None if it has."""
     if is_lazy(tensor):
         return "its module is lazy and has not seen an input. Pass a batch through the model before wrapping"
     if tensor.is_meta:
@@ -146,7 +146,7 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
 
 
 def _is_dense(tensor: torch.Tensor) -> bool:
-    """Whether its elements fill the memory from its first to its last one, each once."""
+    """Return whether a tensor's elements fill the memory from the first to the last one without gaps or overlaps."""
     expected = 1
     for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if length > 1:

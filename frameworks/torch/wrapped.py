@@ -1,4 +1,4 @@
-"""What a ``torch.optim.Optimizer`` that wraps another one has to offer beside its step."""
+"""The attributes of a ``torch.optim.Optimizer`` that wraps another one, apart from ``step``."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -12,21 +12,21 @@ from lentando.comm.errors import ConfigurationError
 __all__ = ["WrappedOptimizer"]
 
 MODES = ("train", "eval")
-"""Methods that some optimizers have because their weights differ between training and evaluation (schedulefree)."""
+"""Methods of optimizers whose weights differ between training and evaluation (schedulefree)."""
 
 Hooks = OrderedDict[int, Callable[..., Any]]
 
 
 class WrappedOptimizer(torch.optim.Optimizer):
-    """Passes the public attributes of ``torch.optim.Optimizer`` on to the base optimizer. Subclasses define ``step``.
+    """Forwards the public attributes of ``torch.optim.Optimizer`` to the base optimizer. Subclasses define ``step``.
 
     Args:
         optimizer: the base optimizer.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
-        # Not super().__init__(): it would make a second list of parameter groups, and put around step() a second
-        # profiler scope, which costs more than all that is done in step() between outer steps.
+        # super().__init__() is not called: it would make a second list of parameter groups, and put a second profiler
+        # scope around step(), which costs more than everything that step() does between outer steps.
         self._base_optimizer = optimizer
         self._hooks: dict[str, Hooks] = {
             when: OrderedDict() for when in ("before state_dict", "after state_dict", "before load", "after load")
@@ -34,26 +34,26 @@ class WrappedOptimizer(torch.optim.Optimizer):
 
     @property
     def base_optimizer(self) -> torch.optim.Optimizer:
-        """The optimizer that was wrapped."""
+        """The base optimizer, which this one wraps."""
         return self._base_optimizer
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:
-        """The base optimizer's list itself. Another list that is assigned becomes the base optimizer's."""
+        """The list of the base optimizer itself. A list that is assigned becomes the base optimizer's."""
         return self._base_optimizer.param_groups
 
     @param_groups.setter
     def param_groups(self, groups: list[dict[str, Any]]) -> None:
         if not isinstance(groups, list) or not all(isinstance(group, dict) and "params" in group for group in groups):
             raise ConfigurationError(
-                "param_groups must be a list of dicts that have an entry 'params' each, as a torch.optim.Optimizer has "
-                f"it, got {type(groups).__name__}"
+                "param_groups must be a list of dicts, each with an entry 'params', as in a torch.optim.Optimizer, got "
+                f"{type(groups).__name__}"
             )
         self._base_optimizer.param_groups = groups
 
     @property
     def state(self) -> Any:
-        """The base optimizer's state itself. Another one that is assigned becomes the base optimizer's."""
+        """The state of the base optimizer itself. A state that is assigned becomes the base optimizer's."""
         return self._base_optimizer.state
 
     @state.setter
@@ -62,7 +62,7 @@ class WrappedOptimizer(torch.optim.Optimizer):
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The base optimizer's defaults themselves."""
+        """The dict of default hyperparameters of the base optimizer itself."""
         return self._base_optimizer.defaults
 
     @defaults.setter
@@ -70,34 +70,37 @@ class WrappedOptimizer(torch.optim.Optimizer):
         self._base_optimizer.defaults = defaults
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """As the base optimizer's."""
+        """Reset the gradients of all parameters, as the base optimizer does."""
         self._base_optimizer.zero_grad(set_to_none)
 
     def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
-        """A hook of the base optimizer: called before its step."""
+        """Register a hook that is called before each step of the base optimizer."""
         return self._base_optimizer.register_step_pre_hook(hook)
 
     def register_step_post_hook(self, hook: Any) -> RemovableHandle:
-        """A hook of the base optimizer: called after its step, and before an outer step that is due."""
+        """Register a hook that is called after each step of the base optimizer, and before the outer step."""
         return self._base_optimizer.register_step_post_hook(hook)
 
     def register_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """``hook(optimizer)`` is called before ``state_dict()``."""
+        """Register ``hook(optimizer)``, which is called before ``state_dict()``."""
         return self._register("before state_dict", hook, prepend)
 
     def register_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """``hook(optimizer, state_dict)`` is called after ``state_dict()``, and may return another one in its place."""
+        """Register ``hook(optimizer, state_dict)``, which is called after ``state_dict()``.
+
+        The hook may return another state dict.
+        """
         return self._register("after state_dict", hook, prepend)
 
     def register_load_state_dict_pre_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """``hook(optimizer, state_dict)`` is called before ``load_state_dict()``, and may return another one to load.
+        """Register ``hook(optimizer, state_dict)``, which is called before ``load_state_dict()``.
 
-        It is given a shallow copy of the state.
+        The hook is passed a shallow copy of the state, and may return another state to be loaded.
         """
         return self._register("before load", hook, prepend)
 
     def register_load_state_dict_post_hook(self, hook: Any, prepend: bool = False) -> RemovableHandle:
-        """``hook(optimizer)`` is called after ``load_state_dict()``."""
+        """Register ``hook(optimizer)``, which is called after ``load_state_dict()``."""
         return self._register("after load", hook, prepend)
 
     def _register(self, when: str, hook: Callable[..., Any], prepend: bool) -> RemovableHandle:
@@ -120,13 +123,13 @@ class WrappedOptimizer(torch.optim.Optimizer):
         return state_dict
 
     def __getattr__(self, name: str) -> Any:
-        """The methods ``train`` and ``eval``, if the base optimizer has them; only called for what is not there."""
+        """Look up the methods ``train`` and ``eval`` of the base optimizer, which not every optimizer has."""
         if name in MODES and callable(method := getattr(self.__dict__.get("_base_optimizer"), name, None)):
             return lambda: self._set_mode(method, name)
         raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
-        """Call the base optimizer's ``train`` or ``eval``, which changes the weights."""
+        """Call the method ``train`` or ``eval`` of the base optimizer, which changes the weights."""
         return method()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
@@ -136,16 +139,16 @@ class WrappedOptimizer(torch.optim.Optimizer):
             ConfigurationError: always.
         """
         raise ConfigurationError(
-            f"a {type(self).__name__} cannot be copied or pickled, nor can a scheduler that holds it: it belongs to "
+            f"a {type(self).__name__} cannot be copied or pickled, nor can a scheduler that holds it: it is bound to "
             "the ranks of this job and to the memory of its model. To save it, use lt.save, or state_dict() of the "
             "optimizer and of the scheduler; to copy the model with its optimizer, use copy.deepcopy((model, "
             "optimizer.base_optimizer))"
         )
 
     def __setstate__(self, state: Any) -> NoReturn:
-        """Refuse what was pickled all the same.
+        """Refuse to restore a wrapper that was pickled by other means.
 
         Raises:
             ConfigurationError: always.
         """
-        raise ConfigurationError(f"a {type(self).__name__} cannot be unpickled: make it anew, and load a state dict")
+        raise ConfigurationError(f"a {type(self).__name__} cannot be unpickled: make a new one, and load a state dict")
