@@ -123,7 +123,7 @@ class TorchTraining:
         self._model.reset_optimizer()
 
     def random_state(self) -> dict[str, Array]:
-        """Return the states of PyTorch's global generators (used by dropout): the CPU's, and that of the model's GPU."""
+        """Return the states of PyTorch's global generators (used by dropout): that of the CPU and that of the GPU."""
         states = {"cpu": torch.get_rng_state()}
         if self._model.device.type == "cuda":
             states["cuda"] = torch.cuda.get_rng_state(self._model.device)
