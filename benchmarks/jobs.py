@@ -14,7 +14,7 @@ from typing import Any
 from measuring import Sample
 from tqdm import tqdm
 
-__all__ = ["OURS", "Place", "alternate", "found_here", "run_on", "take_turns"]
+__all__ = ["OURS", "HostGroup", "alternate", "found_here", "run_on", "take_turns"]
 
 HERE = Path(__file__).parent
 PROGRAMS = Path(sys.executable).parent
@@ -34,8 +34,8 @@ JOB_SECONDS = 300
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where jobs run.
+class HostGroup:
+    """The hosts on which the ranks of a job run.
 
     Attributes:
         hosts: number of them; 0 is this machine, without links.
@@ -108,7 +108,7 @@ def run_on(ranks: int, program: str, arguments: Sequence[str]) -> None:
 
 
 def take_turns(
-    place: Place, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
+    group: HostGroup, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
 ) -> dict[str, list[dict[str, Any]]]:
     """By library, then by repeat: the JSON that the program printed. The jobs take turns, forwards and backwards.
 
@@ -116,19 +116,19 @@ def take_turns(
         SystemExit: with all output of a job, if it fails.
     """
     by_library: dict[str, list[dict[str, Any]]] = {name: [] for name in libraries}
-    with tqdm(total=repeats * len(libraries), desc=str(place), leave=False) as progress:
+    with tqdm(total=repeats * len(libraries), desc=str(group), leave=False) as progress:
         for repeat in range(repeats):
             for name in libraries if repeat % 2 else reversed(libraries):
-                by_library[name].append(_run(place.command(name, program, arguments[name])))
+                by_library[name].append(_run(group.command(name, program, arguments[name])))
                 progress.update()
     return by_library
 
 
 def alternate(
-    place: Place, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
+    group: HostGroup, libraries: Sequence[str], program: str, arguments: Mapping[str, Sequence[str]], repeats: int
 ) -> dict[str, dict[str, Sample]]:
     """By library, then by what the program calls its figures: seconds. See ``take_turns``."""
-    by_library = take_turns(place, libraries, program, arguments, repeats)
+    by_library = take_turns(group, libraries, program, arguments, repeats)
     return {
         name: {figure: Sample(tuple(each[figure] for each in found)) for figure in found[0]}
         for name, found in by_library.items()

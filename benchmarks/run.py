@@ -23,7 +23,7 @@ from pathlib import Path
 
 import destinations
 from all_reduce import in_words, number_of_bytes
-from jobs import OURS, Place, alternate, found_here, run_on, take_turns
+from jobs import OURS, HostGroup, alternate, found_here, run_on, take_turns
 from measuring import Sample, machine, report, table
 
 MB = 1_000_000
@@ -42,41 +42,41 @@ RATIO = 4.0
 """Of the seconds that an all-reduce takes to those that an iteration computes, on the way to a loss."""
 
 
-def all_reduces(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
+def all_reduces(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
     """A table of all-reduces by size and library, and a picture."""
-    sizes = options.sizes or [25 * MB] if place.hosts else options.sizes or [MB, 25 * MB, 100 * MB]
+    sizes = options.sizes or [25 * MB] if group.hosts else options.sizes or [MB, 25 * MB, 100 * MB]
     given = {name: [f"all_reduce:{size}" for size in sizes] for name in libraries}
     given[OURS] += [f"outer_step:{size}" for size in sizes]
-    if exchanges(place, libraries):
+    if exchanges(group, libraries):
         for name in (OURS, "Open MPI"):
             given[name] += [f"exchange:{size}" for size in sizes]
-    by_library = alternate(place, libraries, "operations.py", given, options.repeats)
+    by_library = alternate(group, libraries, "operations.py", given, options.repeats)
     found = {size: {name: by_library[name][f"all_reduce:{size}"] for name in libraries} for size in sizes}
     rows = []
     for size, samples in found.items():
         best = min((name for name in libraries if name != OURS), key=lambda name: samples[name].median, default=OURS)
         ratio = f"{samples[OURS].times_faster_than(samples[best]):.2f} ({best})"
-        limit = [f"{100 * place.limit_seconds(size) / samples[OURS].median:.0f} %"] if place.hosts else []
+        limit = [f"{100 * group.limit_seconds(size) / samples[OURS].median:.0f} %"] if group.hosts else []
         rows.append([in_words(size), *map(str, samples.values()), ratio, *limit])
-    header = ["float32 buffer", *libraries, "times faster than the best", *(["of the limit"] if place.hosts else [])]
+    header = ["float32 buffer", *libraries, "times faster than the best", *(["of the limit"] if group.hosts else [])]
     caption = (
         "each the median of a few samples of the slowest rank. Times faster: the fastest peer's time / Lentando's, "
         "median of the pairs."
     )
-    if place.hosts:
+    if group.hosts:
         caption += " The limit is what the link's frames can carry of 2(N - 1)/N of the buffer."
-    text = f"{table(header, rows)}\n\n{beyond(place, sizes, by_library)}"
-    publish(options, place, text, caption)
+    text = f"{table(header, rows)}\n\n{beyond(group, sizes, by_library)}"
+    publish(options, group, text, caption)
     if options.results is not None:
-        draw(place, found, options.results / f"{options.what}_{place.ranks}_ranks.png")
+        draw(group, found, options.results / f"{options.what}_{group.ranks}_ranks.png")
 
 
-def exchanges(place: Place, libraries: Sequence[str]) -> bool:
+def exchanges(group: HostGroup, libraries: Sequence[str]) -> bool:
     """Whether to measure what gossip does: each rank sends to one other, over a link of its own."""
-    return place.hosts > 0 and place.slots == 1 and "Open MPI" in libraries
+    return group.hosts > 0 and group.slots == 1 and "Open MPI" in libraries
 
 
-def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[str, Sample]]) -> str:
+def beyond(group: HostGroup, sizes: Sequence[int], by_library: Mapping[str, Mapping[str, Sample]]) -> str:
     """Describe the times of the outer step and of an exchange with one peer in the same jobs."""
     ours = by_library[OURS]
     sentences = []
@@ -85,9 +85,9 @@ def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[
         sentences.append(
             f"An outer step of SlowMo on {in_words(size)} takes {bare.times_faster_than(outer):.2f} of its all-reduce."
         )
-        if exchanges(place, list(by_library)):
+        if exchanges(group, list(by_library)):
             mine, theirs = (by_library[name][f"exchange:{size}"] for name in (OURS, "Open MPI"))
-            share = place.link_seconds(size) / mine.median
+            share = group.link_seconds(size) / mine.median
             sentences.append(
                 f"To send {in_words(size)} to the next rank and receive as much takes {mine}, {100 * share:.0f} % of "
                 f"the link's speed; by MPI_Sendrecv {theirs}."
@@ -95,16 +95,16 @@ def beyond(place: Place, sizes: Sequence[int], by_library: Mapping[str, Mapping[
     return " ".join(sentences)
 
 
-def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
+def iterations(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
     """A table of training iterations by method and library."""
     from peers.iterations import ALONE, ALONE_WITH_GOSSIP, BUCKET_MB, FLOOR, ITERATIONS, WITH_GOSSIP
 
-    seconds = options.compute_seconds or place.limit_seconds(MODEL_BYTES)
-    gossip_seconds = options.compute_seconds or place.link_seconds(MODEL_BYTES)
+    seconds = options.compute_seconds or group.limit_seconds(MODEL_BYTES)
+    gossip_seconds = options.compute_seconds or group.link_seconds(MODEL_BYTES)
     given = ["--compute-seconds", f"{seconds:.6f}", "--gossip-seconds", f"{gossip_seconds:.6f}"]
     given += ["--layers", str(LAYERS)]
     with_methods = [name for name in libraries if name in (OURS, "Gloo", "Horovod")]
-    by_library = alternate(place, with_methods, "iterations.py", dict.fromkeys(with_methods, given), options.repeats)
+    by_library = alternate(group, with_methods, "iterations.py", dict.fromkeys(with_methods, given), options.repeats)
     ours = by_library.pop(OURS)
     peers = {name: sample for figures in by_library.values() for name, sample in figures.items()}
     rows = []
@@ -124,19 +124,19 @@ def iterations(options: argparse.Namespace, place: Place, libraries: Sequence[st
         f"computes for as long as the link takes at least, and a bit more: {1e3 * seconds:.0f} ms (all-reduce), with "
         f"gossip {1e3 * gossip_seconds:.0f} ms, one message (slept, so that sharing cores counts little)."
     )
-    publish(options, place, table(header, rows), caption)
+    publish(options, group, table(header, rows), caption)
 
 
-def loss(options: argparse.Namespace, place: Place, libraries: Sequence[str]) -> None:
+def loss(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
     """A table of the time in which methods reach the training loss where synchronous SGD ended, and a picture."""
     from peers.loss import PERIOD, Network
 
     if "Gloo" not in libraries:
         raise SystemExit("the loss to be reached is that of PyTorch's DDP over Gloo, which is not here")
     size = sum(4 * parameter.numel() for parameter in Network(CHANNELS, 0.0).parameters())
-    seconds = options.compute_seconds or place.limit_seconds(size) / RATIO
+    seconds = options.compute_seconds or group.limit_seconds(size) / RATIO
     given = ["--compute-seconds", f"{seconds:.6f}", "--width", str(CHANNELS)]
-    by_library = take_turns(place, [OURS, "Gloo"], "loss.py", dict.fromkeys([OURS, "Gloo"], given), options.repeats)
+    by_library = take_turns(group, [OURS, "Gloo"], "loss.py", dict.fromkeys([OURS, "Gloo"], given), options.repeats)
     jobs = [theirs | ours for theirs, ours in zip(by_library["Gloo"], by_library[OURS], strict=True)]
     goals = [job["DDP"][-1][1] for job in jobs]
     reached = {
@@ -155,18 +155,18 @@ def loss(options: argparse.Namespace, place: Place, libraries: Sequence[str]) ->
         f"until all replicas have a training loss of {statistics.median(goals):.3f}, where synchronous SGD (DDP) "
         f"ended. A convolutional network of {in_words(size)} learns digits; an iteration computes for "
         f"{1e3 * seconds:.3g} ms (what the computation leaves of that is slept), an all-reduce takes the link "
-        f"{1e3 * place.limit_seconds(size):.3g} ms at least. SlowMo has a period of {PERIOD}."
+        f"{1e3 * group.limit_seconds(size):.3g} ms at least. SlowMo has a period of {PERIOD}."
     )
-    publish(options, place, table(["method", "by", "time to the loss", "times sooner than DDP"], rows), caption)
+    publish(options, group, table(["method", "by", "time to the loss", "times sooner than DDP"], rows), caption)
     if options.results is not None:
-        draw_loss(place, jobs[-1], goals[-1], options.results / f"loss_{place.ranks}_ranks.png")
+        draw_loss(group, jobs[-1], goals[-1], options.results / f"loss_{group.ranks}_ranks.png")
 
 
 def _seconds_until(goal: float, curve: Sequence[tuple[float, float]]) -> float:
     return next((seconds for seconds, loss in curve if loss <= goal), math.inf)
 
 
-def draw_loss(place: Place, curves: Mapping[str, Sequence[tuple[float, float]]], goal: float, file: Path) -> None:
+def draw_loss(group: HostGroup, curves: Mapping[str, Sequence[tuple[float, float]]], goal: float, file: Path) -> None:
     """Training loss against time, a line for each method."""
     import matplotlib as mpl
 
@@ -177,18 +177,18 @@ def draw_loss(place: Place, curves: Mapping[str, Sequence[tuple[float, float]]],
     for method, curve in curves.items():
         axes.plot(*zip(*curve, strict=True), marker=".", label=method)
     axes.axhline(goal, color="black", linestyle="--", label="where DDP ended")
-    axes.set(xlabel="seconds", ylabel="training loss", yscale="log", title=str(place))
+    axes.set(xlabel="seconds", ylabel="training loss", yscale="log", title=str(group))
     axes.legend()
     figure.savefig(file)
 
 
-def publish(options: argparse.Namespace, place: Place, text: str, caption: str) -> None:
-    about = f"{place}. {machine()}. Median and quartiles of {options.repeats} jobs in turn, {caption}"
+def publish(options: argparse.Namespace, group: HostGroup, text: str, caption: str) -> None:
+    about = f"{group}. {machine()}. Median and quartiles of {options.repeats} jobs in turn, {caption}"
     file = None if options.results is None else options.results / f"{options.what}.md"
     report(f"{text}\n\n{about}", file)
 
 
-def draw(place: Place, found: Mapping[int, Mapping[str, Sample]], file: Path) -> None:
+def draw(group: HostGroup, found: Mapping[int, Mapping[str, Sample]], file: Path) -> None:
     """Bars: the speed of each library, as bytes of the buffer per second."""
     import matplotlib as mpl
 
@@ -202,9 +202,9 @@ def draw(place: Place, found: Mapping[int, Mapping[str, Sample]], file: Path) ->
         speeds = [size / samples[name].median / 1e9 for size, samples in found.items()]
         axes.bar([x + width * number for x in range(len(found))], speeds, 0.9 * width, label=name)
     axes.set_xticks([x + 0.4 for x in range(len(found))], [in_words(size) for size in found])
-    axes.set(xlabel="float32 buffer", ylabel="all-reduced, GB/s", title=str(place))
-    if place.hosts:
-        fastest = statistics.median(size / place.limit_seconds(size) / 1e9 for size in found)
+    axes.set(xlabel="float32 buffer", ylabel="all-reduced, GB/s", title=str(group))
+    if group.hosts:
+        fastest = statistics.median(size / group.limit_seconds(size) / 1e9 for size in found)
         axes.axhline(fastest, color="black", linestyle="--", label="limit of the link")
     axes.legend()
     figure.savefig(file)
@@ -246,7 +246,7 @@ def main() -> None:
         libraries = [name for name in libraries if name == OURS or name in options.libraries]
     if options.what == "node":
         for ranks in (2, 4):
-            all_reduces(options, Place(0, ranks), libraries)
+            all_reduces(options, HostGroup(0, ranks), libraries)
     elif options.what in WITHOUT_PEERS:
         program, numbers = WITHOUT_PEERS[options.what]
         file = [] if options.results is None else ["--markdown", str(options.results / f"{options.what}.md")]
@@ -254,7 +254,7 @@ def main() -> None:
             run_on(ranks, program, file)
     else:
         work, rate = OVER_LINKS[options.what]
-        work(options, Place(options.hosts, options.slots, options.rate or rate), libraries)
+        work(options, HostGroup(options.hosts, options.slots, options.rate or rate), libraries)
 
 
 if __name__ == "__main__":
