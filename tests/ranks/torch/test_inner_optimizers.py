@@ -251,7 +251,7 @@ def test_a_state_dict_of_an_optimizer_that_is_no_longer_held_is_refused() -> Non
     state = copy.deepcopy(optimizer.state_dict())
     _, other = make(Sharpness)
     other.base_optimizer.base_optimizer = None
-    with pytest.raises(lt.ConfigurationError, match="an optimizer 'base_optimizer' that the saved Sharpness held"):
+    with pytest.raises(lt.ConfigurationError, match="an optimizer 'base_optimizer', which the saved Sharpness held"):
         other.load_state_dict(state)
 
 
