@@ -130,7 +130,7 @@ class SampledWeights:
         return np.concatenate(values)
 
 
-class NoWatch:
+class NoWatch(WeightWatch):
     """Implements ``WeightWatch`` without watching anything."""
 
     found = False

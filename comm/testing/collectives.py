@@ -18,6 +18,7 @@ class CollectiveChecks(TransportChecks):
     """Checks of collective operations."""
 
     def broadcast_from_every_root(self) -> None:
+        """Every rank receives the array of the root, for every root, dtype and shape."""
         for root in range(self.transport.size):
             for dtype in DTYPES:
                 array = self.numbers(self.transport.rank, root, 6, dtype).reshape(2, 3)
@@ -30,6 +31,7 @@ class CollectiveChecks(TransportChecks):
             self.require_equal(array, np.ones(shape, np.float32), f"a broadcast of shape {shape}")
 
     def allgather(self) -> None:
+        """Every rank receives the arrays of all ranks in order, in memory of its own."""
         for dtype in DTYPES:
             for shape in ((5,), (2, 3), (), (0,)):
                 elements = int(np.prod(shape))
@@ -43,6 +45,7 @@ class CollectiveChecks(TransportChecks):
                 self.require_equal(array, expected[self.transport.rank], "the array given to allgather")
 
     def allreduce(self) -> None:
+        """Sums, minima and maxima are those of NumPy, for every dtype and shape."""
         functions: dict[ReduceOp, Any] = {"sum": np.add, "min": np.minimum, "max": np.maximum}
         size = self.transport.size
         for op, function in functions.items():
@@ -96,9 +99,11 @@ class CollectiveChecks(TransportChecks):
                 self.require(bool((by_rank == by_rank[0]).all()), f"{description}: the ranks ended with different bits")
 
     def barrier(self) -> None:
+        """No rank returns from the barrier before all ranks have called it."""
         self.require_no_early_return("barrier", self.transport.barrier, range(self.transport.size))
 
     def node_barrier(self) -> None:
+        """No rank of a node returns before all ranks of the node have called it."""
         if isinstance(self.transport, SharedNode):
             self.require_no_early_return("node_barrier", self.transport.node_barrier, self.transport.same_node)
 

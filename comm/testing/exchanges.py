@@ -13,6 +13,7 @@ class ExchangeChecks(TransportChecks):
     """Checks of messages between two ranks."""
 
     def test_becomes_true(self) -> None:
+        """An exchange becomes complete by calls of ``test`` only."""
         sent, received = self.numbers(self.transport.rank), self.empty()
         self.require_complete(
             self.transport.exchange([(self.next, sent)], [(self.previous, received)]), "test() of an exchange"
@@ -20,6 +21,7 @@ class ExchangeChecks(TransportChecks):
         self.require_equal(received, self.numbers(self.previous), "an exchange completed by test() alone")
 
     def exchange_in_both_directions(self) -> None:
+        """Messages to and from both neighbours arrive unchanged, with and without overlap."""
         # In a world of 2, both neighbours are the same rank, and only the order of the messages distinguishes them.
         to_next, to_previous = (self.numbers(self.transport.rank, number) for number in (1, 2))
         from_previous, from_next = self.empty(), self.empty()
@@ -38,6 +40,7 @@ class ExchangeChecks(TransportChecks):
         self.require_equal(to_next, self.numbers(self.transport.rank, 1), "the array that was sent")
 
     def exchange_over_every_distance(self) -> None:
+        """Messages arrive from every other rank, and the request keeps sent arrays alive."""
         rank, size = self.transport.rank, self.transport.size
         for distance in range(size):
             to, source = (rank + distance) % size, (rank - distance) % size
@@ -49,6 +52,7 @@ class ExchangeChecks(TransportChecks):
             self.require_equal(received, self.numbers(source, distance), f"from {distance} ranks away")
 
     def exchange_with_oneself(self) -> None:
+        """A rank receives the message that it sends to itself."""
         rank = self.transport.rank
         received = self.empty(LARGE_ELEMENTS)
         sent = self.numbers(rank, 3, LARGE_ELEMENTS)
@@ -56,6 +60,7 @@ class ExchangeChecks(TransportChecks):
         self.require_equal(received, sent, "a message to oneself")
 
     def exchange_of_nothing(self) -> None:
+        """Exchanges without messages and messages without elements are complete."""
         self.transport.exchange([], []).wait()
         nothing = np.empty(0, np.float32)
         received = self.empty()
@@ -64,6 +69,7 @@ class ExchangeChecks(TransportChecks):
         self.require_equal(received, self.numbers(self.previous), "the message after one without elements")
 
     def exchange_of_every_dtype(self) -> None:
+        """Arrays of every dtype and of two dimensions arrive unchanged."""
         for dtype in DTYPES:
             received = np.zeros((3, 7), dtype)
             sent = self.numbers(self.transport.rank, 4, 21, dtype).reshape(3, 7)
@@ -72,6 +78,7 @@ class ExchangeChecks(TransportChecks):
             self.require_equal(received, expected, f"an exchange of {np.dtype(dtype)}")
 
     def exchange_of_large_messages(self) -> None:
+        """Large sends become complete even if all ranks send before they receive."""
         # All ranks send before they receive: a transport whose sends block until then would wait forever.
         sent, received = self.numbers(self.transport.rank, 5, LARGE_ELEMENTS), self.empty(LARGE_ELEMENTS)
         sending = self.transport.exchange([(self.next, sent)], [])
@@ -81,6 +88,7 @@ class ExchangeChecks(TransportChecks):
         self.require_equal(received, self.numbers(self.previous, 5, LARGE_ELEMENTS), "a large message")
 
     def several_in_flight(self) -> None:
+        """Several exchanges may be in flight, and may be waited for in any order."""
         received = [self.empty() for _ in range(8)]
         requests = [
             self.transport.exchange([(self.next, self.numbers(self.transport.rank, number))], [(self.previous, array)])
@@ -95,6 +103,7 @@ class ExchangeChecks(TransportChecks):
         self.require(requests[0].test(), "an exchange that was waited for is not complete")
 
     def order_between_two_ranks(self) -> None:
+        """Messages between two ranks arrive in the order in which they were sent."""
         sizes = (LARGE_ELEMENTS, 1, 4096, 1)  # a small message must not overtake a large one
         received = [self.empty(elements) for elements in sizes]
         sent = [self.numbers(self.transport.rank, number, elements) for number, elements in enumerate(sizes)]
@@ -107,6 +116,7 @@ class ExchangeChecks(TransportChecks):
             )
 
     def receives_before_sends(self) -> None:
+        """Receives that were started before their messages are filled in order."""
         first, second = self.empty(), self.empty()
         receiving = [self.transport.exchange([], [(self.previous, array)]) for array in (first, second)]
         sending = [
@@ -124,6 +134,7 @@ class ExchangeChecks(TransportChecks):
             request.wait()
 
     def tags_apart(self) -> None:
+        """Messages with different tags do not overtake or block each other."""
         tags = (LARGEST_TAG, 0, 7)
         sending = [
             self.transport.exchange([(self.next, self.numbers(self.transport.rank, tag))], [], tag) for tag in tags
@@ -138,6 +149,7 @@ class ExchangeChecks(TransportChecks):
             request.wait()
 
     def progress_while_computing(self) -> None:
+        """An exchange makes progress while the caller computes."""
         sent, received = self.numbers(self.transport.rank, 6, LARGE_ELEMENTS), self.empty(LARGE_ELEMENTS)
         received.fill(-1)  # a value that no message contains
         request = self.transport.exchange([(self.next, sent)], [(self.previous, received)])

@@ -77,6 +77,7 @@ class TransportSuite(ExchangeChecks, CollectiveChecks):
             self.run_check(check)
 
     def attributes(self) -> None:
+        """Names, ranks and sizes are present and consistent."""
         transport = self.transport
         self.require(isinstance(transport, Transport), "it lacks a method or attribute of the protocol")
         self.require(isinstance(transport.name, str) and bool(transport.name), f"its name is {transport.name!r}")
@@ -88,6 +89,7 @@ class TransportSuite(ExchangeChecks, CollectiveChecks):
         )
 
     def notices(self) -> None:
+        """Notices arrive in order, are not counted as traffic, and end waits."""
         transport = self.transport
         if not isinstance(transport, Notices):
             return
@@ -121,6 +123,7 @@ class TransportSuite(ExchangeChecks, CollectiveChecks):
         transport.barrier()
 
     def clock(self) -> None:
+        """The clock returns floats that never decrease."""
         readings = [self.transport.clock()]
         for _ in range(3):
             self.transport.barrier()
@@ -131,6 +134,7 @@ class TransportSuite(ExchangeChecks, CollectiveChecks):
         self.require(readings == sorted(readings), f"clock() ran backwards: {readings}")
 
     def traffic(self) -> None:
+        """Messages, collectives and bytes are counted."""
         transport, size = self.transport, self.transport.size
         array = self.put(self.numbers(transport.rank, 0, 10, np.float64))  # 80 bytes
         received = array.copy(), array.copy()
@@ -159,6 +163,7 @@ class TransportSuite(ExchangeChecks, CollectiveChecks):
             self.require(counted == expected, f"{name} was counted as {counted}, expected {expected}")
 
     def ranks_that_do_not_exist(self) -> None:
+        """Ranks outside of the job raise ``TransportError``."""
         array, size = self.put(self.empty()), self.transport.size
         for name, action in (
             ("a send", lambda: self.transport.exchange([(size, array)], [])),

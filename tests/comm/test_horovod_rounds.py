@@ -49,6 +49,7 @@ def on_each_rank(size: int, function: Callable[[HorovodTransport], Any], seconds
     return results
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 def test_promises_of_a_transport_are_kept(size: int) -> None:
     on_each_rank(size, check_transport)

@@ -323,6 +323,7 @@ def test_all_gather_hands_out_what_ranks_made_of_their_shards(algorithm: str, el
     assert [values for _, values in found] == [expected.tolist()] * 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("scatter_gather", "expected"), [(True, BackendShardedReduction), (False, BackendReduction)])
 def test_auto_leaves_device_arrays_to_nccl_and_host_memory_to_what_it_was(scatter_gather: bool, expected: type) -> None:
     def plan(transport: NCCLTransport) -> tuple[type, type]:

@@ -11,6 +11,7 @@ from lentando.comm.simulation import Compute, Network, SimulatedTransport, simul
 from lentando.comm.testing import check_elastic, check_transport
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2, 3, 5])
 @pytest.mark.parametrize("network", [Network(), Network(1e-3, 1e6, 1e-2)], ids=["plain", "jitter"])
 def test_keeps_every_promise_of_the_transport_protocol(size: int, network: Network) -> None:

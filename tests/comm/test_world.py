@@ -140,7 +140,7 @@ def test_forced_nccl_without_its_packages_says_what_to_install(monkeypatch: pyte
     package = {"cupy": "CuPy", "nccl": "nccl4py"}[missing]
     with pytest.raises(
         LaunchError,
-        match=rf"NCCL cannot be used: rank 0: {package} is not installed \(pip install 'lentando\[gpu\]' brings both",
+        match=rf"NCCL cannot be used: rank 0: {package} is not installed \(pip install 'lentando\[gpu\]' installs both",
     ):
         world.init()
     assert not world.is_initialized()

@@ -50,6 +50,7 @@ OURS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", OURS, ids=repr)
 def test_our_base_algorithms_are_accepted(base: BaseAlgorithm) -> None:
     check_base_algorithm(lambda: base)
@@ -91,6 +92,7 @@ class Halfway:
         return self.bound(transport, parameters, gradients)
 
 
+@pytest.mark.slow
 def test_an_algorithm_with_step_hooks_alone_is_accepted() -> None:
     check_base_algorithm(Halfway)
 
@@ -418,6 +420,7 @@ def test_a_wrong_base_algorithm_is_rejected(name: str) -> None:
         check_base_algorithm(make_base, sizes=(1, 2, 3), timeout_seconds=5.0)
 
 
+@pytest.mark.slow
 def test_a_right_averaging_of_gradients_is_accepted() -> None:
     """The wrong ones above differ from it in one method."""
     check_base_algorithm(averaging(AveragesGradients))

@@ -69,7 +69,7 @@ def test_dense_after_a_flattened_map() -> None:
     ("arguments", "said"),
     [
         ({"axes": (0, 2)}, r"must be a permutation of 0, 1, ..., got \(0, 2\)"),
-        ({"axes": (0, 1), "split": ((2, 3), (4,))}, "taken apart into 3 axes .* permutes 2"),
+        ({"axes": (0, 1), "split": ((2, 3), (4,))}, "split into 3 axes .* permutes 2"),
         ({"split": ((2,), (3,)), "merge": (3,)}, "must count each part of split once"),
         ({"merge": (1, 1)}, "must count each part of split once"),
     ],
@@ -169,5 +169,5 @@ def test_layers_that_differ_are_refused(second: list[Layer], said: str) -> None:
 
 def test_layer_of_unknown_kind_is_refused() -> None:
     layer = [Layer("memory", "LSTM", {})]
-    with pytest.raises(ConfigurationError, match="'memory' is a LSTM: only dense, .* Give a mapping"):
+    with pytest.raises(ConfigurationError, match="'memory' is of the kind LSTM: only dense, .* Pass a map"):
         WeightMap.between(layer, layer)

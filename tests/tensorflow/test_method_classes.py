@@ -71,6 +71,7 @@ def test_repr_names_the_method_its_settings_and_the_base_optimizer() -> None:
     assert repr(make(lt.AdaComm)[1]).startswith("AdaComm(base=LocalSGD(), period=AdaptivePeriod(initial_period=16, ")
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # of NumPy to Keras
 @pytest.mark.parametrize("method", METHODS)
 def test_a_saved_model_and_copies_have_the_base_optimizer(method: Any, tmp_path: Path) -> None:

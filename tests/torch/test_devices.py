@@ -20,8 +20,10 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.testing import run_ranks
 from lentando.comm.transport import Array, Transport
 from lentando.comm.world import simulated_rank
+from lentando.torch import flat_memory
 from lentando.torch import model as module
 from lentando.torch.convert import as_array, share_stream
+from lentando.torch.flat_memory import placement_on
 
 METHODS: dict[str, dict[str, Any]] = {
     "allreduce": {"base": lt.AllReduce()},
@@ -61,9 +63,9 @@ def on_device(tensor: torch.Tensor) -> Array:
 def shared(monkeypatch: pytest.MonkeyPatch) -> list[torch.device]:
     """Flat tensors of the CPU are given to the transport as a GPU's are; when the stream was shared."""
     calls: list[torch.device] = []
-    monkeypatch.setattr(module, "_place", lambda device, takes, staged: "device" if takes else "host")
-    monkeypatch.setattr(module, "as_device_array", on_device)
-    monkeypatch.setattr(module, "share_stream", calls.append)
+    monkeypatch.setattr(module, "placement_on", lambda device, takes, staged: "device" if takes else "host")
+    monkeypatch.setattr(flat_memory, "as_device_array", on_device)
+    monkeypatch.setattr(flat_memory, "share_stream", calls.append)
     return calls
 
 
@@ -211,7 +213,7 @@ def test_cupy_follows_pytorchs_current_stream(monkeypatch: pytest.MonkeyPatch) -
 
 def test_place_follows_from_device_and_transport() -> None:
     cpu, gpu, other = torch.device("cpu"), torch.device("cuda", 0), torch.device("mps")
-    assert [module._place(cpu, takes, False) for takes in (False, True)] == ["host", "host"]
-    assert [module._place(gpu, takes, False) for takes in (False, True)] == ["staged", "device"]
-    assert [module._place(other, takes, False) for takes in (False, True)] == ["staged", "staged"]
-    assert module._place(cpu, True, True) == "staged"
+    assert [placement_on(cpu, takes, False) for takes in (False, True)] == ["host", "host"]
+    assert [placement_on(gpu, takes, False) for takes in (False, True)] == ["staged", "device"]
+    assert [placement_on(other, takes, False) for takes in (False, True)] == ["staged", "staged"]
+    assert placement_on(cpu, True, True) == "staged"
