@@ -20,7 +20,7 @@ class Compute:
         mean_seconds: mean time of a step, >= 0. Not given with ``"trace"``, whose values are used as they are.
         distribution: ``"constant"``; ``"exponential"`` (the delay model of AdaComm, Wang and Joshi, MLSys 2019);
             ``"lognormal"``, which measured step times often follow; or ``"trace"``, measured values that are repeated.
-        stragglers: for some ranks, the factor by which their steps take longer.
+        stragglers: factor by which the steps of a rank take longer, for some ranks.
         variation: standard deviation divided by the mean of ``"lognormal"``.
         trace: step times of ``"trace"``, in seconds. Each rank starts at a random position of its own.
 

@@ -34,9 +34,9 @@ class Task:
     Attributes:
         rank: number of the rank when the simulation began.
         clock: virtual time of the rank, in seconds.
-        waiting: what the rank waits for; None while it can run.
+        waiting: operation that the rank waits for; None while it can run.
         blocked: whether only ``Scheduler.wake`` resumes the rank.
-        ended: how the rank ended, as a verb phrase; None while it lives.
+        ended: end of the rank as a verb phrase ("died at 2 s"); None while it lives.
         died: whether the rank ended by a death.
         result: value that the rank's function returned.
     """

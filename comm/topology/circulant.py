@@ -23,7 +23,7 @@ class CirculantGraphs(GraphSequence):
 
     Args:
         size: number of ranks.
-        hops: for each step of the period, the distances to the out-neighbours.
+        hops: distances to the out-neighbours, for each step of the period.
         name: name in messages and pictures.
     """
 
@@ -150,7 +150,7 @@ class Circulant(Topology):
     """Each rank r sends equal shares at step k to rank r + hop, modulo n, for each hop of ``hops[k mod len(hops)]``.
 
     Args:
-        hops: for each step of the period, the distances to the out-neighbours; negative ones point backwards.
+        hops: distances to the out-neighbours for each step of the period; negative ones point backwards.
 
     Raises:
         ConfigurationError: when planned, if two hops of a step lead to the same rank or one leads to the sender, or
