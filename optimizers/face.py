@@ -19,6 +19,11 @@ class ReplicaOptimizer:
     A framework's ``DistributedOptimizer`` inherits this class and the framework's own optimizer class. It sets
     ``_settings``, implements ``_ready_replica``, ``_step_along`` and ``_describe_base``, and overrides the other hooks
     (the methods that begin with an underscore) where the framework needs them.
+
+    Raises:
+        NotInitializedError: before ``init()``.
+        ConfigurationError: for settings that cannot work.
+        MismatchError: on every rank, if models or settings differ between ranks.
     """
 
     _settings: Settings

@@ -62,11 +62,6 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
             ranks run PyTorch.
         **settings: keyword arguments of ``lentando.optimizers.Settings``.
 
-    Raises:
-        NotInitializedError: before ``init()``.
-        ConfigurationError: for settings that cannot work.
-        MismatchError: on every rank, if models or settings differ between ranks.
-
     Example:
         >>> import keras, numpy as np, lentando.tensorflow as lt
         >>> lt.init()

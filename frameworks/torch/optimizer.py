@@ -53,11 +53,6 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             as for Horovod.
         **settings: keyword arguments of ``lentando.optimizers.Settings``.
 
-    Raises:
-        NotInitializedError: before ``init()``.
-        ConfigurationError: for settings that cannot work.
-        MismatchError: on every rank, if models or settings differ between ranks.
-
     Example:
         >>> import torch, lentando.torch as lt
         >>> lt.init()
