@@ -1,4 +1,4 @@
-"""Exchanges with neighbours, waited for as long as the neighbours can still take part in them."""
+"""Exchanges with neighbours: a rank waits for them as long as the neighbours can still take part."""
 
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
@@ -12,8 +12,8 @@ from lentando.comm.transport import Request, Transport
 
 __all__ = ["NeighborExchanges", "in_gossip"]
 
-LOOK_SECONDS = 0.25
-"""After each so many seconds of waiting, a rank reads the notices of its neighbours."""
+NOTICE_SECONDS = 0.25
+"""A waiting rank reads the notices of its neighbours each time this many seconds have passed."""
 
 
 class NeighborExchanges:
@@ -22,7 +22,7 @@ class NeighborExchanges:
     Made by all ranks after the same control message. All ranks begin the same exchanges in the same order.
 
     Args:
-        transport: that exchanges the messages.
+        transport: transport that exchanges the messages.
         ranks: neighbours in either direction.
     """
 
@@ -31,22 +31,22 @@ class NeighborExchanges:
         self._neighbors = watch_neighbors(transport, ranks)
 
     def begin(self) -> int:
-        """This rank is about to begin an exchange: its number, counted from 1 for all optimizers together."""
+        """Count an exchange that begins, and return its number, from 1 for all optimizers together."""
         if self._neighbors is None:
             return 0
         self._neighbors.begun += 1
         return self._neighbors.begun
 
     def wait(
-        self, request: Request, exchange: int, ranks: Sequence[int], doing: Callable[[Sequence[int]], str]
+        self, request: Request, exchange: int, ranks: Sequence[int], describe: Callable[[Sequence[int]], str]
     ) -> None:
         """Wait until an exchange is complete.
 
         Args:
-            request: the exchange, or a part of it.
-            exchange: its number.
-            ranks: whose messages, or whose receiving of messages, it waits for.
-            doing: says in words what this rank is doing, given the ranks that will not take part.
+            request: request of the exchange, or of a part of it.
+            exchange: number of the exchange.
+            ranks: neighbours that send the messages, or receive them.
+            describe: returns what this rank is doing in words, given the ranks that will not take part.
 
         Raises:
             MismatchError: on every rank, if one of these ranks has ended its steps, or waits for all ranks elsewhere.
@@ -56,30 +56,36 @@ class NeighborExchanges:
         if neighbors is None:
             request.wait()
             return
-        timed = cast(TimedRequest, request)  # as those of a transport with notices are
+        timed = cast(TimedRequest, request)  # the requests of a transport with notices are timed
         notices = cast(Notices, self._transport)
         absent = neighbors.known_elsewhere(ranks, exchange)
-        while not absent and not timed.wait_for(LOOK_SECONDS):
+        while not absent and not timed.wait_for(NOTICE_SECONDS):
             absent = neighbors.waiting_elsewhere(notices, ranks, exchange)
         if absent:
             neighbors.abandoned.append(request)
-            self._disagree(lambda: doing(absent))
+            self._disagree(lambda: describe(absent))
 
-    def _disagree(self, doing: Callable[[], str]) -> None:
-        """Come to the control message in which the others wait, as a rank that is about to do something else."""
+    def _disagree(self, describe: Callable[[], str]) -> None:
+        """Take part in the control message in which the other ranks wait, so that all of them get an error."""
         transport = self._transport
         try:
-            agree(transport, Intent(Event.GOSSIP), doing)
+            agree(transport, Intent(Event.GOSSIP), describe)
         except MismatchError:
-            if is_elastic(transport):  # the others vote on what they have attempted
+            if is_elastic(transport):  # the other ranks vote on their attempt
                 assert isinstance(transport, Elastic)
                 transport.vote(True)
             raise
-        raise MismatchError(f"rank {transport.rank} {doing()}")  # not reached: no other rank is in gossip's message
+        raise MismatchError(f"rank {transport.rank} {describe()}")  # not reached: no other rank is in gossip's message
 
 
 def in_gossip(ranks: Sequence[int], number: int, *, sending: bool) -> str:
-    """What a rank is doing that waits for these ranks in gossip step ``number``, counted from 1."""
+    """Describe what a rank is doing that waits in a gossip step.
+
+    Args:
+        ranks: neighbours that it waits for.
+        number: number of the gossip step, from 1.
+        sending: whether it waits for them to receive its message, and not for their messages.
+    """
     others = ranks_in_words(ranks)
     return f"waits in gossip step {number} " + (
         f"for {others} to receive its message" if sending else f"for a message of {others}"

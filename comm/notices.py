@@ -1,12 +1,12 @@
-"""Notices: a rank that waits for a neighbour's message learns when that neighbour waits for it somewhere else.
+"""Notices: a rank that waits for a neighbour's message can find out that the neighbour will never send it.
 
-Ranks that gossip exchange messages without control messages. If one of them has ended its steps, or evaluates while the
-others still train, it waits in a control message that needs all ranks, and its neighbours wait for messages that it
-will never send. So a rank that comes to a control message leaves each of its neighbours a notice of how many exchanges
-it has begun. A neighbour that comes to the same control message takes the notice there. One that has waited in vain for
-a while reads it, and knows whether its message will come.
+Ranks that gossip exchange messages without control messages. A rank that has ended its steps, or that evaluates while
+the others still train, waits in a control message that needs all ranks, and its neighbours wait for messages that it
+will never send. Each rank that reaches a control message therefore leaves each of its neighbours a notice with the
+number of exchanges that it has begun. A neighbour that reaches the same control message removes the notice. A neighbour
+that has waited for a message for a while reads the notice, which shows whether the message can still arrive.
 
-Every notice of a control message is taken in that same control message, so that none is ever mistaken for another.
+Every notice of a control message is removed in that same control message, so one notice is never mistaken for another.
 """
 
 from collections.abc import Collection, Iterable
@@ -28,11 +28,11 @@ __all__ = [
 
 
 class Neighbors:
-    """The ranks with which this rank exchanges messages outside collectives, and what they have left for it.
+    """The ranks with which this rank exchanges messages outside collectives, and the notices that they have left.
 
     Attributes:
-        begun: exchanges that this rank has begun.
-        abandoned: exchanges that will never be complete, whose arrays the engine may still write to.
+        begun: number of exchanges that this rank has begun.
+        abandoned: exchanges that will never be complete, kept because MPI may still write to their arrays.
     """
 
     def __init__(self) -> None:
@@ -42,26 +42,31 @@ class Neighbors:
         self._read: dict[int, int] = {}
 
     def add(self, ranks: Iterable[int]) -> None:
-        """Exchange messages with these ranks, too. Each of them adds this rank at the same control message."""
+        """Add ranks with which messages are exchanged. Each of them adds this rank after the same control message."""
         self._ranks.update(ranks)
 
     def announce(self, transport: Notices) -> None:
-        """This rank comes to a control message: leave each neighbour a notice."""
+        """Leave each neighbour a notice. Called when this rank reaches a control message."""
         for rank in self._ranks:
             transport.leave_notice(rank, self.begun)
 
     def settle(self, transport: Notices, announced: Collection[int]) -> None:
-        """All ranks have come to the control message: take the notices that these ranks have left."""
+        """Remove the notices of a control message that all ranks have reached.
+
+        Args:
+            transport: transport of the job.
+            announced: ranks that have left notices.
+        """
         for rank in self._ranks.intersection(announced):
             if self._read.pop(rank, None) is None:
                 transport.take_notice(rank)
 
     def waiting_elsewhere(self, transport: Notices, ranks: Collection[int], exchange: int) -> list[int]:
-        """Those of these ranks that wait in a control message and have not begun this exchange: they never will.
+        """Return the ranks that wait in a control message and have not begun this exchange: they never will.
 
         Args:
-            transport: of the job.
-            ranks: neighbours.
+            transport: transport of the job.
+            ranks: neighbours to check.
             exchange: number of an exchange of this rank, counted from 1.
         """
         for rank in self._ranks - self._read.keys():
@@ -71,7 +76,7 @@ class Neighbors:
         return self.known_elsewhere(ranks, exchange)
 
     def known_elsewhere(self, ranks: Collection[int], exchange: int) -> list[int]:
-        """As ``waiting_elsewhere``, by the notices that were read before."""
+        """Return the same ranks as ``waiting_elsewhere``, judging only by notices that were read before."""
         if not self._read:
             return []
         return [rank for rank in ranks if self._read.get(rank, exchange) < exchange]
@@ -85,14 +90,14 @@ class _OptimizerCount:
 
 
 def watch_neighbors(transport: Transport, ranks: Iterable[int]) -> Neighbors | None:
-    """From now on, this rank exchanges messages with these ranks. All ranks call it after the same control message.
+    """Register ranks with which this rank exchanges messages. All ranks call it after the same control message.
 
     Args:
-        transport: of the job.
-        ranks: neighbours in either direction; this rank itself does not count.
+        transport: transport of the job.
+        ranks: neighbours in either direction; this rank itself is ignored.
 
     Returns:
-        None if the transport has no notices.
+        All neighbours so far; None if the transport has no notices.
     """
     if transport.size == 1 or not isinstance(transport, Notices):
         return None
@@ -102,26 +107,26 @@ def watch_neighbors(transport: Transport, ranks: Iterable[int]) -> Neighbors | N
 
 
 def neighbors_of(transport: Transport) -> Neighbors | None:
-    """What ``watch_neighbors`` has returned last, None before."""
+    """Return the last result of ``watch_neighbors``, None if it has not been called."""
     return job_of(transport).find(Neighbors)
 
 
 def forget_neighbors(transport: Transport) -> None:
-    """The ranks are numbered again, and all messages are gone: begin without neighbours."""
+    """Remove all neighbours, after the ranks were renumbered and all messages were dropped."""
     job_of(transport).drop(Neighbors)
 
 
 def count_optimizer(transport: Transport) -> None:
-    """One more optimizer is made over this transport."""
+    """Count an optimizer that is made over this transport."""
     job_of(transport).get(_OptimizerCount).number += 1
 
 
 def optimizers_of(transport: Transport) -> int:
-    """How many optimizers were made over this transport."""
+    """Return how many optimizers were made over this transport."""
     return job_of(transport).get(_OptimizerCount).number
 
 
 def exchanges_begun(transport: Transport) -> int:
-    """How many exchanges with neighbours this rank has begun."""
+    """Return how many exchanges with neighbours this rank has begun."""
     neighbors = neighbors_of(transport)
     return 0 if neighbors is None else neighbors.begun

@@ -106,7 +106,7 @@ class Replica:
 
     @property
     def rounds(self) -> int:
-        """Outer steps taken."""
+        """Number of outer steps taken."""
         return self.progress.rounds
 
     @property

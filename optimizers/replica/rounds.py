@@ -83,7 +83,7 @@ class Rounds:
         self._is_prepared = False  # whether the base algorithm has prepared an average
 
     def begin(self) -> None:
-        """Begin a round."""
+        """Begin a round, of which no step is taken."""
         self._progress.begin_round(len(self._setup.framework.learning_rates()))
 
     def end(self) -> bool:

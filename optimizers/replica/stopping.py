@@ -74,7 +74,7 @@ class StoppableReplica(Protocol):
 
     @property
     def inner_steps(self) -> int:
-        """Optimizer steps taken."""
+        """Number of optimizer steps taken."""
 
 
 class SaveOnSignal:

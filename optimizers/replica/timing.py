@@ -108,8 +108,6 @@ class Timing:
         message: durations of a control message once all ranks have reached it.
         compute_by_rank: mean compute times in seconds, by rank, as of the last message.
         deviation_by_rank: standard deviations of them in seconds.
-        steps: steps measured so far.
-        step_seconds: time that they took.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -136,12 +134,12 @@ class Timing:
 
     @property
     def steps(self) -> int:
-        """See ``Timing``."""
+        """Number of steps measured so far."""
         return self._last_step - self._first_step
 
     @property
     def step_seconds(self) -> float:
-        """See ``Timing``."""
+        """Time in seconds that the measured steps took."""
         return self._ended_at - self._started_at
 
     def start(self, step: int) -> None:
@@ -159,7 +157,7 @@ class Timing:
 
         Args:
             kind: purpose of the communication.
-            step: number of inner steps that have computed, including the current one if its gradients are there.
+            step: number of inner steps that have computed, including the current one if its gradients are computed.
         """
         now = self._clock()
         self._current = _Communication(kind, now)

@@ -219,7 +219,7 @@ def test_error_comes_where_another_optimizer_takes_its_steps() -> None:
 @pytest.mark.slow
 def test_ranks_that_do_the_same_are_left_alone_however_late_one_is(monkeypatch: pytest.MonkeyPatch) -> None:
     """They read each other's notices all the time, and none of them is one that concerns them."""
-    monkeypatch.setattr(neighbor_exchanges, "LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(neighbor_exchanges, "NOTICE_SECONDS", 0.0)
 
     def run(transport: Transport) -> float:
         with world.simulated_rank(transport):
