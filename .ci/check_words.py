@@ -1,6 +1,6 @@
 """Refuses words that docs/glossary.md retires, docstrings that are too short, and arguments not described by a noun.
 
-python .ci/check_words.py                  # all product code and documentation
+python .ci/check_words.py                  # all code except tests, and all pages
 python .ci/check_words.py comm/flat.py     # some files or folders
 python .ci/check_words.py --count          # how many of each, and nothing else
 """
@@ -17,8 +17,10 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 GLOSSARY = ROOT / "docs" / "glossary.md"
-PACKAGES = ("comm", "optimizers", "frameworks", "cli")
+PACKAGES = ("comm", "optimizers", "frameworks", "cli", "examples", "benchmarks")
 PAGES = ("README.md", "CONTRIBUTING.md", "docs")
+RESULTS = ROOT / "benchmarks" / "results"
+"""Records of measurements are left as they were written."""
 SHORTEST_DOCSTRING = 25
 """Characters. Shorter ones repeat the name, or say nothing."""
 CODE = re.compile(r"^```.*?^```$|`[^`\n]*`", re.MULTILINE | re.DOTALL)
@@ -101,7 +103,8 @@ def findings(path: Path, patterns: dict[str, re.Pattern[str]]) -> Iterator[tuple
 def files_in(place: Path) -> list[Path]:
     """The Python files and pages of a folder, or the file itself."""
     if place.is_dir():
-        return sorted(path for suffix in ("*.py", "*.md") for path in place.rglob(suffix))
+        found = {path for suffix in ("*.py", "*.md") for path in place.rglob(suffix)}
+        return sorted(path for path in found if not path.resolve().is_relative_to(RESULTS))
     return [place] if place.exists() else []
 
 

@@ -2,8 +2,8 @@
 
     mpirun -np 4 python benchmarks/peers/iterations.py lentando --compute-seconds 0.08
 
-A stack of equal layers learns noise. Each sleeps for a given time beside its computation, in forward and in backward,
-as if it ran on a device, and the cores were not shared with the other ranks of the machine. Prints a line of JSON:
+A stack of equal layers learns noise. In forward and in backward each layer sleeps for a given time in addition to its
+computation, to emulate a device where ranks do not share cores. Prints a line of JSON:
 for each method, the seconds of an iteration on the slowest rank.
 """
 
@@ -52,14 +52,14 @@ class _Takes(torch.autograd.Function):
 
 
 class Model(nn.Module):
-    """Layers of 1 MB, which together compute for ``seconds`` and somewhat more: a third of it in forward.
+    """Layers of 1 MB, which together compute for a little more than ``seconds``, a third of it in forward.
 
-    In backward a layer takes its time before its gradients are there.
+    In backward, the time of a layer passes before its gradients are available.
 
     Args:
-        layers: how many.
-        seconds: of all.
-        take: passes the time of one layer in forward; it sleeps by default.
+        layers: number of layers.
+        seconds: time of all layers.
+        take: function that passes the time of one layer in forward; by default it sleeps.
     """
 
     def __init__(self, layers: int, seconds: float, take: Callable[[], object] | None = None) -> None:
@@ -217,7 +217,7 @@ def main() -> None:
         print(json.dumps(found), flush=True)
     slowest(0.0)
     if options.library == "gloo":
-        os._exit(0)  # its threads may outlive the store that they talk to, and complain
+        os._exit(0)  # its threads may log errors after their store is closed
 
 
 if __name__ == "__main__":

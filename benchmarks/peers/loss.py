@@ -64,7 +64,7 @@ class Network(nn.Module):
 
     Args:
         width: channels of the first convolution; the second has twice as many.
-        seconds: of computation in an iteration, a third of it in forward.
+        seconds: compute time of an iteration, a third of it in forward.
     """
 
     def __init__(self, width: int, seconds: float) -> None:
@@ -232,7 +232,7 @@ def main() -> None:
         print(json.dumps(curves), flush=True)
     library.barrier()
     if options.library == "gloo":
-        os._exit(0)  # its threads may outlive the store that they talk to, and complain
+        os._exit(0)  # its threads may log errors after their store is closed
 
 
 if __name__ == "__main__":

@@ -157,7 +157,7 @@ def main() -> None:
         print(json.dumps(found), flush=True)
     library.slowest(0.0)
     if name == "gloo":
-        os._exit(0)  # its threads may outlive the store that they talk to, and complain
+        os._exit(0)  # its threads may log errors after their store is closed
 
 
 if __name__ == "__main__":
