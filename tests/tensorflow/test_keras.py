@@ -208,7 +208,7 @@ def test_misuse_is_refused() -> None:
         lt.SlowMo(optimizer)
     with pytest.raises(lt.ConfigurationError, match="expected a Keras 3 optimizer .* got Sequential"):
         lt.SlowMo(model)
-    with pytest.raises(lt.ConfigurationError, match="other variables than"):
+    with pytest.raises(lt.ConfigurationError, match="built without the variables"):
         optimizer.apply([tf.zeros(1)], [keras.Variable([1.0], name="stranger")])
     with pytest.raises(lt.ConfigurationError, match="the first step needs the variables"):
         lt.SlowMo(sgd()).apply([tf.zeros(1)])
