@@ -29,7 +29,7 @@ class Calls:
     def __init__(self) -> None:
         self.names: list[str] = []
         self._seconds = 0.05
-        self._variables = [tf.Variable(0.0) for _ in range(8)]
+        self._variables = [tf.Variable(0.0) for _ in range(16)]  # TensorFlow may trace a function twice
 
     def add(self, name: str, number: Any = 0) -> None:
         """A call that uses a variable that no other call uses."""
