@@ -105,6 +105,7 @@ def run_example(text: str, globs: dict[str, Any], name: str, path: Path | None, 
 def a_folder_of_its_own_and_a_job_that_ends(tmp_path, monkeypatch):
     """Examples may write files, and may call ``init()``: a process that was started alone is a world of 1."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LENTANDO_TRANSPORT", "single")  # also if another test of this process has initialised MPI
     yield
     world.shutdown()
 
