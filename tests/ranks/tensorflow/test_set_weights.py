@@ -192,7 +192,7 @@ def test_restart_begins_with_these_weights_and_no_momentum(way: str, caplog: pyt
 
 def test_restart_refuses_to_reset_what_it_does_not_know() -> None:
     _, optimizer = make(base_buffers="maintain")
-    with pytest.raises(lt.ConfigurationError, match="restart\\(base_state='reset'\\) needs the values"):
+    with pytest.raises(lt.ConfigurationError, match="restart\\(base_state='reset'\\) needs the initial values"):
         optimizer.restart(base_state="reset")
     optimizer.restart()
 
