@@ -17,7 +17,7 @@ from tqdm import tqdm
 __all__ = ["OURS", "HostGroup", "alternate", "found_here", "run_on", "take_turns"]
 
 HERE = Path(__file__).parent
-PROGRAMS = Path(sys.executable).parent
+BIN = Path(sys.executable).parent
 MPICH = Path(sys.prefix, "mpich/bin")
 OURS = "Lentando"
 PROGRAMS = {OURS: "lentando", "Open MPI": "mpi", "MPICH": "mpi", "Gloo": "gloo", "Horovod": "horovod"}
@@ -75,9 +75,9 @@ class HostGroup:
         elif library == "Horovod":
             hosts = ",".join(f"h{host}:{self.slots}" for host in range(self.hosts))
             where = ["-H", hosts, "--network-interfaces", "eth0"] if self.hosts else []
-            job = [str(PROGRAMS / "horovodrun"), "--gloo", *count, *where, *work]
+            job = [str(BIN / "horovodrun"), "--gloo", *count, *where, *work]
         elif library != "Gloo":
-            job = [str(PROGRAMS / "mpirun"), *count, *work]
+            job = [str(BIN / "mpirun"), *count, *work]
         elif self.hosts:
             job = work
         else:
@@ -103,7 +103,7 @@ def found_here() -> list[str]:
 
 def run_on(ranks: int, program: str, arguments: Sequence[str]) -> None:
     """A program of this folder, on ranks of this machine; it prints its results."""
-    command = [str(PROGRAMS / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
+    command = [str(BIN / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
     subprocess.run(command, env={**ENVIRONMENT, **os.environ}, timeout=JOB_SECONDS, check=True)
 
 

@@ -79,8 +79,10 @@ def save(
     trainings = trainings_of(optimizer)
     if keep is not None and (not isinstance(keep, int) or isinstance(keep, bool) or keep < 1):
         raise ConfigurationError(f"keep must be an integer >= 1 (checkpoints), or None for one alone, got {keep!r}")
-    saving = _Saving(trainings, folders.checked_path(path), keep)
-    return transaction(next(iter(trainings.values())).replica.transport, lambda: saving.save(extra))
+    folder = folders.checked_path(path)
+    transport = next(iter(trainings.values())).replica.transport
+    # A new object for each attempt: after ranks have died, another one may be rank 0.
+    return transaction(transport, lambda: _Saving(trainings, folder, keep).save(extra))
 
 
 class _Saving:

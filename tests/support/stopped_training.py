@@ -71,7 +71,7 @@ def assert_nothing_is_lost(case: Case, outcome: Outcome) -> None:
     output = outcome.stopped.output
     assert outcome.stopped.status == SAVED_STATUS, output
     assert output.count(f"has received {signal.Signals.SIGTERM.name}") == len(case.stop.split()), output
-    assert output.count("ending with status 85") == 1, output
+    assert output.count("exiting with status 85") == 1, output
     assert f"after inner step {case.saved}," in output
     assert "END" not in output
     assert "Traceback" not in output
