@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
-from weakref import WeakSet
+from weakref import WeakSet, proxy
 
 from lentando.comm.agreement import Event, ranks_where
 from lentando.comm.capabilities import VirtualTime
@@ -237,7 +237,7 @@ class Stopping:
         self.handle: SaveOnSignal | None = None
         self._transport = transport
         self._progress = progress
-        self._channel = channel
+        self._channel: Channel = proxy(channel)  # it refers to this object: a cycle would keep the model in memory
         self._timing = timing
 
     def contribute(self, event: Event) -> Mapping[str, float]:
