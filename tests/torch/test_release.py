@@ -12,17 +12,18 @@ import lentando.torch as lt
 
 
 @pytest.fixture
-def no_collector() -> Iterator[None]:
+def job_without_collector() -> Iterator[None]:
+    lt.init()
     gc.collect()
     gc.disable()
     yield
     gc.enable()
+    lt.shutdown()
 
 
 @pytest.mark.parametrize("base", [lt.AllReduce(), lt.LocalSGD(), lt.SGP()], ids=repr)
-@pytest.mark.usefixtures("no_collector")
+@pytest.mark.usefixtures("job_without_collector")
 def test_a_dropped_optimizer_is_released_without_the_garbage_collector(base: Any) -> None:
-    lt.init()
     model = torch.nn.Linear(8, 8)
     optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, base=base, period=2)
     for _ in range(4):
