@@ -63,7 +63,12 @@ class Channel:
         self._identity = fingerprint(["replica", self._number])
 
     def add(self, *participants: Participant) -> None:
-        """Let policies take part in all messages from now on, in this order. All ranks add the same ones."""
+        """Let policies take part in all messages from now on, in this order. All ranks add the same ones.
+
+        Args:
+            *participants: the policies. One that sends messages itself refers to this channel by ``weakref.proxy``:
+                a cycle would keep the model of a dropped optimizer in memory until garbage is collected.
+        """
         self._participants += participants
 
     def expect_start(self) -> None:

@@ -9,7 +9,7 @@ from math import isfinite, isnan, nan
 
 from lentando.comm.agreement import Event
 from lentando.comm.errors import grouped_by_rank
-from lentando.comm.transport import Array
+from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.state import Progress
 
 __all__ = ["RankComparison", "weighted_rate"]
@@ -38,13 +38,13 @@ class RankComparison:
     """Compares learning rates and losses of all ranks after each control message. Rank 0 warns.
 
     Args:
-        rank: this rank.
+        transport: transport that connects the ranks that train together.
         rates_may_differ: whether learning rates that differ are intended.
         progress: progress of the replica.
     """
 
-    def __init__(self, rank: int, rates_may_differ: bool, progress: Progress) -> None:
-        self._rank = rank
+    def __init__(self, transport: Transport, rates_may_differ: bool, progress: Progress) -> None:
+        self._transport = transport  # whose rank changes when ranks of an elastic job die
         self._progress = progress
         self._compares_rates = not rates_may_differ
         self._compares_losses = True
@@ -73,7 +73,7 @@ class RankComparison:
             self._compare_losses(by_rank["loss"].tolist(), self._progress.steps if event is Event.ROUND else 1)
 
     def _warn_of_rates(self, rates: Array) -> None:
-        if self._rank != 0:
+        if self._transport.rank != 0:
             return
         means = grouped_by_rank([f"{rate:g}" for rate in rates])
         _log.warning(
@@ -106,7 +106,7 @@ class RankComparison:
         if self._same_steps < SAME_LOSS_STEPS or len(self._same_losses) < 2:
             return
         self._compares_losses = False
-        if self._rank == 0:
+        if self._transport.rank == 0:
             _log.warning(
                 "all %d ranks have had exactly the same losses in the first %d steps: they seem to train on the same "
                 "batches, so that averaging changes nothing. Give every rank its own part of the data, by lt.rank() "

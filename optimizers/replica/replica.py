@@ -84,7 +84,7 @@ class Replica:
         costs = self.costs = Costs(transport, progress, timing)
         non_finite = self.non_finite = NonFinite(transport, settings.on_nonfinite)
         channel = self._channel = Channel(setup, progress)
-        comparison = RankComparison(transport.rank, setup.settings.rates_may_differ, progress)
+        comparison = RankComparison(transport, setup.settings.rates_may_differ, progress)
         stopping = self.stopping = Stopping(transport, progress, channel, timing)
         uneven = self._uneven = UnevenData(setup, progress, timing)
         weights = self._weights = Weights(setup, channel, non_finite)

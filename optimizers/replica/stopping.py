@@ -237,7 +237,7 @@ class Stopping:
         self.handle: SaveOnSignal | None = None
         self._transport = transport
         self._progress = progress
-        self._channel: Channel = proxy(channel)  # it refers to this object: a cycle would keep the model in memory
+        self._channel: Channel = proxy(channel)  # see ``Channel.add``
         self._timing = timing
 
     def contribute(self, event: Event) -> Mapping[str, float]:

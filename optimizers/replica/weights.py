@@ -38,7 +38,7 @@ class Weights:
     def __init__(self, setup: Setup, channel: Channel, non_finite: NonFinite) -> None:
         self.set_on: list[int] = []
         self._setup = setup
-        self._channel: Channel = proxy(channel)  # it refers to this object: a cycle would keep the model in memory
+        self._channel: Channel = proxy(channel)  # see ``Channel.add``
         self._non_finite = non_finite
         self._is_continued = False  # whether gossip continues from the weights that were set
 
