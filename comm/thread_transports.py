@@ -16,7 +16,7 @@ from lentando.comm.capabilities import Background
 from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 
-__all__ = ["Loan", "borrow_transports", "opened_count"]
+__all__ = ["Loan", "borrow_transports"]
 
 COLLECTED_FROM = 2
 """With this many transports open and none free, garbage is collected before others are opened: a dropped optimizer may
@@ -80,11 +80,6 @@ def borrow_transports(transport: Transport, count: int) -> list[Loan]:
     for loan in loans:
         loan.is_free = False
     return loans
-
-
-def opened_count(transport: Transport) -> int:
-    """Number of transports for threads that a job has opened so far."""
-    return len(job_of(transport).get(_Loans).opened)
 
 
 def _free_on_all_ranks(transport: Transport, opened: list[Loan]) -> list[Loan]:

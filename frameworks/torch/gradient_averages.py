@@ -4,7 +4,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.overlap import BucketCoverage
+from lentando.optimizers.rules.gradient_buckets import BucketCoverage
 from lentando.torch.model import TorchModel
 from lentando.torch.overlap import OverlapHooks
 

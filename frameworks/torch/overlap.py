@@ -6,7 +6,7 @@ from weakref import ref
 
 import torch
 
-from lentando.optimizers.rules.overlap import BucketCoverage, Buckets
+from lentando.optimizers.rules.gradient_buckets import BucketCoverage, Buckets
 from lentando.torch.flat_gradients import dense_gradient
 
 __all__ = ["OverlapHooks"]

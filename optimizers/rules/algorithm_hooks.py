@@ -14,7 +14,7 @@ from lentando.optimizers.rules.base_algorithm import (
     Resizable,
     StatefulAlgorithm,
 )
-from lentando.optimizers.rules.overlap import BucketCoverage, OverlapsGradients
+from lentando.optimizers.rules.gradient_buckets import BucketCoverage, OverlapsGradients
 from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["OPTIONAL_PROTOCOLS", "AlgorithmHooks", "hooks_of"]

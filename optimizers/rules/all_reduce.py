@@ -10,7 +10,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
-from lentando.optimizers.rules.overlap import OverlappedGradients, plan_buckets
+from lentando.optimizers.rules.gradient_buckets import OverlappedGradients, plan_buckets
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
 
 __all__ = ["AllReduce"]

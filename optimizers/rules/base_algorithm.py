@@ -10,7 +10,7 @@ A ``BoundAlgorithm`` needs the two step hooks only. Everything else is optional,
 - ``DropsNonFinite``: parameters are mixed, and a rank's NaN can be kept from its neighbours.
 - ``Recoverable``: ranks may have begun unequal numbers of message exchanges when one of them dies.
 - ``Resizable``: a saved state can be continued on another number of ranks.
-- ``lentando.optimizers.rules.overlap.OverlapsGradients``: gradients are averaged during the backward pass.
+- ``lentando.optimizers.rules.gradient_buckets.OverlapsGradients``: gradients are averaged during the backward pass.
 - ``lentando.comm.agreement.Participant``: the algorithm attaches numbers to the control messages, and receives those of
   all ranks.
 

@@ -8,11 +8,11 @@ import pytest
 
 from lentando.comm import world
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
-from lentando.comm.thread_transports import borrow_transports, opened_count
+from lentando.comm.thread_transports import borrow_transports
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.gradient_buckets import THREADS, OverlappedGradients
 from lentando.optimizers.rules.gradient_layout import gradient_layouts
-from lentando.optimizers.rules.overlap import THREADS, OverlappedGradients
 
 if world.transport().name != "mpi" or world.size() == 1:
     pytest.skip("only MPI has transports for threads", allow_module_level=True)
@@ -49,8 +49,7 @@ def test_transports_are_used_again_by_later_wrappers(own_transport: MPITransport
         if number % 3 == 0:  # the others never communicate
             average(overlapped, own_transport)
     del overlapped
-    assert opened_count(own_transport) <= 3 * THREADS
-    assert len(own_transport._others) == opened_count(own_transport)
+    assert len(own_transport._others) <= 3 * THREADS
 
 
 def test_wrappers_that_live_together_have_transports_of_their_own(own_transport: MPITransport) -> None:
@@ -59,7 +58,7 @@ def test_wrappers_that_live_together_have_transports_of_their_own(own_transport:
         overlapped.buckets.start_all()
     for overlapped in reversed(together) if own_transport.rank % 2 else together:
         overlapped.buckets.wait(own_transport.traffic)
-    assert opened_count(own_transport) == 3 * THREADS
+    assert len(own_transport._others) == 3 * THREADS
 
 
 def test_what_one_rank_still_holds_is_lent_to_nobody(own_transport: MPITransport) -> None:
@@ -69,12 +68,12 @@ def test_what_one_rank_still_holds_is_lent_to_nobody(own_transport: MPITransport
     gc.collect()
     second = bound(own_transport)
     average(second, own_transport)
-    assert opened_count(own_transport) == 2 * THREADS
+    assert len(own_transport._others) == 2 * THREADS
     del kept
     gc.collect()
     third = bound(own_transport)
     average(third, own_transport)
-    assert opened_count(own_transport) == 2 * THREADS
+    assert len(own_transport._others) == 2 * THREADS
 
 
 def test_a_wrapper_that_is_dropped_while_it_averages_gives_back_afterwards(own_transport: MPITransport) -> None:
@@ -84,7 +83,7 @@ def test_a_wrapper_that_is_dropped_while_it_averages_gives_back_afterwards(own_t
     gc.collect()
     for _ in range(5):
         average(bound(own_transport), own_transport)
-    assert opened_count(own_transport) <= 3 * THREADS
+    assert len(own_transport._others) <= 3 * THREADS
 
 
 def test_a_transport_given_back_carries_other_buffers(own_transport: MPITransport) -> None:
@@ -95,4 +94,4 @@ def test_a_transport_given_back_carries_other_buffers(own_transport: MPITranspor
         size = own_transport.size
         assert (array == size * (size - 1) / 2 + size * number).all()
         loan.give_back()
-    assert opened_count(own_transport) == 1
+    assert len(own_transport._others) == 1

@@ -1,31 +1,30 @@
-"""Overlap: gradients are averaged in buckets, each as soon as it is full, while the backward pass computes others.
+"""AllReduce's buckets: gradients are averaged in parts, each as soon as it is full, during the backward pass.
 
 A backward pass computes the gradients of the last layers first. The flat gradients are therefore cut into buckets from
 their end, beginning with a small one, which is full early (as in PyTorch's DistributedDataParallel: Li et al., VLDB
-2020, arXiv 2006.15704). All ranks average the buckets in this order, in threads that have a transport each: while one
-thread waits for a neighbour, the other uses the link. Buckets have their own memory: the flat gradients remain those of
-their rank until all buckets are averaged, so that all gradients can still be averaged without the buckets.
+2020, arXiv 2006.15704). All ranks average the buckets in this order, in background threads
+(``lentando.comm.background``): while one thread waits for a neighbour, the other uses the link. Buckets have their own
+memory: the flat gradients remain those of their rank until all buckets are averaged, so that all gradients can still be
+averaged without the buckets.
 
 A framework's adapter fills the buckets during the backward pass. The control message before each average carries every
 rank's ``BucketCoverage``, and the least of them decides what the ranks use.
 """
 
-import threading
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from enum import IntEnum
-from queue import SimpleQueue
 from typing import Protocol, runtime_checkable
-from weakref import finalize
 
 import numpy as np
 
 from lentando.comm.agreement import Event
 from lentando.comm.array_module import is_on_host
+from lentando.comm.background import BackgroundThreads, start_background_threads
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.thread_transports import Loan, borrow_transports
 from lentando.comm.transport import Array, Traffic, Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.partial_average import PartialAverage
@@ -56,8 +55,7 @@ class Buckets:
     """The buckets of one model.
 
     Args:
-        loans: loans of transports of the same ranks, one per thread; given back when this object is garbage and its
-            threads have ended.
+        threads: threads that average the buckets in turn.
         gradients: flat gradients, each with the presence of every parameter's gradient behind them
             (``gradient_layouts``).
         algorithm: algorithm of the all-reduces.
@@ -68,11 +66,11 @@ class Buckets:
     """
 
     def __init__(
-        self, loans: Sequence[Loan], gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
+        self, threads: BackgroundThreads, gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
     ) -> None:
         self.coverage = BucketCoverage.NONE
-        self._loans = loans
-        self._transports = transports = [loan.transport for loan in loans]
+        self._threads = threads
+        transports = threads.transports
         self._gradients = gradients
         self._memory = [FlatBuffer(flat.layout, shared=shares_memory(transports[0])) for flat in gradients]
         self._buckets: list[_Bucket] = []
@@ -92,8 +90,6 @@ class Buckets:
                     self._buckets.append(bucket)
                     stop, names = start, []
         self._started = 0
-        self._threads: list[_Thread] = []
-        finalize(self, _end, loans, self._threads)
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -105,7 +101,7 @@ class Buckets:
 
     def is_open(self, name: str) -> bool:
         """Whether the flat gradient of this parameter may be written to, because its bucket has not been started."""
-        return not self._by_name[name].is_started
+        return self._by_name[name].average is None
 
     def filled(self, name: str) -> None:
         """Note that this parameter's flat gradient is final. Starts the buckets that are full and next in order."""
@@ -125,13 +121,10 @@ class Buckets:
             traffic: counters to which the traffic of the threads is added.
         """
         buckets, self._started = self._buckets[: self._started], 0
-        for bucket in buckets:
-            bucket.done.wait()
-        errors = [bucket.error for bucket in buckets if bucket.error is not None]
+        errors = [error for bucket in buckets if bucket.average and (error := bucket.average.exception())]
         for bucket in self._buckets:
             bucket.reset()
-        for transport in self._transports:
-            traffic.take_over(transport.traffic)
+        self._threads.count_traffic(traffic)
         if errors:
             raise errors[0]
 
@@ -142,11 +135,8 @@ class Buckets:
             flat.array[:stop] = buffer.array[:stop]
 
     def _start_next(self) -> None:
-        if not self._threads:
-            self._threads.extend(_Thread(loan) for loan in self._loans)
         bucket = self._buckets[self._started]
-        bucket.is_started = True
-        self._threads[self._started % len(self._threads)].queue.put(bucket)
+        bucket.average = self._threads.submit(self._started % len(self._threads), bucket.form_average)
         self._started += 1
 
 
@@ -232,8 +222,8 @@ def plan_buckets(
     """
     if transport.size == 1 or not all(is_on_host(buffer.array) for buffer in gradients):
         return None
-    loans = borrow_transports(transport, THREADS)
-    return Buckets(loans, gradients, algorithm, bucket_bytes) if loans else None
+    threads = start_background_threads(transport, THREADS, "lentando-buckets")
+    return Buckets(threads, gradients, algorithm, bucket_bytes) if threads else None
 
 
 class _Bucket:
@@ -244,6 +234,10 @@ class _Bucket:
         out: memory of equal size, which receives the mean.
         reduction: all-reduce that was planned for ``out``.
         names: names of the parameters.
+
+    Attributes:
+        missing: names of the parameters whose gradients are not final yet.
+        average: the average in progress, None before it is started.
     """
 
     def __init__(self, gradients: Array, out: Array, reduction: Reduction, names: frozenset[str]) -> None:
@@ -251,45 +245,13 @@ class _Bucket:
         self._out = out
         self._reduction = reduction
         self._names = names
-        self.done = threading.Event()
+        self.average: Future[None] | None = None
         self.reset()
 
     def reset(self) -> None:
         self.missing = set(self._names)
-        self.is_started = False
-        self.error: Exception | None = None
-        self.done.clear()
+        self.average = None
 
-    def average(self) -> None:
-        try:
-            np.copyto(self._out, self._gradients)
-            self._reduction.all_reduce(mean=True)
-        except Exception as error:  # noqa: BLE001 - it is raised again, in the thread that waits
-            self.error = error
-        self.done.set()
-
-
-class _Thread:
-    """Averages buckets in the order of its queue; None in the queue ends the thread, which gives its transport back."""
-
-    def __init__(self, loan: Loan) -> None:
-        self.queue: SimpleQueue[_Bucket | None] = SimpleQueue()
-        threading.Thread(target=_run, args=(self.queue, loan), name="lentando-buckets", daemon=True).start()
-
-
-def _run(queue: "SimpleQueue[_Bucket | None]", loan: Loan) -> None:
-    while (bucket := queue.get()) is not None:
-        bucket.average()
-    loan.give_back()
-
-
-def _end(loans: Sequence[Loan], threads: Sequence[_Thread]) -> None:
-    """Give the transports of garbage buckets back, after the averages that were started: other ranks wait for them."""
-    if threads:
-        for loan in loans:
-            loan.is_ending = True
-        for thread in threads:
-            thread.queue.put(None)
-    else:
-        for loan in loans:
-            loan.give_back()
+    def form_average(self) -> None:
+        np.copyto(self._out, self._gradients)
+        self._reduction.all_reduce(mean=True)

@@ -1,0 +1,110 @@
+"""Background threads that communicate while the main thread computes.
+
+Each thread has a transport of its own, which connects the same ranks, and does its work in the order in which it was
+given. Threads with the same number therefore exchange messages with each other only: all ranks give each of them the
+same operations in the same order. The threads start with the first work. They end, and return their transports, when
+the object that owns them is garbage: after the work that was given, because other ranks wait for it.
+"""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from queue import SimpleQueue
+from threading import Thread
+from typing import Any, TypeAlias, TypeVar
+from weakref import finalize
+
+from lentando.comm.thread_transports import Loan, borrow_transports
+from lentando.comm.transport import Traffic, Transport
+
+__all__ = ["BackgroundThreads", "start_background_threads"]
+
+T = TypeVar("T")
+
+_Work: TypeAlias = "tuple[Future[Any], Callable[[], Any]]"
+
+
+class BackgroundThreads:
+    """Threads that run functions, each in the order of its own queue.
+
+    Args:
+        loans: a transport for each thread; given back when this object is garbage and its threads have ended.
+        name: name of the threads, for debuggers and profilers.
+
+    Attributes:
+        transports: transport of each thread. Between two calls of ``submit`` whose results have been waited for, the
+            main thread may plan reductions on it.
+    """
+
+    def __init__(self, loans: Sequence[Loan], name: str) -> None:
+        self.transports: Sequence[Transport] = [loan.transport for loan in loans]
+        self._loans = loans
+        self._name = name
+        self._queues: list[SimpleQueue[_Work | None]] = []
+        finalize(self, _end, loans, self._queues)
+
+    def __len__(self) -> int:
+        return len(self._loans)
+
+    def submit(self, thread: int, work: Callable[[], T]) -> "Future[T]":
+        """Let a thread call a function, after those that it was given before.
+
+        Args:
+            thread: number of the thread, from 0.
+            work: function that communicates over this thread's transport only. It must not refer to this object, which
+                would then never be garbage.
+
+        Returns:
+            A future. Its ``result()`` waits, and returns what the function has returned, or raises its exception.
+        """
+        if not self._queues:
+            for loan in self._loans:
+                queue: SimpleQueue[_Work | None] = SimpleQueue()
+                self._queues.append(queue)
+                Thread(target=_run, args=(queue, loan), name=self._name, daemon=True).start()
+        future: Future[T] = Future()
+        self._queues[thread].put((future, work))
+        return future
+
+    def count_traffic(self, traffic: Traffic) -> None:
+        """Move what the threads have sent to other counters. Call it while no work is in progress.
+
+        Args:
+            traffic: counters of the job.
+        """
+        for transport in self.transports:
+            traffic.take_over(transport.traffic)
+
+
+def start_background_threads(transport: Transport, count: int, name: str) -> BackgroundThreads | None:
+    """Background threads of a job, or None if its backend admits one thread only. Collective.
+
+    Args:
+        transport: transport of the job.
+        count: number of threads.
+        name: name of the threads.
+    """
+    loans = borrow_transports(transport, count)
+    return BackgroundThreads(loans, name) if loans else None
+
+
+def _run(queue: "SimpleQueue[_Work | None]", loan: Loan) -> None:
+    """Do the work of a queue until it contains None, and give the transport back."""
+    while (item := queue.get()) is not None:
+        future, work = item
+        try:
+            future.set_result(work())
+        except BaseException as error:  # noqa: BLE001 - it is raised again, in the thread that waits
+            future.set_exception(error)
+        del item, future, work  # which may hold the last reference to arrays of the user
+    loan.give_back()
+
+
+def _end(loans: Sequence[Loan], queues: "Sequence[SimpleQueue[_Work | None]]") -> None:
+    if not queues:
+        for loan in loans:
+            loan.give_back()
+        return
+    for loan in loans:
+        loan.is_ending = True
+    for queue in queues:
+        queue.put(None)
