@@ -16,12 +16,10 @@ SOURCE = Path(__file__).parents[1] / "src"
 FRAMEWORKS = {"lentando.torch": "torch", "lentando.tensorflow": "tensorflow"}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
+METHODS = ["AdaComm", "DiLoCo", "SlowMo"]
 OF_FRAMEWORKS = [
-    "AdaComm",
-    "DiLoCo",
     "DistributedOptimizer",
     "SGP",
-    "SlowMo",
     "WeightMap",
     "WeightRule",
     "load",
@@ -130,6 +128,14 @@ def statements_in(text: str) -> list[tuple[str, str]]:
 
 RUN = [statements_in(parameters.values[2]) for parameters in EXAMPLES]
 """The examples that ``test_the_example_runs`` runs."""
+
+
+@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_example_that_a_method_has_from_its_base_class_runs(framework, method):
+    text = docstring_of(f"{framework}.{method}")
+    assert f"lt.{method}(" in text
+    run_example(text, {}, f"{framework}.{method}", None, 0)
 
 
 @pytest.mark.parametrize("name", WITH_EXAMPLE)

@@ -59,8 +59,9 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         >>> model = torch.nn.Linear(2, 1)
         >>> sgd = torch.optim.SGD(model.parameters(), lr=0.1)
         >>> optimizer = lt.DistributedOptimizer(sgd, model=model, base=lt.SGP())
-        >>> model(torch.ones(8, 2)).square().mean().backward()
-        >>> optimizer.step()
+        >>> loss = model(torch.ones(8, 2)).square().mean()
+        >>> loss.backward()
+        >>> optimizer.step(loss=loss)
         >>> optimizer.report()["inner_steps"]
         1
         >>> lt.shutdown()
