@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
-from lentando.optimizers.loss import as_number, not_one_number
+from lentando.optimizers.loss_argument import as_number, not_one_number
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.python_calls import call_python

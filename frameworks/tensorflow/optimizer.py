@@ -11,11 +11,11 @@ from lentando.comm.capabilities import shares_memory
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.world import transport
 from lentando.optimizers.checkpoint.weight_map import WeightMap
-from lentando.optimizers.face import ReplicaOptimizer
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.state import copied
+from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wrapped
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
 from lentando.tensorflow.base_optimizer import BaseOptimizer, as_optimizer
@@ -87,10 +87,7 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         if isinstance(method.base, AllReduce) and method.base.overlap:
             raise ConfigurationError("AllReduce(overlap=True) exists in PyTorch only: leave overlap out")
         optimizer = as_optimizer(optimizer)
-        if any(isinstance(o, DistributedOptimizer) for o in (optimizer, getattr(optimizer, "inner_optimizer", None))):
-            raise ConfigurationError(
-                "this optimizer is a DistributedOptimizer already: wrap the base optimizer only once"
-            )
+        check_not_wrapped(optimizer, getattr(optimizer, "inner_optimizer", None))
         super().__init__(learning_rate=0.0, name=f"distributed_{optimizer.name}")
         if mapping is not None and method.base_buffers == "average":
             raise ConfigurationError(

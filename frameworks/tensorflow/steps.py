@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Transport
-from lentando.optimizers.loss import as_number
+from lentando.optimizers.loss_argument import as_number
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.period import needs_loss
 from lentando.optimizers.rules.settings import Settings

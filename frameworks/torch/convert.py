@@ -10,7 +10,7 @@ from lentando.comm.containers import mapped, shortened
 from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.loss import as_number, not_one_number
+from lentando.optimizers.loss_argument import as_number, not_one_number
 
 __all__ = ["as_array", "as_device_array", "as_tensor", "detached_loss", "dtype_name", "new_tensor", "share_stream"]
 

@@ -9,10 +9,10 @@ import torch
 from lentando.comm.capabilities import shares_memory, takes_device_arrays
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.world import transport
-from lentando.optimizers.face import ReplicaOptimizer
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wrapped
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
 from lentando.torch.checkpoint_state import TorchTraining
@@ -84,8 +84,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         self._settings = Settings(**settings)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
-        if isinstance(optimizer, DistributedOptimizer):
-            raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
+        check_not_wrapped(optimizer)
         super().__init__(optimizer)
         self._step_outside_graph = torch.compiler.disable(DistributedOptimizer.step)  # type: ignore[no-untyped-call]
         self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))

@@ -9,7 +9,7 @@ import pytest
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.topology import Hybrid, NodeAware, PPeerExponential, Ring, Torus
-from lentando.optimizers.loss import as_number
+from lentando.optimizers.loss_argument import as_number
 from lentando.optimizers.methods import adacomm
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP

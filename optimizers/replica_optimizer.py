@@ -5,12 +5,13 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
 
+from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.settings import Settings
 
-__all__ = ["ReplicaOptimizer"]
+__all__ = ["ReplicaOptimizer", "check_not_wrapped"]
 
 
 class ReplicaOptimizer:
@@ -155,3 +156,16 @@ class ReplicaOptimizer:
 
     def _check_resettable(self) -> None:
         """Raise ``ConfigurationError`` if the base optimizer cannot be made new."""
+
+
+def check_not_wrapped(*optimizers: object) -> None:
+    """Check that no optimizer is wrapped twice.
+
+    Args:
+        *optimizers: the base optimizer that is to be wrapped, and those that it holds.
+
+    Raises:
+        ConfigurationError: if one of them is a ``DistributedOptimizer`` of any framework.
+    """
+    if any(isinstance(optimizer, ReplicaOptimizer) for optimizer in optimizers):
+        raise ConfigurationError("this optimizer is a DistributedOptimizer already: wrap the base optimizer, once")
