@@ -29,10 +29,10 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check test faults cases horovod lint parity gpu bench wheel constraints clean
+.PHONY: help demo check test faults cases horovod horovod-tests lint parity gpu bench wheel constraints clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each algorithm, and print the result table
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_torch.py $(DEMO)/torch
@@ -55,6 +55,12 @@ cases: $(READY) ## run a folder of small programs that check themselves: make ca
 
 horovod: $(READY) ## compile Horovod for .venv (the wheel is kept) and install MPICH: more launchers for make test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/build_horovod.py
+
+horovod-tests: $(READY) ## Horovod's own tests of its functions, run with Lentando's: make horovod-tests HOROVOD=CLONE
+	@test -n "$(HOROVOD)" || { echo "no clone of Horovod's repository given. Get one, whose tests are run and not kept:" \
+		'git clone --branch v0.28.1 https://github.com/horovod/horovod.git CLONE; make horovod-tests HOROVOD=CLONE' >&2; exit 2; }
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/horovod_tests "$(HOROVOD)" --json runs/horovod_tests.json \
+		$(if $(REFERENCE),--reference "$(REFERENCE)")
 
 lint: $(READY) ## linters and type check
 	$(BIN)/ruff check

@@ -1,0 +1,1 @@
+"""``horovod.runner``: what its tests import."""
