@@ -17,6 +17,7 @@ import numpy as np
 from lentando.comm.capabilities import Notices
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.notices import count_optimizer, neighbors_of, optimizers_of
+from lentando.comm.numbering import numbers_of, subset_in_words
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
@@ -166,13 +167,14 @@ def agree(
         neighbors.settle(cast(Notices, transport), np.flatnonzero(rows[:, -1]).tolist())
     if (rows[:, 0] < 0).any():
         in_threads = "" if other_thread is None else f", as does its thread {other_thread!r}"
-        raise MismatchError(f"{SAME_CALLS}. {grouped_by_rank(allgather_object(transport, describe() + in_threads))}")
+        by_rank = grouped_by_rank(allgather_object(transport, describe() + in_threads), numbers_of(transport))
+        raise MismatchError(f"{SAME_CALLS}. {by_rank}")
     if (rows[:, :_COMPARED] != rows[0, :_COMPARED]).any():
-        by_rank = grouped_by_rank(allgather_object(transport, describe()))
+        by_rank = grouped_by_rank(allgather_object(transport, describe()), numbers_of(transport))
         raise MismatchError(
-            f"the ranks are not about to do the same thing. {by_rank}. Every rank must take the same steps in the same "
-            "order: check that all have equally many batches (or train inside join), the same model and the same "
-            "settings"
+            f"the ranks{subset_in_words(transport)} are not about to do the same thing. {by_rank}. Every rank must "
+            "take the same steps in the same order: check that all have equally many batches (or train inside join), "
+            "the same model and the same settings"
         )
     return {name: rows[:, column] for column, name in enumerate(numbers, _COMPARED)}
 

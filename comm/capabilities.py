@@ -17,6 +17,7 @@ __all__ = [
     "Notices",
     "SharedNode",
     "SideChannel",
+    "Subsets",
     "TimedRequest",
     "VirtualTime",
     "YieldsCPU",
@@ -84,6 +85,24 @@ class Background(Protocol):
         """Another transport of the same ranks, for one other thread; None if the backend admits one thread only.
 
         Collective. It is closed together with this one.
+        """
+
+
+@runtime_checkable
+class Subsets(Protocol):
+    """A transport some of whose ranks can communicate over a transport of their own."""
+
+    def for_ranks(self, ranks: Sequence[int]) -> Transport | None:
+        """A transport of some of the ranks. Collective over all ranks, members or not.
+
+        Messages and collectives over it are never matched with those over another transport, and it counts its own
+        traffic. It is closed by its members, before this one.
+
+        Args:
+            ranks: the members, in ascending order and equal on all ranks; they are numbered in this order.
+
+        Returns:
+            the transport; None on a rank that is not a member.
         """
 
 

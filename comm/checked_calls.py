@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from lentando.comm.agreement import Event, Intent, agree, fingerprint
 from lentando.comm.elastic import current_rank, initial_number
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.numbering import numbers_of
 from lentando.comm.transport import Transport
 from lentando.comm.turns import turn
 
@@ -15,17 +16,27 @@ T = TypeVar("T")
 
 
 class Root:
-    """The rank whose value the others get: always the same process, even if deaths of others change its number."""
+    """The rank whose value the others get: always the same process, even if deaths of others change its number.
+
+    Args:
+        world: transport of the participating ranks.
+        rank: number of the rank in the whole job.
+
+    Raises:
+        ConfigurationError: if it is not one of the participating ranks.
+    """
 
     def __init__(self, world: Transport, rank: int) -> None:
-        if not 0 <= rank < world.size:
-            raise ConfigurationError(f"root_rank must be a rank of this job, 0 to {world.size - 1}, got {rank}")
+        ranks = numbers_of(world)
+        if rank not in ranks:
+            expected = f"0 to {world.size - 1}" if isinstance(ranks, range) else f"one of process set {list(ranks)}"
+            raise ConfigurationError(f"root_rank must be a rank of this job, {expected}, got {rank}")
         self._world = world
-        self._number = initial_number(world, rank)
+        self._number = initial_number(world, ranks.index(rank))
 
     @property
     def now(self) -> int:
-        """The present number of that rank."""
+        """The present number of that rank among the participating ones."""
         return current_rank(self._world, self._number, "broadcast")
 
 

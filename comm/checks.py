@@ -9,7 +9,7 @@ import numpy as np
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["check_choice", "check_flag", "check_has", "check_integer", "is_number"]
+__all__ = ["check_choice", "check_flag", "check_has", "check_integer", "is_integer", "is_number"]
 
 
 def check_choice(name: str, value: Any, legal: Sequence[str]) -> None:
@@ -39,7 +39,7 @@ def check_integer(name: str, value: Any, least: int, quantity: str) -> None:
     Raises:
         ConfigurationError: if it is anything else.
     """
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+    if not is_integer(value) or value < least:
         raise ConfigurationError(f"{name} must be an integer >= {least} ({quantity}), got {value!r}")
 
 
@@ -79,3 +79,8 @@ def check_has(name: str, value: Any, needed: tuple[str, ...], examples: str) -> 
 def is_number(value: object) -> bool:
     """Whether a setting is a finite real number. True and False are none."""
     return isinstance(value, Real) and not isinstance(value, bool) and isfinite(value)
+
+
+def is_integer(value: object) -> bool:
+    """Whether a setting is an integer. True and False are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -23,7 +23,8 @@ def ended(rank: int) -> NotInitializedError:
     """The error for communication on a rank whose job has ended."""
     return NotInitializedError(
         f"rank {rank} communicates after its job has ended, by shutdown() or because the program has called "
-        "MPI.Finalize(). Optimizers that were wrapped before cannot be used any more: call init() and wrap again, "
+        "MPI.Finalize(), or after remove_process_set(). Optimizers that were wrapped before cannot be used any more: "
+        "call init() and wrap again, "
         "or end the job after training"
     )
 

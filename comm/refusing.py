@@ -24,7 +24,7 @@ class Refusing:
         self._refuse()
 
     allreduce = broadcast = allgather = barrier = node_barrier = exchange
-    for_thread = open_side_channel = leave_notice = read_notice = take_notice = vote = repair = exchange
+    for_ranks = for_thread = open_side_channel = leave_notice = read_notice = take_notice = vote = repair = exchange
 
     def close(self) -> None:
         """Release nothing: there is nothing left to release."""

@@ -24,6 +24,7 @@ import lentando
 from lentando.comm.capabilities import SideChannel
 from lentando.comm.errors import ConfigurationError, ranks_in_words, ranks_of
 from lentando.comm.job import job_of
+from lentando.comm.numbering import numbers_of, subset_in_words
 from lentando.comm.transport import Transport
 
 __all__ = ["STALLED_STATUS", "StallInspector", "Thresholds", "begin_inspection", "end_inspection", "watched"]
@@ -79,12 +80,18 @@ def _seconds(names: Sequence[str], default: float) -> float:
     return default
 
 
-def begin_inspection(transport: Transport) -> None:
+def begin_inspection(transport: Transport, like: Transport | None = None) -> None:
     """Start inspecting the waits of the main thread on this transport. Collective.
+
+    Args:
+        transport: transport of a job, or of a subset of its ranks.
+        like: transport of the whole job, if ``transport`` is that of a subset: it is inspected only if the job is.
 
     Raises:
         ConfigurationError: as ``Thresholds.from_environment``.
     """
+    if like is not None and job_of(like).find(StallInspector) is None:
+        return
     thresholds = Thresholds.from_environment()
     if transport.size > 1 and (thresholds.warn_seconds or thresholds.shutdown_seconds):
         job_of(transport).put(StallInspector(transport, thresholds))
@@ -239,24 +246,31 @@ class StallInspector:
         answers = {**question.answers, self.transport.rank: self._answer()}
         present = sorted(rank for rank, answer in answers.items() if answer["waits_in"] == wait.operation)
         have = "has" if len(present) == 1 else "have"
-        lines = _lines_of(answers, present)
-        text = f"{ranks_in_words(present)} {have} waited for {seconds:.0f} s in {wait.operation} ({lines})"
+        lines = self._lines_of(answers, present)
+        operation = f"{wait.operation}{subset_in_words(self.transport)}"
+        text = f"{self._in_words(present)} {have} waited for {seconds:.0f} s in {operation} ({lines})"
         if self._channel is None:
             return f"{text}. Transport {self.transport.name!r} has no way to find out which ranks are missing"
         missing = [
-            f"rank {rank} {_status(answers.get(rank))}" for rank in range(self.transport.size) if rank not in present
+            f"{self._in_words([rank])} {_status(answers.get(rank))}"
+            for rank in range(self.transport.size)
+            if rank not in present
         ]
         if not missing:
             return f"{text}. All ranks have reached this operation, but the network or the backend makes no progress"
         return f"{text}. Missing: {'; '.join(missing)}"
 
+    def _lines_of(self, answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
+        """The line of the user's program that each of these ranks executes, grouped by line."""
+        by_line = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
+        if len(by_line) == 1:
+            return f"at {next(iter(by_line))}"
+        return "; ".join(f"{self._in_words(same)} at {line}" for line, same in by_line.items())
 
-def _lines_of(answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
-    """The line of the user's program that each of these ranks executes, grouped by line."""
-    by_line = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
-    if len(by_line) == 1:
-        return f"at {next(iter(by_line))}"
-    return "; ".join(f"{ranks_in_words(same)} at {line}" for line, same in by_line.items())
+    def _in_words(self, ranks: Sequence[int]) -> str:
+        """Name ranks of this transport by their numbers in the whole job."""
+        numbers = numbers_of(self.transport)
+        return ranks_in_words([numbers[rank] for rank in ranks])
 
 
 def _status(answer: dict[str, Any] | None) -> str:

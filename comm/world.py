@@ -7,26 +7,27 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
-from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.closed import is_closed
 from lentando.comm.elastic import HOW_TO_START, exchange_hosts, is_elastic, transaction
-from lentando.comm.errors import ConfigurationError, NonFiniteError, NotInitializedError, grouped_by_rank
+from lentando.comm.errors import ConfigurationError, NotInitializedError
 from lentando.comm.final_checks import take_problems
 from lentando.comm.forked import is_forked
 from lentando.comm.launch import detect_launch
 from lentando.comm.launcher_variables import hide_variables, mark_rank, would_be_misread
-from lentando.comm.notices import exchanges_begun
-from lentando.comm.objects import allgather_object
+from lentando.comm.leaving import agree_to_leave
 from lentando.comm.process_end import process_end
 from lentando.comm.stall import begin_inspection, end_inspection
+from lentando.comm.subsets import close_subsets, leave_subsets, open_subset
 from lentando.comm.transport import Transport
 from lentando.comm.transport_selection import open_transport
 from lentando.comm.transports.single import SingleTransport
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+
+    from lentando.comm.process_sets import ProcessSet
 
 __all__ = [
     "init",
@@ -69,7 +70,11 @@ def _program() -> _Program:
 
 
 def init(
-    comm: "MPI.Intracomm | Transport | None" = None, *, elastic: bool = False, hide_launcher: bool | None = None
+    comm: "MPI.Intracomm | Transport | None" = None,
+    process_sets: "Sequence[ProcessSet] | Literal['dynamic'] | None" = None,
+    *,
+    elastic: bool = False,
+    hide_launcher: bool | None = None,
 ) -> None:
     """Join the job that mpirun, horovodrun or srun started. A program that was started alone becomes a world of 1.
 
@@ -79,6 +84,8 @@ def init(
     Args:
         comm: the participating ranks: an mpi4py communicator, such as a part of ``MPI.COMM_WORLD`` (``Split``), each
             of whose ranks calls ``init``; or any ``Transport``. All ranks of the job by default.
+        process_sets: process sets to add to the job at once, the same on all ranks. ``"dynamic"``, which Horovod needs
+            for ``add_process_set``, has no effect.
         elastic: whether the other ranks continue when the process of a rank dies (is killed, runs out of memory);
             ``rank()`` and ``size()`` are then those among the survivors. Needs Open MPI 5 under
             ``mpirun --with-ft ulfm``.
@@ -91,7 +98,8 @@ def init(
         LaunchError: if the launcher promised a world that the transport does not see, or if this process is not a rank
             but was started by one, whose launcher variables it has inherited.
         ConfigurationError: if ``LENTANDO_TRANSPORT``, ``LENTANDO_LOG_LEVEL`` or ``LENTANDO_STALL_SECONDS`` has an
-            illegal value, or if this job cannot be elastic.
+            illegal value, or if this job cannot be elastic, or cannot have one of the process sets; this process does
+            not belong to a job then.
 
     Example:
         >>> init()  # without a launcher: a world of 1
@@ -104,6 +112,7 @@ def init(
         if elastic:
             _check_elastic(program.offered)
         program.joined, program.has_called_init = program.offered, True
+        _add(program.offered, process_sets)
         return
     if program.joined is not None:
         return
@@ -123,6 +132,18 @@ def init(
     begin_inspection(joined)
     exchange_hosts(joined)
     process_end.install(lambda: _process.joined, shutdown)
+    try:
+        _add(joined, process_sets)
+    except ConfigurationError:  # on every rank
+        shutdown()
+        raise
+
+
+def _add(job: Transport, process_sets: "Sequence[ProcessSet] | Literal['dynamic'] | None") -> None:
+    if process_sets is None or process_sets == "dynamic":
+        return
+    for added in process_sets:
+        open_subset(job, added.ranks)
 
 
 def _check_elastic(transport: Transport) -> None:
@@ -152,34 +173,15 @@ def shutdown() -> None:
         return
     if not is_closed(leaving):  # the program may have finalised MPI
         problems = take_problems(leaving)
-        transaction(leaving, lambda: _agree_to_leave(leaving, problems))
+        problems += leave_subsets(leaving)
+        transaction(leaving, lambda: agree_to_leave(leaving, problems))
     if program is _process:
         end_inspection(leaving)
         os.environ.update(program.hidden_variables)
         program.hidden_variables.clear()
     program.joined = None
+    close_subsets(leaving)
     leaving.close()
-
-
-def _agree_to_leave(leaving: Transport, problems: Sequence[str]) -> None:
-    """Agree that all ranks leave after equally many gossip steps: others would never be received.
-
-    Args:
-        leaving: transport of the job.
-        problems: results of this rank's final checks.
-    """
-    steps = 0 if is_elastic(leaving) else exchanges_begun(leaving)  # an elastic rank that is behind skips some
-
-    def description() -> str:
-        return "has ended (shutdown, or the end of the program)" + (f" after {steps} gossip steps" if steps else "")
-
-    by_rank = agree(leaving, Intent(Event.SHUTDOWN, step=steps), description, {"has_problems": bool(problems)})
-    if by_rank["has_problems"].any():
-        found = allgather_object(leaving, "; ".join(problems) or "all is finite")
-        raise NonFiniteError(
-            f"the job ends with models that are not finite. {grouped_by_rank(found)}. Training has diverged there "
-            "after its last outer step: lower the learning rate, clip gradients, or shorten the period"
-        )
 
 
 def is_initialized() -> bool:

@@ -64,6 +64,17 @@ class Collectives:
         self._open: dict[int, _Collective] = {}
         self._dead: dict[int, str] = {}
         self._ended: str | None = None
+        self._subsets: dict[tuple[int, ...], Collectives] = {}
+
+    def subset(self, ranks: Sequence[int], number: int) -> "Collectives":
+        """The collectives among some of the members, the same object for all of them.
+
+        Args:
+            ranks: positions of these members.
+            number: a number that is equal on all ranks, and another for each subset.
+        """
+        members = [self._members[rank] for rank in ranks]
+        return self._subsets.setdefault((number, *ranks), Collectives(self._scheduler, self._wires, members))
 
     def fail_collectives_without(self, task: Task, reason: str, time: float) -> None:
         """Let all collectives fail that a rank has not joined before it died."""
@@ -176,7 +187,7 @@ class Collectives:
         del self._open[collective.number]
         _, array, (operation, *_) = collective.joined[task.rank]
         # Ranks run in the order of their clocks, so the last to join has the latest clock.
-        end = task.clock + self._wires.collective_seconds(str(operation), array.nbytes)
+        end = task.clock + self._wires.collective_seconds(str(operation), array.nbytes, len(self._members))
         if self._chance is not None and any(member.died for member in self._members):
             collective.failed_ranks = {member.rank for member in self._members if self._chance.random() < 0.5}
         for member, _, _ in collective.joined.values():

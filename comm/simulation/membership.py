@@ -2,8 +2,9 @@
 
 from collections.abc import Sequence
 from random import Random
+from typing import NoReturn
 
-from lentando.comm.errors import RankLostError
+from lentando.comm.errors import ConfigurationError, RankLostError
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.exchange import SimulatedExchange
 from lentando.comm.simulation.messages import Mail
@@ -209,6 +210,10 @@ class ElasticTransport(SimulatedTransport):
         """Take this rank's current number, and the collectives of the members, from the membership."""
         self.rank, self.size, self.local_rank, self.local_size = self._membership.numbers_of(self._task)
         self._collectives = self._membership.collectives
+
+    def for_ranks(self, ranks: Sequence[int]) -> NoReturn:
+        """Raise ``ConfigurationError``: a subset would not survive a death."""
+        raise ConfigurationError("an elastic simulation has no subsets of its ranks")
 
     def vote(self, yes: bool) -> bool:
         """Vote, as ``Elastic.vote`` does."""

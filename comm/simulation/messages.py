@@ -119,6 +119,20 @@ class Mail:
         self._check_buffers, self._observe = check_buffers, observe
         self._channels: dict[tuple[int, int, int], _Channel] = {}
         self._watched: dict[SimulatedExchange, set[int]] = {}
+        self._subsets: dict[tuple[int, ...], Mail] = {}
+
+    def subset(self, ranks: Sequence[int], number: int) -> "Mail":
+        """Messages among some of the ranks, which are not matched with others; the same object for all of them.
+
+        Args:
+            ranks: numbers of these ranks when the simulation began.
+            number: a number that is equal on all ranks, and another for each subset.
+        """
+        mail = self._subsets.get((number, *ranks))
+        if mail is None:
+            mail = Mail(self._scheduler, self._wires, self._network, self._faults, self._check_buffers, self._observe)
+            self._subsets[(number, *ranks)] = mail
+        return mail
 
     def exchange(
         self, task: Task, sends: Sequence[Message], receives: Sequence[Message], tag: int

@@ -47,6 +47,8 @@ class SimulatedTransport:
     ) -> None:
         self.rank = rank
         self.size = size
+        self._subsets = 0
+        self._node_size = local_size
         self.local_rank = rank % local_size
         self.local_size = min(local_size, size - (rank - self.local_rank))
         self.traffic = Traffic()
@@ -105,6 +107,26 @@ class SimulatedTransport:
         self._begin_collective()
         self._collectives.barrier(self._task)
         self.traffic.count_collective(0)
+
+    def for_ranks(self, ranks: Sequence[int]) -> "SimulatedTransport | None":
+        """The transport of some of the ranks, as ``Subsets.for_ranks`` returns it."""
+        self.barrier()
+        self._subsets += 1
+        if self.rank not in ranks:
+            return None
+        initial_ranks = [self._initial_rank(rank) for rank in ranks]
+        transport = _SubsetTransport(
+            ranks.index(self.rank),
+            len(ranks),
+            self._node_size,
+            self._scheduler,
+            self._mail.subset(initial_ranks, self._subsets),
+            self._collectives.subset(ranks, self._subsets),
+            self._times,
+            self._faults,
+        )
+        transport.number(initial_ranks, self._task)
+        return transport
 
     def leave_notice(self, peer: int, number: int) -> None:
         """Leave a number for another rank, which can read it at once."""
@@ -176,6 +198,28 @@ class SimulatedTransport:
 
     def close(self) -> None:
         """Do nothing: there is nothing to release, and ``init()`` may join the rank again."""
+
+
+class _SubsetTransport(SimulatedTransport):
+    """The transport of a virtual rank in a subset of the ranks. It shares the clock of the rank."""
+
+    def number(self, initial_ranks: Sequence[int], task: Task) -> None:
+        """Set the numbers that the members had when the simulation began, and the task. Called once."""
+        self.bind(task)
+        self._initial_ranks = initial_ranks
+        node = task.rank // self._node_size
+        on_node = [rank for rank in initial_ranks if rank // self._node_size == node]
+        self.local_rank, self.local_size = on_node.index(task.rank), len(on_node)
+
+    def _initial_rank(self, peer: int) -> int:
+        check_rank(peer, self.size, "exchange with")
+        return self._initial_ranks[peer]
+
+    def _start_exchange(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> SimulatedExchange:
+        outgoing, incoming = (
+            [(self._initial_rank(peer), array) for peer, array in messages] for messages in (sends, receives)
+        )
+        return self._mail.exchange(self._task, outgoing, incoming, tag)
 
 
 def _contiguous(array: Array) -> Array:

@@ -85,9 +85,15 @@ class Wires:
             arrival += path.jitter_seconds * self._random[sender].random()
         return left, arrival
 
-    def collective_seconds(self, operation: str, size_bytes: int) -> float:
-        """Return how long a collective takes after the last rank has joined it, by the formulas of ``Network``."""
-        size = self._size
+    def collective_seconds(self, operation: str, size_bytes: int, size: int | None = None) -> float:
+        """Return how long a collective takes after the last rank has joined it, by the formulas of ``Network``.
+
+        Args:
+            operation: name of the collective.
+            size_bytes: size of the array of one rank.
+            size: number of participating ranks; all by default.
+        """
+        size = self._size if size is None else size
         rounds = (size - 1).bit_length()
         latency, moved = {
             "allreduce": (2 * rounds, 2 * (size - 1) / size * size_bytes),

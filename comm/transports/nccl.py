@@ -16,7 +16,7 @@ from typing import NoReturn, cast
 import numpy as np
 
 from lentando.comm.array_module import array_module, is_on_host
-from lentando.comm.capabilities import Notices, TimedRequest
+from lentando.comm.capabilities import Notices, Subsets, TimedRequest
 from lentando.comm.errors import (
     ConfigurationError,
     LaunchError,
@@ -129,6 +129,12 @@ class NCCLTransport:
 
     def barrier(self) -> None:
         self._bootstrap.barrier()
+
+    def for_ranks(self, ranks: Sequence[int]) -> Transport | None:
+        if not isinstance(self._bootstrap, Subsets):
+            raise ConfigurationError(f"transport {self._bootstrap.name!r}, which NCCL uses here, has no process sets")
+        members = self._bootstrap.for_ranks(ranks)
+        return None if members is None else NCCLTransport(members, self._binding)
 
     def leave_notice(self, peer: int, number: int) -> None:
         self._notices().leave_notice(peer, number)

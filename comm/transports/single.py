@@ -59,6 +59,9 @@ class SingleTransport:
     def barrier(self) -> None:
         self.traffic.count_collective(0)
 
+    def for_ranks(self, ranks: Sequence[int]) -> "SingleTransport":
+        return SingleTransport()
+
     def clock(self) -> float:
         return time.perf_counter()
 

@@ -5,7 +5,7 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import reduce
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, cast
 
 import numpy as np
 
@@ -122,6 +122,12 @@ class ThreadTransport:
         self._world.meet(self.rank, None)
         self.traffic.count_collective(0)
 
+    def for_ranks(self, ranks: Sequence[int]) -> "ThreadTransport | None":
+        world = self._world.share(self.rank, ranks[0], len(ranks))
+        if self.rank not in ranks:
+            return None
+        return ThreadTransport(ranks.index(self.rank), world)
+
     def leave_notice(self, peer: int, number: int) -> None:
         with self._world.changed:
             self._world.notices[self.rank, peer].append(number)
@@ -151,17 +157,29 @@ class ThreadTransport:
 
 
 class _World:
-    """The state that the threads share."""
+    """The state that the threads share.
 
-    def __init__(self, size: int, timeout_seconds: float) -> None:
+    Args:
+        size: number of ranks.
+        timeout_seconds: limit for each wait for another rank.
+        parent: state of all ranks of the job, if these are a subset of them.
+    """
+
+    def __init__(self, size: int, timeout_seconds: float, parent: "_World | None" = None) -> None:
         self.size = size
         self.timeout_seconds = timeout_seconds
         self.changed = threading.Condition()
-        self.failure: BaseException | None = None
         self.notices: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
+        self._end: _End = _End() if parent is None else parent._end  # noqa: SLF001 - of the same class
         self._mailboxes: defaultdict[tuple[int, int, int], Mailbox] = defaultdict(Mailbox)
         self._contributions: list[Array | None] = [None] * size
         self._gate = threading.Barrier(size, timeout=timeout_seconds)
+        self._end.worlds.append(self)
+
+    @property
+    def failure(self) -> BaseException | None:
+        """The first error of any rank of the job."""
+        return self._end.failure
 
     def mailbox(self, source: int, destination: int, tag: int) -> Mailbox:
         return self._mailboxes[source, destination, tag]
@@ -177,17 +195,42 @@ class _World:
             self.give_up("a collective operation")
         return by_rank
 
+    def share(self, rank: int, creator: int, size: int) -> "_World":
+        """Create the state of a subset on one rank, and return it on all ranks."""
+        created = _World(size, self.timeout_seconds, self) if rank == creator else None
+        by_rank: list[Any] = self.meet(rank, cast(Any, created))
+        shared: _World = by_rank[creator]
+        return shared
+
     def give_up(self, waiting_for: str) -> NoReturn:
         if self.failure is not None:
             raise TransportError("another rank has failed") from self.failure
         raise TransportError(f"waited {self.timeout_seconds} s for {waiting_for}")
 
     def fail(self, error: BaseException) -> None:
+        """End the waits of all ranks of the job, those in subsets included."""
+        self._end.failure = self._end.failure or error
+        for world in self._end.worlds:
+            world.wake()
+
+    def wake(self) -> None:
+        """Let all ranks that wait find the failure."""
         with self.changed:
-            if self.failure is None:
-                self.failure = error
             self.changed.notify_all()
         self._gate.abort()
+
+
+class _End:
+    """The end of a job by an error, which ends the waits in all of its subsets.
+
+    Attributes:
+        failure: the first error of any rank.
+        worlds: states of all ranks and of subsets.
+    """
+
+    def __init__(self) -> None:
+        self.failure: BaseException | None = None
+        self.worlds: list[_World] = []
 
 
 class _ThreadExchange:

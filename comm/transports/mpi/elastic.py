@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import NoReturn
 
 import numpy as np
 from mpi4py import MPI
@@ -106,6 +107,9 @@ class ElasticMPITransport(MPITransport):
 
     def for_thread(self) -> None:
         return None  # it would need a repair, too, while its thread communicates
+
+    def for_ranks(self, ranks: Sequence[int]) -> NoReturn:
+        raise ConfigurationError("an elastic job has no subsets of its ranks, because they would not survive a death")
 
     def send_nowait(self, peer: int, content: bytes) -> None:
         with self._channel_lock, suppress(TransportError):  # the receiver may be dead, or no longer numbered

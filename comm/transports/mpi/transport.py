@@ -169,6 +169,17 @@ class MPITransport:
         self._others.append(BackgroundMPITransport(self._comm))
         return self._others[-1]
 
+    def for_ranks(self, ranks: Sequence[int]) -> Transport | None:
+        is_member = self.rank in ranks
+        with self._translated_errors:
+            members = self._comm.Split(0 if is_member else MPI.UNDEFINED, self.rank)
+        if not is_member:
+            return None
+        with self._translated_errors:
+            transport = SubsetMPITransport(MPI.Intracomm(members), self.abort)
+            members.Free()
+        return transport
+
     def send_nowait(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
         with self._translated_errors:
@@ -257,6 +268,22 @@ class MPITransport:
         if is_on_host(array) and 0 <= peer < self.size:
             longest = min(longest, self._piece_bytes[peer])
         return [memory] if memory.size <= longest else list(pieces(memory, longest))
+
+
+class SubsetMPITransport(MPITransport):
+    """Some of the ranks of a job.
+
+    Args:
+        comm: communicator of these ranks.
+        abort: ends the whole job.
+    """
+
+    def __init__(self, comm: MPI.Intracomm, abort: Callable[[int], NoReturn]) -> None:
+        super().__init__(comm)
+        self._abort_job = abort
+
+    def abort(self, status: int = 1) -> NoReturn:
+        self._abort_job(status)
 
 
 class BackgroundMPITransport(MPITransport):

@@ -1,0 +1,108 @@
+"""One call of a collective operation by the user, as an object."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Generic, TypeVar
+
+from lentando.comm.checked_calls import CheckedCall
+from lentando.comm.elastic import in_place
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.process_sets import ProcessSet, transport_of
+from lentando.comm.transport import Array, Transport
+
+__all__ = ["Agree", "Collective", "described", "refused"]
+
+R = TypeVar("R")
+Agree = Callable[[], None]
+
+
+class Collective(Generic[R]):
+    """One call of a collective operation: what it is called, what must be equal on all ranks, and how it is executed.
+
+    The arguments have been checked when it is made. It does not communicate before ``run``, and is executed once.
+
+    Args:
+        operation: name of the operation.
+        arguments: what must be equal on all ranks, as JSON, such as shape, dtype and op.
+        name: name that the user has given to the call.
+        process_set: the participating ranks.
+        execute: moves the data. It receives the transport, and a function that it calls once, before it sends
+            anything: that compares the call between ranks, unless this has been done already.
+        changes: the arrays that ``execute`` changes; apart from them it has only its result.
+
+    Raises:
+        ConfigurationError: if this rank is not a member of the process set.
+
+    Example:
+        >>> import numpy as np
+        >>> from lentando.comm.operations import Sum, allreduce_call
+        >>> from lentando.comm.transports.single import SingleTransport
+        >>> from lentando.comm.world import simulated_rank
+        >>> with simulated_rank(SingleTransport()):  # in a program: init()
+        ...     array = np.ones(2)
+        ...     call = allreduce_call(array, Sum, name="gradients")
+        ...     call.run()
+        >>> call.operation, call.arguments, call.name
+        ('allreduce', [[2], 'float64', 'sum'], 'gradients')
+    """
+
+    def __init__(
+        self,
+        operation: str,
+        arguments: list[Any],
+        name: str | None,
+        process_set: ProcessSet,
+        execute: Callable[[Transport, Agree], R],
+        changes: Sequence[Array] = (),
+    ) -> None:
+        self.operation = operation
+        self.arguments = arguments
+        self.name = name
+        self.process_set = process_set
+        self.transport = transport_of(process_set)
+        self._execute = execute
+        self._changes = changes
+
+    def execute(self, transport: Transport, agree: Agree = lambda: None) -> R:
+        """Move the data over a transport of the members of the process set. Collective.
+
+        Args:
+            transport: the transport of the process set, or another one of the same ranks, such as that of a thread.
+            agree: compares the call between ranks; by default they are known to make the same call.
+        """
+        return self._execute(transport, agree)
+
+    def run(self) -> R:
+        """Compare the call between ranks, execute it on this thread, and return its result. Collective.
+
+        In an elastic job it is one transaction.
+
+        Raises:
+            MismatchError: on every rank of the process set, if ranks make different calls.
+        """
+        transport = self.transport
+        call = CheckedCall(transport, self.operation, self.arguments, self.name)
+        return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, call.agree)))
+
+
+def refused(operation: str, problem: str, name: str | None, process_set: ProcessSet) -> Collective[Any]:
+    """A call with arguments that cannot work, on this rank alone perhaps: an error on every rank when it is executed.
+
+    Ranks without this problem make another call, so that all of them get a ``MismatchError``, which contains it.
+
+    Args:
+        operation: name of the operation.
+        problem: description of what is wrong, as a noun phrase: ``splits that ...``.
+        name: name that the user has given to the call.
+        process_set: the participating ranks.
+    """
+
+    def execute(transport: Transport, agree: Agree) -> Any:
+        agree()
+        raise ConfigurationError(f"{operation} got {problem}")
+
+    return Collective(operation, [problem], name, process_set, execute)
+
+
+def described(array: Array) -> list[Any]:
+    """Shape and dtype of an array, as JSON."""
+    return [list(array.shape), array.dtype.name]
