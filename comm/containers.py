@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["DEEPEST", "Leaf", "children", "mapped", "rebuilt"]
+__all__ = ["DEEPEST", "Leaf", "children", "mapped", "plain", "rebuilt"]
 
 DEEPEST = 100
 """Limit of nesting levels: more would exhaust Python's stack, in JSON's encoder for instance."""
@@ -75,6 +75,28 @@ def mapped(value: Any, leaf: Leaf, where: str = "the object") -> Any:
         return rebuilt(value, items)
 
     return convert(value, where)
+
+
+def plain(value: Any, convert: Callable[[Any], Any], where: str = "the object") -> Any:
+    """A copy of nested containers with arrays in place of a framework's tensors, to be sent or saved.
+
+    Args:
+        value: the nested containers; not changed.
+        convert: returns the array of a tensor, and any other value unchanged.
+        where: location of ``value`` itself, for messages.
+
+    Raises:
+        ConfigurationError: for a tensor that ``convert`` cannot convert, and for a container that contains itself. The
+            message names the location.
+    """
+
+    def leaf(value: Any, where: str) -> Any:
+        try:
+            return convert(value)
+        except (ConfigurationError, RuntimeError) as error:
+            raise ConfigurationError(f"{shortened(where)}: {error}") from error
+
+    return mapped(value, leaf, where)
 
 
 def shortened(where: str) -> str:

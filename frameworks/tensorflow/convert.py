@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from lentando.comm.containers import mapped, shortened
+from lentando.comm.containers import mapped, plain
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
@@ -52,18 +52,18 @@ def to_plain(value: Any, where: str = "the object") -> Any:
         where: name of the value in error messages.
 
     Raises:
-        ConfigurationError: if a container contains itself, with its location.
+        ConfigurationError: for a tensor without a value, and if a container contains itself, with its location.
     """
+    return plain(value, _plain_leaf, where)
 
-    def leaf(value: Any, where: str) -> Any:
-        if not hasattr(value, "numpy"):
-            return value
-        try:
-            return value.numpy()
-        except (AttributeError, NotImplementedError) as error:  # a tensor of a graph, or a variable without a value
-            raise ConfigurationError(f"{shortened(where)} has no value that can be sent or saved: {error}") from error
 
-    return mapped(value, leaf, where)
+def _plain_leaf(value: Any) -> Any:
+    if not hasattr(value, "numpy"):
+        return value
+    try:
+        return value.numpy()
+    except (AttributeError, NotImplementedError) as error:  # a tensor of a graph, or a variable without a value
+        raise ConfigurationError(f"it has no value that can be sent or saved: {error}") from error
 
 
 def to_tensorflow(value: Any) -> Any:

@@ -23,6 +23,7 @@ from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_array, as_tensor
 from lentando.tensorflow.description import describe_optimizer
 from lentando.tensorflow.fixed_state import adapted_layers, finalize, fixed_state
+from lentando.tensorflow.flat_gradients import KerasGradients
 from lentando.tensorflow.names import layers_of, names_of
 from lentando.tensorflow.state_variables import native
 
@@ -125,26 +126,23 @@ class KerasModel:
         return self.flat_gradients.buffers
 
     @cached_property
-    def flat_gradients(self) -> "_Gradients":
+    def flat_gradients(self) -> KerasGradients:
         """The flat buffers in which gradients are averaged."""
         layouts = gradient_layouts(buffer.layout for buffer in self.buffers)
         buffers = [FlatBuffer(layout, shared=self._shares_memory) for layout in layouts]
-        memory = {}
-        for buffer in buffers:
-            *trained, _ = buffer.layout.entries
-            presence = buffer.views[-1]
-            for number, (entry, view) in enumerate(zip(trained, self._in_own_axes(buffer, trained), strict=True)):
-                memory[self._places[entry.name].own] = view, presence[number : number + 1]
-        return _Gradients(buffers, [memory[name] for name in self.names], self._shapes())
+        views = {
+            entry.name: self._places[entry.name].rule.permuted(view)
+            for buffer in buffers
+            for entry, view in zip(buffer.layout.entries[:-1], buffer.views, strict=False)
+        }
+        by_name = dict(zip(self._own_names, self.variables, strict=True))
+        name_of = {place.own: name for name, place in self._places.items()}
+        return KerasGradients(buffers, views, {name_of[name]: by_name[name].shape for name in self.names})
 
     def _in_own_axes(self, buffer: FlatBuffer, entries: Sequence[Entry]) -> list[Array]:
         """Views of the memory of entries, with axes in the order of this model."""
         views = zip(entries, buffer.views, strict=False)
         return [self._places[entry.name].rule.permuted(view) for entry, view in views]
-
-    def _shapes(self) -> list[Any]:
-        by_name = dict(zip(self._own_names, self.variables, strict=True))
-        return [by_name[name].shape for name in self.names]
 
     def not_averaged(self) -> Mapping[str, Array]:
         """All other weights of the model by name. The states of seed generators are not weights."""
@@ -228,37 +226,6 @@ class KerasModel:
 
     def _value(self, variable: Any) -> Any:
         return variable.read_value() if self._held is None else self._held[self._numbers[id(variable)]]
-
-
-class _Gradients:
-    """Flat gradients, with a flag for each variable that states whether it has a gradient.
-
-    Args:
-        buffers: flat buffers of the gradients.
-        places: views of the gradient and of the flag of each variable.
-        shapes: shapes of the variables.
-    """
-
-    def __init__(
-        self, buffers: Sequence[FlatBuffer], places: Sequence[tuple[Array, Array]], shapes: Sequence[Any]
-    ) -> None:
-        self.buffers = buffers
-        self._places = places
-        self._shapes = shapes
-
-    def gather(self, gradients: Sequence[Any | None]) -> None:
-        """Copy the gradients of all variables into the flat buffers; they are eager tensors, or None."""
-        for gradient, (view, present) in zip(gradients, self._places, strict=True):
-            present[...] = gradient is not None
-            value = 0 if gradient is None else as_array(gradient).reshape(view.shape)
-            np.copyto(view, value, casting="same_kind")
-
-    def scatter(self) -> list[Any | None]:
-        """The averaged gradients as tensors; None for a variable that has none on any rank."""
-        return [
-            as_tensor(view, shape) if present[0] > 0 else None
-            for (view, present), shape in zip(self._places, self._shapes, strict=True)
-        ]
 
 
 def _measuring(layers: Sequence[Any]) -> list[Any]:

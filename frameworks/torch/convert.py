@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from lentando.comm.containers import mapped, shortened
+from lentando.comm.containers import mapped, plain
 from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
@@ -147,16 +147,13 @@ def to_plain(value: Any, where: str = "the object") -> Any:
         ConfigurationError: for a tensor that can be neither sent nor saved, and for containers that contain themselves.
             The message says where it is.
     """
+    return plain(value, _plain_leaf, where)
 
-    def leaf(value: Any, where: str) -> Any:
-        if isinstance(value, torch.Tensor):
-            try:
-                return as_array(value.detach().cpu())
-            except (ConfigurationError, RuntimeError, NotImplementedError) as error:
-                raise ConfigurationError(f"{shortened(where)}: {error}") from error
-        return tuple(value) if type(value) is torch.Size else value
 
-    return mapped(value, leaf, where)
+def _plain_leaf(value: Any) -> Any:
+    if isinstance(value, torch.Tensor):
+        return as_array(value.detach().cpu())
+    return tuple(value) if type(value) is torch.Size else value
 
 
 def to_torch(value: Any) -> Any:

@@ -5,13 +5,13 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.rules.gradient_layout import gradient_layouts
+from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
 
-__all__ = ["FlatGradients", "dense_gradient"]
+__all__ = ["TorchGradients", "dense_gradient"]
 
 
-class FlatGradients:
+class TorchGradients(FlatGradients):
     """The gradients of all parameters, and for each parameter whether it has one.
 
     Args:
@@ -30,11 +30,13 @@ class FlatGradients:
         device, placement, shared = memory[0].device, memory[0].placement, memory[0].shared
         layouts = gradient_layouts(of_dtype.layout for of_dtype in memory)
         self.memory = [FlatMemory(layout, device, placement, shared) for layout in layouts]
-        self.views: Mapping[str, torch.Tensor] = {
+        views = {
             entry.name: of_dtype.tensor(number, parameters[entry.name])
             for of_dtype in self.memory
             for number, entry in enumerate(of_dtype.layout.entries[:-1])
         }
+        presence = [of_dtype.view(len(of_dtype.layout.entries) - 1, of_dtype.flat) for of_dtype in self.memory]
+        super().__init__(layouts, views, presence)
 
     def gather(self, are_copied: bool = False) -> None:
         """Copy the gradients of the model into the flat memory, with a note of which parameters have one.
@@ -42,31 +44,26 @@ class FlatGradients:
         Args:
             are_copied: whether the flat memory already holds the gradients, so that only the note is written.
         """
+        self.put({name: dense_gradient(name, self.parameters[name]) for name in self.views}, are_copied=are_copied)
         for memory in self.memory:
-            *trained, _ = memory.layout.entries
-            presence = memory.view(len(trained), memory.flat)
-            present = []
-            for entry in trained:
-                parameter = self.parameters[entry.name]
-                view, gradient = self.views[entry.name], dense_gradient(entry.name, parameter)
-                present.append(gradient is not None)
-                if gradient is None:
-                    view.zero_()
-                elif not are_copied and gradient.data_ptr() != view.data_ptr():
-                    view.copy_(gradient)
-            presence.copy_(torch.tensor(present, dtype=presence.dtype))
             memory.load()
 
     def scatter(self) -> None:
         """Give the averaged gradients to the model, as tensors over the flat memory."""
         for memory in self.memory:
             memory.store()
-            *trained, _ = memory.layout.entries
-            present = memory.view(len(trained), memory.flat).tolist()
-            for number, entry in enumerate(trained):
-                parameter = self.parameters[entry.name]
-                # An alias, so that a change of this tensor's shape by the program does not change the view kept here.
-                parameter.grad = self.views[entry.name].detach() if present[number] > 0 else None
+        for name, view in self.taken().items():
+            # An alias, so that a change of this tensor's shape by the program does not change the view kept here.
+            self.parameters[name].grad = None if view is None else view.detach()
+
+    def copy(self, view: torch.Tensor, values: torch.Tensor) -> None:
+        """Copy values into a part of the flat memory, unless it holds them already."""
+        if values.data_ptr() != view.data_ptr():
+            view.copy_(values)
+
+    def new(self, values: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
+        """Make a tensor of numbers, of the dtype of ``like``."""
+        return torch.tensor(values, dtype=like.dtype)
 
 
 def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:

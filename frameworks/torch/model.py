@@ -15,7 +15,7 @@ from lentando.optimizers.weight_watch import SampledWeights, WeightWatch
 from lentando.torch.convert import as_array, as_tensor
 from lentando.torch.description import describe_optimizer
 from lentando.torch.device_watch import DeviceWatch
-from lentando.torch.flat_gradients import FlatGradients
+from lentando.torch.flat_gradients import TorchGradients
 from lentando.torch.flat_memory import FlatMemory, device_of, entry_of, placement_on
 from lentando.torch.inner_optimizers import reset, states
 from lentando.torch.not_averaged import Unaveraged, parts_of, store_parts
@@ -163,9 +163,9 @@ class TorchModel:
         return [memory.buffer for memory in self.flat_gradients.memory]
 
     @cached_property
-    def flat_gradients(self) -> FlatGradients:
+    def flat_gradients(self) -> TorchGradients:
         """The flat tensors in which gradients are averaged, allocated when they are first needed."""
-        return FlatGradients(self._parameters, self._memory)
+        return TorchGradients(self._parameters, self._memory)
 
     def not_averaged(self) -> Mapping[str, Array]:
         arrays: dict[str, Array] = {}

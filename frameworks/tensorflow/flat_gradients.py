@@ -1,0 +1,37 @@
+"""Flat buffers that hold the gradients of a Keras model while they are averaged."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lentando.comm.flat import FlatBuffer
+from lentando.comm.transport import Array
+from lentando.optimizers.rules.gradient_layout import FlatGradients
+from lentando.tensorflow.convert import as_array, as_tensor
+
+__all__ = ["KerasGradients"]
+
+
+class KerasGradients(FlatGradients):
+    """Flat gradients, with a flag for each variable that states whether it has a gradient.
+
+    Args:
+        buffers: flat buffers of the gradients.
+        views: views of the gradient of each variable, with axes in the order of this model, by the name in the buffers.
+        shapes: shapes of the variables by the same names, in the order in which gradients are passed.
+    """
+
+    def __init__(self, buffers: Sequence[FlatBuffer], views: Mapping[str, Array], shapes: Mapping[str, Any]) -> None:
+        super().__init__([buffer.layout for buffer in buffers], views, [buffer.views[-1] for buffer in buffers])
+        self.buffers = buffers
+        self._shapes = shapes
+
+    def gather(self, gradients: Sequence[Any | None]) -> None:
+        """Copy the gradients of all variables into the flat buffers; they are eager tensors, or None."""
+        given = zip(self._shapes, gradients, strict=True)
+        self.put({name: g if g is None else as_array(g).reshape(self.views[name].shape) for name, g in given})
+
+    def scatter(self) -> list[Any | None]:
+        """The averaged gradients as tensors; None for a variable that has none on any rank."""
+        taken = self.taken()
+        views = [(taken[name], shape) for name, shape in self._shapes.items()]
+        return [None if view is None else as_tensor(view, shape) for view, shape in views]
