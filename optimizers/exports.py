@@ -56,6 +56,7 @@ from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOptions, OuterStepping
 from lentando.optimizers.rules.period import Decision, FixedPeriod, Period, PeriodSetting, PostLocal, RoundSummary
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
@@ -101,8 +102,11 @@ __all__ = [
     "OnePeerHypercube",
     "Op",
     "OptimizerStateChoice",
+    "OuterAlgorithm",
+    "OuterOptions",
     "OuterRule",
     "OuterSGD",
+    "OuterStepping",
     "PPeerExponential",
     "Peers",
     "Period",

@@ -13,6 +13,7 @@ from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_sgd import OuterSGD
+from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import Period, PeriodSetting, PostLocal
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
@@ -43,7 +44,7 @@ class SettingsArguments(CommonArguments, total=False):
     """Keyword arguments of ``DistributedOptimizer`` in every framework: those of ``Settings``."""
 
     base: BaseAlgorithm
-    outer: OuterRule | None
+    outer: OuterRule | OuterAlgorithm | None
     period: PeriodSetting
     base_buffers: BaseBuffers
     exact_average: bool

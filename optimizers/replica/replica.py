@@ -76,7 +76,8 @@ class Replica:
         setup = self.setup = Setup(transport, framework, settings)
         self.transport, self.framework, self.settings = transport, framework, setup.settings
         self.averages_gradients = settings.base.averages_gradients
-        if setup.outer and not settings.exact_average and not settings.base.communicates and transport.size > 1:
+        trains_apart = setup.outer is not None and not setup.has_common_rounds and not settings.base.communicates
+        if trains_apart and transport.size > 1:
             _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
         progress = self.progress = Progress(transport.clock, period)
@@ -230,7 +231,7 @@ class Replica:
                 self.timing.start(progress.inner_steps)
             if progress.is_round_over():
                 self._rounds.end()
-            elif settings.base.mixes_parameters and (setup.outer is None or not settings.exact_average):
+            elif settings.base.mixes_parameters and not setup.has_common_rounds:
                 self._trained.follow()
         finally:
             self.framework.watch.mark()

@@ -92,11 +92,11 @@ class Rounds:
         Returns:
             Whether there was an outer step: inside ``join`` there is none if no rank has taken a step in this round.
         """
-        settings, progress = self._setup.settings, self._progress
+        setup, progress = self._setup, self._progress
         assert progress.period is not None
         self._trained.follow()
         with self._costs.of("outer", progress.inner_steps):
-            if settings.exact_average or settings.base_buffers == "average":
+            if setup.has_common_rounds or setup.settings.base_buffers == "average":
                 formed = self._channel.together(self._form, self._abort)
             else:
                 formed = self._form()
@@ -127,7 +127,7 @@ class Rounds:
         weights_set_on: Sequence[int] = [setup.transport.rank] if setup.framework.watch.found else []
         setup.framework.load()
         found = first_non_finite(setup.framework.buffers, constants=setup.constants) if self._non_finite.skips else None
-        if setup.settings.exact_average:
+        if setup.has_common_rounds:
             by_rank = self._channel.agree(
                 Event.ROUND,
                 f"begins outer step {progress.rounds + 1} of",
@@ -167,9 +167,11 @@ class Rounds:
         """Average the parameters, and the base optimizer's buffers if they are to be averaged: returns those."""
         setup = self._setup
         assert setup.outer is not None
-        if setup.settings.exact_average:
+        if setup.outer.communicates and setup.outer.leaves_ranks_equal:
             self._is_prepared = True
             setup.base.prepare_average(share)
+        elif setup.outer.communicates:
+            setup.base.outer_average.wait_in_flight()
         setup.outer.average(share)
         if setup.settings.base_buffers != "average":
             return None
@@ -196,7 +198,7 @@ class Rounds:
             self._weights.warn(formed.weights_set_on, self._progress.rounds + 1)
         else:
             setup.outer.step(formed.rates)
-        if setup.settings.exact_average:
+        if setup.outer.leaves_ranks_equal:
             setup.base.outer_average.adopt_consensus()
         else:
             setup.base.outer_average.rebase_on_model()

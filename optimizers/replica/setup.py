@@ -1,29 +1,28 @@
-"""What a replica is set up with: the ranks check that their models are equal, share rank 0's, and plan their messages.
+"""What a replica is set up with: base algorithm and outer step, bound to the transport and the model's buffers.
 
 Planned again when parameters join or leave, and when ranks have died.
 """
 
 import logging
-from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from lentando.comm.agreement import Event, Intent, Participant, agree, fingerprint
-from lentando.comm.array_module import is_on_host
-from lentando.comm.elastic import in_place
-from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
-from lentando.comm.flat import describe, first_difference
-from lentando.comm.objects import allgather_object
-from lentando.comm.transport import Array, Transport
+from lentando.comm.agreement import Participant, fingerprint
+from lentando.comm.elastic import in_place, is_elastic
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import describe
+from lentando.comm.transport import Transport
 from lentando.optimizers.fixed_state import check_fixed_state
 from lentando.optimizers.framework import Framework, MeasuringFramework
-from lentando.optimizers.optimizer_description import check_same_optimizer, warn_of_other_state
+from lentando.optimizers.replica.equal_start import check_equal, share_not_averaged
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks, hooks_of
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_step import OuterStep
-from lentando.optimizers.rules.settings import Settings, check_same_settings
+from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOptions, OuterStepping
+from lentando.optimizers.rules.period import needs_loss
+from lentando.optimizers.rules.settings import Settings
 
-__all__ = ["Setup", "check_equal_hyperparameters", "share_not_averaged"]
+__all__ = ["Setup"]
 
 _log = logging.getLogger("lentando")
 
@@ -62,7 +61,7 @@ class Setup:
         description = framework.describe_optimizer()
         self.settings = settings.for_optimizer(description)
         self._given = settings
-        self.outer: OuterStep | None = None
+        self.outer: OuterStepping | None = None
         self.recoveries = 0
         self.constants = Constants(transport.size)
         in_place(transport, [buffer.array for buffer in framework.buffers], self._begin)
@@ -72,6 +71,11 @@ class Setup:
                 "base_buffers='maintain' does not average the moving averages of the weights (use_ema=True): each rank "
                 "ends training with its own. Use base_buffers='average' (or 'auto')"
             )
+
+    @property
+    def has_common_rounds(self) -> bool:
+        """Whether all ranks end their rounds together, because outer steps communicate."""
+        return self.outer is not None and self.outer.communicates
 
     def start(self) -> None:
         """Begin the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
@@ -98,8 +102,7 @@ class Setup:
         framework, settings = self.framework, self.settings
         self.subject = fingerprint([describe(b.layout for b in framework.buffers), settings.method])
         self._use(self._bind())
-        if settings.period is not None:
-            self.outer = self._outer_step()
+        self.outer = self._bind_outer()
 
     def recover(self) -> None:
         """Plan again with the remaining ranks after some have died. Collective over the remaining ranks.
@@ -121,7 +124,7 @@ class Setup:
     def _begin(self) -> None:
         """Check that the ranks' models and methods are equal, adopt rank 0's model, plan the messages. Collective."""
         transport, framework, settings = self.transport, self.framework, self.settings
-        self.subject = _check_equal(transport, framework, self._given, settings)
+        self.subject = check_equal(transport, framework, self._given, settings)
         settings.check_learning_rates(framework.learning_rates())
         framework.load()
         for buffer in framework.buffers:
@@ -132,18 +135,32 @@ class Setup:
         framework.store_not_averaged(share_not_averaged(transport, framework.name, framework.not_averaged(), moments))
         check_fixed_state(transport, framework)
         self._use(self._bind())
-        if settings.period is not None:
-            self.outer = self._outer_step()
+        self.outer = self._bind_outer()
 
     def _use(self, base: AlgorithmHooks) -> None:
         self.base = base
         self.base_participant = base.steps if isinstance(base.steps, Participant) else None
 
-    def _outer_step(self) -> OuterStep:
-        settings, buffers = self.settings, self.framework.buffers
-        return OuterStep(
-            self.transport, buffers, settings.outer, settings.exact_average, settings.algorithm, self.constants
-        )
+    def _bind_outer(self) -> OuterStepping | None:
+        """Choose what takes the outer steps: an algorithm of its own, or the exact average with an outer rule."""
+        transport, settings, buffers = self.transport, self.settings, self.framework.buffers
+        period = settings.make_period()
+        if period is None:
+            return None
+        options = OuterOptions(settings.exact_average, settings.algorithm, self.constants)
+        if not isinstance(settings.outer, OuterAlgorithm):
+            return OuterStep(
+                transport, buffers, settings.outer, options.exact_average, options.algorithm, options.constants
+            )
+        outer = settings.outer.bind(transport, buffers, options)
+        refused = {
+            "on_nonfinite='skip'": settings.on_nonfinite == "skip" and not outer.supports_skip,
+            "an elastic job (init(elastic=True))": is_elastic(transport) and not outer.supports_elastic,
+            "a period that depends on the loss": needs_loss(period) and not outer.communicates,
+        }
+        if impossible := [what for what, is_refused in refused.items() if is_refused]:
+            raise ConfigurationError(f"{settings.outer!r} is not possible with {impossible[0]}: use another outer step")
+        return outer
 
     def _bind(self) -> AlgorithmHooks:
         settings, buffers = self.settings, self.framework.buffers
@@ -157,123 +174,3 @@ class Setup:
                     "does not carry them: give a period, so that outer steps restore them"
                 )
         return base
-
-
-def _check_equal(transport: Transport, framework: Framework, given: Settings, settings: Settings) -> int:
-    """Check that all ranks train the same model by the same method. Collective, before anything else is sent.
-
-    Base optimizers whose state differs are a warning on rank 0.
-
-    Args:
-        transport: transport that connects the ranks that train together.
-        framework: adapter of this rank's model and base optimizer.
-        given: the method as the user has given it. Ranks whose settings differ are compared by it.
-        settings: the method with "auto" replaced by what it stands for, which may depend on the base optimizer: ranks
-            whose optimizers differ get an error about the optimizers, not about it.
-
-    Returns:
-        The fingerprint of model and method.
-
-    Raises:
-        MismatchError: on every rank, with the first difference and the ranks that have it.
-    """
-    agree(transport, Intent(Event.CONSTRUCT), lambda: "wraps an optimizer")
-    layouts = describe(buffer.layout for buffer in framework.buffers)
-    subject = fingerprint([layouts, given.description])
-    on_host = all(is_on_host(buffer.array) for buffer in framework.buffers)
-    description = framework.describe_optimizer()
-    optimizer = description.as_plain(with_rates=not settings.rates_may_differ)
-    own = [
-        subject,
-        on_host,
-        fingerprint([framework.name, optimizer]),
-        fingerprint([framework.name, description.state]),
-    ]
-    by_rank = transport.allgather(np.array(own, np.int64))
-    if len(set(by_rank[:, 1].tolist())) > 1:
-        places = grouped_by_rank(["host memory" if host else "the memory of a GPU" for host in by_rank[:, 1]])
-        raise MismatchError(
-            f"the ranks' transport sends models from where they are stored, and they are stored in different places. "
-            f"{places}. Train on GPUs on every rank, or on none"
-        )
-    if (by_rank[:, 0] == subject).all():
-        if (by_rank[:, 2] != own[2]).any():
-            gathered = allgather_object(transport, [framework.name, optimizer, settings.description])
-            check_same_optimizer([name for name, *_ in gathered], [described for _, described, _ in gathered])
-            check_same_settings([described for *_, described in gathered])
-        if (by_rank[:, 3] != own[3]).any():
-            states = allgather_object(transport, [framework.name, description.state])
-            if transport.rank == 0:
-                warn_of_other_state([name for name, _ in states], [state for _, state in states])
-        return fingerprint([layouts, settings.method])
-    check_same_settings(allgather_object(transport, given.description))
-    described = allgather_object(transport, layouts)
-    raise MismatchError(
-        f"the models differ between ranks. First difference: {first_difference(described)}. Build the same model, "
-        "with the same parameter groups, on every rank"
-    )
-
-
-def check_equal_hyperparameters(transport: Transport, framework: Framework) -> None:
-    """Check the hyperparameters of parameter groups, without learning rates, after groups were added. Collective.
-
-    Raises:
-        MismatchError: on every rank, with the hyperparameter and the ranks that differ in it.
-    """
-    optimizer = framework.describe_optimizer().as_plain(with_rates=False)
-    own = fingerprint([framework.name, optimizer])
-    if (transport.allgather(np.array([own], np.int64)) != own).any():
-        gathered = allgather_object(transport, [framework.name, optimizer])
-        check_same_optimizer([name for name, _ in gathered], [described for _, described in gathered])
-
-
-def share_not_averaged(
-    transport: Transport, framework: str, tensors: Mapping[str, Array], moments: Sequence[tuple[str, str]] = ()
-) -> dict[str, Array]:
-    """Return rank 0's tensors that training does not average: frozen parameters, counters. Collective.
-
-    Means and variances of data become those of all ranks' data. Frameworks count different things (PyTorch the batches
-    that BatchNorm has seen): ranks that use different frameworks share the tensors that all of them have.
-
-    Args:
-        transport: transport that connects the ranks that train together.
-        framework: name of the framework.
-        tensors: this rank's tensors, by name.
-        moments: names of a mean and its variance, which each rank has measured on its own part of the data.
-
-    Raises:
-        MismatchError: on every rank, if ranks with the same framework have different tensors.
-    """
-    own = {name: [list(array.shape), array.dtype.name] for name, array in tensors.items()}
-    gathered = allgather_object(transport, [framework, own, [list(pair) for pair in moments]])
-    names = list(own)
-    if len({used for used, *_ in gathered}) > 1:
-        names = sorted(name for name in own if all(others.get(name) == own[name] for _, others, _ in gathered))
-    elif any(others != own for _, others, _ in gathered):
-        differences = grouped_by_rank([str(others) for _, others, _ in gathered])
-        raise MismatchError(
-            f"the models' frozen parameters and integer buffers differ between ranks. {differences}. Build the same "
-            "model, with the same parts frozen, on every rank"
-        )
-    shared = {name: np.array(tensors[name], order="C") for name in names}
-    for array in shared.values():
-        transport.broadcast(array)
-    for mean, variance in moments:
-        if all([mean, variance] in theirs for *_, theirs in gathered):
-            shared[mean], shared[variance] = _moments_of_all(transport, tensors[mean], tensors[variance])
-    return shared
-
-
-def _moments_of_all(transport: Transport, mean: Array, variance: Array) -> tuple[Array, Array]:
-    """Return mean and variance of all ranks' data together, to which each rank has contributed equally much.
-
-    Moments that are equal on all ranks stay bit-identical.
-    """
-    means, variances = (
-        transport.allgather(np.ascontiguousarray(array).reshape(-1)).astype(np.float64) for array in (mean, variance)
-    )
-    if (means == means[0]).all() and (variances == variances[0]).all():
-        return mean, variance
-    of_all = means.mean(axis=0)
-    spread = (variances + (means - of_all) ** 2).mean(axis=0)
-    return of_all.astype(mean.dtype).reshape(mean.shape), spread.astype(variance.dtype).reshape(variance.shape)

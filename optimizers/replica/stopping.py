@@ -24,9 +24,9 @@ from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_r
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.timing import Timing
-from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["CHECK_STEPS", "SAVED_STATUS", "SaveOnSignal", "StopHandle", "Stopping"]
 
@@ -64,12 +64,12 @@ class StoppableReplica(Protocol):
 
     Attributes:
         transport: transport that connects the ranks that train together.
-        settings: the method.
+        setup: base algorithm and outer step.
         stopping: the ranks' agreement to stop.
     """
 
     transport: Transport
-    settings: Settings
+    setup: Setup
     stopping: "Stopping"
 
     @property
@@ -112,15 +112,15 @@ class SaveOnSignal:
     ) -> None:
         if every is not None and (not isinstance(every, int) or isinstance(every, bool) or every < 1):
             raise ConfigurationError(f"every must be an integer >= 1 (inner steps) or None, got {every!r}")
-        transport, settings = replica.transport, replica.settings
+        transport, setup = replica.transport, replica.setup
         if isinstance(transport, VirtualTime):
             raise ConfigurationError(
                 "save_on_signal is not possible in a simulation, whose ranks share the process that signals are sent "
                 "to: leave it out there"
             )
-        if settings.base.averages_gradients:
+        if setup.settings.base.averages_gradients:
             every = None  # there is a message in every step
-        elif every is None and (settings.period is None or not settings.exact_average):
+        elif every is None and not setup.has_common_rounds:
             every = CHECK_STEPS
         self.every = every
         self.automatic = automatic

@@ -167,14 +167,19 @@ class UnevenData:
         Raises:
             ConfigurationError: if they may not.
         """
-        settings = self._setup.settings
+        setup, settings = self._setup, self._setup.settings
         if is_elastic(self._setup.transport):
             raise ConfigurationError(
                 "join is not possible in an elastic job (init(elastic=True)) yet: give all ranks equally many batches"
             )
         if self._progress.is_joined:
             raise ConfigurationError("join blocks of one optimizer cannot be nested: leave one before the next")
-        if not settings.exact_average and not settings.base.communicates:
+        if setup.outer is not None and not setup.outer.supports_join:
+            raise ConfigurationError(
+                f"join is not possible with the outer step {settings.outer!r}, which always averages over all ranks: "
+                "give all ranks equally many batches"
+            )
+        if not setup.has_common_rounds and not settings.base.communicates:
             raise ConfigurationError(
                 f"{settings.base!r} with exact_average=False sends nothing, so that no rank waits for another: "
                 "leave join out"
@@ -206,7 +211,7 @@ class UnevenData:
             if progress.is_round_over():
                 rounds.end()
             stopping.stop_if_agreed(automatic=False)
-        if settings.period is not None and settings.exact_average and progress.steps:
+        if self._setup.has_common_rounds and progress.steps:
             rounds.end()
         self._setup.wait_in_flight()
 

@@ -87,10 +87,10 @@ class Weights:
             ranks: ranks whose weights the program has set.
             rounds: number of the outer step.
         """
-        transport, settings = self._setup.transport, self._setup.settings
-        if settings.outer is None:
+        transport, setup = self._setup.transport, self._setup
+        if setup.settings.outer is None:
             return  # every outer step adopts the average, so nothing is lost
-        rank, size, is_average = transport.rank, transport.size, settings.exact_average
+        rank, size, is_average = transport.rank, transport.size, setup.has_common_rounds
         if is_average and rank != 0:
             return
         where = "all ranks" if len(ranks) == size else f"{ranks_in_words(ranks)} of {size}"

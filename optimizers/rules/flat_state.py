@@ -9,11 +9,13 @@ from typing import Any, TypeGuard
 
 import numpy as np
 
-from lentando.comm.array_module import to_host
+from lentando.comm.array_module import array_module, copy_into, to_host
+from lentando.comm.collectives import plan_reduction
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatLayout
-from lentando.comm.transport import Array
+from lentando.comm.transport import Array, Transport
 
-__all__ = ["carried_over", "flat_state", "is_flat_state"]
+__all__ = ["carried_over", "flat_state", "is_flat_state", "joined_shards", "load_shards"]
 
 
 def flat_state(arrays: Sequence[Array | None], starts: Sequence[int] | None = None) -> dict[str, Any]:
@@ -31,6 +33,58 @@ def flat_state(arrays: Sequence[Array | None], starts: Sequence[int] | None = No
 def is_flat_state(value: Any) -> TypeGuard[dict[str, Any]]:
     """Whether a value is a result of ``flat_state``."""
     return isinstance(value, dict) and value.keys() == {"flat", "starts"}
+
+
+def joined_shards(
+    transport: Transport, arrays: Sequence[Array | None], starts: Sequence[int], sizes: Sequence[int]
+) -> dict[str, Any]:
+    """A flat state of whole buffers, on every rank, from the shards of all ranks. Collective.
+
+    Args:
+        transport: transport that connects the ranks.
+        arrays: this rank's shard of each buffer; None where a buffer has no values.
+        starts: elements of the buffers at which the shards begin.
+        sizes: numbers of elements of the buffers.
+    """
+    whole: list[Array | None] = []
+    for array, start, size in zip(arrays, starts, sizes, strict=True):
+        elements = None
+        if array is not None:
+            elements = array_module(array).zeros(size, array.dtype)
+            elements[start : start + array.size] = array
+            plan_reduction(transport, elements, "backend").all_reduce(mean=False)  # zeros elsewhere
+        whole.append(elements)
+    return flat_state(whole)
+
+
+def load_shards(
+    subject: str, transport: Transport, arrays: Sequence[Array | None], starts: Sequence[int], state: dict[str, Any]
+) -> None:
+    """Fill arrays from a flat state that was saved by the same rank.
+
+    Args:
+        subject: what the arrays are, for messages.
+        transport: transport that connects the ranks.
+        arrays: one array per buffer, which is filled; None where a buffer has no values.
+        starts: elements of the buffers at which the arrays begin.
+        state: the flat state.
+
+    Raises:
+        ConfigurationError: if arrays have another shape, or begin at other elements.
+    """
+    for array, saved, here, start in zip(arrays, state["flat"], starts, state["starts"] or starts, strict=True):
+        if array is not None and saved is not None and here != start:
+            raise ConfigurationError(
+                f"{subject}: rank {transport.rank} of {transport.size} has the elements from {here} on, the state "
+                f"those from {start}: the ranks were placed otherwise on their nodes. To resume in this placement, use "
+                "a checkpoint (save and load)"
+            )
+        if (array is None) != (saved is None) or (array is not None and array.shape != saved.shape):
+            found = "none" if saved is None else f"{saved.size} elements"
+            wanted = "none" if array is None else f"{array.size} elements"
+            raise ConfigurationError(f"{subject}: expected {wanted}, found {found} in the state")
+        if array is not None:
+            copy_into(array, saved)
 
 
 def carried_over(saved: Any, new: Any, before: Sequence[FlatLayout], after: Sequence[FlatLayout]) -> Any:

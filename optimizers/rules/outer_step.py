@@ -13,11 +13,11 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.array_module import array_module, copy_into
+from lentando.comm.array_module import array_module
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
-from lentando.comm.errors import ConfigurationError, NonFiniteError, grouped_by_rank
+from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.none import NoReduction
@@ -25,15 +25,16 @@ from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
-from lentando.optimizers.rules.flat_state import flat_state
+from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
 from lentando.optimizers.rules.non_finite import ADVICE
 from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["OuterStep"]
 
 
-class OuterStep:
+class OuterStep(OuterStepping):
     """Averages the buffers of all replicas and steps from the anchor through the average.
 
     Args:
@@ -46,6 +47,8 @@ class OuterStep:
         constants: statistics that may have values that are not finite.
     """
 
+    supports_join = supports_skip = supports_elastic = True
+
     def __init__(
         self,
         transport: Transport,
@@ -55,6 +58,7 @@ class OuterStep:
         algorithm: Algorithm = "auto",
         constants: Constants | None = None,
     ) -> None:
+        self.communicates = self.leaves_ranks_equal = exact_average
         self._transport = transport
         self._constants = constants or Constants(transport.size)
         self._is_exact = exact_average
@@ -130,20 +134,11 @@ class OuterStep:
         return {name: flat_state(arrays, starts) for name, arrays in self._arrays().items()}
 
     def whole_state(self) -> dict[str, Any]:
-        """``state_dict()`` for the whole buffers, on every rank. Collective if the ranks have shards."""
-        state = {}
-        for name, arrays in self._arrays().items():
-            whole: list[Array | None] = []
-            for shard, array in zip(self._shards, arrays, strict=True):
-                if array is not None and self._sharded:
-                    elements = array_module(array).zeros(shard.buffer.array.size, array.dtype)
-                    elements[shard.start : shard.start + array.size] = array
-                    plan_reduction(self._transport, elements, "backend").all_reduce(mean=False)  # zeros elsewhere
-                    whole.append(elements)
-                else:
-                    whole.append(array)
-            state[name] = flat_state(whole)
-        return state
+        arrays = self._arrays()
+        if not self._sharded:
+            return {name: flat_state(parts) for name, parts in arrays.items()}
+        sizes, starts = [shard.buffer.array.size for shard in self._shards], [shard.start for shard in self._shards]
+        return {name: joined_shards(self._transport, parts, starts, sizes) for name, parts in arrays.items()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore anchors and slow momenta.
@@ -152,21 +147,9 @@ class OuterStep:
             ConfigurationError: if arrays have another shape, which means another model, world size or rule, or belong
                 to other shards, which means another placement of the ranks on their nodes.
         """
+        starts = [shard.start for shard in self._shards]
         for name, arrays in self._arrays().items():
-            starts = state[name]["starts"] or [shard.start for shard in self._shards]
-            for array, saved, shard, start in zip(arrays, state[name]["flat"], self._shards, starts, strict=True):
-                if array is not None and saved is not None and shard.start != start:
-                    raise ConfigurationError(
-                        f"{name} of the outer step: rank {self._transport.rank} of {self._transport.size} has the "
-                        f"elements from {shard.start} on, the state those from {start}: the ranks were placed "
-                        "otherwise on their nodes. To resume in this placement, use a checkpoint (save and load)"
-                    )
-                if (array is None) != (saved is None) or (array is not None and array.shape != saved.shape):
-                    found = "none" if saved is None else f"{saved.size} elements"
-                    wanted = "none" if array is None else f"{array.size} elements"
-                    raise ConfigurationError(f"{name} of the outer step: expected {wanted}, found {found} in the state")
-                if array is not None:
-                    copy_into(array, saved)
+            load_shards(f"{name} of the outer step", self._transport, arrays, starts, state[name])
 
     def _arrays(self) -> dict[str, list[Array | None]]:
         return {

@@ -19,6 +19,7 @@ from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.describe import as_text, describe, differences, with_defaults
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss
 
 __all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
@@ -43,7 +44,7 @@ class Settings:
         base: base algorithm, that is, how replicas communicate at each inner step: ``AllReduce()``, ``LocalSGD()``,
             ``SGP()``, ``OSGP()`` or ``DPSGD()``.
         outer: outer rule that each outer step applies to the exact average: ``SlowMomentum(...)`` or ``OuterSGD(...)``;
-            None adopts the average.
+            None adopts the average. An ``OuterAlgorithm`` takes outer steps of its own kind.
         period: inner steps between two outer steps, or a ``Period``; None for no outer steps.
         base_buffers: what an outer step does to the base optimizer's state: "reset" makes it that of a new optimizer,
             "maintain" leaves it, "average" averages its buffers over the ranks. "auto" is the choice of SlowMo's
@@ -68,7 +69,7 @@ class Settings:
     """
 
     base: BaseAlgorithm = AllReduce()
-    outer: OuterRule | None = None
+    outer: OuterRule | OuterAlgorithm | None = None
     period: PeriodSetting = None
     base_buffers: BaseBuffers = "maintain"
     exact_average: bool = True
@@ -78,7 +79,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         check_has("base", self.base, BASE_ALGORITHM, "AllReduce(), LocalSGD(), SGP()")
-        if self.outer is not None:
+        if self.outer is not None and (isinstance(self.outer, type) or not isinstance(self.outer, OuterAlgorithm)):
             check_has("outer", self.outer, ("step", "keeps_momentum"), "SlowMomentum(), OuterSGD()")
         check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonFinite))
         if self.on_nonfinite == "skip" and not self.exact_average:
