@@ -9,7 +9,8 @@ import numpy as np
 from lentando.comm.errors import CheckpointError
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
-from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
+from lentando.optimizers.checkpoint.optimizer_state import NeutralState, Reading, Tensors
+from lentando.optimizers.checkpoint.replica_training import ReplicaTraining
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.tensorflow.base_optimizer import BaseOptimizer
@@ -25,7 +26,7 @@ KEYS = {"momentum": "momentum", "first": "momentum", "second": "velocity", "larg
 """Keras's names of the state of SGD and Adam, by the names that checkpoints use for all frameworks."""
 
 
-class KerasTraining:
+class KerasTraining(ReplicaTraining):
     """Implements ``lentando.optimizers.checkpoint.training.Training`` for Keras.
 
     Args:
@@ -46,45 +47,12 @@ class KerasTraining:
         iterations: Any,
         counted: CountedSteps,
     ) -> None:
-        self.replica = replica
+        super().__init__(replica, optimizer.stepping)
         self._model = model
         self._optimizer = optimizer
         self._keras_model = keras_model
         self._iterations = iterations
         self._counted = counted
-
-    def optimizer_state(self) -> OptimizerState:
-        tensors: dict[str, dict[str, Array]] = {}
-        for full_name, array in self._optimizer.buffers().items():
-            name, _, key = full_name.rpartition(".")
-            tensors.setdefault(key, {})[name] = array
-        others = {name: np.asarray(v.numpy()) for name, v in self._optimizer.others().items()}
-        rest = {"variables": others, "iterations": int(self._iterations)}
-        reading, obstacle = self._reading(tensors)
-        is_empty = self._steps == 0 and not any(
-            array.any() for by_name in tensors.values() for array in by_name.values()
-        )
-        return OptimizerState(type(self._optimizer.stepping).__name__, tensors, rest, reading, obstacle, is_empty)
-
-    def check_optimizer_state(self, state: OptimizerState) -> None:
-        saved = {f"{name}.{key}" for key, by_name in state.tensors.items() for name in by_name}
-        differing = (saved | state.rest["variables"].keys()) ^ {*self._optimizer.buffers(), *self._optimizer.others()}
-        if differing:
-            raise CheckpointError(
-                f"the saved {state.kind} and the present one have different variables, they differ in "
-                f"{sorted(differing)[:3]}: construct it with the same settings, or load with optimizer_state='new'"
-            )
-
-    def store_optimizer_state(self, state: OptimizerState) -> None:
-        self._optimizer.store_buffers(
-            {f"{name}.{key}": array for key, by_name in state.tensors.items() for name, array in by_name.items()}
-        )
-        for name, variable in self._optimizer.others().items():
-            variable.assign(as_tensor(state.rest["variables"][name]))
-        self._continue_at(state.rest["iterations"])
-
-    def check_neutral_state(self, state: NeutralState) -> None:
-        state.check(type(self._optimizer.stepping).__name__, *self._rule())
 
     def store_neutral_state(self, state: NeutralState) -> None:
         rate = self._model.learning_rates()[0]
@@ -100,8 +68,7 @@ class KerasTraining:
         if self._rule()[0] is None:
             if self._steps:
                 raise CheckpointError(
-                    f"the initial state of a {type(self._optimizer.stepping).__name__} that has taken steps is not "
-                    "known: load before its first step"
+                    f"the initial state of a {self._kind} that has taken steps is not known: load before its first step"
                 )
             self._optimizer.begin()
         else:
@@ -131,13 +98,24 @@ class KerasTraining:
     def to_plain(self, extra: Any) -> Any:
         return to_plain(extra, "extra")
 
-    def from_plain(self, extra: Any) -> Any:
-        """The saved object, whose arrays remain NumPy arrays."""
-        return extra
-
     def stopping(self, stop: SaveOnSignal) -> StopHandle:
         self._counted.refresh()  # graphs have to call Python more often from now on
         return SaveOnSignalCallback(stop)
+
+    def _rest(self) -> dict[str, Any]:
+        others = {name: np.asarray(v.numpy()) for name, v in self._optimizer.others().items()}
+        return {"variables": others, "iterations": int(self._iterations)}
+
+    def _store_rest(self, rest: Any) -> None:
+        for name, variable in self._optimizer.others().items():
+            variable.assign(as_tensor(rest["variables"][name]))
+        self._continue_at(rest["iterations"])
+
+    def _names(self, tensors: Tensors, rest: Any) -> set[str]:
+        return {*super()._names(tensors, rest), *rest["variables"]}
+
+    def _has_state(self, tensors: Tensors) -> bool:
+        return self._steps > 0 or super()._has_state(tensors)
 
     def _begin_at(self, steps: int | None) -> None:
         """Set the count of steps, by which Keras corrects Adam's bias and evaluates learning-rate schedules."""
@@ -166,7 +144,7 @@ class KerasTraining:
             return "adam", {"first", "second", *({"largest_second"} if optimizer.amsgrad else set())}
         return None, set()
 
-    def _reading(self, tensors: Mapping[str, Mapping[str, Array]]) -> tuple[Reading | None, str]:
+    def _reading(self, tensors: Tensors) -> tuple[Reading | None, str]:
         rule, quantities = self._rule()
         if rule is None:
             return (

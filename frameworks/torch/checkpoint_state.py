@@ -8,9 +8,9 @@ import torch
 from lentando.comm.errors import CheckpointError
 from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
-from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading
+from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading, Tensors
+from lentando.optimizers.checkpoint.replica_training import ReplicaTraining
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
 from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged, tensors_in
 from lentando.torch.model import TorchModel
@@ -23,7 +23,7 @@ ADAM = {"first": "exp_avg", "second": "exp_avg_sq", "largest_second": "max_exp_a
 """Names of the state of ``torch.optim.Adam``, by the names that all frameworks share."""
 
 
-class TorchTraining:
+class TorchTraining(ReplicaTraining):
     """Implements ``lentando.optimizers.checkpoint.training.Training`` for PyTorch.
 
     Args:
@@ -32,7 +32,7 @@ class TorchTraining:
     """
 
     def __init__(self, replica: Replica, model: TorchModel) -> None:
-        self.replica = replica
+        super().__init__(replica, model.optimizer)
         self._model = model
         self._optimizer = model.optimizer
 
@@ -54,7 +54,7 @@ class TorchTraining:
                     rest["inner"][path] = self._rest_of(holder, packed_inner, f"{path}.", tensors)
         reading, obstacle = self._reading(tensors)
         is_empty = not packed["state"] and not rest.get("inner")
-        return OptimizerState(type(self._optimizer).__name__, tensors, rest, reading, obstacle, is_empty)
+        return OptimizerState(self._kind, tensors, rest, reading, obstacle, is_empty)
 
     def check_optimizer_state(self, state: OptimizerState) -> None:
         """Check that a saved state is for the same parameters in the same groups, because torch restores settings, too.
@@ -105,9 +105,6 @@ class TorchTraining:
         }
         self._load(self._optimizer, state.rest, outer)
 
-    def check_neutral_state(self, state: NeutralState) -> None:
-        state.check(type(self._optimizer).__name__, *self._rule())
-
     def store_neutral_state(self, state: NeutralState) -> None:
         by_parameter: dict[str, dict[str, Any]] = {}
         for quantity, by_name in state.quantities.items():
@@ -118,9 +115,6 @@ class TorchTraining:
             for entry in by_parameter.values():
                 entry["step"] = torch.tensor(float(state.steps), dtype=torch.float32)
         self._store(by_parameter, self._optimizer.state_dict()["param_groups"])
-
-    def new_optimizer_state(self) -> None:
-        self._model.reset_optimizer()
 
     def random_state(self) -> dict[str, Array]:
         """Return the states of PyTorch's global generators (used by dropout): that of the CPU and that of the GPU."""
@@ -143,9 +137,6 @@ class TorchTraining:
 
     def from_plain(self, extra: Any) -> Any:
         return to_torch(extra)
-
-    def stopping(self, stop: SaveOnSignal) -> StopHandle:
-        return stop
 
     def _rest_of(
         self,
@@ -227,10 +218,10 @@ class TorchTraining:
             return "adam", {"first", "second", *largest}
         return None, set()
 
-    def _reading(self, tensors: Mapping[str, Mapping[str, Array]]) -> tuple[Reading | None, str]:
+    def _reading(self, tensors: Tensors) -> tuple[Reading | None, str]:
         rule, quantities = self._rule()
         if rule is None:
-            return None, "only SGD, Adam and AdamW are the same in several frameworks"
+            return super()._reading(tensors)
         if rule == "momentum":
             return Reading(rule, dict.fromkeys(quantities, ("momentum_buffer", 1.0))), ""
         keys = {quantity: (ADAM[quantity], 1.0) for quantity in quantities}

@@ -15,7 +15,7 @@ import numpy as np
 from lentando.comm.errors import CheckpointError
 from lentando.comm.transport import Array
 
-__all__ = ["NeutralState", "OptimizerState", "Reading"]
+__all__ = ["NeutralState", "OptimizerState", "Reading", "Tensors"]
 
 Tensors = Mapping[str, Mapping[str, Array]]
 """Tensors by key, then by the name of the parameter whose shape they have."""
