@@ -11,7 +11,7 @@ from lentando.comm.topology import OnePeerExponential, Topology
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.push_sum import PushSum
-from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
+from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype, wire_of
 
 __all__ = ["DPSGD", "OSGP", "SGP"]
 
@@ -72,7 +72,7 @@ class SGP(_Gossip):
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> BoundAlgorithm:
         graphs = self.topology.for_size(transport.size)
-        return PushSum(transport, parameters, graphs, wire_dtype=self.wire_dtype)
+        return PushSum(transport, parameters, graphs, wire=wire_of(self.wire_dtype))
 
 
 @dataclass(frozen=True)
@@ -122,7 +122,7 @@ class OSGP(_Gossip):
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> BoundAlgorithm:
         graphs = self.topology.for_size(transport.size)
-        return PushSum(transport, parameters, graphs, self.staleness, self.deterministic, wire_dtype=self.wire_dtype)
+        return PushSum(transport, parameters, graphs, self.staleness, self.deterministic, wire=wire_of(self.wire_dtype))
 
 
 @dataclass(frozen=True)
@@ -157,4 +157,4 @@ class DPSGD(_Gossip):
                 f"DPSGD needs doubly stochastic mixing matrices, but {graphs} has rows that do not sum to 1: without "
                 "push-sum weights it would not find the mean. Use SGP, which has them, or another topology"
             )
-        return PushSum(transport, parameters, graphs, weighted=False, wire_dtype=self.wire_dtype)
+        return PushSum(transport, parameters, graphs, weighted=False, wire=wire_of(self.wire_dtype))

@@ -5,14 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from lentando.comm.array_module import is_on_host
 from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.rules.flat_state import flat_state
 from lentando.optimizers.rules.gossip_message import GossipMessage
+from lentando.optimizers.rules.wire import Wire
 
 __all__ = ["GossipExchanges", "Outgoing"]
 
@@ -27,7 +26,7 @@ class GossipExchanges:
         transport: transport that connects the ranks that gossip.
         graphs: graphs of the topology, by step.
         like: buffers of x, of which messages carry shares.
-        dtypes: dtype in which each buffer is sent.
+        wire: coding of the messages.
         staleness: number of steps whose messages may be in flight after a step.
         is_deterministic: whether a message is used exactly ``staleness`` steps after it was sent, even if it arrived
             earlier.
@@ -41,7 +40,7 @@ class GossipExchanges:
         transport: Transport,
         graphs: GraphSequence,
         like: Sequence[Array],
-        dtypes: Sequence[np.dtype[Any]],
+        wire: Wire,
         staleness: int,
         is_deterministic: bool,
     ) -> None:
@@ -55,7 +54,7 @@ class GossipExchanges:
         self._exchanges = NeighborExchanges(transport, neighbors)
         shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
         degree = max((len(p.in_neighbors) for p in peers), default=0)
-        self._slots = [_Slot(like, dtypes, shares, degree) for _ in range(staleness + 1)]
+        self._slots = [_Slot(like, wire, shares, degree) for _ in range(staleness + 1)]
         self.in_flight: deque[_Expected] = deque()
 
     def next_messages(self, step: int) -> "Outgoing":
@@ -160,9 +159,9 @@ class Outgoing:
 class _Slot:
     """Memory for the messages of one step, used again when no step in flight needs it."""
 
-    def __init__(self, like: Sequence[Array], dtypes: Sequence[np.dtype[Any]], shares: int, degree: int) -> None:
-        self.sent = [GossipMessage(like, dtypes) for _ in range(shares)]
-        self.received = [GossipMessage(like, dtypes) for _ in range(degree)]
+    def __init__(self, like: Sequence[Array], wire: Wire, shares: int, degree: int) -> None:
+        self.sent = [GossipMessage(like, wire) for _ in range(shares)]
+        self.received = [GossipMessage(like, wire) for _ in range(degree)]
         self.request: Request | None = None
         self.exchange = 0
         self.receivers: list[int] = []

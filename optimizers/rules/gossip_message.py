@@ -1,13 +1,13 @@
 """The messages of gossip: a push-sum weight and a share of the parameters, in contiguous memory."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
-from lentando.comm.array_module import array_module, copy_into, is_on_host
+from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.errors import MismatchError
 from lentando.comm.transport import Array
+from lentando.optimizers.rules.wire import SentShare, Wire
 
 __all__ = ["GossipMessage"]
 
@@ -23,17 +23,17 @@ class GossipMessage:
 
     Args:
         like: buffers of x.
-        dtypes: dtype in which each buffer is sent.
+        wire: coding of the shares.
 
     Attributes:
         parts: arrays that are sent or received.
-        shares: share of each buffer, in the dtype in which it is sent.
+        shares: coded share of each buffer.
     """
 
-    def __init__(self, like: Sequence[Array], dtypes: Sequence[np.dtype[Any]]) -> None:
+    def __init__(self, like: Sequence[Array], wire: Wire) -> None:
         # Eight-byte numbers first, so that each share lies at a multiple of its size.
-        ordered = sorted(range(len(like)), key=lambda number: -dtypes[number].itemsize)
-        lengths = [x.size * dtype.itemsize for x, dtype in zip(like, dtypes, strict=True)]
+        ordered = sorted(range(len(like)), key=lambda number: -wire.alignment_bytes(like[number]))
+        lengths = [wire.size_bytes(x) for x in like]
         header_bytes, size_bytes = 8 * HEADER, sum(lengths)
         if all(map(is_on_host, like)):
             memory = np.zeros(header_bytes + size_bytes, np.uint8)
@@ -44,26 +44,21 @@ class GossipMessage:
             memory_of_shares = array_module(like[0]).zeros(size_bytes, np.uint8)
             self.parts = [header, memory_of_shares]
         self._header = header.view(np.float64)
-        by_number: dict[int, Array] = {}
+        by_number: dict[int, SentShare] = {}
         start = 0
         for number in ordered:
-            by_number[number] = memory_of_shares[start : start + lengths[number]].view(dtypes[number])
+            by_number[number] = wire.share_in(memory_of_shares[start : start + lengths[number]], like[number])
             start += lengths[number]
         self.shares = [by_number[number] for number in range(len(like))]
-        self._dtypes = [x.dtype for x in like]
 
     @property
     def weight(self) -> float:
         """Share of the sender's push-sum weight."""
         return float(self._header[0])
 
-    def share(self, number: int, elements: slice) -> Array:
-        """Elements of the share of a buffer, in the buffer's dtype; not copied if they are sent in that dtype."""
-        return self.shares[number][elements].astype(self._dtypes[number], copy=False)
-
     def whole_shares(self) -> list[Array]:
-        """The share of each buffer, in the buffer's dtype."""
-        return [self.share(number, slice(None)) for number in range(len(self.shares))]
+        """The share of each buffer, decoded, in the buffer's dtype."""
+        return [share.read(slice(None)) for share in self.shares]
 
     def write_header(self, step: int, weight: float) -> None:
         """Fill the header with the number of the gossip step and a share of the push-sum weight."""
@@ -72,8 +67,8 @@ class GossipMessage:
     def restore(self, step: int, weight: float, shares: Sequence[Array]) -> None:
         """Fill the message with saved content, as if it had been received again."""
         self._header[:] = weight, step
-        for part, share in zip(self.shares, shares, strict=True):
-            copy_into(part, share)  # values that were rounded once are not rounded again
+        for share, values in zip(self.shares, shares, strict=True):
+            share.restore(values)
 
     def check(self, peer: int, step: int) -> None:
         """Check the number of the gossip step: a lost or doubled message would change the model of every rank.

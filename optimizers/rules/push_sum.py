@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.array_module import array_module, copy_into
-from lentando.comm.dtypes import accumulator_dtype, numpy_dtype
+from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.flat import FlatBuffer, blocks
 from lentando.comm.topology import GraphSequence
@@ -32,7 +32,7 @@ from lentando.optimizers.rules.flat_state import flat_state
 from lentando.optimizers.rules.gossip_exchanges import GossipExchanges, Outgoing
 from lentando.optimizers.rules.gossip_message import GossipMessage
 from lentando.optimizers.rules.non_finite import ADVICE
-from lentando.optimizers.rules.wire import WireDtype, rounded_into
+from lentando.optimizers.rules.wire import Wire, wire_of
 
 __all__ = ["PushSum"]
 
@@ -47,7 +47,7 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         staleness: number of steps whose messages may be in flight after a step.
         deterministic: whether messages are used exactly ``staleness`` steps after they were sent.
         weighted: whether messages carry w; without it w is 1.
-        wire_dtype: dtype to which x is rounded in messages; None sends it unrounded.
+        wire: coding of the messages; full precision by default.
 
     Attributes:
         weight: the push-sum weight w.
@@ -64,13 +64,13 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         staleness: int = 0,
         deterministic: bool = True,
         weighted: bool = True,
-        wire_dtype: WireDtype | None = None,
+        wire: Wire | None = None,
     ) -> None:
         self._transport = transport
         self._graphs = graphs
         self._staleness = staleness
         self._is_weighted = weighted
-        self._is_rounded_to_16_bit = wire_dtype is not None
+        self._wire = wire or wire_of(None)
         self._model = [buffer.parameters for buffer in parameters]
         self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
         self.weight = 1.0
@@ -79,8 +79,7 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self.round = 0
         self._begun_exchanges = 0
         self._most_begun = 0
-        dtypes = [x.dtype if wire_dtype is None else numpy_dtype(wire_dtype) for x in self.biased]
-        self.exchanges = GossipExchanges(transport, graphs, self.biased, dtypes, staleness, deterministic)
+        self.exchanges = GossipExchanges(transport, graphs, self.biased, self._wire, staleness, deterministic)
         self.adopt_consensus()
 
     def after_step(self) -> None:
@@ -227,18 +226,18 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
                 x, z = whole_x[block], whole_z[block]
                 now = _moved(x, z, before) if moved else x
                 for message in arrived:
-                    now = np.add(now, message.share(number, block), out=x)
+                    now = np.add(now, message.shares[number].read(block), out=x)
                 if restored != 1:
                     now = np.multiply(now, restored, out=x)
-                if shares and self._is_rounded_to_16_bit:
+                if shares and not self._wire.is_exact:
                     sent = [
-                        rounded_into(message.shares[number][block], now * share) * copies[share]
+                        message.shares[number].write(block, now, share) * copies[share]
                         for share, message in shares.items()
                     ]
                     np.subtract(now, sum(sent[1:], start=sent[0]), out=x)
                 elif outgoing is not None:
                     for share, message in shares.items():
-                        np.multiply(now, share, out=message.shares[number][block])
+                        message.shares[number].write(block, now, share)
                     np.multiply(now, kept, out=x)
                 if show and self.weight:
                     _show(x, z, self.weight)

@@ -1,10 +1,13 @@
-"""Gossip in 16 bits: messages have half the bytes, and the sums over ranks are those of full precision.
+"""How gossip messages hold shares of parameters: a ``Wire`` for full precision, and one for 16 bits.
 
-A rank sends rounded values, and keeps the difference between what it had and what it has really sent. The rounding
-error thus remains on the rank where it arose, as part of x, and leaves with later messages. This is error feedback
-(Seide et al., INTERSPEECH 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847) without a separate buffer for the
-error, because push-sum keeps a share of x in any case. The sums over ranks, including the mean of all replicas, are
-those of full precision. The weights w are never rounded.
+Another coding of messages is another ``Wire`` in ``_WIRES``: push-sum and the exchanges of its messages work with any.
+
+In 16 bits, messages have half the bytes, and the sums over ranks are those of full precision. A rank sends rounded
+values, and keeps the difference between what it had and what it has really sent. The rounding error thus remains on the
+rank where it arose, as part of x, and leaves with later messages. This is error feedback (Seide et al., INTERSPEECH
+2014; Karimireddy et al., ICML 2019, arXiv 1901.09847) without a separate buffer for the error, because push-sum keeps a
+share of x in any case. The sums over ranks, including the mean of all replicas, are those of full precision. The
+weights w are never rounded.
 
 The noise in single replicas: rounding changes a value by at most the fraction u of it (2^-8 in bfloat16, 2^-11 in
 float16). If a rank keeps the share k, a step therefore moves its x by at most 2 (1 - k) u times the values around it,
@@ -16,21 +19,89 @@ does in algorithms that round the difference from what the neighbour already has
 and compression to 16 bits does not.
 """
 
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Mapping
+from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
-from lentando.comm.array_module import array_module
+from lentando.comm.array_module import array_module, copy_into
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.reduction import quiet
 from lentando.comm.transport import Array
 
-__all__ = ["WireDtype", "check_wire_dtype", "rounded_into"]
+__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "rounded_into", "wire_of"]
 
 WireDtype: TypeAlias = Literal["bfloat16", "float16"]
 
 _LARGEST: dict[np.dtype[Any], float] = {np.dtype(bfloat16): (2 - 2**-7) * 2.0**127, np.dtype(np.float16): 65504.0}
+
+
+class SentShare(Protocol):
+    """A share of one buffer, coded in memory of a message. Elements are written and read block by block.
+
+    The blocks are those of ``lentando.comm.flat.blocks``; ``slice(None)`` stands for the whole buffer.
+    """
+
+    def write(self, elements: slice, x: Array, share: float) -> Array:
+        """Code a share of some elements.
+
+        Args:
+            elements: range of the buffer.
+            x: these elements of the buffer.
+            share: factor by which they are multiplied.
+
+        Returns:
+            What receivers will read, in the dtype of the buffer. Valid until the next call.
+        """
+
+    def read(self, elements: slice) -> Array:
+        """Decode some elements, in the dtype of the buffer. The result may be a view of the message.
+
+        Args:
+            elements: range of the buffer.
+        """
+
+    def restore(self, values: Array) -> None:
+        """Code all elements again, so that ``read`` returns values that it has returned before a checkpoint.
+
+        Args:
+            values: all elements, in the dtype of the buffer.
+        """
+
+
+class Wire(Protocol):
+    """A coding of messages.
+
+    Attributes:
+        is_exact: whether receivers read exactly the shares that were written. Otherwise the sender keeps the difference
+            to what they read.
+    """
+
+    is_exact: bool
+
+    def size_bytes(self, x: Array) -> int:
+        """Bytes of a share of a buffer, a multiple of ``alignment_bytes``.
+
+        Args:
+            x: buffer, a one-dimensional array of float32 or float64.
+        """
+
+    def alignment_bytes(self, x: Array) -> int:
+        """Number of bytes, a power of 2 up to 8, of which the share's place in a message must be a multiple."""
+
+    def share_in(self, memory: Array, x: Array) -> SentShare:
+        """The share of a buffer in memory of a message.
+
+        Args:
+            memory: ``size_bytes(x)`` bytes, an array of uint8 in the memory (host or device) of the buffer.
+            x: the buffer. Only its size and dtype are used.
+        """
+
+
+def wire_of(name: WireDtype | None) -> Wire:
+    """The wire of a setting ``wire_dtype``: full precision for None."""
+    return _WIRES[name]
 
 
 def check_wire_dtype(name: object) -> None:
@@ -64,3 +135,77 @@ def rounded_into(out: Array, values: Array) -> Array:
         np.add(finite, values - values, out=finite)
         array_module(out).copyto(out, finite, casting="same_kind")
     return out.astype(values.dtype)
+
+
+class _FullPrecision:
+    """Sends shares in the dtype of x."""
+
+    is_exact = True
+
+    def size_bytes(self, x: Array) -> int:
+        return int(x.nbytes)
+
+    def alignment_bytes(self, x: Array) -> int:
+        return int(x.dtype.itemsize)
+
+    def share_in(self, memory: Array, x: Array) -> SentShare:
+        return _ExactShare(memory.view(x.dtype))
+
+
+class _ExactShare:
+    def __init__(self, values: Array) -> None:
+        self._values = values
+
+    def write(self, elements: slice, x: Array, share: float) -> Array:
+        written: Array = np.multiply(x, share, out=self._values[elements])
+        return written
+
+    def read(self, elements: slice) -> Array:
+        return self._values[elements]
+
+    def restore(self, values: Array) -> None:
+        copy_into(self._values, values)
+
+
+class _SixteenBits:
+    """Rounds shares to a 16-bit dtype.
+
+    Args:
+        dtype: bfloat16 or float16.
+    """
+
+    is_exact = False
+
+    def __init__(self, dtype: Any) -> None:
+        self._dtype: np.dtype[Any] = np.dtype(dtype)
+
+    def size_bytes(self, x: Array) -> int:
+        return 2 * int(x.size)
+
+    def alignment_bytes(self, x: Array) -> int:
+        return 2
+
+    def share_in(self, memory: Array, x: Array) -> SentShare:
+        return _RoundedShare(memory.view(self._dtype), x.dtype)
+
+
+class _RoundedShare:
+    def __init__(self, rounded: Array, dtype: np.dtype[Any]) -> None:
+        self._rounded = rounded
+        self._dtype = dtype
+
+    def write(self, elements: slice, x: Array, share: float) -> Array:
+        return rounded_into(self._rounded[elements], x * share)
+
+    def read(self, elements: slice) -> Array:
+        return self._rounded[elements].astype(self._dtype)
+
+    def restore(self, values: Array) -> None:
+        copy_into(self._rounded, values)  # values that were rounded once are not rounded again
+
+
+_WIRES: Mapping[WireDtype | None, Wire] = {
+    None: _FullPrecision(),
+    "bfloat16": _SixteenBits(bfloat16),
+    "float16": _SixteenBits(np.float16),
+}

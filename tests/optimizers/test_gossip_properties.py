@@ -61,7 +61,7 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
     x, w = running.biased[0].copy(), running.weight
     for pending in running.exchanges.in_flight:
         for message in pending.received:
-            x, w = x + message.share(0, slice(None)), w + message.weight
+            x, w = x + message.shares[0].read(slice(None)), w + message.weight
     return x, w
 
 

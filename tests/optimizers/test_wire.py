@@ -12,7 +12,9 @@ from numpy_model import Worker
 
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import BLOCK, Entry, FlatBuffer, build_layouts
 from lentando.comm.simulation import simulate
+from lentando.comm.testing import run_ranks
 from lentando.comm.topology import Complete, OnePeerExponential, Topology
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
@@ -104,3 +106,75 @@ def test_parameters_that_float16_cannot_hold_are_kept_where_they_do_not_fit(base
     everyone = np.array([z for _, z in outcome])
     assert np.isfinite(everyone).all()
     assert_allclose(everyone.mean(axis=0), MEAN, rtol=1e-12)
+
+
+class EightBits:
+    """A wire as one would add it to wire.py: int8, with a scale for each block that is a power of 2."""
+
+    is_exact = False
+
+    def size_bytes(self, x: Array) -> int:
+        return 4 * self._scales(x) + (x.size + 3) // 4 * 4
+
+    def alignment_bytes(self, x: Array) -> int:
+        return 4
+
+    def share_in(self, memory: Array, x: Array) -> "EightBitShare":
+        scales = self._scales(x)
+        return EightBitShare(memory[: 4 * scales].view(np.float32), memory[4 * scales :].view(np.int8)[: x.size], x)
+
+    def _scales(self, x: Array) -> int:
+        return -(-x.size // BLOCK)
+
+
+class EightBitShare:
+    def __init__(self, scales: Array, coded: Array, x: Array) -> None:
+        self._scales, self._coded, self._dtype = scales, coded, x.dtype
+
+    def write(self, elements: slice, x: Array, share: float) -> Array:
+        largest = np.abs(x * share).max(initial=2.0**-100)
+        scale = self._scales[elements.start // BLOCK] = 2.0 ** np.ceil(np.log2(largest / 127))
+        np.rint(x * share / scale, out=self._coded[elements], casting="unsafe")
+        return self.read(elements)
+
+    def read(self, elements: slice) -> Array:
+        scales = np.repeat(self._scales, BLOCK)[: self._coded.size]
+        return (self._coded[elements] * scales[elements]).astype(self._dtype)
+
+    def restore(self, values: Array) -> None:
+        for start in range(0, self._coded.size, BLOCK):
+            self.write(slice(start, start + BLOCK), values[start : start + BLOCK], 1.0)
+
+
+@pytest.mark.parametrize("staleness", [0, 2])
+def test_another_coding_needs_no_other_code(staleness: int) -> None:
+    """The sums over ranks are those of full precision, and a message takes a byte for each element."""
+    size = BLOCK + 5
+    layouts = build_layouts([Entry("w", (size,), "float32", 0), Entry("v", (3,), "float64", 0)])
+
+    def mixed(transport: Transport) -> tuple[list[Array], int]:
+        buffers = [FlatBuffer(layout) for layout in layouts]
+        for buffer in buffers:
+            buffer.array[:] = np.random.default_rng([transport.rank, buffer.array.size]).normal(size=buffer.array.size)
+        first = [buffer.array.astype(np.float64) for buffer in buffers]
+        graphs = OnePeerExponential().for_size(transport.size)
+        gossip = PushSum(transport, buffers, graphs, staleness, wire=EightBits())
+        gossip.after_step()
+        sent = transport.traffic.bytes_sent
+        for _ in range(60):
+            gossip.after_step()
+        state = gossip.state_dict()
+        for message in (message for expected in state["under_way"] for message in expected["messages"]):
+            again = EightBits().share_in(np.zeros(EightBits().size_bytes(buffers[0].array), np.uint8), buffers[0].array)
+            again.restore(message["shares"]["flat"][0])
+            assert_array_equal(again.read(slice(None)), message["shares"]["flat"][0])
+        gossip.prepare_average()
+        return [*first, *(buffer.array.astype(np.float64) for buffer in buffers)], sent
+
+    outcome = run_ranks(3, mixed)
+    for number in (0, 1):
+        before = np.mean([arrays[number] for arrays, _ in outcome], axis=0)
+        after = np.array([arrays[number + 2] for arrays, _ in outcome])
+        assert_allclose(after.mean(axis=0), before, rtol=0, atol=3e-5 if number == 0 else 1e-13)
+        assert np.abs(after - before).max() < 0.1
+    assert {sent for _, sent in outcome} == {16 + 2 * 4 + (size + 3) // 4 * 4 + 4 + 4}

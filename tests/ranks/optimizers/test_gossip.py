@@ -158,7 +158,7 @@ def test_mass_is_conserved_and_weights_stay_positive(
         x, w = running.biased[0].copy(), running.weight
         for pending in running.exchanges.in_flight:
             for message in pending.received:
-                x += message.share(0, slice(None))
+                x += message.shares[0].read(slice(None))
                 w += message.weight
         assert len(late) <= staleness
         assert_allclose(everyones(transport, x).sum(axis=0), total, rtol=1e-12, atol=1e-12)
