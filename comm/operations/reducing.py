@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.collectives import all_reduce
-from lentando.comm.dtypes import accumulator_dtype, is_floating
+from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations.collective import Agree, Collective, described
 from lentando.comm.operations.op import Average, Max, Min, Op, Sum, check_op
@@ -30,8 +30,9 @@ def allreduce(
     Args:
         array: contiguous array of any shape and numeric dtype, equal on all ranks. float16 and bfloat16 are summed in
             float32, complex numbers as pairs of real ones.
-        op: ``Average`` (floating point and complex only), ``Sum``, ``Min`` or ``Max`` (not of complex numbers). Of
-            booleans, only ``Min`` (True if all ranks have True) and ``Max`` (True if any rank has) are defined.
+        op: ``Average`` (of integers: their sum, divided and rounded towards zero), ``Sum``, ``Min`` or ``Max`` (not of
+            complex numbers). Of booleans, only ``Min`` (True if all ranks have True) and ``Max`` (True if any rank has)
+            are defined.
         name: name of the call, compared between ranks and shown in messages.
         prescale_factor: factor by which the array is multiplied before it is combined. The product of an integer is
             rounded towards zero.
@@ -75,10 +76,6 @@ def allreduce_call(
     """One call of ``allreduce``, with its arguments."""
     check_op(op, array.dtype)
     check_factors(array.dtype, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
-    if op is Average and not is_floating(array.dtype) and array.dtype.kind != "c":
-        raise ConfigurationError(
-            f"Average of {array.dtype} is not of that dtype: use op=Sum, or convert to floating point"
-        )
     arguments = [*described(array), op.value]
     factors = (float(prescale_factor), float(postscale_factor))
     if factors != (1.0, 1.0):
@@ -111,6 +108,12 @@ def combine(transport: Transport, array: Array, op: Op) -> None:
         array: contiguous array of real numbers or integers, as ``as_numbers`` returns it.
         op: a way to combine them that ``check_op`` accepts.
     """
+    if op is Average and array.dtype.kind in "iu":
+        all_reduce(transport, array, mean=False)
+        wide = array if array.dtype.itemsize == 8 else array.astype(np.int64)
+        size = wide.dtype.type(transport.size)
+        array[...] = ((wide - np.fmod(wide, size)) // size).astype(array.dtype)
+        return
     if op is Average or op is Sum:
         all_reduce(transport, array, mean=op is Average)
         return

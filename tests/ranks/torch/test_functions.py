@@ -45,10 +45,15 @@ def test_allreduce_in_place_works_on_views() -> None:
     assert not tensor[:, 0].any()
 
 
-def test_allreduce_of_integers_sums_but_does_not_average() -> None:
-    assert lt.allreduce(torch.tensor([lt.rank() + 1]), op=lt.Sum).item() == TOTAL["sum"](lt.size())
-    with pytest.raises(lt.ConfigurationError, match="Average of int64"):
-        lt.allreduce(torch.tensor([1]))
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int8, torch.uint8])
+def test_allreduce_of_integers_sums_and_averages_towards_zero(dtype: torch.dtype) -> None:
+    sign = -1 if dtype.is_signed else 1
+    own = torch.tensor([sign * (lt.rank() + 2)], dtype=dtype)
+    total = sum(range(2, lt.size() + 2))
+    assert lt.allreduce(own, op=lt.Sum).item() == sign * total
+    averaged = lt.allreduce(own)
+    assert averaged.dtype == dtype
+    assert averaged.item() == sign * (total // lt.size())
 
 
 def test_allgather_joins_tensors_of_different_lengths() -> None:
