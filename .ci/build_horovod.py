@@ -1,7 +1,8 @@
 """What `make horovod` does: the other launchers that the tests know, for the environment of the Python that runs this.
 
 Horovod 0.28.1 is compiled against the installed torch and Open MPI (nobody publishes wheels of it), once: the wheel is
-kept in ~/.cache/lentando for the next environment. MPICH cannot live beside Open MPI, so it gets a small environment of
+kept in ~/.cache/lentando for the next environment. It is compiled for processors alone, also where torch is the CUDA
+build and an nvcc is found. MPICH cannot live beside Open MPI, so it gets a small environment of
 its own within this one.
 """
 
@@ -9,6 +10,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import re
 import subprocess
 import sys
 import tempfile
@@ -30,6 +32,39 @@ for argument; do
 done
 exec "${LENTANDO_CXX:-c++}" "$@"
 """
+CMAKE = """#!/bin/sh
+# Horovod's CMake files look for CUDA wherever some nvcc is found, also in /usr/local, and stop if the toolkit is not
+# complete. Horovod has no setting against it.
+case "$1" in
+--build) exec cmake "$@" ;;
+*) exec cmake -DCMAKE_CUDA_COMPILER=NOTFOUND -DCMAKE_DISABLE_FIND_PACKAGE_CUDAToolkit=ON "$@" ;;
+esac
+"""
+TORCH = """# Horovod asks the installed torch which CUDA it was built for: for none, as far as this build is concerned.
+import importlib.abc
+import importlib.machinery
+import sys
+
+
+class WithoutCuda(importlib.abc.MetaPathFinder):
+    def find_spec(self, name, path, target=None):
+        if name != "torch.version":
+            return None
+        spec = importlib.machinery.PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            execute(module)
+            module.cuda = None
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+
+sys.meta_path.insert(0, WithoutCuda())
+"""
+FOR_A_GPU = re.compile(r"HOROVOD_(GPU|CUDA|ROCM|NCCL)")
+"""Variables that would ask Horovod for what this build does not have."""
 MPICH_NEEDS = (
     "mpich",
     "mpi4py",
@@ -76,17 +111,7 @@ def build() -> Path:
         install(python, *BUILDS_WITH)
         install(python, *RUNS_WITH)
         see(python, packages(Path(sys.executable)))
-        compiler = Path(temporary, "c++")
-        compiler.write_text(COMPILER)
-        compiler.chmod(0o755)
-        parts = {f"HOROVOD_{part}": "1" for part in ("WITH_PYTORCH", "WITH_MPI", "WITH_GLOO")}
-        without = {f"HOROVOD_WITHOUT_{part}": "1" for part in ("TENSORFLOW", "MXNET")}
-        environment = {
-            **os.environ,
-            **parts,
-            **without,
-            "LENTANDO_CXX": os.environ.get("CXX", "c++"),
-            "CXX": str(compiler),
+        environment = without_gpu(place) | {
             "MAKEFLAGS": f"-j{os.cpu_count()}",
             "PATH": os.pathsep.join([str(place / "bin"), str(Path(sys.executable).parent), os.environ["PATH"]]),
         }
@@ -99,6 +124,27 @@ def build() -> Path:
         partial = folder() / f"{wheel.name}.part"
         partial.write_bytes(wheel.read_bytes())
         return partial.rename(folder() / wheel.name)
+
+
+def without_gpu(place: Path) -> dict[str, str]:
+    """Have an environment build for processors alone, whatever of CUDA is found; the variables for the build."""
+    site = packages(place / "bin/python")
+    site.joinpath("torch_without_cuda.py").write_text(TORCH)
+    site.joinpath("torch_without_cuda.pth").write_text("import torch_without_cuda\n")
+    programs = {"CXX": ("c++-of-today", COMPILER), "HOROVOD_CMAKE": ("cmake-without-cuda", CMAKE)}
+    for name, text in programs.values():
+        program = place / "bin" / name
+        program.write_text(text)
+        program.chmod(0o755)
+    parts = {f"HOROVOD_{part}": "1" for part in ("WITH_PYTORCH", "WITH_MPI", "WITH_GLOO")}
+    without = {f"HOROVOD_WITHOUT_{part}": "1" for part in ("TENSORFLOW", "MXNET")}
+    return {
+        **{name: value for name, value in os.environ.items() if not FOR_A_GPU.match(name)},
+        **parts,
+        **without,
+        "LENTANDO_CXX": os.environ.get("CXX", "c++"),
+        **{variable: str(place / "bin" / name) for variable, (name, _) in programs.items()},
+    }
 
 
 def see(python: Path, folder: Path) -> None:
