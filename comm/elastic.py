@@ -5,6 +5,9 @@ as a whole, is a transaction: the ranks attempt it in such a way that it can be 
 has happened on all of them. Otherwise they undo it, exclude the dead ranks, plan again whatever they had planned
 together, and repeat the attempt. All survivors are therefore within one transaction of each other. In a job that is not
 elastic, none of this has a cost.
+
+Inside ``deaths_raised`` the survivors recover in the same way, and then raise ``RankLostError`` in place of a second
+attempt: for programs that divide the data again, and continue from a state that they have saved.
 """
 
 import logging
@@ -29,6 +32,7 @@ __all__ = [
     "HOW_TO_START",
     "Member",
     "current_rank",
+    "deaths_raised",
     "enlist",
     "exchange_hosts",
     "in_place",
@@ -135,6 +139,24 @@ def _in_place(transport: Transport, arrays: Sequence[Array], attempt: Callable[[
     return survivors.transaction(transport, attempt, undo)
 
 
+@contextmanager
+def deaths_raised(transport: Transport) -> Iterator[None]:
+    """Inside this block, an operation during which ranks have died raises ``RankLostError`` on every survivor.
+
+    The operation has been undone then, and the survivors are ready for the next one, such as another attempt of
+    everything since a saved state. All survivors must be inside the block together.
+    """
+    survivors = _survivors_of(transport)
+    if survivors is None:
+        yield
+        return
+    before, survivors.raises_deaths = survivors.raises_deaths, True
+    try:
+        yield
+    finally:
+        survivors.raises_deaths = before
+
+
 def enlist(transport: Transport, member: Member) -> None:
     """From now on, let a member recover after each death.
 
@@ -186,11 +208,13 @@ class _Survivors:
     Attributes:
         numbers: the numbers that the present ranks had at the start of the job, by rank.
         is_busy: whether this rank is inside a transaction or a recovery.
+        raises_deaths: whether the survivors of a death raise an error once they have recovered.
     """
 
     def __init__(self, size: int) -> None:
         self.numbers = list(range(size))
         self.is_busy = False
+        self.raises_deaths = False
         self._hosts: list[str] = []
         self._members: WeakValueDictionary[int, Member] = WeakValueDictionary()
         self._enlisted = 0
@@ -241,7 +265,11 @@ class _Survivors:
         return True
 
     def recover(self, transport: Transport) -> None:
-        """Exclude the dead ranks, and let all members plan again. Collective over the survivors, in any operation."""
+        """Exclude the dead ranks, and let all members plan again. Collective over the survivors, in any operation.
+
+        Raises:
+            RankLostError: on every survivor, inside ``deaths_raised``.
+        """
         assert isinstance(transport, Elastic)
         started, numbers_before = transport.clock(), self.numbers
         with self._busy(), watched(transport, "the recovery from a death"):
@@ -260,6 +288,11 @@ class _Survivors:
                     break
         if transport.rank == 0:
             self._report(numbers_before, members, transport.clock() - started)
+        if self.raises_deaths:
+            raise RankLostError(
+                f"{self._names_of_dead(numbers_before)} died during an operation, which the {len(self.numbers)} "
+                "survivors have undone: continue from the last committed state"
+            )
 
     def _members_of_all(self, transport: Transport) -> list[Member]:
         """The members that exist on all ranks: each rank drops a member in its own time."""
@@ -268,18 +301,22 @@ class _Survivors:
         return [member for key, member in members.items() if all(key in keys for keys in keys_by_rank)]
 
     def _report(self, numbers_before: Sequence[int], members: Sequence[Member], seconds: float) -> None:
-        dead = [number for number in numbers_before if number not in self.numbers]
-        names = [f"{number}{self._hosts[number] if self._hosts else ''}" for number in dead]
         positions = "; ".join(member.position() for member in members)
         renumbered = ", ".join(f"{number} -> {rank}" for rank, number in enumerate(self.numbers))
         _log.warning(
             "%s died%s. %d continue after %.2f s, renumbered (number at the start -> rank now): %s",
-            f"rank {names[0]} has" if len(dead) == 1 else f"ranks {', '.join(names)} have",
+            self._names_of_dead(numbers_before),
             f" ({positions})" if positions else "",
             len(self.numbers),
             seconds,
             renumbered,
         )
+
+    def _names_of_dead(self, numbers_before: Sequence[int]) -> str:
+        """The ranks that have died, with their hosts, as the beginning of a sentence: ``rank 2 on node7 has``."""
+        dead = [number for number in numbers_before if number not in self.numbers]
+        names = [f"{number}{self._hosts[number] if self._hosts else ''}" for number in dead]
+        return f"rank {names[0]} has" if len(dead) == 1 else f"ranks {', '.join(names)} have"
 
     @contextmanager
     def _busy(self) -> Iterator[None]:

@@ -1,6 +1,6 @@
 """The public methods that a distributed optimizer has in every framework, written and documented once."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
 from typing import Any
@@ -111,6 +111,19 @@ class ReplicaOptimizer:
         """
         report = report_of(self._ready_replica())
         return flat_report(report) if flat else report
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return a copy of the replica's state for ``roll_back``. Elastic states save it with the base optimizer's."""
+        return self._ready_replica().rollback.snapshot()
+
+    def roll_back(self, snapshot: Mapping[str, Any]) -> None:
+        """Return to a ``snapshot()`` of this rank; the caller restores the weights and the base optimizer's state."""
+        self._ready_replica().rollback.roll_back(snapshot)
+
+    def adopt_rank_0(self) -> None:
+        """Continue from weights and base optimizer state that have been broadcast from rank 0. Collective."""
+        self._ready_replica().rollback.adopt_rank_0()
+        self._refresh()
 
     def __repr__(self) -> str:
         """The method, its base algorithm, the settings that are not the defaults, and the base optimizer."""

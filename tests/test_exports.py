@@ -11,7 +11,7 @@ import lentando.optimizers
 from lentando.comm import errors, topology
 
 OWN_NAMES = {
-    "lentando.torch": {"allreduce_", "broadcast_", "broadcast_optimizer_state", "broadcast_parameters"},
+    "lentando.torch": {"allreduce_", "broadcast_", "broadcast_optimizer_state", "broadcast_parameters", "elastic"},
     "lentando.tensorflow": {
         "AveragedModelCallback",
         "BroadcastGlobalVariablesCallback",

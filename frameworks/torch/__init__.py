@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 from lentando.optimizers import exports as _exports
 from lentando.optimizers.exports import *
+from lentando.torch import elastic as elastic
 from lentando.torch import functions as _functions
 from lentando.torch.functions import *
 from lentando.torch.methods import *
@@ -11,4 +12,13 @@ from lentando.torch.model_layers import *
 from lentando.torch.optimizer import *
 
 if not TYPE_CHECKING:  # type checkers take the names from the imports: they understand only lists that are written out
-    __all__ = [*_exports.__all__, *_functions.__all__, "AdaComm", "DiLoCo", "DistributedOptimizer", "SlowMo", "layers"]
+    __all__ = [
+        *_exports.__all__,
+        *_functions.__all__,
+        "AdaComm",
+        "DiLoCo",
+        "DistributedOptimizer",
+        "SlowMo",
+        "elastic",
+        "layers",
+    ]

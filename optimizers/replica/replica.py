@@ -17,6 +17,7 @@ from lentando.optimizers.replica.evaluation import Evaluation
 from lentando.optimizers.replica.gradients import AveragedLoss, Gradients, Mixing
 from lentando.optimizers.replica.last_look import LastLook
 from lentando.optimizers.replica.rank_comparison import RankComparison
+from lentando.optimizers.replica.rollback import Rollback
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress, load_state, state_of
@@ -68,6 +69,7 @@ class Replica:
         gradients: averages gradients.
         evaluation: evaluates the average.
         stopping: the ranks' agreement to stop on a signal.
+        rollback: return to an earlier step after ranks have died.
     """
 
     def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
@@ -96,6 +98,7 @@ class Replica:
         self._mixing = Mixing(setup, progress, channel, costs, non_finite, uneven)
         self._rounds = Rounds(setup, progress, channel, costs, non_finite, uneven, weights, trained)
         self.evaluation = Evaluation(setup, channel, timing, non_finite)
+        self.rollback = Rollback(setup, progress, channel, weights, self.evaluation)
         self._rounds.begin()
         enlist(transport, self)
         last_look.begin(transport, self)

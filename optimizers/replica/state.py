@@ -15,7 +15,16 @@ from lentando.optimizers.rules.non_finite import loss_to_send
 from lentando.optimizers.rules.period import Decision, Period
 from lentando.optimizers.rules.settings import different_from
 
-__all__ = ["Progress", "check_state", "copied", "load_state", "mean_loss", "state_of"]
+__all__ = [
+    "Progress",
+    "check_state",
+    "copied",
+    "load_state",
+    "mean_loss",
+    "return_to_state",
+    "state_of",
+    "state_to_return_to",
+]
 
 STATE_VERSION = 3
 """Version of what ``state_of`` returns. Version 2 held a fingerprint of the settings in words."""
@@ -154,6 +163,13 @@ def state_of(setup: Setup, progress: Progress) -> dict[str, Any]:
         "settings": setup.settings.method,
         "rank": setup.transport.rank,
         "size": setup.transport.size,
+        **_state_without_base(setup, progress),
+        "base": _state_of_base(setup),
+    }
+
+
+def _state_without_base(setup: Setup, progress: Progress) -> dict[str, Any]:
+    return {
         "started": progress.has_started,
         "clock": progress.seconds(),
         "decisions": [list(astuple(decision)) for decision in progress.decisions],
@@ -164,7 +180,6 @@ def state_of(setup: Setup, progress: Progress) -> dict[str, Any]:
         "rate_sums": list(progress.rate_sums),
         "loss_sum": float(progress.loss_sum),
         "loss_count": progress.loss_count,
-        "base": _state_of_base(setup),
         "period": None if progress.period is None else progress.period.state_dict(),
         "outer": None if setup.outer is None else setup.outer.state_dict(),
     }
@@ -200,6 +215,19 @@ def check_state(state: Mapping[str, Any], setup: Setup) -> None:
 def load_state(state: Mapping[str, Any], setup: Setup, progress: Progress) -> None:
     """Resume from a state that ``state_of`` has returned. Raises as ``check_state``."""
     check_state(state, setup)
+    return_to_state(state, setup, progress)
+    setup.base.state.load_state_dict(state["base"])
+
+
+def state_to_return_to(setup: Setup, progress: Progress) -> dict[str, Any]:
+    """Return copies of the part of ``state_of`` that does not depend on which ranks are alive. Waits for no message."""
+    weights_set = {"weights_set": True} if setup.framework.watch.found else {}
+    state: dict[str, Any] = copied({**weights_set, **_state_without_base(setup, progress)})
+    return state
+
+
+def return_to_state(state: Mapping[str, Any], setup: Setup, progress: Progress) -> None:
+    """Restore everything but the state of the base algorithm, which is left as it is."""
     # The program may load the model's weights after this, so they are not compared before the next step ends.
     setup.framework.watch.forget()
     setup.framework.watch.reset(found=state.get("weights_set", False))
@@ -210,7 +238,6 @@ def load_state(state: Mapping[str, Any], setup: Setup, progress: Progress) -> No
     progress.steps, progress.steps_in_round = state["steps"], state["steps_in_round"]
     progress.rate_sums = list(state["rate_sums"])
     progress.loss_sum, progress.loss_count = state["loss_sum"], state["loss_count"]
-    setup.base.state.load_state_dict(state["base"])
     if progress.period is not None:
         progress.period.load_state_dict(state["period"])
     if setup.outer is not None:

@@ -55,7 +55,7 @@ class Weights:
         watch = self._setup.framework.watch
         was_continued, self._is_continued = self._is_continued, watch.found
         if self._is_continued and not was_continued:
-            self._continue_gossip()
+            self.continue_gossip()
             if self._setup.outer is None:  # no outer step will read the watch, and the next change must be noticed too
                 watch.reset()
                 self._is_continued = False
@@ -134,7 +134,7 @@ class Weights:
         setup.framework.watch.mark()
         self._channel.forget_start()
 
-    def _continue_gossip(self) -> None:
+    def continue_gossip(self) -> None:
         """Let gossip continue from the new weights of this rank, and drop what it has received for the old ones."""
         setup = self._setup
         setup.framework.load()
