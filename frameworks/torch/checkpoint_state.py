@@ -13,9 +13,10 @@ from lentando.optimizers.checkpoint.replica_training import ReplicaTraining
 from lentando.optimizers.replica import Replica
 from lentando.torch.convert import as_array, as_tensor, to_plain, to_torch
 from lentando.torch.inner_optimizers import inner_optimizers, load_unchanged, tensors_in
+from lentando.torch.local_tensors import as_complex, as_real
 from lentando.torch.model import TorchModel
 from lentando.torch.model_layers import layers
-from lentando.torch.wrappable import AVERAGED, as_real
+from lentando.torch.wrappable import AVERAGED
 
 __all__ = ["TorchTraining"]
 
@@ -269,7 +270,7 @@ def _listed(counts: Sequence[int]) -> str:
 def _in_strides_of(parameter: torch.Tensor, value: Any) -> Any:
     """Give a saved tensor of the parameter's shape the parameter's memory order; return other values unchanged."""
     if isinstance(value, torch.Tensor) and parameter.is_complex() and value.shape == (*parameter.shape, 2):
-        value = torch.view_as_complex(value)
+        value = as_complex(value)
     if not _is_like(value, parameter):
         return value
     return torch.empty_like(parameter, dtype=value.dtype).copy_(value)

@@ -11,6 +11,7 @@ from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 from lentando.optimizers.loss_argument import as_number, not_one_number
+from lentando.torch.local_tensors import address
 
 __all__ = ["as_array", "as_device_array", "as_tensor", "detached_loss", "dtype_name", "new_tensor", "share_stream"]
 
@@ -30,7 +31,7 @@ class _ArrayInterface:
         self._tensor = tensor
         self.__array_interface__ = {
             "version": 3,
-            "data": (tensor.data_ptr(), False),  # False: it may be written to
+            "data": (address(tensor), False),  # False: it may be written to
             "typestr": dtype.str,
             "shape": tuple(tensor.shape),
             "strides": tuple(step * dtype.itemsize for step in tensor.stride()),
@@ -59,7 +60,7 @@ def as_array(tensor: torch.Tensor) -> Array:
         raise ConfigurationError(f"tensors of {name} can be neither sent nor saved: convert them first") from None
     if tensor.numel() == 0:
         return np.zeros(tuple(tensor.shape), dtype)
-    if tensor.data_ptr() == 0:
+    if not address(tensor):
         raise ConfigurationError(f"expected a tensor with memory of its own, found {type(tensor).__name__} without")
     built_in = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
     return np.asarray(_ArrayInterface(tensor, built_in)).view(dtype)

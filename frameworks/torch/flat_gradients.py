@@ -4,11 +4,11 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
+from lentando.torch.local_tensors import copy_into, dense_gradient, set_gradient
 
-__all__ = ["TorchGradients", "dense_gradient"]
+__all__ = ["TorchGradients"]
 
 
 class TorchGradients(FlatGradients):
@@ -53,27 +53,12 @@ class TorchGradients(FlatGradients):
         for memory in self.memory:
             memory.store()
         for name, view in self.taken().items():
-            # An alias, so that a change of this tensor's shape by the program does not change the view kept here.
-            self.parameters[name].grad = None if view is None else view.detach()
+            set_gradient(self.parameters[name], view)
 
     def copy(self, view: torch.Tensor, values: torch.Tensor) -> None:
         """Copy values into a part of the flat memory, unless it holds them already."""
-        if values.data_ptr() != view.data_ptr():
-            view.copy_(values)
+        copy_into(view, values)
 
     def new(self, values: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
         """Make a tensor of numbers, of the dtype of ``like``."""
         return torch.tensor(values, dtype=like.dtype)
-
-
-def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
-    """Return the gradient of a parameter, or None if it has none.
-
-    Raises:
-        ConfigurationError: if the gradient is sparse.
-    """
-    if parameter.grad is not None and parameter.grad.is_sparse:
-        raise ConfigurationError(
-            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
-        )
-    return parameter.grad

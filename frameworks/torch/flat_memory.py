@@ -9,7 +9,7 @@ from torch.utils.dlpack import from_dlpack
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, FlatLayout
 from lentando.torch.convert import as_array, as_device_array, as_tensor, dtype_name, share_stream
-from lentando.torch.wrappable import as_real
+from lentando.torch.local_tensors import as_complex, as_real
 
 __all__ = ["FlatMemory", "Placement", "device_of", "entry_of", "placement_on"]
 
@@ -64,7 +64,7 @@ class FlatMemory:
         # dtype, returns a tensor whose storage begins and ends where the entry does.
         part = from_dlpack(self.flat[start : start + entry.size])
         if like.is_complex():
-            return torch.view_as_complex(part.view(entry.shape))
+            return as_complex(part.view(entry.shape))
         return part.view(entry.shape) if entry.order == "C" else part.as_strided(like.shape, like.stride())
 
     def load(self) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lentando.comm.errors import ConfigurationError
+from lentando.torch.local_tensors import identity
 
 __all__ = ["inner_optimizers", "inner_states", "load_unchanged", "load_with_inner", "reset", "states", "tensors_in"]
 
@@ -62,7 +63,7 @@ def tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
     Copies of a state dict share its tensors.
     """
     return {
-        (value.data_ptr(), value.numel())
+        identity(value)
         for state in packed["state"].values()
         if isinstance(state, Mapping)
         for value in state.values()

@@ -18,18 +18,10 @@ from lentando.torch.device_watch import DeviceWatch
 from lentando.torch.flat_gradients import TorchGradients
 from lentando.torch.flat_memory import FlatMemory, device_of, entry_of, placement_on
 from lentando.torch.inner_optimizers import reset, states
+from lentando.torch.local_tensors import address, as_real, release_memory, use_memory, write
 from lentando.torch.not_averaged import Unaveraged, parts_of, store_parts
 from lentando.torch.parameters import Parameters
-from lentando.torch.wrappable import (
-    AVERAGED,
-    address,
-    as_real,
-    check_parameters,
-    check_sendable,
-    check_separate,
-    is_averaged,
-    write,
-)
+from lentando.torch.wrappable import AVERAGED, check_parameters, check_sendable, check_separate, is_averaged
 
 __all__ = ["TorchModel"]
 
@@ -128,7 +120,7 @@ class TorchModel:
         self._trained.read()
         for name, parameter in before.items():
             if self._parameters.get(name) is not parameter:
-                parameter.data = parameter.data.clone()  # so that the previous memory can be freed
+                release_memory(parameter)
         self.__dict__.pop("flat_gradients", None)
         weights_set = self.watch.found
         self._allocate(layouts)
@@ -143,10 +135,7 @@ class TorchModel:
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is not None:
                     parameter = self._parameters[entry.name]
-                    tensor = memory.tensor(number, parameter)
-                    tensor.copy_(parameter.detach())
-                    parameter.data = tensor
-                    self._homes[entry.name] = tensor.data_ptr()
+                    self._homes[entry.name] = use_memory(parameter, memory.tensor(number, parameter))
 
     @property
     def is_on_host(self) -> bool:
@@ -282,7 +271,7 @@ class TorchModel:
 
     def _check_unchanged(self) -> None:
         for name, parameter in self._parameters.items():
-            if parameter.data_ptr() != self._homes[name]:
+            if address(parameter) != self._homes[name]:
                 raise ConfigurationError(
                     f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: "
                     "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model before "

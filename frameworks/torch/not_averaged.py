@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 
 import torch
 
-from lentando.torch.wrappable import as_real, write
+from lentando.torch.local_tensors import as_complex, as_real, write
 
 __all__ = ["Unaveraged", "parts_of", "store_parts"]
 
@@ -106,4 +106,4 @@ def _like(plain: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """Convert the result of ``_plain`` back to the original dtype."""
     if plain.dtype == dtype or not (dtype.is_complex or (dtype.is_floating_point and dtype.itemsize == 1)):
         return plain
-    return torch.view_as_complex(plain) if dtype.is_complex else plain.view(dtype)
+    return as_complex(plain) if dtype.is_complex else plain.view(dtype)

@@ -7,7 +7,7 @@ from weakref import ref
 import torch
 
 from lentando.optimizers.rules.gradient_buckets import BucketCoverage, Buckets
-from lentando.torch.flat_gradients import dense_gradient
+from lentando.torch.local_tensors import copy_into, dense_gradient, is_same_memory
 
 __all__ = ["OverlapHooks"]
 
@@ -60,7 +60,7 @@ class OverlapHooks:
             return  # ``finish`` detects what is added to a gradient whose bucket has been started
         gradient = dense_gradient(name, self._parameters[name])
         # A gradient that was zeroed in place is the flat gradient itself, in which later changes could not be detected.
-        if gradient is not None and gradient.data_ptr() != view.data_ptr():
+        if gradient is not None and not is_same_memory(gradient, view):
             view.copy_(gradient)
             buckets.filled(name)
 
@@ -74,13 +74,13 @@ class OverlapHooks:
         for name, parameter in self._parameters.items():
             gradient, view = dense_gradient(name, parameter), self._views[name]
             if not buckets.is_open(name):
-                if gradient is None or gradient.data_ptr() == view.data_ptr() or not torch.equal(gradient, view):
+                if gradient is None or is_same_memory(gradient, view) or not torch.equal(gradient, view):
                     coverage = BucketCoverage.NONE
             elif gradient is None:
                 view.zero_()
                 coverage = min(coverage, BucketCoverage.ALL_PRESENT)
-            elif gradient.data_ptr() != view.data_ptr():
-                view.copy_(gradient)
+            else:
+                copy_into(view, gradient)
         buckets.start_all()
         buckets.coverage = coverage
         self._is_finished = True

@@ -7,17 +7,9 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lentando.comm.errors import ConfigurationError
+from lentando.torch.local_tensors import address, is_dense, overlaps_itself
 
-__all__ = [
-    "AVERAGED",
-    "address",
-    "as_real",
-    "check_parameters",
-    "check_sendable",
-    "check_separate",
-    "is_averaged",
-    "write",
-]
+__all__ = ["AVERAGED", "check_parameters", "check_sendable", "check_separate", "is_averaged"]
 
 AVERAGED = frozenset(
     {
@@ -33,24 +25,11 @@ AVERAGED = frozenset(
 """Dtypes that can be averaged, complex numbers as pairs of real numbers."""
 
 
-def as_real(tensor: torch.Tensor) -> torch.Tensor:
-    """View a complex tensor as a real one with a last axis of length 2; return any other tensor unchanged."""
-    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
-
-
 def is_averaged(buffer: torch.Tensor) -> bool:
     """Return whether a buffer of a model is averaged at outer steps. Integer, float8 and sparse buffers are not."""
     if buffer.dtype not in AVERAGED or buffer.layout is not torch.strided or buffer.is_conj():
         return False
     return bool(address(buffer)) or not buffer.numel()
-
-
-def address(tensor: torch.Tensor) -> int:
-    """Return the address of a tensor's memory, or 0 if it has no memory of its own."""
-    try:
-        return tensor.data_ptr()
-    except (RuntimeError, ValueError):  # sparse tensors, wrappers, parameters of lazy modules
-        return 0
 
 
 def check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
@@ -66,7 +45,7 @@ def check_parameters(parameters: Mapping[str, torch.Tensor]) -> None:
                 f"it is of {parameter.dtype}, which has no average here. Keep trained parameters in float16, bfloat16, "
                 "float32 or float64 and convert them where they are used, or freeze it"
             )
-        if reason is None and _overlaps_itself(parameter):
+        if reason is None and overlaps_itself(parameter):
             reason = (
                 "several of its elements share one place in memory (it was expanded). Make it a parameter with memory "
                 "of its own, by .clone() or .contiguous(), or expand it where it is used"
@@ -100,7 +79,7 @@ def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[s
     """
     known = {id(parameter) for parameter in trained.values()}
     named = [*trained.items(), *(pair for pair in others if id(pair[1]) not in known)]
-    dense = [(name, t) for name, t in named if address(t) and t.numel() and _is_dense(t)]
+    dense = [(name, t) for name, t in named if address(t) and t.numel() and is_dense(t)]
     dense.sort(key=lambda pair: address(pair[1]))
     for (name, tensor), (other_name, other) in pairwise(dense):
         end = address(tensor) + tensor.numel() * tensor.element_size()
@@ -112,15 +91,6 @@ def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[s
                 "tie them by assigning the parameter itself (model.b = model.a), or give one of them memory of its own "
                 "(.clone())"
             )
-
-
-def write(tensor: torch.Tensor, values: torch.Tensor) -> None:
-    """Copy values of the same shape into a tensor, which may be expanded (one element for all of an axis)."""
-    if 0 in tensor.stride():
-        for axis, step in enumerate(tensor.stride()):
-            if step == 0 and tensor.shape[axis] > 1:
-                tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
-    tensor.copy_(values)
 
 
 def _obstacle(tensor: torch.Tensor) -> str | None:
@@ -143,19 +113,3 @@ def _obstacle(tensor: torch.Tensor) -> str | None:
             advice += ": leave out fully_shard (FSDP2) and tensor parallelism, or use them without this optimizer"
         return f"it is a {kind}, which has no memory of its own. {advice}"
     return None
-
-
-def _is_dense(tensor: torch.Tensor) -> bool:
-    """Return whether a tensor's elements fill the memory from the first to the last one without gaps or overlaps."""
-    expected = 1
-    for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if length > 1:
-            if step != expected:
-                return False
-            expected *= length
-    return True
-
-
-def _overlaps_itself(tensor: torch.Tensor) -> bool:
-    extent = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
-    return tensor.numel() > extent

@@ -1,0 +1,129 @@
+"""Access to the memory of PyTorch's parameters, gradients and buffers on this rank.
+
+Every other module reads and replaces memory through these functions, so that support for another kind of tensor, such
+as ``DTensor`` whose values are in a local tensor, is a change of this file and of the checks in ``wrappable``.
+"""
+
+import torch
+
+from lentando.comm.errors import ConfigurationError
+
+__all__ = [
+    "address",
+    "as_complex",
+    "as_real",
+    "copy_into",
+    "dense_gradient",
+    "identity",
+    "is_dense",
+    "is_same_memory",
+    "overlaps_itself",
+    "release_memory",
+    "set_gradient",
+    "use_memory",
+    "write",
+]
+
+
+def address(tensor: torch.Tensor) -> int:
+    """Return the address of a tensor's memory, or 0 if it has no memory of its own."""
+    try:
+        return tensor.data_ptr()
+    except (RuntimeError, ValueError):  # sparse tensors, wrappers, parameters of lazy modules
+        return 0
+
+
+def is_same_memory(tensor: torch.Tensor, other: torch.Tensor) -> bool:
+    """Return whether two tensors of the same shape begin at the same place in memory."""
+    return tensor.data_ptr() == other.data_ptr()
+
+
+def identity(tensor: torch.Tensor) -> tuple[int, int]:
+    """Identify a tensor by its memory, which detached copies share: address and number of elements."""
+    return address(tensor) or (id(tensor) if tensor.numel() else 0), tensor.numel()
+
+
+def is_dense(tensor: torch.Tensor) -> bool:
+    """Return whether a tensor's elements fill the memory from the first to the last one without gaps or overlaps."""
+    expected = 1
+    for step, length in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
+        if length > 1:
+            if step != expected:
+                return False
+            expected *= length
+    return True
+
+
+def overlaps_itself(tensor: torch.Tensor) -> bool:
+    """Return whether several elements of a tensor share one place in memory, as in an expanded tensor."""
+    extent = 1 + sum((length - 1) * step for length, step in zip(tensor.shape, tensor.stride(), strict=True))
+    return tensor.numel() > extent
+
+
+def as_real(tensor: torch.Tensor) -> torch.Tensor:
+    """View a complex tensor as a real one with a last axis of length 2; return any other tensor unchanged."""
+    return torch.view_as_real(tensor) if tensor.is_complex() else tensor
+
+
+def as_complex(tensor: torch.Tensor) -> torch.Tensor:
+    """View a real tensor with a last axis of length 2 as a complex one: the inverse of ``as_real``."""
+    return torch.view_as_complex(tensor)
+
+
+def use_memory(parameter: torch.Tensor, tensor: torch.Tensor) -> int:
+    """Move a parameter into other memory. Its values do not change.
+
+    Args:
+        parameter: parameter of a model.
+        tensor: tensor of the parameter's shape and dtype, whose memory the parameter has from then on.
+
+    Returns:
+        The address of the parameter's memory.
+    """
+    tensor.copy_(parameter.detach())
+    parameter.data = tensor
+    return tensor.data_ptr()
+
+
+def release_memory(parameter: torch.Tensor) -> None:
+    """Move a parameter into new memory of its own, so that its previous memory can be freed."""
+    parameter.data = parameter.data.clone()
+
+
+def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
+    """Return the gradient of a parameter, or None if it has none.
+
+    Raises:
+        ConfigurationError: if the gradient is sparse.
+    """
+    if parameter.grad is not None and parameter.grad.is_sparse:
+        raise ConfigurationError(
+            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
+        )
+    return parameter.grad
+
+
+def set_gradient(parameter: torch.Tensor, memory: torch.Tensor | None) -> None:
+    """Give a parameter a gradient over the given memory, or none.
+
+    Args:
+        parameter: parameter of a model.
+        memory: tensor of the parameter's shape and dtype. The gradient is an alias, so that a change of its shape by
+            the program does not change this tensor.
+    """
+    parameter.grad = None if memory is None else memory.detach()
+
+
+def copy_into(memory: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy values of the same shape into memory, unless they are its own."""
+    if not is_same_memory(values, memory):
+        memory.copy_(values)
+
+
+def write(tensor: torch.Tensor, values: torch.Tensor) -> None:
+    """Copy values of the same shape into a tensor, which may be expanded (one element for all of an axis)."""
+    if 0 in tensor.stride():
+        for axis, step in enumerate(tensor.stride()):
+            if step == 0 and tensor.shape[axis] > 1:
+                tensor, values = tensor.narrow(axis, 0, 1), values.narrow(axis, 0, 1)
+    tensor.copy_(values)
