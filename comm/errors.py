@@ -15,6 +15,7 @@ __all__ = [
     "RankLostError",
     "SimulationError",
     "TransportError",
+    "UnsupportedOperationError",
     "grouped_by_rank",
     "ranks_in_words",
     "ranks_of",
@@ -29,6 +30,10 @@ class LentandoError(Exception):
 
 class ConfigurationError(LentandoError, ValueError):
     """A setting cannot work. Raised on every rank when it is passed, before any message is sent."""
+
+
+class UnsupportedOperationError(ConfigurationError, RuntimeError):
+    """A collective operation is not defined for its op or dtype. Where Horovod raises a RuntimeError, this is one."""
 
 
 class CheckpointError(LentandoError, RuntimeError):

@@ -10,7 +10,14 @@ executed now (``run``). The function without this ending does both.
 
 from lentando.comm.operations.broadcasting import broadcast, broadcast_call
 from lentando.comm.operations.collective import Collective
+from lentando.comm.operations.exchanging import alltoall, alltoall_call
 from lentando.comm.operations.gathering import allgather, allgather_call
+from lentando.comm.operations.grouping import (
+    grouped_allgather,
+    grouped_allgather_call,
+    grouped_allreduce,
+    grouped_allreduce_call,
+)
 from lentando.comm.operations.objects import (
     allgather_object,
     allgather_object_call,
@@ -19,15 +26,23 @@ from lentando.comm.operations.objects import (
     broadcast_object,
     broadcast_object_call,
 )
-from lentando.comm.operations.op import Average, Max, Min, Op, Sum
+from lentando.comm.operations.op import Adasum, Average, Max, Min, Op, Product, Sum
 from lentando.comm.operations.reducing import allreduce, allreduce_call, allreduce_number
+from lentando.comm.operations.scattering import (
+    grouped_reducescatter,
+    grouped_reducescatter_call,
+    reducescatter,
+    reducescatter_call,
+)
 
 __all__ = [
+    "Adasum",
     "Average",
     "Collective",
     "Max",
     "Min",
     "Op",
+    "Product",
     "Sum",
     "allgather",
     "allgather_call",
@@ -36,10 +51,20 @@ __all__ = [
     "allreduce",
     "allreduce_call",
     "allreduce_number",
+    "alltoall",
+    "alltoall_call",
     "barrier",
     "barrier_call",
     "broadcast",
     "broadcast_call",
     "broadcast_object",
     "broadcast_object_call",
+    "grouped_allgather",
+    "grouped_allgather_call",
+    "grouped_allreduce",
+    "grouped_allreduce_call",
+    "grouped_reducescatter",
+    "grouped_reducescatter_call",
+    "reducescatter",
+    "reducescatter_call",
 ]

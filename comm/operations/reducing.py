@@ -4,12 +4,11 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.collectives import all_reduce
-from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations.collective import Agree, Collective, described
+from lentando.comm.operations.combining import as_numbers, combine
 from lentando.comm.operations.op import Average, Max, Min, Op, Sum, check_op
-from lentando.comm.operations.scaling import check_factors, scale
+from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
 from lentando.comm.transport import Array, Transport
 
@@ -30,9 +29,9 @@ def allreduce(
     Args:
         array: contiguous array of any shape and numeric dtype, equal on all ranks. float16 and bfloat16 are summed in
             float32, complex numbers as pairs of real ones.
-        op: ``Average`` (of integers: their sum, divided and rounded towards zero), ``Sum``, ``Min`` or ``Max`` (not of
-            complex numbers). Of booleans, only ``Min`` (True if all ranks have True) and ``Max`` (True if any rank has)
-            are defined.
+        op: ``Average`` (of integers: rounded towards zero), ``Sum``, ``Min``, ``Max`` or ``Product`` (not of complex
+            numbers), or ``Adasum`` (of floating point). Of booleans, only ``Min`` (True if all ranks have True) and
+            ``Max`` (True if any rank has) are defined.
         name: name of the call, compared between ranks and shown in messages.
         prescale_factor: factor by which the array is multiplied before it is combined. The product of an integer is
             rounded towards zero.
@@ -76,10 +75,8 @@ def allreduce_call(
     """One call of ``allreduce``, with its arguments."""
     check_op(op, array.dtype)
     check_factors(array.dtype, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
-    arguments = [*described(array), op.value]
-    factors = (float(prescale_factor), float(postscale_factor))
-    if factors != (1.0, 1.0):
-        arguments.append(f"scaled by {factors[0]:g} before and {factors[1]:g} after")
+    factors = float(prescale_factor), float(postscale_factor)
+    arguments = [*described(array), op.value, *factors_in_words(*factors)]
     numbers = as_numbers(array)
 
     def execute(transport: Transport, agree: Agree) -> None:
@@ -89,37 +86,6 @@ def allreduce_call(
         scale(numbers, factors[1])
 
     return Collective("allreduce", arguments, name, process_set, execute, [array])
-
-
-def as_numbers(array: Array) -> Array:
-    """The same memory as real numbers or integers, which can be combined."""
-    if array.dtype == np.bool_:
-        return array.view(np.uint8)
-    if array.dtype.kind == "c":
-        return array.reshape(-1).view(array.real.dtype)
-    return array
-
-
-def combine(transport: Transport, array: Array, op: Op) -> None:
-    """Combine an array over all ranks, in place. Collective.
-
-    Args:
-        transport: transport of the participating ranks.
-        array: contiguous array of real numbers or integers, as ``as_numbers`` returns it.
-        op: a way to combine them that ``check_op`` accepts.
-    """
-    if op is Average and array.dtype.kind in "iu":
-        all_reduce(transport, array, mean=False)
-        wide = array if array.dtype.itemsize == 8 else array.astype(np.int64)
-        size = wide.dtype.type(transport.size)
-        array[...] = ((wide - np.fmod(wide, size)) // size).astype(array.dtype)
-        return
-    if op is Average or op is Sum:
-        all_reduce(transport, array, mean=op is Average)
-        return
-    wide = np.ascontiguousarray(array, accumulator_dtype(array.dtype))
-    transport.allreduce(wide, "min" if op is Min else "max")
-    np.copyto(array, wide, casting="same_kind")
 
 
 def allreduce_number(

@@ -9,7 +9,7 @@ from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["check_factors", "scale"]
+__all__ = ["check_factors", "factors_in_words", "scale"]
 
 
 def check_factors(dtype: np.dtype[Any], **factors: Any) -> None:
@@ -27,6 +27,13 @@ def check_factors(dtype: np.dtype[Any], **factors: Any) -> None:
             raise ConfigurationError(f"{name} must be a number, got {factor!r}")
         if factor != 1 and dtype == np.bool_:
             raise ConfigurationError(f"{name} has no meaning for an array of bool: expected 1, got {factor!r}")
+
+
+def factors_in_words(prescale_factor: float, postscale_factor: float) -> list[str]:
+    """The factors as an argument that is compared between ranks; none if both are 1."""
+    if (prescale_factor, postscale_factor) == (1.0, 1.0):
+        return []
+    return [f"scaled by {prescale_factor!r} before and {postscale_factor!r} after"]
 
 
 def scale(array: Array, factor: float) -> None:

@@ -1,0 +1,73 @@
+"""How an array is combined over ranks by each op."""
+
+import numpy as np
+
+from lentando.comm.collectives import all_reduce
+from lentando.comm.dtypes import accumulator_dtype, is_floating
+from lentando.comm.operations.adasum import adasum
+from lentando.comm.operations.op import Adasum, Average, Min, Op, Product, Sum
+from lentando.comm.transport import Array, Transport
+
+__all__ = ["as_numbers", "combine", "divided"]
+
+PIECE_BYTES = 1 << 20
+"""Bytes of each rank that are gathered at once to form products."""
+
+
+def as_numbers(array: Array) -> Array:
+    """The same memory as real numbers or integers, which can be combined."""
+    if array.dtype == np.bool_:
+        return array.view(np.uint8)
+    if array.dtype.kind == "c":
+        return array.reshape(-1).view(array.real.dtype)
+    return array
+
+
+def combine(transport: Transport, array: Array, op: Op, lengths: list[int] | None = None) -> None:
+    """Combine an array over all ranks, in place. Collective.
+
+    Args:
+        transport: transport of the participating ranks.
+        array: contiguous array of real numbers or integers, as ``as_numbers`` returns it.
+        op: a way to combine them that ``check_op`` accepts.
+        lengths: numbers of elements of the tensors that follow each other in a one-dimensional array, for Adasum; a
+            single tensor by default.
+    """
+    wide = accumulator_dtype(array.dtype)
+    if op is Sum or (op is Average and is_floating(array.dtype)):
+        all_reduce(transport, array, mean=op is Average)
+    elif op is Average:
+        total = array.astype(np.uint64 if array.dtype.kind == "u" else np.int64)  # the sum may exceed a short integer
+        all_reduce(transport, total)
+        np.copyto(array, divided(total, transport.size), casting="unsafe")
+    elif op is Adasum:
+        adasum(transport, array.reshape(-1), [array.size] if lengths is None else lengths)
+    elif op is Product:
+        _multiply(transport, array, wide)
+    else:
+        values = np.ascontiguousarray(array, wide)
+        transport.allreduce(values, "min" if op is Min else "max")
+        np.copyto(array, values, casting="same_kind")
+
+
+def divided(total: Array, count: int) -> Array:
+    """Quotients of an integer array and a positive number, rounded towards zero, as Horovod's average is.
+
+    Example:
+        >>> divided(np.array([-3, 3, 4]), 2).tolist()
+        [-1, 1, 2]
+    """
+    divisor = total.dtype.type(count)
+    quotients = total // divisor
+    rounded: Array = quotients + ((total < 0) & (total % divisor != 0)).astype(total.dtype)
+    return rounded
+
+
+def _multiply(transport: Transport, array: Array, wide: "np.dtype[np.generic]") -> None:
+    flat = array.reshape(-1)
+    step = max(1, PIECE_BYTES // wide.itemsize)
+    for start in range(0, flat.size, step):
+        piece = flat[start : start + step]
+        gathered = transport.allgather(piece.astype(wide))
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            np.copyto(piece, np.multiply.reduce(gathered, axis=0, dtype=wide), casting="same_kind")

@@ -1,0 +1,53 @@
+"""The users' collectives are those of NumPy, on all ranks and within process sets of some of them."""
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import operation_checks as checks
+import pytest
+
+from lentando.comm.process_sets import ProcessSet, add_process_set, remove_process_set
+from lentando.comm.world import rank, size
+
+AMONG_MEMBERS = [
+    checks.adasum_follows_its_definition,
+    checks.allgather_concatenates_rows,
+    checks.allreduce_is_numpys,
+    checks.alltoall_sends_rows,
+    checks.broadcasts_come_from_the_root,
+    checks.groups_equal_single_calls,
+    checks.reducescatter_divides_rows,
+]
+ON_ALL_RANKS = [
+    checks.adasum_adds_orthogonal_and_averages_parallel_gradients,
+    checks.averages_of_short_integers_do_not_overflow,
+    checks.booleans_are_combined_by_min_and_max,
+    checks.differing_calls_are_errors_on_every_rank,
+    checks.factors_scale_before_and_after,
+    checks.wrong_arguments_are_errors,
+]
+
+
+@pytest.mark.parametrize("check", AMONG_MEMBERS, ids=lambda check: check.__name__)
+def test_operation_on_all_ranks(check: Callable[..., None]) -> None:
+    check(range(size()))
+
+
+@pytest.mark.parametrize("check", ON_ALL_RANKS, ids=lambda check: check.__name__)
+def test_operation_of_the_whole_job(check: Callable[[int], None]) -> None:
+    check(size())
+
+
+@pytest.fixture(scope="module")
+def disjoint_sets() -> Iterator[list[ProcessSet]]:
+    """Two process sets, which are used at the same time."""
+    both = [add_process_set(range(first, size(), 2)) for first in (0, 1)]
+    yield both
+    assert all(remove_process_set(each) for each in both)
+
+
+@pytest.mark.skipif(size() < 2, reason="one rank has no two sets")
+@pytest.mark.parametrize("check", AMONG_MEMBERS, ids=lambda check: check.__name__)
+def test_operation_in_a_process_set(disjoint_sets: list[ProcessSet], check: Callable[..., Any]) -> None:
+    mine = disjoint_sets[rank() % 2]
+    check(mine.ranks, mine)
