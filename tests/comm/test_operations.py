@@ -1,4 +1,4 @@
-"""The users' collectives with thread ranks and virtual ranks. ``tests/ranks/comm/test_operations.py`` has them over MPI."""
+"""The users' collectives among thread ranks and virtual ranks. ``tests/ranks/comm/test_operations.py`` uses MPI."""
 
 from collections.abc import Callable
 from typing import Any

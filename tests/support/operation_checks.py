@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 from ml_dtypes import bfloat16
 from numpy.typing import DTypeLike
 
@@ -37,13 +38,10 @@ def same(array: Any, expected: Array) -> None:
 
 def raised(call: Callable[[], object], kind: type[Exception], *parts: str) -> None:
     """Assert that a call raises an error of this class, whose message contains these parts."""
-    try:
+    with pytest.raises(kind) as found:
         call()
-    except kind as error:
-        for part in parts:
-            assert part in str(error), error
-        return
-    raise AssertionError(f"no {kind.__name__}")
+    for part in parts:
+        assert part in str(found.value)
 
 
 def allreduce_is_numpys(members: Sequence[int], process_set: ProcessSet = global_process_set) -> None:
@@ -277,7 +275,7 @@ def adasum_follows_its_definition(members: Sequence[int], process_set: ProcessSe
 
 
 def adasum_reference(vectors: list[Array]) -> Array:
-    """The definition: neighbours in pairs, then neighbouring pairs, and so on; an odd last one waits for the next level."""
+    """The definition: neighbours in pairs, then neighbouring pairs, and so on; an odd last one passes unchanged."""
     while len(vectors) > 1:
         combined = []
         for a, b in zip(vectors[::2], vectors[1::2], strict=False):
