@@ -13,8 +13,10 @@ from lentando.comm.errors import (
     RankLostError,
     SimulationError,
     TransportError,
+    UnsupportedOperationError,
 )
-from lentando.comm.operations import Average, Max, Min, Op, Sum, barrier
+from lentando.comm.operations import Adasum, Average, Max, Min, Op, Product, Sum, barrier
+from lentando.comm.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from lentando.comm.topology import (
     BipartiteExponential,
     Circulant,
@@ -67,6 +69,7 @@ __all__ = [
     "OSGP",
     "SGP",
     "AdaptivePeriod",
+    "Adasum",
     "Algorithm",
     "AllReduce",
     "Average",
@@ -112,6 +115,8 @@ __all__ = [
     "Period",
     "PeriodSetting",
     "PostLocal",
+    "ProcessSet",
+    "Product",
     "RankLostError",
     "ReplicaOptimizer",
     "Ring",
@@ -126,13 +131,16 @@ __all__ = [
     "Topology",
     "Torus",
     "TransportError",
+    "UnsupportedOperationError",
     "WeightMap",
     "WeightRule",
     "WireDtype",
     "adacomm",
+    "add_process_set",
     "barrier",
     "check_graphs",
     "diloco",
+    "global_process_set",
     "init",
     "is_initialized",
     "join",
@@ -140,6 +148,7 @@ __all__ = [
     "local_rank",
     "local_size",
     "rank",
+    "remove_process_set",
     "save",
     "save_on_signal",
     "second_modulus",
