@@ -14,14 +14,18 @@ from typing import Any
 from measuring import Sample
 from tqdm import tqdm
 
-__all__ = ["OURS", "HostGroup", "alternate", "found_here", "run_on", "take_turns"]
+__all__ = ["HOROVOD_OVER_MPI", "OURS", "HostGroup", "alternate", "found_here", "run_on", "take_turns"]
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
 MPICH = Path(sys.prefix, "mpich/bin")
 OURS = "Lentando"
+HOROVOD_OVER_MPI = "Horovod over MPI"
 PROGRAMS = {OURS: "lentando", "Open MPI": "mpi", "MPICH": "mpi", "Gloo": "gloo", "Horovod": "horovod"}
+PROGRAMS[HOROVOD_OVER_MPI] = "horovod"
 """What the programs below ``peers/`` call each library."""
+OPEN_MPI_5 = "--binding-args=--bind-to none --map-by slot:oversubscribe"
+"""For horovodrun, which would pass options that Open MPI 5 does not know."""
 PAYLOAD = 1448 / 1514
 """What TCP carries of the Ethernet frames that a link's limit counts."""
 ENVIRONMENT = {
@@ -76,6 +80,8 @@ class HostGroup:
             hosts = ",".join(f"h{host}:{self.slots}" for host in range(self.hosts))
             where = ["-H", hosts, "--network-interfaces", "eth0"] if self.hosts else []
             job = [str(BIN / "horovodrun"), "--gloo", *count, *where, *work]
+        elif library == HOROVOD_OVER_MPI:
+            job = [str(BIN / "horovodrun"), "--mpi", *count, OPEN_MPI_5, *work]
         elif library != "Gloo":
             job = [str(BIN / "mpirun"), *count, *work]
         elif self.hosts:

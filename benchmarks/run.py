@@ -6,6 +6,8 @@
     sudo python benchmarks/run.py iterations            training on 4 hosts; an iteration computes as long as it sends
     sudo python benchmarks/run.py loss                  time to a training loss; 4 hosts at 100 Mbit/s, which send
                                                         4 times as long as they compute
+    python benchmarks/run.py horovod                    loops of Horovod's users, under Horovod and under Lentando,
+                                                        2 and 4 ranks on this machine
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
     python benchmarks/run.py memory                     what SlowMo takes beyond its base optimizer, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
@@ -23,7 +25,7 @@ from pathlib import Path
 
 import destinations
 from all_reduce import in_words, number_of_bytes
-from jobs import OURS, HostGroup, alternate, found_here, run_on, take_turns
+from jobs import HOROVOD_OVER_MPI, OURS, HostGroup, alternate, found_here, run_on, take_turns
 from measuring import Sample, machine, report, table
 
 MB = 1_000_000
@@ -162,6 +164,32 @@ def loss(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]
         draw_loss(group, jobs[-1], goals[-1], options.results / f"loss_{group.ranks}_ranks.png")
 
 
+def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
+    """A table of loops that run unchanged under Horovod and under Lentando."""
+    from peers.horovod_loops import ALONE, LARGE, SCALE, SMALL, resnet50_shapes
+
+    if "Horovod" not in libraries:
+        raise SystemExit("Horovod is not here: make horovod")
+    names = [OURS, "Horovod", HOROVOD_OVER_MPI]
+    by_library = alternate(group, names, "horovod_loops.py", {name: () for name in names}, options.repeats)
+    ours, peers = by_library[OURS], {name: by_library[name] for name in names[1:]}
+    rows = []
+    for loop in ours:
+        best = min(peers, key=lambda name: peers[name][loop].median)
+        ratio = "" if loop.endswith(ALONE) else f"{ours[loop].times_faster_than(peers[best][loop]):.2f} ({best})"
+        rows.append([loop, *(str(by_library[name][loop]) for name in names), ratio])
+    size = 4 * sum(math.prod(shape) for shape in resnet50_shapes(SCALE))
+    caption = (
+        f"each a mean of many iterations on the slowest rank. {SMALL}: shapes of ResNet-50's parameters with its "
+        f"channels / {SCALE}, {in_words(size)} together; {LARGE}: a single parameter. The models do little but receive "
+        "gradients. All settings are the defaults of both. Times faster: iterations per second / those of the faster "
+        "Horovod, median of the pairs."
+    )
+    publish(
+        options, group, table(["loop", OURS, "horovodrun --gloo", "horovodrun --mpi", "times faster"], rows), caption
+    )
+
+
 def _seconds_until(goal: float, curve: Sequence[tuple[float, float]]) -> float:
     return next((seconds for seconds, loss in curve if loss <= goal), math.inf)
 
@@ -210,6 +238,7 @@ def draw(group: HostGroup, found: Mapping[int, Mapping[str, Sample]], file: Path
     figure.savefig(file)
 
 
+ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod}
 OVER_LINKS = {"links": (all_reduces, 1e9), "iterations": (iterations, 1e9), "loss": (loss, 1e8)}
 """What is measured on hosts, and the bits per second of their links."""
 WITHOUT_PEERS = {"step": ("step_overhead.py", (1, 4)), "memory": ("memory.py", (2, 4))}
@@ -219,7 +248,7 @@ WITHOUT_PEERS = {"step": ("step_overhead.py", (1, 4)), "memory": ("memory.py", (
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=("node", *OVER_LINKS, *WITHOUT_PEERS))
+    parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *WITHOUT_PEERS))
     parser.add_argument("--hosts", type=int, default=4, help="for links, iterations and loss (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
@@ -244,9 +273,9 @@ def main() -> None:
         if unknown:
             parser.error(f"not here: {', '.join(sorted(unknown))}; here are {', '.join(libraries)}")
         libraries = [name for name in libraries if name == OURS or name in options.libraries]
-    if options.what == "node":
+    if options.what in ON_THIS_MACHINE:
         for ranks in (2, 4):
-            all_reduces(options, HostGroup(0, ranks), libraries)
+            ON_THIS_MACHINE[options.what](options, HostGroup(0, ranks), libraries)
     elif options.what in WITHOUT_PEERS:
         program, numbers = WITHOUT_PEERS[options.what]
         file = [] if options.results is None else ["--markdown", str(options.results / f"{options.what}.md")]
