@@ -171,7 +171,7 @@ def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[s
     if "Horovod" not in libraries:
         raise SystemExit("Horovod is not here: make horovod")
     names = [OURS, "Horovod", HOROVOD_OVER_MPI]
-    by_library = alternate(group, names, "horovod_loops.py", {name: () for name in names}, options.repeats)
+    by_library = alternate(group, names, "horovod_loops.py", dict.fromkeys(names, ()), options.repeats)
     ours, peers = by_library[OURS], {name: by_library[name] for name in names[1:]}
     rows = []
     for loop in ours:
