@@ -9,7 +9,19 @@ from typing import Any
 import numpy as np
 import pytest
 from case_selection import selected_cases
-from elastic_state_torch import COMMIT, MOMENTUM, PERIOD, RATE, SLOW, STEPS, batch
+from elastic_state_data import (
+    BATCHES,
+    COMMIT,
+    EPOCHS,
+    LOOP_COMMIT,
+    LOOP_STEPS,
+    MOMENTUM,
+    PERIOD,
+    RATE,
+    SLOW,
+    STEPS,
+    batch,
+)
 from launching import find_mpirun, launch
 
 from lentando.comm.transport import Array
@@ -33,41 +45,57 @@ def gradient(x: Array, w: Array) -> Array:
     return 2 * inputs.T @ (inputs @ w - x.sum(1)) / len(x)
 
 
-def trained(method: str, commit: int) -> Array:
-    """The weights after training with 3 ranks until a commit, and with 2 ranks from then on."""
-    w, v = np.zeros((3, 4)), np.zeros((3, 4))
+def trained(steps: int, ranks: dict[int, list[int]], momentum: float, slow: float | None) -> list[float]:
+    """The weights after training.
+
+    Args:
+        steps: number of steps.
+        ranks: by step, where ranks have died: the number of ranks from then on, and the rank whose state they continue
+            from, before the step.
+        momentum: of SGD.
+        slow: momentum of SlowMo; None for averages of gradients.
+    """
+    w, v = np.zeros((ranks[0][0], 4)), np.zeros((ranks[0][0], 4))
     anchor, u = np.zeros(4), np.zeros(4)
-    for step in range(STEPS):
-        if step == commit:
-            w, v = np.tile(w[0], (2, 1)), np.tile(v[0], (2, 1))
-        gradients = np.array([gradient(batch(step, rank).numpy(), row) for rank, row in enumerate(w)])
-        if method == "allreduce":
+    for step in range(steps):
+        number, source = ranks.get(step, [len(w), -1])
+        if source >= 0:
+            w, v = np.tile(w[source], (number, 1)), np.tile(v[source], (number, 1))
+        gradients = np.array([gradient(batch(step, rank), row) for rank, row in enumerate(w)])
+        if slow is None:
             gradients[:] = gradients.mean(axis=0)
-        v = MOMENTUM * v + gradients
+        v = momentum * v + gradients
         w = w - RATE * v
-        if method == "slowmo" and step % PERIOD == PERIOD - 1:
-            u = SLOW * u + (anchor - w.mean(axis=0)) / RATE
+        if slow is not None and step % PERIOD == PERIOD - 1:
+            u = slow * u + (anchor - w.mean(axis=0)) / RATE
             anchor = anchor - RATE * u
             w[:] = anchor
-    return w[0]
+    return list(w[0])
 
 
 @pytest.mark.parametrize(
-    ("method", "commit"),
+    ("method", "commit", "slow"),
     [
-        ("allreduce", 10),
-        ("slowmo", 15),  # the death is noticed in the outer step after step 16; the commit is in the middle of a round
+        ("allreduce", 10, None),
+        (
+            "slowmo",
+            15,
+            SLOW,
+        ),  # the death is noticed in the outer step after step 16; the commit is in the middle of a round
     ],
 )
-def test_survivors_continue_from_the_last_commit_as_a_smaller_job_from_that_state(method: str, commit: int) -> None:
+def test_survivors_continue_from_the_last_commit_as_a_smaller_job_from_that_state(
+    method: str, commit: int, slow: float | None
+) -> None:
     found = survivors("elastic_state_torch.py", method)
+    weights = trained(STEPS, {0: [3, 0], commit: [2, 0]}, MOMENTUM, slow)
     assert [one["number"] for one in found] == [0, 2]
     for rank, one in enumerate(found):
         assert one["resets"] == [[rank, 2]]
         assert one["entered"] == [[0, [], 0], [commit, list(range(commit)), commit]]
         assert one["seen"] == list(range(STEPS))
         assert (one["steps"], one["result"]) == (STEPS, "trained")
-        np.testing.assert_allclose(one["weights"], trained(method, commit), rtol=1e-10)
+        np.testing.assert_allclose(one["weights"], weights, rtol=1e-10)
 
 
 @pytest.mark.parametrize("method", selected_cases(["osgp"], ["sgp", "osgp"]))
@@ -83,3 +111,17 @@ def test_gossip_begins_again_from_the_last_commit(method: str) -> None:
         assert (one["seen"], one["steps"]) == (list(range(STEPS)), STEPS)
         np.testing.assert_allclose(one["weights"], [1, 1, 1, 0], atol=0.6)
     assert found[0]["weights"] == found[1]["weights"]
+
+
+def test_fit_and_graphs_continue_from_the_last_commit() -> None:
+    """In one job: rank 1 dies in ``fit``, and rank 0 of the other two in a loop that calls a ``tf.function``."""
+    (found,) = survivors("elastic_state_keras.py")
+    assert (found["number"], found["rank"], found["size"]) == (2, 0, 1)
+    assert found["resets"] == [[1, 2]]
+    assert found["entered"] == [[0, 0, 0], [1, 0, BATCHES], [0, 2], [LOOP_COMMIT, 1]]
+    assert (found["steps"], found["state"]) == (EPOCHS * BATCHES, [EPOCHS, 0])
+    assert found["rounds"] == LOOP_STEPS // PERIOD
+    fitted = trained(EPOCHS * BATCHES, {0: [3, 0], BATCHES: [2, 0]}, MOMENTUM, None)
+    np.testing.assert_allclose(found["fitted"], fitted, rtol=1e-5)  # fit passes the data on in float32
+    looped = trained(LOOP_STEPS, {0: [2, 0], LOOP_COMMIT: [1, 1]}, 0.0, SLOW)
+    np.testing.assert_allclose(found["looped"], looped, rtol=1e-10)

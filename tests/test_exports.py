@@ -11,7 +11,7 @@ import lentando.optimizers
 from lentando.comm import errors, topology
 
 OWN_NAMES = {
-    "lentando.torch": {"allreduce_", "broadcast_", "broadcast_optimizer_state", "broadcast_parameters", "elastic"},
+    "lentando.torch": {"allreduce_", "broadcast_", "broadcast_optimizer_state", "broadcast_parameters"},
     "lentando.tensorflow": {
         "AveragedModelCallback",
         "BroadcastGlobalVariablesCallback",
@@ -34,7 +34,7 @@ def framework_package(name: str) -> ModuleType:
 def test_a_framework_package_exports_the_shared_names_and_few_of_its_own(package: str) -> None:
     exported = framework_package(package).__all__
     assert len(exported) == len(set(exported))
-    shared = {"AdaComm", "DiLoCo", "DistributedOptimizer", "SlowMo", "layers"}
+    shared = {"AdaComm", "DiLoCo", "DistributedOptimizer", "SlowMo", "elastic", "layers"}
     shared |= {"allgather", "allgather_object", "allreduce", "broadcast", "broadcast_object"}
     assert set(exported) == {*lentando.optimizers.__all__, *shared, *OWN_NAMES[package]}
 

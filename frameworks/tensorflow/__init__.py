@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from lentando.optimizers import exports as _exports
 from lentando.optimizers.exports import *
 from lentando.tensorflow import callbacks as _callbacks
+from lentando.tensorflow import elastic as elastic
 from lentando.tensorflow import functions as _functions
 from lentando.tensorflow.callbacks import *
 from lentando.tensorflow.functions import *
@@ -22,6 +23,7 @@ if not TYPE_CHECKING:  # type checkers take the names from the imports: they und
         "DiLoCo",
         "DistributedOptimizer",
         "SlowMo",
+        "elastic",
         "layers",
         "original_errors",
     ]

@@ -4,11 +4,13 @@ from contextlib import AbstractContextManager
 from typing import Any
 
 import keras
+import tensorflow as tf
 
 from lentando.comm import operations
-from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
 from lentando.tensorflow.functions import broadcast_variables
 from lentando.tensorflow.optimizer import DistributedOptimizer
+from lentando.tensorflow.state_variables import native
 
 __all__ = [
     "AveragedModelCallback",
@@ -26,12 +28,26 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
     Args:
         root_rank: rank whose weights and optimizer state are broadcast.
         device: ignored; accepted for scripts that were written for Horovod.
+        local_variables: a variable or variables of the model that each rank keeps as they are.
     """
 
-    def __init__(self, root_rank: int, device: str = "") -> None:
+    def __init__(self, root_rank: int, device: str = "", local_variables: Any = None) -> None:
         super().__init__()
         self.root_rank = root_rank
         self._done = False
+        self._local: list[Any] = []
+        for variable in [local_variables] if _is_variable(local_variables) else local_variables or []:
+            self.register_local_var(variable)
+
+    def register_local_var(self, var: Any) -> None:
+        """Let each rank keep its own value of a variable of the model.
+
+        Args:
+            var: the variable.
+        """
+        if not _is_variable(var):
+            raise ConfigurationError(f"local_variables must be variables of the model, got {type(var).__name__}")
+        self._local.append(native(var))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
         """Broadcast, if the model has been built already."""
@@ -45,15 +61,27 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
 
     def _broadcast(self) -> None:
         self._done = True
-        broadcast_variables(self.model.weights, self.root_rank)
-        broadcast_variables(self.model.optimizer.variables, self.root_rank)
+        shared = [v for v in self.model.weights if not any(native(v) is local for local in self._local)]
+        broadcast_variables(shared, self.root_rank)
+        optimizer = self.model.optimizer
+        if optimizer is None:
+            return
+        broadcast_variables(optimizer.variables, self.root_rank)
+        if isinstance(optimizer, DistributedOptimizer):
+            optimizer.set_weights(optimizer.variables)  # continues from the root's count of steps
 
 
 class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Replace the metrics of each epoch by their means over the ranks, for all callbacks that follow in the list.
 
     Place it first, so that learning-rate reduction, early stopping and checkpoints decide equally on all ranks.
+
+    Args:
+        device: ignored; accepted for scripts that were written for Horovod.
     """
+
+    def __init__(self, device: str = "") -> None:
+        super().__init__()
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Average the metrics of the epoch in place. Collective."""
@@ -146,3 +174,7 @@ class LentandoCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is not None and isinstance(self.model.optimizer, DistributedOptimizer):
             report = self.model.optimizer.report(flat=True)
             logs.update({f"{self.prefix}{name}": value for name, value in report.items()})
+
+
+def _is_variable(value: Any) -> bool:
+    return isinstance(value, keras.Variable | tf.Variable)

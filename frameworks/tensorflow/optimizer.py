@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 import tensorflow as tf
 
+from lentando.comm import operations
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.errors import CheckpointError, ConfigurationError
 from lentando.comm.world import transport
@@ -237,6 +238,24 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         replica.load_state_dict(state_dict["replica"])
         self._iterations.assign(state_dict["iterations"])
         self._steps.counted.refresh()
+
+    def snapshot(self) -> dict[str, Any]:
+        """Return a copy of the replica's state and the count of steps for ``roll_back``."""
+        return {"replica": super().snapshot(), "iterations": int(self._iterations)}
+
+    def roll_back(self, snapshot: Mapping[str, Any]) -> None:
+        """Return to a ``snapshot()`` of this rank; the caller restores the weights and the base optimizer's state."""
+        self._steps.counted.restart()
+        self._iterations.assign(snapshot["iterations"])
+        super().roll_back(snapshot["replica"])
+        self._steps.counted.refresh()
+
+    def adopt_rank_0(self) -> None:
+        """Continue from weights and base optimizer state that have been broadcast from rank 0. Collective."""
+        self._steps.counted.settle()
+        self._iterations.assign(operations.broadcast_object(int(self._iterations), 0, "steps of the optimizer"))
+        super().adopt_rank_0()
+        self._steps.counted.ask_before_next_step()
 
     def training(self) -> KerasTraining:
         """What checkpoints save and restore of model, optimizer and replica."""

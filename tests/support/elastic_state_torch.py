@@ -10,11 +10,10 @@ import sys
 from typing import Any
 
 import torch
+from elastic_state_data import COMMIT, DEATH, MOMENTUM, PERIOD, RATE, SLOW, STEPS, batch
 from kill_points import die
 
 import lentando.torch as lt
-
-STEPS, COMMIT, DEATH, RATE, MOMENTUM, PERIOD, SLOW = 20, 5, 13, 0.05, 0.9, 4, 0.5
 
 METHODS: dict[str, dict[str, Any]] = {
     "allreduce": {},
@@ -22,11 +21,6 @@ METHODS: dict[str, dict[str, Any]] = {
     "sgp": {"base": lt.SGP()},
     "osgp": {"base": lt.OSGP(), "period": PERIOD},
 }
-
-
-def batch(step: int, rank: int) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(100 * step + rank)
-    return torch.randn(8, 3, generator=generator, dtype=torch.float64)
 
 
 def main() -> None:
@@ -48,7 +42,7 @@ def main() -> None:
         while state.step < STEPS:
             if number == 1 and state.step == DEATH:
                 die()
-            x = batch(state.step, lt.rank())
+            x = torch.from_numpy(batch(state.step, lt.rank()))
             optimizer.zero_grad()
             (model(x) - x.sum(1, keepdim=True)).square().mean().backward()
             optimizer.step()
