@@ -19,6 +19,7 @@ import numpy as np
 from lentando.comm.containers import children, mapped, shortened
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.numbering import numbers_of
 from lentando.comm.transport import Array, Transport, as_bytes
 
 __all__ = ["allgather_object", "broadcast_object", "can_travel", "decode", "encode", "from_json", "to_json"]
@@ -113,7 +114,7 @@ def broadcast_object(
         buffer[...] = np.frombuffer(payload, np.uint8)
     transport.broadcast(buffer, root)
     if header[1]:
-        raise ConfigurationError(f"on rank {root}: {buffer.tobytes().decode()}")
+        raise ConfigurationError(f"on rank {numbers_of(transport)[root]}: {buffer.tobytes().decode()}")
     return decode(buffer.tobytes())
 
 
@@ -136,7 +137,7 @@ def allgather_object(transport: Transport, value: object, plain: Callable[[Any],
     texts = [gathered[rank, :length].tobytes() for rank, length in enumerate(headers[:, 0])]
     if headers[:, 1].any():
         rank = int(headers[:, 1].argmax())
-        raise ConfigurationError(f"on rank {rank}: {texts[rank].decode()}")
+        raise ConfigurationError(f"on rank {numbers_of(transport)[rank]}: {texts[rank].decode()}")
     return [decode(text) for text in texts]
 
 

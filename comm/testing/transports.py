@@ -10,6 +10,7 @@ from lentando.comm.errors import TransportError
 from lentando.comm.testing.checks import LARGEST_TAG, LATE_SECONDS
 from lentando.comm.testing.collectives import CollectiveChecks
 from lentando.comm.testing.exchanges import ExchangeChecks
+from lentando.comm.testing.subsets import SubsetChecks
 from lentando.comm.transport import Traffic, Transport
 
 __all__ = ["TransportSuite", "check_transport"]
@@ -45,11 +46,20 @@ def check_transport(transport: Transport, *, timeout_seconds: float = 30.0) -> N
     TransportSuite(transport, timeout_seconds).run()
 
 
-class TransportSuite(ExchangeChecks, CollectiveChecks):
+class TransportSuite(ExchangeChecks, CollectiveChecks, SubsetChecks):
     """The checks of ``check_transport``, one per method."""
 
     def run(self) -> None:
         """Run all checks of the suite."""
+        self.run_without_subsets()
+        self.run_check(self.of_subsets)
+
+    def of_subsets(self) -> None:
+        """Subsets of the ranks keep the same promises."""
+        self.subsets(lambda subset: type(self)(subset, self.timeout_seconds).run_without_subsets())
+
+    def run_without_subsets(self) -> None:
+        """Run all checks of these ranks, and none of subsets of them."""
         self.attributes()
         for check in (
             self.test_becomes_true,

@@ -263,6 +263,32 @@ class InventingNotices(ThreadTransport):
         return super().read_notice(peer) or 0
 
 
+class WithoutSubsetsOfItsOwn(ThreadTransport):
+    def for_ranks(self, ranks: Sequence[int]) -> ThreadTransport | None:
+        return self if self.rank in ranks else None
+
+
+class GivingSubsetsToAllRanks(ThreadTransport):
+    def for_ranks(self, ranks: Sequence[int]) -> ThreadTransport:
+        return super().for_ranks(ranks) or ThreadTransport(0, type(self._world)(1, 1.0))
+
+
+class MixingSubsetsUp(ThreadTransport):
+    """A subset of all ranks shares their messages."""
+
+    def for_ranks(self, ranks: Sequence[int]) -> ThreadTransport | None:
+        subset = super().for_ranks(ranks)
+        return ThreadTransport(self.rank, self._world) if len(ranks) == self.size else subset
+
+
+class CountingSubsets(ThreadTransport):
+    def for_ranks(self, ranks: Sequence[int]) -> ThreadTransport | None:
+        subset = super().for_ranks(ranks)
+        if subset is not None:
+            subset.traffic = self.traffic
+        return subset
+
+
 @pytest.mark.parametrize(
     ("mutant", "reason"),
     [
@@ -291,6 +317,10 @@ class InventingNotices(ThreadTransport):
         (WithClockRunningBackwards, "clock() ran backwards"),
         (CountingTwice, "an exchange of two messages was counted as"),
         (ForgettingCollectives, "an allreduce was counted as"),
+        (WithoutSubsetsOfItsOwn, "for_ranks([0, 2]): rank and size are"),
+        (GivingSubsetsToAllRanks, "for_ranks([0, 2]) returned"),
+        (MixingSubsetsUp, "a message over all ranks"),
+        (CountingSubsets, "operations of a subset were counted as traffic"),
         (AcceptingAnyRank, "a send of rank 3 in a world of 3 raised no TransportError"),
     ],
 )
