@@ -42,6 +42,7 @@ class Event(IntEnum):
     CHANGE = 10
     GOSSIP = 11
     RESTART = 12
+    ASYNCHRONOUS = 13
 
 
 _WORDS = {
@@ -58,6 +59,7 @@ _WORDS = {
     Event.CHANGE: "a change of which parameters are trained",
     Event.GOSSIP: "a gossip step",
     Event.RESTART: "restart() of an optimizer",
+    Event.ASYNCHRONOUS: "an asynchronous operation",
 }
 _WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND)
 """Events that occur at the same steps of an optimizer on all ranks, because its settings were compared at construction.

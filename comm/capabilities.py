@@ -4,7 +4,7 @@ A transport implements those that its backend supports. Code that needs one asks
 below where an attribute has to be true as well.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol, runtime_checkable
 
 from lentando.comm.transport import Array, Request, Transport
@@ -14,6 +14,7 @@ __all__ = [
     "Background",
     "DeviceArrays",
     "Elastic",
+    "Interruptible",
     "Notices",
     "SharedNode",
     "SideChannel",
@@ -47,6 +48,9 @@ class SideChannel(Protocol):
 
     def receive_nowait(self) -> tuple[int, bytes] | None:
         """The sender and content of the next message that has arrived, None if there is none. Never blocks."""
+
+    def has_sent_all(self) -> bool:
+        """Whether all messages arrive even if this rank makes no more calls. Never blocks."""
 
 
 class TimedRequest(Request, Protocol):
@@ -104,6 +108,18 @@ class Subsets(Protocol):
         Returns:
             the transport; None on a rank that is not a member.
         """
+
+
+@runtime_checkable
+class Interruptible(Protocol):
+    """A transport whose waits can be paced, and ended by an error.
+
+    Attributes:
+        while_waiting: called again and again by the thread that waits for other ranks. It may sleep. An exception that
+            it raises ends the wait, after which the transport cannot be used any more. None for the default.
+    """
+
+    while_waiting: Callable[[], None] | None
 
 
 @runtime_checkable

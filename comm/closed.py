@@ -42,5 +42,9 @@ class _Closed(Refusing):
     def receive_nowait(self) -> None:
         """Receive nothing: the stall inspector may still call this method while it ends."""
 
+    def has_sent_all(self) -> bool:
+        """True: nothing can be sent any more."""
+        return True
+
     def _refuse(self) -> NoReturn:
         raise ended(self.rank)

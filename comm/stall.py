@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, Protocol
 
 import lentando
 from lentando.comm.capabilities import SideChannel
@@ -27,12 +27,25 @@ from lentando.comm.job import job_of
 from lentando.comm.numbering import numbers_of, subset_in_words
 from lentando.comm.transport import Transport
 
-__all__ = ["STALLED_STATUS", "StallInspector", "Thresholds", "begin_inspection", "end_inspection", "watched"]
+__all__ = [
+    "STALLED_STATUS",
+    "StallInspector",
+    "Submitting",
+    "Thresholds",
+    "begin_inspection",
+    "end_inspection",
+    "inspect_submissions",
+    "watched",
+]
 
 _log = logging.getLogger("lentando")
 
 ANSWER_SECONDS = 2.0
 """Time that the others have to answer: a busy interpreter may be slow to switch threads."""
+BLOCKED_SECONDS = 0.5
+"""Time after which asynchronous operations, for which others may wait, are notified of a wait in a blocking call."""
+SUBMITTED_NAMES = 100
+"""The most names of asynchronous operations in an answer."""
 LAST_RESORT_SECONDS = 10.0
 """A rank that relies on another one to end the job ends it itself after this time."""
 STALLED_STATUS = 75
@@ -123,6 +136,27 @@ def watched(transport: Transport, operation: str) -> Iterator[None]:
         inspector.end(outer)
 
 
+class Submitting(Protocol):
+    """Asynchronous operations of this rank, for which other ranks may wait."""
+
+    def names_in_flight(self) -> list[str]:
+        """Names of the operations that this rank has submitted and that are not complete."""
+
+    def inspect(self, blocked_in: str | None) -> None:
+        """Called about once a second.
+
+        Args:
+            blocked_in: blocking call in which this rank has been waiting for a while, in words; None outside of one.
+        """
+
+
+def inspect_submissions(transport: Transport, submitting: Submitting) -> None:
+    """Let the stall inspector compare what ranks have submitted, if waits on this transport are inspected."""
+    inspector = job_of(transport).find(StallInspector)
+    if inspector is not None:
+        inspector.submitting = submitting
+
+
 @dataclass(frozen=True)
 class _Wait:
     """A wait of this rank: the operation, and the time at which it began."""
@@ -158,6 +192,7 @@ class StallInspector:
         self._asked = 0
         self._question: _Question | None = None
         self._reported_at: float | None = None
+        self.submitting: Submitting | None = None
         self._stop = threading.Event()
         limits = [seconds for seconds in (thresholds.warn_seconds, thresholds.shutdown_seconds) if seconds]
         self._pause_seconds = min(1.0, min(limits) / 10)
@@ -186,6 +221,9 @@ class StallInspector:
         while not self._stop.wait(self._pause_seconds):
             self._receive()
             wait, now = self._wait, time.monotonic()
+            if self.submitting is not None:
+                is_blocked = wait is not None and now - wait.since >= BLOCKED_SECONDS
+                self.submitting.inspect(wait.operation if wait is not None and is_blocked else None)
             if wait is None:
                 self._question = self._reported_at = None
                 continue
@@ -239,6 +277,7 @@ class StallInspector:
             "waits_in": None if wait is None else wait.operation,
             "seconds": 0.0 if wait is None else time.monotonic() - wait.since,
             "last": self._last,
+            "submitted": [] if self.submitting is None else self.submitting.names_in_flight()[:SUBMITTED_NAMES],
             "at": _user_line(sys._current_frames().get(self._main)),  # noqa: SLF001 - documented by Python
         }
 
@@ -256,9 +295,21 @@ class StallInspector:
             for rank in range(self.transport.size)
             if rank not in present
         ]
+        text += self._not_submitted_by_all(answers)
         if not missing:
             return f"{text}. All ranks have reached this operation, but the network or the backend makes no progress"
         return f"{text}. Missing: {'; '.join(missing)}"
+
+    def _not_submitted_by_all(self, answers: dict[int, dict[str, Any]]) -> str:
+        """Which ranks have not submitted operations that others have submitted; empty without such operations."""
+        by_name = ranks_of((rank, name) for rank, answer in sorted(answers.items()) for name in answer["submitted"])
+        texts = []
+        for name, ranks in by_name.items():
+            absent = [rank for rank in range(self.transport.size) if rank not in ranks]
+            if absent:
+                texts.append(f"{name!r} was submitted by {self._in_words(ranks)}, not by {self._in_words(absent)}")
+        more = f"; and {len(texts) - 5} more" if len(texts) > 5 else ""
+        return f". Asynchronous operations: {'; '.join(texts[:5])}{more}" if texts else ""
 
     def _lines_of(self, answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
         """The line of the user's program that each of these ranks executes, grouped by line."""

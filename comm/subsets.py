@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from lentando.comm.agreement import Event, Intent, agree, fingerprint
+from lentando.comm.asynchronous import close_operations, open_operations
 from lentando.comm.capabilities import Subsets
 from lentando.comm.checks import is_integer
 from lentando.comm.closed import is_closed
@@ -69,6 +70,7 @@ def open_subset(job: Transport, ranks: Sequence[int]) -> None:
         if transport is not None:
             number_as(transport, described)
             begin_inspection(transport, like=job)
+            open_operations(transport)
     opened.count += 1
     opened.by_ranks[described] = _Subset(opened.count, transport)
 
@@ -152,6 +154,8 @@ def _leave(transport: Transport, problems: Sequence[str]) -> None:
 
 
 def _close(transport: Transport) -> None:
+    if not is_closed(transport):
+        close_operations(transport)
     end_inspection(transport)
     transport.close()
 

@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from lentando.comm.asynchronous import close_operations, open_operations
 from lentando.comm.closed import is_closed
 from lentando.comm.elastic import HOW_TO_START, exchange_hosts, is_elastic, transaction
 from lentando.comm.errors import ConfigurationError, NotInitializedError
@@ -131,6 +132,7 @@ def init(
     _log.info("rank %d of %d over %s", joined.rank, joined.size, joined.name)
     begin_inspection(joined)
     exchange_hosts(joined)
+    open_operations(joined)
     process_end.install(lambda: _process.joined, shutdown)
     try:
         _add(joined, process_sets)
@@ -175,6 +177,7 @@ def shutdown() -> None:
         problems = take_problems(leaving)
         problems += leave_subsets(leaving)
         transaction(leaving, lambda: agree_to_leave(leaving, problems))
+        close_operations(leaving)
     if program is _process:
         end_inspection(leaving)
         os.environ.update(program.hidden_variables)

@@ -3,10 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
+from lentando.comm.asynchronous import Handle, operations_of
 from lentando.comm.checked_calls import CheckedCall
 from lentando.comm.elastic import in_place
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.process_sets import ProcessSet, transport_of
+from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
 __all__ = ["Agree", "Collective", "described", "refused"]
@@ -28,6 +30,8 @@ class Collective(Generic[R]):
         execute: moves the data. It receives the transport, and a function that it calls once, before it sends
             anything: that compares the call between ranks, unless this has been done already.
         changes: the arrays that ``execute`` changes; apart from them it has only its result.
+        summation: the same arrays and what happens to them, if the call is a sum or mean, which ``start`` may form
+            together with others.
 
     Raises:
         ConfigurationError: if this rank is not a member of the process set.
@@ -53,6 +57,7 @@ class Collective(Generic[R]):
         process_set: ProcessSet,
         execute: Callable[[Transport, Agree], R],
         changes: Sequence[Array] = (),
+        summation: Summation | None = None,
     ) -> None:
         self.operation = operation
         self.arguments = arguments
@@ -61,6 +66,7 @@ class Collective(Generic[R]):
         self.transport = transport_of(process_set)
         self._execute = execute
         self._changes = changes
+        self.summation = summation
 
     def execute(self, transport: Transport, agree: Agree = lambda: None) -> R:
         """Move the data over a transport of the members of the process set. Collective.
@@ -82,6 +88,20 @@ class Collective(Generic[R]):
         transport = self.transport
         call = CheckedCall(transport, self.operation, self.arguments, self.name)
         return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, call.agree)))
+
+    def start(self) -> Handle[R]:
+        """Submit the call, and return a handle at once. It is executed while the program continues.
+
+        Calls of different ranks are matched by their names, in whatever order ranks submit them; those without a name
+        by their number among the rank's calls without a name. Arrays must not be read or changed before the handle is
+        complete. Sums are formed in the order of the ranks, so that a sum of more than two numbers may differ from that
+        of ``run`` in its last bits; it does not depend on which sums are formed together.
+
+        Raises:
+            ConfigurationError: if a call of the same operation and name is in flight on this rank, or the job is
+                elastic.
+        """
+        return operations_of(self.transport).submit(self)
 
 
 def refused(operation: str, problem: str, name: str | None, process_set: ProcessSet) -> Collective[Any]:

@@ -1,5 +1,6 @@
 """Collectives that combine the arrays of all ranks element by element."""
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +11,7 @@ from lentando.comm.operations.combining import as_numbers, combine
 from lentando.comm.operations.op import Average, Max, Min, Op, Sum, check_op
 from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
+from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
 __all__ = ["allreduce", "allreduce_call", "allreduce_number"]
@@ -85,7 +87,11 @@ def allreduce_call(
         combine(transport, numbers, op)
         scale(numbers, factors[1])
 
-    return Collective("allreduce", arguments, name, process_set, execute, [array])
+    summation = None
+    if op is Sum or op is Average:
+        before, after = (None if factor == 1.0 else partial(scale, factor=factor) for factor in factors)
+        summation = Summation([numbers], op is Average, before, after)
+    return Collective("allreduce", arguments, name, process_set, execute, [array], summation)
 
 
 def allreduce_number(

@@ -76,10 +76,17 @@ class NodeReduction:
         buffer: one-dimensional, contiguous array in shared memory; read and written in place at every execution.
         memory: the same buffer on all ranks of this node.
         segments: how the ring between nodes cuts its messages.
+        in_rank_order: whether every part is summed in the order of the node's ranks instead.
     """
 
     def __init__(
-        self, transport: Transport, buffer: Array, memory: NodeMemory, segments: Segments = DEFAULT_SEGMENTS
+        self,
+        transport: Transport,
+        buffer: Array,
+        memory: NodeMemory,
+        segments: Segments = DEFAULT_SEGMENTS,
+        *,
+        in_rank_order: bool = False,
     ) -> None:
         self._traffic = transport.traffic
         node = next(node for node in memory.nodes if transport.rank in node)
@@ -88,8 +95,10 @@ class NodeReduction:
         self._barrier = memory.barrier
         part = ring_schedule.shard(local_rank, count, buffer.size)
         # In the ring's order: a part is summed starting with the next rank, and ending with this one.
-        self._values = [memory.buffers[(local_rank + 1 + step) % count][part] for step in range(count)]
+        first = 0 if in_rank_order else local_rank + 1
+        self._values = [memory.buffers[(first + step) % count][part] for step in range(count)]
         self._part = buffer[part]
+        self._neighbors = [values[part] for number, values in enumerate(memory.buffers) if number != local_rank]
         self._crossing_bytes = 2 * (count - 1) * self._part.nbytes  # read from neighbours' memory, and written there
         self._sum: Array = np.empty(self._part.size, accumulator_dtype(buffer.dtype))
         self._between: RingReduction | None = None
@@ -149,7 +158,7 @@ class NodeReduction:
     def _distribute(self) -> None:
         """Write this rank's part into the memory of its neighbours."""
         for block in blocks(self._part):
-            for target in self._values[:-1]:
+            for target in self._neighbors:
                 np.copyto(target[block], self._part[block])
         self._end()
 

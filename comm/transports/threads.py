@@ -128,6 +128,22 @@ class ThreadTransport:
             return None
         return ThreadTransport(ranks.index(self.rank), world)
 
+    def for_thread(self) -> "ThreadTransport":
+        return ThreadTransport(self.rank, self._world.share(self.rank, 0, self.size))
+
+    def open_side_channel(self) -> bool:
+        return True
+
+    def send_nowait(self, peer: int, content: bytes) -> None:
+        self._world.short_messages[peer].append((self.rank, content))
+
+    def receive_nowait(self) -> tuple[int, bytes] | None:
+        messages = self._world.short_messages[self.rank]
+        return messages.popleft() if messages else None
+
+    def has_sent_all(self) -> bool:
+        return True
+
     def leave_notice(self, peer: int, number: int) -> None:
         with self._world.changed:
             self._world.notices[self.rank, peer].append(number)
@@ -169,6 +185,7 @@ class _World:
         self.size = size
         self.timeout_seconds = timeout_seconds
         self.changed = threading.Condition()
+        self.short_messages: list[deque[tuple[int, bytes]]] = [deque() for _ in range(size)]
         self.notices: defaultdict[tuple[int, int], deque[int]] = defaultdict(deque)
         self._end: _End = _End() if parent is None else parent._end  # noqa: SLF001 - of the same class
         self._mailboxes: defaultdict[tuple[int, int, int], Mailbox] = defaultdict(Mailbox)

@@ -119,9 +119,8 @@ class MPITransport:
 
     def broadcast(self, array: Array, root: int = 0) -> None:
         synchronize(array)
-        with self._translated_errors:
-            for piece in pieces(as_bytes(array)):
-                self._comm.Bcast((piece, MPI.BYTE), root)
+        for piece in pieces(as_bytes(array)):
+            self._complete(self._comm.Bcast, self._comm.Ibcast, (piece, MPI.BYTE), root)
         self.traffic.count_collective(array.nbytes if self.rank == root and self.size > 1 else 0)
 
     def allgather(self, array: Array) -> Array:
@@ -140,8 +139,7 @@ class MPITransport:
         return gathered
 
     def barrier(self) -> None:
-        with self._translated_errors:
-            self._comm.Barrier()
+        self._complete(self._comm.Barrier, self._comm.Ibarrier)
         self.traffic.count_collective(0)
 
     def node_barrier(self) -> None:
@@ -195,6 +193,11 @@ class MPITransport:
             content = bytearray(status.Get_count(MPI.BYTE))
             self._side_channel.Recv((content, MPI.BYTE), status.Get_source())
         return status.Get_source(), bytes(content)
+
+    def has_sent_all(self) -> bool:
+        with self._translated_errors:
+            self._side_sends = [request for request in self._side_sends if not request.Test()]
+        return not self._side_sends
 
     def leave_notice(self, peer: int, number: int) -> None:
         with self._translated_errors:
@@ -289,11 +292,13 @@ class SubsetMPITransport(MPITransport):
 class BackgroundMPITransport(MPITransport):
     """The same ranks on another communicator, for one thread that communicates while the main thread computes.
 
-    MPI spins while it waits, which would take a core from the computation. This transport polls and sleeps.
+    MPI spins while it waits, which would take a core from the computation. This transport polls and sleeps. Implements
+    ``Interruptible``.
     """
 
     closed = False
     yields_cpu = True
+    while_waiting: Callable[[], None] | None = None
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
@@ -303,7 +308,7 @@ class BackgroundMPITransport(MPITransport):
     def _pause(self) -> None:
         if self.closed:
             raise TransportError("the transport was closed while a thread was communicating over it")
-        super()._pause()
+        (self.while_waiting or super()._pause)()
 
     def close(self) -> None:
         self.closed = True

@@ -1,0 +1,101 @@
+"""Handles of asynchronous operations, and what is submitted."""
+
+from collections.abc import Callable
+from typing import Any, Generic, Protocol, TypeVar
+
+from lentando.comm.summation import Summation
+from lentando.comm.transport import Transport
+
+__all__ = ["Call", "Handle", "ZeroCall"]
+
+R = TypeVar("R")
+R_co = TypeVar("R_co", covariant=True)
+
+
+class Call(Protocol[R_co]):
+    """A collective operation with its arguments, ready to be executed."""
+
+    @property
+    def operation(self) -> str:
+        """Name of the operation, such as ``allreduce``."""
+
+    @property
+    def arguments(self) -> list[Any]:
+        """What must be equal on all ranks, as JSON."""
+
+    @property
+    def name(self) -> str | None:
+        """Name by which calls of different ranks are matched; None to match them by their number."""
+
+    @property
+    def summation(self) -> Summation | None:
+        """The arrays, if the operation is a sum or mean that may be formed together with others."""
+
+    def execute(self, transport: Transport) -> R_co:
+        """Move the data. If this raises a ``LentandoError`` other than a ``TransportError``, it does so on all ranks.
+
+        Args:
+            transport: transport that connects the ranks, for this call alone.
+        """
+
+
+ZeroCall = Callable[[str, list[Any]], Call[Any]]
+"""Makes the call by which a rank that has joined contributes zeros, from operation and arguments."""
+
+
+class Handle(Generic[R]):
+    """An operation that was submitted. Any thread may wait for it, as often as it likes.
+
+    The operation is executed whether or not its handle is kept.
+
+    Args:
+        key: name by which the ranks match the operation.
+        wait: waits until the handle that it is given is complete.
+        poll: called before each ``poll``; None if other threads complete the handle.
+    """
+
+    def __init__(
+        self,
+        key: str,
+        wait: "Callable[[Handle[Any]], None]",
+        poll: "Callable[[Handle[Any]], None] | None" = None,
+    ) -> None:
+        self.key = key
+        self._poll = poll
+        self._wait = wait
+        self._result: R
+        self._error: Exception | None = None
+        self._is_complete = False
+
+    def poll(self) -> bool:
+        """Whether the operation is complete, so that ``wait`` returns at once. Never raises its error."""
+        if self._poll is not None and not self._is_complete:
+            self._poll(self)
+        return self._is_complete
+
+    @property
+    def is_complete(self) -> bool:
+        """The same, without letting the operation make progress."""
+        return self._is_complete
+
+    def wait(self) -> R:
+        """Wait until the operation is complete, and return its result.
+
+        Raises:
+            MismatchError: on every rank, if ranks submit different operations under one name, or wait for operations
+                that other ranks will never submit.
+            TransportError: on every rank, if the operation has failed on one of them, or if a rank has died.
+        """
+        if not self._is_complete:
+            self._wait(self)
+        if self._error is not None:
+            raise self._error
+        return self._result
+
+    def succeed(self, result: R) -> None:
+        """Record the result. Called by the thread that has executed the operation."""
+        self._result, self._is_complete = result, True
+
+    def fail(self, error: Exception) -> None:
+        """Record the error that ``wait`` raises."""
+        self._error, self._is_complete = error, True

@@ -1,0 +1,132 @@
+"""Asynchronous operations over a backend that admits one thread only: executed by the thread that waits for them.
+
+All ranks that wait exchange what they have submitted, and execute what all have. Nothing happens between a submission
+and a wait. Unlike with a thread, ranks must therefore wait for asynchronous operations and make blocking calls in one
+order.
+"""
+
+import json
+from typing import Any, TypeVar
+
+from lentando.comm.agreement import Event, Intent, agree
+from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall
+from lentando.comm.asynchronous.reports import deadlock, different, waits_for
+from lentando.comm.elastic import is_elastic
+from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
+from lentando.comm.numbering import numbers_of
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Transport
+from lentando.comm.turns import turn
+
+__all__ = ["OperationsInTurn"]
+
+R = TypeVar("R")
+
+
+class OperationsInTurn:
+    """The asynchronous operations of one rank.
+
+    Args:
+        transport: transport of the job.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._in_flight: dict[str, tuple[Handle[Any], Call[Any], str]] = {}
+        self._unnamed = 0
+        self._polled: set[str] = set()
+
+    def submit(self, call: Call[R]) -> Handle[R]:
+        """Submit an operation. In a world of one rank, it is executed at once.
+
+        Raises:
+            ConfigurationError: if an operation of the same name is in flight on this rank, or the job is elastic.
+        """
+        transport = self._transport
+        if is_elastic(transport):
+            raise ConfigurationError(
+                f"an elastic job has no asynchronous operations, which could not be repeated after a death: call "
+                f"{call.operation} without _async, or init() without elastic=True"
+            )
+        key = f"{call.operation}.{call.name}" if call.name else f"noname.{self._unnamed}"
+        if key in self._in_flight:
+            raise ConfigurationError(
+                f"rank {transport.rank} submits an operation named {key!r} while an earlier one of that name is in "
+                "flight: wait for that first, or use another name"
+            )
+        self._unnamed += not call.name
+        handle: Handle[R] = Handle(key, self._wait, self._poll)
+        self._in_flight[key] = handle, call, json.dumps([call.operation, *call.arguments])
+        if transport.size == 1:
+            self._execute(key)
+        return handle
+
+    def join(self, zeros: ZeroCall) -> int:
+        """Return this rank if it is alone.
+
+        Raises:
+            ConfigurationError: if there are other ranks, to whose operations this rank would have to contribute.
+        """
+        if self._transport.size > 1:
+            raise ConfigurationError(
+                f"join() over transport {self._transport.name!r} is not possible, because its backend admits one "
+                "thread only: train inside `with join(optimizer):`"
+            )
+        return 0
+
+    def names_in_flight(self) -> list[str]:
+        """Names of the operations that this rank has submitted and that are not complete."""
+        return list(self._in_flight)
+
+    def inspect(self, blocked_in: str | None) -> None:
+        """Do nothing: ranks that wait for this one wait in a blocking call themselves."""
+
+    def close(self) -> None:
+        """Let the operations in flight raise an error."""
+        self._fail_all(MismatchError("the operation was not executed: the job has ended, and no rank waited for it"))
+
+    def _poll(self, handle: Handle[Any]) -> None:
+        """Wait from the second call on: a program that polls until the operation is complete must come to its end."""
+        if handle.key in self._polled:
+            self._wait(handle)
+        self._polled.add(handle.key)
+
+    def _wait(self, handle: Handle[Any]) -> None:
+        while not handle.is_complete:
+            with turn(self._transport):
+                self._meet(handle)
+
+    def _meet(self, handle: Handle[Any]) -> None:
+        """Exchange with all ranks, which wait too, what they have submitted, and execute what all have."""
+        transport = self._transport
+        agree(transport, Intent(Event.ASYNCHRONOUS), lambda: f"waits for the asynchronous operation {handle.key!r}")
+        mine = [handle.key, {key: description for key, (_, _, description) in self._in_flight.items()}]
+        by_rank: list[Any] = allgather_object(transport, mine)
+        submitted: list[dict[str, str]] = [keys for _, keys in by_rank]
+        ready = [key for key in submitted[0] if all(key in keys for keys in submitted)]
+        for key in ready:
+            problem = different(key, dict(enumerate(keys[key] for keys in submitted)), numbers_of(transport))
+            if problem is None:
+                self._execute(key)
+            else:
+                self._in_flight.pop(key)[0].fail(MismatchError(problem))
+        if not ready:
+            names = {name for keys in submitted for name in keys}
+            having = {name: [rank for rank, keys in enumerate(submitted) if name in keys] for name in names}
+            texts = [waits_for([key], having, numbers_of(transport)) for key, _ in by_rank]
+            self._fail_all(MismatchError(deadlock(texts, numbers_of(transport))))
+
+    def _fail_all(self, error: MismatchError) -> None:
+        for handle, _, _ in self._in_flight.values():
+            handle.fail(error)
+        self._in_flight.clear()
+
+    def _execute(self, key: str) -> None:
+        handle, call, _ = self._in_flight.pop(key)
+        self._polled.discard(key)
+        try:
+            handle.succeed(call.execute(self._transport))
+        except TransportError:
+            raise
+        except LentandoError as error:
+            handle.fail(error)

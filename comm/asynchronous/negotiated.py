@@ -1,0 +1,341 @@
+"""Asynchronous operations in a thread of their own, in an order that rank 0 decides.
+
+The thread sleeps while this rank has nothing in flight. Otherwise it sends to rank 0 what was submitted, all that has
+accumulated in one message, and executes what rank 0 decides. Nothing is executed that some rank has not submitted, so
+that a rank which computes does not have to answer.
+"""
+
+import json
+import os
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar, cast
+
+from lentando.comm.asynchronous.coordinator import Message
+from lentando.comm.asynchronous.execution import Execution
+from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall
+from lentando.comm.asynchronous.negotiation import Negotiation, OtherRankFailedError
+from lentando.comm.asynchronous.pacing import Pace, sleep
+from lentando.comm.asynchronous.reports import shortened
+from lentando.comm.background import BackgroundThreads
+from lentando.comm.capabilities import Interruptible, SideChannel
+from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
+from lentando.comm.numbering import numbers_of
+from lentando.comm.stall import watched
+from lentando.comm.thread_transports import Loan
+from lentando.comm.transport import Transport
+
+__all__ = ["NegotiatedOperations"]
+
+R = TypeVar("R")
+GATHER_SECONDS = 5e-4
+"""Submissions of this time are sent together, unless the program already waits for one of them."""
+STUCK_SECONDS = 0.25
+"""A rank whose threads have all waited for this time reports it to rank 0, which finds deadlocks."""
+CONTROL_SECONDS = 0.02
+"""While an operation is executed, errors of other ranks are received at this interval."""
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """An operation in flight on this rank."""
+
+    handle: Handle[Any]
+    call: Call[Any]
+
+
+class NegotiatedOperations:
+    """The asynchronous operations of one rank.
+
+    Args:
+        transport: transport of the job.
+        data: transport of the same ranks for the thread; its side channel is open.
+    """
+
+    def __init__(self, transport: Transport, data: Transport) -> None:
+        numbers = numbers_of(transport)
+        self._rank = numbers[transport.rank]
+        self._transport = transport
+        self._negotiation = Negotiation(transport.rank, numbers, cast(SideChannel, data))
+        self._execution = Execution(data)
+        self._threads = BackgroundThreads([Loan(data)], "lentando-asynchronous")
+        if isinstance(data, Interruptible):
+            data.while_waiting = self._while_executing
+        self._pid = os.getpid()
+        # Used by the thread only.
+        self._pace = Pace()
+        self._looked_at = 0.0
+        self._reported: list[str] | None = None
+        self._current = "its background thread"
+        # Guarded by the condition.
+        self._changed = threading.Condition()
+        self._is_driving = False
+        self._in_flight: dict[str, _Entry] = {}
+        self._unsent: list[tuple[str, str]] = []
+        self._unsent_since = 0.0
+        self._unnamed = 0
+        self._waiting: dict[int, str] = {}
+        self._users: set[int] = set()
+        self._joining: tuple[Handle[int], ZeroCall] | None = None
+        self._announcements: Message = {}
+        self._blocked_in: str | None = None
+        self._is_leaving = False
+        self._failure: TransportError | None = None
+
+    def submit(self, call: Call[R]) -> Handle[R]:
+        """Submit an operation. Returns at once.
+
+        Raises:
+            ConfigurationError: if an operation of the same name is in flight on this rank.
+            TransportError: if an earlier asynchronous operation has failed in a way that ends them all.
+        """
+        description = json.dumps([call.operation, *call.arguments])
+        with self._changed:
+            self._require_usable()
+            key = f"{call.operation}.{call.name}" if call.name else f"noname.{self._unnamed}"
+            if key in self._in_flight:
+                raise ConfigurationError(
+                    f"rank {self._rank} submits an operation named {key!r} while an earlier one of that name is in "
+                    "flight: wait for that first, or use another name"
+                )
+            self._unnamed += not call.name
+            handle: Handle[R] = Handle(key, self._wait)
+            self._in_flight[key] = _Entry(handle, call)
+            if not self._unsent:
+                self._unsent_since = time.monotonic()
+            self._unsent.append((key, description))
+            self._users.add(threading.get_ident())
+            self._ensure_driving()
+        return handle
+
+    def join(self, zeros: ZeroCall) -> int:
+        """Contribute zeros to the sums of the other ranks until all ranks have called this method.
+
+        Args:
+            zeros: makes this rank's contribution.
+
+        Returns:
+            the rank that was the last to call it.
+        """
+        handle: Handle[int] = Handle("join", self._wait)
+        with self._changed:
+            self._require_usable()
+            if self._joining is not None:
+                raise ConfigurationError(f"rank {self._rank} calls join() while another of its threads waits in it")
+            self._joining = handle, zeros
+            self._announcements["join"] = True
+            self._ensure_driving()
+        return handle.wait()
+
+    def names_in_flight(self) -> list[str]:
+        """Names of the operations that this rank has submitted and that are not complete."""
+        with self._changed:
+            return list(self._in_flight)
+
+    def inspect(self, blocked_in: str | None) -> None:
+        """Called about once a second, because other ranks may wait for this rank while it submits nothing.
+
+        Args:
+            blocked_in: blocking call in which this rank has been waiting for a while, in words; None outside of one.
+        """
+        with self._changed:
+            self._blocked_in = None if self._waiting else blocked_in
+            if self._blocked_in is not None and self._failure is None:
+                self._ensure_driving()
+
+    def close(self) -> None:
+        """End the thread. Collective: all ranks have agreed to leave the job. Operations in flight get an error."""
+        if os.getpid() != self._pid:
+            return
+        with self._changed:
+            self._is_leaving = True
+            self._announcements["leave"] = True
+            if self._failure is None:
+                self._ensure_driving()
+            while self._is_driving:
+                self._changed.wait()
+            left, self._in_flight = list(self._in_flight.values()), {}
+            self._failure = self._failure or TransportError(
+                f"rank {self._rank} submits an operation after the job has ended, by shutdown()"
+            )
+            for entry in left:
+                entry.handle.fail(
+                    MismatchError(
+                        f"operation {entry.handle.key!r} of rank {self._rank} was not executed: the job has ended, by "
+                        "shutdown() or the end of the program, and another rank has not submitted it"
+                    )
+                )
+            self._changed.notify_all()
+
+    def _require_usable(self) -> None:
+        self._require_parent()
+        if self._failure is not None:
+            raise TransportError(str(self._failure)) from self._failure
+
+    def _require_parent(self) -> None:
+        if os.getpid() != self._pid:
+            raise TransportError(
+                f"process {os.getpid()} was made by fork from rank {self._rank}, and only the rank itself can submit "
+                "operations or wait for them"
+            )
+
+    def _wait(self, handle: Handle[Any]) -> None:
+        self._require_parent()
+        thread = threading.get_ident()
+        with watched(self._transport, "an asynchronous operation"), self._changed:
+            self._waiting[thread] = handle.key
+            self._users.add(thread)
+            self._changed.notify_all()
+            try:
+                while not handle.is_complete:
+                    self._changed.wait()
+            finally:
+                del self._waiting[thread]
+
+    def _ensure_driving(self) -> None:
+        """Let the thread work. The caller holds the lock."""
+        if not self._is_driving:
+            self._is_driving = True
+            self._threads.submit(0, self._drive)
+
+    def _drive(self) -> None:
+        """Send, receive and execute until nothing is in flight on this rank. Runs in the thread."""
+        self._pace.reset()
+        try:
+            while self._has_work():
+                if self._take_turn():
+                    self._pace.reset()
+                else:
+                    self._report_waits()
+                    self._sleep()
+        except OtherRankFailedError as error:
+            self._fail(error)
+        except BaseException as error:  # noqa: BLE001 - the handles of all ranks raise it
+            text = f"rank {self._rank} has failed in {self._current}: {type(error).__name__}: {error}"
+            with suppress(LentandoError):
+                self._negotiation.report_failure(text)
+            failure = TransportError(text)
+            failure.__cause__ = error
+            self._fail(failure)
+
+    def _has_work(self) -> bool:
+        with self._changed:
+            if self._failure is None and (
+                self._in_flight or self._announcements or self._joining or self._blocked_in or self._is_leaving
+                or not self._negotiation.has_sent_all
+            ):  # fmt: skip
+                return True
+            self._is_driving = False  # while the lock is held: a later submission starts the thread again
+            self._changed.notify_all()
+            return False
+
+    def _take_turn(self) -> bool:
+        """Do whatever can be done without waiting. Returns whether that was anything."""
+        message = self._next_message()
+        has_progress = bool(message) and "idle" not in message
+        if message:
+            self._reported = None
+            self._negotiation.report(message)
+        has_progress |= self._negotiation.poll()
+        while self._negotiation.decisions:
+            self._follow(self._negotiation.decisions.popleft())
+        return has_progress
+
+    def _next_message(self) -> Message:
+        """What rank 0 must be sent; empty if that is nothing."""
+        with self._changed:
+            message, self._announcements = self._announcements, {}
+            if self._unsent:
+                young = self._unsent_since + GATHER_SECONDS - time.monotonic()
+                if young > 0 and not self._waiting and not message:
+                    self._changed.wait(young)
+                message["submit"] = [self._negotiation.encode(*pair) for pair in self._unsent]
+                self._unsent.clear()
+            if self._blocked_in is not None:
+                message["idle"], self._blocked_in = [[], f"waits in {self._blocked_in}"], None
+        return message
+
+    def _follow(self, decision: Message) -> None:
+        self._reported = None
+        if "run" in decision:
+            self._run([self._negotiation.decode(sent) for sent in decision["run"]])
+        with self._changed:
+            for key, text in decision.get("errors", ()):
+                entry = self._in_flight.pop(key, None)
+                if entry is not None:
+                    entry.handle.fail(MismatchError(text))
+            if "joined" in decision and self._joining is not None:
+                self._joining[0].succeed(decision["joined"])
+                self._joining = None
+            if "end" in decision:
+                self._is_leaving = False
+                self._failure = TransportError("the job has ended")
+            self._changed.notify_all()
+
+    def _run(self, operations: list[tuple[str, str]]) -> None:
+        entries: list[_Entry] = []
+        with self._changed:
+            for key, description in operations:
+                entry = self._in_flight.get(key)
+                if entry is None:  # this rank has joined
+                    assert self._joining is not None
+                    operation, *arguments = json.loads(description)
+                    entry = _Entry(Handle(key, self._wait), self._joining[1](operation, arguments))
+                entries.append(entry)
+        self._pace.reset()
+        self._current = shortened([repr(key) for key, _ in operations], 3)
+        for done, outcomes in self._execution.run([entry.call for entry in entries]):
+            with self._changed:
+                for number, outcome in zip(done, outcomes, strict=True):
+                    handle = entries[number].handle
+                    self._in_flight.pop(handle.key, None)
+                    if isinstance(outcome, Exception):
+                        handle.fail(outcome)
+                    else:
+                        handle.succeed(outcome)
+                self._changed.notify_all()
+            self._pace.reset()
+
+    def _while_executing(self) -> None:
+        """Called again and again while an operation waits for other ranks."""
+        now = time.monotonic()
+        if now - self._looked_at > CONTROL_SECONDS:
+            self._looked_at = now
+            self._negotiation.poll()
+        sleep(self._pace.pause_seconds(is_urgent=bool(self._waiting), is_executing=True))
+
+    def _sleep(self) -> None:
+        with self._changed:
+            pause = self._pace.pause_seconds(is_urgent=bool(self._waiting))
+            if pause:
+                self._changed.wait(pause)
+        if not pause:
+            sleep(0)
+
+    def _report_waits(self) -> None:
+        """Report to rank 0 what this rank's threads wait for, once they have all waited for a while."""
+        if self._pace.waited_seconds < STUCK_SECONDS:
+            return
+        with self._changed:
+            alive = {thread.ident for thread in threading.enumerate()}
+            self._users &= alive
+            is_stuck = bool(self._waiting) and self._users <= self._waiting.keys()
+            keys = sorted(set(self._waiting.values()) - {"join"}) if is_stuck else None
+        if keys != self._reported and not (keys == [] and self._joining):
+            self._negotiation.report({"idle": [keys, ""]} if keys else {})
+            self._reported = keys
+
+    def _fail(self, failure: TransportError) -> None:
+        """Let all operations in flight, and all later ones, raise an error."""
+        with self._changed:
+            self._failure = failure
+            left, self._in_flight = list(self._in_flight.values()), {}
+            for entry in left:
+                entry.handle.fail(failure)
+            if self._joining is not None:
+                self._joining[0].fail(failure)
+                self._joining = None
+            self._is_driving = False
+            self._changed.notify_all()

@@ -1,0 +1,120 @@
+"""Sums over ranks in the order of the ranks: the sum of an element does not depend on where it is in which buffer.
+
+Backends and rings add the values of an element in an order that depends on its position and on the length of the
+buffer. Here it is always ((x_0 + x_1) + x_2) + ..., so that arrays may be summed one by one or together in one buffer
+with bit-identical results. Three algorithms form this sum: small buffers are gathered and summed by every rank; where
+all ranks can access each other's memory, each sums a part for all; otherwise the parts are exchanged, with the traffic
+of a ring and two rounds of messages.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from lentando.comm.capabilities import shares_memory
+from lentando.comm.flat import blocks
+from lentando.comm.reductions import ring_schedule
+from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
+from lentando.comm.reductions.reduction import quiet
+from lentando.comm.shared_memory import shared_zeros
+from lentando.comm.transport import Array, Transport
+
+__all__ = ["RankOrderSums"]
+
+GATHERED_BYTES = 64 * 1024
+"""Buffers that are not longer than this on all ranks together are gathered: a single round of messages."""
+LEAST_MEMORY_BYTES = 1024 * 1024
+"""Shared memory is opened in at least this size, and in at least twice the previous one: opening it is collective."""
+
+
+class RankOrderSums:
+    """Sums over the ranks of one transport.
+
+    Args:
+        transport: transport that connects the ranks. All of them make the same calls in the same order.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
+        self._scratch: dict[str, tuple[Array, NodeMemory | None]] = {}
+
+    def sum_packed(self, elements: int, dtype: np.dtype[Any], pack: Callable[[Array], object]) -> Array:
+        """Return the sum over ranks of a buffer that the caller fills.
+
+        Args:
+            elements: length of the buffer.
+            dtype: its dtype, in which sums are formed.
+            pack: fills the buffer with this rank's values.
+
+        Returns:
+            the sum, in memory that is valid until the next call.
+        """
+        nbytes = elements * dtype.itemsize
+        if nbytes * self._transport.size <= GATHERED_BYTES:
+            values: Array = np.empty(elements, dtype)
+            pack(values)
+            return self._gather(values)
+        buffer, memory = self._open(nbytes, dtype)
+        values = buffer[:elements]
+        pack(values)
+        if memory is None:
+            self._exchange(values)
+        else:
+            parts = [other[:elements] for other in memory.buffers]
+            same = NodeMemory(memory.nodes, parts, memory.barrier)
+            NodeReduction(self._transport, values, same, in_rank_order=True).all_reduce(mean=False)
+        return values
+
+    def sum_in_place(self, array: Array) -> None:
+        """Replace a one-dimensional array by its sum over ranks, without packing it."""
+        if array.nbytes * self._transport.size <= GATHERED_BYTES:
+            np.copyto(array, self._gather(array))
+        else:
+            self._exchange(array)
+
+    def _gather(self, values: Array) -> Array:
+        by_rank = self._transport.allgather(values)
+        total: Array = by_rank[0]
+        with quiet():
+            for other in by_rank[1:]:
+                np.add(total, other, out=total)
+        return total
+
+    def _exchange(self, array: Array) -> None:
+        transport, size = self._transport, self._transport.size
+        parts = [array[ring_schedule.chunk(rank, size, array.size)] for rank in range(size)]
+        mine = parts[transport.rank]
+        others = [rank for rank in range(size) if rank != transport.rank]
+        received: Array = np.empty((size, mine.size), array.dtype)
+        transport.exchange(
+            [(rank, parts[rank]) for rank in others if parts[rank].size],
+            [(rank, received[rank]) for rank in others if mine.size],
+            overlap=False,
+        ).wait()
+        received[transport.rank] = mine
+        with quiet():
+            for block in blocks(mine):
+                total = received[0, block]
+                for rank in range(1, size):
+                    np.add(total, received[rank, block], out=total if rank < size - 1 else mine[block])
+        transport.exchange(
+            [(rank, mine) for rank in others if mine.size],
+            [(rank, parts[rank]) for rank in others if parts[rank].size],
+            overlap=False,
+        ).wait()
+
+    def _open(self, nbytes: int, dtype: np.dtype[Any]) -> tuple[Array, NodeMemory | None]:
+        """A buffer of at least this size, in memory that all ranks can access if possible. Collective."""
+        found = self._scratch.get(dtype.name)
+        if found is not None and found[0].nbytes >= nbytes:
+            return found
+        length = max(nbytes, LEAST_MEMORY_BYTES, 0 if found is None else 2 * found[0].nbytes) // dtype.itemsize
+        memory, transport = None, self._transport
+        if shares_memory(transport) and transport.local_size == transport.size:
+            buffer = shared_zeros(length, dtype)
+            memory = open_node_memory(transport, buffer)
+        if memory is None:
+            buffer = np.empty(length, dtype)
+        self._scratch[dtype.name] = buffer, memory
+        return buffer, memory
