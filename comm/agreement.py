@@ -43,6 +43,7 @@ class Event(IntEnum):
     GOSSIP = 11
     RESTART = 12
     ASYNCHRONOUS = 13
+    PERIOD = 14
 
 
 _WORDS = {
@@ -60,6 +61,7 @@ _WORDS = {
     Event.GOSSIP: "a gossip step",
     Event.RESTART: "restart() of an optimizer",
     Event.ASYNCHRONOUS: "an asynchronous operation",
+    Event.PERIOD: "a comparison of how many steps the next round has",
 }
 _WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND)
 """Events that occur at the same steps of an optimizer on all ranks, because its settings were compared at construction.

@@ -85,6 +85,7 @@ class AdaCommArguments(CommonArguments, total=False):
     refined: bool
     learning_rate_exponent: Literal[1, 3]
     loss_floor: float
+    by_validation_loss: bool
     warmup_steps: int
     slow_momentum: float
     base_buffers: BaseBuffers | None
@@ -193,6 +194,7 @@ def adacomm(
     refined: bool = True,
     learning_rate_exponent: Literal[1, 3] = 1,
     loss_floor: float = 0.0,
+    by_validation_loss: bool = False,
     warmup_steps: int = 0,
     slow_momentum: float = 0.0,
     base_buffers: BaseBuffers | None = None,
@@ -218,6 +220,9 @@ def adacomm(
         learning_rate_exponent: exponent of the learning rate's decay in the period, 1 (the paper's experiments) or 3
             (its theory). Where the learning rate drops by 10, 1 multiplies the period by 3 and 3 multiplies it by 31.
         loss_floor: lowest loss that can be reached.
+        by_validation_loss: whether the period follows a validation loss, which every rank passes to
+            ``optimizer.schedule.record_validation_loss`` at the same steps, and not the training loss. With
+            ``warmup_steps``, this is ``optimizer.schedule.following.record_validation_loss``.
         warmup_steps: inner steps with an average after each, before the first round. Must cover a warm-up of the
             learning rate, because the periods are relative to the learning rate of the first round.
         slow_momentum: the paper's block momentum (beta), >= 0 and < 1; 0 adopts the average.
@@ -243,6 +248,7 @@ def adacomm(
         loss_floor,
         min_period,
         max_period,
+        by_validation_loss,
     )
     return Settings(
         base,

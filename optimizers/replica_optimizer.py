@@ -9,6 +9,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.flat_report import flat_report
 from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.report import report_of
+from lentando.optimizers.rules.period import Period
 from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["ReplicaOptimizer", "check_not_wrapped"]
@@ -33,6 +34,16 @@ class ReplicaOptimizer:
     def period(self) -> int | None:
         """Inner steps of the current round, the same on all ranks; None if there are no outer steps."""
         return self._ready_replica().period
+
+    @property
+    def schedule(self) -> Period | None:
+        """This optimizer's own copy of the period that it was given, which decides the lengths of rounds.
+
+        A number of inner steps is a ``FixedPeriod``; None if there are no outer steps. A schedule that needs to know
+        more than the optimizer passes to it has methods to report that, such as
+        ``AdaptivePeriod.record_validation_loss``.
+        """
+        return self._ready_replica().schedule
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block inside which the model is the exact average of all replicas, for evaluation.

@@ -28,7 +28,7 @@ from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 from lentando.optimizers.rules.non_finite import NonFinite
-from lentando.optimizers.rules.period import needs_loss
+from lentando.optimizers.rules.period import Period, needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["BaseState", "Replica"]
@@ -92,6 +92,9 @@ class Replica:
         uneven = self._uneven = UnevenData(setup, progress, timing)
         weights = self._weights = Weights(setup, channel, non_finite)
         channel.add(timing, comparison, stopping, uneven, weights)  # timing first: it measures the whole message
+        participant = None if period is None else participant_of(period)
+        if participant is not None:
+            channel.add(participant)
         last_look = LastLook(transport, progress, non_finite, framework.buffers)
         trained = self._trained = TrainedParameters(setup, progress, channel, timing, last_look)
         self.gradients = Gradients(setup, progress, channel, costs, non_finite, uneven, weights)
@@ -99,8 +102,8 @@ class Replica:
         self._rounds = Rounds(setup, progress, channel, costs, non_finite, uneven, weights, trained)
         self.evaluation = Evaluation(setup, channel, timing, non_finite)
         self.rollback = Rollback(setup, progress, channel, weights, self.evaluation)
-        self._rounds.begin()
         enlist(transport, self)
+        self._rounds.begin()
         last_look.begin(transport, self)
 
     @property
@@ -117,6 +120,11 @@ class Replica:
     def period(self) -> int | None:
         """Inner steps of the current round, None if there are no outer steps."""
         return self.progress.steps_in_round
+
+    @property
+    def schedule(self) -> Period | None:
+        """The schedule of this replica's outer steps, None if there are none."""
+        return self.progress.period
 
     @property
     def joined(self) -> bool:

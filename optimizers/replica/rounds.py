@@ -4,7 +4,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lentando.comm.agreement import Event
+from lentando.comm.agreement import Event, fingerprint
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
@@ -15,9 +15,10 @@ from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.base_buffers import average
+from lentando.optimizers.rules.describe import describe
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import PartialAverage
-from lentando.optimizers.rules.period import Decision, RoundSummary
+from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps, decides_alike
 
 __all__ = ["Rounds"]
 
@@ -81,10 +82,26 @@ class Rounds:
         self._weights = weights
         self._trained = trained
         self._is_prepared = False  # whether the base algorithm has prepared an average
+        period = progress.period
+        self._compares_periods = setup.has_common_rounds and period is not None and not decides_alike(period)
 
     def begin(self) -> None:
-        """Begin a round, of which no step is taken."""
+        """Begin a round, of which no step is taken. Collective with a period whose decisions may differ.
+
+        Ranks that disagreed about the length of a round would wait for each other in different operations: some in the
+        outer step, and their neighbours in gossip.
+
+        Raises:
+            MismatchError: on every rank, if the period has chosen different numbers of steps.
+            ConfigurationError: on every rank, if it has chosen no positive integer.
+        """
         self._progress.begin_round(len(self._setup.framework.learning_rates()))
+        if self._compares_periods:
+            steps = self._progress.steps_in_round
+            action = f"begins a round of {steps!r} inner steps, as the period's steps() has returned, of"
+            subject = fingerprint(["period", describe(steps)])
+            self._channel.together(lambda: self._channel.agree(Event.PERIOD, action, subject=subject))
+            check_steps("what steps() of the period returns", steps, 1)
 
     def end(self) -> bool:
         """Take the outer step and begin the next round. Collective if there is an average.

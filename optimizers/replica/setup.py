@@ -19,7 +19,7 @@ from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks, hooks_of
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOptions, OuterStepping
-from lentando.optimizers.rules.period import needs_loss
+from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
 
 __all__ = ["Setup"]
@@ -153,10 +153,11 @@ class Setup:
                 transport, buffers, settings.outer, options.exact_average, options.algorithm, options.constants
             )
         outer = settings.outer.bind(transport, buffers, options)
+        needs_messages = needs_loss(period) or participant_of(period) is not None
         refused = {
             "on_nonfinite='skip'": settings.on_nonfinite == "skip" and not outer.supports_skip,
             "an elastic job (init(elastic=True))": is_elastic(transport) and not outer.supports_elastic,
-            "a period that depends on the loss": needs_loss(period) and not outer.communicates,
+            "a period that depends on what other ranks report": needs_messages and not outer.communicates,
         }
         if impossible := [what for what, is_refused in refused.items() if is_refused]:
             raise ConfigurationError(f"{settings.outer!r} is not possible with {impossible[0]}: use another outer step")

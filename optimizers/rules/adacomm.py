@@ -1,11 +1,15 @@
 """AdaComm's communication period: long while the loss is high, and shorter as it falls."""
 
-from dataclasses import asdict, dataclass
-from math import ceil, inf, isclose, isfinite, sqrt
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from math import ceil, inf, isclose, isfinite, isnan, nan, sqrt
 from typing import Any, ClassVar, Literal
 
+from lentando.comm.agreement import Event
 from lentando.comm.checks import check_flag, is_number
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Array
+from lentando.optimizers.loss_argument import as_number
 from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps
 
 __all__ = ["AdaptivePeriod"]
@@ -31,6 +35,11 @@ class AdaptivePeriod:
     on some rank do not count towards F_l; an interval lasts until it has a round that does. An interval that ends at a
     learning rate of 0 leaves the period as it is.
 
+    With ``by_validation_loss``, F is a loss that the program measures: it calls ``record_validation_loss`` of the
+    optimizer's ``schedule`` on every rank, with the loss of that rank's part of the validation data, at the same step,
+    for example after each epoch. The mean over the ranks counts from the end of the round in progress. F_0 is the first
+    one, and F_l the last one of an interval, which lasts until it has one.
+
     The paper decays the learning rate only once the period is 1, from a low floor. To do the same, step the scheduler
     only while ``optimizer.period``, which is equal on all ranks, is 1.
 
@@ -46,6 +55,7 @@ class AdaptivePeriod:
         loss_floor: F_inf, the least loss that can be reached.
         min_period: shortest period, in inner steps.
         max_period: longest period, in inner steps; None for no limit.
+        by_validation_loss: whether the period follows a validation loss in place of the training loss.
 
     Raises:
         ConfigurationError: if a value is out of its range.
@@ -68,9 +78,10 @@ class AdaptivePeriod:
     loss_floor: float = 0.0
     min_period: int = 1
     max_period: int | None = None
+    by_validation_loss: bool = False
 
-    needs_loss: ClassVar[bool] = True
     needs_learning_rate: ClassVar[bool] = True
+    decides_alike: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_steps("initial_period", self.initial_period, 1)
@@ -87,11 +98,50 @@ class AdaptivePeriod:
         if not (is_number(self.interval_seconds) or self.interval_seconds == inf) or self.interval_seconds <= 0:
             raise ConfigurationError(f"interval_seconds must be > 0, got {self.interval_seconds!r}")
         check_flag("refined", self.refined)
+        check_flag("by_validation_loss", self.by_validation_loss)
         if self.learning_rate_exponent not in (1, 3):
             raise ConfigurationError(f"learning_rate_exponent must be 1 or 3, got {self.learning_rate_exponent!r}")
         if not is_number(self.loss_floor):
             raise ConfigurationError(f"loss_floor must be a finite number, got {self.loss_floor!r}")
         self._now = _Progress(self.initial_period)
+        self._validated = nan  # mean over ranks, from the control message of this round
+
+    @property
+    def needs_loss(self) -> bool:
+        """Whether every step needs its training loss."""
+        return not self.by_validation_loss
+
+    def record_validation_loss(self, loss: float) -> None:
+        """Record a validation loss of this rank, which counts from the end of the round in progress.
+
+        Every rank calls this at the same step, or only some of them, whose mean then counts. A later call in the same
+        round replaces the value.
+
+        Args:
+            loss: mean loss over this rank's part of the validation data; a number.
+
+        Raises:
+            ConfigurationError: without ``by_validation_loss``, or for anything else than a number.
+        """
+        if not self.by_validation_loss:
+            raise ConfigurationError(
+                "this AdaptivePeriod follows the training loss: give by_validation_loss=True to use a validation loss"
+            )
+        value = as_number(loss)
+        self._now.recorded_loss = value if isfinite(value) else inf
+
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        """Attach the validation loss that this rank has recorded since the last outer step, NaN if it has none."""
+        if not self.by_validation_loss:
+            return {}
+        recorded = self._now.recorded_loss
+        return {"validation_loss": nan if recorded is None else recorded}
+
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        """Take the mean of the validation losses of all ranks, before an outer step."""
+        if self.by_validation_loss and event is Event.ROUND:
+            losses = [loss for loss in by_rank["validation_loss"].tolist() if not isnan(loss)]
+            self._validated = sum(losses) / len(losses) if losses else nan
 
     def steps(self) -> int:
         return self._now.period
@@ -102,6 +152,8 @@ class AdaptivePeriod:
         Raises:
             ConfigurationError: if the first round's loss is not above ``loss_floor``.
         """
+        if self.by_validation_loss:
+            summary, self._now.recorded_loss = replace(summary, loss=self._validated), None
         now, place, length = self._now, summary.clock, self.interval_seconds
         if self.interval_steps is not None:
             place, length = summary.step, self.interval_steps
@@ -109,7 +161,9 @@ class AdaptivePeriod:
             if isfinite(summary.loss) and summary.learning_rate > 0:
                 self._begin(summary, place)
             return None
-        if isfinite(summary.loss):
+        if isfinite(summary.loss) and self.by_validation_loss:
+            now.loss_sum, now.loss_steps = summary.loss, 1
+        elif isfinite(summary.loss):
             now.loss_sum += summary.loss * now.period
             now.loss_steps += now.period
         if place - now.interval_start < length or not now.loss_steps:
@@ -123,7 +177,10 @@ class AdaptivePeriod:
         return Decision(summary.round, summary.step, summary.clock, loss, summary.learning_rate, now.period)
 
     def state_dict(self) -> dict[str, Any]:
-        return asdict(self._now)
+        state = asdict(self._now)
+        if not self.by_validation_loss:
+            del state["recorded_loss"]
+        return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self._now = _Progress(**state)
@@ -131,8 +188,9 @@ class AdaptivePeriod:
     def _begin(self, summary: RoundSummary, place: float) -> None:
         if summary.loss <= self.loss_floor:
             raise ConfigurationError(
-                f"AdaComm needs a training loss above loss_floor={self.loss_floor:g}, but the first round's mean loss "
-                f"is {summary.loss:g} already. Set loss_floor to an estimate of the least loss that can be reached"
+                f"AdaComm needs a {'validation' if self.by_validation_loss else 'training'} loss above loss_floor="
+                f"{self.loss_floor:g}, but the first round's mean loss is {summary.loss:g} already. Set loss_floor to "
+                "an estimate of the least loss that can be reached"
             )
         self._now.first_loss = summary.loss
         self._now.first_rate = self._now.last_rate = summary.learning_rate
@@ -166,3 +224,4 @@ class _Progress:
     interval_start: float = 0.0  # seconds or steps
     loss_sum: float = 0.0
     loss_steps: int = 0
+    recorded_loss: float | None = None  # of this rank's validation, since the last outer step

@@ -1,8 +1,9 @@
 """The communication period: how many inner steps there are between exact averages, fixed or by a schedule."""
 
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
+from lentando.comm.agreement import Participant
 from lentando.comm.checks import check_integer
 from lentando.comm.errors import ConfigurationError
 
@@ -15,7 +16,9 @@ __all__ = [
     "RoundSummary",
     "as_period",
     "check_steps",
+    "decides_alike",
     "needs_loss",
+    "participant_of",
 ]
 
 
@@ -47,7 +50,7 @@ class Decision:
         round: number of rounds completed.
         step: number of inner steps completed.
         clock: seconds since the first step, as in ``RoundSummary``.
-        loss: training loss on which the decision is based.
+        loss: loss on which the decision is based.
         learning_rate: learning rate on which the decision is based.
         period: number of inner steps per round from now on.
     """
@@ -64,7 +67,12 @@ class Decision:
 class Period(Protocol):
     """A communication period that may change from round to round.
 
-    Its decisions may depend on the summaries of rounds only, so that all ranks decide alike. The replica uses a copy.
+    Its decisions may depend on the summaries of rounds only, so that all ranks decide alike. The replica uses a copy,
+    which ``DistributedOptimizer.schedule`` returns.
+
+    A period that needs other numbers of all ranks also has the methods of ``lentando.comm.agreement.Participant``: what
+    its ``contribute`` returns travels in every control message, and its ``receive`` gets the numbers of all ranks,
+    before ``update`` is called.
 
     Ranks and checkpoints compare periods as data (``lentando.optimizers.rules.describe``): by fields of dataclasses,
     otherwise by the attributes at the time when the optimizer is created, or by what a method ``describe()`` returns.
@@ -72,6 +80,10 @@ class Period(Protocol):
     A period that depends on the loss has an attribute ``needs_loss = True``: then a step without ``loss=`` is an error.
     A period that depends on the learning rate has ``needs_learning_rate = True``: then a base optimizer without one is
     an error.
+
+    At the beginning of each round the ranks compare what ``steps()`` has returned, so that a difference is an error on
+    every rank. This takes a control message. A class that has an attribute ``decides_alike = True`` of its own, because
+    its decisions cannot differ, saves it.
     """
 
     def steps(self) -> int:
@@ -107,6 +119,8 @@ class FixedPeriod:
     """
 
     period: int
+
+    decides_alike: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_steps("period", self.period, 1)
@@ -159,6 +173,16 @@ class PostLocal:
         self._step = 0
 
     @property
+    def following(self) -> Period:
+        """The period that follows the first steps, as it is now."""
+        return self._then
+
+    @property
+    def decides_alike(self) -> bool:
+        """Whether the decisions of the period that follows cannot differ between ranks."""
+        return decides_alike(self._then)
+
+    @property
     def needs_loss(self) -> bool:
         """Whether the period that follows needs the loss."""
         return needs_loss(self._then)
@@ -201,6 +225,18 @@ def as_period(setting: "int | Period") -> Period:
 def needs_loss(period: Period) -> bool:
     """Whether a schedule depends on the loss (its attribute ``needs_loss``)."""
     return bool(getattr(period, "needs_loss", False))
+
+
+def decides_alike(period: Period) -> bool:
+    """Whether the decisions of a schedule cannot differ between ranks. A class does not inherit that it is so."""
+    return "decides_alike" in vars(type(period)) and bool(getattr(period, "decides_alike", False))
+
+
+def participant_of(period: Period) -> Participant | None:
+    """The schedule, or the one that follows a ``PostLocal``, if it takes part in control messages; else None."""
+    while isinstance(period, PostLocal):
+        period = period.following
+    return period if isinstance(period, Participant) else None
 
 
 def check_steps(name: str, value: Any, least: int) -> None:

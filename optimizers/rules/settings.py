@@ -20,7 +20,7 @@ from lentando.optimizers.rules.describe import as_text, describe, differences, w
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
-from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss
+from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss, participant_of
 
 __all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
 
@@ -91,10 +91,16 @@ class Settings:
         check_flag("exact_average", self.exact_average)
         check_flag("rates_may_differ", self.rates_may_differ)
         if self.period is not None:
-            if needs_loss(as_period(self.period)) and not self.exact_average:
+            period = as_period(self.period)
+            if needs_loss(period) and not self.exact_average:
                 raise ConfigurationError(
                     f"{self.period!r} decides by the mean loss over all ranks, which is formed with the exact "
                     "average: with exact_average=False every rank would decide by its own loss. Use a fixed period"
+                )
+            if participant_of(period) is not None and not self.exact_average:
+                raise ConfigurationError(
+                    f"{self.period!r} decides by what all ranks report, which they exchange before the exact average: "
+                    "with exact_average=False they exchange nothing. Use a fixed period"
                 )
         elif self.outer is not None:
             raise ConfigurationError("an outer step needs period= (inner steps between outer steps), got None")

@@ -243,3 +243,16 @@ def push_sum_sgd(
                 anchor = anchor - alpha * learning_rate * u
                 x = anchor * w[:, None]
     return Gossip(x, w)
+
+
+def adacomm_by_validation(losses: Vector, first_period: int) -> list[int]:
+    """AdaComm's periods (arXiv 1810.08313, equations 18 and 19) where each round ends with a decision.
+
+    ``losses``: each worker's validation loss in each round, shape (rounds, workers); NaN from those that have none.
+    """
+    means = [float(np.nanmean(row)) for row in losses if not np.isnan(row).all()]
+    periods = [first_period]
+    for mean in means[1:]:
+        wanted = int(np.ceil(np.sqrt(mean / means[0]) * first_period - 1e-6))
+        periods.append(wanted if wanted < periods[-1] else max(1, periods[-1] // 2))
+    return periods

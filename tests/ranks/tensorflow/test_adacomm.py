@@ -5,6 +5,7 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import reference
 import tensorflow as tf
 from keras_training import Vector
 
@@ -47,6 +48,27 @@ def test_periods_fall_in_fit_which_gives_the_loss_by_itself() -> None:
     periods = everyones_periods(optimizer)
     assert periods == sorted(periods, reverse=True)
     assert periods[-1] < 8
+
+
+@pytest.mark.parametrize("graph", [False, True])
+def test_periods_follow_the_mean_validation_loss_of_all_ranks(graph: bool) -> None:
+    optimizer = adacomm(initial_period=16, by_validation_loss=True)
+    vector = Vector(np.ones(6), optimizer, graph)
+    losses = np.array([[4.0, 2.0], [3.0, np.nan], [np.nan, np.nan], [2.0, 0.5], [2.0, 0.5], [0.1, 0.1]])
+    losses = np.stack([losses[:, rank % 2] for rank in range(lt.size())], axis=1)
+    steps = 0
+    for own in losses[:, lt.rank()]:
+        period = 16 if steps == 0 else optimizer.period
+        for step in range(period):
+            if step == 1 % period and steps and not np.isnan(own):
+                optimizer.schedule.record_validation_loss(own)
+            vector.step(vector.value)
+            steps += 1
+            if steps == 1:  # Keras's optimizers are built by their first step
+                optimizer.schedule.record_validation_loss(own)
+    expected = reference.adacomm_by_validation(losses, 16)
+    assert [16, *everyones_periods(optimizer)] == expected
+    assert optimizer.period == expected[-1]
 
 
 @pytest.mark.parametrize("graph", [False, True])

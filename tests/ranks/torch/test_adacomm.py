@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import reference
 import torch
 from torch import nn
 
@@ -166,6 +167,55 @@ def test_step_without_its_loss_is_refused_at_once() -> None:
         optimizer.step()
     with pytest.raises(lt.ConfigurationError, match="training loss"):
         adacomm(model).step(lambda: None)
+
+
+VALIDATION = np.array([[4.0, 2.0, 3.0], [3.0, 1.0, np.nan], [np.nan] * 3, [2.0, 0.5, 1.0], [2.0, 0.5, 1.0], [0.1] * 3])
+"""Of three ranks, by round. In the third round none has evaluated; in the second, the last one has not."""
+
+
+def test_periods_follow_the_mean_validation_loss_of_all_ranks() -> None:
+    model = net()
+    optimizer = adacomm(model, initial_period=16, by_validation_loss=True)
+    losses = np.stack([VALIDATION[:, rank % 3] for rank in range(lt.size())], axis=1)
+    for own in losses[:, lt.rank()]:
+        first = optimizer.report()["rounds"]
+        while optimizer.report()["rounds"] == first:
+            if optimizer.period is not None and not np.isnan(own):
+                optimizer.schedule.record_validation_loss(float(own))
+            model(torch.ones(1, 4)).square().mean().backward()
+            optimizer.step()  # needs no training loss
+    expected = reference.adacomm_by_validation(losses, 16)
+    assert [16, *assert_all_decided_alike(optimizer, model)] == expected
+    assert len(expected) == 5
+    assert optimizer.period == expected[-1]
+
+
+def test_a_recorded_validation_loss_is_saved_until_it_counts() -> None:
+    periods = []
+    for is_resumed in (False, True):
+        model = net()
+        optimizer = adacomm(model, initial_period=4, by_validation_loss=True)
+        for step in range(16):
+            if step % 4 == 1:
+                optimizer.schedule.record_validation_loss(2.0 ** -(step // 4) + lt.rank())
+                if is_resumed:
+                    state = optimizer.state_dict()
+                    optimizer = adacomm(model, initial_period=4, by_validation_loss=True)
+                    optimizer.load_state_dict(state)
+            model(torch.ones(1, 4)).square().mean().backward()
+            optimizer.step()
+        periods.append(assert_all_decided_alike(optimizer, model))
+    assert periods[0] == periods[1] != []
+
+
+def test_validation_loss_of_a_schedule_that_follows_the_training_loss_is_refused() -> None:
+    with pytest.raises(lt.ConfigurationError, match="give by_validation_loss=True"):
+        adacomm(net()).schedule.record_validation_loss(1.0)
+    with pytest.raises(lt.ConfigurationError, match="must be one number"):
+        adacomm(net(), by_validation_loss=True).schedule.record_validation_loss(torch.ones(2))
+    assert adacomm(net(), warmup_steps=2).schedule.following.steps() == 20
+    assert lt.SlowMo(torch.optim.SGD(net().parameters(), 0.1), period=5).schedule == lt.FixedPeriod(5)
+    assert lt.DistributedOptimizer(torch.optim.SGD(net().parameters(), 0.1)).schedule is None
 
 
 def test_impossible_options_are_refused() -> None:
