@@ -156,6 +156,11 @@ class FlatBuffer:
         """Each entry in its own shape, sharing memory."""
         return [self.layout.view(self.array, number) for number in range(len(self.layout.entries))]
 
+    @property
+    def by_name(self) -> dict[str, Array]:
+        """The ``views`` by the names of their entries."""
+        return {entry.name: view for entry, view in zip(self.layout.entries, self.views, strict=True)}
+
     @cached_property
     def parameters(self) -> Array:
         """The trained part of the buffer: all but the statistics, which are at the end."""

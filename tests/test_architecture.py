@@ -11,12 +11,12 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from framework_packages import FRAMEWORKS
 
 import lentando
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = [f"lentando.{module.name}" for module in pkgutil.iter_modules(lentando.__path__)]
-FRAMEWORKS = {"lentando.torch": "torch", "lentando.tensorflow": "tensorflow", "lentando.keras": "tensorflow"}
 
 
 def modules_in(package: str) -> Iterator[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from framework_packages import FRAMEWORKS, WITH_METHODS
 
 from lentando.comm import topology, world
 
 SOURCE = Path(__file__).parents[1] / "src"
-FRAMEWORKS = {"lentando.torch": "torch", "lentando.tensorflow": "tensorflow"}
 OPTIONS = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 METHODS = ["AdaComm", "DiLoCo", "SlowMo"]
@@ -40,7 +40,7 @@ OF_OPTIMIZERS = [
     "testing.check_base_algorithm",
 ]
 WITH_EXAMPLE = [
-    *(f"{framework}.{name}" for framework in FRAMEWORKS for name in OF_FRAMEWORKS),
+    *(f"{framework}.{name}" for framework in WITH_METHODS for name in OF_FRAMEWORKS),
     *(f"lentando.comm.topology.{name}" for name in topology.__all__ if name != "Stochasticity"),
     "lentando.comm.simulation.Compute",
     "lentando.comm.simulation.Network",
@@ -130,7 +130,7 @@ RUN = [statements_in(parameters.values[2]) for parameters in EXAMPLES]
 """The examples that ``test_the_example_runs`` runs."""
 
 
-@pytest.mark.parametrize("framework", FRAMEWORKS)
+@pytest.mark.parametrize("framework", WITH_METHODS)
 @pytest.mark.parametrize("method", METHODS)
 def test_the_example_that_a_method_has_from_its_base_class_runs(framework, method):
     text = docstring_of(f"{framework}.{method}")

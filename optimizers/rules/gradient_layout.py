@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.flat import Entry, FlatLayout
+from lentando.comm.flat import Entry, FlatBuffer, FlatLayout
 
 __all__ = ["FlatGradients", "gradient_layouts"]
 
@@ -45,11 +45,9 @@ class FlatGradients:
         views: as given.
 
     Example:
-        >>> from lentando.comm.flat import FlatBuffer
         >>> entries = [Entry("used", (2,), "float64", 0), Entry("unused", (1,), "float64", 0)]
         >>> buffer = FlatBuffer(*gradient_layouts([FlatLayout(entries)]))
-        >>> used, unused, presence = buffer.views
-        >>> gradients = FlatGradients([buffer.layout], {"used": used, "unused": unused}, [presence])
+        >>> gradients = FlatGradients.over([buffer])
         >>> gradients.put({"used": np.array([3.0, 4.0]), "unused": None})
         >>> buffer.array.tolist()
         [3.0, 4.0, 0.0, 1.0, 0.0]
@@ -61,6 +59,16 @@ class FlatGradients:
         self.views = views
         names = [[entry.name for entry in layout.entries[:-1]] for layout in layouts]
         self._parts = list(zip(names, presence, strict=True))
+
+    @classmethod
+    def over(cls, buffers: Sequence[FlatBuffer]) -> "FlatGradients":
+        """Gradients in flat buffers of which each part has the shape of its parameter.
+
+        Args:
+            buffers: flat buffers in host memory, laid out by ``gradient_layouts``.
+        """
+        views = {name: view for buffer in buffers for name, view in list(buffer.by_name.items())[:-1]}
+        return cls([buffer.layout for buffer in buffers], views, [buffer.views[-1] for buffer in buffers])
 
     def put(self, gradients: Mapping[str, Any], *, are_copied: bool = False) -> None:
         """Copy gradients into the flat memory, with a note of which parameters have one.
