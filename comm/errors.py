@@ -7,6 +7,8 @@ __all__ = [
     "CheckpointError",
     "ConfigurationError",
     "DeadlockError",
+    "HorovodInternalError",
+    "HostsUpdatedInterrupt",
     "LaunchError",
     "LentandoError",
     "MismatchError",
@@ -48,7 +50,23 @@ class LaunchError(LentandoError, RuntimeError):
     """The launcher's variables and the transport disagree about the job."""
 
 
-class TransportError(LentandoError, RuntimeError):
+class HorovodInternalError(LentandoError, RuntimeError):
+    """Horovod's name for a collective that has failed: base class of ``TransportError`` and ``MismatchError``."""
+
+
+class HostsUpdatedInterrupt(LentandoError, RuntimeError):  # noqa: N818 - Horovod's name
+    """Horovod's name for new hosts in an elastic job. Not raised here, because no ranks are added to a job.
+
+    Attributes:
+        skip_sync: Horovod's attribute: whether no rank has been lost.
+    """
+
+    def __init__(self, skip_sync: bool = False) -> None:
+        super().__init__("the hosts of this job have changed")
+        self.skip_sync = skip_sync
+
+
+class TransportError(HorovodInternalError):
     """The backend (MPI, Horovod, NCCL) has failed, or does not support the operation."""
 
 
@@ -56,7 +74,7 @@ class RankLostError(TransportError):
     """A rank has died, or has reported a death. An elastic job continues without it (``capabilities.Elastic``)."""
 
 
-class MismatchError(LentandoError, RuntimeError):
+class MismatchError(HorovodInternalError):
     """The ranks disagree about the model, the settings or the next operation. Raised on every rank before data move."""
 
 

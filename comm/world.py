@@ -18,6 +18,7 @@ from lentando.comm.forked import is_forked
 from lentando.comm.launch import detect_launch
 from lentando.comm.launcher_variables import hide_variables, mark_rank, would_be_misread
 from lentando.comm.leaving import agree_to_leave
+from lentando.comm.nodes import nodes_of, note_nodes
 from lentando.comm.process_end import process_end
 from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.subsets import close_subsets, leave_subsets, open_subset
@@ -31,7 +32,10 @@ if TYPE_CHECKING:
     from lentando.comm.process_sets import ProcessSet
 
 __all__ = [
+    "cross_rank",
+    "cross_size",
     "init",
+    "is_homogeneous",
     "is_initialized",
     "local_rank",
     "local_size",
@@ -133,6 +137,7 @@ def init(
     begin_inspection(joined)
     exchange_hosts(joined)
     open_operations(joined)
+    note_nodes(joined)
     process_end.install(lambda: _process.joined, shutdown)
     try:
         _add(joined, process_sets)
@@ -242,6 +247,21 @@ def local_rank() -> int:
 def local_size() -> int:
     """Number of processes on this node."""
     return transport().local_size
+
+
+def cross_rank() -> int:
+    """Number of this process among those with the same local rank: the number of its node, in most jobs."""
+    return nodes_of(transport()).cross_rank
+
+
+def cross_size() -> int:
+    """Number of processes with this local rank: the number of nodes, in most jobs."""
+    return nodes_of(transport()).cross_size
+
+
+def is_homogeneous() -> bool:
+    """Whether every node has the same number of processes."""
+    return nodes_of(transport()).is_homogeneous
 
 
 def _log_level() -> str | None:

@@ -1,10 +1,24 @@
 """The names that users write with any framework, exported by ``lentando.optimizers`` and by the framework packages."""
 
+from lentando.comm.build_flags import (
+    ccl_built,
+    cuda_built,
+    ddl_built,
+    gloo_built,
+    gloo_enabled,
+    mpi_built,
+    mpi_enabled,
+    mpi_threads_supported,
+    nccl_built,
+    rocm_built,
+)
 from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import (
     CheckpointError,
     ConfigurationError,
     DeadlockError,
+    HorovodInternalError,
+    HostsUpdatedInterrupt,
     LaunchError,
     LentandoError,
     MismatchError,
@@ -40,7 +54,18 @@ from lentando.comm.topology import (
     second_modulus,
     stochasticity,
 )
-from lentando.comm.world import init, is_initialized, local_rank, local_size, rank, shutdown, size
+from lentando.comm.world import (
+    cross_rank,
+    cross_size,
+    init,
+    is_homogeneous,
+    is_initialized,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
 from lentando.optimizers.checkpoint.loading import OptimizerStateChoice, load
 from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
@@ -51,6 +76,7 @@ from lentando.optimizers.replica.stopping import StopHandle
 from lentando.optimizers.replica.uneven_data import Joinable, join
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
+from lentando.optimizers.rules.adasum import AdasumDeltas
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm, BoundAlgorithm
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
@@ -70,6 +96,7 @@ __all__ = [
     "SGP",
     "AdaptivePeriod",
     "Adasum",
+    "AdasumDeltas",
     "Algorithm",
     "AllReduce",
     "Average",
@@ -88,6 +115,8 @@ __all__ = [
     "FromGraph",
     "FromMatrix",
     "GraphSequence",
+    "HorovodInternalError",
+    "HostsUpdatedInterrupt",
     "Hybrid",
     "Hypercube",
     "Joinable",
@@ -138,17 +167,30 @@ __all__ = [
     "adacomm",
     "add_process_set",
     "barrier",
+    "ccl_built",
     "check_graphs",
+    "cross_rank",
+    "cross_size",
+    "cuda_built",
+    "ddl_built",
     "diloco",
     "global_process_set",
+    "gloo_built",
+    "gloo_enabled",
     "init",
+    "is_homogeneous",
     "is_initialized",
     "join",
     "load",
     "local_rank",
     "local_size",
+    "mpi_built",
+    "mpi_enabled",
+    "mpi_threads_supported",
+    "nccl_built",
     "rank",
     "remove_process_set",
+    "rocm_built",
     "save",
     "save_on_signal",
     "second_modulus",

@@ -6,7 +6,7 @@ import torch
 
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
-from lentando.torch.local_tensors import copy_into, dense_gradient, set_gradient
+from lentando.torch.local_tensors import copy_into, set_gradient
 
 __all__ = ["TorchGradients"]
 
@@ -14,9 +14,12 @@ __all__ = ["TorchGradients"]
 class TorchGradients(FlatGradients):
     """The gradients of all parameters, and for each parameter whether it has one.
 
+    Sparse gradients are noted and left out, or made dense.
+
     Args:
         parameters: the trainable parameters by name.
         memory: flat memory of the parameters, one for each dtype.
+        sparse_as_dense: whether sparse gradients are averaged like dense ones.
 
     Attributes:
         parameters: as given.
@@ -25,8 +28,11 @@ class TorchGradients(FlatGradients):
             shape, each with a storage of its own.
     """
 
-    def __init__(self, parameters: Mapping[str, torch.Tensor], memory: Sequence[FlatMemory]) -> None:
+    def __init__(
+        self, parameters: Mapping[str, torch.Tensor], memory: Sequence[FlatMemory], sparse_as_dense: bool = False
+    ) -> None:
         self.parameters = parameters
+        self._sparse_as_dense = sparse_as_dense
         device, placement, shared = memory[0].device, memory[0].placement, memory[0].shared
         layouts = gradient_layouts(of_dtype.layout for of_dtype in memory)
         self.memory = [FlatMemory(layout, device, placement, shared) for layout in layouts]
@@ -44,21 +50,33 @@ class TorchGradients(FlatGradients):
         Args:
             are_copied: whether the flat memory already holds the gradients, so that only the note is written.
         """
-        self.put({name: dense_gradient(name, self.parameters[name]) for name in self.views}, are_copied=are_copied)
+        gradients = {name: self.parameters[name].grad for name in self.views}
+        sparse = {name: given for name, given in gradients.items() if given is not None and given.is_sparse}
+        gradients |= {name: given.to_dense() if self._sparse_as_dense else None for name, given in sparse.items()}
+        self.put(gradients, are_copied=are_copied, sparse=sparse)
         for memory in self.memory:
             memory.load()
 
-    def scatter(self) -> None:
-        """Give the averaged gradients to the model, as tensors over the flat memory."""
+    def scatter(self) -> list[str]:
+        """Give the averaged gradients to the model, as tensors over the flat memory.
+
+        Returns:
+            Names of the parameters whose gradients are sparse on some rank, which remain to be averaged.
+        """
         for memory in self.memory:
             memory.store()
+        sparse = self.sparse()
         for name, view in self.taken().items():
-            set_gradient(self.parameters[name], view)
+            if name not in sparse:
+                set_gradient(self.parameters[name], view)
+            elif self._sparse_as_dense:
+                set_gradient(self.parameters[name], self.views[name].to_sparse(min(1, self.views[name].dim())))
+        return [] if self._sparse_as_dense else sparse
 
     def copy(self, view: torch.Tensor, values: torch.Tensor) -> None:
         """Copy values into a part of the flat memory, unless it holds them already."""
         copy_into(view, values)
 
-    def new(self, values: Sequence[bool], like: torch.Tensor) -> torch.Tensor:
+    def new(self, values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
         """Make a tensor of numbers, of the dtype of ``like``."""
         return torch.tensor(values, dtype=like.dtype)

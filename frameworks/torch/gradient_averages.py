@@ -7,6 +7,7 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.gradient_buckets import BucketCoverage
 from lentando.torch.model import TorchModel
 from lentando.torch.overlap import OverlapHooks
+from lentando.torch.sparse_gradients import average_sparse
 
 __all__ = ["GradientAverages"]
 
@@ -17,11 +18,13 @@ class GradientAverages:
     Args:
         replica: replica that the model belongs to.
         model: model whose gradients are averaged.
+        passes: number of backward passes in each step.
     """
 
-    def __init__(self, replica: Replica, model: TorchModel) -> None:
+    def __init__(self, replica: Replica, model: TorchModel, passes: int = 1) -> None:
         self._replica = replica
         self._model = model
+        self.passes = passes
         self._overlap: OverlapHooks | None = None
         self._follow_buckets()
 
@@ -48,7 +51,8 @@ class GradientAverages:
         else:
             gradients.gather(are_copied=self._overlap.finish())
         averaged = self._replica.average_gradients(loss, overflow, defer=defer)
-        gradients.scatter()
+        if sparse := gradients.scatter():
+            average_sparse(self._replica, gradients.parameters, sparse)
         return averaged.loss, bool(averaged.overflowed)
 
     def paused(self) -> AbstractContextManager[object]:
@@ -69,7 +73,7 @@ class GradientAverages:
     def begin_step(self) -> None:
         """Let the next backward pass send gradients again, because the step is over."""
         if self._overlap is not None:
-            self._overlap.begin_step()
+            self._overlap.begin_step(self.passes)
 
     def _follow_buckets(self) -> None:
         """Let the backward pass fill the buckets of the base algorithm, which is replaced when layouts change."""
@@ -79,3 +83,4 @@ class GradientAverages:
         elif self._overlap is None or self._overlap.buckets is not buckets:
             gradients = self._model.flat_gradients
             self._overlap = OverlapHooks(gradients.parameters, gradients.views, buckets)
+            self._overlap.begin_step(self.passes)

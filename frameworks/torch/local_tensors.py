@@ -98,7 +98,8 @@ def dense_gradient(name: str, parameter: torch.Tensor) -> torch.Tensor | None:
     """
     if parameter.grad is not None and parameter.grad.is_sparse:
         raise ConfigurationError(
-            f"parameter {name!r} has a sparse gradient, which is not averaged here: use sparse=False"
+            f"parameter {name!r} has a sparse gradient, which is not averaged during the backward pass: use "
+            "sparse=False, or leave out overlap=True"
         )
     return parameter.grad
 

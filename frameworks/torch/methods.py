@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.optimizers.method_classes import ADACOMM, DILOCO, SLOWMO
 from lentando.optimizers.methods import AdaCommArguments, DiLoCoArguments, SlowMoArguments
 from lentando.torch.optimizer import DistributedOptimizer, NamedParameters
@@ -24,6 +25,7 @@ class SlowMo(DistributedOptimizer):
         *,
         model: torch.nn.Module | None = None,
         named_parameters: NamedParameters | None = None,
+        process_set: ProcessSet = global_process_set,
         **settings: "Unpack[SlowMoArguments]",
     ) -> None: ...
 
@@ -38,6 +40,7 @@ class DiLoCo(DistributedOptimizer):
         *,
         model: torch.nn.Module | None = None,
         named_parameters: NamedParameters | None = None,
+        process_set: ProcessSet = global_process_set,
         **settings: "Unpack[DiLoCoArguments]",
     ) -> None: ...
 
@@ -52,5 +55,6 @@ class AdaComm(DistributedOptimizer):
         *,
         model: torch.nn.Module | None = None,
         named_parameters: NamedParameters | None = None,
+        process_set: ProcessSet = global_process_set,
         **settings: "Unpack[AdaCommArguments]",
     ) -> None: ...

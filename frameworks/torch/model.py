@@ -42,6 +42,7 @@ class TorchModel:
         named_parameters: pairs of name and parameter that provide the names for messages if there is no ``model``.
         takes_device_arrays: whether the transport sends device arrays directly.
         shares_memory: whether the flat tensors are in memory that the other ranks of this node can read.
+        sparse_as_dense: whether sparse gradients are averaged like dense ones.
         staged: whether to keep a copy in host memory even on the CPU, as GPUs may need it. For tests.
 
     Attributes:
@@ -58,10 +59,12 @@ class TorchModel:
         named_parameters: Iterable[tuple[str, torch.Tensor]] | None = None,
         takes_device_arrays: bool = False,
         shares_memory: bool = False,
+        sparse_as_dense: bool = False,
         staged: bool = False,
     ) -> None:
         self.optimizer = optimizer
         self.module = model
+        self._sparse_as_dense = sparse_as_dense
         self._trained = Parameters(optimizer, model, named_parameters)
         self._unaveraged = Unaveraged()
         layouts = self.next_layouts()
@@ -154,7 +157,7 @@ class TorchModel:
     @cached_property
     def flat_gradients(self) -> TorchGradients:
         """The flat tensors in which gradients are averaged, allocated when they are first needed."""
-        return TorchGradients(self._parameters, self._memory)
+        return TorchGradients(self._parameters, self._memory, self._sparse_as_dense)
 
     def not_averaged(self) -> Mapping[str, Array]:
         arrays: dict[str, Array] = {}

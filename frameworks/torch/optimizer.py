@@ -1,5 +1,6 @@
 """``DistributedOptimizer`` for PyTorch: a wrapper around the user's optimizer that drives a replica."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -8,7 +9,10 @@ import torch
 
 from lentando.comm.capabilities import shares_memory, takes_device_arrays
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.world import transport
+from lentando.comm.operations import Average, Op
+from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
+from lentando.comm.transports.single import SingleTransport
+from lentando.optimizers.horovod_arguments import check_groups, wire_dtype_of, with_reduction
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
@@ -16,11 +20,13 @@ from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wr
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
 from lentando.torch.checkpoint_state import TorchTraining
+from lentando.torch.compression import Compression, Compressor
 from lentando.torch.convert import detached_loss, to_plain, to_torch
 from lentando.torch.grad_scaler import have_finite_gradients, unscale
 from lentando.torch.gradient_averages import GradientAverages
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
+from lentando.torch.parameters import check_named_parameters
 from lentando.torch.wrapped import WrappedOptimizer
 
 if TYPE_CHECKING:
@@ -46,11 +52,23 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
 
     Args:
         optimizer: the base optimizer, which takes the inner steps. It stays usable and is not changed.
+        named_parameters: pairs of name and parameter that provide the names for messages where there is no ``model``:
+            all parameters of the optimizer, as for Horovod.
+        compression: ``Compression.none``, ``fp16`` or ``bf16``: how gradients are rounded while they are sent.
+        backward_passes_per_step: backward passes before each ``step()``. Gradients are reduced in ``step()``, and only
+            ``AllReduce(overlap=True)`` needs the number.
+        op: how the gradients of the ranks are combined: ``Average``, ``Sum``, or ``Adasum``, with which every rank
+            takes its own step, and the steps are combined (``AdasumDeltas``).
+        gradient_predivide_factor: factor by which gradients are divided before the average and multiplied after it.
+        num_groups: older name of ``groups``.
+        groups: number of groups, or lists of parameters, whose gradients Horovod sends together. It is checked, and has
+            no effect: all gradients are sent together.
+        sparse_as_dense: whether sparse gradients (of embeddings) are averaged like dense ones; otherwise the rows that
+            the ranks have are gathered.
+        process_set: the ranks that train together. A rank that is no member trains alone.
         model: the model. Its floating-point buffers (BatchNorm statistics) are averaged at outer steps, its frozen
             parameters and integer buffers are taken from rank 0, and its names appear in messages. None if the
             optimizer's parameters are all that is trained.
-        named_parameters: pairs of name and parameter that provide the names for messages where there is no ``model``,
-            as for Horovod.
         **settings: keyword arguments of ``lentando.optimizers.Settings``.
 
     Example:
@@ -75,25 +93,46 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
     def __init__(
         self,
         optimizer: torch.optim.Optimizer,
+        named_parameters: NamedParameters | None = None,
+        compression: type[Compressor] = Compression.none,
+        backward_passes_per_step: int = 1,
+        op: Op = Average,
+        gradient_predivide_factor: float = 1.0,
+        num_groups: int = 0,
+        groups: int | Sequence[Iterable[torch.Tensor]] | None = None,
+        sparse_as_dense: bool = False,
+        process_set: ProcessSet = global_process_set,
         *,
         model: torch.nn.Module | None = None,
-        named_parameters: NamedParameters | None = None,
         **settings: "Unpack[SettingsArguments]",
     ) -> None:
-        world = transport()
-        self._settings = Settings(**settings)
+        # A program that was written for Horovod passes names and no model.
+        self._is_horovod_program = model is None and named_parameters is not None
+        if model is None and named_parameters is not None:
+            named_parameters = list(named_parameters)
+            check_named_parameters(optimizer, named_parameters)
+        world = transport_of(process_set) if process_set.included() else SingleTransport()
+        check_groups(backward_passes_per_step, num_groups, groups, torch.Tensor)
+        self._settings = with_reduction(Settings(**settings), op, wire_dtype_of(compression), gradient_predivide_factor)
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         check_not_wrapped(optimizer)
         super().__init__(optimizer)
         self._step_outside_graph = torch.compiler.disable(DistributedOptimizer.step)  # type: ignore[no-untyped-call]
-        self._model = TorchModel(optimizer, model, named_parameters, takes_device_arrays(world), shares_memory(world))
+        self._model = TorchModel(
+            optimizer,
+            model,
+            named_parameters,
+            takes_device_arrays(world),
+            shares_memory(world),
+            sparse_as_dense,
+        )
         base = self._settings.base
         if isinstance(base, AllReduce) and base.overlap and not self._model.is_on_host:
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
-        self._replica = Replica(world, self._model, self._settings)
-        self._gradients_are_averaged = False
-        self._gradients = GradientAverages(self._replica, self._model)
+        self._replica = Replica(world, self._model, self._settings, optimizers_may_differ=self._is_horovod_program)
+        self._gradients_are_averaged = self._skips_synchronize = False
+        self._gradients = GradientAverages(self._replica, self._model, backward_passes_per_step)
 
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
         """Take one inner step, and the outer step if it is due.
@@ -123,6 +162,13 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             if not overflow or replica.needs_loss:  # the loss of a step that is not taken may well be infinite
                 replica.record_loss(loss)
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
+        if are_averaged and self._is_horovod_program and not self._skips_synchronize:
+            warnings.warn(
+                "optimizer.step() called without optimizer.skip_synchronize() after optimizer.synchronize(): Horovod "
+                "reduces the gradients again here, Lentando uses them as they are. Put step() into a block with "
+                "optimizer.skip_synchronize(), which means the same in both",
+                stacklevel=2,
+            )
         if overflow and are_averaged:  # GradScaler may have looked at gradients that the average has left out since
             overflow = not have_finite_gradients(self.param_groups)
         # If the gradients of one rank were not finite, the average is finite on no rank, even if GradScaler looked
@@ -151,8 +197,22 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
-        """Return a block that changes nothing, for programs that use Horovod's block after ``synchronize``."""
-        yield
+        """Return a block for the ``step`` that follows ``synchronize``, for programs that were written for Horovod."""
+        self._skips_synchronize = True
+        try:
+            yield
+        finally:
+            self._skips_synchronize = False
+
+    @property
+    def backward_passes_per_step(self) -> int:
+        """Number of backward passes before each step."""
+        return self._gradients.passes
+
+    def set_backward_passes_per_step(self, passes: int) -> None:
+        """Set the number of backward passes before each step, from the next step on."""
+        check_groups(passes, 0, None, torch.Tensor)
+        self._gradients.passes = passes
 
     @contextmanager
     def no_sync(self) -> Iterator[None]:
@@ -209,6 +269,11 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         """
         self._base_optimizer.add_param_group(param_group)
         self._replica.follow_changes()
+
+    @property
+    def _parameter_names(self) -> dict[torch.Tensor, str]:
+        """The name of each parameter, under the name by which programs find it in Horovod's optimizer."""
+        return self._model.names()
 
     def _ready_replica(self) -> Replica:
         return self._replica

@@ -35,6 +35,7 @@ class OverlapHooks:
         self._views = views
         self._is_paused = False
         self._is_finished = False
+        self._passes_left: dict[str, int] = {}
         hooks = ref(self)
         for name, parameter in parameters.items():
             _attach(parameter, name, hooks)
@@ -58,6 +59,9 @@ class OverlapHooks:
         buckets, view = self.buckets, self._views[name]
         if self._is_paused or self._is_finished or not buckets.is_open(name):
             return  # ``finish`` detects what is added to a gradient whose bucket has been started
+        self._passes_left[name] -= 1
+        if self._passes_left[name] > 0:
+            return
         gradient = dense_gradient(name, self._parameters[name])
         # A gradient that was zeroed in place is the flat gradient itself, in which later changes could not be detected.
         if gradient is not None and not is_same_memory(gradient, view):
@@ -86,9 +90,14 @@ class OverlapHooks:
         self._is_finished = True
         return coverage is not BucketCoverage.NONE
 
-    def begin_step(self) -> None:
-        """Let the next backward pass fill the buckets again, because the step is over."""
+    def begin_step(self, passes: int = 1) -> None:
+        """Let the next backward passes fill the buckets again, because the step is over.
+
+        Args:
+            passes: number of backward passes in a step, of which all but the last only accumulate gradients.
+        """
         self._is_finished = False
+        self._passes_left = dict.fromkeys(self._parameters, passes)
 
 
 def _attach(parameter: torch.Tensor, name: str, hooks: "ref[OverlapHooks]") -> None:

@@ -1,5 +1,6 @@
 """The parameters of a PyTorch optimizer: their names, their groups, and which of them are trained."""
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from operator import attrgetter, is_
@@ -9,7 +10,7 @@ import torch
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["Parameters"]
+__all__ = ["Parameters", "check_named_parameters"]
 
 _requires_grad = attrgetter("requires_grad")
 _wrapped: "WeakSet[Parameters]" = WeakSet()
@@ -118,3 +119,38 @@ class Parameters:
         """Yield all of the optimizer's parameters, trainable ones first."""
         yield from self.trainable.values()
         yield from self.frozen.values()
+
+
+def check_named_parameters(
+    optimizer: torch.optim.Optimizer, named_parameters: Sequence[tuple[str, torch.Tensor]]
+) -> None:
+    """Check names of parameters that a program passes in place of a model.
+
+    Args:
+        optimizer: the optimizer whose parameters they should be.
+        named_parameters: pairs of name and parameter.
+
+    Raises:
+        ConfigurationError: if there are other things than pairs, if two have the same name, or if the optimizer has
+            parameters without a name.
+    """
+    for pair in named_parameters:
+        if not (isinstance(pair, tuple) and len(pair) == 2):
+            raise ConfigurationError(
+                f"named_parameters must be pairs of name and parameter, as of model.named_parameters(), got {pair!r}"
+            )
+    names = [name for name, _ in named_parameters]
+    if twice := sorted(name for name, count in Counter(names).items() if count > 1):
+        raise ConfigurationError(f"names of parameters must be unique, got {twice} more than once")
+    named = {id(parameter) for _, parameter in named_parameters}
+    missing = [
+        f"{number} of group {group_number}"
+        for group_number, group in enumerate(optimizer.param_groups)
+        for number, parameter in enumerate(group["params"])
+        if id(parameter) not in named
+    ]
+    if missing:
+        raise ConfigurationError(
+            f"named_parameters lacks parameters of the optimizer, by number: {', '.join(missing[:8])}. Name all of "
+            "them, or none"
+        )

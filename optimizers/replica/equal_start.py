@@ -1,5 +1,6 @@
 """What all ranks compare and share when a replica is made: methods, models, base optimizers, what is not averaged."""
 
+import logging
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -16,8 +17,16 @@ from lentando.optimizers.rules.settings import Settings, check_same_settings
 
 __all__ = ["check_equal", "check_equal_hyperparameters", "share_not_averaged"]
 
+_log = logging.getLogger("lentando")
 
-def check_equal(transport: Transport, framework: Framework, given: Settings, settings: Settings) -> int:
+
+def check_equal(
+    transport: Transport,
+    framework: Framework,
+    given: Settings,
+    settings: Settings,
+    optimizers_may_differ: bool = False,
+) -> int:
     """Check that all ranks train the same model by the same method. Collective, before anything else is sent.
 
     Base optimizers whose state differs are a warning on rank 0.
@@ -28,6 +37,7 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
         given: the method as the user has given it. Ranks whose settings differ are compared by it.
         settings: the method with "auto" replaced by what it stands for, which may depend on the base optimizer: ranks
             whose optimizers differ get an error about the optimizers, not about it.
+        optimizers_may_differ: whether hyperparameters that differ between ranks are a warning, not an error.
 
     Returns:
         The fingerprint of model and method.
@@ -57,7 +67,13 @@ def check_equal(transport: Transport, framework: Framework, given: Settings, set
     if (by_rank[:, 0] == subject).all():
         if (by_rank[:, 2] != own[2]).any():
             gathered = allgather_object(transport, [framework.name, optimizer, settings.description])
-            check_same_optimizer([name for name, *_ in gathered], [described for _, described, _ in gathered])
+            try:
+                check_same_optimizer([name for name, *_ in gathered], [described for _, described, _ in gathered])
+            except MismatchError as error:
+                if not optimizers_may_differ or len({str(described["kind"]) for _, described, _ in gathered}) > 1:
+                    raise
+                if transport.rank == 0:
+                    _log.warning("%s. Or call broadcast_optimizer_state(optimizer, rank) before the first step", error)
             check_same_settings([described for *_, described in gathered])
         if (by_rank[:, 3] != own[3]).any():
             states = allgather_object(transport, [framework.name, description.state])

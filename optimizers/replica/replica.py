@@ -51,6 +51,8 @@ class Replica:
         transport: transport that connects the ranks that train together.
         framework: the framework adapter.
         settings: the method.
+        optimizers_may_differ: whether hyperparameters of the base optimizer that differ between ranks are a warning,
+            not an error, because the program makes them equal later.
 
     Raises:
         MismatchError: on every rank, if models or settings differ between ranks.
@@ -72,10 +74,12 @@ class Replica:
         rollback: return to an earlier step after ranks have died.
     """
 
-    def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
+    def __init__(
+        self, transport: Transport, framework: Framework, settings: Settings, *, optimizers_may_differ: bool = False
+    ) -> None:
         period = copy.deepcopy(settings.make_period())  # the user may give one schedule to several optimizers
         self.needs_loss = period is not None and needs_loss(period)
-        setup = self.setup = Setup(transport, framework, settings)
+        setup = self.setup = Setup(transport, framework, settings, optimizers_may_differ)
         self.transport, self.framework, self.settings = transport, framework, setup.settings
         self.averages_gradients = settings.base.averages_gradients
         trains_apart = setup.outer is not None and not setup.has_common_rounds and not settings.base.communicates

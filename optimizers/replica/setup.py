@@ -34,6 +34,7 @@ class Setup:
         transport: transport that connects the ranks that train together.
         framework: the framework adapter.
         settings: the method.
+        optimizers_may_differ: whether hyperparameters that differ between ranks are a warning, not an error.
 
     Raises:
         MismatchError: on every rank, if models or settings differ between ranks.
@@ -55,12 +56,15 @@ class Setup:
     base: AlgorithmHooks
     base_participant: Participant | None
 
-    def __init__(self, transport: Transport, framework: Framework, settings: Settings) -> None:
+    def __init__(
+        self, transport: Transport, framework: Framework, settings: Settings, optimizers_may_differ: bool = False
+    ) -> None:
         self.transport = transport
         self.framework = framework
         description = framework.describe_optimizer()
         self.settings = settings.for_optimizer(description)
         self._given = settings
+        self._optimizers_may_differ = optimizers_may_differ
         self.outer: OuterStepping | None = None
         self.recoveries = 0
         self.constants = Constants(transport.size)
@@ -124,7 +128,7 @@ class Setup:
     def _begin(self) -> None:
         """Check that the ranks' models and methods are equal, adopt rank 0's model, plan the messages. Collective."""
         transport, framework, settings = self.transport, self.framework, self.settings
-        self.subject = check_equal(transport, framework, self._given, settings)
+        self.subject = check_equal(transport, framework, self._given, settings, self._optimizers_may_differ)
         settings.check_learning_rates(framework.learning_rates())
         framework.load()
         for buffer in framework.buffers:

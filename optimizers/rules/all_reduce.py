@@ -2,16 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import ClassVar, get_args
 
 from lentando.comm.checks import check_choice, check_flag
-from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.collectives import Algorithm
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatBuffer
+from lentando.comm.operations import Average, Op, Sum
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.gradient_buckets import OverlappedGradients, plan_buckets
-from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
+from lentando.optimizers.rules.whole_gradients import WholeGradients
+from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
 
 __all__ = ["AllReduce"]
 
@@ -30,9 +33,16 @@ class AllReduce:
             step but the last inside ``no_sync()``. Gradients that are zeroed in place are not sent before ``step()``:
             leave ``set_to_none`` at its default.
         bucket_bytes: size of a bucket in bytes, with ``overlap``.
+        op: ``Average``, or ``Sum`` for the sum over the ranks.
+        wire_dtype: "bfloat16" or "float16", to which gradients are rounded before they are sent, which halves the bytes
+            of float32; None sends them unrounded.
+        predivide_factor: factor, > 0, by which gradients are divided before the average and multiplied after it, which
+            keeps large sums within the range of 16 bits.
 
     Raises:
-        ConfigurationError: if ``bucket_bytes`` is not an integer >= 1, or ``algorithm`` is unknown.
+        ConfigurationError: if ``bucket_bytes`` is not an integer >= 1, ``algorithm``, ``op`` or ``wire_dtype`` is
+            unknown, ``predivide_factor`` is not > 0 or is combined with ``Sum``, or ``overlap`` is combined with any of
+            the last three.
 
     Example:
         Two ranks, which are threads here, with gradients 0 and 1 of a parameter. The second number of each flat buffer
@@ -54,6 +64,9 @@ class AllReduce:
     algorithm: Algorithm = "auto"
     overlap: bool = False
     bucket_bytes: int = 25 * 1024 * 1024
+    op: Op = Average
+    wire_dtype: WireDtype | None = None
+    predivide_factor: float = 1.0
 
     averages_gradients: ClassVar[bool] = True
     communicates: ClassVar[bool] = True
@@ -64,25 +77,23 @@ class AllReduce:
         check_flag("overlap", self.overlap)
         if not isinstance(self.bucket_bytes, int) or isinstance(self.bucket_bytes, bool) or self.bucket_bytes < 1:
             raise ConfigurationError(f"bucket_bytes must be an integer > 0, got {self.bucket_bytes!r}")
+        if self.op not in (Average, Sum):
+            raise ConfigurationError(f"op of gradients must be Average or Sum, got {self.op!r}")
+        check_wire_dtype(self.wire_dtype)
+        if not (isinstance(self.predivide_factor, int | float) and 0 < self.predivide_factor < inf):
+            raise ConfigurationError(f"predivide_factor must be a number > 0, got {self.predivide_factor!r}")
+        if self.predivide_factor != 1 and self.op is not Average:
+            raise ConfigurationError("predivide_factor divides an average in two steps: leave it out with op=Sum")
+        if self.overlap and (self.op, self.wire_dtype, self.predivide_factor) != (Average, None, 1):
+            raise ConfigurationError(
+                "overlap=True averages gradients as they are: leave it out with op=Sum, wire_dtype or predivide_factor"
+            )
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> BoundAlgorithm:
         buckets = plan_buckets(transport, gradients, self.algorithm, self.bucket_bytes) if self.overlap else None
-        whole = _AveragedGradients(transport, gradients, self.algorithm)
+        whole = WholeGradients(
+            transport, gradients, self.algorithm, self.op is Sum, self.wire_dtype, self.predivide_factor
+        )
         return whole if buckets is None else OverlappedGradients(transport, gradients, buckets, whole)
-
-
-class _AveragedGradients(BoundAlgorithm):
-    """Averages all gradients at once, buffer by buffer."""
-
-    def __init__(self, transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm) -> None:
-        self._gradients = gradients
-        self._reductions = [plan_reduction(transport, buffer.array, algorithm) for buffer in gradients]
-
-    def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
-        for buffer, reduction in zip(self._gradients, self._reductions, strict=True):
-            if partial_average is None:
-                reduction.all_reduce(mean=True)
-            else:
-                mean_over_some(reduction, buffer.array, partial_average)

@@ -4,7 +4,7 @@ A parameter that no rank has used stays without a gradient. A parameter that som
 ranks, with zeros for those that have not used it.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,9 @@ from lentando.comm.flat import Entry, FlatBuffer, FlatLayout
 __all__ = ["FlatGradients", "gradient_layouts"]
 
 PRESENCE = "which parameters have a gradient"
+
+SPARSE = -32768.0
+"""Note of a parameter with a sparse gradient, in place of 1. Sums with the notes of other ranks remain negative."""
 
 
 def gradient_layouts(layouts: Iterable[FlatLayout]) -> list[FlatLayout]:
@@ -70,12 +73,16 @@ class FlatGradients:
         views = {name: view for buffer in buffers for name, view in list(buffer.by_name.items())[:-1]}
         return cls([buffer.layout for buffer in buffers], views, [buffer.views[-1] for buffer in buffers])
 
-    def put(self, gradients: Mapping[str, Any], *, are_copied: bool = False) -> None:
+    def put(
+        self, gradients: Mapping[str, Any], *, are_copied: bool = False, sparse: Collection[str] = frozenset()
+    ) -> None:
         """Copy gradients into the flat memory, with a note of which parameters have one.
 
         Args:
             gradients: gradient of each parameter by name, of the shape of its memory; None if it has none.
             are_copied: whether the flat memory already holds the gradients, so that only the note is written.
+            sparse: names of the parameters whose gradients are sparse on this rank. They are noted as such, so that all
+                ranks know.
         """
         for names, presence in self._parts:
             for name in names:
@@ -83,7 +90,8 @@ class FlatGradients:
                     self.views[name][...] = 0
                 elif not are_copied:
                     self.copy(self.views[name], gradients[name])
-            self.copy(presence, self.new([gradients[name] is not None for name in names], presence))
+            notes = [SPARSE if name in sparse else float(gradients[name] is not None) for name in names]
+            self.copy(presence, self.new(notes, presence))
 
     def taken(self) -> dict[str, Any]:
         """The memory of each gradient by name; None for a parameter that has a gradient on no rank."""
@@ -92,6 +100,15 @@ class FlatGradients:
             for names, presence in self._parts
             for name, count in zip(names, presence.tolist(), strict=True)
         }
+
+    def sparse(self) -> list[str]:
+        """Names of the parameters whose gradients are sparse on some rank, the same on all ranks."""
+        return [
+            name
+            for names, presence in self._parts
+            for name, count in zip(names, presence.tolist(), strict=True)
+            if count < 0
+        ]
 
     def copy(self, view: Any, values: Any) -> None:
         """Copy values into a part of the flat memory.
@@ -102,11 +119,11 @@ class FlatGradients:
         """
         np.copyto(view, values, casting="same_kind")
 
-    def new(self, values: Sequence[bool], like: Any) -> Any:
+    def new(self, values: Sequence[float], like: Any) -> Any:
         """Make an array or tensor of numbers.
 
         Args:
-            values: the numbers, 0 or 1.
+            values: the numbers.
             like: part of the flat memory, whose dtype the result has.
         """
         return np.array(values, like.dtype)

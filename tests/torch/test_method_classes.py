@@ -14,6 +14,10 @@ from lentando.optimizers import ReplicaOptimizer, adacomm, diloco, slowmo
 
 METHODS = {lt.SlowMo: slowmo, lt.DiLoCo: diloco, lt.AdaComm: adacomm, lt.DistributedOptimizer: lt.Settings}
 
+HOROVODS = ["optimizer", "named_parameters", "compression", "backward_passes_per_step", "op"]
+HOROVODS += ["gradient_predivide_factor", "num_groups", "groups", "sparse_as_dense", "process_set"]
+"""Arguments of Horovod's ``DistributedOptimizer``, which may be positional."""
+
 
 @pytest.fixture(autouse=True)
 def job() -> Iterator[None]:
@@ -49,9 +53,16 @@ def test_a_method_is_a_class() -> None:
 def test_signature_and_help_show_every_argument_with_its_documentation(method: Any) -> None:
     arguments = list(inspect.signature(method).parameters.values())
     shared = list(inspect.signature(METHODS[method]).parameters.values())
-    assert [one.name for one in arguments[: -len(shared)]] == ["optimizer", "model", "named_parameters"]
+    own = arguments[: -len(shared)]
+    if method is lt.DistributedOptimizer:
+        positional = [one for one in own if one.kind is not inspect.Parameter.KEYWORD_ONLY]
+        assert [one.name for one in positional] == HOROVODS
+        assert [one.name for one in own[len(positional) :]] == ["model"]
+    else:
+        assert [one.name for one in own] == ["optimizer", "model", "named_parameters", "process_set"]
+        assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in own[1:])
     assert [(one.name, one.default) for one in arguments[-len(shared) :]] == [(one.name, one.default) for one in shared]
-    assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in arguments[1:])
+    assert all(one.kind is inspect.Parameter.KEYWORD_ONLY for one in arguments[-len(shared) :])
     text = pydoc.render_doc(method, renderer=pydoc.plaintext)
     for one in arguments:
         assert f" |      {one.name}: " in text, one.name

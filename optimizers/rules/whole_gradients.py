@@ -1,0 +1,74 @@
+"""The average or sum of all gradients at once, buffer by buffer, which may be sent in 16 bits."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lentando.comm.array_module import array_module
+from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.dtypes import numpy_dtype
+from lentando.comm.flat import FlatBuffer
+from lentando.comm.transport import Array, Transport
+from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
+from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
+from lentando.optimizers.rules.wire import WireDtype, rounded_into
+
+__all__ = ["WholeGradients"]
+
+
+class WholeGradients(BoundAlgorithm):
+    """Reduces the gradients of all parameters, after the backward pass.
+
+    Args:
+        transport: transport that connects the ranks that train together.
+        gradients: flat buffers of the gradients.
+        algorithm: algorithm of the all-reduce.
+        is_sum: whether the sum over the ranks is formed, not the mean.
+        wire_dtype: 16-bit dtype to which gradients are rounded before they are sent, or None.
+        predivide_factor: factor by which gradients are divided before the average and multiplied after it.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        gradients: Sequence[FlatBuffer],
+        algorithm: Algorithm,
+        is_sum: bool,
+        wire_dtype: WireDtype | None,
+        predivide_factor: float,
+    ) -> None:
+        self._size = transport.size
+        self._gradients = gradients
+        self._is_sum = is_sum
+        self._predivide_factor = predivide_factor
+        self._sent = [_sent(buffer.array, wire_dtype) for buffer in gradients]
+        self._reductions = [plan_reduction(transport, array, algorithm) for array in self._sent]
+
+    def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
+        for buffer, sent, reduction in zip(self._gradients, self._sent, self._reductions, strict=True):
+            array, is_rounded, factor = buffer.array, sent is not buffer.array, self._predivide_factor
+            if factor != 1:
+                array /= factor
+            if is_rounded:
+                rounded_into(sent, array)
+            sums_at_once = self._is_sum and not is_rounded  # a sum of many ranks may exceed the range of 16 bits
+            if partial_average is None:
+                reduction.all_reduce(mean=not sums_at_once)
+            else:
+                mean_over_some(reduction, sent, partial_average)
+            if is_rounded:
+                array_module(array).copyto(array, sent)
+            if factor != 1:
+                array *= factor
+            if self._is_sum and partial_average is not None:
+                array *= partial_average.active_ranks
+            elif self._is_sum and is_rounded:
+                array *= self._size
+
+
+def _sent(array: Array, wire_dtype: WireDtype | None) -> Array:
+    """The array that is sent: the gradients themselves, or an array of 16 bits where that is smaller."""
+    if wire_dtype is None or array.dtype not in (np.float32, np.float64):
+        return array
+    sent: Array = array_module(array).empty_like(array, dtype=numpy_dtype(wire_dtype))
+    return sent
