@@ -6,8 +6,9 @@ from typing import cast
 from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.capabilities import Elastic, Notices, TimedRequest
 from lentando.comm.elastic import is_elastic
-from lentando.comm.errors import MismatchError, ranks_in_words
+from lentando.comm.errors import MismatchError
 from lentando.comm.notices import watch_neighbors
+from lentando.comm.numbering import in_words, number_of
 from lentando.comm.transport import Request, Transport
 
 __all__ = ["NeighborExchanges", "in_gossip"]
@@ -75,18 +76,20 @@ class NeighborExchanges:
                 assert isinstance(transport, Elastic)
                 transport.vote(True)
             raise
-        raise MismatchError(f"rank {transport.rank} {describe()}")  # not reached: no other rank is in gossip's message
+        # Not reached: no other rank is in gossip's control message.
+        raise MismatchError(f"rank {number_of(transport)} {describe()}")
 
 
-def in_gossip(ranks: Sequence[int], number: int, *, sending: bool) -> str:
+def in_gossip(transport: Transport, ranks: Sequence[int], number: int, *, sending: bool) -> str:
     """Describe what a rank is doing that waits in a gossip step.
 
     Args:
+        transport: transport that connects the ranks that train together.
         ranks: neighbours that it waits for.
         number: number of the gossip step, from 1.
         sending: whether it waits for them to receive its message, and not for their messages.
     """
-    others = ranks_in_words(ranks)
+    others = in_words(transport, ranks)
     return f"waits in gossip step {number} " + (
         f"for {others} to receive its message" if sending else f"for a message of {others}"
     )

@@ -3,10 +3,11 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from lentando.comm.errors import ranks_in_words
 from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 
-__all__ = ["number_as", "numbers_of", "subset_in_words"]
+__all__ = ["in_words", "number_as", "number_of", "numbers_of", "subset_in_words"]
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,17 @@ def numbers_of(transport: Transport) -> Sequence[int]:
     """The numbers of the ranks of this transport in the job: 0, 1, 2 and so on unless it is that of a subset."""
     numbers = job_of(transport).find(_Numbers)
     return range(transport.size) if numbers is None else numbers.ranks
+
+
+def number_of(transport: Transport) -> int:
+    """The number of this rank in the job."""
+    return numbers_of(transport)[transport.rank]
+
+
+def in_words(transport: Transport, ranks: Sequence[int]) -> str:
+    """Name ranks of this transport in a message, by their numbers in the job."""
+    numbers = numbers_of(transport)
+    return ranks_in_words([numbers[rank] for rank in ranks])
 
 
 def subset_in_words(transport: Transport) -> str:

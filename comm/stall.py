@@ -22,9 +22,9 @@ from typing import Any, Protocol
 
 import lentando
 from lentando.comm.capabilities import SideChannel
-from lentando.comm.errors import ConfigurationError, ranks_in_words, ranks_of
+from lentando.comm.errors import ConfigurationError, ranks_of
 from lentando.comm.job import job_of
-from lentando.comm.numbering import numbers_of, subset_in_words
+from lentando.comm.numbering import in_words, subset_in_words
 from lentando.comm.transport import Transport
 
 __all__ = [
@@ -287,11 +287,11 @@ class StallInspector:
         have = "has" if len(present) == 1 else "have"
         lines = self._lines_of(answers, present)
         operation = f"{wait.operation}{subset_in_words(self.transport)}"
-        text = f"{self._in_words(present)} {have} waited for {seconds:.0f} s in {operation} ({lines})"
+        text = f"{in_words(self.transport, present)} {have} waited for {seconds:.0f} s in {operation} ({lines})"
         if self._channel is None:
             return f"{text}. Transport {self.transport.name!r} has no way to find out which ranks are missing"
         missing = [
-            f"{self._in_words([rank])} {_status(answers.get(rank))}"
+            f"{in_words(self.transport, [rank])} {_status(answers.get(rank))}"
             for rank in range(self.transport.size)
             if rank not in present
         ]
@@ -316,12 +316,7 @@ class StallInspector:
         by_line = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
         if len(by_line) == 1:
             return f"at {next(iter(by_line))}"
-        return "; ".join(f"{self._in_words(same)} at {line}" for line, same in by_line.items())
-
-    def _in_words(self, ranks: Sequence[int]) -> str:
-        """Name ranks of this transport by their numbers in the whole job."""
-        numbers = numbers_of(self.transport)
-        return ranks_in_words([numbers[rank] for rank in ranks])
+        return "; ".join(f"{in_words(self.transport, same)} at {line}" for line, same in by_line.items())
 
 
 def _status(answer: dict[str, Any] | None) -> str:

@@ -6,6 +6,7 @@ from typing import Any, TypeVar
 from safetensors import SafetensorError
 
 from lentando.comm.errors import CheckpointError, LentandoError, RankLostError, grouped_by_rank
+from lentando.comm.numbering import numbers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 
@@ -52,5 +53,5 @@ def run_on_all_ranks(transport: Transport, doing: str, action: Callable[[], T]) 
     outcomes = allgather_object(transport, outcome)
     if any("error" in each for each in outcomes):
         errors = [each.get("error", "no failure here") for each in outcomes]
-        raise CheckpointError(f"{doing} failed. {grouped_by_rank(errors)}") from failure
+        raise CheckpointError(f"{doing} failed. {grouped_by_rank(errors, numbers_of(transport))}") from failure
     return [each["result"] for each in outcomes]

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lentando.comm.agreement import Event
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError, RankLostError, grouped_by_rank
+from lentando.comm.numbering import numbers_of
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint.collective import run_on_all_ranks
 from lentando.optimizers.checkpoint.lock import locked
@@ -123,7 +124,8 @@ class _Saving:
         optimizers = "" if list(self._trainings) == [""] else f"the optimizers {list(self._trainings)}, "
         places = self._on_all_ranks(lambda: f"saves {optimizers}to {self._path}, keep={self._keep}")
         if len(set(places)) > 1:
-            raise CheckpointError(f"the ranks save to different places: {grouped_by_rank(places)}")
+            by_rank = grouped_by_rank(places, numbers_of(self._transport))
+            raise CheckpointError(f"the ranks save to different places: {by_rank}")
 
     def _snapshots(self, extra: Any) -> dict[str, RankContent]:
         """What this rank saves, by name. ``extra`` is saved with the first."""

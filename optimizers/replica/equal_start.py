@@ -9,6 +9,7 @@ from lentando.comm.agreement import Event, Intent, agree, fingerprint
 from lentando.comm.array_module import is_on_host
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.comm.flat import describe, first_difference
+from lentando.comm.numbering import numbers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.framework import Framework
@@ -59,7 +60,8 @@ def check_equal(
     ]
     by_rank = transport.allgather(np.array(own, np.int64))
     if len(set(by_rank[:, 1].tolist())) > 1:
-        places = grouped_by_rank(["host memory" if host else "the memory of a GPU" for host in by_rank[:, 1]])
+        kinds = ["host memory" if host else "the memory of a GPU" for host in by_rank[:, 1]]
+        places = grouped_by_rank(kinds, numbers_of(transport))
         raise MismatchError(
             f"the ranks' transport sends models from where they are stored, and they are stored in different places. "
             f"{places}. Train on GPUs on every rank, or on none"
@@ -124,7 +126,7 @@ def share_not_averaged(
     if len({used for used, *_ in gathered}) > 1:
         names = sorted(name for name in own if all(others.get(name) == own[name] for _, others, _ in gathered))
     elif any(others != own for _, others, _ in gathered):
-        differences = grouped_by_rank([str(others) for _, others, _ in gathered])
+        differences = grouped_by_rank([str(others) for _, others, _ in gathered], numbers_of(transport))
         raise MismatchError(
             f"the models' frozen parameters and integer buffers differ between ranks. {differences}. Build the same "
             "model, with the same parts frozen, on every rank"

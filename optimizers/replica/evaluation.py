@@ -12,6 +12,7 @@ from lentando.comm.array_module import copy_into
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.numbering import number_of
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.setup import Setup
@@ -128,7 +129,7 @@ class Evaluation:
         found = first_non_finite(setup.framework.buffers, constants=setup.constants)
         if found is None:
             return
-        text = f"{subject} has ended on rank {setup.transport.rank} with {found!r} not finite"
+        text = f"{subject} has ended on rank {number_of(setup.transport)} with {found!r} not finite"
         if not self._non_finite.skips:
             raise self._non_finite.error(f"{text}. {ADVICE}")
         _log.warning("%s: the next outer step restores it from the other ranks", text)

@@ -9,6 +9,7 @@ from math import isfinite, isnan, nan
 
 from lentando.comm.agreement import Event
 from lentando.comm.errors import grouped_by_rank
+from lentando.comm.numbering import numbers_of
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.state import Progress
 
@@ -75,7 +76,7 @@ class RankComparison:
     def _warn_of_rates(self, rates: Array) -> None:
         if self._transport.rank != 0:
             return
-        means = grouped_by_rank([f"{rate:g}" for rate in rates])
+        means = grouped_by_rank([f"{rate:g}" for rate in rates], numbers_of(self._transport))
         _log.warning(
             "the learning rates differ between ranks at inner step %d. Mean over parameter groups: %s%s. A scheduler "
             "that follows the loss must be given the mean over all ranks (lt.allreduce, MetricAverageCallback); a "

@@ -10,6 +10,7 @@ from lentando.comm.agreement import Event
 from lentando.comm.capabilities import VirtualTime
 from lentando.comm.elastic import enlist
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.numbering import number_of
 from lentando.comm.transport import Transport
 from lentando.optimizers.framework import ChangingFramework, Framework
 from lentando.optimizers.replica.channel import Channel
@@ -230,8 +231,8 @@ class Replica:
             raise ConfigurationError(f"{count} steps were reported at once, expected at least 1 and at most {due}")
         if self.needs_loss and progress.loss_count != progress.steps + count:
             raise ConfigurationError(
-                f"inner step {progress.inner_steps + 1} on rank {self.transport.rank} came without its training loss, "
-                f"on which {settings.period!r} depends: give the loss with every step (loss=)"
+                f"inner step {progress.inner_steps + 1} on rank {number_of(self.transport)} came without its training "
+                f"loss, on which {settings.period!r} depends: give the loss with every step (loss=)"
             )
         self.before_step(has_stepped=True)
         try:

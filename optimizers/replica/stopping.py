@@ -20,7 +20,8 @@ from weakref import WeakSet, proxy
 from lentando.comm.agreement import Event, ranks_where
 from lentando.comm.capabilities import VirtualTime
 from lentando.comm.elastic import transaction
-from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank, ranks_in_words
+from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
+from lentando.comm.numbering import in_words, number_of, numbers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.channel import Channel
@@ -136,7 +137,8 @@ class SaveOnSignal:
         own = f"save_on_signal({', '.join(names)}; {every=}, {automatic=})"
         described = transaction(transport, lambda: allgather_object(transport, own))
         if len(set(described)) > 1:
-            raise MismatchError(f"the ranks call save_on_signal with different arguments: {grouped_by_rank(described)}")
+            by_rank = grouped_by_rank(described, numbers_of(transport))
+            raise MismatchError(f"the ranks call save_on_signal with different arguments: {by_rank}")
         self._previous: dict[int, Any] = {}
         _handling.add(self)
         try:
@@ -161,7 +163,7 @@ class SaveOnSignal:
                 "%s received a signal to stop, all ranks have agreed to, and nothing has been saved since. Nothing can "
                 "be saved within a graph: give fit() what save_on_signal returned, in callbacks=[...], or call its "
                 "check() after each step",
-                ranks_in_words(ranks),
+                in_words(self._replica.transport, ranks),
             )
         self._agreed = list(ranks)
 
@@ -175,7 +177,7 @@ class SaveOnSignal:
         transport = self._replica.transport
         if transport.rank == 0:
             sys.stderr.write(
-                f"Lentando: {ranks_in_words(signalled)} of {transport.size} received a signal to stop: saved to "
+                f"Lentando: {in_words(transport, signalled)} of {transport.size} received a signal to stop: saved to "
                 f"{folder} after inner step {self._replica.inner_steps}, exiting with status {SAVED_STATUS}\n"
             )
             sys.stderr.flush()
@@ -212,7 +214,7 @@ class SaveOnSignal:
             return
         self.is_requested = True
         signal.signal(number, self._previous[number])
-        rank = self._replica.transport.rank
+        rank = number_of(self._replica.transport)
         text = (
             f"Lentando: rank {rank} has received {signal.Signals(number).name}: all ranks save and exit when they next "
             "communicate. Another signal ends this rank at once, without saving\n"

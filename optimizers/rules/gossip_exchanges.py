@@ -69,7 +69,7 @@ class GossipExchanges:
                 slot.request,
                 slot.exchange,
                 slot.receivers,
-                lambda ranks: in_gossip(ranks, step + 1, sending=True),
+                lambda ranks: in_gossip(self._transport, ranks, step + 1, sending=True),
             )
         messages = dict(zip(dict.fromkeys(share for _, share in peers.out_neighbors), slot.sent, strict=False))
         return Outgoing(step, peers, messages)
@@ -137,7 +137,7 @@ class GossipExchanges:
                 expected.arrival,
                 expected.exchange,
                 expected.sources,
-                lambda ranks: in_gossip(ranks, expected.step + 1, sending=False),
+                lambda ranks: in_gossip(self._transport, ranks, expected.step + 1, sending=False),
             )
 
 

@@ -14,6 +14,7 @@ from typing import Literal, TypeAlias
 
 from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, all_finite
+from lentando.comm.numbering import numbers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
@@ -157,7 +158,7 @@ class NonFinite:
         reports = allgather_object(
             self._transport, [", ".join(defects) or "all is finite", found is None, is_active, is_lasting]
         )
-        listed = grouped_by_rank([text for text, *_ in reports])
+        listed = grouped_by_rank([text for text, *_ in reports], numbers_of(self._transport))
         finite = [is_finite for _, is_finite, _, _ in reports]
         active = [is_finite and counts for _, is_finite, counts, _ in reports]
         if not self.skips:

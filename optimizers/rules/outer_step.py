@@ -19,6 +19,7 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
+from lentando.comm.numbering import numbers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Reduction
@@ -167,7 +168,7 @@ class OuterStep(OuterStepping):
         text = f"{entry.name!r} is not finite" if entry else "all parameters are finite"
         report: list[Any] = [text, entry is not None and entry.group is None]
         by_rank = allgather_object(self._transport, report) if self._is_exact else [report]
-        first = grouped_by_rank([text for text, _ in by_rank]) if self._is_exact else text
+        first = grouped_by_rank([text for text, _ in by_rank], numbers_of(self._transport)) if self._is_exact else text
         hint = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
         raise NonFiniteError(
             f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {first}. "

@@ -18,6 +18,7 @@ from lentando.comm.array_module import array_module, copy_into
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.flat import FlatBuffer, blocks
+from lentando.comm.numbering import number_of
 from lentando.comm.topology import GraphSequence
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.base_algorithm import (
@@ -170,8 +171,8 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         limit = self._graphs.phases * self._transport.size + self._staleness
         if self._steps_without_weight > limit:
             raise NonFiniteError(
-                f"parameters of rank {self._transport.rank} are not finite, and no neighbour has had finite ones to "
-                f"restore them from for {limit} steps. {ADVICE}"
+                f"parameters of rank {number_of(self._transport)} are not finite, and no neighbour has had finite ones "
+                f"to restore them from for {limit} steps. {ADVICE}"
             )
         self._dropped_weight += self.weight
         self.weight = 0.0
