@@ -307,7 +307,9 @@ class StallInspector:
         for name, ranks in by_name.items():
             absent = [rank for rank in range(self.transport.size) if rank not in ranks]
             if absent:
-                texts.append(f"{name!r} was submitted by {self._in_words(ranks)}, not by {self._in_words(absent)}")
+                texts.append(
+                    f"{name!r} was submitted by {in_words(self.transport, ranks)}, not by {self._in_words(absent)}"
+                )
         more = f"; and {len(texts) - 5} more" if len(texts) > 5 else ""
         return f". Asynchronous operations: {'; '.join(texts[:5])}{more}" if texts else ""
 
