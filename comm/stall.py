@@ -308,7 +308,7 @@ class StallInspector:
             absent = [rank for rank in range(self.transport.size) if rank not in ranks]
             if absent:
                 texts.append(
-                    f"{name!r} was submitted by {in_words(self.transport, ranks)}, not by {self._in_words(absent)}"
+                    f"{name!r} was submitted by {in_words(self.transport, ranks)}, not by {in_words(self.transport, absent)}"
                 )
         more = f"; and {len(texts) - 5} more" if len(texts) > 5 else ""
         return f". Asynchronous operations: {'; '.join(texts[:5])}{more}" if texts else ""
