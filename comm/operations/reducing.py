@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations.collective import Agree, Collective, described
 from lentando.comm.operations.combining import as_numbers, combine
@@ -88,7 +89,7 @@ def allreduce_call(
         scale(numbers, factors[1])
 
     summation = None
-    if op is Sum or op is Average:
+    if op is Sum or (op is Average and is_floating(numbers.dtype)):  # means of integers are rounded
         before, after = (None if factor == 1.0 else partial(scale, factor=factor) for factor in factors)
         summation = Summation([numbers], op is Average, before, after)
     return Collective("allreduce", arguments, name, process_set, execute, [array], summation)

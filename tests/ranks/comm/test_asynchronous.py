@@ -52,6 +52,14 @@ def test_every_rank_may_submit_and_wait_in_an_order_of_its_own(transport: Transp
         np.testing.assert_array_equal(result if array is None else array, expected)
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int64])
+def test_means_of_integers_are_rounded_towards_zero(transport: Transport, dtype: type[np.integer[Any]]) -> None:
+    sign = -1 if dtype is not np.uint8 else 1
+    array = np.array([sign * (transport.rank + 2)], dtype)
+    operations.allreduce_call(array, Average, name="integers").start().wait()
+    assert array.tolist() == [sign * (sum(range(2, transport.size + 2)) // transport.size)]
+
+
 def test_blocking_calls_do_not_wait_for_asynchronous_ones(transport: Transport) -> None:
     """A rank submits before, another one after the same barrier."""
     array = np.ones(3)
