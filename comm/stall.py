@@ -307,9 +307,8 @@ class StallInspector:
         for name, ranks in by_name.items():
             absent = [rank for rank in range(self.transport.size) if rank not in ranks]
             if absent:
-                texts.append(
-                    f"{name!r} was submitted by {in_words(self.transport, ranks)}, not by {in_words(self.transport, absent)}"
-                )
+                have, lack = (in_words(self.transport, each) for each in (ranks, absent))
+                texts.append(f"{name!r} was submitted by {have}, not by {lack}")
         more = f"; and {len(texts) - 5} more" if len(texts) > 5 else ""
         return f". Asynchronous operations: {'; '.join(texts[:5])}{more}" if texts else ""
 
