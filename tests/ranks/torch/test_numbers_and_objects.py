@@ -54,10 +54,10 @@ def test_tensors_without_dense_values_are_refused(tensor: torch.Tensor) -> None:
             call(tensor)
 
 
-def test_factors_of_integer_tensors_are_refused() -> None:
-    for factors in ({"prescale_factor": 0.5}, {"postscale_factor": 0.5}):
-        with pytest.raises(lt.ConfigurationError, match="need floating-point numbers, got a tensor of int64"):
-            lt.allreduce(torch.tensor([3, 5]), op=lt.Sum, **factors)
+def test_factors_of_integer_tensors_round_towards_zero() -> None:
+    values = torch.tensor([3, -3, 4])
+    assert lt.allreduce(values, op=lt.Max, prescale_factor=0.5).tolist() == [1, -1, 2]
+    assert lt.allreduce(values, op=lt.Max, postscale_factor=0.5).tolist() == [1, -1, 2]
 
 
 def test_boolean_tensors_say_whether_any_or_all_ranks_have_true() -> None:
