@@ -6,7 +6,8 @@ ranks, so that all of them decide alike.
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
 from types import MappingProxyType
@@ -23,7 +24,17 @@ from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
 from lentando.comm.turns import SAME_CALLS, same_call_elsewhere
 
-__all__ = ["COLUMNS", "CONTROL_MESSAGE_BYTES", "Event", "Intent", "Participant", "agree", "fingerprint", "ranks_where"]
+__all__ = [
+    "COLUMNS",
+    "CONTROL_MESSAGE_BYTES",
+    "Event",
+    "Intent",
+    "Participant",
+    "RanksHaveJoinedError",
+    "agree",
+    "fingerprint",
+    "ranks_where",
+]
 
 
 class Event(IntEnum):
@@ -44,6 +55,7 @@ class Event(IntEnum):
     RESTART = 12
     ASYNCHRONOUS = 13
     PERIOD = 14
+    JOIN = 15
 
 
 _WORDS = {
@@ -62,6 +74,7 @@ _WORDS = {
     Event.RESTART: "restart() of an optimizer",
     Event.ASYNCHRONOUS: "an asynchronous operation",
     Event.PERIOD: "a comparison of how many steps the next round has",
+    Event.JOIN: "join()",
 }
 _WITHIN_TRAINING = (Event.GRADIENTS, Event.ROUND)
 """Events that occur at the same steps of an optimizer on all ranks, because its settings were compared at construction.
@@ -88,6 +101,23 @@ class Intent:
     round: int = 0
     step: int = 0
     subject: int = 0
+
+
+class RanksHaveJoinedError(MismatchError):
+    """Some ranks have called join(), and all others make the same call of a collective operation by the user.
+
+    Raised if all of them attach the number ``joinable`` 1 to their control messages. They then decide together what
+    follows.
+
+    Attributes:
+        joined: the ranks that have joined.
+        calling: the first of the other ranks.
+    """
+
+    def __init__(self, joined: Sequence[int], calling: int) -> None:
+        super().__init__("some ranks have called join()")
+        self.joined = joined
+        self.calling = calling
 
 
 _COMPARED = 4
@@ -149,6 +179,7 @@ def agree(
     Raises:
         MismatchError: on every rank, with what each is doing, if the intents differ, or if two threads of a rank have
             the same intent at once.
+        RanksHaveJoinedError: on every rank, as described there.
     """
     if len(numbers) > COLUMNS:
         raise ValueError(f"a control message holds at most {COLUMNS} numbers, got {len(numbers)}: {', '.join(numbers)}")
@@ -165,7 +196,7 @@ def agree(
     other_thread = same_call_elsewhere(transport, intent)
     if other_thread is not None:
         row[0] = -1 - intent.event  # not the value of any event: all ranks must see it, whatever their threads do
-    with watched(transport, _WORDS[intent.event]):
+    with nullcontext() if intent.event is Event.JOIN else watched(transport, _WORDS[intent.event]):
         rows = transport.allgather(row)
     if neighbors is not None:
         neighbors.settle(cast(Notices, transport), np.flatnonzero(rows[:, -1]).tolist())
@@ -173,6 +204,11 @@ def agree(
         in_threads = "" if other_thread is None else f", as does its thread {other_thread!r}"
         by_rank = grouped_by_rank(allgather_object(transport, describe() + in_threads), numbers_of(transport))
         raise MismatchError(f"{SAME_CALLS}. {by_rank}")
+    has_joined = rows[:, 0] == Event.JOIN
+    if has_joined.any() and not has_joined.all():
+        calls = rows[~has_joined, : _COMPARED + 1]
+        if (calls == calls[0]).all() and calls[0, 0] == Event.OPERATION and rows[:, _COMPARED].all():
+            raise RanksHaveJoinedError(ranks_where(has_joined), int(np.flatnonzero(~has_joined)[0]))
     if (rows[:, :_COMPARED] != rows[0, :_COMPARED]).any():
         by_rank = grouped_by_rank(allgather_object(transport, describe()), numbers_of(transport))
         raise MismatchError(

@@ -1,18 +1,39 @@
 """Calls of collectives by users, which are compared between ranks before data move."""
 
+import json
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from lentando.comm.agreement import Event, Intent, agree, fingerprint
+from lentando.comm.agreement import Event, Intent, RanksHaveJoinedError, agree, fingerprint
+from lentando.comm.asynchronous import reports
 from lentando.comm.elastic import current_rank, initial_number
-from lentando.comm.errors import ConfigurationError
+from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.numbering import numbers_of
+from lentando.comm.objects import broadcast_object
 from lentando.comm.transport import Transport
 from lentando.comm.turns import turn
 
-__all__ = ["CheckedCall", "Root"]
+__all__ = ["JOINABLE", "CheckedCall", "Root", "called_by_others"]
 
 T = TypeVar("T")
+
+JOINABLE = {"joinable": 1.0}
+"""Attached to the control messages of calls of which ranks that have joined are notified."""
+
+
+def called_by_others(world: Transport, found: RanksHaveJoinedError, description: str | None) -> tuple[str, str | None]:
+    """Exchange which operation is called on some ranks, while others have joined. Collective.
+
+    Args:
+        world: transport of the participating ranks.
+        found: what ``agree`` has raised on all ranks.
+        description: the operation with its arguments as JSON; None on a rank that has joined.
+
+    Returns:
+        the description, and why the operation is not possible, None if it is.
+    """
+    described: str = broadcast_object(world, description, found.calling)
+    return described, reports.joined(described, found.joined, numbers_of(world))
 
 
 class Root:
@@ -54,15 +75,22 @@ class CheckedCall:
         self._world = world
         named = f" named {name!r}" if name else ""
         self._description = f"calls {operation}({', '.join(map(str, arguments))}){named}"
+        self._call = [operation, *arguments]
         self._intent = Intent(Event.OPERATION, subject=fingerprint([operation, *arguments, name]))
 
     def agree(self) -> None:
         """Compare the call between ranks. Collective.
 
         Raises:
-            MismatchError: on every rank, if ranks make different calls.
+            MismatchError: on every rank, if ranks make different calls, or if some have joined and the call needs their
+                values.
         """
-        agree(self._world, self._intent, lambda: self._description)
+        try:
+            agree(self._world, self._intent, lambda: self._description, JOINABLE)
+        except RanksHaveJoinedError as found:
+            _, problem = called_by_others(self._world, found, json.dumps(self._call))
+            if problem is not None:
+                raise MismatchError(problem) from None
 
     def run(self, function: Callable[[], T]) -> T:
         """Call ``function``, which executes the operation, while no other thread of this rank executes one."""

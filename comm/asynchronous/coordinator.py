@@ -57,8 +57,8 @@ class Coordinator:
 
         Args:
             rank: the sender.
-            message: ``submit``: operations as ``Names`` encodes them; ``join``, ``leave``: the rank has called join(),
-                or leaves; ``idle``: what it waits for.
+            message: ``submit``: operations as ``Names`` encodes them; ``join``, ``cancel_join``, ``leave``: the rank
+                has called join(), or no longer waits in it, or leaves; ``idle``: what it waits for.
             now: time in seconds.
         """
         for sent in message.get("submit", ()):
@@ -71,6 +71,8 @@ class Coordinator:
             self._joined.append(rank)
             complete = [key for key, by_rank in self._pending.items() if self._is_complete(by_rank)]
             self._ready.extend(key for key in complete if key not in self._ready)
+        if "cancel_join" in message:
+            self._joined.remove(rank)
         if "leave" in message:
             self._left.add(rank)
         if "idle" in message:
@@ -87,7 +89,7 @@ class Coordinator:
             by_rank = self._pending.pop(key)
             description = next(iter(by_rank.values()))
             problem = reports.different(key, by_rank, self._numbers) or reports.joined(
-                key, description, self._joined, self._numbers
+                description, self._joined, self._numbers
             )
             if problem is None:
                 run.append(self._sent.encode((key, description)))
@@ -98,7 +100,7 @@ class Coordinator:
         if run:
             decisions.append({"run": run})
         if len(self._joined) == self._size:
-            decisions.append({"joined": self._joined[-1]})
+            decisions.append({"joined": self._numbers[self._joined[-1]]})
             self._joined.clear()
         if not decisions and not errors and (text := self._deadlock(now)) is not None:
             errors = [[key, text] for key in self._pending]

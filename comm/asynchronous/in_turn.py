@@ -61,18 +61,20 @@ class OperationsInTurn:
             self._execute(key)
         return handle
 
-    def join(self, zeros: ZeroCall) -> int:
-        """Return this rank if it is alone.
+    def join(self, zeros: ZeroCall) -> Handle[int]:
+        """Refuse to join.
 
         Raises:
-            ConfigurationError: if there are other ranks, to whose operations this rank would have to contribute.
+            ConfigurationError: always.
         """
-        if self._transport.size > 1:
-            raise ConfigurationError(
-                f"join() over transport {self._transport.name!r} is not possible, because its backend admits one "
-                "thread only: train inside `with join(optimizer):`"
-            )
-        return 0
+        reason = "in an elastic job" if is_elastic(self._transport) else f"over transport {self._transport.name!r}"
+        raise ConfigurationError(
+            f"join() is not possible {reason}, which admits no asynchronous operations in a thread of their own: train "
+            "inside `with join(optimizer):`, or with equally many batches on all ranks"
+        )
+
+    def cancel_join(self) -> None:
+        """Do nothing, because no rank has joined."""
 
     def names_in_flight(self) -> list[str]:
         """Names of the operations that this rank has submitted and that are not complete."""

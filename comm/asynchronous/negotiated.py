@@ -110,14 +110,14 @@ class NegotiatedOperations:
             self._ensure_driving()
         return handle
 
-    def join(self, zeros: ZeroCall) -> int:
-        """Contribute zeros to the sums of the other ranks until all ranks have called this method.
+    def join(self, zeros: ZeroCall) -> Handle[int]:
+        """Contribute zeros to the sums of the other ranks from now on, until all ranks have called this method.
 
         Args:
             zeros: makes this rank's contribution.
 
         Returns:
-            the rank that was the last to call it.
+            a handle, whose result is the rank that was the last to call it: its number in the job.
         """
         handle: Handle[int] = Handle("join", self._wait)
         with self._changed:
@@ -127,7 +127,15 @@ class NegotiatedOperations:
             self._joining = handle, zeros
             self._announcements["join"] = True
             self._ensure_driving()
-        return handle.wait()
+        return handle
+
+    def cancel_join(self) -> None:
+        """No longer contribute zeros, because all ranks have got an error."""
+        with self._changed:
+            if self._joining is not None:
+                self._joining = None
+                self._announcements["cancel_join"] = True
+                self._ensure_driving()
 
     def names_in_flight(self) -> list[str]:
         """Names of the operations that this rank has submitted and that are not complete."""
@@ -233,12 +241,13 @@ class NegotiatedOperations:
 
     def _take_turn(self) -> bool:
         """Do whatever can be done without waiting. Returns whether that was anything."""
+        has_progress = self._negotiation.poll()  # first: rank 0 records who joins in the order of arrival
         message = self._next_message()
-        has_progress = bool(message) and "idle" not in message
         if message:
+            has_progress |= "idle" not in message
             self._reported = None
             self._negotiation.report(message)
-        has_progress |= self._negotiation.poll()
+            has_progress |= self._negotiation.poll()
         while self._negotiation.decisions:
             self._follow(self._negotiation.decisions.popleft())
         return has_progress
@@ -269,6 +278,7 @@ class NegotiatedOperations:
             if "joined" in decision and self._joining is not None:
                 self._joining[0].succeed(decision["joined"])
                 self._joining = None
+                self._unnamed = 0  # ranks have submitted different numbers of operations, all of which are complete
             if "end" in decision:
                 self._is_leaving = False
                 self._failure = TransportError("the job has ended")
@@ -304,11 +314,15 @@ class NegotiatedOperations:
         if now - self._looked_at > CONTROL_SECONDS:
             self._looked_at = now
             self._negotiation.poll()
-        sleep(self._pace.pause_seconds(is_urgent=bool(self._waiting), is_executing=True))
+        sleep(self._pace.pause_seconds(is_urgent=self._is_urgent, is_executing=True))
+
+    @property
+    def _is_urgent(self) -> bool:
+        return bool(self._waiting) or self._joining is not None
 
     def _sleep(self) -> None:
         with self._changed:
-            pause = self._pace.pause_seconds(is_urgent=bool(self._waiting))
+            pause = self._pace.pause_seconds(is_urgent=self._is_urgent)
             if pause:
                 self._changed.wait(pause)
         if not pause:

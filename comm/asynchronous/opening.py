@@ -21,8 +21,11 @@ class Operations(Protocol):
     def submit(self, call: Call[R]) -> Handle[R]:
         """Submit an operation. Returns at once."""
 
-    def join(self, zeros: ZeroCall) -> int:
-        """Contribute zeros to sums until all ranks have called this method; return the last rank to call it."""
+    def join(self, zeros: ZeroCall) -> Handle[int]:
+        """Contribute zeros to sums until all ranks have called this method. The result is the last rank to call it."""
+
+    def cancel_join(self) -> None:
+        """No longer contribute zeros, because all ranks have got an error."""
 
     def names_in_flight(self) -> list[str]:
         """Names of the operations that this rank has submitted and that are not complete."""

@@ -25,21 +25,21 @@ def different(key: str, by_rank: Mapping[int, str], numbers: Sequence[int]) -> s
     )
 
 
-def joined(key: str, description: str, ranks: Collection[int], numbers: Sequence[int]) -> str | None:
+def joined(description: str, ranks: Collection[int], numbers: Sequence[int]) -> str | None:
     """Report that an operation needs the values of ranks that have joined; None if they can contribute zeros.
 
     Args:
-        key: name of the operation.
         description: the operation with its arguments as JSON.
         ranks: ranks that have joined.
         numbers: numbers of the ranks in the job.
     """
     operation, *arguments = json.loads(description)
-    if not ranks or (operation in ("allreduce", "grouped_allreduce") and {"sum", "average"} & set(map(str, arguments))):
+    is_sum = operation in ("allreduce", "grouped_allreduce") and any(op in arguments for op in ("sum", "average"))
+    if not ranks or is_sum or operation == "barrier":
         return None
     have = f"{ranks_in_words(sorted(numbers[rank] for rank in ranks))} {'has' if len(ranks) == 1 else 'have'}"
     return (
-        f"{_described(description)} named {key!r} needs the values of all ranks, but {have} called join(), and can "
+        f"{_described(description)} needs the values of all ranks, but {have} called join(), and can "
         "contribute zeros to sums and averages only"
     )
 

@@ -18,6 +18,7 @@ from lentando.comm.operations.grouping import (
     grouped_allreduce,
     grouped_allreduce_call,
 )
+from lentando.comm.operations.joining import join
 from lentando.comm.operations.objects import (
     allgather_object,
     allgather_object_call,
@@ -65,6 +66,7 @@ __all__ = [
     "grouped_allreduce_call",
     "grouped_reducescatter",
     "grouped_reducescatter_call",
+    "join",
     "reducescatter",
     "reducescatter_call",
 ]

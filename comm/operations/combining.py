@@ -1,14 +1,19 @@
 """How an array is combined over ranks by each op."""
 
+from collections.abc import Sequence
+from functools import partial
+
 import numpy as np
 
 from lentando.comm.collectives import all_reduce
 from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.operations.adasum import adasum
 from lentando.comm.operations.op import Adasum, Average, Min, Op, Product, Sum
+from lentando.comm.operations.scaling import scale
+from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["as_numbers", "combine", "divided"]
+__all__ = ["as_numbers", "combine", "divided", "summation_of"]
 
 PIECE_BYTES = 1 << 20
 """Bytes of each rank that are gathered at once to form products."""
@@ -21,6 +26,20 @@ def as_numbers(array: Array) -> Array:
     if array.dtype.kind == "c":
         return array.reshape(-1).view(array.real.dtype)
     return array
+
+
+def summation_of(arrays: Sequence[Array], op: Op, factors: tuple[float, float]) -> Summation | None:
+    """The sum or mean that replaces arrays, to be formed together with others; None if they are combined otherwise.
+
+    Args:
+        arrays: contiguous arrays of one dtype, as ``as_numbers`` returns them.
+        op: the way to combine them.
+        factors: factors by which they are multiplied before and after.
+    """
+    if not arrays or not (op is Sum or (op is Average and is_floating(arrays[0].dtype))):
+        return None
+    before, after = (None if factor == 1.0 else partial(scale, factor=factor) for factor in factors)
+    return Summation(arrays, op is Average, before, after)
 
 
 def combine(transport: Transport, array: Array, op: Op, lengths: list[int] | None = None) -> None:

@@ -6,7 +6,7 @@ from math import prod
 import numpy as np
 
 from lentando.comm.operations.collective import Agree, Collective, described
-from lentando.comm.operations.combining import as_numbers, combine
+from lentando.comm.operations.combining import as_numbers, combine, summation_of
 from lentando.comm.operations.op import Average, Op, check_op
 from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
 from lentando.comm.process_sets import ProcessSet, global_process_set
@@ -92,7 +92,9 @@ def grouped_allreduce_call(
                     part[...] = flat[end - part.size : end]
 
     arguments = [[described(array) for array in arrays], op.value, *factors_in_words(*factors)]
-    return Collective("grouped_allreduce", arguments, name, process_set, execute, list(arrays))
+    same_dtype = [part for parts in by_dtype.values() for part in parts] if len(by_dtype) == 1 else []
+    summation = summation_of(same_dtype, op, factors)
+    return Collective("grouped_allreduce", arguments, name, process_set, execute, list(arrays), summation)
 
 
 def grouped_allgather(

@@ -1,18 +1,15 @@
 """Collectives that combine the arrays of all ranks element by element."""
 
-from functools import partial
 from typing import Any
 
 import numpy as np
 
-from lentando.comm.dtypes import is_floating
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations.collective import Agree, Collective, described
-from lentando.comm.operations.combining import as_numbers, combine
+from lentando.comm.operations.combining import as_numbers, combine, summation_of
 from lentando.comm.operations.op import Average, Max, Min, Op, Sum, check_op
 from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
-from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
 __all__ = ["allreduce", "allreduce_call", "allreduce_number"]
@@ -88,10 +85,7 @@ def allreduce_call(
         combine(transport, numbers, op)
         scale(numbers, factors[1])
 
-    summation = None
-    if op is Sum or (op is Average and is_floating(numbers.dtype)):  # means of integers are rounded
-        before, after = (None if factor == 1.0 else partial(scale, factor=factor) for factor in factors)
-        summation = Summation([numbers], op is Average, before, after)
+    summation = summation_of([numbers], op, factors)
     return Collective("allreduce", arguments, name, process_set, execute, [array], summation)
 
 
