@@ -18,7 +18,8 @@ def different(key: str, by_rank: Mapping[int, str], numbers: Sequence[int]) -> s
     """
     if len(set(by_rank.values())) == 1:
         return None
-    found = grouped_by_rank([_described(text) for text in by_rank.values()], [numbers[rank] for rank in by_rank])
+    ranks = sorted(by_rank)
+    found = grouped_by_rank([_described(by_rank[rank]) for rank in ranks], [numbers[rank] for rank in ranks])
     return (
         f"the ranks submit different operations under the name {key!r}. {found}. Operation, shape, dtype and all "
         "settings of an asynchronous operation must be equal on all ranks"
