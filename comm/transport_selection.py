@@ -7,8 +7,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError
+from lentando.comm.inherited_variables import check_is_rank
 from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
-from lentando.comm.launcher_variables import check_is_rank
 from lentando.comm.process_end import process_end
 from lentando.comm.startup_timeout import startup_timeout, startup_timeout_seconds
 from lentando.comm.transport import Transport

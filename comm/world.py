@@ -15,8 +15,8 @@ from lentando.comm.elastic import HOW_TO_START, exchange_hosts, is_elastic, tran
 from lentando.comm.errors import ConfigurationError, NotInitializedError
 from lentando.comm.final_checks import take_problems
 from lentando.comm.forked import is_forked
+from lentando.comm.inherited_variables import hide_variables, mark_rank, would_be_misread
 from lentando.comm.launch import detect_launch
-from lentando.comm.launcher_variables import hide_variables, mark_rank, would_be_misread
 from lentando.comm.leaving import agree_to_leave
 from lentando.comm.nodes import nodes_of, note_nodes
 from lentando.comm.process_end import process_end

@@ -10,13 +10,15 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypedDict
 
 import lentando
 from lentando.cli.doctor.networks import Interface, interfaces
+from lentando.comm.launchers import local_rank_variables, reported_variables
 
-__all__ = ["ASK_SECONDS", "Facts", "Library", "Place", "Program", "SharedMemory", "collect", "family"]
+__all__ = ["ASK_SECONDS", "Facts", "Library", "Place", "Program", "SharedMemory", "collect", "environment", "family"]
 
 ASK_SECONDS = 30.0
 """Time limit for a question that runs third-party code."""
@@ -27,19 +29,14 @@ PACKAGES = (
 )  # fmt: skip
 
 VARIABLES = re.compile(
-    r"OMPI_COMM_WORLD_(LOCAL_)?(RANK|SIZE)|OMPI_(MCA|ALLOW_RUN_AS_ROOT)\w*|PRTE_MCA_\w+|PMIX_(RANK|NAMESPACE|MCA_\w+)"
-    r"|PMI_(RANK|SIZE)|MPI_LOCALN?RANK\w+|MV2_COMM_WORLD_\w+|MPIR_CVAR_\w+|HYDRA_\w+|FI_\w+|UCX_\w+|I_MPI_\w+|MPI4PY_\w+"
-    r"|HOROVOD_(RANK|SIZE|LOCAL_RANK|LOCAL_SIZE|CONTROLLER|CPU_OPERATIONS|GLOO_\w+)|NCCL_\w+|GLOO_SOCKET_IFNAME"
-    r"|TORCHELASTIC_RUN_ID|(LOCAL_)?(RANK|WORLD_SIZE)|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES"
-    r"|SLURM_(PROCID|LOCALID|NTASKS|STEP_NUM_TASKS|MPI_TYPE|JOB_ID|STEP_ID)|LENTANDO_\w+"
+    r"OMPI_(MCA|ALLOW_RUN_AS_ROOT)\w*|PRTE_MCA_\w+|PMIX_MCA_\w+|MV2_COMM_WORLD_\w+|MPIR_CVAR_\w+|HYDRA_\w+|FI_\w+"
+    r"|UCX_\w+|I_MPI_\w+|MPI4PY_\w+|HOROVOD_(CONTROLLER|CPU_OPERATIONS|GLOO_\w+)|NCCL_\w+|GLOO_SOCKET_IFNAME"
+    r"|MASTER_(ADDR|PORT)|OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|SLURM_MPI_TYPE|LENTANDO_\w+"
 )
-"""Variables that decide how ranks find each other. No other variable is sent to rank 0."""
+"""Variables that decide how ranks find each other, in addition to those by which launchers number them.
 
-LOCAL_RANKS = (
-    "OMPI_COMM_WORLD_LOCAL_RANK", "MPI_LOCALRANKID", "MV2_COMM_WORLD_LOCAL_RANK", "HOROVOD_LOCAL_RANK", "SLURM_LOCALID",
-    "LOCAL_RANK",
-)  # fmt: skip
-"""Variables in which launchers pass a rank its local rank."""
+No other variable is sent to rank 0.
+"""
 
 _VENDORS = (
     ("Open MPI", r"(?:Open MPI|OpenRTE)\)? v?(\d[\w.]*)"),
@@ -112,7 +109,7 @@ def collect() -> Facts:
     library = _library()
     gpus = _gpus()
     # Loading a framework in every rank of a host takes minutes where ranks share few cores, so only one rank loads it.
-    is_first = all(os.environ.get(name, "0") == "0" for name in LOCAL_RANKS)
+    is_first = all(os.environ.get(name, "0") == "0" for name in local_rank_variables())
     return Facts(
         host=socket.gethostname(),
         python=platform.python_version(),
@@ -121,7 +118,7 @@ def collect() -> Facts:
         versions=versions,
         library=library,
         programs=_programs(library),
-        environment={name: value for name, value in sorted(os.environ.items()) if VARIABLES.fullmatch(name)},
+        environment=environment(os.environ),
         interfaces=interfaces(),
         cores=sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else [*range(os.cpu_count() or 1)],
         shared_memory=_shared_memory(),
@@ -131,6 +128,12 @@ def collect() -> Facts:
         horovod=_ask("horovod") if is_first and importlib.util.find_spec("horovod") else None,
         place=None,
     )
+
+
+def environment(variables: Mapping[str, str]) -> dict[str, str]:
+    """Return those of the environment variables that decide how ranks find each other."""
+    names = reported_variables()
+    return {name: value for name, value in sorted(variables.items()) if name in names or VARIABLES.fullmatch(name)}
 
 
 def family(vendor: str) -> str:

@@ -107,7 +107,7 @@ def _contradicting(claims: Sequence[Claim]) -> list[Claim]:
         claim
         for claim in certain[1:]
         # srun may have started mpirun or a shell, and a job of one rank may have started other jobs.
-        if claim.launcher != "srun" and 1 not in (first.size, claim.size)
+        if not claim.kind.starts_launchers and 1 not in (first.size, claim.size)
         if claim.rank != first.rank or (None not in (first.size, claim.size) and first.size != claim.size)
     ]
 
@@ -133,11 +133,11 @@ def launcher_mismatch(facts: Facts) -> str | None:
     if not launchers or library["vendor"] is None:
         return None
     claim = launchers[0]
-    if claim.launcher == "srun" or "PMIx" in claim.launcher:
+    if claim.kind.family == "any":
         plugin = facts["environment"].get("SLURM_MPI_TYPE", "")
         is_mismatch = family(library["vendor"]) == "MPICH" and plugin.startswith("pmix")
     else:
-        is_mismatch = family("Open MPI" if "Open MPI" in claim.launcher else "MPICH") != family(library["vendor"])
+        is_mismatch = claim.kind.family != family(library["vendor"])
     if not is_mismatch:
         return None
     path = f" ({library['path']})" if library["path"] else ""
@@ -170,9 +170,9 @@ def _start_command(facts: Facts) -> str:
     if vendor is None:
         return loading_fix(facts)
     size = next((claim.size for claim in claims if claim.size), 1)
-    if "SLURM_STEP_NUM_TASKS" in facts["environment"]:
+    for command in (claim.kind.command for claim in claims if claim.kind.command):
         plugin = "pmix" if family(vendor) == "Open MPI" else "pmi2"
-        return f"srun --ntasks={size} --mpi={plugin} lentando doctor"
+        return f"{command.format(size=size, plugin=plugin)} lentando doctor"
     matching = matching_mpirun(facts)
     if matching is None:
         return install_command(vendor)

@@ -14,27 +14,11 @@ from collections.abc import Collection, Mapping, MutableMapping
 
 from lentando.comm.errors import LaunchError
 from lentando.comm.launch import Launch
+from lentando.comm.launchers import connections, hidden_variables, identity_variables
 
 __all__ = ["check_is_rank", "hide_variables", "mark_rank", "would_be_misread"]
 
 MARK = "LENTANDO_RANK_PID"
-_CONNECTION = "PMI_FD"
-"""Descriptor of the socket to the launcher, in MPICH and its derivatives. Its number may be the same in two jobs."""
-_IDENTITY = (
-    "PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMI_ID",
-    "PMI_JOBID", "PMI_PORT", _CONNECTION, "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE",
-    "HOROVOD_GLOO_RENDEZVOUS_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_PROCID", "RANK", "WORLD_SIZE",
-    "MASTER_PORT", "TORCHELASTIC_RUN_ID",
-)  # fmt: skip
-"""Variables whose values, taken together, are unique to each rank of each job."""
-_HIDDEN = (
-    "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE",
-    "OMPI_COMM_WORLD_NODE_RANK", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID", "MPI_LOCALNRANKS",
-    "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE",
-    "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_STEP_NUM_TASKS", "HOROVOD_RANK",
-    "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
-)  # fmt: skip
-"""Variables because of which other libraries start torch.distributed."""
 
 
 def mark_rank(environment: MutableMapping[str, str]) -> None:
@@ -75,7 +59,7 @@ def check_is_rank(environment: Mapping[str, str], launch: Launch) -> None:
 
 def hide_variables(environment: MutableMapping[str, str]) -> dict[str, str]:
     """Remove the variables because of which other libraries start torch.distributed. Returns those removed."""
-    return {name: environment.pop(name) for name in _HIDDEN if name in environment}
+    return {name: environment.pop(name) for name in hidden_variables() if name in environment}
 
 
 def would_be_misread(environment: Mapping[str, str], modules: Collection[str]) -> bool:
@@ -91,15 +75,17 @@ def would_be_misread(environment: Mapping[str, str], modules: Collection[str]) -
 
 
 def _fingerprint(environment: Mapping[str, str]) -> str:
-    values = [[name, environment[name]] for name in _IDENTITY if name in environment]
+    values = [[name, environment[name]] for name in identity_variables() if name in environment]
     return hashlib.blake2b(json.dumps(values).encode(), digest_size=8).hexdigest()
 
 
 def _socket_of(environment: Mapping[str, str]) -> int | None:
     """Inode of the socket that connects this process to the launcher; None without one."""
-    text = environment.get(_CONNECTION, "")
-    try:
-        socket = os.fstat(int(text))
-    except (ValueError, OSError):
-        return None
-    return socket.st_ino if stat.S_ISSOCK(socket.st_mode) else None
+    for name in connections():
+        try:
+            socket = os.fstat(int(environment.get(name, "")))
+        except (ValueError, OSError):
+            continue
+        if stat.S_ISSOCK(socket.st_mode):
+            return socket.st_ino
+    return None

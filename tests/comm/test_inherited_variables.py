@@ -9,8 +9,8 @@ import pytest
 from launchers import OPEN_MPI, WITH_MPICH, Launcher
 
 from lentando.comm.errors import LaunchError
+from lentando.comm.inherited_variables import MARK, check_is_rank, hide_variables, mark_rank, would_be_misread
 from lentando.comm.launch import detect_launch
-from lentando.comm.launcher_variables import MARK, check_is_rank, hide_variables, mark_rank, would_be_misread
 
 OPEN_MPI_RANK = {
     "OMPI_COMM_WORLD_RANK": "1", "OMPI_COMM_WORLD_SIZE": "2", "PMIX_NAMESPACE": "prterun-host-7@1", "PMIX_RANK": "1",
