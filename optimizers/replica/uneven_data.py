@@ -5,10 +5,11 @@ Averages are over the ranks that take the step, and by their learning rates.
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Protocol, TypeAlias, overload, runtime_checkable
 
 import numpy as np
 
+from lentando.comm import operations
 from lentando.comm.agreement import Event
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
@@ -37,7 +38,15 @@ class Joinable(Protocol):
         """A block in which they may; entered by ``join``."""
 
 
-def join(optimizer: Joinable) -> AbstractContextManager[None]:
+@overload
+def join(optimizer: Joinable) -> AbstractContextManager[None]: ...
+
+
+@overload
+def join(optimizer: int = -1) -> int: ...
+
+
+def join(optimizer: Joinable | int = -1) -> AbstractContextManager[None] | int:
     """Train on uneven data: put the loop over batches inside this block, on every rank.
 
     A rank that runs out of batches leaves its loop and waits at the end of the block until all ranks have. Meanwhile it
@@ -53,14 +62,24 @@ def join(optimizer: Joinable) -> AbstractContextManager[None]:
     that changes within the block is that of the ranks that take steps. Schedules that count steps should count rounds
     or epochs instead, because otherwise they fall behind on ranks with fewer batches.
 
+    Without an optimizer this is Horovod's function: it returns when all ranks have called it. Until then this rank
+    contributes zeros to the sums and averages of the others, by ``allreduce`` and its relatives; optimizers need the
+    block.
+
     Args:
-        optimizer: a ``DistributedOptimizer`` of any framework.
+        optimizer: a ``DistributedOptimizer`` of any framework. Or nothing, or the number of a device, as in Horovod,
+            where it has no effect.
+
+    Returns:
+        The block; without an optimizer, the rank that was the last to call the function.
 
     Raises:
         ConfigurationError: for another optimizer, inside such a block, or if the method never waits for other ranks
             (local steps with ``exact_average=False``).
         MismatchError: on every rank, if other ranks train without this block.
     """
+    if isinstance(optimizer, int):
+        return operations.join()
     if not isinstance(optimizer, Joinable):
         raise ConfigurationError(f"join needs a DistributedOptimizer, got {type(optimizer).__name__}")
     return optimizer.joined()
