@@ -5,10 +5,11 @@ rank.
 """
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from enum import Enum
 from functools import partial
+from inspect import Parameter, signature
 from math import isfinite
 from numbers import Integral, Real
 from typing import Any
@@ -23,7 +24,9 @@ __all__ = [
     "OptimizerDescription",
     "by_group",
     "check_same_optimizer",
+    "constructor_arguments",
     "in_plain_words",
+    "plain_attributes",
     "qualified_name",
     "warn_of_other_state",
 ]
@@ -34,6 +37,8 @@ MOST_ELEMENTS = 64
 """Elements of the largest array that is written out."""
 MOST_LEVELS = 8
 """Levels of nested values that are described."""
+NOT_COMPARED = {"built", "device", "local_rank", "name", "rank", "seed", "verbose", "world_size"}
+"""Attributes that may well differ between ranks."""
 MOST_NAMED = 4
 """Largest number of hyperparameters that an error names."""
 
@@ -47,12 +52,15 @@ class OptimizerDescription:
         hyperparameters: hyperparameters as text, by name, without those that only choose an implementation.
         learning_rates: learning rate, its schedule and what is derived from it, as text, by name.
         state: number of steps that the optimizer has taken, and of parameters for which it has state, as text.
+        attributes: arguments of its constructor that it keeps as plain attributes, as text, by name; the result of
+            ``plain_attributes``.
     """
 
     kind: str
     hyperparameters: Mapping[str, str]
     learning_rates: Mapping[str, str]
     state: str = ""
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def keeps_second_moments(self) -> bool:
@@ -134,13 +142,49 @@ def _differences(described: Sequence[Mapping[str, Any]], ranks: Sequence[int]) -
     kinds = [str(one["kind"]) for one in described]
     if len(set(kinds)) > 1:
         return [f"Class: {grouped_by_rank(kinds, ranks)}"]
-    settings = [{**one["hyperparameters"], **one["learning_rates"]} for one in described]
+    settings = [{**one["attributes"], **one["hyperparameters"], **one["learning_rates"]} for one in described]
     found = []
     for name in sorted({name for one in settings for name in one}):
         values = [one.get(name, "not there") for one in settings]
         if len(set(values)) > 1:
             found.append(f"{name}: {grouped_by_rank(values, ranks)}")
     return found
+
+
+def constructor_arguments(kind: type) -> Iterator[str]:
+    """Names of the arguments of the constructors of a class and its base classes."""
+    for ancestor in kind.__mro__:
+        if "__init__" in vars(ancestor) and ancestor is not object:
+            for name, parameter in signature(vars(ancestor)["__init__"]).parameters.items():
+                if parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
+                    yield name
+
+
+def plain_attributes(optimizer: Any, known: Container[str]) -> tuple[dict[str, str], str]:
+    """Numbers, strings and booleans that an optimizer keeps as attributes, as optimizers that users write do.
+
+    An attribute is a hyperparameter if an argument of the constructor has its name, without leading underscores. Other
+    public ones may be counters, which differ where some ranks have loaded a state.
+
+    Args:
+        optimizer: optimizer of any framework.
+        known: names that are described already.
+
+    Returns:
+        The hyperparameters as text, by name, and one text of all others.
+    """
+    arguments = set(constructor_arguments(type(optimizer)))
+    settings, others = {}, []
+    for attribute, value in sorted(vars(optimizer).items()):
+        name = attribute.lstrip("_")
+        is_plain = value is None or isinstance(value, bool | np.bool_ | str | Real)
+        if not is_plain or name in known or name in NOT_COMPARED:
+            continue
+        if name in arguments:
+            settings[name] = in_plain_words(value)
+        elif name == attribute:
+            others.append(f"{name}={in_plain_words(value)}")
+    return settings, ", ".join(others)
 
 
 def by_group(values: Sequence[str]) -> str:
@@ -192,7 +236,7 @@ def in_plain_words(value: Any, convert: Callable[[Any], Any] = lambda value: val
     if isinstance(value, partial):
         return f"{inside(value.func)} with {inside(value.args)} and {inside(value.keywords)}"
     if is_dataclass(value) and not isinstance(value, type):
-        own = {field.name: getattr(value, field.name) for field in fields(value)}
+        own = {each.name: getattr(value, each.name) for each in fields(value)}
         return f"{qualified_name(type(value))} {inside(own)}"
     return qualified_name(value if hasattr(value, "__qualname__") else type(value))
 

@@ -1,13 +1,17 @@
 """Description of a Keras optimizer as text, by which ranks check that all have wrapped the same one."""
 
-from collections.abc import Iterator
-from inspect import Parameter, signature
 from typing import Any
 
 import keras
 import tensorflow as tf
 
-from lentando.optimizers.optimizer_description import OptimizerDescription, in_plain_words, qualified_name
+from lentando.optimizers.optimizer_description import (
+    OptimizerDescription,
+    constructor_arguments,
+    in_plain_words,
+    plain_attributes,
+    qualified_name,
+)
 from lentando.tensorflow.keras_internals import learning_rate_setting
 
 __all__ = ["describe_optimizer", "short_description"]
@@ -32,7 +36,10 @@ def describe_optimizer(optimizer: Any) -> OptimizerDescription:
     rate = learning_rate_setting(optimizer)
     steps = in_plain_words(optimizer.iterations, _plain)
     words = {name: in_plain_words(value, _plain) for name, value in settings.items()}
-    return OptimizerDescription(kind, words, {"learning_rate": in_plain_words(rate, _plain)}, f"iteration {steps}")
+    rates = {"learning_rate": in_plain_words(rate, _plain)}
+    attributes, others = plain_attributes(optimizer, {*words, *NOT_COMPARED})
+    state = ", ".join(filter(None, [f"iteration {steps}", others]))
+    return OptimizerDescription(kind, words, rates, state, attributes)
 
 
 def short_description(optimizer: Any) -> str:
@@ -44,17 +51,9 @@ def short_description(optimizer: Any) -> str:
 
 
 def _settings(described: Any) -> dict[str, Any]:
-    names = [name for name in _arguments(type(described)) if name not in NOT_COMPARED and hasattr(described, name)]
+    arguments = constructor_arguments(type(described))
+    names = [name for name in arguments if name not in NOT_COMPARED and hasattr(described, name)]
     return {name: getattr(described, name) for name in names}
-
-
-def _arguments(kind: type) -> Iterator[str]:
-    """Names of the arguments of the constructors of a class and its base classes."""
-    for ancestor in kind.__mro__:
-        if "__init__" in vars(ancestor) and ancestor is not object:
-            for name, parameter in signature(vars(ancestor)["__init__"]).parameters.items():
-                if parameter.kind not in (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD):
-                    yield name
 
 
 def _plain(value: Any) -> Any:

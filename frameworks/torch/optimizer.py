@@ -22,6 +22,7 @@ from lentando.optimizers.rules.settings import Settings
 from lentando.torch.checkpoint_state import TorchTraining
 from lentando.torch.compression import Compression, Compressor
 from lentando.torch.convert import detached_loss, to_plain, to_torch
+from lentando.torch.description import short_description
 from lentando.torch.grad_scaler import have_finite_gradients, unscale
 from lentando.torch.gradient_averages import GradientAverages
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
@@ -279,7 +280,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         return self._replica
 
     def _describe_base(self) -> str:
-        return repr(self._base_optimizer)
+        return short_description(self._base_optimizer)
 
     def _before_join(self) -> AbstractContextManager[object]:
         self._gradients.check_none_in_flight()

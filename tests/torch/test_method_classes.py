@@ -83,7 +83,8 @@ def test_repr_names_the_method_its_settings_and_the_base_optimizer() -> None:
         "SlowMo(base=LocalSGD(), outer=SlowMomentum(slow_lr=1.0, slow_momentum=0.5, nesterov=False), period=4, "
         "base_buffers='auto', on_nonfinite='skip', optimizer=SGD"
     )
-    assert "lr: 0.125" in repr(optimizer)
+    assert "optimizer=SGD(dampening=0, lr=0.125, " in repr(optimizer)
+    assert "\n" not in repr(optimizer)
     assert repr(make(lt.DistributedOptimizer)[1]).startswith("DistributedOptimizer(base=AllReduce(")
     assert repr(make(lt.AdaComm)[1]).startswith("AdaComm(base=LocalSGD(), period=AdaptivePeriod(initial_period=16, ")
 

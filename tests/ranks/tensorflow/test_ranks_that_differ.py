@@ -38,6 +38,15 @@ class Constant(SCHEDULES.LearningRateSchedule):  # type: ignore[misc]
         return tf.constant(self.rate)
 
 
+class PrivateRho(keras.optimizers.SGD):  # type: ignore[misc]
+    """A user's optimizer that keeps an argument as a private attribute, and a counter as a public one."""
+
+    def __init__(self, rho: float = 0.05, **options: Any) -> None:
+        super().__init__(0.1, **options)
+        self._rho = rho
+        self.perturbed = 0
+
+
 def scaled(**options: Any) -> Any:
     return keras.optimizers.LossScaleOptimizer(keras.optimizers.SGD(0.1), **options)
 
@@ -58,6 +67,7 @@ DIFFERENT: dict[str, tuple[Any, Any, str]] = {
         lambda: OPTIMIZERS.SGD(Constant(0.2)),
         "learning_rate: .*rate: 0.1.*; .*rate: 0.2",
     ),
+    "private attribute": (PrivateRho, lambda: PrivateRho(0.1), "rho: .*: 0.05; .*: 0.1"),
     "loss scale": (scaled, lambda: scaled(initial_scale=8.0), "initial_scale of the LossScaleOptimizer"),
     "wrapped": (
         scaled,

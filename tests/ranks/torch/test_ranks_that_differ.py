@@ -73,6 +73,50 @@ def test_parameter_groups_are_compared_one_by_one() -> None:
         lt.SlowMo(base, model=model, period=2)
 
 
+class Lookahead(torch.optim.SGD):
+    """As users write them: hyperparameters are attributes, one of them private; and a counter."""
+
+    def __init__(self, parameters: Any, k: int = 5, alpha: float = 0.5, mode: str = "slow", rank: int = 0) -> None:
+        super().__init__(parameters, lr=0.1)
+        self.k, self._alpha, self.mode, self.rank = k, alpha, mode, rank
+        self.steps_taken = 0
+
+
+@pytest.mark.parametrize(
+    ("differing", "said"),
+    [({"k": 6}, "k: {5; 6}"), ({"alpha": 0.8}, "alpha: {0.5; 0.8}"), ({"mode": "x"}, "mode: {'slow'; 'x'}")],
+)
+def test_hyperparameters_that_are_plain_attributes_are_compared(differing: Any, said: str) -> None:
+    model = nn.Linear(4, 1)
+    values = said[said.index("{") + 1 : -1].split("; ")
+    with refused(said[: said.index("{")] + ranks(*values)):
+        lt.DistributedOptimizer(Lookahead(model.parameters(), **(differing if is_last() else {})), model=model)
+
+
+def test_counters_are_a_warning_and_the_rank_may_differ(caplog: pytest.LogCaptureFixture) -> None:
+    model = nn.Linear(4, 1)
+    base = Lookahead(model.parameters(), rank=lt.rank())
+    base.steps_taken = int(is_last())
+    with caplog.at_level(logging.WARNING, "lentando"):
+        lt.SlowMo(base, model=model, period=2)
+    found = [record.getMessage() for record in caplog.records if "different state" in record.getMessage()]
+    assert len(found) == (lt.rank() == 0 and lt.size() > 1)
+    assert all("steps_taken=1" in text for text in found)
+
+
+def test_an_attribute_decides_nothing_but_the_comparison() -> None:
+    """``eps`` in a parameter group makes base_buffers="auto" keep the state; an attribute of this name never did."""
+
+    class WithEps(torch.optim.SGD):
+        def __init__(self, parameters: Any, eps: float) -> None:
+            super().__init__(parameters, lr=0.1)
+            self.eps = eps
+
+    model = nn.Linear(4, 1)
+    optimizer = lt.SlowMo(WithEps(model.parameters(), 1e-8), model=model, period=2)
+    assert optimizer._replica.settings.base_buffers == "reset"
+
+
 def test_what_chooses_an_implementation_may_differ() -> None:
     model = nn.Linear(4, 1)
     options: Any = {"fused": True, "capturable": False} if is_last() else {"foreach": False}
