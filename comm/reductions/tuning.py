@@ -28,7 +28,7 @@ from lentando.comm.reductions.ring import DEFAULT_SEGMENTS, Segments
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["Prepare", "TunedPlan", "tuned_plan", "tuned_plans"]
+__all__ = ["Prepare", "TunedPlan", "Tuning", "tuned_plan"]
 
 _log = logging.getLogger("lentando")
 
@@ -70,7 +70,7 @@ class TunedPlan:
 
 
 @dataclass
-class _Tuning:
+class Tuning:
     """The decisions of one job.
 
     Attributes:
@@ -82,12 +82,6 @@ class _Tuning:
     plans: dict[tuple[str, tuple[ReductionPlan, ...]], TunedPlan] = field(default_factory=dict)
     has_read_variable: bool = False
     given_segments: Segments | None = None
-
-
-def tuned_plans(transport: Transport) -> list[TunedPlan]:
-    """All decisions that the ranks of this transport have made so far, oldest first."""
-    tuning = job_of(transport).find(_Tuning)
-    return [] if tuning is None else list(tuning.plans.values())
 
 
 def tuned_plan(
@@ -122,7 +116,7 @@ def tuned_plan(
     if len(plans) == 1 or yields_cpu(transport):
         return plans[0]
     buffers = _describe_buffers(buffer, scatter_gather and compare_all)
-    tuning, key = job_of(transport).get(_Tuning), (buffers, tuple(plans))
+    tuning, key = job_of(transport).get(Tuning), (buffers, tuple(plans))
     if key not in tuning.plans:
         with watched(transport, f"the measurement of all-reduces of {buffers}"):
             seconds = _measured(transport, [prepare(plan) for plan in plans])
@@ -165,7 +159,7 @@ def _candidates(
 
 def _given_segments(transport: Transport) -> Segments | None:
     """The value of ``LENTANDO_RING_SEGMENTS``, None if it is not set. Collective at the first call."""
-    tuning = job_of(transport).get(_Tuning)
+    tuning = job_of(transport).get(Tuning)
     if not tuning.has_read_variable:
         texts = allgather_object(transport, os.environ.get(SEGMENTS_VARIABLE))
         if len(set(texts)) > 1:

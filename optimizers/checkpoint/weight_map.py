@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Sequence
 from itertools import combinations
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -160,15 +160,6 @@ class WeightMap:
         for side, remaining in zip(names, counts, strict=True):
             if partly := sorted(name for name, count in remaining.items() if count):
                 raise ConfigurationError(f"the mapping leaves out parts of tensors of {side}: {_few(partly)}")
-
-    def as_json(self) -> list[dict[str, Any]]:
-        """The rules as JSON, for a file."""
-        return [rule.as_json() for rule in self.rules.values()]
-
-    @classmethod
-    def from_json(cls, json: Iterable[dict[str, Any]]) -> "WeightMap":
-        """The map whose rules ``as_json`` has returned."""
-        return cls(map(WeightRule.from_json, json))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, WeightMap) and self.rules == other.rules

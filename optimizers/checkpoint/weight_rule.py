@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import Any, Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, get_args
 
 import numpy as np
 
@@ -171,35 +171,6 @@ class WeightRule:
         settings = [f", {name}={getattr(self, name)}" for name in names if getattr(self, name) is not None]
         use = "" if self.use == "copied" else f", use={self.use!r}"
         return f"lt.WeightRule({self.source!r}, {self.target!r}{''.join(settings)}{use})"
-
-    def as_json(self) -> dict[str, Any]:
-        """The rule as JSON, for a file."""
-        return {
-            "source": self.source,
-            "target": self.target,
-            "axes": None if self.axes is None else list(self.axes),
-            "split": None if self.split is None else [list(axis) for axis in self.split],
-            "merge": None if self.merge is None else list(self.merge),
-            "source_part": None if self.source_part is None else [list(axis) for axis in self.source_part],
-            "target_part": None if self.target_part is None else [list(axis) for axis in self.target_part],
-            "use": self.use,
-        }
-
-    @classmethod
-    def from_json(cls, json: dict[str, Any]) -> "WeightRule":
-        """The rule that ``as_json`` has returned."""
-        axes, split, merge = json["axes"], json["split"], json["merge"]
-        source_part, target_part = (json.get(f"{side}_part") for side in ("source", "target"))
-        return cls(
-            json["source"],
-            json["target"],
-            None if axes is None else tuple(axes),
-            None if split is None else tuple(map(tuple, split)),
-            None if merge is None else tuple(merge),
-            None if source_part is None else tuple(map(tuple, source_part)),
-            None if target_part is None else tuple(map(tuple, target_part)),
-            json.get("use", "copied"),
-        )
 
     def _target_split(self) -> tuple[tuple[int, ...], ...]:
         assert self.split is not None

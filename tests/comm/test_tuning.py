@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from tuned_plans import tuned_plans
 
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.elastic import is_elastic
 from lentando.comm.reductions import tuning
 from lentando.comm.reductions.plan import ReductionPlan
 from lentando.comm.reductions.ring import RingReduction, Segments
-from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, TunedPlan, tuned_plans
+from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, TunedPlan
 from lentando.comm.simulation import Network, SimulatedTransport, simulate
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Message, Request

@@ -1,6 +1,5 @@
 """Mappings between two frameworks' tensors, and pairing of layers."""
 
-import json
 from collections.abc import Sequence
 from math import prod
 from typing import Any
@@ -44,11 +43,10 @@ def test_inverse_brings_every_element_back(drawn: tuple[WeightRule, tuple[int, .
 
 @pytest.mark.slow
 @given(st.lists(rules(), max_size=4))
-def test_mappings_survive_json_and_inversion(drawn: list[tuple[WeightRule, tuple[int, ...]]]) -> None:
+def test_mappings_survive_inversion(drawn: list[tuple[WeightRule, tuple[int, ...]]]) -> None:
     mapping = WeightMap(
         WeightRule(f"source{n}", f"target{n}", r.axes, r.split, r.merge) for n, (r, _) in enumerate(drawn)
     )
-    assert WeightMap.from_json(json.loads(json.dumps(mapping.as_json()))) == mapping
     twice = mapping.inverse.inverse
     for (_, shape), rule in zip(drawn, twice.rules.values(), strict=True):
         array = np.arange(prod(shape)).reshape(shape)

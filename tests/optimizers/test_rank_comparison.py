@@ -3,14 +3,17 @@
 import logging
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy_model import Worker
 
+from lentando.comm.agreement import Event
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.optimizers.replica.rank_comparison import weighted_rate
+from lentando.optimizers.replica.rank_comparison import RankComparison, weighted_rate
+from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
@@ -84,3 +87,22 @@ def test_weighted_rate_tells_groups_apart_and_is_the_rate_of_one() -> None:
     assert weighted_rate([0.1, 0.3]) != weighted_rate([0.3, 0.1])
     assert weighted_rate([0.5, 0.5, 0.5]) == 0.5
     assert math.isnan(weighted_rate([0.1, math.nan]))
+
+
+@pytest.mark.parametrize(("before", "after", "warnings"), [(1, 0, 2), (0, 1, 0)])
+def test_the_rank_that_is_0_when_ranks_differ_warns(
+    before: int, after: int, warnings: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In an elastic job a rank that was not 0 when the optimizer was wrapped may be the only one left to warn."""
+    transport, progress = SimpleNamespace(rank=before), Progress(lambda: 0.0)
+    comparison = RankComparison(transport, rates_may_differ=False, progress=progress)  # type: ignore[arg-type]
+    transport.rank = after
+    same, different = np.ones(2), np.array([0.1, 0.2])
+    with caplog.at_level(logging.WARNING, "lentando"):
+        for loss in (1.0, 2.0, 3.0):
+            numbers = {"weighted_rate": different, "learning_rate": different, "loss": loss * same}
+            comparison.receive(Event.GRADIENTS, numbers)
+    texts = [record.getMessage() for record in caplog.records]
+    assert len(texts) == warnings
+    assert sum("learning rates differ between ranks" in text for text in texts) == warnings // 2
+    assert sum("exactly the same losses" in text for text in texts) == warnings // 2

@@ -9,6 +9,7 @@ import reference
 from numpy.testing import assert_array_equal
 from numpy_model import Worker
 from ring_reference import along_the_ring, values_by_rank
+from tuned_plans import tuned_plans
 
 from lentando.comm.capabilities import Background, SharedNode
 from lentando.comm.collectives import Algorithm, plan_reduction
@@ -18,7 +19,7 @@ from lentando.comm.reductions import tuning
 from lentando.comm.reductions.node import NodeReduction
 from lentando.comm.reductions.plan import SHARED_FROM_BYTES_IF_SLOW, ReductionPlan, build
 from lentando.comm.reductions.ring import Segments
-from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE, tuned_plans
+from lentando.comm.reductions.tuning import SEGMENTS_VARIABLE
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.local_sgd import LocalSGD
