@@ -7,7 +7,7 @@ from lentando.comm.errors import ranks_in_words
 from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 
-__all__ = ["in_words", "number_as", "number_of", "numbers_of", "subset_in_words"]
+__all__ = ["all_in_words", "in_words", "number_as", "number_of", "numbers_of", "subset_in_words"]
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,11 @@ def in_words(transport: Transport, ranks: Sequence[int]) -> str:
     """Name ranks of this transport in a message, by their numbers in the job."""
     numbers = numbers_of(transport)
     return ranks_in_words([numbers[rank] for rank in ranks])
+
+
+def all_in_words(transport: Transport) -> str:
+    """How many ranks the job has, or which process set this transport connects, to end "rank 3 of ..."."""
+    return subset_in_words(transport).removeprefix(" of ") or str(transport.size)
 
 
 def subset_in_words(transport: Transport) -> str:

@@ -21,7 +21,7 @@ from lentando.comm.agreement import Event, ranks_where
 from lentando.comm.capabilities import VirtualTime
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
-from lentando.comm.numbering import in_words, number_of, numbers_of
+from lentando.comm.numbering import all_in_words, in_words, number_of, numbers_of
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.channel import Channel
@@ -177,8 +177,8 @@ class SaveOnSignal:
         transport = self._replica.transport
         if transport.rank == 0:
             sys.stderr.write(
-                f"Lentando: {in_words(transport, signalled)} of {transport.size} received a signal to stop: saved to "
-                f"{folder} after inner step {self._replica.inner_steps}, exiting with status {SAVED_STATUS}\n"
+                f"Lentando: {in_words(transport, signalled)} of {all_in_words(transport)} received a signal to stop: "
+                f"saved to {folder} after inner step {self._replica.inner_steps}, exiting with status {SAVED_STATUS}\n"
             )
             sys.stderr.flush()
         raise SystemExit(SAVED_STATUS)

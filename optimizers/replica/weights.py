@@ -12,7 +12,7 @@ from lentando.comm.array_module import copy_into, to_host
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.elastic import in_place, without_vote
 from lentando.comm.errors import MismatchError
-from lentando.comm.numbering import in_words
+from lentando.comm.numbering import all_in_words, in_words
 from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.setup import Setup
@@ -74,8 +74,9 @@ class Weights:
             return  # the next outer step averages them, as gossip does
         setup.framework.load()
         if not self._are_equal(statistics=False):
+            who = f"{in_words(setup.transport, ranks)} of {all_in_words(setup.transport)}"
             raise MismatchError(
-                f"the program has set weights on {in_words(setup.transport, ranks)} of {setup.transport.size}, and the "
+                f"the program has set weights on {who}, and the "
                 "ranks now have different weights, which synchronous training would keep apart. Set the same weights "
                 "on every rank, or call broadcast_parameters, or restart() of the optimizer, which averages them"
             )
@@ -94,7 +95,7 @@ class Weights:
         rank, size, is_average = transport.rank, transport.size, setup.has_common_rounds
         if is_average and rank != 0:
             return
-        where = "all ranks" if len(ranks) == size else f"{in_words(transport, ranks)} of {size}"
+        where = "all ranks" if len(ranks) == size else f"{in_words(transport, ranks)} of {all_in_words(transport)}"
         _log.warning(
             "the program has set weights on %s since the last outer step: outer step %d adopts %s as it is, and the "
             "outer momentum begins again at zero. Call restart() of the optimizer where you set weights on purpose",
