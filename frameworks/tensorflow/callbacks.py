@@ -9,6 +9,7 @@ import tensorflow as tf
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
 from lentando.tensorflow.functions import broadcast_variables
+from lentando.tensorflow.names import by_number
 from lentando.tensorflow.optimizer import DistributedOptimizer
 from lentando.tensorflow.state_variables import native
 
@@ -62,11 +63,13 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
     def _broadcast(self) -> None:
         self._done = True
         shared = [v for v in self.model.weights if not any(native(v) is local for local in self._local)]
-        broadcast_variables(shared, self.root_rank)
+        broadcast_variables(by_number(shared), self.root_rank)
         optimizer = self.model.optimizer
         if optimizer is None:
             return
-        broadcast_variables(optimizer.variables, self.root_rank)
+        if not optimizer.built and self.model.trainable_variables:
+            optimizer.build(self.model.trainable_variables)  # on a rank that has not loaded it, say
+        broadcast_variables({str(n): v for n, v in enumerate(optimizer.variables)}, self.root_rank)
         if isinstance(optimizer, DistributedOptimizer):
             optimizer.set_weights(optimizer.variables)  # continues from the root's count of steps
 

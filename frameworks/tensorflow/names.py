@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["layers_of", "names_of"]
+__all__ = ["by_number", "layers_of", "names_of"]
 
 
 def names_of(variables: Sequence[Any], model: keras.Model | None) -> list[str]:
@@ -23,6 +23,15 @@ def names_of(variables: Sequence[Any], model: keras.Model | None) -> list[str]:
         same = sum(earlier == name or earlier.startswith(f"{name} (") for earlier in names)
         names.append(f"{name} ({same + 1})" if same else name)
     return names
+
+
+def by_number(variables: Sequence[Any]) -> dict[str, Any]:
+    """Variables by their number and the last part of their path: ``0 kernel``.
+
+    For broadcasts to ranks that have named the same layers otherwise, such as a rank that has loaded its model.
+    """
+    paths = [getattr(variable, "path", None) or variable.name for variable in variables]
+    return {f"{n} {path.rpartition('/')[2]}": v for n, (path, v) in enumerate(zip(paths, variables, strict=True))}
 
 
 def layers_of(model: Any) -> Iterator[Any]:
