@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.agreement import Event, Intent, RanksHaveJoinedError, agree
+from lentando.comm.agreement import Event, Intent, RanksHaveJoinedError, agree, ranks_where
 from lentando.comm.asynchronous import operations_of
 from lentando.comm.checked_calls import JOINABLE, called_by_others
 from lentando.comm.dtypes import numpy_dtype
@@ -77,27 +77,37 @@ def join(process_set: ProcessSet = global_process_set) -> int:
     handle = submitted.join(zeros)
     try:
         with turn(transport, Intent(Event.JOIN)):
-            while (call := _next_call(transport)) is not None:
-                zeros(*call).execute(transport)
+            met = 0
+            while isinstance(found := _next_call(transport, met), tuple):
+                met, (operation, *arguments) = found
+                zeros(operation, arguments).execute(transport)
     except MismatchError:
         submitted.cancel_join()
         raise
-    return handle.wait()
+    last = handle.wait()
+    # Rank 0 receives that a rank has joined at some time after that: what that rank has seen in between is decisive.
+    latest = [numbers_of(transport)[rank] for rank in found]
+    return last if last in latest else latest[-1]
 
 
-def _next_call(transport: Transport) -> tuple[str, list[Any]] | None:
-    """The next blocking call of the others in which this rank takes part: its operation and arguments. Collective.
+def _next_call(transport: Transport, met: int) -> tuple[int, list[Any]] | list[int]:
+    """The next blocking call of the others in which this rank takes part. Collective.
+
+    Args:
+        transport: transport of the ranks.
+        met: number of calls of others that have been made since this rank has joined.
 
     Returns:
-        None once all ranks have joined.
+        That number now, and the operation with its arguments. Once all ranks have joined: the ranks that were the last,
+        as far as calls of others tell.
     """
     problem: str | None = ""
     while problem is not None:
         try:
-            agree(transport, Intent(Event.JOIN), lambda: "has called join()", JOINABLE)
+            by_rank = agree(transport, Intent(Event.JOIN), lambda: "has called join()", {**JOINABLE, "met": met})
         except RanksHaveJoinedError as found:  # noqa: PERF203 - each time, all ranks have communicated
+            met += 1
             described, problem = called_by_others(transport, found, None)
         else:
-            return None
-    operation, *arguments = json.loads(described)
-    return operation, arguments
+            return ranks_where(by_rank["met"] == by_rank["met"].min())
+    return met, json.loads(described)

@@ -49,3 +49,14 @@ def test_an_optimizer_asks_for_its_own_block() -> None:
             optimizer.step()
     with pytest.raises(lt.ConfigurationError, match="join needs a DistributedOptimizer, got str"):
         lt.join("optimizer")  # type: ignore[call-overload]
+
+
+def test_the_last_rank_is_not_one_that_others_have_found_joined() -> None:
+    for attempt in range(10 * lt.size()):
+        first = attempt % lt.size()
+        if lt.rank() != first and lt.size() > 1:
+            with pytest.raises(lt.HorovodInternalError):
+                lt.broadcast(torch.ones(2), lt.rank())
+        last = lt.join()
+        assert lt.allgather_object(last) == [last] * lt.size()
+        assert last != first or lt.size() == 1
