@@ -1,5 +1,6 @@
 """Handles of asynchronous operations, and what is submitted."""
 
+import logging
 from collections.abc import Callable
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -7,6 +8,8 @@ from lentando.comm.summation import Summation
 from lentando.comm.transport import Transport
 
 __all__ = ["Call", "Handle", "ZeroCall"]
+
+_log = logging.getLogger("lentando")
 
 R = TypeVar("R")
 R_co = TypeVar("R_co", covariant=True)
@@ -46,7 +49,7 @@ ZeroCall = Callable[[str, list[Any]], Call[Any]]
 class Handle(Generic[R]):
     """An operation that was submitted. Any thread may wait for it, as often as it likes.
 
-    The operation is executed whether or not its handle is kept.
+    The operation is executed whether or not its handle is kept. An error that is never raised is logged.
 
     Args:
         key: name by which the ranks match the operation.
@@ -65,7 +68,13 @@ class Handle(Generic[R]):
         self._wait = wait
         self._result: R
         self._error: Exception | None = None
-        self._is_complete = False
+        self._is_complete = self._is_raised = False
+
+    def __del__(self) -> None:
+        if self._error is not None and not self._is_raised:
+            _log.error(
+                "asynchronous operation %r has failed, and the program has not waited for it: %s", self.key, self._error
+            )
 
     def poll(self) -> bool:
         """Whether the operation is complete, so that ``wait`` returns at once. Never raises its error."""
@@ -89,6 +98,7 @@ class Handle(Generic[R]):
         if not self._is_complete:
             self._wait(self)
         if self._error is not None:
+            self._is_raised = True
             raise self._error
         return self._result
 
