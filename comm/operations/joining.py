@@ -98,8 +98,8 @@ def _next_call(transport: Transport, met: int) -> tuple[int, list[Any]] | list[i
         met: number of calls of others that have been made since this rank has joined.
 
     Returns:
-        That number now, and the operation with its arguments. Once all ranks have joined: the ranks that were the last,
-        as far as calls of others tell.
+        That number now, and the operation with its arguments. Once all ranks have joined: the ranks that joined last,
+        according to the calls of others.
     """
     problem: str | None = ""
     while problem is not None:
