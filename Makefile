@@ -29,7 +29,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check test faults cases horovod horovod-tests lint parity gpu bench wheel constraints clean
+.PHONY: help demo check quick test faults cases horovod horovod-tests lint style types words imports parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -39,7 +39,10 @@ demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_tensorflow.py $(DEMO)/tensorflow
 	$(BIN)/python examples/digits_table.py runs/demo/torch runs/demo/tensorflow
 
-check: lint ## linters, type check, doctests and the quick tests of a single process (a minute on two cores)
+check: $(READY) ## linters, type check, doctests and the quick tests of a single process, side by side (a minute on two cores)
+	$(MAKE) --no-print-directory -j 3 quick lint
+
+quick: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'not ranks and not slow and not alone' --numprocesses $(WORKERS)
 
 test: lint ## linters, type check and the test suite (a quarter of an hour; LENTANDO_TESTS=all: every combination)
@@ -62,11 +65,19 @@ horovod-tests: $(READY) ## Horovod's own tests of its functions, run with Lentan
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/horovod_tests "$(HOROVOD)" --json runs/horovod_tests.json \
 		$(if $(REFERENCE),--reference "$(REFERENCE)")
 
-lint: $(READY) ## linters and type check
+lint: style types words imports ## linters and type check
+
+style: $(READY)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	$(BIN)/python .ci/check_words.py
+
+types: $(READY)
 	$(BIN)/mypy
+
+words: $(READY)
+	$(BIN)/python .ci/check_words.py
+
+imports: $(READY)
 	$(BIN)/lint-imports --no-logo
 
 parity: $(READY) ## compare the weights that PyTorch and TensorFlow train, separately and in one job

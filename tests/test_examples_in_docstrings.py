@@ -75,8 +75,15 @@ def documented(node: ast.AST, name: str) -> Iterator[tuple[str, str, int]]:
             yield name, text, node.body[0].lineno - 1
 
 
+SLOW = {
+    "lentando.comm.simulation.run.simulate",
+    "lentando.comm.testing.transports.check_transport",
+    "lentando.tensorflow.keras.elastic.KerasState",
+}
+"""Examples that take more than 0.25 s."""
+
 EXAMPLES = [
-    pytest.param(module, path, text, line, id=name)
+    pytest.param(module, path, text, line, id=name, marks=[pytest.mark.slow] if name in SLOW else [])
     for module, path in modules_with_examples()
     for name, text, line in documented(ast.parse(path.read_text()), module)
 ]

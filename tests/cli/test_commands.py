@@ -280,6 +280,7 @@ def test_delays_on_other_numbers_of_ranks_are_not_guessed(tmp_path: Path, capsys
     assert run(["plan", "--from", str(path), "--workers", "8", *CLUSTER[2:8]]) == 0
 
 
+@pytest.mark.slow
 def test_measurements_survive_the_file(tmp_path: Path) -> None:
     path = tmp_path / "cluster.jsonl"
     found = measured(3, 1000)

@@ -283,6 +283,7 @@ def test_sums_that_are_wrong_are_a_problem() -> None:
     assert "gives wrong sums (rank 0: 0 instead of 1; rank 1: right)" in found.text
 
 
+@pytest.mark.slow
 def test_sums_of_threads_are_right() -> None:
     assert all(test["is_right"] and test["seconds"] > 0 for test in run_ranks(3, _test))
 

@@ -54,6 +54,7 @@ def test_threads_share_the_object_that_one_of_them_creates() -> None:
     assert len(set(map(id, found))) == 1
 
 
+@pytest.mark.slow
 def test_the_state_of_a_job_is_gone_with_its_transport() -> None:
     transport = SingleTransport()
     state = ref(job_of(transport).get(State))

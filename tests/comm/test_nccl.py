@@ -23,7 +23,7 @@ from lentando.comm.transport import Array, Message, Request, Traffic
 from lentando.comm.transports.nccl import NCCLTransport
 from lentando.comm.transports.nccl_binding import NCCLBinding
 
-SIZES = [1, 2, 3, 4]
+SIZES = [1, *(pytest.param(size, marks=pytest.mark.slow) for size in (2, 3, 4))]
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -30,7 +30,7 @@ def on_thread_ranks(count: int, program: Callable[[], Any]) -> list[Any]:
     return run_ranks(count, run)
 
 
-@pytest.mark.parametrize("count", [1, 2, 4])
+@pytest.mark.parametrize("count", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_operations_of_thread_ranks(count: int) -> None:
     def program() -> None:
         for check in AMONG_MEMBERS:
@@ -45,6 +45,7 @@ def test_operations_of_thread_ranks(count: int) -> None:
     on_thread_ranks(count, program)
 
 
+@pytest.mark.slow
 def test_operations_in_two_process_sets_of_thread_ranks_and_of_virtual_ranks() -> None:
     def program() -> None:
         sets = [add_process_set([0, 2, 3]), add_process_set([4, 1])]

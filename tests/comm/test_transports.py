@@ -289,6 +289,7 @@ class CountingSubsets(ThreadTransport):
         return subset
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "reason"),
     [

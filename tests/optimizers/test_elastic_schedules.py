@@ -19,6 +19,7 @@ def test_those_that_are_left_come_to_the_end_with_the_right_averages(first: int)
     assert not broken, "\n".join(broken)
 
 
+@pytest.mark.slow
 def test_schedules_differ_and_cover_much() -> None:
     drawn = [Schedule.draw(seed) for seed in range(SEEDS)]
     assert len(set(drawn)) == SEEDS

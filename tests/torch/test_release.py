@@ -21,6 +21,7 @@ def job_without_collector() -> Iterator[None]:
     lt.shutdown()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base", [lt.AllReduce(), lt.LocalSGD(), lt.SGP()], ids=repr)
 @pytest.mark.usefixtures("job_without_collector")
 def test_a_dropped_optimizer_is_released_without_the_garbage_collector(base: Any) -> None:
