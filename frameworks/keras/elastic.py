@@ -3,9 +3,17 @@
 from lentando.tensorflow.keras.elastic import (
     CommitStateCallback,
     KerasState,
+    TensorFlowKerasState,
     UpdateBatchStateCallback,
     UpdateEpochStateCallback,
     run,
 )
 
-__all__ = ["CommitStateCallback", "KerasState", "UpdateBatchStateCallback", "UpdateEpochStateCallback", "run"]
+__all__ = [
+    "CommitStateCallback",
+    "KerasState",
+    "TensorFlowKerasState",
+    "UpdateBatchStateCallback",
+    "UpdateEpochStateCallback",
+    "run",
+]

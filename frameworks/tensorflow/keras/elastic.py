@@ -8,7 +8,14 @@ from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.elastic_state import State
 from lentando.tensorflow.elastic import TensorFlowKerasState, run
 
-__all__ = ["CommitStateCallback", "KerasState", "UpdateBatchStateCallback", "UpdateEpochStateCallback", "run"]
+__all__ = [
+    "CommitStateCallback",
+    "KerasState",
+    "TensorFlowKerasState",
+    "UpdateBatchStateCallback",
+    "UpdateEpochStateCallback",
+    "run",
+]
 
 
 class KerasState(TensorFlowKerasState):
