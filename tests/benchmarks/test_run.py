@@ -100,3 +100,13 @@ def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "| 100        | " in file.read_text()
     assert file.read_text().strip() in done.stdout
+
+
+def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    found = peer("horovod_loops.py", "lentando", "--iterations", "2")
+    assert len(found) == 6
+    assert all(seconds > 0 for seconds in found.values())
+    loops = importlib.import_module("peers.horovod_loops")
+    shapes = list(loops.resnet50_shapes(1))
+    assert (len(shapes), sum(map(math.prod, shapes))) == (161, 25_557_032)  # as torchvision's has
