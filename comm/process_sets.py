@@ -5,11 +5,18 @@ from typing import Any
 
 from lentando.comm.checks import is_integer
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.subsets import close_subset, number_of_subset, open_subset, subset_transport
+from lentando.comm.subsets import close_subset, number_of_subset, open_subset, ranks_of_subset, subset_transport
 from lentando.comm.transport import Transport
 from lentando.comm.world import is_initialized, transport
 
-__all__ = ["ProcessSet", "add_process_set", "global_process_set", "remove_process_set", "transport_of"]
+__all__ = [
+    "ProcessSet",
+    "add_process_set",
+    "global_process_set",
+    "process_set_with",
+    "remove_process_set",
+    "transport_of",
+]
 
 
 class ProcessSet:
@@ -153,6 +160,20 @@ def transport_of(process_set: ProcessSet) -> Transport:
     check_process_set(process_set)
     job = transport()
     return job if process_set is global_process_set else subset_transport(job, process_set.ranks)
+
+
+def process_set_with(number: int) -> ProcessSet:
+    """The process set of this job with a number (``process_set_id``).
+
+    Raises:
+        ConfigurationError: if there is none.
+    """
+    if number == 0:
+        return global_process_set
+    ranks = ranks_of_subset(transport(), number)
+    if ranks is None:
+        raise ConfigurationError(f"this job has no process set with number {number}: add_process_set returns the set")
+    return ProcessSet(ranks)
 
 
 def check_process_set(process_set: Any) -> None:

@@ -22,7 +22,15 @@ from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.transport import Transport
 from lentando.comm.turns import turn
 
-__all__ = ["close_subset", "close_subsets", "leave_subsets", "number_of_subset", "open_subset", "subset_transport"]
+__all__ = [
+    "close_subset",
+    "close_subsets",
+    "leave_subsets",
+    "number_of_subset",
+    "open_subset",
+    "ranks_of_subset",
+    "subset_transport",
+]
 
 
 @dataclass
@@ -81,6 +89,12 @@ def number_of_subset(job: Transport, ranks: Sequence[int]) -> int | None:
         return 0
     subset = job_of(job).get(_Opened).by_ranks.get(tuple(ranks))
     return None if subset is None else subset.number
+
+
+def ranks_of_subset(job: Transport, number: int) -> tuple[int, ...] | None:
+    """The ranks of the open subset with a number; None if it is not open."""
+    opened = job_of(job).get(_Opened).by_ranks
+    return next((ranks for ranks, subset in opened.items() if subset.number == number), None)
 
 
 def subset_transport(job: Transport, ranks: Sequence[int]) -> Transport:

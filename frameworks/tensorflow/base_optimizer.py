@@ -97,14 +97,14 @@ class BaseOptimizer:
             value = ContinuedSchedule(value, self._iterations)
         self._stepping.learning_rate = value
 
-    def build(self, variables: Sequence[Any], names: Sequence[str]) -> None:
+    def build(self, variables: Sequence[Any], names: Sequence[str | None]) -> None:
         """Create the optimizer's variables unless they exist, and record their meaning and initial values.
 
         The parameters must already have their initial values, since some optimizers start with copies of them.
 
         Args:
             variables: the parameters.
-            names: unique names of the parameters.
+            names: unique names of the parameters; None for those whose state belongs to this rank alone.
 
         Raises:
             ConfigurationError: if the optimizer may be reset but its initial state is not known.
@@ -134,7 +134,7 @@ class BaseOptimizer:
         self._buffers = {
             f"{names[entry.parameter]}.{entry.kind}": native(entry.variable)
             for entry in _by_longest_name(state)
-            if entry.parameter is not None and entry.is_floating
+            if entry.parameter is not None and names[entry.parameter] is not None and entry.is_floating
         }
 
     def _build(self, variables: Sequence[Any]) -> set[int]:

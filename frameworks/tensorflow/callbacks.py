@@ -8,10 +8,10 @@ import tensorflow as tf
 
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
-from lentando.tensorflow.functions import broadcast_variables
 from lentando.tensorflow.names import by_number
 from lentando.tensorflow.optimizer import DistributedOptimizer
 from lentando.tensorflow.state_variables import native
+from lentando.tensorflow.variables import broadcast_variables
 
 __all__ = [
     "AveragedModelCallback",

@@ -8,6 +8,7 @@ import tensorflow as tf
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.counted_steps import CountedSteps
+from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.state_variables import native
 
@@ -24,27 +25,34 @@ class GradientAverages:
         replica: function that returns the replica after all steps have been reported to it.
         model: the framework adapter of the model.
         counted: counter of steps, through which graphs call Python.
-        variables: variables that the optimizer was built with.
+        variables: variables that the optimizer was built with, without local ones.
+        local: variables whose gradients are not averaged.
     """
 
     def __init__(
-        self, replica: Callable[[], Replica], model: KerasModel, counted: CountedSteps, variables: Sequence[Any]
+        self,
+        replica: Callable[[], Replica],
+        model: KerasModel,
+        counted: CountedSteps,
+        variables: Sequence[Any],
+        local: LocalVariables,
     ) -> None:
         self._replica = replica
         self._model = model
         self._counted = counted
         self._dtypes = [native(variable).dtype for variable in variables]
+        self._local = local
         self._numbers = {id(native(variable)): number for number, variable in enumerate(variables)}
 
     def knows(self, variable: Any) -> bool:
         """Whether the optimizer was built with this variable."""
-        return id(native(variable)) in self._numbers
+        return id(native(variable)) in self._numbers or variable in self._local
 
     def eager(self, pairs: Pairs, loss: float | None) -> Pairs:
         """Average eager gradients at once."""
         given = self._by_variable(pairs)
         averaged = self._average([None if g is None else _dense(g) for g in given], loss)
-        return [(averaged[self._number(variable)], variable) for _, variable in pairs]
+        return self._in_pairs(averaged, pairs)
 
     def traced(self, pairs: Pairs, loss: Any | None) -> Pairs:
         """Add to the graph that is being traced an average of its gradients."""
@@ -68,7 +76,7 @@ class GradientAverages:
         dense = [_dense(given[number]) for number in present]
         averaged = self._counted.average(average, loss, dense, [self._dtypes[number] for number in present])
         by_number = dict(zip(present, averaged, strict=True))
-        return [(by_number.get(self._number(variable)), variable) for _, variable in pairs]
+        return self._in_pairs([by_number.get(number) for number in range(len(given))], pairs)
 
     def _average(self, gradients: Sequence[Any | None], loss: float | None) -> list[Any | None]:
         """The mean of the gradients of all ranks, in the order of the variables."""
@@ -79,8 +87,15 @@ class GradientAverages:
 
     def _by_variable(self, pairs: Pairs) -> list[Any | None]:
         """A gradient or None for each variable that the optimizer was built with, in the same order."""
-        given = {self._number(variable): gradient for gradient, variable in pairs}
+        given = {self._number(variable): gradient for gradient, variable in pairs if variable not in self._local}
         return [given.get(number) for number in range(len(self._numbers))]
+
+    def _in_pairs(self, averaged: Sequence[Any | None], pairs: Pairs) -> Pairs:
+        """The pairs of the step: averaged gradients, and this rank's own for local variables."""
+        return [
+            (self._local.gradient(gradient) if variable in self._local else averaged[self._number(variable)], variable)
+            for gradient, variable in pairs
+        ]
 
     def _number(self, variable: Any) -> int:
         return self._numbers[id(native(variable))]

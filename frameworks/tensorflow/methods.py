@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING
 
 import keras
 
+from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.method_classes import ADACOMM, DILOCO, SLOWMO
 from lentando.optimizers.methods import AdaCommArguments, DiLoCoArguments, SlowMoArguments
@@ -24,6 +25,7 @@ class SlowMo(DistributedOptimizer):
         self,
         optimizer: keras.optimizers.Optimizer | str,
         *,
+        process_set: ProcessSet = global_process_set,
         model: keras.Model | None = None,
         mapping: WeightMap | None = None,
         **settings: "Unpack[SlowMoArguments]",
@@ -39,6 +41,7 @@ class DiLoCo(DistributedOptimizer):
         self,
         optimizer: keras.optimizers.Optimizer | str,
         *,
+        process_set: ProcessSet = global_process_set,
         model: keras.Model | None = None,
         mapping: WeightMap | None = None,
         **settings: "Unpack[DiLoCoArguments]",
@@ -54,6 +57,7 @@ class AdaComm(DistributedOptimizer):
         self,
         optimizer: keras.optimizers.Optimizer | str,
         *,
+        process_set: ProcessSet = global_process_set,
         model: keras.Model | None = None,
         mapping: WeightMap | None = None,
         **settings: "Unpack[AdaCommArguments]",

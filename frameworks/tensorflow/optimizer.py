@@ -10,8 +10,11 @@ import tensorflow as tf
 from lentando.comm import operations
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.errors import CheckpointError, ConfigurationError
-from lentando.comm.world import transport
+from lentando.comm.operations import Average, Op
+from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
+from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.checkpoint.weight_map import WeightMap
+from lentando.optimizers.horovod_arguments import wire_dtype_of, with_reduction
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
@@ -19,12 +22,15 @@ from lentando.optimizers.replica.state import copied
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wrapped
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
+from lentando.tensorflow.backward_passes import BackwardPasses
 from lentando.tensorflow.base_optimizer import BaseOptimizer, as_optimizer
 from lentando.tensorflow.checkpoint_state import KerasTraining
+from lentando.tensorflow.compression import Compression, Compressor
 from lentando.tensorflow.counted_steps import check_loss
 from lentando.tensorflow.description import describe_optimizer, short_description
 from lentando.tensorflow.environment import check_environment
 from lentando.tensorflow.fixed_state import check_synchronized
+from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.original_errors import convert_errors_of
 from lentando.tensorflow.precision import warn_of_rounded_betas
@@ -32,6 +38,7 @@ from lentando.tensorflow.python_calls import check_can_wait, unconverted
 from lentando.tensorflow.saved_optimizer import SavesBaseOptimizer
 from lentando.tensorflow.state_variables import native
 from lentando.tensorflow.steps import Steps
+from lentando.tensorflow.variable_groups import check_variable_groups
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -57,6 +64,26 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
     Args:
         optimizer: the base optimizer, which takes the inner steps, or a name that ``keras.optimizers.get`` takes, such
             as ``"adam"``.
+        name: name of this optimizer.
+        use_locking: no effect, like the next two: Keras updates variables as the base optimizer does, and gradients are
+            averaged in host memory.
+        device_dense: no effect.
+        device_sparse: no effect.
+        compression: ``Compression.none``, ``fp16`` or ``bf16``: how gradients are rounded while they are sent.
+        sparse_as_dense: no effect: sparse gradients (of embeddings) are always reduced with all rows.
+        backward_passes_per_step: calls of ``apply`` whose gradients are summed on each rank. The last one takes the
+            step; the others do not communicate.
+        op: how the gradients of the ranks are combined: ``Average``, ``Sum``, or ``Adasum``, with which every rank
+            takes its own step, and the steps are combined (``AdasumDeltas``).
+        gradient_predivide_factor: factor by which gradients are divided before the average and multiplied after it.
+        average_aggregated_gradients: whether the sum of ``backward_passes_per_step`` gradients is divided by their
+            number.
+        num_groups: older name of ``groups``.
+        groups: number of groups, or lists of variables, whose gradients Horovod sends together. It is checked, and has
+            no effect: all gradients are sent together.
+        process_set: the ranks that train together. A rank that is no member trains alone.
+        scale_local_gradients: whether gradients of local variables (``register_local_var``) are divided by the number
+            of ranks.
         model: the model. Its floating-point statistics (of BatchNorm) are averaged at outer steps, and its frozen and
             integer weights are taken from rank 0. None if the optimizer's variables are all that is trained.
         mapping: a ``WeightMap`` from the names and axes of a PyTorch model to those of this one, for a job whose other
@@ -77,19 +104,34 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
     def __init__(
         self,
         optimizer: keras.optimizers.Optimizer | str,
+        name: str | None = None,
+        use_locking: bool = False,
+        device_dense: str = "",
+        device_sparse: str = "",
+        compression: type[Compressor] = Compression.none,
+        sparse_as_dense: bool = False,
+        backward_passes_per_step: int = 1,
+        op: Op = Average,
+        gradient_predivide_factor: float = 1.0,
+        average_aggregated_gradients: bool = False,
+        num_groups: int = 0,
+        groups: int | Sequence[Iterable[Any]] | None = None,
+        process_set: ProcessSet = global_process_set,
+        scale_local_gradients: bool = True,
         *,
         model: keras.Model | None = None,
         mapping: WeightMap | None = None,
         **settings: "Unpack[SettingsArguments]",
     ) -> None:
-        world = transport()
-        method = Settings(**settings)
+        world = transport_of(process_set) if process_set.included() else SingleTransport()
+        check_variable_groups(backward_passes_per_step, num_groups, groups)
+        method = with_reduction(Settings(**settings), op, wire_dtype_of(compression), gradient_predivide_factor)
         check_environment()
         if isinstance(method.base, AllReduce) and method.base.overlap:
             raise ConfigurationError("AllReduce(overlap=True) exists in PyTorch only: leave overlap out")
         optimizer = as_optimizer(optimizer)
         check_not_wrapped(optimizer, getattr(optimizer, "inner_optimizer", None))
-        super().__init__(learning_rate=0.0, name=f"distributed_{optimizer.name}")
+        super().__init__(learning_rate=0.0, name=name or f"distributed_{optimizer.name}")
         if mapping is not None and method.base_buffers == "average":
             raise ConfigurationError(
                 "base_buffers='average' is not possible in a job with another framework (mapping=), whose optimizers "
@@ -101,6 +143,8 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         does_reset = method.for_optimizer(describe_optimizer(optimizer)).base_buffers == "reset"
         self._base = BaseOptimizer(optimizer, does_reset or method.on_nonfinite == "skip", self._iterations)
         self._hidden = _Hidden(model)
+        self._local = LocalVariables(lambda: world.size, scale_local_gradients)
+        self._passes = backward_passes_per_step, average_aggregated_gradients
         self._base_optimizer = optimizer
         self._model: KerasModel
         self._steps: Steps
@@ -142,18 +186,48 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         # Outside the graph that is being traced, which would do it at every step.
         with nullcontext() if tf.executing_eagerly() else tf.init_scope():
             variables = list(variables)
+            passes, takes_mean = self._passes
             check_synchronized(self._hidden.model, self._world.size)
             shared = shares_memory(self._world)
             self._model = KerasModel(
-                self._base, variables, self._hidden.model, self._mapping, shared, lambda: int(self._iterations)
+                self._base,
+                self._local.shared(variables),
+                self._hidden.model,
+                self._mapping,
+                shared,
+                lambda: int(self._iterations),
             )
             if self._world.rank == 0:
                 warn_of_rounded_betas(self._base.stepping, [native(variable) for variable in variables])
             self._steps = Steps(
-                self._world, self._settings, self._model, self._base, variables, self._iterations, self._hidden.model
+                self._world,
+                self._settings,
+                self._model,
+                self._base,
+                variables,
+                self._local,
+                BackwardPasses(passes, takes_mean, variables) if passes > 1 else None,
+                self._iterations,
+                self._hidden.model,
             )
             self.__dict__["_trainable_variables"] = variables  # the name that Keras's callbacks read
             self.built: bool = True
+
+    def register_local_var(self, var: Any) -> None:
+        """Leave out a variable that every rank has for itself, such as its part of an embedding, from averages.
+
+        Args:
+            var: a variable that the optimizer trains.
+
+        Raises:
+            ConfigurationError: once the optimizer has been built, or with ``model=``, whose weights come from rank 0.
+        """
+        if self.built or self._hidden.model is not None:
+            raise ConfigurationError(
+                "register_local_var must be called before the first step, for an optimizer without model=, because all "
+                "other variables take rank 0's values when the optimizer is built"
+            )
+        self._local.register(var)
 
     @unconverted
     def apply(
@@ -189,10 +263,7 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
             loss = self._loss_given_to_scale()
         if loss is not None:
             check_loss(loss)
-        if tf.executing_eagerly():
-            self._steps.take(pairs, loss)
-        else:
-            self._steps.trace(pairs, loss)
+        self._steps.take(pairs, loss)
 
     @unconverted
     def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], loss: Any | None = None) -> Any:

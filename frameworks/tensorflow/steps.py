@@ -13,9 +13,11 @@ from lentando.optimizers.loss_argument import as_number
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.rules.period import needs_loss
 from lentando.optimizers.rules.settings import Settings
+from lentando.tensorflow.backward_passes import BackwardPasses
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.counted_steps import CountedSteps, record_loss
 from lentando.tensorflow.gradient_averages import GradientAverages, Pairs
+from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.state_variables import native
 
@@ -34,6 +36,8 @@ class Steps:
         model: the framework adapter.
         base: the base optimizer, which is built here.
         variables: the trained variables.
+        local: those of them that this rank has for itself.
+        passes: accumulation of several backward passes in a step; None if every pass is a step.
         iterations: variable that counts all steps.
         keras_model: the user's model; None if it is not known.
 
@@ -49,6 +53,8 @@ class Steps:
         model: KerasModel,
         base: BaseOptimizer,
         variables: Sequence[Any],
+        local: LocalVariables,
+        passes: BackwardPasses | None,
         iterations: Any,
         keras_model: keras.Model | None,
     ) -> None:
@@ -57,12 +63,17 @@ class Steps:
         self._model = model
         self._base = base
         self._variables = variables
+        self._shared = local.shared(variables)
+        self._passes = passes
         self._iterations = iterations
         self._keras_model = keras_model
         self.replica: Replica | None = None
         if all(variable.is_initialized() for variable in model.variables):
             self._make_replica()
-        base.build(variables, model.names)  # after the replica, which may have changed the weights that it copies
+        names = iter(model.names)
+        base.build(
+            variables, [None if variable in local else next(names) for variable in variables]
+        )  # after the replica, which may have changed the weights that it copies
         is_mixing, period = settings.base.mixes_parameters, settings.period
         self.counted = CountedSteps(
             self._started_replica,
@@ -70,7 +81,7 @@ class Steps:
             [*base.variables, native(iterations)],
             "always" if is_mixing else "never" if period is None else "sometimes",
         )
-        self._averages = GradientAverages(self.ready_replica, model, self.counted, variables)
+        self._averages = GradientAverages(self.ready_replica, model, self.counted, self._shared, local)
 
     def check_variables(self, variables: Sequence[Any]) -> None:
         """Check that a step is given variables that the optimizer was built for.
@@ -102,6 +113,28 @@ class Steps:
         return self._started_replica()
 
     def take(self, pairs: Pairs, loss: Any | None) -> None:
+        """Take a step, or add it to the graph that is being traced. Of several backward passes, the last one does so.
+
+        Args:
+            pairs: pairs of gradient and variable.
+            loss: training loss of the step; None if it is not known.
+
+        Raises:
+            ConfigurationError: in a graph, if the loss is needed and not given, or if XLA is to compile the graph.
+        """
+
+        def step(pairs: Pairs) -> None:
+            if tf.executing_eagerly():
+                self._take(pairs, loss)
+            else:
+                self._trace(pairs, loss)
+
+        if self._passes is None:
+            step(pairs)
+        else:
+            self._passes.add(pairs, step)
+
+    def _take(self, pairs: Pairs, loss: Any | None) -> None:
         """Take an eager step, and report it to the replica."""
         replica = self.ready_replica()
         rates = self._model.learning_rates()  # before the step, which advances a schedule
@@ -132,17 +165,13 @@ class Steps:
         if rate != own_rate:
             self._base.learning_rate = rate
         before = int(self._base.updates)
-        self._base_step(list(zip(gradients, self._variables, strict=True)))
+        self._base_step(list(zip(gradients, self._shared, strict=True)))
         if rate != own_rate:
             self._base.learning_rate = own_rate
         return int(self._base.updates) != before
 
-    def trace(self, pairs: Pairs, loss: Any | None) -> None:
-        """Add a step to the graph that is being traced.
-
-        Raises:
-            ConfigurationError: if the loss is needed and not given, or if XLA is to compile the graph.
-        """
+    def _trace(self, pairs: Pairs, loss: Any | None) -> None:
+        """Add a step to the graph that is being traced."""
         period = self._settings.make_period()
         if loss is None and period is not None and needs_loss(period):
             raise ConfigurationError(
