@@ -176,6 +176,9 @@ class NegotiatedOperations:
                     )
                 )
             self._changed.notify_all()
+        data = self._threads.transports[0]
+        if isinstance(data, Interruptible):
+            data.while_waiting = None  # this object becomes garbage, which ends the thread
 
     def _require_usable(self) -> None:
         self._require_parent()
