@@ -6,7 +6,7 @@ functions of each, and how many methods ``Replica`` has. Function calls are reco
 
 import inspect
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from types import CodeType, FrameType
 from typing import Any
@@ -16,8 +16,17 @@ import torch
 import lentando
 import lentando.torch as lt
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica.between_steps import BetweenSteps
 
 PERIOD = 4
+PLACES = {
+    "optimizers/rules/": "rules",
+    "optimizers/replica/": "order of a step and policies",
+    "optimizers/": "shared by the frameworks",
+    "torch/": "adapter",
+    "comm/": "communication",
+}
+"""What the files of a folder hold, by the beginning of their paths."""
 
 
 def functions_called(function: Callable[[], object]) -> dict[str, set[str]]:
@@ -59,14 +68,18 @@ def main() -> None:
         files = functions_called(step)
         if lt.rank() == 0:
             where = "at an outer step" if number == 3 * PERIOD else "between outer steps"
-            print(f"{where}: {len(files)} files")
+            by_place = Counter(
+                next(place for folder, place in PLACES.items() if name.startswith(folder)) for name in files
+            )
+            print(f"{where}: {len(files)} files ({', '.join(f'{place} {by_place[place]}' for place in by_place)})")
             for name, functions in sorted(files.items()):
                 print(f"    {name}: {', '.join(sorted(functions))}")
     if lt.rank() == 0:
-        own = vars(Replica).values()
-        methods = sum(inspect.isfunction(item) for item in own)
-        properties = sum(isinstance(item, property) for item in own)
-        print(f"Replica: {methods} methods and {properties} properties")
+        for kind in (Replica, BetweenSteps):
+            own = vars(kind).values()
+            methods = sum(inspect.isfunction(item) for item in own)
+            properties = sum(isinstance(item, property) for item in own)
+            print(f"{kind.__name__}: {methods} methods and {properties} properties")
     lt.shutdown()
 
 

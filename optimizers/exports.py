@@ -71,7 +71,7 @@ from lentando.optimizers.checkpoint.on_signal import save_on_signal
 from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.checkpoint.weight_map import WeightMap, WeightRule
 from lentando.optimizers.methods import adacomm, diloco, slowmo
-from lentando.optimizers.replica.replica import BaseState
+from lentando.optimizers.replica.between_steps import BaseState
 from lentando.optimizers.replica.stopping import StopHandle
 from lentando.optimizers.replica.uneven_data import Joinable, join
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer

@@ -43,7 +43,7 @@ class ReplicaOptimizer:
         more than the optimizer passes to it has methods to report that, such as
         ``AdaptivePeriod.record_validation_loss``.
         """
-        return self._ready_replica().schedule
+        return self._ready_replica().progress.period
 
     def averaged(self) -> AbstractContextManager[None]:
         """Return a block inside which the model is the exact average of all replicas, for evaluation.

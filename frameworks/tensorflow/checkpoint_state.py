@@ -12,7 +12,8 @@ from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, Reading, Tensors
 from lentando.optimizers.checkpoint.replica_training import ReplicaTraining
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.save_on_signal import SaveOnSignal
+from lentando.optimizers.replica.stopping import StopHandle
 from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.convert import as_tensor, to_plain
 from lentando.tensorflow.counted_steps import CountedSteps

@@ -4,7 +4,7 @@ from typing import Any
 
 import keras
 
-from lentando.optimizers.replica.stopping import SaveOnSignal
+from lentando.optimizers.replica.save_on_signal import SaveOnSignal
 
 __all__ = ["SaveOnSignalCallback"]
 

@@ -184,7 +184,8 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         result = None
         if not overflow:
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
-        self._gradients.begin_step()
+        if replica.averages_gradients:
+            self._gradients.begin_step()
         replica.after_step()
         return result
 

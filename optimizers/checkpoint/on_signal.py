@@ -9,7 +9,8 @@ from typing import Any
 from lentando.optimizers.checkpoint.folder import checked_path
 from lentando.optimizers.checkpoint.saving import save
 from lentando.optimizers.checkpoint.training import Checkpointed, trainings_of
-from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.save_on_signal import SaveOnSignal
+from lentando.optimizers.replica.stopping import StopHandle
 
 __all__ = ["save_on_signal"]
 

@@ -8,7 +8,8 @@ from lentando.comm.transport import Array
 from lentando.optimizers.checkpoint.layers import Layer
 from lentando.optimizers.checkpoint.optimizer_state import NeutralState, OptimizerState, Reading, Tensors
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.stopping import SaveOnSignal, StopHandle
+from lentando.optimizers.replica.save_on_signal import SaveOnSignal
+from lentando.optimizers.replica.stopping import StopHandle
 
 __all__ = ["ReplicaTraining", "by_key", "with_full_names"]
 

@@ -62,7 +62,7 @@ class Evaluation:
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
-        """Hold the exact average of all replicas inside the block; see ``Replica.averaged``."""
+        """Hold the exact average of all replicas inside the block; see ``BetweenSteps.averaged``."""
         setup = self._setup
         self._timing.pause()
         buffers = setup.framework.buffers
@@ -135,7 +135,7 @@ class Evaluation:
         _log.warning("%s: the next outer step restores it from the other ranks", text)
 
     def consensus_distance(self) -> float:
-        """Return how far the replicas are apart; see ``Replica.consensus_distance``."""
+        """Return how far the replicas are apart; see ``BetweenSteps.consensus_distance``."""
         self._timing.pause()
         distance = self._channel.together(self._measure_distance)
         self._timing.resume()

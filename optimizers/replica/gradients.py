@@ -1,11 +1,11 @@
-"""Communication of the base algorithm: the average of gradients before a step, and the gossip after it."""
+"""The average of gradients over the ranks, before each step of a base algorithm that averages gradients."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
 from lentando.comm.agreement import Event, ranks_where
-from lentando.comm.elastic import in_place, without_vote
+from lentando.comm.elastic import in_place
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
@@ -16,7 +16,7 @@ from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.non_finite import NonFinite, Verdict, first_non_finite, loss_to_send
 
-__all__ = ["AveragedLoss", "Gradients", "Mixing"]
+__all__ = ["AveragedLoss", "Gradients"]
 
 
 @dataclass(frozen=True)
@@ -164,76 +164,3 @@ class Gradients:
     def _average(self, verdict: Verdict | None) -> None:
         share = None if verdict is None else verdict.partial_average
         self._setup.base.steps.average_gradients(self._uneven.share() if share is None else share)
-
-
-class Mixing:
-    """Mixes parameters by gossip after each step.
-
-    Inside ``join`` a control message precedes each mixing, unless one has preceded the average of gradients.
-
-    Args:
-        setup: transport, framework and method of the replica.
-        progress: progress of the replica.
-        channel: sends the control messages.
-        costs: counts bytes and time.
-        non_finite: policy for values that are not finite.
-        uneven: shares of the ranks in averages.
-    """
-
-    def __init__(
-        self,
-        setup: Setup,
-        progress: Progress,
-        channel: Channel,
-        costs: Costs,
-        non_finite: NonFinite,
-        uneven: UnevenData,
-    ) -> None:
-        self._setup = setup
-        self._progress = progress
-        self._channel = channel
-        self._costs = costs
-        self._non_finite = non_finite
-        self._uneven = uneven
-
-    def mix(self) -> None:
-        """Mix parameters after a step of this rank."""
-        with self._costs.of("gossip", self._progress.inner_steps + 1):
-            if self._progress.is_joined and not self._setup.settings.base.averages_gradients:
-                self._agree()
-                if self._uneven.is_partial:
-                    self._uneven.rates_of_active()
-            self._mix()
-
-    def mix_with_others(self, rates: Sequence[float] | None) -> Sequence[float] | None:
-        """Take part in the mixing after a step of other ranks.
-
-        Args:
-            rates: learning rates of the step, one per parameter group; None if they are not known yet.
-
-        Returns:
-            The learning rates, None if no rank has a batch left.
-        """
-        with self._costs.of("gossip", self._progress.inner_steps):
-            if rates is None:
-                self._agree()
-                if not self._uneven.active:
-                    return None
-                rates = self._uneven.rates_of_active()
-            self._mix()
-        return rates
-
-    def _agree(self) -> None:
-        self._channel.agree(Event.STEP, "gossips about")
-
-    def _mix(self) -> None:
-        setup = self._setup
-        setup.framework.load()
-        found = first_non_finite(setup.framework.buffers, statistics=False) if self._non_finite.skips else None
-        if found is not None:
-            self._non_finite.drop_non_finite(found)
-            setup.base.non_finite.drop_non_finite()
-        if without_vote(setup.transport, setup.base.steps.after_step):
-            setup.framework.store()
-        if found is not None:
-            setup.framework.reset_optimizer()

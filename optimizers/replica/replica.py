@@ -1,27 +1,27 @@
-"""The order of a training step: what happens around each step of the base optimizer, and between two steps."""
+"""The order of a training step: what happens around each step of the base optimizer."""
 
 import copy
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from typing import Any, Literal, TypeAlias, get_args
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
 
-from lentando.comm.agreement import Event
 from lentando.comm.capabilities import VirtualTime
 from lentando.comm.elastic import enlist
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.numbering import number_of
 from lentando.comm.transport import Transport
-from lentando.optimizers.framework import ChangingFramework, Framework
+from lentando.optimizers.framework import Framework
+from lentando.optimizers.replica.between_steps import BetweenSteps
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.evaluation import Evaluation
-from lentando.optimizers.replica.gradients import AveragedLoss, Gradients, Mixing
+from lentando.optimizers.replica.gradients import AveragedLoss, Gradients
 from lentando.optimizers.replica.last_look import LastLook
+from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.rank_comparison import RankComparison
 from lentando.optimizers.replica.rollback import Rollback
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress, load_state, state_of
+from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.timing import Costs, Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
@@ -29,17 +29,13 @@ from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 from lentando.optimizers.rules.non_finite import NonFinite
-from lentando.optimizers.rules.period import Period, needs_loss, participant_of
+from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
 
-__all__ = ["BaseState", "Replica"]
-
-_log = logging.getLogger("lentando")
-
-BaseState: TypeAlias = Literal["keep", "reset"]
+__all__ = ["Replica"]
 
 
-class Replica:
+class Replica(BetweenSteps):
     """One of the job's copies of the model.
 
     At construction the ranks check that they hold the same model and settings, and adopt rank 0's parameters. Then a
@@ -83,9 +79,6 @@ class Replica:
         setup = self.setup = Setup(transport, framework, settings, optimizers_may_differ)
         self.transport, self.framework, self.settings = transport, framework, setup.settings
         self.averages_gradients = settings.base.averages_gradients
-        trains_apart = setup.outer is not None and not setup.has_common_rounds and not settings.base.communicates
-        if trains_apart and transport.size > 1:
-            _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
         progress = self.progress = Progress(transport.clock, period)
         timing = self.timing = Timing(transport)
@@ -127,11 +120,6 @@ class Replica:
         return self.progress.steps_in_round
 
     @property
-    def schedule(self) -> Period | None:
-        """The schedule of this replica's outer steps, None if there are none."""
-        return self.progress.period
-
-    @property
     def joined(self) -> bool:
         """Whether the ranks may have unequal numbers of batches; see ``join``."""
         return self.progress.is_joined
@@ -140,8 +128,6 @@ class Replica:
     def base(self) -> AlgorithmHooks:
         """The hooks of the base algorithm; replaced after ranks have died, or when other parameters are trained."""
         return self.setup.base
-
-    # --- around a step of the base optimizer --------------------------------------------------------------------------
 
     def record_loss(self, loss: Any, count: int = 1) -> None:
         """Add the training loss of a step.
@@ -314,154 +300,3 @@ class Replica:
             self.framework.watch.look()
         if self.settings.base.mixes_parameters:
             self._weights.continue_gossip_if_set()
-
-    # --- between two steps --------------------------------------------------------------------------------------------
-
-    def follow_changes(self) -> None:
-        """Train what the model and the optimizer now ask to be trained. Collective if that has changed.
-
-        Called before gradients are averaged. Otherwise it happens at the next outer step, or whenever else all ranks
-        communicate between steps.
-
-        Raises:
-            MismatchError: on every rank, if the changes differ between ranks.
-            ConfigurationError: if nothing is left to be trained, inside ``averaged()``, or in an elastic job.
-        """
-        if self.evaluation.is_open and self._trained.pending() is not None:
-            raise ConfigurationError(
-                "parameters cannot be frozen, unfrozen, added or removed inside averaged(): do so after the block"
-            )
-        self._trained.follow()
-
-    def averaged(self) -> AbstractContextManager[None]:
-        """Hold the exact average of all replicas inside the block, and restore each replica's own parameters after it.
-
-        Collective: every rank enters. Inside, the optimizer neither steps nor saves or loads.
-
-        Raises:
-            NonFiniteError: on every rank, if parameters are not finite on one of them (with ``on_nonfinite="skip"``,
-                if they are finite on none).
-        """
-        self.evaluation.refuse("averaged()")
-        self._check_weights()
-        self._notice_resized_buffers()
-        self.follow_changes()
-        self._trained.warn_of_left_out()
-        return self.evaluation.averaged()
-
-    def consensus_distance(self) -> float:
-        """Return the root mean square over ranks of the distance between a replica's parameters and the mean.
-
-        Collective: every rank calls it.
-        """
-        self.evaluation.refuse("consensus_distance()")
-        self.follow_changes()
-        return self.evaluation.consensus_distance()
-
-    def restart(self, base_state: BaseState = "keep") -> None:
-        """Begin a new round from the present weights: their average over the ranks becomes weights and anchor.
-
-        Collective: every rank calls it, between steps. Weights that are equal on all ranks stay exactly as they are.
-        The outer momentum begins at zero, gossip at weight 1 with nothing in flight. The next outer step follows a
-        whole period later; the counts of steps and rounds, and the period's schedule, continue.
-
-        Args:
-            base_state: "keep" to keep the state of the base optimizer, "reset" to reset it to that of a new one.
-
-        Raises:
-            ConfigurationError: for another ``base_state``, in the middle of a step, inside ``join`` or ``averaged()``.
-            NonFiniteError: as ``averaged``.
-            MismatchError: on every rank, if the ranks are not about to do the same.
-        """
-        progress = self.progress
-        if base_state not in get_args(BaseState):
-            legal = " or ".join(map(repr, get_args(BaseState)))
-            raise ConfigurationError(f"base_state must be {legal}, got {base_state!r}")
-        self.evaluation.refuse("restart()")
-        if progress.is_in_step or progress.is_joined:
-            where = "in the middle of a step" if progress.is_in_step else "inside join"
-            raise ConfigurationError(f"restart() is not possible {where}: call it between steps, outside join")
-        self._check_weights()
-        self.follow_changes()
-        self.timing.pause()
-        self._weights.restart()
-        if base_state == "reset":
-            self.framework.reset_optimizer()
-        progress.forget_losses()
-        self._rounds.begin()
-        self.timing.resume()
-
-    @contextmanager
-    def weights_changed_by(self, action: str) -> Iterator[None]:
-        """Let the block change the weights of this rank between steps, and continue from them.
-
-        Args:
-            action: what changes them, for the error message.
-
-        Raises:
-            ConfigurationError: inside ``averaged()``, whose end restores the previous weights.
-        """
-        if self.evaluation.is_open:
-            raise ConfigurationError(
-                f"{action} is not possible inside averaged(): it changes the weights, and the end of the block "
-                "restores the previous ones. Call it before the block, and the average is one of the changed weights"
-            )
-        self._check_weights()
-        yield
-        self.setup.continue_from_weights()
-
-    def meet(self, event: Event) -> None:
-        """Agree with all ranks that a checkpoint is about to be saved, or loaded, at the same step. Collective.
-
-        Args:
-            event: ``Event.SAVE`` or ``Event.LOAD``.
-
-        Raises:
-            MismatchError: on every rank, if the ranks are about to do different things.
-            ConfigurationError: in the middle of a step.
-        """
-        action = "saves" if event is Event.SAVE else "loads"
-        self.evaluation.refuse(f"to {event.name.lower()} a checkpoint")
-        if self.progress.is_in_step:
-            raise ConfigurationError(f"this rank {action} a checkpoint in the middle of a step: do so between steps")
-        self._notice_resized_buffers()
-        self.follow_changes()
-        self._channel.agree(event, f"{action} a checkpoint of")
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return all that decides the next step besides parameters and base optimizer, as plain values and arrays.
-
-        Every rank has its own: anchors and slow momenta are sharded.
-        """
-        self._check_weights()
-        if (change := self._trained.pending()) is not None:
-            raise ConfigurationError(
-                f"this state could not be loaded again: the model is about to change, with {change}, which the ranks "
-                "do together when they next communicate. Save after the next outer step, or use lt.save"
-            )
-        return state_of(self.setup, self.progress)
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue where ``state_dict()`` was taken. Parameters and base optimizer are restored by the framework.
-
-        Raises:
-            ConfigurationError: if the state is of another version, model, method, world size or rank, and inside
-                ``averaged()``.
-        """
-        self.evaluation.refuse("to load a state dict")
-        load_state(state, self.setup, self.progress)
-        self._channel.forget_start()
-
-    def recover(self) -> None:
-        """Plan again with the remaining ranks after some have died. Collective over the remaining ranks."""
-        self.setup.recover()
-        self.timing.forget_ranks()
-
-    def position(self) -> str:
-        """Return how far this replica is, for messages."""
-        return f"after inner step {self.inner_steps} and {self.rounds} rounds"
-
-    def _notice_resized_buffers(self) -> None:
-        """Notice buffers that were resized since the ranks last communicated, for ``follow_changes`` to handle."""
-        if isinstance(self.framework, ChangingFramework):
-            self.framework.load()

@@ -48,6 +48,7 @@ class Setup:
         base: hooks of the bound base algorithm; replaced when the ranks plan again.
         base_participant: the base algorithm, if it takes part in control messages, else None.
         outer: the outer step; None if there are none.
+        has_common_rounds: whether all ranks end their rounds together, because outer steps communicate.
         constants: statistics in which values that are not finite do no harm.
         recoveries: number of times that the ranks have planned again because some have died.
     """
@@ -66,6 +67,7 @@ class Setup:
         self._given = settings
         self._optimizers_may_differ = optimizers_may_differ
         self.outer: OuterStepping | None = None
+        self.has_common_rounds = False
         self.recoveries = 0
         self.constants = Constants(transport.size)
         in_place(transport, [buffer.array for buffer in framework.buffers], self._begin)
@@ -75,11 +77,9 @@ class Setup:
                 "base_buffers='maintain' does not average the moving averages of the weights (use_ema=True): each rank "
                 "ends training with its own. Use base_buffers='average' (or 'auto')"
             )
-
-    @property
-    def has_common_rounds(self) -> bool:
-        """Whether all ranks end their rounds together, because outer steps communicate."""
-        return self.outer is not None and self.outer.communicates
+        trains_apart = self.outer is not None and not self.has_common_rounds and not settings.base.communicates
+        if trains_apart and transport.size > 1:
+            _log.warning("%r without exact average: the %d replicas train apart", settings.base, transport.size)
 
     def start(self) -> None:
         """Begin the very first step: weights may have been loaded since construction, so these are x_{0,0}."""
@@ -106,7 +106,7 @@ class Setup:
         framework, settings = self.framework, self.settings
         self.subject = fingerprint([describe(b.layout for b in framework.buffers), settings.method])
         self._use(self._bind())
-        self.outer = self._bind_outer()
+        self._use_outer(self._bind_outer())
 
     def recover(self) -> None:
         """Plan again with the remaining ranks after some have died. Collective over the remaining ranks.
@@ -139,11 +139,15 @@ class Setup:
         framework.store_not_averaged(share_not_averaged(transport, framework.name, framework.not_averaged(), moments))
         check_fixed_state(transport, framework)
         self._use(self._bind())
-        self.outer = self._bind_outer()
+        self._use_outer(self._bind_outer())
 
     def _use(self, base: AlgorithmHooks) -> None:
         self.base = base
         self.base_participant = base.steps if isinstance(base.steps, Participant) else None
+
+    def _use_outer(self, outer: OuterStepping | None) -> None:
+        self.outer = outer
+        self.has_common_rounds = outer is not None and outer.communicates
 
     def _bind_outer(self) -> OuterStepping | None:
         """Choose what takes the outer steps: an algorithm of its own, or the exact average with an outer rule."""

@@ -96,7 +96,7 @@ class ParameterMixing(Protocol):
     """The gossip after each step."""
 
     def mix_with_others(self, rates: Sequence[float] | None) -> Sequence[float] | None:
-        """Take part without a batch; see ``lentando.optimizers.replica.gradients.Mixing``."""
+        """Take part without a batch; see ``lentando.optimizers.replica.mixing.Mixing``."""
 
 
 class OuterSteps(Protocol):

@@ -105,7 +105,7 @@ class Weights:
         )
 
     def restart(self) -> None:
-        """Average the weights and restart gossip and outer momentum from them, as ``Replica.restart``. Collective."""
+        """Average the weights, and restart gossip and outer momentum from them; see ``BetweenSteps.restart``."""
         setup = self._setup
         setup.framework.load()
         found = first_non_finite(setup.framework.buffers, constants=setup.constants)

@@ -48,9 +48,13 @@ class Constants:
 
     Args:
         size: number of ranks over which sums are formed.
+
+    Attributes:
+        exist: whether the model has had any when training began; usually it has none.
     """
 
     def __init__(self, size: int) -> None:
+        self.exist = False
         self._size = size
         self._known: dict[str, tuple[Array, Array]] = {}
 
@@ -70,6 +74,7 @@ class Constants:
                     where = ~np.isfinite(values.astype(wide) * self._size)
                 if bool(where.any()):
                     self._known[entry.name] = where, values.copy()
+        self.exist = bool(self._known)
 
     def within(self, buffer: FlatBuffer, elements: slice | None = None) -> list[Constant]:
         """The constants that a buffer still holds.

@@ -222,7 +222,9 @@ class _Shard:
         Where this rank does not count, its buffer is zero from then on, until ``step`` or ``abort_average``: in
         between, neighbours may read it.
         """
-        constants = self._constants.within(self.buffer, self._reduction.shard)  # before elements are set to zero
+        constants = []
+        if self._constants.exist:  # before elements are set to zero
+            constants = self._constants.within(self.buffer, self._reduction.shard)
         self._left_out = [] if partial_average is None else partial_average.leave_out(self.buffer)
         if partial_average is not None:
             self._mean = self._reduction.reduce_scatter()

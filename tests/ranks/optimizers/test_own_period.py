@@ -95,7 +95,7 @@ def test_equal_lengths_of_different_types_are_equal(transport: Transport) -> Non
 @pytest.mark.parametrize("warmup", [0, 3])
 def test_a_period_may_take_part_in_the_control_messages(transport: Transport, warmup: int) -> None:
     own = worker(transport, PostLocal(warmup, ByTheSlowest(1)) if warmup else ByTheSlowest(1), SGP())
-    schedule: Any = own.replica.schedule
+    schedule: Any = own.replica.progress.period
     live = schedule.following if warmup else schedule
     assert isinstance(live, Participant)
     lengths = []
