@@ -102,6 +102,10 @@ def base_names(owner: ast.ClassDef) -> set[str]:
     return {ast.unparse(base).partition("[")[0].rpartition(".")[2] for base in owner.bases}
 
 
+def is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
+    return any(ast.unparse(decorator) == "overload" for decorator in node.decorator_list)
+
+
 def without_docstring(folders: list[Path]) -> list[str]:
     """Public functions, classes and methods that nobody documents, read from the source: to import it all starts MPI.
 
@@ -114,7 +118,7 @@ def without_docstring(folders: list[Path]) -> list[str]:
         for node in ast.parse(path.read_text()).body
         if isinstance(node, ast.FunctionDef | ast.ClassDef)
     ]
-    definitions = [(where, node) for where, node in defined if not node.name.startswith("_")]
+    definitions = [(where, node) for where, node in defined if not node.name.startswith("_") and not is_overload(node)]
     classes = {node.name: node for _, node in defined if isinstance(node, ast.ClassDef)}
     protocols = [public_methods(node) for node in classes.values() if "Protocol" in base_names(node)]
 
