@@ -9,6 +9,7 @@ from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
+from lentando.comm import timeline
 from lentando.comm.asynchronous import close_operations, open_operations
 from lentando.comm.closed import is_closed
 from lentando.comm.elastic import HOW_TO_START, exchange_hosts, is_elastic, transaction
@@ -137,6 +138,7 @@ def init(
     begin_inspection(joined)
     exchange_hosts(joined)
     open_operations(joined)
+    timeline.start_from_environment(joined)
     note_nodes(joined)
     process_end.install(lambda: _process.joined, shutdown)
     try:
@@ -187,6 +189,7 @@ def shutdown() -> None:
         end_inspection(leaving)
         os.environ.update(program.hidden_variables)
         program.hidden_variables.clear()
+        timeline.stop()
     program.joined = None
     close_subsets(leaving)
     leaving.close()

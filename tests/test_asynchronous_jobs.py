@@ -1,6 +1,8 @@
 """Whole programs whose asynchronous operations cannot complete: each ends soon, with the reason, on every rank."""
 
+import json
 import sys
+from pathlib import Path
 
 from launching import Job, find_mpirun, launch, mpirun
 
@@ -140,3 +142,19 @@ print([array.tolist() for array in arrays.values()])
     assert job.status == 0, job.output
     assert job.output.count("[[2.0], [2.0], [2.0]]") == 2, job.output
     assert job.output.count("MismatchError: all ranks wait, and none can continue") == 2, job.output
+
+
+def test_the_timeline_of_a_job_that_is_killed_is_valid(tmp_path: Path) -> None:
+    job = run(
+        """
+for _ in range(20):
+    submit("x").wait()
+time.sleep(0.5)
+os.kill(os.getpid(), signal.SIGKILL)
+""",
+        LENTANDO_TIMELINE=str(tmp_path / "runs"),
+    )
+    assert job.status not in (0, None), job.output
+    for name in ("timeline.json", "timeline.rank1.json"):
+        found = json.loads((tmp_path / "runs" / name).read_text())
+        assert sum(event["name"] == "ALLREDUCE" for event in found) == 20

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from lentando.comm import timeline
 from lentando.comm.array_module import is_on_host
-from lentando.comm.asynchronous.handle import Call
+from lentando.comm.asynchronous.handle import Call, tensor_name
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import LentandoError, TransportError
 from lentando.comm.reductions.rank_order import RankOrderSums
@@ -41,38 +42,42 @@ class Execution:
         Raises:
             Exception: an error that this rank alone may have; the other ranks may be waiting in the operation.
         """
-        waiting: dict[np.dtype[Any], list[tuple[int, Summation]]] = {}
+        waiting: dict[np.dtype[Any], _Together] = {}
         for number, call in enumerate(calls):
             summation = call.summation
             if summation is None or not all(is_on_host(array) for array in summation.arrays):
                 yield [number], [self._execute(call)]
                 continue
             dtype = accumulator_dtype(summation.arrays[0].dtype)
-            together = waiting.setdefault(dtype, [])
-            together.append((number, summation))
-            if sum(_bytes(other, dtype) for _, other in together) >= FUSED_BYTES:
-                yield self._sum(together, dtype)
-                del waiting[dtype]
-        for dtype, together in waiting.items():
-            yield self._sum(together, dtype)
+            together = waiting.setdefault(dtype, _Together(dtype))
+            together.add(number, call, summation)
+            if together.nbytes >= FUSED_BYTES:
+                yield together.numbers, self._execute_together(waiting.pop(dtype))
+        for together in waiting.values():
+            yield together.numbers, self._execute_together(together)
 
     def _execute(self, call: Call[Any]) -> Any:
         try:
-            return call.execute(self._transport)
+            execute = timeline.recorded(call.operation.upper(), call.execute, tensor=tensor_name(call))
+            return execute(self._transport)
         except TransportError:
             raise
         except LentandoError as error:
             return error
 
-    def _sum(
-        self, together: Sequence[tuple[int, Summation]], dtype: np.dtype[Any]
-    ) -> tuple[Sequence[int], Sequence[Any]]:
+    def _execute_together(self, together: "_Together") -> Sequence[Any]:
+        calls = together.calls
+        tensors = [tensor_name(call) for call in calls] if timeline.active is not None else []
+        timeline.recorded(calls[0].operation.upper(), self._sum, tensors=tensors, bytes=together.nbytes)(together)
+        return [None] * len(calls)
+
+    def _sum(self, together: "_Together") -> None:
         size = self._transport.size
         packed: list[tuple[Array, Summation]] = []
-        for _, summation in together:
+        for summation in together.summations:
             for array in summation.arrays:
                 summation.scale_before(array)
-                if array.nbytes >= ALONE_FROM_BYTES and array.dtype == dtype:
+                if array.nbytes >= ALONE_FROM_BYTES and array.dtype == together.dtype:
                     self._sums.sum_in_place(array.reshape(-1))
                     summation.finish(array, array, size)
                 elif array.size:
@@ -86,12 +91,29 @@ class Execution:
                 start += array.size
 
         if elements:
-            total, start = self._sums.sum_packed(elements, dtype, pack), 0
+            total, start = self._sums.sum_packed(elements, together.dtype, pack), 0
             for array, summation in packed:
                 summation.finish(total[start : start + array.size], array, size)
                 start += array.size
-        return [number for number, _ in together], [None] * len(together)
 
 
-def _bytes(summation: Summation, dtype: np.dtype[Any]) -> int:
-    return sum(array.size for array in summation.arrays) * dtype.itemsize
+class _Together:
+    """Sums that are formed together.
+
+    Args:
+        dtype: dtype in which they are formed.
+    """
+
+    def __init__(self, dtype: np.dtype[Any]) -> None:
+        self.dtype = dtype
+        self.numbers: list[int] = []
+        self.calls: list[Call[Any]] = []
+        self.summations: list[Summation] = []
+        self.nbytes = 0
+
+    def add(self, number: int, call: Call[Any], summation: Summation) -> None:
+        """Add a call, with its number among all that are executed."""
+        self.numbers.append(number)
+        self.calls.append(call)
+        self.summations.append(summation)
+        self.nbytes += sum(array.size for array in summation.arrays) * self.dtype.itemsize

@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from lentando.comm.summation import Summation
 from lentando.comm.transport import Transport
 
-__all__ = ["Call", "Handle", "ZeroCall"]
+__all__ = ["Call", "Handle", "ZeroCall", "tensor_name"]
 
 _log = logging.getLogger("lentando")
 
@@ -44,6 +44,11 @@ class Call(Protocol[R_co]):
 
 ZeroCall = Callable[[str, list[Any]], Call[Any]]
 """Makes the call by which a rank that has joined contributes zeros, from operation and arguments."""
+
+
+def tensor_name(call: Call[Any]) -> str:
+    """The operation and its name, as timelines show them and names are negotiated: ``allreduce.gradient``."""
+    return f"{call.operation}.{call.name}" if call.name else call.operation
 
 
 class Handle(Generic[R]):

@@ -9,7 +9,7 @@ import json
 from typing import Any, TypeVar
 
 from lentando.comm.agreement import Event, Intent, agree
-from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall
+from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall, tensor_name
 from lentando.comm.asynchronous.reports import deadlock, different, waits_for
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
@@ -48,7 +48,7 @@ class OperationsInTurn:
                 f"an elastic job has no asynchronous operations, which could not be repeated after a death: call "
                 f"{call.operation} without _async, or init() without elastic=True"
             )
-        key = f"{call.operation}.{call.name}" if call.name else f"noname.{self._unnamed}"
+        key = tensor_name(call) if call.name else f"noname.{self._unnamed}"
         if key in self._in_flight:
             raise ConfigurationError(
                 f"rank {transport.rank} submits an operation named {key!r} while an earlier one of that name is in "

@@ -13,9 +13,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
+from lentando.comm import timeline
 from lentando.comm.asynchronous.coordinator import Message
 from lentando.comm.asynchronous.execution import Execution
-from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall
+from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall, tensor_name
 from lentando.comm.asynchronous.negotiation import Negotiation, OtherRankFailedError
 from lentando.comm.asynchronous.pacing import Pace, sleep
 from lentando.comm.asynchronous.reports import shortened
@@ -94,7 +95,7 @@ class NegotiatedOperations:
         description = json.dumps([call.operation, *call.arguments])
         with self._changed:
             self._require_usable()
-            key = f"{call.operation}.{call.name}" if call.name else f"noname.{self._unnamed}"
+            key = tensor_name(call) if call.name else f"noname.{self._unnamed}"
             if key in self._in_flight:
                 raise ConfigurationError(
                     f"rank {self._rank} submits an operation named {key!r} while an earlier one of that name is in "
@@ -107,6 +108,8 @@ class NegotiatedOperations:
                 self._unsent_since = time.monotonic()
             self._unsent.append((key, description))
             self._users.add(threading.get_ident())
+            if timeline.active is not None:
+                timeline.active.begin(f"NEGOTIATE_{call.operation.upper()}", key)
             self._ensure_driving()
         return handle
 
@@ -263,6 +266,8 @@ class NegotiatedOperations:
                 young = self._unsent_since + GATHER_SECONDS - time.monotonic()
                 if young > 0 and not self._waiting and not message:
                     self._changed.wait(young)
+                if timeline.active is not None:
+                    timeline.active.mark_cycle()
                 message["submit"] = [self._negotiation.encode(*pair) for pair in self._unsent]
                 self._unsent.clear()
             if self._blocked_in is not None:
@@ -297,6 +302,8 @@ class NegotiatedOperations:
                     operation, *arguments = json.loads(description)
                     entry = _Entry(Handle(key, self._wait), self._joining[1](operation, arguments))
                 entries.append(entry)
+                if timeline.active is not None:
+                    timeline.active.finish(f"NEGOTIATE_{entry.call.operation.upper()}", key)
         self._pace.reset()
         self._current = shortened([repr(key) for key, _ in operations], 3)
         for done, outcomes in self._execution.run([entry.call for entry in entries]):

@@ -28,6 +28,7 @@ from lentando.comm.operations.objects import (
     broadcast_object_call,
 )
 from lentando.comm.operations.op import Adasum, Average, Max, Min, Op, Product, Sum
+from lentando.comm.operations.recording import start_timeline, stop_timeline
 from lentando.comm.operations.reducing import allreduce, allreduce_call, allreduce_number
 from lentando.comm.operations.scattering import (
     grouped_reducescatter,
@@ -69,4 +70,6 @@ __all__ = [
     "join",
     "reducescatter",
     "reducescatter_call",
+    "start_timeline",
+    "stop_timeline",
 ]

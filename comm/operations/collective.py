@@ -3,7 +3,8 @@
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, TypeVar
 
-from lentando.comm.asynchronous import Handle, operations_of
+from lentando.comm import timeline
+from lentando.comm.asynchronous import Handle, operations_of, tensor_name
 from lentando.comm.checked_calls import CheckedCall
 from lentando.comm.elastic import in_place
 from lentando.comm.errors import ConfigurationError
@@ -87,7 +88,17 @@ class Collective(Generic[R]):
         """
         transport = self.transport
         call = CheckedCall(transport, self.operation, self.arguments, self.name)
-        return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, call.agree)))
+        agree = call.agree
+
+        def run() -> R:
+            return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, agree)))
+
+        if timeline.active is None:
+            return run()
+        timeline.active.mark_cycle()
+        kind, tensor = self.operation.upper(), tensor_name(self)
+        agree = timeline.recorded(f"NEGOTIATE_{kind}", agree, tensor=tensor)
+        return timeline.recorded(kind, run, tensor=tensor, bytes=sum(array.nbytes for array in self._changes))()
 
     def start(self) -> Handle[R]:
         """Submit the call, and return a handle at once. It is executed while the program continues.
