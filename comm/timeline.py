@@ -79,7 +79,7 @@ class Timeline:
         self._add("b", name, cat="negotiation", id=key, args={"tensor": key})
 
     def finish(self, name: str, key: str) -> None:
-        """Record its end."""
+        """Record the end of what ``begin`` has recorded."""
         self._add("e", name, cat="negotiation", id=key)
 
     def mark_cycle(self) -> None:

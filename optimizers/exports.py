@@ -29,7 +29,7 @@ from lentando.comm.errors import (
     TransportError,
     UnsupportedOperationError,
 )
-from lentando.comm.operations import Adasum, Average, Max, Min, Op, Product, Sum, barrier
+from lentando.comm.operations import Adasum, Average, Max, Min, Op, Product, Sum, barrier, start_timeline, stop_timeline
 from lentando.comm.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from lentando.comm.topology import (
     BipartiteExponential,
@@ -197,5 +197,7 @@ __all__ = [
     "shutdown",
     "size",
     "slowmo",
+    "start_timeline",
     "stochasticity",
+    "stop_timeline",
 ]

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from math import isnan, nan, sqrt
 from typing import Literal, TypeAlias
 
+from lentando.comm import timeline
 from lentando.comm.agreement import Event
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
@@ -36,6 +37,8 @@ _WAITS: dict[Kind, str] = {
     "gossip": "the gossip of inner step",
     "outer": "the outer step after inner step",
 }
+_RECORDED: dict[Kind, str] = {"gradients": "AVERAGE_GRADIENTS", "gossip": "GOSSIP", "outer": "OUTER_STEP"}
+"""Names of these events in a timeline."""
 
 
 @dataclass
@@ -285,6 +288,8 @@ class Costs:
     def of(self, kind: Kind, step: int) -> Iterator[None]:
         """Count what the communication inside the block costs. Arguments are those of ``Timing.begin``."""
         before = self._transport.traffic.copy()
+        recording = timeline.active
+        since = 0.0 if recording is None else recording.now()
         if not self._progress.has_ended:
             self._timing.begin(kind, step)
         try:
@@ -294,5 +299,8 @@ class Costs:
             after = self._transport.traffic
             if not self._progress.has_ended:
                 self._timing.end()
+            if recording is not None:
+                sent = after.bytes_sent - before.bytes_sent
+                recording.span(_RECORDED[kind], since, {"inner step": step, "bytes sent": sent})
             self.bytes_sent += after.bytes_sent - before.bytes_sent
             self.messages += after.messages + after.collectives - before.messages - before.collectives

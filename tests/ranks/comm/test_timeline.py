@@ -76,7 +76,10 @@ def test_clocks_of_all_ranks_are_that_of_rank_0(transport: Transport, path: Path
     offset, uncertainty = (process["args"][f"clock_{what}_in_micros"] for what in ("offset", "uncertainty"))
     assert abs(offset + ahead * 1e6) <= uncertainty + 1
     assert 0 <= uncertainty < 0.1e6
-    assert abs(process["args"]["start_time_since_epoch_in_micros"] + by_rank[transport.rank][0][0] - time.time() * 1e6) < 60e6
+    assert (
+        abs(process["args"]["start_time_since_epoch_in_micros"] + by_rank[transport.rank][0][0] - time.time() * 1e6)
+        < 60e6
+    )
     for barrier in zip(*by_rank, strict=True):  # all ranks are inside it at some moment
         assert max(ts for ts, _ in barrier) <= min(ts + duration for ts, duration in barrier) + 2 * 0.1e6
 
