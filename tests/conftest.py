@@ -24,7 +24,7 @@ import pytest
 
 from lentando.comm.launch import detect_launch
 
-os.environ.pop("COLUMNS", None)  # xdist tells its workers a width, to which programs that tests start would wrap pages
+os.environ.pop("COLUMNS", None)  # xdist gives its workers a width, to which programs that tests start would wrap pages
 collect_ignore = [] if detect_launch() else ["ranks"]
 
 TESTS = Path(__file__).parent

@@ -107,7 +107,7 @@ def is_overload(node: ast.FunctionDef | ast.ClassDef) -> bool:
 
 
 def without_docstring(folders: list[Path]) -> list[str]:
-    """Public functions, classes and methods that nobody documents, read from the source: to import it all starts MPI.
+    """Public functions, classes and methods that lack documentation, read from the source: to import it all starts MPI.
 
     A method is documented by its own docstring, by that of a base class, or by a protocol that its class fulfils.
     """

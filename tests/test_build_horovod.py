@@ -1,6 +1,6 @@
 """``make horovod`` compiles for processors, also where PyTorch is the CUDA build and some nvcc is found.
 
-The machine is simulated: an ``nvcc`` that can do nothing but tell its version is on the PATH and in CUDA_HOME, and the
+The machine is simulated: an ``nvcc`` that can do nothing but print its version is on the PATH and in CUDA_HOME, and the
 installed torch says that it was built for CUDA. Both make Horovod's CMake files look for a CUDA toolkit.
 """
 
@@ -115,9 +115,9 @@ def test_cmake_does_not_look_for_cuda(machine: Machine, tmp_path: Path) -> None:
     if not shutil.which("cmake") or not shutil.which("c++"):
         pytest.skip("no cmake, or no compiler")
     tmp_path.joinpath("CMakeLists.txt").write_text(LOOKS_FOR_CUDA)
-    status, said = output("cmake", "-B", tmp_path / "before", tmp_path, env=machine.variables)
+    status, stated = output("cmake", "-B", tmp_path / "before", tmp_path, env=machine.variables)
     assert status != 0, "the machine is not simulated"
-    assert "Could NOT find CUDAToolkit" in said
+    assert "Could NOT find CUDAToolkit" in stated
     variables = build_horovod().without_gpu(machine.place)
     assert "HOROVOD_GPU_OPERATIONS" not in variables
     configure = output(variables["HOROVOD_CMAKE"], "-B", tmp_path / "after", tmp_path, env=variables)

@@ -32,11 +32,11 @@ def left_over(mark: str) -> list[str]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            said = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
-        except OSError:  # it has ended, or is nobody's business
+            stated = (process / "cmdline").read_bytes() + (process / "environ").read_bytes()
+        except OSError:  # it has ended, or is no one's business
             continue
-        if mark.encode() in said and process.name != str(os.getpid()):
-            found.append(f"{process.name}: {said[:200]!r}")
+        if mark.encode() in stated and process.name != str(os.getpid()):
+            found.append(f"{process.name}: {stated[:200]!r}")
     return found
 
 
@@ -72,10 +72,10 @@ def test_death_of_a_rank_ends_the_job_and_leaves_a_checkpoint(
     elif launcher is HOROVOD_GLOO:  # which lets the others find out, and say so
         assert job.status not in (0, None), job.output
         assert SAME in job.output
-    # MPICH's mpiexec kills the others without a word, and reports success: nobody is left who could object.
-    said = set(re.findall(r"(?:Error|Exception): (.*)", "".join(re.findall(r".*lentando\.comm.*\n?", job.output))))
-    assert all(text.startswith(SAME) for text in said), job.output
-    assert len(said) <= 1, said
+    # MPICH's mpiexec kills the others without a word, and reports success: no process is left that could object.
+    stated = set(re.findall(r"(?:Error|Exception): (.*)", "".join(re.findall(r".*lentando\.comm.*\n?", job.output))))
+    assert all(text.startswith(SAME) for text in stated), job.output
+    assert len(stated) <= 1, stated
     loaded = launcher.run(SIZE, PROGRAM, str(folder), method, "--load")
     assert loaded.status == 0, loaded.output
     assert len(set(re.findall(r"LOADED (\d+)", loaded.output))) == 1, loaded.output

@@ -1,4 +1,4 @@
-"""Elastic jobs over real MPI: ranks are killed, and the rest must go on. ``--with-ft ulfm`` is Open MPI 5's way.
+"""Elastic jobs over real MPI: ranks are killed, and the rest must continue. ``--with-ft ulfm`` is Open MPI 5's way.
 
 mpirun's status is 0 when the ranks that live end well, and theirs if one of them does not.
 """
@@ -43,7 +43,7 @@ def elastic(*arguments: str, size: int = RANKS, seconds: float = 120.0, **enviro
     return launch(command, seconds, {"PYTHONPATH": support, **environment})
 
 
-def said(job: Job) -> list[dict[str, Any]]:
+def stated(job: Job) -> list[dict[str, Any]]:
     """What the ranks that live have printed, by rank."""
     assert job.status == 0, job.output
     found = [json.loads(line) for line in job.output.splitlines() if line.startswith("{")]
@@ -51,14 +51,14 @@ def said(job: Job) -> list[dict[str, Any]]:
 
 
 def check_living(job: Job, living: list[int]) -> list[dict[str, Any]]:
-    """These went on, numbered in the order of before, and somebody has told of it."""
-    found = said(job)
+    """These continued, numbered in the previous order, and a rank has reported it."""
+    found = stated(job)
     assert [one["number"] for one in found] == living, job.output
     assert [one["rank"] for one in found] == list(range(len(living)))
     assert {one["size"] for one in found} == {len(living)}
     assert " died" in job.output
-    told = ", ".join(f"{number} -> {rank}" for rank, number in enumerate(living))
-    assert f"renumbered (number at the start -> rank now): {told}" in job.output
+    reported = ", ".join(f"{number} -> {rank}" for rank, number in enumerate(living))
+    assert f"renumbered (number at the start -> rank now): {reported}" in job.output
     return found
 
 
@@ -81,17 +81,19 @@ def check_living(job: Job, living: list[int]) -> list[dict[str, Any]]:
         ("adacomm", ["0:vote:4"], [1, 2, 3]),
     ],
 )
-def test_ranks_that_live_go_on_together(method: str, kill: list[str], living: list[int]) -> None:
+def test_ranks_that_live_continue_together(method: str, kill: list[str], living: list[int]) -> None:
     found = check_living(elastic(NUMBERS, json.dumps({"method": method, "kill": kill})), living)
     assert {tuple(one["living"]) for one in found} == {tuple(living)}
     assert len({one["average"] for one in found}) == 1
     assert {one["steps"] for one in found} == {STEPS}
     assert found[0]["loss"] < found[0]["first_loss"] / 5
-    if "osgp" not in method:  # where part of it is under way
+    if "osgp" not in method:  # where part of it is in flight
         assert sum(one["weight"] for one in found) == pytest.approx(len(living))
 
 
-def test_slow_momentum_of_the_living_is_to_the_bit_that_of_as_many_ranks_from_the_same_anchor(tmp_path: Path) -> None:
+def test_slow_momentum_of_the_living_is_bit_identically_that_of_as_many_ranks_from_the_same_anchor(
+    tmp_path: Path,
+) -> None:
     """Of as many simulated ranks, which shard it; and within rounding, of the formulas in a few lines."""
     kill = {"method": "slowmo", "kill": [f"1:step:{SEEN + 1}"], "momentum": 0.9, "folder": str(tmp_path)}
     check_living(elastic(NUMBERS, json.dumps(kill)), [0, 2, 3])
@@ -197,7 +199,7 @@ except TransportError as error:
 lt.barrier()
 sys.stdout.write(json.dumps({**found, "rank": world.rank(), "size": world.size()}) + "\\n")
 """
-    found = said(elastic("-c", RANK + program, size=5))
+    found = stated(elastic("-c", RANK + program, size=5))
     assert [one["number"] for one in found] == [0, 3]
     for one in found:
         assert one["sum"] == [1 + 3 + 4 + 5.0] * 3
@@ -258,7 +260,7 @@ sys.stdout.write(f"{time.monotonic() - before < 4}\\n")
     assert job.output.count("True") == 3, job.output
 
 
-def test_ranks_that_live_still_tell_who_is_missing() -> None:
+def test_ranks_that_live_still_report_who_is_missing() -> None:
     program = """
 if number == 0:
     die()
@@ -297,7 +299,7 @@ lt.barrier()
         ("tensorflow", ["--algorithm", "adacomm", "--base", "sgp"], ["3:exchange:70"], [0, 1, 2]),
     ],
 )
-def test_training_goes_on(framework: str, flags: list[str], kill: list[str], living: list[int]) -> None:
+def test_training_continues(framework: str, flags: list[str], kill: list[str], living: list[int]) -> None:
     options = [option for text in kill for option in ("--kill", text)]
     job = elastic(
         TRAIN_WITH_DEATHS, framework, "--epochs", "4", *options, *flags, seconds=120, TF_CPP_MIN_LOG_LEVEL="3"
@@ -310,7 +312,7 @@ def test_training_goes_on(framework: str, flags: list[str], kill: list[str], liv
 
 
 @pytest.mark.parametrize(("victim", "living"), [(0, [1, 2]), (1, [0, 2])])
-def test_checkpoints_come_about_although_ranks_die(tmp_path: Path, victim: int, living: list[int]) -> None:
+def test_checkpoints_succeed_although_ranks_die(tmp_path: Path, victim: int, living: list[int]) -> None:
     """One dies in the save, rank 3 in the load. Rank 0 is the one that makes the folder and writes the manifest."""
     program = """
 import json, sys, torch
@@ -345,7 +347,7 @@ with optimizer.averaged():
     found["sum"] = sum(float(p.sum()) for p in model.parameters())
 sys.stdout.write(json.dumps(found) + "\\n")
 """
-    found = said(elastic("-c", program, str(tmp_path / "checkpoint"), str(victim)))
+    found = stated(elastic("-c", program, str(tmp_path / "checkpoint"), str(victim)))
     assert [one["number"] for one in found] == living
     assert [one["saved"] for one in found] == [3, 3]
     assert [one["of"] for one in found] == living

@@ -29,8 +29,8 @@ def test_promises_are_kept(only: str, options: list[str], cases: int) -> None:
     assert f"{cases} cases" in finished.stdout
 
 
-def test_a_broken_promise_is_told_with_the_command_that_shows_it_again() -> None:
-    """A rank that nobody may lose, since the job is too small to have one: no undisturbed accuracy is that high."""
+def test_a_broken_promise_is_reported_with_the_command_that_shows_it_again() -> None:
+    """A rank that must not die, since the job is too small to have one: no undisturbed accuracy is that high."""
     finished = faults(
         "--only", "torch/allreduce/kills", "--jobs", "1", "--ranks", "2", "--kills", "1", "--margin", "-2"
     )

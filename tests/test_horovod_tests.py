@@ -45,7 +45,7 @@ def run(*arguments: str | Path) -> "subprocess.CompletedProcess[str]":
 
 
 @pytest.mark.ranks
-def test_each_outcome_is_told_with_its_reason_and_the_rest_still_runs(tmp_path: Path) -> None:
+def test_each_outcome_is_reported_with_its_reason_and_the_rest_still_runs(tmp_path: Path) -> None:
     pytest.importorskip("torch")
     clone = tmp_path / "clone"
     folder = clone / "test/parallel"

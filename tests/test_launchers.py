@@ -34,7 +34,7 @@ def results(output: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("launcher", LAUNCHERS, ids=lambda launcher: launcher.name)
 def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: dict[str, Any]) -> None:
-    """To the bit, what our own ring adds; within rounding, what the engine does in an order of its own."""
+    """Bit-identically, what our own ring adds; within rounding, what the backend does in an order of its own."""
     job = launcher.run(SIZE, PROGRAM, timeout_seconds=90)
     assert job.status == 0, job.output
     found, expected = results(job.output), dict(simulated)

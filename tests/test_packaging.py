@@ -67,7 +67,7 @@ def contents(wheel: Path) -> dict[str, int]:
         return {file.filename: file.CRC for file in archive.infolist()}
 
 
-def test_wheel_has_one_package_and_nothing_beside_it(built):
+def test_wheel_has_one_package_and_nothing_next_to_it(built):
     version = lentando.__version__
     assert {name.partition("/")[0] for name in contents(built.direct)} == {"lentando", f"lentando-{version}.dist-info"}
 
@@ -91,8 +91,10 @@ def test_installed_wheel_imports_from_another_folder(built, tmp_path):
     program = "import lentando.comm.flat, lentando.optimizers; print(lentando.__file__, lentando.comm.flat.__file__)"
     found = run(sys.executable, "-c", program, cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)})
     assert found.split() == [str(installed / "lentando/__init__.py"), str(installed / "lentando/comm/flat.py")]
-    told = run(installed / "bin/lentando", "--version", cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)})
-    assert told == f"lentando {lentando.__version__}\n"
+    reported = run(
+        installed / "bin/lentando", "--version", cwd=elsewhere, env={**os.environ, "PYTHONPATH": str(installed)}
+    )
+    assert reported == f"lentando {lentando.__version__}\n"
 
 
 def test_editable_install_runs_the_checkout():
@@ -100,7 +102,7 @@ def test_editable_install_runs_the_checkout():
     assert Path(lentando.comm.__file__).resolve() == ROOT / "comm/__init__.py"
 
 
-def test_version_is_told_once(built):
+def test_version_is_reported_once(built):
     assert importlib.metadata.version("lentando") == lentando.__version__
     assert built.direct.name.startswith(f"lentando-{lentando.__version__}-")
 

@@ -1,4 +1,4 @@
-"""PyTorch and TensorFlow train the same model, under a real mpirun. ``make parity`` tells by how much they differ."""
+"""PyTorch and TensorFlow train the same model, under a real mpirun. ``make parity`` reports by how much they differ."""
 
 import re
 

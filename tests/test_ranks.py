@@ -78,5 +78,5 @@ time.sleep(200)
     assert job.seconds < 60
 
 
-def test_plain_pytest_does_not_run_these_tests_by_itself(request: pytest.FixtureRequest) -> None:
+def test_plain_pytest_does_not_run_these_tests_automatically(request: pytest.FixtureRequest) -> None:
     assert not [item for item in request.session.items if item.path.is_relative_to(RANKS)]

@@ -44,7 +44,7 @@ def srun(cluster: slurm.Cluster, plugin: str, python: Path = Path(sys.executable
 
 
 def ranks_of(job: Job) -> list[str]:
-    """What the ranks wrote: srun may say beside it that it waited for the node."""
+    """What the ranks wrote: srun may say next to it that it waited for the node."""
     return sorted(line for line in job.output.splitlines() if line.startswith("rank"))
 
 

@@ -67,8 +67,8 @@ def test_status_of_the_command_is_that_of_the_run() -> None:
 
 
 def test_each_starts_one_process_per_slot() -> None:
-    told = 'echo "$(hostname) $RANK of $WORLD_SIZE ($LOCAL_RANK) at $MASTER_ADDR"'
-    done = cluster("run", "--hosts", "2", "--slots", "2", "--each", "--", "sh", "-c", told)
+    reported = 'echo "$(hostname) $RANK of $WORLD_SIZE ($LOCAL_RANK) at $MASTER_ADDR"'
+    done = cluster("run", "--hosts", "2", "--slots", "2", "--each", "--", "sh", "-c", reported)
     assert done.returncode == 0, done.stderr
     assert sorted(done.stdout.splitlines()) == [
         f"h{rank // 2} {rank} of 4 ({rank % 2}) at 10.77.0.1" for rank in range(4)
@@ -143,7 +143,7 @@ def test_ranks_say_who_is_out_of_reach_when_a_link_fails_and_the_run_ends(monkey
 
 
 def test_kept_cluster_takes_commands_until_it_is_ended() -> None:
-    before = network_state()  # nobody keeps a cluster here, or all of these tests are skipped
+    before = network_state()  # no rank keeps a cluster here, or all of these tests are skipped
     try:
         up = cluster("up", "--hosts", "2", "--rate", "100mbit")
         assert (up.returncode, up.stdout) == (0, "2 hosts at 100mbit: h0, h1\n"), up.stderr
@@ -162,8 +162,8 @@ def test_kept_cluster_takes_commands_until_it_is_ended() -> None:
     assert network_state() == before
 
 
-def test_other_users_are_told_that_it_takes_root() -> None:
-    # Nobody, in a user namespace, who may read what root may.
+def test_other_users_are_informed_that_it_takes_root() -> None:
+    # No rank, in a user namespace, who may read what root may.
     done = subprocess.run(
         ["unshare", "--user", *CLUSTER, "run", "--", "true"], capture_output=True, text=True, timeout=60, check=False
     )

@@ -1,4 +1,4 @@
-"""The benchmark beside the peers: its jobs start and end, and its table says what they told."""
+"""The benchmark next to the peers: its jobs start and end, and its table says what they reported."""
 
 import importlib
 import json
@@ -43,7 +43,7 @@ def test_peer_that_is_not_here_is_an_error_that_says_who_is() -> None:
 
 
 def test_results_that_cannot_be_written_are_an_error_before_the_work(tmp_path: Path) -> None:
-    (tmp_path / "notes").write_text("of somebody's\n")
+    (tmp_path / "notes").write_text("of a caller's\n")
     done = run("step", "--results", str(tmp_path / "notes"))
     assert done.returncode == 2
     assert "cannot be made: File exists" in done.stderr
@@ -53,7 +53,7 @@ def test_results_that_cannot_be_written_are_an_error_before_the_work(tmp_path: P
     assert "is not a file that can be written" in done.stderr
 
 
-def test_a_single_measurement_is_told_without_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_single_measurement_is_reported_without_a_spread(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     sample = importlib.import_module("measuring").Sample
     assert str(sample((0.25,))) == "250 ms"
@@ -77,7 +77,7 @@ def peer(program: str, library: str, *arguments: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("library", "methods"), [("lentando", ("SlowMo", "AdaComm")), ("gloo", ("DDP",))])
-def test_training_until_a_loss_tells_when_it_was_where(library: str, methods: tuple[str, ...]) -> None:
+def test_training_until_a_loss_reports_when_it_was_where(library: str, methods: tuple[str, ...]) -> None:
     curves = peer("loss.py", library, "--compute-seconds", "0.002", "--width", "16", "--steps", "64")
     assert tuple(curves) == methods
     for curve in curves.values():

@@ -44,28 +44,28 @@ CLUSTER = [
 def plan(capsys: pytest.CaptureFixture[str], *arguments: object) -> dict[str, Any]:
     """The JSON of ``lentando plan``."""
     assert run(["plan", *map(str, arguments), "--json"]) == 0
-    told: dict[str, Any] = json.loads(capsys.readouterr().out)
-    return told
+    reported: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return reported
 
 
-def seconds(told: dict[str, Any]) -> dict[tuple[str, int | None], float]:
-    return {(row["algorithm"], row["period"]): row["seconds_per_step"] for row in told["predictions"]}
+def seconds(reported: dict[str, Any]) -> dict[tuple[str, int | None], float]:
+    return {(row["algorithm"], row["period"]): row["seconds_per_step"] for row in reported["predictions"]}
 
 
 def test_plan_prints_what_the_delay_model_says(capsys: pytest.CaptureFixture[str]) -> None:
-    told = plan(capsys, *CLUSTER, "--distribution", "exponential", "--straggler", "3:2.0", "--period", "7")
+    reported = plan(capsys, *CLUSTER, "--distribution", "exponential", "--straggler", "3:2.0", "--period", "7")
     compute = Compute(0.18, "exponential", stragglers={3: 2.0})
     delays = network_delays(Network(50e-6, 1.25e9), 8, 102_400_000)
-    found = seconds(told)
+    found = seconds(reported)
     assert found["AllReduce", None] == pytest.approx(all_reduce_seconds(compute, 8, delays), rel=1e-12)
     assert found["Local SGD", 7] == found["SlowMo", 7]
     assert found["Local SGD", 7] == pytest.approx(local_sgd_seconds(compute, 8, delays, 7), rel=1e-12)
     sgp = gossip_rate(compute, OnePeerExponential().for_size(8), delays)
     assert found["SGP", None] == pytest.approx(sgp.seconds, rel=1e-12)
     assert found["OSGP, staleness 1", None] < found["SGP", None] < found["AllReduce", None]
-    first = told["predictions"][0]
+    first = reported["predictions"][0]
     assert first["speed_up"] == 1
-    assert told["predictions"][1]["speed_up"] == pytest.approx(found["AllReduce", None] / found["Local SGD", 7])
+    assert reported["predictions"][1]["speed_up"] == pytest.approx(found["AllReduce", None] / found["Local SGD", 7])
 
 
 def test_plan_as_text(capsys: pytest.CaptureFixture[str]) -> None:
@@ -80,9 +80,9 @@ def test_plan_as_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_gossip_in_half_precision_sends_float32(capsys: pytest.CaptureFixture[str]) -> None:
-    told = plan(capsys, *CLUSTER, "--dtype", "bfloat16")
-    assert told["model_bytes"] == 51_200_000
-    assert told["delays"]["exchange_busy"] == pytest.approx((102_400_000 + 16) / 1.25e9)
+    reported = plan(capsys, *CLUSTER, "--dtype", "bfloat16")
+    assert reported["model_bytes"] == 51_200_000
+    assert reported["delays"]["exchange_busy"] == pytest.approx((102_400_000 + 16) / 1.25e9)
 
 
 def test_a_size_will_do_for_a_number_of_parameters(capsys: pytest.CaptureFixture[str]) -> None:
@@ -92,15 +92,15 @@ def test_a_size_will_do_for_a_number_of_parameters(capsys: pytest.CaptureFixture
     assert "--parameters or --model-size, not both" in capsys.readouterr().err
 
 
-def test_the_best_period_is_told_where_its_constants_are(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_best_period_is_reported_where_its_constants_are(capsys: pytest.CaptureFixture[str]) -> None:
     constants = ["--loss-gap", 2, "--lipschitz", 3, "--variance", 0.5, "--learning-rate", 0.05, "--time", "10min"]
-    told = plan(capsys, *CLUSTER, *constants)
+    reported = plan(capsys, *CLUSTER, *constants)
     problem = Problem(2.0, 3.0, 0.5, 0.05, 600.0)
-    assert told["recommended"]["period"] == best_period(problem, told["delays"]["outer_step"])
-    assert told["recommended"]["rule"] == "tau*"
-    assert "Theorem 2" in told["recommended"]["reason"]
-    told = plan(capsys, *CLUSTER, *constants[:-4], "--learning-rate", 0.5, "--time", "10min")
-    assert "proved only where" in told["recommended"]["reason"]
+    assert reported["recommended"]["period"] == best_period(problem, reported["delays"]["outer_step"])
+    assert reported["recommended"]["rule"] == "tau*"
+    assert "Theorem 2" in reported["recommended"]["reason"]
+    reported = plan(capsys, *CLUSTER, *constants[:-4], "--learning-rate", 0.5, "--time", "10min")
+    assert "proved only where" in reported["recommended"]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -132,10 +132,10 @@ def test_nonsense_is_one_line_and_status_2(
     capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str
 ) -> None:
     assert run(arguments) == 2
-    told = capsys.readouterr().err
-    assert told.startswith("lentando: ")
-    assert told.count("\n") == 1
-    assert expected in told
+    reported = capsys.readouterr().err
+    assert reported.startswith("lentando: ")
+    assert reported.count("\n") == 1
+    assert expected in reported
 
 
 @pytest.mark.parametrize("arguments", [["--help"], ["plan", "--help"], ["measure", "-h"]])
@@ -173,13 +173,13 @@ print(sorted({{"torch", "tensorflow", "keras", "mpi4py.MPI", "greenlet", "matplo
 
 
 def test_the_package_runs_as_a_module() -> None:
-    def told(*arguments: str) -> tuple[int, str]:
+    def reported(*arguments: str) -> tuple[int, str]:
         command = [sys.executable, "-m", "lentando.cli", *arguments]
         finished = subprocess.run(command, capture_output=True, text=True, check=False)
         return finished.returncode, finished.stdout + finished.stderr
 
-    assert told("--version") == (0, f"lentando {lentando.__version__}\n")
-    status, text = told("plan", "--workers", "none")
+    assert reported("--version") == (0, f"lentando {lentando.__version__}\n")
+    status, text = reported("plan", "--workers", "none")
     assert status == 2
     assert "Traceback" not in text
 
@@ -237,12 +237,12 @@ def test_a_report_is_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture
         "compute_seconds_by_rank": [0.1, 0.15], "compute_deviation_seconds_by_rank": [0.0, None],
     }  # fmt: skip
     append_measurement(path, report)
-    told = plan(capsys, "--from", path)
-    assert told["compute"]["mean_seconds_by_rank"] == pytest.approx([0.1, 0.15])
-    assert seconds(told)["Local SGD", 12] == pytest.approx(0.151)
-    assert seconds(told)["SGP", None] is None  # a report of this run knows no delay of gossip
+    reported = plan(capsys, "--from", path)
+    assert reported["compute"]["mean_seconds_by_rank"] == pytest.approx([0.1, 0.15])
+    assert seconds(reported)["Local SGD", 12] == pytest.approx(0.151)
+    assert seconds(reported)["SGP", None] is None  # a report of this run knows no delay of gossip
     path.write_text(json.dumps({"summary": True, "report": json.loads(path.read_text())}) + "\n")
-    assert plan(capsys, "--from", path)["compute"] == told["compute"]
+    assert plan(capsys, "--from", path)["compute"] == reported["compute"]
     append_measurement(path, measured(2, 1000))  # later lines add
     assert seconds(plan(capsys, "--from", path))["SGP", None] == pytest.approx(0.15, rel=0.02)
     slower = plan(capsys, "--from", path, "--compute", "1s", "--distribution", "exponential")
@@ -263,7 +263,7 @@ def test_a_report_is_a_measurement(tmp_path: Path, capsys: pytest.CaptureFixture
         (2 * '{"format": "lentando-measurement-1", "size": %d}\n' % (1, 2), "size is 2 after 1"),
     ],
 )
-def test_a_file_that_tells_nothing_is_refused(
+def test_a_file_that_contains_nothing_is_refused(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str, expected: str
 ) -> None:
     path = tmp_path / "run.jsonl"
@@ -296,10 +296,10 @@ def test_measure_under_mpirun_feeds_plan(tmp_path: Path, capsys: pytest.CaptureF
     (line,) = [line for line in job.output.splitlines() if line.startswith("{")]
     path = tmp_path / "cluster.jsonl"
     path.write_text(line)
-    told = plan(capsys, "--from", path, "--compute", "20ms")
-    assert told["size"] == 2
-    assert told["model_bytes"] == 40_000
-    assert all(seconds > 0.02 for seconds in seconds(told).values())
+    reported = plan(capsys, "--from", path, "--compute", "20ms")
+    assert reported["size"] == 2
+    assert reported["model_bytes"] == 40_000
+    assert all(seconds > 0.02 for seconds in seconds(reported).values())
     job = mpirun(3, "-m", "lentando.cli", "measure", "--parameters", "1k", "--repeats", "1")
     assert job.status == 0, job.output
     assert "3 ranks, model of 4 kB" in job.output

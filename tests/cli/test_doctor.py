@@ -48,8 +48,8 @@ def alone(*options: str, **environment: str | None) -> Job:
 def document(job: Job) -> dict[str, Any]:
     """The one document that ``--json`` prints, whatever launchers say around it."""
     (line,) = [line for line in job.output.splitlines() if line.startswith('{"format"')]
-    told: dict[str, Any] = json.loads(line)
-    return told
+    reported: dict[str, Any] = json.loads(line)
+    return reported
 
 
 def problems(job: Job) -> list[dict[str, Any]]:
@@ -60,18 +60,18 @@ def problems(job: Job) -> list[dict[str, Any]]:
 # Alone.
 
 
-def test_alone_nothing_is_wrong_and_everything_is_told() -> None:
+def test_alone_nothing_is_wrong_and_everything_is_reported() -> None:
     job = alone("--json")
     assert job.status == 0, job.output
-    told = document(job)
-    assert told["format"] == "lentando-doctor-1"
-    assert told["problems"] == 0
-    assert told["notes"] == sum(finding["level"] == "note" for finding in told["findings"])
-    assert {finding["section"] for finding in told["findings"]} >= {"versions", "MPI", "launcher", "transports", "GPU",
-                                                                  "network", "host"}  # fmt: skip
-    assert set(told["transports"]) == set(TRANSPORT_NAMES)
-    assert told["transports"]["single"][0]["is_right"] is True
-    (facts,) = told["ranks"].values()
+    reported = document(job)
+    assert reported["format"] == "lentando-doctor-1"
+    assert reported["problems"] == 0
+    assert reported["notes"] == sum(finding["level"] == "note" for finding in reported["findings"])
+    sections = {finding["section"] for finding in reported["findings"]}
+    assert sections >= {"versions", "MPI", "launcher", "transports", "GPU", "network", "host"}
+    assert set(reported["transports"]) == set(TRANSPORT_NAMES)
+    assert reported["transports"]["single"][0]["is_right"] is True
+    (facts,) = reported["ranks"].values()
     assert set(facts) == set(Facts.__annotations__)
     assert facts["versions"]["mpi4py"] == importlib.metadata.version("mpi4py")
     assert facts["library"]["vendor"] in ("Open MPI", "MPICH")
@@ -111,18 +111,18 @@ def test_help_has_examples(capsys: pytest.CaptureFixture[str]) -> None:
 def test_two_ranks_that_meet_are_well() -> None:
     job = mpirun(2, *DOCTOR, "--json", timeout_seconds=120)
     assert job.status == 0, job.output
-    told = document(job)
-    assert list(told["ranks"]) == ["0", "1"]
-    places = [facts["place"] for facts in told["ranks"].values()]
+    reported = document(job)
+    assert list(reported["ranks"]) == ["0", "1"]
+    places = [facts["place"] for facts in reported["ranks"].values()]
     assert [(place["transport"], place["rank"], place["size"]) for place in places] == [("mpi", 0, 2), ("mpi", 1, 2)]
-    assert [test["is_right"] for test in told["transports"]["mpi"]] == [True, True]
-    assert all(0 < test["seconds"] < 10 for test in told["transports"]["mpi"])
-    assert told["probe"]["end"] == "left"
-    ranks = [facts["environment"]["OMPI_COMM_WORLD_RANK"] for facts in told["ranks"].values()]
+    assert [test["is_right"] for test in reported["transports"]["mpi"]] == [True, True]
+    assert all(0 < test["seconds"] < 10 for test in reported["transports"]["mpi"])
+    assert reported["probe"]["end"] == "left"
+    ranks = [facts["environment"]["OMPI_COMM_WORLD_RANK"] for facts in reported["ranks"].values()]
     assert ranks == ["0", "1"]
 
 
-def test_worlds_of_one_that_somebody_wanted_are_noted_on_one_page() -> None:
+def test_worlds_of_one_that_the_user_wanted_are_noted_on_one_page() -> None:
     job = mpirun(2, *DOCTOR, "--json", environment={"LENTANDO_TRANSPORT": "single"}, timeout_seconds=120)
     assert job.status == 0, job.output
     (found,) = [one for one in document(job)["findings"] if one["fix"] == "unset LENTANDO_TRANSPORT"]
@@ -130,7 +130,7 @@ def test_worlds_of_one_that_somebody_wanted_are_noted_on_one_page() -> None:
     assert "but transport single sees rank 0 of 1 (LENTANDO_TRANSPORT=single)" in found["text"]
 
 
-def test_what_differs_between_ranks_is_told_with_the_rank_on_one_page() -> None:
+def test_what_differs_between_ranks_is_reported_with_the_rank_on_one_page() -> None:
     program = """
 import os, sys
 from lentando.cli import main
@@ -166,8 +166,8 @@ def test_two_launchers_that_disagree_are_a_problem() -> None:
     job = mpirun(2, *DOCTOR, "--json", environment={"HOROVOD_RANK": "1", "HOROVOD_SIZE": "3"}, timeout_seconds=120)
     assert job.status == 1, job.output
     found = next(one for one in problems(job) if one["section"] == "launcher")
-    said = "mpirun (Open MPI) says rank 0 of 2 (OMPI_COMM_WORLD_RANK=0, OMPI_COMM_WORLD_SIZE=2), horovodrun says"
-    assert f"two launchers disagree about this rank: {said}" in found["text"]
+    stated = "mpirun (Open MPI) says rank 0 of 2 (OMPI_COMM_WORLD_RANK=0, OMPI_COMM_WORLD_SIZE=2), horovodrun says"
+    assert f"two launchers disagree about this rank: {stated}" in found["text"]
     assert found["fix"] == "unset HOROVOD_RANK HOROVOD_SIZE"
 
 
@@ -187,7 +187,7 @@ def test_half_of_a_promise_is_a_problem() -> None:
         ),
     ],
 )
-def test_ranks_that_never_meet_are_told_by_rank_0(variables: dict[str, str], promise: str) -> None:
+def test_ranks_that_never_meet_are_reported_by_rank_0(variables: dict[str, str], promise: str) -> None:
     job = alone("--json", **variables)
     assert job.status == 1, job.output
     (found,) = [one for one in problems(job) if one["section"] == "job"]
@@ -198,7 +198,7 @@ def test_ranks_that_never_meet_are_told_by_rank_0(variables: dict[str, str], pro
 
 
 @needs_mpich
-def test_launcher_of_mpich_beside_open_mpi_is_told_on_one_page() -> None:
+def test_launcher_of_mpich_next_to_open_mpi_is_reported_on_one_page() -> None:
     job = under(MPICH / "mpiexec", Path(sys.executable))
     assert job.status == 1, job.output
     assert job.output.count("lentando doctor: one process") == 1
@@ -207,14 +207,14 @@ def test_launcher_of_mpich_beside_open_mpi_is_told_on_one_page() -> None:
 
 
 @needs_mpich
-def test_mpich_under_the_launcher_of_open_mpi_is_told_on_one_page() -> None:
+def test_mpich_under_the_launcher_of_open_mpi_is_reported_on_one_page() -> None:
     """MPICH ends a process that this launcher started, from within MPI_Init."""
     job = under(Path(find_mpirun()), MPICH / "python")
     assert job.status == 1, job.output
     assert job.output.count("lentando doctor: one process") == 1
-    told = " ".join(job.output.split())
-    assert re.search(r"problem mpirun \(Open MPI\) .*, but .*MPICH (Version: )?\d", told)
-    assert f"$ {MPICH}/mpirun -np 2 lentando doctor" in told
+    reported = " ".join(job.output.split())
+    assert re.search(r"problem mpirun \(Open MPI\) .*, but .*MPICH (Version: )?\d", reported)
+    assert f"$ {MPICH}/mpirun -np 2 lentando doctor" in reported
     assert "Traceback" not in job.output
 
 
@@ -238,7 +238,7 @@ def under(launcher: Path, python: Path) -> Job:
     ("comes", "expected"),
     [("", "while joining the job"), ("open_transport()", "during the first messages of transport mpi")],
 )
-def test_rank_that_never_answers_is_told_in_time(comes: str, expected: str) -> None:
+def test_rank_that_never_answers_is_reported_in_time(comes: str, expected: str) -> None:
     program = f"""
 import os, sys, time
 from lentando.cli import main
@@ -256,8 +256,8 @@ sys.exit(main())
     assert job.seconds < 40
 
 
-def test_mpi_that_ends_the_process_is_told_with_its_last_words() -> None:
-    for _ in range(3):  # mpirun kills rank 0, too: on a busy machine sometimes before it has told
+def test_mpi_that_ends_the_process_is_reported_with_its_last_output() -> None:
+    for _ in range(3):  # mpirun kills rank 0, too: on a busy machine sometimes before it has reported
         job = mpirun(2, *DOCTOR, "--json", environment={"OMPI_MCA_pml": "nosuch"}, timeout_seconds=60)
         assert job.status == 1, job.output
         if '{"format"' in job.output:
@@ -336,7 +336,7 @@ def test_threads_of_ranks_that_share_cores_are_noted(facts: Facts) -> None:
               "export OMP_NUM_THREADS=1")]  # fmt: skip
     assert judged(greedy, greedy) == found
     bound = changed(facts, environment={}, cores=[0]), changed(facts, environment={}, cores=[1])
-    assert judged(*bound) == []  # a launcher that binds tells every rank its own
+    assert judged(*bound) == []  # a launcher that binds passes every rank its own
 
 
 def test_shared_memory_of_a_container_is_noted(facts: Facts) -> None:
@@ -347,7 +347,7 @@ def test_shared_memory_of_a_container_is_noted(facts: Facts) -> None:
     assert judged(changed(facts, shared_memory={"size_bytes": 67108864, "free_bytes": 67108864})) == []
 
 
-def test_root_without_leave_is_noted_where_nobody_has_started_it_yet(facts: Facts) -> None:
+def test_root_without_leave_is_noted_where_no_rank_has_started_it_yet(facts: Facts) -> None:
     root = changed(facts, is_root=True, library={**facts["library"], "vendor": "Open MPI"})
     ((level, _, fix),) = judged(root)
     assert (level, fix) == ("note", "export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1")
@@ -378,7 +378,7 @@ def test_mpirun_of_another_mpi(
         assert found[0][2] == "export PATH=/env/bin:$PATH"
 
 
-def test_horovod_and_gpus_are_judged_by_what_they_tell(facts: Facts) -> None:
+def test_horovod_and_gpus_are_judged_by_what_they_report(facts: Facts) -> None:
     built = {"bindings": ["torch"], "controllers": ["mpi", "gloo"], "nccl": False}
     assert judged(changed(facts, horovod=built)) == []
     ((level, text, _),) = judged(changed(facts, horovod={**built, "controllers": []}))
@@ -426,8 +426,10 @@ def test_mpi_is_not_sent_over_a_bridge_that_every_host_has() -> None:
     (found,) = same_address_on_two_hosts({"a": [LOOPBACK, DOCKER, ETHERNET], "b": [LOOPBACK, DOCKER]})
     assert found.text.startswith("172.17.0.1/16 (docker0) is an address of 2 hosts")
     assert found.fix == "export OMPI_MCA_btl_tcp_if_exclude=lo,docker0 PRTE_MCA_prte_if_exclude=lo,docker0"
-    (told,) = [one for one in check_interfaces({}, [LOOPBACK, DOCKER, ETHERNET], "Open MPI") if "chooses" in one.text]
-    assert told.text.endswith("all that are up: docker0, eth0 (OMPI_MCA_btl_tcp_if_include)")
+    (reported,) = [
+        one for one in check_interfaces({}, [LOOPBACK, DOCKER, ETHERNET], "Open MPI") if "chooses" in one.text
+    ]
+    assert reported.text.endswith("all that are up: docker0, eth0 (OMPI_MCA_btl_tcp_if_include)")
 
 
 def test_interfaces_of_this_host_have_their_addresses() -> None:
@@ -451,7 +453,7 @@ def test_interfaces_of_this_host_have_their_addresses() -> None:
 def test_claims_of_launchers(
     environment: dict[str, str], expected: list[tuple[str, int | None, int | None, bool]]
 ) -> None:
-    def told(claim: Claim) -> tuple[str, int | None, int | None, bool]:
+    def reported(claim: Claim) -> tuple[str, int | None, int | None, bool]:
         return claim.launcher, claim.rank, claim.size, claim.is_complete
 
-    assert [told(claim) for claim in read_claims(environment)] == expected
+    assert [reported(claim) for claim in read_claims(environment)] == expected

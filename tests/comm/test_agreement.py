@@ -113,7 +113,7 @@ def test_agreement_costs_one_collective() -> None:
     assert run_ranks(2, collectives) == [1, 1]
 
 
-def test_fingerprint_tells_descriptions_apart() -> None:
+def test_fingerprint_distinguishes_descriptions() -> None:
     described = [
         [["weight", [3, 4], "float32", 0]],
         [["weight", [4, 3], "float32", 0]],

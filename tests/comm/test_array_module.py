@@ -1,4 +1,4 @@
-"""Arrays of a device, as far as a machine without one can tell: ``device_arrays`` stands in for CuPy."""
+"""Arrays of a device, as far as a machine without one can show: ``device_arrays`` stands in for CuPy."""
 
 import subprocess
 import sys
@@ -35,7 +35,7 @@ def test_host_memory_is_not_copied_to_where_it_is() -> None:
     assert to_host(array) is array
 
 
-def test_nobody_is_asked_for_cupy_before_there_is_an_array_of_it() -> None:
+def test_no_rank_is_asked_for_cupy_before_there_is_an_array_of_it() -> None:
     program = (
         "import sys; sys.modules['cupy'] = sys.modules['nccl'] = None\n"  # importing them is an error
         "import lentando.comm.array_module, lentando.comm.transports.nccl, lentando.optimizers.replica"

@@ -41,7 +41,7 @@ def bits(array: Array) -> bytes:
     st.sampled_from(FLOATS),
     st.booleans(),
 )
-def test_ring_equals_the_sum_along_its_path_to_the_bit(
+def test_ring_equals_the_sum_along_its_path_bit_identically(
     size: int, elements: int, longest: int, in_flight: int, dtype: DTypeLike, mean: bool
 ) -> None:
     """O60: on every rank, for any number of ranks, elements and segments, whole and by its halves."""

@@ -1,4 +1,4 @@
-"""The command that prints measured consensus errors beside theory: the two must be equal, not only printed."""
+"""The command that prints measured consensus errors next to theory: the two must be equal, not only printed."""
 
 import runpy
 import subprocess

@@ -11,7 +11,7 @@ from lentando.comm import world
 from lentando.comm.errors import NotInitializedError
 world.init()
 old = world.transport()
-for_thread = old.for_thread()  # from here on it waits patiently, by other calls of MPI
+for_thread = old.for_thread()  # from here on it waits without using the processor, by other calls of MPI
 old.barrier()
 world.shutdown()
 world.shutdown()

@@ -68,10 +68,10 @@ def test_element_outside_the_buffer_has_no_entry(index: int) -> None:
 
 @pytest.mark.slow
 @given(entries())
-def test_ranges_cover_the_buffer_and_tell_each_elements_group(described: list[Entry]) -> None:
+def test_ranges_cover_the_buffer_and_know_each_elements_group(described: list[Entry]) -> None:
     ranges = FlatLayout(described).ranges
-    told = [one.group for one in ranges for _ in range(one.start, one.stop)]
-    assert told == [one.group for one in described for _ in range(one.size)]
+    reported = [one.group for one in ranges for _ in range(one.start, one.stop)]
+    assert reported == [one.group for one in described for _ in range(one.size)]
     assert all(before.stop == after.start for before, after in pairwise(ranges))
 
 
@@ -146,7 +146,7 @@ def described(*layout: Entry) -> list[list[Any]]:
     return describe([FlatLayout(layout)])
 
 
-def test_description_tells_everything_that_must_be_equal() -> None:
+def test_description_reports_everything_that_must_be_equal() -> None:
     assert described(Entry("weight", (2, 3), "float32", 1, "F")) == [["weight", [2, 3], "float32", 1, "F"]]
 
 
@@ -179,5 +179,5 @@ def test_first_difference_says_when_a_rank_has_fewer() -> None:
     assert words.endswith("; rank 1: nothing")
 
 
-def test_no_difference_is_said_as_well() -> None:
+def test_no_difference_is_reported_as_well() -> None:
     assert first_difference([described(entry("a", 1))] * 3) == "none"

@@ -31,7 +31,7 @@ def test_a_child_reads_its_parents_values_and_its_writes_stay_its_own() -> None:
         assert (arrays[0] == -1).all()
         assert arrays[2].min() == -2
         assert arrays[2].max() == 3
-        assert export_handle(arrays[0]) is None  # nobody else could see what is written here
+        assert export_handle(arrays[0]) is None  # no other process could see what is written here
 
     assert succeeds_in_child(write)
     for number, array in enumerate(arrays):

@@ -1,11 +1,11 @@
-"""Whole jobs over Horovod's engine, from start to end, good or bad; beside Horovod as the program uses it."""
+"""Whole jobs over Horovod's engine, from start to end, good or bad; next to Horovod as the program uses it."""
 
 import pytest
 from launchers import HOROVOD_GLOO
 from launching import Job
 
 SECONDS = 20.0
-"""In which a job must have ended when one of its ranks cannot go on."""
+"""In which a job must have ended when one of its ranks cannot continue."""
 
 BEGIN = """
 import os, sys, time
@@ -64,11 +64,13 @@ def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> No
 
 @pytest.mark.parametrize("wait", ["exchange()", "world.transport().barrier()"])
 def test_rank_that_disappears_is_an_error_on_the_others(wait: str) -> None:
-    tell = f"try:\n    {wait}\nexcept TransportError as error:\n    sys.stdout.write(f'told {{rank}}: {{error}}\\n')\n"
+    report = (
+        f"try:\n    {wait}\nexcept TransportError as error:\n    sys.stdout.write(f'reported {{rank}}: {{error}}\\n')\n"
+    )
     # horovodrun ends the others when a rank fails; one that ends well it lets go, and they find out.
-    found = job(BEGIN + "if rank == 1: os._exit(0)\n" + tell + "    sys.stdout.flush()\n    os._exit(3)\n")
+    found = job(BEGIN + "if rank == 1: os._exit(0)\n" + report + "    sys.stdout.flush()\n    os._exit(3)\n")
     assert found.status not in (0, None)
-    assert "told 0: Horovod failed" in found.output, found.output
+    assert "reported 0: Horovod failed" in found.output, found.output
     assert found.seconds < SECONDS
 
 

@@ -102,7 +102,7 @@ def test_nothing_crosses_between_exchanges() -> None:
         peer = 1 - transport.rank
         transport.exchange([(peer, np.ones(1))], [(peer, np.empty(1))]).wait()
         transport.barrier()
-        time.sleep(0.2)  # the round that was under way ends
+        time.sleep(0.2)  # the round that was in flight ends
         before = len(transport._binding.coordinator.performed)
         time.sleep(0.3)
         performed = len(transport._binding.coordinator.performed) - before
@@ -112,7 +112,7 @@ def test_nothing_crosses_between_exchanges() -> None:
     assert on_each_rank(2, work) == [0, 0]
 
 
-def test_quiet_of_the_bells_is_shorter_than_horovods_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quiet_of_the_bells_is_shorter_than_horovods_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOROVOD_STALL_CHECK_TIME_SECONDS", "0.3")
 
     def work(transport: HorovodTransport) -> int:

@@ -1,4 +1,4 @@
-"""What ranks do with their launcher's variables: programs that they start are told apart, other libraries misled."""
+"""What ranks do with their launcher's variables: programs that they start are distinguished, other libraries misled."""
 
 import os
 import socket
@@ -64,7 +64,7 @@ def test_rank_of_a_launcher_inside_the_job_is_a_rank(variables: dict[str, str], 
     check(started_by(dict(variables), **changed))
 
 
-def test_connections_to_the_launcher_are_told_apart_where_their_numbers_are_the_same(connection: str) -> None:
+def test_connections_to_the_launcher_are_distinguished_where_their_numbers_are_the_same(connection: str) -> None:
     inherited = started_by({"PMI_RANK": "0", "PMI_SIZE": "2", "PMI_FD": connection})
     with pytest.raises(LaunchError, match="is not a rank itself"):
         check(inherited)
@@ -94,7 +94,7 @@ def test_hidden_variables_are_those_of_every_launcher() -> None:
     }  # fmt: skip
 
 
-def test_accelerate_would_misread_the_variables_unless_it_is_told_where_ranks_meet() -> None:
+def test_accelerate_would_misread_the_variables_unless_it_knows_where_ranks_meet() -> None:
     assert would_be_misread(OPEN_MPI_RANK, {"accelerate", "torch"})
     assert not would_be_misread(OPEN_MPI_RANK, {"torch"})
     assert not would_be_misread({**OPEN_MPI_RANK, "MASTER_ADDR": "node1"}, {"accelerate", "torch"})

@@ -8,7 +8,7 @@ import pytest
 from launching import mpirun
 
 SECONDS = 10.0
-"""In which a job must have ended when one of its ranks cannot go on."""
+"""In which a job must have ended when one of its ranks cannot continue."""
 
 BEGIN = """
 import sys
@@ -134,7 +134,7 @@ def test_mpi_can_be_forced_in_a_program_that_was_started_alone() -> None:
         (("RANK", "WORLD_SIZE"), "a launcher that sets RANK and WORLD_SIZE promises 4 ranks (WORLD_SIZE=4)"),
     ],
 )
-def test_promise_of_many_ranks_beside_an_mpi_that_sees_one_is_an_error(
+def test_promise_of_many_ranks_next_to_an_mpi_that_sees_one_is_an_error(
     variables: tuple[str, str], promise: str
 ) -> None:
     found = run_alone(BEGIN, **dict(zip(variables, ("0", "4"), strict=True)))

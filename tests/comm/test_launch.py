@@ -1,4 +1,4 @@
-"""Who started this process: told from the variables that real launchers set."""
+"""Who started this process: reported from the variables that real launchers set."""
 
 import pytest
 
@@ -55,7 +55,9 @@ OTHER = {"HOME": "/home/me", "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
         "mpirun in a world of one", "world of one", "Horovod in Hydra", "torchrun", "RANK and WORLD_SIZE",
     ],
 )  # fmt: skip
-def test_launcher_is_told_by_its_variables(environment: dict[str, str], launcher: str, size: int, mpi: bool) -> None:
+def test_launcher_is_reported_by_its_variables(
+    environment: dict[str, str], launcher: str, size: int, mpi: bool
+) -> None:
     found = detect_launch({**OTHER, **environment})
     assert found is not None
     assert (found.launcher, found.size, found.mpi) == (launcher, size, mpi)
@@ -150,7 +152,7 @@ def test_broken_promise_names_launcher_library_both_numbers_and_the_remedy(launc
 
 
 @pytest.mark.parametrize(
-    ("environment", "said"),
+    ("environment", "stated"),
     [
         ({}, ""),
         ({"MPI4PY_LIBMPI": ""}, ""),
@@ -159,9 +161,9 @@ def test_broken_promise_names_launcher_library_both_numbers_and_the_remedy(launc
         ({"MPI4PY_MPIABI": "mpich", "MPI4PY_LIBMPI": "x"}, "by MPI4PY_LIBMPI=x and MPI4PY_MPIABI=mpich: unset this"),
     ],
 )
-def test_variables_that_choose_the_library_are_named(environment: dict[str, str], said: str) -> None:
+def test_variables_that_choose_the_library_are_named(environment: dict[str, str], stated: str) -> None:
     advice = advice_on_library(environment)
-    assert said in advice if said else not advice
+    assert stated in advice if stated else not advice
 
 
 def test_another_library_that_a_variable_has_chosen_is_blamed_on_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -58,7 +58,7 @@ def test_every_variable_that_other_libraries_read_is_hidden() -> None:
     assert sorted(launchers.hidden_variables()) == sorted(HIDDEN)
 
 
-def test_every_variable_that_tells_ranks_and_jobs_apart_is_part_of_the_identity() -> None:
+def test_every_variable_that_distinguishes_ranks_and_jobs_is_part_of_the_identity() -> None:
     assert set(launchers.identity_variables()) == IDENTITY
 
 

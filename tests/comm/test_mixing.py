@@ -139,7 +139,7 @@ def test_debiased_values_reach_the_mean_on_an_irregular_digraph() -> None:
     assert np.abs(states[:, 0] - mean[0]).max() > 0.5
 
 
-def test_weights_stay_1_to_the_bit_with_one_peer() -> None:
+def test_weights_stay_1_bit_identically_with_one_peer() -> None:
     """O41."""
     for size in (5, 8, 12):
         states = simulate(push_sum(OnePeerExponential().for_size(size), 23), size)
@@ -194,7 +194,7 @@ class Ledger:
 def overlapped(
     graphs: GraphSequence, steps: int, staleness: int, ledger: Ledger, *, eager: bool = True
 ) -> Callable[[SimulatedTransport], State]:
-    """Push-sum whose messages arrive while the rank goes on: added when they are there, at the latest ``staleness``
+    """Push-sum whose messages arrive while the rank continues: added on arrival, at the latest ``staleness``
     steps after they were sent; ``eager=False`` adds them exactly then. What is in flight at the end is drained."""
 
     def worker(transport: SimulatedTransport) -> State:
@@ -217,7 +217,7 @@ def overlapped(
 
         def check_mass() -> None:
             ledger.lowest_weight = min(ledger.lowest_weight, float(state[2]))
-            # With what is in flight, all mass is there, whatever step the other ranks have come to.
+            # With what is in flight, all mass has arrived, whatever step the other ranks have come to.
             if len(ledger.held) == graphs.size:
                 assert np.allclose(ledger.total(), start(graphs.size).sum(axis=0), rtol=1e-12)
 
@@ -290,7 +290,7 @@ def test_late_messages_still_lead_to_the_mean_with_the_weight_and_not_without(st
     assert ledger.most_in_flight == staleness + 1  # rounds did overlap
 
 
-def test_no_staleness_is_synchronous_push_sum_to_the_bit() -> None:
+def test_no_staleness_is_synchronous_push_sum_bit_identically() -> None:
     """O50, of the mixing."""
     graphs = FromMatrix(random_matrices(6, 3, 1)).for_size(6)
     network, compute = Network(0.1, 1e6, 2.0), Compute(1.0, "exponential")

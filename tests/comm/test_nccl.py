@@ -44,7 +44,7 @@ def test_device_arrays_travel(size: int, latency_seconds: float) -> None:
 
 
 class WithoutWaiting(NCCLTransport):
-    """Hands its arrays out before they are there."""
+    """Hands its arrays out before they have arrived."""
 
     def exchange(self, *arguments: Any, **options: Any) -> Request:
         super().exchange(*arguments, **options)
@@ -120,7 +120,7 @@ def test_transport_that_breaks_a_promise_is_refused(mutant: type[NCCLTransport],
         run_ranks(3, check, timeout_seconds=5.0)
 
 
-def test_transport_that_takes_no_device_arrays_is_told_apart() -> None:
+def test_transport_that_takes_no_device_arrays_is_distinguished() -> None:
     with pytest.raises(AssertionError, match="it does not take device arrays"):
         run_ranks(1, lambda transport: check_device_arrays(transport, device_arrays.asarray))
 
@@ -142,13 +142,13 @@ def test_ranks_whose_rounds_come_in_different_orders_get_an_error_and_no_hang() 
         run_ranks_on_devices(2, cross, timeout_seconds=0.5)
 
 
-def test_asynchronous_error_is_raised_by_whoever_waits_or_asks() -> None:
+def test_asynchronous_error_is_raised_by_the_caller_that_waits_or_asks() -> None:
     def fail(transport: NCCLTransport) -> list[str]:
         array = device_arrays.zeros(3)
         transport.broadcast(array)
         communicator = transport._communicator
         assert isinstance(communicator, MatchingCommunicator)
-        request = transport.exchange([], [(1 - transport.rank, array)])  # nobody sends
+        request = transport.exchange([], [(1 - transport.rank, array)])  # no rank sends
         assert not request.test()
         communicator.failure = "the network is down"
         messages = []
@@ -251,7 +251,7 @@ def test_close_releases_nccl_and_the_transport_below() -> None:
     assert run_ranks_on_devices(2, close) == ["closed"] * 2
 
 
-def test_what_this_machine_lacks_is_said_in_words() -> None:
+def test_what_this_machine_lacks_is_reported_in_words() -> None:
     problem = NCCLBinding().problem()
     if problem is None:
         pytest.skip("this machine has a GPU, and all that NCCL needs")
@@ -269,10 +269,10 @@ REDUCTIONS: dict[str, Callable[[Any, Array], Any]] = {
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16, np.int64])
 @pytest.mark.parametrize("elements", [0, 2, 11, 12])
 @pytest.mark.parametrize("size", [1, 3])
-def test_reductions_of_device_arrays_are_those_of_host_memory_to_the_bit(
+def test_reductions_of_device_arrays_are_those_of_host_memory_bit_identically(
     algorithm: str, dtype: Any, elements: int, size: int
 ) -> None:
-    """Halves are summed by the stand-in in the order of the ranks, as the engine of ``ThreadTransport`` does it."""
+    """Halves are summed by the stand-in in the order of the ranks, as the backend of ``ThreadTransport`` does it."""
 
     def values(rank: int) -> Array:
         return (10 * np.random.default_rng(rank).normal(size=elements)).astype(dtype)

@@ -113,10 +113,10 @@ def test_collectives_work_in_place_on_the_stream(notes: list[str]) -> None:
     ]
 
 
-@pytest.mark.parametrize(("state", "words"), [(0, None), (6, "state 6; the last words")])
-def test_asynchronous_error_is_told_in_nccls_words(notes: list[str], state: int, words: str | None) -> None:
+@pytest.mark.parametrize(("state", "words"), [(0, None), (6, "state 6; the last output")])
+def test_asynchronous_error_is_reported_in_nccls_words(notes: list[str], state: int, words: str | None) -> None:
     communicator: Any = NCCLBinding().open(1, 0, b"name", 0)
-    communicator._comm = SimpleNamespace(get_async_error=lambda: state, get_last_error=lambda: "the last words")
+    communicator._comm = SimpleNamespace(get_async_error=lambda: state, get_last_error=lambda: "the last output")
     assert communicator.error() == words
 
 

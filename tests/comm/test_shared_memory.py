@@ -61,7 +61,7 @@ def test_nothing_is_left_when_the_last_view_is_gone() -> None:
     assert opened is not None
     del view
     gc.collect()
-    assert not opened.any()  # the memory lives on while somebody maps it
+    assert not opened.any()  # the memory lives on while a process maps it
     del opened
     gc.collect()
     assert descriptors() == before
@@ -94,7 +94,7 @@ def test_system_that_forbids_it_gets_ordinary_memory(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize("limit", ["RLIMIT_FSIZE", "RLIMIT_NOFILE"])
 def test_limit_of_the_system_leaves_ordinary_memory(limit: str) -> None:
-    """``ulimit -f`` and ``ulimit -n``: nothing is left open, and nobody else can reach the array."""
+    """``ulimit -f`` and ``ulimit -n``: nothing is left open, and no other process can reach the array."""
     program = (
         "import os, resource, sys\nimport numpy as np\n"
         "from lentando.comm.shared_memory import export_handle, shared_zeros\n"

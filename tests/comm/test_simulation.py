@@ -76,7 +76,7 @@ def test_traffic_is_counted() -> None:
     assert simulate(worker, 2) == [(1, 4, 8 + 32 + 16), (1, 4, 8 + 32 + 24 + 16)]
 
 
-def test_always_the_rank_with_the_lowest_clock_goes_on() -> None:
+def test_always_the_rank_with_the_lowest_clock_continues() -> None:
     log: list[tuple[float, int]] = []
 
     def worker(transport: SimulatedTransport) -> None:
@@ -92,7 +92,7 @@ def test_always_the_rank_with_the_lowest_clock_goes_on() -> None:
     assert len(log) == 4 * 30
 
 
-def test_ranks_that_are_woken_together_go_on_by_rank() -> None:
+def test_ranks_that_are_woken_together_continue_by_rank() -> None:
     order: list[int] = []
 
     def worker(transport: SimulatedTransport) -> None:
@@ -159,7 +159,7 @@ def test_a_receive_is_filled_on_arrival_and_not_before() -> None:
     assert simulate(worker, 2, network=Network(1.0, inf), check_buffers=False)[1] == [1.0, 1.0, False, 3.0, True]
 
 
-def test_polling_lets_time_pass_until_the_message_is_there() -> None:
+def test_polling_lets_time_pass_until_the_message_has_arrived() -> None:
     def worker(transport: SimulatedTransport) -> float:
         if transport.rank == 0:
             transport.compute(2.0)

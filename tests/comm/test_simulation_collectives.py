@@ -1,4 +1,4 @@
-"""The library's own collectives, and the engine's, on simulated ranks: values, and the time that the model
+"""The library's own collectives, and the backend's, on simulated ranks: values, and the time that the model
 promises.
 """
 
@@ -37,7 +37,7 @@ def test_ring_gives_every_rank_the_exact_sum(size: int, elements: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, bfloat16])
-def test_ring_is_equal_to_the_bit_on_every_rank_when_it_rounds(dtype: type) -> None:
+def test_ring_is_equal_bit_identically_on_every_rank_when_it_rounds(dtype: type) -> None:
     def worker(transport: SimulatedTransport) -> bytes:
         buffer: Array = np.random.default_rng(transport.rank).normal(size=100).astype(dtype)
         RingReduction(transport, buffer).all_reduce(mean=True)
@@ -123,7 +123,7 @@ def test_engine_collectives_compute_what_they_say() -> None:
 
 
 def test_engine_sums_in_the_order_of_ranks() -> None:
-    """1e16 + 1 - 1e16 is 0 from left to right, whoever comes first."""
+    """1e16 + 1 - 1e16 is 0 from left to right, in any order."""
 
     def worker(transport: SimulatedTransport) -> float:
         transport.compute()
@@ -209,7 +209,7 @@ def test_control_messages_and_objects_travel() -> None:
     assert simulate(worker, 4) == [([0.0, 1.0, 2.0, 3.0], [2], {"seed": 5}, everyone)] * 4
 
 
-def test_ranks_that_disagree_are_told_on_every_rank() -> None:
+def test_ranks_that_disagree_are_reported_on_every_rank() -> None:
     def worker(transport: SimulatedTransport) -> str:
         doing = "evaluates" if transport.rank == 1 else "averages"
         try:
@@ -223,7 +223,7 @@ def test_ranks_that_disagree_are_told_on_every_rank() -> None:
     assert "ranks 0 and 2: averages; rank 1: evaluates" in texts[0]
 
 
-def test_all_reduce_of_the_user_chooses_by_itself() -> None:
+def test_all_reduce_of_the_user_chooses_automatically() -> None:
     def worker(transport: SimulatedTransport) -> float:
         array = np.full((3, 5), transport.rank + 1, np.float32)
         all_reduce(transport, array, mean=True)

@@ -44,7 +44,7 @@ def always(answer: bool) -> Callable[[Any], None]:
     return spoil
 
 
-def hears_itself_alone(transport: Any) -> None:
+def receives_from_itself_alone(transport: Any) -> None:
     vote = transport.vote
     transport.vote = lambda yes: (vote(yes), yes)[1]
 
@@ -65,19 +65,19 @@ def other_survivors(change: Callable[[list[int]], list[int]]) -> Callable[[Any],
 def keeps_its_number(transport: Any) -> None:
     renumber = transport.renumber
 
-    def spoilt() -> None:
+    def corrupted() -> None:
         rank = transport.rank
         renumber()
         transport.rank = rank
 
-    transport.renumber = spoilt
+    transport.renumber = corrupted
 
 
 def swallows(name: str, error: type[Exception] | None = None) -> Callable[[Any], None]:
     def spoil(transport: Any) -> None:
         operation = getattr(transport, name)
 
-        def spoilt(*arguments: Any, **options: Any) -> Any:
+        def corrupted(*arguments: Any, **options: Any) -> Any:
             try:
                 return operation(*arguments, **options)
             except RankLostError:
@@ -85,7 +85,7 @@ def swallows(name: str, error: type[Exception] | None = None) -> Callable[[Any],
                     raise error from None
                 return np.zeros((transport.size, 1))
 
-        setattr(transport, name, spoilt)
+        setattr(transport, name, corrupted)
 
     return spoil
 
@@ -101,19 +101,19 @@ def waits_for_nothing(transport: Any) -> None:
 
 def keeps_messages(transport: Any) -> None:
     mail = transport._mail
-    if getattr(mail, "spoilt", False):
+    if getattr(mail, "corrupted", False):
         return
-    fail_all, mail.spoilt = mail.fail_all, True
+    fail_all, mail.corrupted = mail.fail_all, True
 
-    def spoilt(why: str, now: float) -> None:
+    def corrupted(why: str, now: float) -> None:
         channels = mail._channels
         fail_all(why, now)
         mail._channels = channels
 
-    mail.fail_all = spoilt
+    mail.fail_all = corrupted
 
 
-def wakes_nobody(transport: Any) -> None:
+def wakes_no_rank(transport: Any) -> None:
     transport._membership._end = lambda *arguments: None
 
 
@@ -122,7 +122,7 @@ def wakes_nobody(transport: Any) -> None:
     [
         (always(True), "voted no, but the vote is yes"),
         (always(False), "all voted yes, but the vote is no|all vote yes, but the vote is no"),
-        (hears_itself_alone, "voted no, but the vote is yes"),
+        (receives_from_itself_alone, "voted no, but the vote is yes"),
         (does_not_mind_the_dead, "but the vote is yes"),
         (other_survivors(lambda ranks: ranks[::-1]), "not in the previous order"),
         (other_survivors(lambda ranks: [rank + 1 for rank in ranks]), "IndexError|but this is rank"),
@@ -135,7 +135,7 @@ def wakes_nobody(transport: Any) -> None:
         (swallows("broadcast"), "but no rank got a RankLostError"),
         (swallows("allgather"), "but no rank got a RankLostError"),
         (keeps_messages, "sent before the repair"),
-        (wakes_nobody, "wait forever"),
+        (wakes_no_rank, "wait forever"),
     ],
 )
 def test_suite_finds_a_broken_promise_of_the_elastic_protocol(spoil: Callable[[Any], None], found: str) -> None:

@@ -1,4 +1,4 @@
-"""What goes wrong is told: which rank, what it waits for, where, and what to do; nothing hangs."""
+"""What goes wrong is reported: which rank, what it waits for, where, and what to do; nothing hangs."""
 
 import inspect
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def test_ranks_that_poll_for_ever_are_a_deadlock() -> None:
         simulate(worker, 3)
 
 
-def test_a_deadlock_tells_who_waits_for_what_and_where() -> None:
+def test_a_deadlock_reports_who_waits_for_what_and_where() -> None:
     def receive_first(transport: SimulatedTransport) -> None:
         transport.exchange([], [(1 - transport.rank, np.empty(3))], 5).wait()
         transport.exchange([(1 - transport.rank, np.zeros(3))], [], 5).wait()
@@ -58,7 +58,7 @@ def test_a_deadlock_tells_who_waits_for_what_and_where() -> None:
     assert str(caught.value).count(f"receive_first (test_simulation_errors.py:{line})") == 2
 
 
-def test_a_deadlock_within_the_library_tells_who_called_it() -> None:
+def test_a_deadlock_within_the_library_reports_who_called_it() -> None:
     def worker(transport: SimulatedTransport) -> None:
         from lentando.comm.reductions.ring import RingReduction
 
@@ -75,7 +75,7 @@ def test_a_deadlock_within_the_library_tells_who_called_it() -> None:
     assert "worker (test_simulation_errors.py:" in text
 
 
-def test_a_deadlock_tells_of_messages_that_nobody_asked_for() -> None:
+def test_a_deadlock_reports_of_messages_that_no_rank_asked_for() -> None:
     def worker(transport: SimulatedTransport) -> None:
         message = [(1 - transport.rank, np.empty(1))]
         transport.exchange(message, message, 3 + transport.rank).wait()
@@ -85,7 +85,7 @@ def test_a_deadlock_tells_of_messages_that_nobody_asked_for() -> None:
         simulate(worker, 2)
 
 
-def test_a_deadlock_tells_which_ranks_miss_a_collective() -> None:
+def test_a_deadlock_reports_which_ranks_miss_a_collective() -> None:
     def worker(transport: SimulatedTransport) -> None:
         transport.barrier()
         if transport.rank == 1:
@@ -133,7 +133,7 @@ def test_an_exception_ends_the_simulation_with_its_rank_and_lets_the_others_clea
         finally:
             cleaned.append(transport.rank)
             if transport.rank != 1:
-                transport.compute(1.0)  # whoever is ended cannot go on
+                transport.compute(1.0)  # any rank that is ended cannot continue
                 cleaned.append(-1)
 
     with pytest.raises(SimulationError, match=r"^rank 1 failed at 2 s: KeyError: 'no such thing'$") as caught:

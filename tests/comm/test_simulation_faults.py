@@ -26,51 +26,51 @@ SLOW = Network(1.0, inf)
 
 
 def listen(transport: SimulatedTransport) -> list[tuple[float, float]]:
-    """Rank 0 sends 0 to 4, one per second; rank 1 returns what it hears within 20 seconds, and when."""
+    """Rank 0 sends 0 to 4, one per second; rank 1 returns what it receives within 20 seconds, and when."""
     if transport.rank == 0:
         for number in range(5):
             transport.exchange([(1, np.array([float(number)]))], []).wait()
             transport.compute(1.0)
         return []
-    heard, received = [], np.empty(1)
+    arrivals, received = [], np.empty(1)
     request = transport.exchange([], [(0, received)])
     while transport.clock() < 20:
         if request.test():
-            heard.append((float(received[0]), transport.clock()))
+            arrivals.append((float(received[0]), transport.clock()))
             request = transport.exchange([], [(0, received)])
         transport.compute(0.5)
-    return heard
+    return arrivals
 
 
-def heard(*faults: Fault, seed: int = 0, network: Network = SLOW) -> list[tuple[float, float]]:
+def arrivals(*faults: Fault, seed: int = 0, network: Network = SLOW) -> list[tuple[float, float]]:
     found: list[tuple[float, float]] = simulate(listen, 2, network=network, faults=faults, seed=seed)[1]
     return found
 
 
 def test_without_faults_everything_arrives_once_in_time() -> None:
-    assert heard() == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
+    assert arrivals() == [(0, 1), (1, 2), (2, 3), (3, 4), (4, 5)]
 
 
 def test_a_delayed_message_holds_up_those_behind_it() -> None:
-    assert heard(Delay(2.5, nth=1)) == [(0, 1), (1, 4.5), (2, 5), (3, 5.5), (4, 6)]
+    assert arrivals(Delay(2.5, nth=1)) == [(0, 1), (1, 4.5), (2, 5), (3, 5.5), (4, 6)]
 
 
 def test_a_delayed_message_is_overtaken_if_the_network_reorders() -> None:
-    found = heard(Delay(2.5, nth=1), network=Network(1.0, inf, reordering=True))
+    found = arrivals(Delay(2.5, nth=1), network=Network(1.0, inf, reordering=True))
     assert [number for number, _ in found] == [0, 2, 3, 1, 4]
 
 
 def test_a_dropped_message_never_arrives() -> None:
-    assert heard(Drop(nth=3)) == [(0, 1), (1, 2), (2, 3), (4, 5)]
-    assert heard(Drop()) == []
+    assert arrivals(Drop(nth=3)) == [(0, 1), (1, 2), (2, 3), (4, 5)]
+    assert arrivals(Drop()) == []
 
 
 def test_a_duplicated_message_arrives_twice() -> None:
-    assert heard(Duplicate(nth=2)) == [(0, 1), (1, 2), (2, 3), (2, 3.5), (3, 4), (4, 5)]
+    assert arrivals(Duplicate(nth=2)) == [(0, 1), (1, 2), (2, 3), (2, 3.5), (3, 4), (4, 5)]
 
 
 def test_faults_add_up() -> None:
-    assert heard(Delay(1.0, nth=4), Delay(1.0, nth=4), Drop(nth=0)) == [(1, 2), (2, 3), (3, 4), (4, 7)]
+    assert arrivals(Delay(1.0, nth=4), Delay(1.0, nth=4), Drop(nth=0)) == [(1, 2), (2, 3), (3, 4), (4, 7)]
 
 
 @pytest.mark.parametrize(
@@ -86,8 +86,8 @@ def test_faults_add_up() -> None:
         (Drop(probability=0.0), set()),
     ],
 )
-def test_a_fault_befalls_the_messages_it_names(fault: Drop, lost: set[int]) -> None:
-    assert {0, 1, 2, 3, 4} - {number for number, _ in heard(fault)} == lost
+def test_a_fault_hits_the_messages_it_names(fault: Drop, lost: set[int]) -> None:
+    assert {0, 1, 2, 3, 4} - {number for number, _ in arrivals(fault)} == lost
 
 
 def test_faults_by_chance_are_as_frequent_as_asked_and_the_same_every_time() -> None:
@@ -106,7 +106,7 @@ def test_faults_by_chance_are_as_frequent_as_asked_and_the_same_every_time() -> 
 
 
 def test_what_a_dead_rank_has_sent_arrives_and_nothing_more() -> None:
-    assert heard(Death(0, 2.5)) == [(0, 1), (1, 2), (2, 3)]
+    assert arrivals(Death(0, 2.5)) == [(0, 1), (1, 2), (2, 3)]
 
 
 @pytest.mark.parametrize("doing", ["computing", "waiting", "polling", "joining"])
@@ -161,7 +161,7 @@ def test_a_death_after_the_end_changes_nothing() -> None:
 
 
 def test_a_rank_dies_at_a_message_and_those_before_it_have_left() -> None:
-    assert heard(Death(0, at_message=3)) == [(0, 1), (1, 2), (2, 3)]
+    assert arrivals(Death(0, at_message=3)) == [(0, 1), (1, 2), (2, 3)]
 
     def worker(transport: SimulatedTransport) -> float:
         received = [np.zeros(1) for _ in range(2)]
@@ -186,7 +186,7 @@ def test_a_rank_dies_in_a_collective_to_which_it_has_given_its_part() -> None:
     assert simulate(worker, 3, faults=[Death(1, in_collective=1)]) == [9.0, None, 9.0]
 
 
-def test_elastic_ranks_are_told_so_long_after_a_death() -> None:
+def test_elastic_ranks_are_notified_so_long_after_a_death() -> None:
     def worker(transport: SimulatedTransport) -> float:
         if transport.rank == 1:
             transport.compute(9.0)
@@ -197,9 +197,9 @@ def test_elastic_ranks_are_told_so_long_after_a_death() -> None:
     assert simulate(worker, 3, faults=[Death(1, 2.0)], notice_seconds=0.5) == [2.5, None, 2.5]
 
 
-def test_a_rank_that_stands_still_goes_on_later_and_gets_what_was_sent_to_it() -> None:
-    assert heard(Pause(0, 1.5, 10.0)) == [(0, 1), (1, 2), (2, 13), (3, 14), (4, 15)]
-    assert heard(Pause(1, 2.0, 3.0)) == [(0, 1), (1, 2), (2, 5.5), (3, 6), (4, 6.5)]
+def test_a_rank_that_stands_still_continues_later_and_gets_what_was_sent_to_it() -> None:
+    assert arrivals(Pause(0, 1.5, 10.0)) == [(0, 1), (1, 2), (2, 13), (3, 14), (4, 15)]
+    assert arrivals(Pause(1, 2.0, 3.0)) == [(0, 1), (1, 2), (2, 5.5), (3, 6), (4, 6.5)]
 
 
 def test_steps_of_a_slow_rank_take_longer() -> None:
@@ -211,7 +211,7 @@ def test_steps_of_a_slow_rank_take_longer() -> None:
     assert simulate(worker, 3, compute=compute, faults=[Slow(0, 3.0), Slow(1, 5.0)]) == [6.0, 5.0, 1.0]
 
 
-def test_who_waits_for_the_dead_is_told() -> None:
+def test_who_waits_for_the_dead_is_reported() -> None:
     def worker(transport: SimulatedTransport) -> None:
         transport.compute(1.0)
         if transport.rank == 2:

@@ -58,7 +58,7 @@ def test_a_rank_leaves_and_joins_again() -> None:
 
 
 def test_the_end_of_a_program_that_called_init_is_a_shutdown() -> None:
-    """As at the end of a process: who ends while others go on is told on every rank, instead of waiting for ever."""
+    """As at the end of a process: a rank that ends while others continue is named on every rank."""
 
     def train() -> None:
         from lentando.comm.agreement import Event, Intent, agree

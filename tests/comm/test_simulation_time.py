@@ -1,4 +1,4 @@
-"""Virtual time is what the network model and the compute model say, to the bit where that can be."""
+"""Virtual time is what the network model and the compute model say, bit-identically where that can be."""
 
 from itertools import pairwise
 from math import inf
@@ -96,7 +96,7 @@ def test_links_that_differ_are_wires_of_their_own() -> None:
     assert simulate(worker, 4, network=Network(LATENCY, BANDWIDTH, links=slow)) == [
         LATENCY + each,
         LATENCY + each,
-        4 * each,  # what it receives is there earlier, but what it sends has not left
+        4 * each,  # what it receives arrives earlier, but what it sends has not left
         1.0 + 4 * each,
     ]
     fast = Network(LATENCY, BANDWIDTH, within_node=Link(0.0, 8 * BANDWIDTH))
@@ -198,7 +198,7 @@ def test_waiting_for_the_slowest_costs_a_harmonic_number() -> None:
     assert mean == pytest.approx(harmonic, rel=0.02)
 
 
-def test_compute_takes_the_time_it_is_told() -> None:
+def test_compute_takes_the_time_it_is_given() -> None:
     def worker(transport: SimulatedTransport) -> float:
         transport.compute(1.5)
         return transport.clock()

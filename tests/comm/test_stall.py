@@ -1,4 +1,4 @@
-"""Who is missing when ranks wait, told by whole programs under mpirun."""
+"""Who is missing when ranks wait, reported by whole programs under mpirun."""
 
 import re
 from pathlib import Path
@@ -49,8 +49,8 @@ def test_ranks_that_wait_say_who_is_missing_and_where(tmp_path: Path) -> None:
     job = run(tmp_path, LATE, seconds=1)
     assert job.status == 0, job.output
     assert job.output.count("is done") == 3
-    told = [line for line in job.output.splitlines() if "have waited for" in line]
-    assert told, job.output
+    reported = [line for line in job.output.splitlines() if "have waited for" in line]
+    assert reported, job.output
     lines = PROGRAM.splitlines()
     stepping, napping = (lines.index(f"    {code}") + 1 for code in ("optimizer.step()", "time.sleep(seconds)"))
     program = re.escape(str(tmp_path / "program.py"))
@@ -58,11 +58,11 @@ def test_ranks_that_wait_say_who_is_missing_and_where(tmp_path: Path) -> None:
         r"ranks 0 and 2 have waited for [123] s in the outer step after inner step 8 "
         rf"\(at {program}:{stepping} in step\)\. Missing: "
         rf"rank 1 is at {program}:{napping} in slow_loader, after the outer step after inner step 4$",
-        told[0],
-    ), told[0]
+        reported[0],
+    ), reported[0]
 
 
-def test_while_nobody_waits_for_long_nothing_is_said(tmp_path: Path) -> None:
+def test_while_no_rank_waits_for_long_nothing_is_reported(tmp_path: Path) -> None:
     job = run(tmp_path, LATE.replace("slow_loader(4)", "slow_loader(1)"), seconds=30)
     assert job.status == 0, job.output
     assert "waited" not in job.output

@@ -100,7 +100,7 @@ def test_hops_are_counted_in_integers() -> None:
 
 
 @pytest.mark.parametrize(("size", "peers", "step", "hops"), [(6, 2, 1, [3]), (2, 2, 0, [1]), (3, 3, 0, [1, 2])])
-def test_p_peer_hops_that_coincide_or_come_home_are_left_out(size: int, peers: int, step: int, hops: list[int]) -> None:
+def test_p_peer_hops_that_coincide_or_return_are_left_out(size: int, peers: int, step: int, hops: list[int]) -> None:
     found = PPeerExponential(peers).for_size(size).peers(0, step)
     assert found.out_neighbors == tuple((hop, 1 / (len(hops) + 1)) for hop in hops)
     assert found.self_weight == 1 / (len(hops) + 1)
@@ -112,7 +112,7 @@ def test_p_peer_hops_that_coincide_or_come_home_are_left_out(size: int, peers: i
     ids=lambda topology: type(topology).__name__,
 )
 def test_one_peer_averages_exactly_in_log2_n_steps_from_any_phase(topology: Topology) -> None:
-    """O42: any K consecutive steps, any order and sign of the hops; exact to the bit, and not a step earlier."""
+    """O42: any K consecutive steps, any order and sign of the hops; exact bit-identically, and not a step earlier."""
     sizes = (8,) if isinstance(topology, Circulant) else (1, 2, 4, 8, 32, 256)
     for size in sizes:
         graphs = topology.for_size(size)
@@ -177,7 +177,7 @@ def test_static_exponential_contracts_faster_at_odd_sizes(size: int, rho: float)
     assert found < 1 - 2 / (1 + (size - 1).bit_length()) - 0.05
 
 
-def test_one_peer_keeps_push_sum_weights_at_1_to_the_bit() -> None:
+def test_one_peer_keeps_push_sum_weights_at_1_bit_identically() -> None:
     """O41: halves are exact in binary; six sixths are not."""
     for size in (3, 8, 33):
         graphs = OnePeerExponential().for_size(size)

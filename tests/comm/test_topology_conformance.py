@@ -46,7 +46,7 @@ class _Wrong(GraphSequence):
             "twice": Peers(((right, 0.25), (right, 0.25)), ((left, 0.25), (left, 0.25)), 0.5),
             "sum": Peers(((right, 0.4),), ((left, 0.4),), 0.5),
             "unexpected": Peers(((right, 0.5),), (), 0.5),
-            "nobody": Peers((), (), 1.0),
+            "no rank": Peers((), (), 1.0),
             "negative": Peers(((right, -0.5),), ((left, -0.5),), 1.5),
         }[self.mistake]
 
@@ -59,7 +59,7 @@ class Wrong(Topology):
         return _Wrong(size, self.mistake)
 
 
-@pytest.mark.parametrize("mistake", ["itself", "twice", "sum", "unexpected", "nobody", "negative"])
+@pytest.mark.parametrize("mistake", ["itself", "twice", "sum", "unexpected", "no rank", "negative"])
 def test_wrong_topologies_are_rejected(mistake: str) -> None:
     with pytest.raises(AssertionError, match=rf"Wrong\(mistake='{mistake}'\) among 4 ranks"):
         check_topology(Wrong(mistake), sizes=(4,))

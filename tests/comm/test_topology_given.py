@@ -165,7 +165,7 @@ def test_stochasticity_by_name() -> None:
 
 
 class TwoRanks(GraphSequence):
-    """Two ranks that swap halves, unless told otherwise."""
+    """Two ranks that swap halves, by default."""
 
     def __init__(self, **changed: Peers) -> None:
         super().__init__(2, 1)

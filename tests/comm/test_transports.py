@@ -34,7 +34,7 @@ def refused(mutant: type[ThreadTransport], size: int = 3, *, timeout_seconds: fl
 
 
 class Finished:
-    """A request that claims to be whatever it is told."""
+    """A request that claims to be whatever it is asked."""
 
     def __init__(self, request: Request, then: Callable[[], None] = lambda: None, *, done: bool = True) -> None:
         self.request, self.then, self.done = request, then, done
@@ -79,7 +79,7 @@ class NeverComplete(ThreadTransport):
 
 
 class WithoutProgress(ThreadTransport):
-    """Messages arrive only when somebody waits or tests, as with an MPI that has no thread of its own."""
+    """Messages arrive only when a caller waits or tests, as with an MPI that has no thread of its own."""
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True
@@ -349,7 +349,7 @@ def test_check_transport_refuses_a_world_of_one_as_well(wrong: Callable[[], Any]
         check_transport(wrong())
 
 
-def test_single_transport_refuses_to_wait_for_what_nobody_has_sent() -> None:
+def test_single_transport_refuses_to_wait_for_what_no_rank_has_sent() -> None:
     request = SingleTransport().exchange([], [(0, np.empty(1))])
     assert not request.test()
     with pytest.raises(TransportError, match=r"waiting for 1 message\(s\) .* would never return"):

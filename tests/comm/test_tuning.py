@@ -107,7 +107,7 @@ def test_nothing_is_measured_in_a_simulation(algorithm: Algorithm) -> None:
     assert simulate(plan, SIZE, network=Network(1e-3, 1e6)) == [(0.0, [])] * SIZE
 
 
-def test_a_new_job_in_the_same_process_measures_anew() -> None:
+def test_a_new_job_in_the_same_process_measures_again() -> None:
     assert all(len(choices) == 1 for _ in range(2) for choices in chosen_by_each(ThreadTransport))
 
 
@@ -172,7 +172,7 @@ def test_the_variable_says_what_is_otherwise_measured(monkeypatch: pytest.Monkey
     assert run_ranks(SIZE, reduce) == [(2 * segments, [])] * SIZE
 
 
-def test_a_choice_tells_what_was_chosen_and_why() -> None:
+def test_a_choice_reports_what_was_chosen_and_why() -> None:
     between = ReductionPlan("shared memory", Segments(1024, 2))
     made = TunedPlan("up to 32 MiB of float32", between, {RINGS[0]: 0.5, between: 0.25, BACKEND: 0.75})
     assert str(made) == (

@@ -155,7 +155,7 @@ def test_forced_nccl_whose_packages_cannot_be_loaded_says_why(monkeypatch: pytes
 
 
 @pytest.mark.parametrize("variables", [{"RANK": "0", "WORLD_SIZE": "1"}, {"HOROVOD_RANK": "0", "HOROVOD_SIZE": "1"}])
-def test_one_process_needs_no_mpi_whoever_started_it(
+def test_one_process_needs_no_mpi_whichever_launcher_started_it(
     monkeypatch: pytest.MonkeyPatch, variables: dict[str, str]
 ) -> None:
     for variable, value in variables.items():
@@ -176,7 +176,7 @@ def test_log_level_that_does_not_exist_is_refused_before_the_job_is_joined(
     assert not world.is_initialized()
 
 
-def test_log_level_info_tells_the_place_once(
+def test_log_level_info_reports_the_place_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("LENTANDO_LOG_LEVEL", "info")

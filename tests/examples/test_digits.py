@@ -44,7 +44,7 @@ def summaries(folder: Path) -> dict[str, dict[str, Any]]:
 
 
 def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
-    """The same training function, unchanged: equal to the bit. The ring adds in one order everywhere."""
+    """The same training function, unchanged: bit-identical. The ring adds in one order everywhere."""
     algorithms = ["sgp", "dpsgd", "osgp", "slowmo", "adacomm"]
     common = [
         EXAMPLE,

@@ -32,7 +32,7 @@ def changed(script: str) -> tuple[str, str, str]:
 
 
 def check(output: str) -> None:
-    """The script said at its end what it reached, on two ranks."""
+    """The script printed at its end what it reached, on two ranks."""
     accuracies = re.findall(r"accuracy ([\d.]+) on 2 ranks", output)
     speeds = re.findall(r"total images/s on 2 ranks: ([\d.]+)", output)
     assert accuracies or speeds, output

@@ -4,7 +4,7 @@
     python tests/faults --only torch/sgp --only "*/osgp/kills"
     python tests/faults --only tensorflow/slowmo/kills --seed 1234 --jobs 1     # one job again
 
-Each job is real processes under mpirun that train a small network on the handwritten digits. What befalls whom, and
+Each job is real processes under mpirun that train a small network on the handwritten digits. What hits whom, and
 when, is drawn from the job's seed, which is printed when a job breaks a promise, with the command that runs it again.
 """
 
@@ -59,7 +59,7 @@ class Result:
         name: framework/method/fault.
         tried: how many times.
         broken: what was broken, with the command that shows it again.
-        detail: something worth telling.
+        detail: something worth reporting.
         seconds: it took.
     """
 
@@ -163,7 +163,7 @@ class Runner:
     # --- ranks that are killed, and the job with them ----------------------------------------------------------
 
     def kills_that_end_the_job(self, framework: str, method: str) -> None:
-        """Kill the job again and again; each start goes on from the newest checkpoint, the last to the end."""
+        """Kill the job again and again; each start continues from the newest checkpoint, the last to the end."""
         names = {moment: f"{framework}/{method}/{fault}" for moment, fault in ENDING.items()}
         if not any(map(self.wanted, names.values())):
             return
@@ -180,10 +180,12 @@ class Runner:
                     self.kills += 1
                     result.detail = str(kill)
                     status, output, found = self.job(size, {**order, "kills": [str(kill)]}, END_SECONDS)
-                    holds(status not in (0, None), f"{kill}: the job ended with status {status}, as if nobody had died")
+                    holds(
+                        status not in (0, None), f"{kill}: the job ended with status {status}, as if no rank had died"
+                    )
                     holds(not found, f"{kill}: {len(found)} ranks came to the end of a job that had lost one")
-                    told = any(text in output for text in ("signal 9", "Killed"))
-                    holds(told, f"{kill}: nothing was said of the death\n{output[-2000:]}")
+                    reported = any(text in output for text in ("signal 9", "Killed"))
+                    holds(reported, f"{kill}: nothing was reported of the death\n{output[-2000:]}")
             status, output, found = self.job(size, {**order, "kills": []}, END_SECONDS)
         for name in names.values():
             with self.case(name, seed) as result:
@@ -209,7 +211,7 @@ class Runner:
                 self.references[framework, size] = by_method
         return self.references[framework, size][method]
 
-    # --- ranks that are killed, and the rest goes on -----------------------------------------------------------
+    # --- ranks that are killed, and the rest continues -----------------------------------------------------------
 
     def elastic_kills(self, framework: str, method: str, jobs: int) -> None:
         name = f"{framework}/{method}/kills"
@@ -317,7 +319,7 @@ def main() -> int:
     options = parser.parse_args()
     if not 0 < options.kills < options.ranks:
         parser.error("--kills must be at least 1, and less than --ranks")
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the job under way ends, too
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # so that the job in flight ends, too
     with tempfile.TemporaryDirectory(prefix="lentando-faults-") as folder:
         digits = Path(folder, "digits.npz")
         write_digits(digits)

@@ -64,7 +64,7 @@ class Kill:
 
 
 class SignalSender:
-    """A process beside this one, which sends it signals from outside. Made before anything else is imported."""
+    """A process next to this one, which sends it signals from outside. Made before anything else is imported."""
 
     def __init__(self) -> None:
         reading, self._writing = os.pipe()

@@ -130,7 +130,7 @@ class Rank:
                 time.sleep(0.02)
             training.step()
         self.same_as_undisturbed(training)
-        holds(time.perf_counter() - started >= seconds, "nobody was stopped")
+        holds(time.perf_counter() - started >= seconds, "no rank was stopped")
         return f"rank {self.victim} stood still for {seconds} s"
 
     def slow(self, method: str) -> str:

@@ -1,4 +1,4 @@
-"""A small network that learns the handwritten digits, in either framework: what the faults befall."""
+"""A small network that learns the handwritten digits, in either framework: what the faults hit."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""NCCL with one rank, and the numerics on CuPy arrays: what one GPU can tell."""
+"""NCCL with one rank, and the numerics on CuPy arrays: what one GPU can show."""
 
 from collections.abc import Callable, Iterator
 from typing import Any

@@ -109,16 +109,16 @@ def run(tests: Tests, files: list[str], only: str) -> tuple[list[Result], dict[s
                     print(f"    {result.outcome:8} {result.test}: {result.reason[:WIDTH]}", flush=True)
         except RuntimeError as error:
             lines = str(error).strip().splitlines()
-            said = next((line.removeprefix("E   ").strip() for line in lines if line.startswith("E ")), lines[-1])
-            not_run[file] = f"cannot be imported: {said}"
+            stated = next((line.removeprefix("E   ").strip() for line in lines if line.startswith("E ")), lines[-1])
+            not_run[file] = f"cannot be imported: {stated}"
             print(error)
         print(f"    {time.monotonic() - started:.0f} s", flush=True)
     return results, not_run
 
 
 def mpirun(python: Path) -> str:
-    beside = python.parent / "mpirun"
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    next_to = python.parent / "mpirun"
+    found = str(next_to) if next_to.exists() else shutil.which("mpirun")
     return found or sys.exit("there is no mpirun on the PATH")
 
 

@@ -100,7 +100,7 @@ class Tests:
             return Result(file, test, "passed")
         if set(outcomes) == {"skipped"}:
             return Result(file, test, "skipped", in_one_line(ends[0]["reason"]) if ends[0] else "")
-        said: dict[str, list[int]] = {}
+        stated: dict[str, list[int]] = {}
         texts = [end["text"] for end in ends if end and end["text"]]
         for rank, end in enumerate(ends):
             if end is None:
@@ -112,10 +112,10 @@ class Tests:
                 message = "passed"
             else:
                 message = in_one_line(end["reason"])
-            said.setdefault(message, []).append(rank)
+            stated.setdefault(message, []).append(rank)
         reason = "; ".join(
-            message if len(said) == 1 else f"rank {', '.join(map(str, ranks))}: {message}"
-            for message, ranks in said.items()
+            message if len(stated) == 1 else f"rank {', '.join(map(str, ranks))}: {message}"
+            for message, ranks in stated.items()
         )
         outcome = "failed" if "failed" in outcomes or None not in outcomes else "hung"
         return Result(file, test, outcome, reason, "\n".join(texts) or output[-SHOWN:])

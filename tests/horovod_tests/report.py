@@ -57,9 +57,9 @@ def listed(page: Path = PAGE) -> set[tuple[str, str]]:
 
 def differences(results: list[Result], files: list[str], page: Path = PAGE) -> list[str]:
     """What the page says that is not so, of files all of whose tests ran."""
-    told = {(file, test) for file, test in listed(page) if file in files}
+    reported = {(file, test) for file, test in listed(page) if file in files}
     found = {(result.file, result.test) for result in results if result.outcome != "passed"}
     return [
-        *(f"{file}: {test} does not pass, and {page.name} does not list it" for file, test in sorted(found - told)),
-        *(f"{file}: {test} passes, and {page.name} lists it" for file, test in sorted(told - found)),
+        *(f"{file}: {test} does not pass, and {page.name} does not list it" for file, test in sorted(found - reported)),
+        *(f"{file}: {test} passes, and {page.name} lists it" for file, test in sorted(reported - found)),
     ]

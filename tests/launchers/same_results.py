@@ -64,7 +64,7 @@ def train(settings: dict[str, Any]) -> int:
 
 
 def results() -> dict[str, Any]:
-    """Checksums of what must be equal to the bit everywhere, and ``backend``: what each engine may round in its way."""
+    """Checksums of what must be bit-identical everywhere, and ``backend``: what each engine may round in its way."""
     world.init()
     rank, size = world.rank(), world.size()
     values = np.random.default_rng(rank).normal(size=1003)

@@ -226,7 +226,7 @@ def test_without_exact_average_it_is_refused() -> None:
 
 
 def own_loss(of_round: list[float]) -> Any:
-    """Losses that only their mean over ranks tells: each rank's own say something else, even in their order."""
+    """Losses that only their mean over ranks reports: each rank's own say something else, even in their order."""
 
     def loss(worker: Worker) -> float:
         size = worker.replica.transport.size

@@ -113,7 +113,7 @@ class Permuted(Plain):
         for common, own in self.views:
             np.copyto(own, common)
         for buffer in self.buffers:
-            buffer.array[:] = np.nan  # nobody may count on what lies there between load and store
+            buffer.array[:] = np.nan  # no rank may count on what lies there between load and store
 
     def differentiate(self, step: int) -> None:
         self.load()
@@ -157,7 +157,7 @@ def train(kinds: Sequence[type[Plain]], **settings: Any) -> dict[str, Array]:
         {"base": OSGP(staleness=2, deterministic=True)},
     ],
 )
-def test_mixed_job_trains_what_a_plain_one_trains_to_the_bit(settings: Any) -> None:
+def test_mixed_job_trains_what_a_plain_one_trains_bit_identically(settings: Any) -> None:
     plain = simulate(lambda: train([Plain], **settings), size=4)
     mixed = simulate(lambda: train([Plain, Permuted], **settings), size=4)
     other = simulate(lambda: train([Permuted], **settings), size=4)

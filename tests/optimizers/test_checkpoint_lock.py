@@ -93,5 +93,7 @@ def test_file_system_without_locks_is_used_with_a_warning(
         with locked(tmp_path) as held:
             assert not held
     (record,) = caplog.records
-    said = "has no file locks (No locks available): two jobs that save to one place at the same time are not kept apart"
-    assert record.message == f"the file system of {tmp_path} {said} there"
+    stated = (
+        "has no file locks (No locks available): two jobs that save to one place at the same time are not kept apart"
+    )
+    assert record.message == f"the file system of {tmp_path} {stated} there"

@@ -207,7 +207,7 @@ class Mixing(BoundAlgorithm):
 @pytest.mark.slow
 @given(st.integers(1, 4), st.integers(0, 3), st.data())
 def test_shards_of_any_partition_become_whole(ranks: int, seed: int, data: Any) -> None:
-    """Whoever has which: a reduction over several nodes gives rank 1 another shard than a ring does."""
+    """In any order: a reduction over several nodes gives rank 1 another shard than a ring does."""
     generator = np.random.default_rng(seed)
     layouts = build_layouts(
         [Entry("a", (2, 3), "float64", 0), Entry("b", (4,), "float32", 1), Entry("c", (5,), "float64", None)]
@@ -288,15 +288,15 @@ def test_unknown_state_says_why_it_cannot_cross() -> None:
 
 
 @pytest.mark.parametrize(
-    ("rule", "quantities", "said"),
+    ("rule", "quantities", "stated"),
     [
         ("momentum", {"momentum"}, r"here is Other \(momentum with momentum\)"),
         ("adam", {"first", "second", "largest_second"}, r"\(adam with first, largest_second, second\)"),
         (None, set(), "a rule that is not known here"),
     ],
 )
-def test_state_of_another_method_is_refused(rule: Any, quantities: set[str], said: str) -> None:
+def test_state_of_another_method_is_refused(rule: Any, quantities: set[str], stated: str) -> None:
     state = NeutralState("Adam", "adam", {"first": {}, "second": {}}, 3)
     state.check("AdamW", "adam", {"first", "second"})
-    with pytest.raises(CheckpointError, match=rf"state of Adam \(adam with first, second\), .*{said}"):
+    with pytest.raises(CheckpointError, match=rf"state of Adam \(adam with first, second\), .*{stated}"):
         state.check("Other", rule, quantities)

@@ -200,7 +200,7 @@ def test_cheap_period_is_the_smallest_that_is_cheap(distribution: Any) -> None:
 def test_cheap_period_at_the_ends() -> None:
     assert cheap_period(Compute(1.0), 8, NO_DELAY) == 1
     assert cheap_period(Compute(1e-6), 8, Delays(1.0, 1.0)) is None
-    # A rank that is slow for good is no reason for a long period: no period makes it faster.
+    # A rank that is slow permanently is no reason for a long period: no period makes it faster.
     assert cheap_period(Compute(1.0, stragglers={0: 5.0}), 8, NO_DELAY) == 1
     with pytest.raises(ConfigurationError, match="overhead"):
         cheap_period(Compute(1.0), 8, NO_DELAY, overhead=0.0)
@@ -309,7 +309,7 @@ def test_gossip_with_random_times_equals_the_simulator(
     assert predicted.standard_error_seconds < 0.01 * predicted.seconds
 
 
-def test_gossip_waits_less_than_synchronous_sgd_and_more_than_nobody() -> None:
+def test_gossip_waits_less_than_synchronous_sgd_and_more_than_no_waiting_at_all() -> None:
     """32 ranks with exponential times: the coupling costs, but less than a barrier in every step."""
     compute, graphs = Compute(0.02, "exponential"), OnePeerExponential().for_size(32)
     delays = network_delays(NETWORK, 32, 8 * ELEMENTS)

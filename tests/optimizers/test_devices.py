@@ -1,4 +1,4 @@
-"""Replicas on a device train as those in host memory do, to the bit. ``device_arrays`` stands in for a GPU's."""
+"""Replicas on a device train as those in host memory do, bit-identically. ``device_arrays`` stands in for a GPU's."""
 
 import time
 from collections.abc import Callable
@@ -60,7 +60,7 @@ def start(dtype: Any) -> Array:
 
 
 def worker(transport: Transport, method: str, dtype: Any, place: Callable[[Array], Array], **changes: Any) -> Worker:
-    # The stand-in sums halves in the order of the ranks, as the engine of ``ThreadTransport`` does.
+    # The stand-in sums halves in the order of the ranks, as the backend of ``ThreadTransport`` does.
     on_device = place is device_arrays.asarray
     settings = {"algorithm": "auto" if on_device else "backend", **METHODS[method], **changes}
     return Worker(transport, gradient, start(dtype), rate, momentum=0.9, place=place, **settings)
@@ -69,7 +69,7 @@ def worker(transport: Transport, method: str, dtype: Any, place: Callable[[Array
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", [np.float32, np.float64, np.float16, bfloat16])
 @pytest.mark.parametrize("size", [1, 3, 4])
-def test_training_is_that_of_host_memory_to_the_bit(method: str, dtype: Any, size: int) -> None:
+def test_training_is_that_of_host_memory_bit_identically(method: str, dtype: Any, size: int) -> None:
     def trained(place: Callable[[Array], Array]) -> Callable[[Transport], bytes]:
         return lambda transport: to_host(worker(transport, method, dtype, place).run(STEPS)).tobytes()
 
@@ -87,7 +87,7 @@ def test_other_ways_to_average_train_alike(algorithm: str) -> None:
 
 
 @pytest.mark.parametrize("base", [SGP(), SGP(Ring()), OSGP(), OSGP(staleness=2), OSGP(Ring(), 3, deterministic=True)])
-def test_gossip_comes_to_its_end_whoever_is_late(base: Any) -> None:
+def test_gossip_comes_to_its_end_whichever_rank_is_late(base: Any) -> None:
     """Messages take longer than steps, and ranks take turns in being late."""
 
     def train(transport: Transport) -> float:
@@ -136,7 +136,7 @@ def test_host_reads_nothing_back_from_the_device_between_outer_steps(method: str
 
 
 @pytest.mark.parametrize("method", ["SlowMo", "OSGP", "OSGP, two rounds late", "OSGP in float16"])
-def test_state_is_in_host_memory_and_resumes_on_the_device_to_the_bit(method: str) -> None:
+def test_state_is_in_host_memory_and_resumes_on_the_device_bit_identically(method: str) -> None:
     def resume(transport: Transport) -> tuple[bytes, bytes]:
         first = worker(transport, method, np.float32, device_arrays.asarray)
         first.run(7)

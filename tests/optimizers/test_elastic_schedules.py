@@ -54,7 +54,7 @@ resume_after_failure, transaction = PushSum.resume_after_failure, _Survivors.tra
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("owner", "name", "spoilt"),
+    ("owner", "name", "corrupted"),
     [
         (PushSum, "resume_after_failure", keeps_the_weight),
         (PushSum, "resume_after_failure", forgets_where_others_are),
@@ -62,8 +62,8 @@ resume_after_failure, transaction = PushSum.resume_after_failure, _Survivors.tra
         (_Survivors, "transaction", votes_yes_whatever_happened),
     ],
 )
-def test_a_broken_promise_is_found(owner: Any, name: str, spoilt: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(owner, name, spoilt)
+def test_a_broken_promise_is_found(owner: Any, name: str, corrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(owner, name, corrupted)
     broken = failures(0, 150)
     assert broken
     assert all("again: python tests/support/elastic_schedules.py --seed" in text for text in broken)

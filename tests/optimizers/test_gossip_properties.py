@@ -43,7 +43,7 @@ def start(rank: int) -> Any:
 
 
 def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False) -> tuple[Any, float]:
-    """A rank's x and w, messages under way included, after some steps without gradients."""
+    """A rank's x and w, messages in flight included, after some steps without gradients."""
     worker = Worker(transport, lambda *_: np.zeros(DIMENSION), start(0), lambda _: 0.1, base=base)
     running = worker.replica.base.steps
     assert isinstance(running, PushSum)
@@ -57,7 +57,7 @@ def gossiping(transport: Transport, base: OSGP, steps: int, drain: bool = False)
     if drain:
         worker.replica.setup.wait_in_flight()
         return worker.model.x.copy(), running.weight
-    running.state_dict()  # waits for what is under way, and leaves it there
+    running.state_dict()  # waits for what is in flight, and leaves it there
     x, w = running.biased[0].copy(), running.weight
     for pending in running.exchanges.in_flight:
         for message in pending.received:
@@ -115,8 +115,8 @@ def test_replicas_reach_the_mean(graph: tuple[int, Topology], staleness: int, ji
 
 
 @pytest.mark.parametrize("staleness", [0, 2])
-def test_lost_message_is_noticed_by_whoever_waits_for_it(staleness: int) -> None:
-    """O52: the sums would be short of exactly that message; nobody trains on with them."""
+def test_lost_message_is_noticed_by_the_rank_that_waits_for_it(staleness: int) -> None:
+    """O52: the sums would be short of exactly that message; no rank trains on with them."""
     lost = Drop(sender=1, nth=3, tag=1)
     with pytest.raises((DeadlockError, SimulationError), match="rank|waits"):
         simulate(lambda transport: gossiping(transport, OSGP(staleness=staleness), 12), 4, faults=[lost])

@@ -1,4 +1,4 @@
-"""Gossip goes on mixing after the program has set weights between two steps, once and again."""
+"""Gossip continues to mix after the program has set weights between two steps, once and again."""
 
 from typing import Any
 

@@ -71,9 +71,9 @@ REFUSED: dict[str, tuple[Callable[[Any], object], list[Any], str]] = {
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_impossible_setting_is_refused_with_what_was_expected(name: str) -> None:
-    make, values, said = REFUSED[name]
+    make, values, stated = REFUSED[name]
     for value in values:
-        with pytest.raises(ConfigurationError, match=said):
+        with pytest.raises(ConfigurationError, match=stated):
             make(value)
 
 

@@ -1,4 +1,4 @@
-"""Any unevenness of the data, on ranks of any speed: nobody waits for ever, and the numbers are the reference's."""
+"""Any unevenness of the data, on ranks of any speed: no rank waits for ever, and the numbers are the reference's."""
 
 from typing import Any
 

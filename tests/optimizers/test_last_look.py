@@ -46,7 +46,7 @@ def problems(steps: int, bad: float | None, dropped: bool = False, **settings: A
             mine = None
             gc.collect()
         found[transport.rank] = take_problems(transport)
-        assert take_problems(transport) == []  # said once
+        assert take_problems(transport) == []  # reported once
 
     run_ranks(2, work)
     return found
@@ -57,8 +57,8 @@ def problems(steps: int, bad: float | None, dropped: bool = False, **settings: A
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
 @pytest.mark.parametrize("method", METHODS)
 def test_value_that_is_not_finite_is_found_at_the_end(method: str, bad: float, dropped: bool) -> None:
-    said = "parameter 'part1' is not finite at the end of training, after inner step 6"
-    assert problems(6, bad, dropped, **METHODS[method]) == [[], [said]]
+    stated = "parameter 'part1' is not finite at the end of training, after inner step 6"
+    assert problems(6, bad, dropped, **METHODS[method]) == [[], [stated]]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -76,7 +76,7 @@ def test_what_is_left_out_is_a_warning(caplog: pytest.LogCaptureFixture) -> None
     assert "rank 1: parameter 'part1' is not finite at the end of training" in caplog.text
 
 
-def test_what_an_error_has_said_is_not_said_again() -> None:
+def test_what_an_error_has_reported_is_not_reported_again() -> None:
     def work(transport: ThreadTransport) -> None:
         mine = worker(transport, **METHODS["local sgd"])
         mine.run(2)

@@ -64,7 +64,7 @@ def test_dense_after_a_flattened_map() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "stated"),
     [
         ({"axes": (0, 2)}, r"must be a permutation of 0, 1, ..., got \(0, 2\)"),
         ({"axes": (0, 1), "split": ((2, 3), (4,))}, "split into 3 axes .* permutes 2"),
@@ -72,8 +72,8 @@ def test_dense_after_a_flattened_map() -> None:
         ({"merge": (1, 1)}, "must count each part of split once"),
     ],
 )
-def test_impossible_rules_are_refused(arguments: Any, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_impossible_rules_are_refused(arguments: Any, stated: str) -> None:
+    with pytest.raises(ConfigurationError, match=stated):
         WeightRule("a", "b", **arguments)
 
 
@@ -83,7 +83,7 @@ FITS = (WeightRule("weight", "kernel", (1, 0)), WeightRule("bias", "offset"))
 
 
 @pytest.mark.parametrize(
-    ("chosen", "said"),
+    ("chosen", "stated"),
     [
         (FITS[:1], "leaves out tensors of the checkpoint: 'bias'"),
         ((*FITS, WeightRule("scale", "gamma")), "names tensors that the checkpoint does not have: 'scale'"),
@@ -99,9 +99,9 @@ FITS = (WeightRule("weight", "kernel", (1, 0)), WeightRule("bias", "offset"))
         ((WeightRule("weight", "kernel", split=((2,), (4,))), FITS[1]), "cannot be split"),
     ],
 )
-def test_mapping_that_does_not_fit_is_refused(chosen: Sequence[WeightRule], said: str) -> None:
+def test_mapping_that_does_not_fit_is_refused(chosen: Sequence[WeightRule], stated: str) -> None:
     WeightMap(FITS).check(SOURCES, TARGETS)
-    with pytest.raises(ConfigurationError, match=said):
+    with pytest.raises(ConfigurationError, match=stated):
         WeightMap(chosen).check(SOURCES, TARGETS)
 
 
@@ -149,7 +149,7 @@ def test_tied_layers_are_paired_once() -> None:
 
 
 @pytest.mark.parametrize(
-    ("second", "said"),
+    ("second", "stated"),
     [
         ([], "differ at layer 0: dense 'first' but nothing"),
         ([Layer("norm", "batch norm", {})], "differ at layer 0: dense 'first' but batch norm 'norm'"),
@@ -160,8 +160,8 @@ def test_tied_layers_are_paired_once() -> None:
         ),
     ],
 )
-def test_layers_that_differ_are_refused(second: list[Layer], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_layers_that_differ_are_refused(second: list[Layer], stated: str) -> None:
+    with pytest.raises(ConfigurationError, match=stated):
         WeightMap.between([dense("first", "oi", (4, 3))], second)
 
 

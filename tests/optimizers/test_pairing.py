@@ -1,4 +1,4 @@
-"""Which layer is which, where the order differs; what is said of settings, and of layers that cannot be paired."""
+"""Which layer is which, where the order differs; what is reported of settings, and of layers that cannot be paired."""
 
 import json
 from dataclasses import replace
@@ -54,7 +54,7 @@ def test_layers_in_parallel_are_named() -> None:
     assert layers_from_json([layer.as_json() for layer in second]) == second
 
 
-def test_layers_that_cannot_be_told_apart_are_refused() -> None:
+def test_layers_that_cannot_be_distinguished_are_refused() -> None:
     first = [dense("a", 3, 3), dense("b", 3, 3), dense("c", 3, 4)]
     second = [dense("x", 3, 3, "io"), dense("z", 3, 4, "io"), dense("y", 3, 3, "io")]
     with pytest.raises(

@@ -34,7 +34,7 @@ def gradient(rank: int, step: int, x: Any) -> Any:
 def warned(
     log: pytest.LogCaptureFixture, loss: Callable[[Worker], float] | None, size: int = 3, **settings: Any
 ) -> list[str]:
-    """What is said of losses when ranks have these."""
+    """What is reported of losses when ranks have these."""
 
     def work(transport: ThreadTransport) -> None:
         worker = Worker(transport, gradient, np.ones(4), lambda step: 0.1, loss=loss, averages_loss=True, **settings)
@@ -47,10 +47,10 @@ def warned(
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_equal_losses_on_all_ranks_are_said_once(method: str, caplog: pytest.LogCaptureFixture) -> None:
-    (said,) = warned(caplog, lambda worker: 1 / (1 + worker.replica.inner_steps), **METHODS[method])
-    assert "all 3 ranks have had exactly the same losses" in said
-    assert "by lt.rank() and lt.size()" in said
+def test_equal_losses_on_all_ranks_are_reported_once(method: str, caplog: pytest.LogCaptureFixture) -> None:
+    (stated,) = warned(caplog, lambda worker: 1 / (1 + worker.replica.inner_steps), **METHODS[method])
+    assert "all 3 ranks have had exactly the same losses" in stated
+    assert "by lt.rank() and lt.size()" in stated
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -69,7 +69,7 @@ def test_other_losses_are_not(loss: Any, method: str, caplog: pytest.LogCaptureF
 
 
 def test_losses_that_are_equal_later_are_not(caplog: pytest.LogCaptureFixture) -> None:
-    """As when a model has learnt all, and every loss is rounded to the same few numbers."""
+    """As when a model has learned all, and every loss is rounded to the same few numbers."""
 
     def loss(worker: Worker) -> float:
         step = worker.replica.inner_steps
@@ -82,7 +82,7 @@ def test_one_rank_alone_has_no_other_data(caplog: pytest.LogCaptureFixture) -> N
     assert not warned(caplog, lambda worker: 1 / (1 + worker.replica.inner_steps), size=1, base=AllReduce())
 
 
-def test_weighted_rate_tells_groups_apart_and_is_the_rate_of_one() -> None:
+def test_weighted_rate_distinguishes_groups_and_is_the_rate_of_one() -> None:
     assert weighted_rate([0.1]) == 0.1
     assert weighted_rate([0.1, 0.3]) != weighted_rate([0.3, 0.1])
     assert weighted_rate([0.5, 0.5, 0.5]) == 0.5

@@ -82,7 +82,7 @@ def test_two_tensors_are_added_and_what_was_added_is_zero_again() -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "stated"),
     [
         ({"source_part": ((3, 3),)}, r"a part of 'a' must be \(first index, index after the last\)"),
         ({"target_part": ((-1, 3),)}, "a part of 'b' must be"),
@@ -90,8 +90,8 @@ def test_two_tensors_are_added_and_what_was_added_is_zero_again() -> None:
         ({"split": ((2,),), "merge": (2, -1)}, "must count each part"),
     ],
 )
-def test_impossible_parts_are_refused(arguments: Any, said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_impossible_parts_are_refused(arguments: Any, stated: str) -> None:
+    with pytest.raises(ConfigurationError, match=stated):
         WeightRule("a", "b", **arguments)
 
 
@@ -108,7 +108,7 @@ def test_parts_that_overlap_are_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("made", "said"),
+    ("made", "stated"),
     [
         ([part((0, 2))], "leaves out parts of tensors of the checkpoint: 'x'"),
         ([part((0, 2)), part((2, 5))], r"'x' has shape \(4,\), which does not have the part \(\(2, 5\),\)"),
@@ -116,8 +116,8 @@ def test_parts_that_overlap_are_refused() -> None:
         ([part((0, 3)), part((3, 4), to=((3, 5),))], r"'x\[3:4\]' of the checkpoint, .* becomes \(1,\)"),
     ],
 )
-def test_parts_that_do_not_make_up_the_whole_are_refused(made: list[WeightRule], said: str) -> None:
-    with pytest.raises(ConfigurationError, match=said):
+def test_parts_that_do_not_make_up_the_whole_are_refused(made: list[WeightRule], stated: str) -> None:
+    with pytest.raises(ConfigurationError, match=stated):
         WeightMap(made).check({"x": (4,)}, {"y": (4,)})
 
 

@@ -137,7 +137,7 @@ def test_the_data_of_settings() -> None:
     assert settings.description.keys() - settings.method.keys() == {"on_nonfinite", "rates_may_differ"}
 
 
-def test_the_data_of_settings_are_those_of_before_training() -> None:
+def test_the_data_of_settings_are_those_from_before_training() -> None:
     schedule = Stepwise(4, 8)
     settings = Settings(LOCAL, None, schedule)
     before = dict(settings.method)
@@ -257,15 +257,17 @@ def worker(**settings: Any) -> Worker:
     return Worker(SingleTransport(), constant, np.zeros(4), lambda step: 0.1, **{"period": 4, **settings})
 
 
-@pytest.mark.parametrize(("base", "other", "said"), BASES, ids=lambda value: type(value).__name__)
-def test_a_state_of_other_settings_is_refused_with_those_that_differ(base: Any, other: Any, said: str) -> None:
+@pytest.mark.parametrize(("base", "other", "stated"), BASES, ids=lambda value: type(value).__name__)
+def test_a_state_of_other_settings_is_refused_with_those_that_differ(base: Any, other: Any, stated: str) -> None:
     before = worker(base=base)
     before.run(3)
     state = before.replica.state_dict()
     after = worker(base=base, period=FixedPeriod(4), on_nonfinite="skip" if base.mixes_parameters else "raise")
     after.replica.load_state_dict(state)
     assert after.replica.inner_steps == 3
-    with pytest.raises(ConfigurationError, match=f"cannot resume: the state was saved with other settings .*: {said}"):
+    with pytest.raises(
+        ConfigurationError, match=f"cannot resume: the state was saved with other settings .*: {stated}"
+    ):
         worker(base=other).replica.load_state_dict(state)
 
 

@@ -77,7 +77,7 @@ def test_simulated_rank_that_ends_early_is_named(name: str, period: int | None, 
 
 @pytest.mark.parametrize("then", ["evaluate", "another optimizer"])
 @pytest.mark.parametrize("name", GOSSIP)
-def test_simulated_rank_that_goes_on_to_something_else_is_named(name: str, then: str) -> None:
+def test_simulated_rank_that_proceeds_to_something_else_is_named(name: str, then: str) -> None:
     run = partial(program, steps=partial(last_has_fewer, size=3), then=then, base=GOSSIP[name])
     doing = {"evaluate": "evaluates the average of its model", "another optimizer": "wraps an optimizer"}[then]
     with pytest.raises(SimulationError, match=f"rank 2: {doing}"):

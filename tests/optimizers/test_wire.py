@@ -27,7 +27,7 @@ DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16}
 
 @pytest.mark.parametrize("name", DTYPES)
 @given(values=arrays.arrays(np.float32, 5, elements=st.floats(-60000, 60000, width=32)))
-def test_rounding_is_to_the_nearest_and_tells_what_was_sent(name: WireDtype, values: Array) -> None:
+def test_rounding_is_to_the_nearest_and_reports_what_was_sent(name: WireDtype, values: Array) -> None:
     out = np.empty(5, DTYPES[name])
     sent = rounded_into(out, values)
     assert sent.dtype == np.float32
@@ -101,7 +101,7 @@ def test_noise_of_a_replica_is_that_of_the_dtype(name: WireDtype, base: Any, top
 
 @pytest.mark.parametrize("base", [SGP, DPSGD, OSGP])
 def test_parameters_that_float16_cannot_hold_are_kept_where_they_do_not_fit(base: Any) -> None:
-    """Clipped, with what was clipped kept: nobody gets an infinity, and the mean stays what it was."""
+    """Clipped, with what was clipped kept: no rank gets an infinity, and the mean stays what it was."""
     outcome = simulate(lambda transport: mixing(transport, base(wire_dtype="float16"), 1e6, 12), 4)
     everyone = np.array([z for _, z in outcome])
     assert np.isfinite(everyone).all()

@@ -69,7 +69,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         taken = [_taken(value) for value in inputs]
         if out is not None:
             options["out"] = tuple(_memory(array) for array in out)
-        with np.errstate(all="ignore"):  # a device tells nobody
+        with np.errstate(all="ignore"):  # a device notifies no rank
             result = ufunc(*taken, **options)
         return out[0] if out is not None else self._wrapped(result)
 
@@ -78,7 +78,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
 
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
-        """The address, which is all that MPI is told of a device's array. It is one in host memory here."""
+        """The address, which is all that MPI knows of a device's array. It is one in host memory here."""
         typestr = self.dtype.str if self.dtype.kind != "V" else f"<V{self.itemsize}"
         return {"version": 3, "shape": self.shape, "typestr": typestr, "data": (self._memory.ctypes.data, False)}
 
@@ -186,7 +186,7 @@ def _taken(value: Any) -> Any:
 
 def empty(shape: Any, dtype: Any = np.float64) -> DeviceArray:
     memory = np.empty(shape, dtype)
-    memory.reshape(-1).view(np.uint8).fill(0xAB)  # whoever reads it before it is written gets nonsense
+    memory.reshape(-1).view(np.uint8).fill(0xAB)  # the reader who reads it before it is written gets nonsense
     return DeviceArray(memory)
 
 

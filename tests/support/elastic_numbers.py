@@ -102,9 +102,11 @@ def main(
         elif victim == number:
             kill_at(where, count)
     gradient = (lambda number, step, x: np.zeros_like(x)) if still else quadratic(dimension)
-    told = (lambda worker: loss([worker.rank], worker.model.x)) if method == "adacomm" else None
+    reported = (lambda worker: loss([worker.rank], worker.model.x)) if method == "adacomm" else None
     place = in_shared_memory
-    worker = Worker(transport, gradient, start(dimension), lambda step: RATE, momentum, told, place, **METHODS[method])
+    worker = Worker(
+        transport, gradient, start(dimension), lambda step: RATE, momentum, reported, place, **METHODS[method]
+    )
     estimates = []
 
     def recover() -> None:

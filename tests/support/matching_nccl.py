@@ -46,7 +46,7 @@ def run_ranks_on_devices(
         function: what each rank does.
         timeout_seconds: after which a group that waits for others is a deadlock.
         latency_seconds: every group takes so long at least.
-        devices: which device each rank's binding speaks of; one of its own by default.
+        devices: which device each rank's binding describes; one of its own by default.
     """
     nccl = MatchingNCCL(size, timeout_seconds, latency_seconds)
 
@@ -76,7 +76,7 @@ class Group:
     Attributes:
         name: for messages.
         sends, receives: (peer, memory).
-        collective: kind with its arguments, this rank's memory, and what is done with everybody's.
+        collective: kind with its arguments, this rank's memory, and what is done with all ranks'.
     """
 
     name: str

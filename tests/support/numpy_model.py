@@ -150,7 +150,7 @@ class Worker:
         return True
 
     def run_counted(self, steps: int, at_once: int) -> Array:
-        """As ``run`` with local steps, but tells the replica only when it must, or after so many steps."""
+        """As ``run`` with local steps, but reports to the replica only when it must, or after so many steps."""
         count, sums = 0, np.zeros(2)
         for step in range(steps):
             self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))

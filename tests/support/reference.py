@@ -182,7 +182,7 @@ def lookahead(steps: int, start: Vector, gradient: Gradient, learning_rate: floa
 
 @dataclass
 class Gossip:
-    """Biased parameters and push-sum weights of all workers, without what is under way."""
+    """Biased parameters and push-sum weights of all workers, without what is in flight."""
 
     x: Vector
     w: Vector
@@ -212,27 +212,27 @@ def push_sum_sgd(
     """
     x, w = np.tile(start, (workers, 1)), np.ones(workers)
     anchor, u = x.copy(), np.zeros_like(x)
-    under_way: list[tuple[Vector, Vector]] = []
+    in_flight: list[tuple[Vector, Vector]] = []
     for step in range(steps):
         z = x / w[:, None]
         x = x - learning_rate * np.array([gradient(i, step, z[i]) for i in range(workers)])
         matrix = mixing_matrix(step)
         kept = np.diag(matrix)
-        if staleness and len(under_way) == staleness:
-            arrived_x, arrived_w = under_way.pop(0)
+        if staleness and len(in_flight) == staleness:
+            arrived_x, arrived_w = in_flight.pop(0)
             x, w = x + arrived_x, w + arrived_w
         others = matrix - np.diag(kept)
         messages = (others[:, :, None] * x).astype(wire_dtype).astype(np.float64)  # by receiver, by sender
-        under_way.append((messages.sum(axis=1), others @ w))
+        in_flight.append((messages.sum(axis=1), others @ w))
         x, w = x - messages.sum(axis=0), kept * w
         if not staleness:
-            arrived_x, arrived_w = under_way.pop(0)
+            arrived_x, arrived_w = in_flight.pop(0)
             x, w = x + arrived_x, w + arrived_w
         if period and (step + 1) % period == 0:
             if exact_average:
-                for arrived_x, arrived_w in under_way:
+                for arrived_x, arrived_w in in_flight:
                     x, w = x + arrived_x, w + arrived_w
-                under_way.clear()
+                in_flight.clear()
                 mean = x.mean(axis=0) * np.ones_like(x)
                 u = beta * u + (anchor - mean) / learning_rate
                 x, w = anchor - alpha * learning_rate * u, np.ones(workers)

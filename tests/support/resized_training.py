@@ -1,4 +1,4 @@
-"""A training that stops on one number of ranks and goes on on another; what each rank holds is left for a test to see.
+"""A training that stops on one number of ranks and continues on another; a test reads what each rank holds.
 
 Run under mpirun: ``resized_training.py FRAMEWORK save|load FOLDER METHOD:STEP...``. ``save`` trains from the beginning;
 for every method it saves at each step, and ends at ``LAST``. ``load`` loads each, and continues the last of them.
@@ -135,7 +135,7 @@ def held(run: Any, **about: Any) -> dict[str, Any]:
                 arrays[f"{name} {number} start"] = np.array(-1 if flat["starts"] is None else flat["starts"][number])
     if state["base"]:
         arrays["weight"] = np.array(state["base"]["weight"])
-        arrays["under way"] = np.array(len(state["base"]["under_way"]))
+        arrays["in flight"] = np.array(len(state["base"]["under_way"]))
         in_flight = [m["shares"]["flat"] for r in state["base"]["under_way"] for m in r["messages"]]
         arrays["sum"] = sum((shares[0] for shares in in_flight), start=state["base"]["biased"]["flat"][0])
     counted = ("inner_steps", "rounds", "steps", "steps_in_round", "period", "rate_sums", "loss_sum", "loss_count")
@@ -172,9 +172,9 @@ def main(framework: str, action: str, where: str, *wanted: str) -> None:
 
     lt.init()
     folder, rank, size = Path(where), lt.rank(), lt.size()
-    heard: list[str] = []
+    received: list[str] = []
     handler = logging.Handler(logging.WARNING)
-    handler.emit = lambda record: heard.append(record.getMessage())  # type: ignore[method-assign]
+    handler.emit = lambda record: received.append(record.getMessage())  # type: ignore[method-assign]
     logging.getLogger("lentando").addHandler(handler)
     every = [batch(9, step) for step in range(64)]
     everything = np.concatenate([x for x, _ in every]), np.concatenate([y for _, y in every])
@@ -197,10 +197,10 @@ def main(framework: str, action: str, where: str, *wanted: str) -> None:
         for step in moments:
             (saved,) = folder.glob(f"{method} {step} by *")
             run = make(method, 1 + rank)
-            run.step(*batch(rank, 0))  # into a training under way
-            heard.clear()
+            run.step(*batch(rank, 0))  # into a training in flight
+            received.clear()
             extra = lt.load(saved, run.optimizer)
-            write(run, f"{method} {step} on {size}", extra=extra, heard=list(heard))
+            write(run, f"{method} {step} on {size}", extra=extra, received=list(received))
         for later in range(moments[-1], LAST):
             run.step(*batch(rank, later))
         write(run, f"{method} continued on {size}", loss=run.loss_of_average(*everything))

@@ -1,4 +1,4 @@
-"""What the ring must compute, to the bit, in a few lines of NumPy that share nothing with it."""
+"""What the ring must compute, bit-identically, in a few lines of NumPy that share nothing with it."""
 
 import numpy as np
 from numpy.typing import DTypeLike

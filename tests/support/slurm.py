@@ -95,7 +95,7 @@ def cluster() -> Iterator[Cluster]:
     """Start the daemons, wait until the node is idle, and end every process of the cluster afterwards.
 
     Raises:
-        RuntimeError: if the node does not become idle; with what the daemons said.
+        RuntimeError: if the node does not become idle; with what the daemons printed.
     """
     folder = Path(tempfile.mkdtemp(prefix="lentando-slurm-"))
     made = Cluster(folder, {"SLURM_CONF": str(folder / "slurm.conf")})
@@ -147,8 +147,8 @@ def _wait_until(condition: Callable[[], bool], made: Cluster) -> None:
     deadline = time.monotonic() + START_SECONDS
     while not condition():
         if time.monotonic() > deadline:
-            told = "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(made.folder.glob("*.log")))
-            raise RuntimeError(f"the Slurm node was not idle within {START_SECONDS} s\n{told}")
+            reported = "\n".join(f"{path.name}:\n{path.read_text()}" for path in sorted(made.folder.glob("*.log")))
+            raise RuntimeError(f"the Slurm node was not idle within {START_SECONDS} s\n{reported}")
         time.sleep(0.1)
 
 

@@ -1,4 +1,4 @@
-"""Trainings under mpirun that are told to stop, started again, and compared with those that nobody has disturbed."""
+"""Trainings under mpirun that are asked to stop, started again, and compared with those that no rank has disturbed."""
 
 import re
 import signal
@@ -32,9 +32,9 @@ class Outcome:
     """What became of a case.
 
     Attributes:
-        stopped: the job that was told to stop.
+        stopped: the job that was asked to stop.
         resumed: what each rank has written of its parameters at the end, after it was resumed.
-        undisturbed: the same of a training that nobody has stopped.
+        undisturbed: the same of a training that no rank has stopped.
     """
 
     stopped: Job
@@ -54,13 +54,13 @@ def run(program: Path, *trainings: str, stop: str = "", size: int = 2, timeout_s
 
 
 def outcomes(program: Path, folder: Path, cases: Sequence[Case]) -> list[Outcome]:
-    """Each is stopped in a job of its own. A last job resumes all, and trains all anew: most of a job is its start."""
+    """Each is stopped in a job of its own. A last job resumes all, and trains all again: most of a job is its start."""
     saved = [f"{folder / str(number)}:{case.what}" for number, case in enumerate(cases)]
-    anew = [f"{folder / f'{number} anew'}:{case.what}" for number, case in enumerate(cases)]
+    again = [f"{folder / f'{number} again'}:{case.what}" for number, case in enumerate(cases)]
     stopped = [run(program, training, stop=case.stop) for training, case in zip(saved, cases, strict=True)]
-    job = run(program, *saved, *anew, timeout_seconds=240)
+    job = run(program, *saved, *again, timeout_seconds=240)
     ends = [
-        sorted(re.findall(rf"END (\d+) ([0-9a-f]+) {re.escape(training)}\n", job.output)) for training in saved + anew
+        sorted(re.findall(rf"END (\d+) ([0-9a-f]+) {re.escape(training)}\n", job.output)) for training in saved + again
     ]
     digests = [[digest for _, digest in found] for found in ends]
     assert job.status == 0, "".join(one.output for one in (*stopped, job))

@@ -29,7 +29,7 @@ def values_of_keras(model: Any) -> dict[str, Any]:
 
 
 def randomized(model: nn.Module, seed: int = 0) -> nn.Module:
-    """Every value of a torch model drawn anew, so that no two tensors are equal and no normalization does nothing."""
+    """Every value of a torch model drawn again, so that no two tensors are equal and no normalization does nothing."""
     generator = torch.Generator().manual_seed(seed)
     for tensor in values_of_torch(model).values():
         tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.3)

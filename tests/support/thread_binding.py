@@ -23,7 +23,7 @@ class Pending:
 
 
 class Coordinator:
-    """What Horovod's rank 0 is. Operations run one after the other, in the thread of whoever asks last."""
+    """What Horovod's rank 0 is. Operations run one after the other, in the thread of the last caller."""
 
     def __init__(self, size: int) -> None:
         self.size = size

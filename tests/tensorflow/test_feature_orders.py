@@ -456,7 +456,7 @@ def test_random_models_cross(seed: int) -> None:
 
 @pytest.mark.parametrize("flatten", ["channels_first", "channels_last"])
 def test_keras_models_with_channels_first(flatten: str) -> None:
-    """They are laid out as torch's, but Flatten moves the channels behind, if it is told that they come first."""
+    """They are laid out as torch's, but Flatten moves the channels behind, if it knows that they come first."""
     a, b = keras.Input((2, 6, 5)), keras.Input((3,))
     x = L.Flatten(data_format=flatten)(L.Conv2D(3, 2, data_format="channels_first")(a))
     second = keras.Model([a, b], L.Dense(2)(L.Concatenate()([b, x])))

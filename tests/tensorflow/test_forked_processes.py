@@ -1,4 +1,4 @@
-"""As for PyTorch: a pool of forked processes beside training in Keras, which its end terminates."""
+"""As for PyTorch: a pool of forked processes next to training in Keras, which its end terminates."""
 
 from pathlib import Path
 

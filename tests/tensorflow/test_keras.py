@@ -1,4 +1,4 @@
-"""What Keras users do with an optimizer beside stepping it. One rank: here nothing depends on the others."""
+"""What Keras users do with an optimizer next to stepping it. One rank: here nothing depends on the others."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -116,7 +116,7 @@ def test_callbacks_that_set_the_learning_rate_reach_the_base_optimizer() -> None
     assert float(base.learning_rate) == pytest.approx(0.05)
     assert history["lentando_inner_steps"] == [3, 6, 9]
     assert history["lentando_rounds"] == [1, 3, 4]
-    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, patience=1, min_delta=1e9)
+    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, limit=1, min_delta=1e9)
     model.fit(images, labels, batch_size=2, epochs=3, verbose=0, callbacks=[lt.MetricAverageCallback(), plateau])
     assert float(base.learning_rate) == pytest.approx(0.0125)
 
@@ -187,7 +187,7 @@ def test_saved_model_comes_back_with_its_base_optimizer(tmp_path: Path, rate: An
     loaded = keras.saving.load_model(tmp_path / "model.keras")
     assert type(loaded.optimizer) is keras.optimizers.SGD
     assert float(loaded.optimizer.learning_rate) == float(optimizer.learning_rate)
-    assert int(loaded.optimizer.iterations) == int(optimizer.iterations) == 9  # although resets have begun anew
+    assert int(loaded.optimizer.iterations) == int(optimizer.iterations) == 9  # although resets have begun again
     for mine, theirs in zip(model.get_weights(), loaded.get_weights(), strict=True):
         assert_array_equal(mine, theirs)
     again = lt.SlowMo(loaded.optimizer, model=loaded, period=3)
@@ -239,7 +239,7 @@ def test_loss_scaling_goes_inside() -> None:
 
 @pytest.mark.slow
 def test_mixed_precision_in_fit() -> None:
-    """compile() adds a LossScaleOptimizer by itself unless told not to: round ours, which is refused."""
+    """compile() adds a LossScaleOptimizer automatically by default: round ours, which is refused."""
     keras.config.set_dtype_policy("mixed_float16")
     try:
         model = keras.Sequential([keras.layers.Input((5, 5, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])

@@ -168,7 +168,7 @@ def test_flattening_that_cannot_be_seen_is_refused() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "layer", "said"),
+    ("first", "layer", "stated"),
     [
         (nn.Linear(4, 3), layers.Dense(2), r"shape \(3, 4\) \(axes oi\), but '.*dense/kernel' has \(4, 2\)"),
         (nn.Linear(4, 3), layers.Dense(3, use_bias=False), "has weight, bias, but 'dense.*' has weight"),
@@ -176,9 +176,9 @@ def test_flattening_that_cannot_be_seen_is_refused() -> None:
         (nn.LayerNorm(4), layers.BatchNormalization(), "layer norm 'LayerNorm' but batch norm 'batch_norm"),
     ],
 )
-def test_models_that_differ_are_refused(first: nn.Module, layer: Any, said: str) -> None:
+def test_models_that_differ_are_refused(first: nn.Module, layer: Any, stated: str) -> None:
     if isinstance(layer, layers.GRUCell):
         layer = layers.RNN(layer)
     model = keras.Sequential([keras.Input((5, 4) if isinstance(layer, layers.RNN) else (4,)), layer])
-    with pytest.raises(ltf.ConfigurationError, match=said):
+    with pytest.raises(ltf.ConfigurationError, match=stated):
         lt.WeightMap.between(lt.layers(first), ltf.layers(model))

@@ -109,7 +109,7 @@ def test_threads_whose_calls_meet_are_an_error() -> None:
     assert any("two threads communicate at the same time" in error for error in errors)
 
 
-def test_collective_in_a_data_pipeline_beside_training_is_an_error() -> None:
+def test_collective_in_a_data_pipeline_next_to_training_is_an_error() -> None:
     """The pipeline runs in threads of its own, ahead of the step that uses its batch."""
 
     def slow(value: Any) -> Any:

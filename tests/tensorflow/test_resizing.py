@@ -70,7 +70,7 @@ def test_two_ranks_begin_with_the_mean_of_three(method: str, folder: Path) -> No
     else:
         for arrays in after:
             assert_allclose(arrays["sum"], np.mean([a["sum"] for a in before], axis=0), rtol=1e-14)
-            assert (arrays["weight"], arrays["under way"]) == (1, 0)
+            assert (arrays["weight"], arrays["in flight"]) == (1, 0)
     assert len(averaged) > 4
     for name in averaged:
         for arrays in after:
@@ -81,27 +81,27 @@ def test_two_ranks_begin_with_the_mean_of_three(method: str, folder: Path) -> No
         assert_array_equal(whole(after, name), whole(before, name))
     assert np.any(whole(after, "slow_buffers 0"))
     assert [arrays["about"]["extra"] for arrays in after] == [{"rank": rank, "step": STEP} for rank in range(2)]
-    (said,) = after[0]["about"]["heard"]
-    assert said.startswith("resumed 3 ranks' checkpoint on 2 ranks. Exact: inner step 7, 2 rounds and the period's")
-    assert ("gossip" in said) == ("osgp" in method)
+    (stated,) = after[0]["about"]["received"]
+    assert stated.startswith("resumed 3 ranks' checkpoint on 2 ranks. Exact: inner step 7, 2 rounds and the period's")
+    assert ("gossip" in stated) == ("osgp" in method)
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_goes_on_to_the_same_loss(method: str, folder: Path) -> None:
+def test_training_continues_to_the_same_loss(method: str, folder: Path) -> None:
     expected = left(folder, f"{method} end on 3")[0]["about"]["loss"]
     found = left(folder, f"{method} continued on 2")[0]["about"]
     assert found["inner_steps"] == LAST
     assert found["loss"] == pytest.approx(expected, rel=0.05)
 
 
-def test_two_ranks_of_tensorflow_go_on_from_three_of_pytorch(tmp_path: Path) -> None:
+def test_two_ranks_of_tensorflow_continue_from_three_of_pytorch(tmp_path: Path) -> None:
     """Names, axes and the number of ranks change at once."""
     found = []
     for size, program in ((3, FROM_TORCH), (2, TO_KERAS)):
         job = mpirun(size, "-c", program, str(tmp_path / "saved"), timeout_seconds=120)
         assert job.status == 0, job.output
-        said = next(line for line in job.output.splitlines() if line.startswith("found "))
-        found.append([np.array(tensor) for tensor in json.loads(said.removeprefix("found "))])
+        stated = next(line for line in job.output.splitlines() if line.startswith("found "))
+        found.append([np.array(tensor) for tensor in json.loads(stated.removeprefix("found "))])
     for saved, loaded in zip(*found, strict=True):
         assert loaded.shape == (4, 3)
         assert_allclose(loaded, saved, rtol=1e-12)

@@ -30,7 +30,7 @@ def train(where, method, way, *options):
     first = lt.load(where, optimizer)["next"] if Path(where).exists() else 0
     mine = [int(at.split("@")[1]) for at in os.environ["STOP"].split() if at.startswith(f"{lt.rank()}@")]
 
-    class Told(keras.callbacks.Callback):
+    class Reported(keras.callbacks.Callback):
         def on_train_batch_begin(self, batch, logs=None):
             if first + batch in mine:
                 os.kill(os.getpid(), signal.SIGTERM)
@@ -50,12 +50,12 @@ def train(where, method, way, *options):
     if way == "fit":
         model.compile(optimizer=optimizer, loss="mse")
         x = np.concatenate(data)
-        callbacks = [Told()] if "forget" in options else [Told(), stop]
+        callbacks = [Reported()] if "forget" in options else [Reported(), stop]
         model.fit(x, np.zeros((len(x), 2)), batch_size=6, shuffle=False, verbose=0, callbacks=callbacks)
     else:
         step = tf.function(train_step) if way == "graph" else train_step
         for batch, x in enumerate(data):
-            Told().on_train_batch_begin(batch)
+            Reported().on_train_batch_begin(batch)
             step(tf.constant(x))
             if way == "graph":
                 stop.check()
@@ -94,7 +94,7 @@ def test_signal_to_one_rank_saves_all_and_resuming_loses_nothing(found: dict[Cas
     assert "rank 1 of 2 received a signal to stop: saved to " in found[case].stopped.output
 
 
-def test_graph_tells_of_messages_between_outer_steps(program: Path, tmp_path: Path) -> None:
+def test_graph_reports_of_messages_between_outer_steps(program: Path, tmp_path: Path) -> None:
     job = run(program, f"{tmp_path / 'saved'}:slowmo:fit:every", stop="0@4")
     assert job.status == 85, job.output
     assert "after inner step 6," in job.output
@@ -106,7 +106,7 @@ def test_callback_that_was_forgotten_is_asked_for(program: Path, tmp_path: Path)
     assert job.output.count("give fit() what save_on_signal returned, in callbacks=[...]") == 1, job.output
 
 
-def test_block_that_ends_as_agreed_goes_on_ignoring_signals(tmp_path: Path) -> None:
+def test_block_that_ends_as_agreed_continues_ignoring_signals(tmp_path: Path) -> None:
     """Another one, which comes while the job is leaving, must not end a rank before the rest."""
     program = f"""
 import os, signal, keras, tensorflow as tf
@@ -115,8 +115,8 @@ lt.init()
 model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
 optimizer = lt.SlowMo(keras.optimizers.SGD(0.1), model=model, period=1)
 optimizer.build(model.trainable_variables)
-heard = []
-signal.signal(signal.SIGUSR1, lambda *_: heard.append("mine"))
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append("mine"))
 try:
     with lt.save_on_signal({str(tmp_path / "a")!r}, optimizer, signals=[signal.SIGUSR1]):
         os.kill(os.getpid(), signal.SIGUSR1)
@@ -124,9 +124,9 @@ try:
 except SystemExit as error:
     assert error.code == 85 and os.path.exists({str(tmp_path / "a")!r})
     os.kill(os.getpid(), signal.SIGUSR1)
-    assert not heard, heard
+    assert not received, received
 else:
-    raise AssertionError("the job goes on")
+    raise AssertionError("the job continues")
 """
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -231,7 +231,7 @@ def test_embedding_crosses_both_ways() -> None:
 
 
 @pytest.mark.parametrize(
-    ("first", "second", "said"),
+    ("first", "second", "stated"),
     [
         (
             nn.GRU(4, 3),
@@ -264,8 +264,8 @@ def test_embedding_crosses_both_ways() -> None:
         ),
     ],
 )
-def test_layers_that_compute_something_else_are_refused(first: nn.Module, second: Any, said: str) -> None:
-    with pytest.raises(ltf.ConfigurationError, match=f"(?s){said}.*starting from this one"):
+def test_layers_that_compute_something_else_are_refused(first: nn.Module, second: Any, stated: str) -> None:
+    with pytest.raises(ltf.ConfigurationError, match=f"(?s){stated}.*starting from this one"):
         lt.WeightMap.between(lt.layers(first), ltf.layers(second))
 
 

@@ -97,7 +97,9 @@ def bits(model: nn.Module) -> list[bytes]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
-def test_model_on_a_device_trains_as_one_in_host_memory_to_the_bit(method: str, shared: list[torch.device]) -> None:
+def test_model_on_a_device_trains_as_one_in_host_memory_bit_identically(
+    method: str, shared: list[torch.device]
+) -> None:
     def trained() -> tuple[list[bytes], bool]:
         model = copy.deepcopy(NET)
         optimizer = wrap(model, method)
@@ -141,7 +143,7 @@ def test_nothing_is_read_back_between_outer_steps(method: str, shared: list[torc
 @pytest.mark.slow
 @pytest.mark.parametrize("method", METHODS)
 def test_checkpoint_of_a_device_is_that_of_host_memory(method: str, shared: list[torch.device], tmp_path: Path) -> None:
-    """Saved on a device, and continued on one and in host memory, to the bit; and the other way round."""
+    """Saved on a device, and continued on one and in host memory, bit-identically; and the other way round."""
 
     def saved(folder: Path) -> Callable[[], list[bytes]]:
         def run() -> list[bytes]:
@@ -170,7 +172,7 @@ def test_checkpoint_of_a_device_is_that_of_host_memory(method: str, shared: list
     for source in run_on:
         for place, run in run_on.items():
             continued = run(SIZE, on_each(resumed(tmp_path / source)))
-            # The shards of NCCL's halves and of the ring are different ones: loading cuts them anew.
+            # The shards of NCCL's halves and of the ring are different ones: loading cuts them again.
             assert continued == uninterrupted["host"], (source, place)
 
 

@@ -24,5 +24,7 @@ train()  # and the optimizer is gone when the program ends
 def test_job_that_ends_with_nan_fails_and_names_the_rank() -> None:
     job = mpirun(2, "-c", PROGRAM, timeout_seconds=120)
     assert job.status == 1
-    said = "rank 0: all is finite; rank 1: parameter 'weight' is not finite at the end of training, after inner step 6"
-    assert job.output.count(said) == 2
+    stated = (
+        "rank 0: all is finite; rank 1: parameter 'weight' is not finite at the end of training, after inner step 6"
+    )
+    assert job.output.count(stated) == 2

@@ -55,18 +55,18 @@ def test_every_rank_begins_with_the_mean(continued: tuple[Path, int], method: st
             assert_array_equal(own, saved[0], err_msg=name)
         elif parameters is None or "running" in name or name.startswith("optimizer"):
             assert_allclose(own, np.mean(saved, axis=0), rtol=1e-14, atol=1e-15, err_msg=name)
-    if parameters is not None:  # what gossip keeps constant: the sum of x, messages under way included
+    if parameters is not None:  # what gossip keeps constant: the sum of x, messages in flight included
         stepped = [n for n in after[0] if n.startswith("model") and "running" not in n and "num_batches" not in n]
         found = np.concatenate([after[0][name].reshape(-1) for name in stepped])
         assert_allclose(found, parameters, rtol=1e-14, atol=1e-15)
         for arrays in after:
             assert arrays["weight"] == 1
-            assert arrays["under way"] == 0
+            assert arrays["in flight"] == 0
             assert_array_equal(arrays["sum"], found)
 
 
 @pytest.mark.parametrize(("method", "step"), CASES)
-def test_outer_state_is_cut_anew_exactly(continued: tuple[Path, int], method: str, step: int) -> None:
+def test_outer_state_is_cut_again_exactly(continued: tuple[Path, int], method: str, step: int) -> None:
     folder, size = continued
     before, after = left(folder, f"{method} {step} on 4"), left(folder, f"{method} {step} on {size}")
     names = [name for name in before[0] if name in ("anchors 0", "slow_buffers 0")]
@@ -81,20 +81,22 @@ def test_outer_state_is_cut_anew_exactly(continued: tuple[Path, int], method: st
 
 
 @pytest.mark.parametrize(("method", "step"), CASES)
-def test_counts_and_schedule_go_on_and_the_user_is_told(continued: tuple[Path, int], method: str, step: int) -> None:
+def test_counts_and_schedule_continue_and_the_user_is_informed(
+    continued: tuple[Path, int], method: str, step: int
+) -> None:
     folder, size = continued
     before, after = left(folder, f"{method} {step} on 4"), left(folder, f"{method} {step} on {size}")
     losses = [arrays["about"]["loss_sum"] for arrays in before]
     for rank, arrays in enumerate(after):
         about, saved = dict(arrays["about"]), dict(before[0]["about"])
         assert about.pop("extra") == {"rank": rank if rank < 4 else 0, "step": step}
-        heard = about.pop("heard")
-        assert len(heard) == (rank == 0)
+        received = about.pop("received")
+        assert len(received) == (rank == 0)
         assert about.pop("loss_sum") == pytest.approx(np.mean(losses), rel=1e-14)
         del saved["loss_sum"]
         assert about == saved
-    (said,) = after[0]["about"]["heard"]
-    exact, approximated = said.split(" Approximated: ")
+    (stated,) = after[0]["about"]["received"]
+    exact, approximated = stated.split(" Approximated: ")
     assert exact.startswith(f"resumed 4 ranks' checkpoint on {size} ranks. Exact: inner step {step}, ")
     gossips = "gossip" in approximated
     in_round = before[0]["about"]["steps"] > 0 and before[0]["about"]["steps_in_round"] is not None
@@ -109,7 +111,7 @@ def test_counts_and_schedule_go_on_and_the_user_is_told(continued: tuple[Path, i
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_training_goes_on_to_the_same_loss(continued: tuple[Path, int], method: str) -> None:
+def test_training_continues_to_the_same_loss(continued: tuple[Path, int], method: str) -> None:
     folder, size = continued
     expected = left(folder, f"{method} end on 4")[0]["about"]["loss"]
     found = left(folder, f"{method} continued on {size}")[0]["about"]
@@ -164,5 +166,5 @@ def test_one_rank_becomes_three(tmp_path: Path) -> None:
                     assert_array_equal(arrays[name], before[name], err_msg=name)
         if method != "allreduce":
             assert_array_equal(whole(after, "slow_buffers 0"), before["slow_buffers 0"])
-        (said,) = after[0]["about"]["heard"]
-        assert said.endswith("gossip (begins again: w = 1, nothing in flight)" if "gp" in method else "nothing")
+        (stated,) = after[0]["about"]["received"]
+        assert stated.endswith("gossip (begins again: w = 1, nothing in flight)" if "gp" in method else "nothing")

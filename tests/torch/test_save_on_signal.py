@@ -144,21 +144,21 @@ lt.save_on_signal("nowhere", optimizer, signals=[signal.SIGTERM, signal.SIGUSR1]
     )
 
 
-def test_handlers_of_before_come_back(tmp_path: Path) -> None:
+def test_previous_handlers_come_back(tmp_path: Path) -> None:
     program = f"""
 import os, signal, threading, torch
 import lentando.torch as lt
 lt.init()
 model = torch.nn.Linear(2, 2)
 optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=1)
-heard = []
-signal.signal(signal.SIGUSR1, lambda *_: heard.append("mine"))
+received = []
+signal.signal(signal.SIGUSR1, lambda *_: received.append("mine"))
 with lt.save_on_signal({str(tmp_path / "a")!r}, optimizer, signals=[signal.SIGUSR1]):
     os.kill(os.getpid(), signal.SIGUSR1)
     os.kill(os.getpid(), signal.SIGUSR1)  # the second one is the program's own again
-    assert heard == ["mine"]
+    assert received == ["mine"]
 os.kill(os.getpid(), signal.SIGUSR1)
-assert heard == ["mine"] * 2
+assert received == ["mine"] * 2
 optimizer.step()  # saves no more
 assert not os.path.exists({str(tmp_path / "a")!r})
 try:
@@ -168,7 +168,7 @@ try:
 except SystemExit as error:
     assert error.code == 85 and os.path.exists({str(tmp_path / "a")!r})
     os.kill(os.getpid(), signal.SIGUSR1)  # comes while the job is leaving
-    assert heard == ["mine"] * 2
+    assert received == ["mine"] * 2
 def elsewhere():
     try:
         lt.save_on_signal("nowhere", optimizer)

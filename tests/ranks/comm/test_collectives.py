@@ -1,4 +1,4 @@
-"""The ring and the engine over a real MPI."""
+"""The ring and the backend over a real MPI."""
 
 from typing import Any, Literal
 
@@ -27,7 +27,7 @@ def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("elements", LENGTHS)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_ring_equals_the_sum_along_its_path_to_the_bit(
+def test_ring_equals_the_sum_along_its_path_bit_identically(
     transport: Transport, dtype: DTypeLike, elements: int, mean: bool
 ) -> None:
     """O60: on every rank, also with fewer elements than ranks, or none; half precision is summed in float32."""

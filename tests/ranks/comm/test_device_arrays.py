@@ -1,4 +1,4 @@
-"""MPI and arrays on a device: a CUDA-aware MPI is told an address, and this one reads what is there, in host memory."""
+"""MPI and arrays on a device: a CUDA-aware MPI is given an address; this one reads what is at it, in host memory."""
 
 import time
 from collections.abc import Iterator
@@ -22,7 +22,7 @@ from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 @pytest.fixture
 def device_transport(monkeypatch: pytest.MonkeyPatch) -> Iterator[MPITransport]:
-    """Of an MPI that is said to be CUDA-aware. The stand-in's addresses are in host memory, where any MPI reads."""
+    """Of an MPI that claims to be CUDA-aware. The stand-in's addresses are in host memory, where any MPI reads."""
     monkeypatch.setenv("LENTANDO_CUDA_AWARE_MPI", "1")
     opened = MPITransport()
     device_arrays.events.clear()

@@ -1,4 +1,4 @@
-"""What is Horovod's own: it goes on beside us, and its errors are ours."""
+"""What is Horovod's own: it runs next to ours, and its errors are ours."""
 
 import time
 
@@ -19,8 +19,8 @@ def neighbours(transport: Transport) -> tuple[int, int]:
     return (transport.rank + 1) % transport.size, (transport.rank - 1) % transport.size
 
 
-def test_operations_of_the_users_run_beside_ours(transport: Transport) -> None:
-    """Theirs are under way while ours begin and end, and the other way around."""
+def test_operations_of_the_users_run_next_to_ours(transport: Transport) -> None:
+    """Theirs are in flight while ours begin and end, and the other way around."""
     to, source = neighbours(transport)
     size = transport.size
     for step in range(5):

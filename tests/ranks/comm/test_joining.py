@@ -80,7 +80,7 @@ def test_ranks_join_one_after_the_other(transport: Transport) -> None:
     assert operations.join() == size - 1
 
 
-def test_an_operation_of_before_is_executed_after_a_rank_has_joined(transport: Transport) -> None:
+def test_an_earlier_operation_is_executed_after_a_rank_has_joined(transport: Transport) -> None:
     array = np.ones(2)
     handle = operations.allreduce_call(array, Sum, name="early").start()
     operations.join()

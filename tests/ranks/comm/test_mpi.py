@@ -95,11 +95,11 @@ def test_closed_transport_lets_its_thread_go(own_transport: MPITransport) -> Non
     thread.start()
     time.sleep(0.05)
     assert thread.is_alive()
-    # Not close(), for MPI would go on waiting for a message that nobody has sent.
+    # Not close(), for MPI would continue to wait for a message that no rank has sent.
     other.closed = True  # type: ignore[attr-defined]
     thread.join(20)
     assert len(failures) == 1
-    transport.barrier()  # nobody sends before all have looked
+    transport.barrier()  # no rank sends before all have looked
     other.closed = False  # type: ignore[attr-defined]
     other.exchange([((transport.rank - 1) % transport.size, np.zeros(1))], [], 7).wait()
     request.wait()
@@ -115,7 +115,7 @@ def own_transport() -> Iterator[MPITransport]:
 
 
 class WithoutProgress(MPITransport):
-    """What MPI does when nobody is inside a call of its."""
+    """What MPI does when no rank is inside a call of its."""
 
     def exchange(
         self, sends: Sequence[Message], receives: Sequence[Message], tag: int = 0, *, overlap: bool = True

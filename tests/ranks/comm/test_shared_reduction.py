@@ -51,7 +51,7 @@ def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
 @pytest.mark.parametrize("mean", [False, True])
 @pytest.mark.parametrize("elements", LENGTHS)
 @pytest.mark.parametrize("dtype", FLOATS)
-def test_it_equals_the_ring_to_the_bit(several: Transport, dtype: DTypeLike, elements: int, mean: bool) -> None:
+def test_it_equals_the_ring_bit_identically(several: Transport, dtype: DTypeLike, elements: int, mean: bool) -> None:
     """Whole, and by its halves: also with fewer elements than ranks."""
     by_rank = values_by_rank(several.size, elements, dtype)
     expected = along_the_ring(by_rank, mean=mean)
@@ -137,7 +137,7 @@ def test_auto_takes_it_where_all_ranks_can(several: Transport, monkeypatch: pyte
 
 
 def test_auto_leaves_small_ones_to_the_backend(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Larger ones too, where ranks wait patiently."""
+    """Larger ones too, where ranks wait without using the processor."""
     if several.local_size < several.size:
         pytest.skip("on one node")
 

@@ -51,7 +51,7 @@ def another_job() -> Transport:
 
 
 def test_all_ranks_choose_the_same_and_measure_once(job: Transport, caplog: pytest.LogCaptureFixture) -> None:
-    """For the first buffer of a size. What later ones take, nobody needs to be asked. Rank 0 tells."""
+    """For the first buffer of a size. What later ones take, no rank needs to be asked. Rank 0 reports."""
     with caplog.at_level("INFO", "lentando"):
         plan_reduction(job, np.zeros(LARGE, np.float32), "ring")
     (found,) = tuned_plans(job)
@@ -80,7 +80,7 @@ def test_shared_memory_of_one_node_is_taken_unmeasured_unless_that_is_asked_for(
     assert measured.shard == usual.shard
 
 
-def test_a_thread_beside_the_computation_measures_nothing_and_obeys_the_variable(
+def test_a_thread_next_to_the_computation_measures_nothing_and_obeys_the_variable(
     job: Transport, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     sent = []
@@ -122,7 +122,7 @@ def test_the_ring_between_nodes_is_measured_where_they_share_memory_within(
 ) -> None:
     nodes = on_two_nodes(job)
     if nodes.local_size == 1:
-        pytest.skip("a node of one rank has nobody to share with")
+        pytest.skip("a node of one rank has no rank to share with")
     if given is not None:
         monkeypatch.setenv(SEGMENTS_VARIABLE, f"{given.segment_bytes}x{given.in_flight}")
     by_rank = values_by_rank(job.size, LARGE, np.float32)

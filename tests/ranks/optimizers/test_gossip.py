@@ -37,7 +37,7 @@ WIRE_DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16
 
 
 def irregular(size: int) -> Topology:
-    """A strongly connected digraph in which rank 0 speaks to everybody and the others to one or two."""
+    """A strongly connected digraph in which rank 0 sends to all ranks and the others to one or two."""
     graph = nx.DiGraph()
     graph.add_nodes_from(range(size))
     graph.add_edges_from((0, rank) for rank in range(1, size))
@@ -131,7 +131,7 @@ def test_exact_average_of_rounded_gossip_is_that_of_all_that_there_was(
 
 
 @pytest.mark.parametrize("name", TOPOLOGIES)
-def test_staleness_0_is_sgp_to_the_bit(transport: Transport, name: str) -> None:
+def test_staleness_0_is_sgp_bit_identically(transport: Transport, name: str) -> None:
     """O50."""
     topology = TOPOLOGIES[name](transport.size)
     assert_array_equal(worker(transport, SGP(topology)).run(10), worker(transport, OSGP(topology, staleness=0)).run(10))
@@ -143,7 +143,7 @@ def test_staleness_0_is_sgp_to_the_bit(transport: Transport, name: str) -> None:
 def test_mass_is_conserved_and_weights_stay_positive(
     transport: Transport, name: str, staleness: int, deterministic: bool
 ) -> None:
-    """O39 and O49: without gradients, the sums of x and w over ranks and messages under way never change."""
+    """O39 and O49: without gradients, the sums of x and w over ranks and messages in flight never change."""
     topology = TOPOLOGIES[name](transport.size)
     mine = worker(transport, OSGP(topology, staleness, deterministic), lambda *_: np.zeros(DIMENSION))
     mine.model.x += transport.rank  # before the first step: each replica starts elsewhere
@@ -178,7 +178,7 @@ def test_replicas_reach_the_mean_of_their_starts(transport: Transport, name: str
     assert_allclose(mine.model.x, START + (transport.size - 1) / 2, atol=1e-9)
 
 
-def test_doubly_stochastic_gossip_keeps_every_weight_at_1_to_the_bit(transport: Transport) -> None:
+def test_doubly_stochastic_gossip_keeps_every_weight_at_1_bit_identically(transport: Transport) -> None:
     """O41: for shares of one half; SGP is then D-PSGD."""
     pushed = worker(transport, SGP())
     for _ in range(10):
@@ -216,7 +216,7 @@ def test_gradient_step_acts_on_x_with_the_plain_learning_rate(transport: Transpo
 
 @pytest.mark.parametrize("staleness", [1, 2, 4])
 def test_no_message_is_used_later_than_the_bound(transport: Transport, staleness: int) -> None:
-    """O50: so many rounds are under way at the most, and each is used by then."""
+    """O50: so many rounds are in flight at the most, and each is used by then."""
     mine = worker(transport, OSGP(staleness=staleness))
     for step in range(12):
         mine.run(1)
@@ -225,8 +225,8 @@ def test_no_message_is_used_later_than_the_bound(transport: Transport, staleness
 
 
 def test_one_step_overlap_between_two_ranks_by_hand(transport: Transport) -> None:
-    """O51: x = 0 and 8, no gradients, shares of one half. Kept: 0, 4 (w 1/2 each); under way: 0 to rank 1, 4 to rank 0.
-    Step 2: x + arrived = 4, 4 (w 1); kept 2, 2. Step 3: 4, 4 again; z has been 0, 8 - then 4, 4 for good.
+    """O51: x = 0 and 8, no gradients, shares of one half. Kept: 0, 4 (w 1/2 each); in flight: 0 to rank 1, 4 to rank 0.
+    Step 2: x + arrived = 4, 4 (w 1); kept 2, 2. Step 3: 4, 4 again; z has been 0, 8 - then 4, 4 permanently.
     """
     if transport.size != 2:
         return
@@ -251,7 +251,7 @@ def test_fewer_peers_in_the_middle_of_a_run_keep_the_weights(transport: Transpor
 
 
 def test_debiasing_and_back_returns_the_same_x(transport: Transport) -> None:
-    """O55, to the bit: a step that does not move the model does not move x."""
+    """O55, bit-identically: a step that does not move the model does not move x."""
     topology = irregular(transport.size) if transport.size > 1 else Ring()
     mine = worker(transport, SGP(topology))
     mine.run(7)
@@ -269,7 +269,7 @@ def test_equal_replicas_on_equal_data_train_like_one(transport: Transport, base:
 
 @pytest.mark.parametrize("base", [SGP(), DPSGD(), OSGP(deterministic=True), OSGP(staleness=2, deterministic=True)])
 def test_slowmo_over_gossip_equals_the_reference(transport: Transport, base: Any) -> None:
-    """What is under way is brought home before the exact average, and w is 1 after it."""
+    """What is in flight is received before the exact average, and w is 1 after it."""
     mine = worker(transport, base, outer=SlowMomentum(0.9, 0.6), period=4)
     for _ in range(3):
         everyone = everyones(transport, mine.run(4))
@@ -305,7 +305,7 @@ def test_averaged_restores_what_gossip_holds(transport: Transport) -> None:
 
 
 def test_slow_momentum_without_average_keeps_gossip_going(transport: Transport) -> None:
-    """SlowMo's no-average variant: each replica steps outward by itself; mass is what the parameters then are."""
+    """SlowMo's no-average variant: each replica steps outward automatically; mass is what the parameters then are."""
     mine = worker(transport, SGP(), outer=SlowMomentum(1.0, 0.6), period=4, exact_average=False)
     x = mine.run(12)
     outcome = expected(transport, OnePeerExponential(), 12, period=4, beta=0.6, exact_average=False)
@@ -322,8 +322,10 @@ def test_slow_momentum_without_average_keeps_gossip_going(transport: Transport) 
         OSGP(staleness=1, deterministic=True, wire_dtype="float16"),
     ],
 )
-def test_resuming_with_messages_under_way_is_the_same_to_the_bit(transport: Transport, base: Any, taken: int) -> None:
-    """O52: what is under way is saved as mass, neither lost nor doubled."""
+def test_resuming_with_messages_in_flight_is_the_same_bit_identically(
+    transport: Transport, base: Any, taken: int
+) -> None:
+    """O52: what is in flight is saved as mass, neither lost nor doubled."""
     import copy
 
     straight = worker(transport, base, outer=SlowMomentum(1.0, 0.5), period=4)
@@ -382,7 +384,7 @@ def test_messages_in_16_bits_carry_two_bytes_a_parameter(
     assert report_of(mine.replica)["bytes_sent"] == 3 * peers * (2 * DIMENSION + 16)
 
 
-def test_ranks_that_round_differently_are_told(transport: Transport) -> None:
+def test_ranks_that_round_differently_are_reported(transport: Transport) -> None:
     if transport.size == 1:
         return
     with pytest.raises(MismatchError, match=r"settings differ .*base.wire_dtype: .*None.*'bfloat16'"):

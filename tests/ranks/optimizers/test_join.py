@@ -96,7 +96,7 @@ def test_gradients_are_averaged_over_the_ranks_that_have_some(
     assert mine.replica.inner_steps == max(counts)
 
 
-def test_averaged_gradients_go_on_after_uneven_data(transport: Transport) -> None:
+def test_averaged_gradients_continue_after_uneven_data(transport: Transport) -> None:
     """A rank that ran out has kept its momentum and its count of steps up, and its own learning rate."""
     counts = falling(transport.size)
     mine = worker(transport, momentum=0.9, base=AllReduce(), period=3)
@@ -125,10 +125,10 @@ def running(of: Worker) -> PushSum:
 @uneven
 @pytest.mark.parametrize("staleness", [0, 1, 3])
 @pytest.mark.parametrize("directed", [False, True])
-def test_gossip_goes_on_through_ranks_that_have_ended(
+def test_gossip_continues_through_ranks_that_have_ended(
     transport: Transport, uneven: str, staleness: int, directed: bool
 ) -> None:
-    """Their x and w go on mixing, without gradients: the sums over all ranks are what the gradients made of them."""
+    """Their x and w continue to mix, without gradients: the sums over all ranks are what the gradients made of them."""
     counts = COUNTS[uneven](transport.size)
     topology = StaticExponential() if directed else SGP().topology
     base = OSGP(topology, staleness, deterministic=True) if staleness else SGP(topology)
@@ -165,7 +165,7 @@ def taken_gradients(transport: Transport, counts: Sequence[int], staleness: int,
 
 @uneven
 @pytest.mark.parametrize("base", [SGP(), OSGP(staleness=2, deterministic=True), DPSGD()])
-def test_rounds_go_on_over_gossip_and_the_last_one_is_closed_by_an_average(
+def test_rounds_continue_over_gossip_and_the_last_one_is_closed_by_an_average(
     transport: Transport, uneven: str, base: Any
 ) -> None:
     counts = COUNTS[uneven](transport.size)
@@ -285,7 +285,7 @@ def test_momentum_is_averaged_over_the_ranks_that_took_steps(transport: Transpor
     assert_allclose(mine.model.momentum_buffer, expected[buffers])
 
 
-def test_training_goes_on_after_join_without_it(transport: Transport) -> None:
+def test_training_continues_after_join_without_it(transport: Transport) -> None:
     counts = falling(transport.size)
     mine = worker(transport, base=LocalSGD(), outer=SlowMomentum(0.8, 0.6), period=4)
     mine.run_joined(counts[transport.rank])

@@ -61,7 +61,7 @@ def test_wrappers_that_live_together_have_transports_of_their_own(own_transport:
     assert len(own_transport._others) == 3 * THREADS
 
 
-def test_what_one_rank_still_holds_is_lent_to_nobody(own_transport: MPITransport) -> None:
+def test_what_one_rank_still_holds_is_lent_to_no_rank(own_transport: MPITransport) -> None:
     first = bound(own_transport)
     kept = first if own_transport.rank == 0 else None
     del first

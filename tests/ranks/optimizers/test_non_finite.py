@@ -1,4 +1,4 @@
-"""Ranks whose values are not finite: named on every rank, or left out and restored; nobody else is touched by them."""
+"""Ranks whose values are not finite: named on every rank, or left out and restored; no other rank is affected."""
 
 from typing import Any
 
@@ -77,7 +77,7 @@ def test_gradient_is_named_before_it_is_averaged(transport: Transport, bad: floa
 
 
 @pytest.mark.parametrize("base", [AllReduce(), LocalSGD(), SGP()])
-def test_loss_is_named_with_the_parameter_beside_it(transport: Transport, base: Any) -> None:
+def test_loss_is_named_with_the_parameter_next_to_it(transport: Transport, base: Any) -> None:
     culprit = transport.size - 1
 
     def loss(of: Worker) -> float:
@@ -151,10 +151,10 @@ def test_average_is_that_of_the_finite_ranks_which_the_other_adopts(
         expected = np.zeros(DIMENSION)
     assert_allclose(mine.model.momentum_buffer, expected, **EXACT)
     assert report_of(mine.replica)["left_out"] == (rank == culprit)
-    told = [record.message for record in caplog.records if "not finite" in record.message]
-    assert len(told) == (rank in (0, culprit))
-    assert all("outer step 2: what is not finite was left out." in text for text in told)
-    assert all(f"rank {culprit}: 'part1' is not finite" in text for text in told)
+    reported = [record.message for record in caplog.records if "not finite" in record.message]
+    assert len(reported) == (rank in (0, culprit))
+    assert all("outer step 2: what is not finite was left out." in text for text in reported)
+    assert all(f"rank {culprit}: 'part1' is not finite" in text for text in reported)
     mine.run(6)
     assert np.isfinite(transport.allgather(mine.model.x)).all()
     assert np.isfinite(mine.slow_buffer()).all()
@@ -175,9 +175,9 @@ def test_gradients_are_averaged_over_the_finite_ranks(transport: Transport, capl
         x = x - 0.1 * momentum
     assert_allclose(mine.model.x, x, **EXACT)
     assert report_of(mine.replica)["left_out"] == (transport.rank == culprit)
-    told = [record.message for record in caplog.records if "not finite" in record.message]
-    assert len(told) == (transport.rank in (0, culprit))
-    assert all(f"rank {culprit}: the gradient of 'part1' is not finite" in text for text in told)
+    reported = [record.message for record in caplog.records if "not finite" in record.message]
+    assert len(reported) == (transport.rank in (0, culprit))
+    assert all(f"rank {culprit}: the gradient of 'part1' is not finite" in text for text in reported)
 
 
 @pytest.mark.parametrize("base", [AllReduce(), LocalSGD()])
@@ -294,10 +294,10 @@ def test_rank_that_is_not_finite_is_restored_by_its_neighbours_shares(
 @pytest.mark.parametrize("staleness", [1, 2])
 @pytest.mark.parametrize("deterministic", [True, False])
 @pytest.mark.parametrize("step", [0, 5])
-def test_overlapped_gossip_goes_on_without_it(
+def test_overlapped_gossip_continues_without_it(
     transport: Transport, staleness: int, deterministic: bool, step: int
 ) -> None:
-    """In the very first step no share is under way yet, so that the rank waits for the next."""
+    """In the very first step no share is in flight yet, so that the rank waits for the next."""
     size = transport.size
     if size == 1:
         return
@@ -313,7 +313,7 @@ def test_overlapped_gossip_goes_on_without_it(
     assert_allclose(transport.allgather(mine.model.x), np.tile(mine.model.x, (size, 1)), atol=1e-4)
 
 
-def test_outer_step_over_gossip_tells_rank_0_and_stays_exact(
+def test_outer_step_over_gossip_notifies_rank_0_and_stays_exact(
     transport: Transport, caplog: pytest.LogCaptureFixture
 ) -> None:
     size, culprit = transport.size, transport.size - 1
@@ -323,13 +323,13 @@ def test_outer_step_over_gossip_tells_rank_0_and_stays_exact(
     mine.run(8)
     assert np.isfinite(mine.model.x).all()
     assert (transport.allgather(mine.model.x) == mine.model.x).all()
-    told = [r.message for r in caplog.records if "outer step 1" in r.message]
-    assert len(told) == (transport.rank in (0, culprit))
-    assert all(f"rank {culprit}: 'part1' was not finite, and was restored by gossip" in text for text in told)
+    reported = [r.message for r in caplog.records if "outer step 1" in r.message]
+    assert len(reported) == (transport.rank in (0, culprit))
+    assert all(f"rank {culprit}: 'part1' was not finite, and was restored by gossip" in text for text in reported)
 
 
 def test_outer_step_leaves_out_ranks_that_no_neighbour_could_restore(transport: Transport) -> None:
-    """On a ring, a rank whose two neighbours are lost in the same step has nobody to be restored by."""
+    """On a ring, a rank whose two neighbours are lost in the same step has no rank to be restored by."""
     size = transport.size
     if size < 4:
         return
@@ -345,12 +345,12 @@ def test_outer_step_leaves_out_ranks_that_no_neighbour_could_restore(transport: 
     assert np.isfinite(mine.model.x).all()
 
 
-def test_rank_that_nobody_restores_gives_up(transport: Transport) -> None:
+def test_rank_that_no_rank_restores_gives_up(transport: Transport) -> None:
     def diverging(rank: int, step: int, x: Any) -> Any:
         return np.full(DIMENSION, np.nan if step >= 2 else 1.0)
 
     mine = worker(transport, diverging, base=SGP(Ring()), on_nonfinite="skip")
-    with pytest.raises(NonFiniteError) as error:  # by itself: gossip has no message in which all could agree
+    with pytest.raises(NonFiniteError) as error:  # automatically: gossip has no message in which all could agree
         mine.run(100)
     assert f"parameters of rank {transport.rank} are not finite, and no neighbour has had finite ones" in str(
         error.value
@@ -367,7 +367,7 @@ def test_ranks_that_differ_in_it_get_an_error(transport: Transport) -> None:
         worker(transport, base=AllReduce(), on_nonfinite="skip" if transport.rank == 0 else "raise")
 
 
-def test_a_run_may_go_on_with_another_choice(transport: Transport) -> None:
+def test_a_run_may_continue_with_another_choice(transport: Transport) -> None:
     first = worker(transport, base=LocalSGD(), period=4)
     first.run(5)
     second = worker(transport, base=LocalSGD(), period=4, on_nonfinite="skip")

@@ -86,7 +86,7 @@ def test_each_parameter_group_steps_by_its_own_learning_rate(transport: Transpor
 
 
 def test_no_momentum_and_slow_lr_1_is_local_sgd(transport: Transport) -> None:
-    """O1, to the bit: the rule returns the average itself, not x0 - (x0 - average)."""
+    """O1, bit-identically: the rule returns the average itself, not x0 - (x0 - average)."""
     slow = slowmo(transport, QUADRATIC, changing, 15, 4, slow_lr=1.0, slow_momentum=0.0)
     plain = Worker(transport, QUADRATIC, START, changing, base=LocalSGD(), period=4)
     assert_array_equal(slow.model.x, plain.run(15))
@@ -203,7 +203,7 @@ def test_local_momenta_averaged_after_the_update_give_the_same(transport: Transp
 
 @pytest.mark.parametrize("dimension", [1, 2, 3, 7, 64])
 @pytest.mark.parametrize("algorithm", ["ring", "backend"])
-def test_sharded_outer_step_equals_the_unsharded_rule_to_the_bit(
+def test_sharded_outer_step_equals_the_unsharded_rule_bit_identically(
     transport: Transport, dimension: int, algorithm: str
 ) -> None:
     """O11: also with fewer parameters than ranks. Powers of two and integers make every operation exact."""
@@ -256,7 +256,7 @@ def test_replicas_are_bit_identical_after_every_outer_step(transport: Transport)
 
 
 def test_without_average_or_momentum_the_outer_step_changes_nothing(transport: Transport) -> None:
-    """O13, to the bit."""
+    """O13, bit-identically."""
     worker = slowmo(transport, QUADRATIC, fixed(0.1), 8, 4, slow_momentum=0.0, exact_average=False)
     assert_array_equal(
         worker.model.x, reference.slowmo(transport.size, 8, START, QUADRATIC, 99, fixed(0.1)).x[transport.rank]
@@ -264,7 +264,7 @@ def test_without_average_or_momentum_the_outer_step_changes_nothing(transport: T
 
 
 def test_one_worker_needs_no_average() -> None:
-    """O14, to the bit."""
+    """O14, bit-identically."""
     apart = slowmo(SingleTransport(), QUADRATIC, changing, 16, 4, slow_momentum=0.6, exact_average=False)
     averaged = slowmo(SingleTransport(), QUADRATIC, changing, 16, 4, slow_momentum=0.6)
     assert_array_equal(apart.model.x, averaged.model.x)
@@ -474,12 +474,12 @@ def test_averaged_shows_the_mean_and_gives_the_own_parameters_back(transport: Tr
     assert_array_equal(worker.model.x, own)
 
 
-# --- steps that the replica is told of later ----------------------------------------------------------------
+# --- steps that the replica learns of later ----------------------------------------------------------------
 
 
 @pytest.mark.parametrize("at_once", [1, 2, 3, 100])
-def test_steps_told_of_together_are_the_same_steps(transport: Transport, at_once: int) -> None:
-    """As a graph does that counts by itself between outer steps; at any grain, also in the middle of a round."""
+def test_steps_reported_together_are_the_same_steps(transport: Transport, at_once: int) -> None:
+    """As a graph does that counts automatically between outer steps; at any grain, also in the middle of a round."""
     counted = slowmo_worker(transport)
     assert_array_equal(counted.run_counted(22, at_once), slowmo_worker(transport).run(22))
     assert counted.replica.inner_steps == 22
@@ -508,7 +508,7 @@ def test_more_steps_than_were_due_are_refused(transport: Transport) -> None:
         worker.replica.after_steps(5, [0.5, 0.5])
 
 
-def test_replica_that_mixes_or_has_no_outer_step_says_when_it_must_be_told(transport: Transport) -> None:
+def test_replica_that_mixes_or_has_no_outer_step_says_when_it_must_be_called(transport: Transport) -> None:
     gossip = Worker(transport, QUADRATIC, START, fixed(0.1), base=SGP(), period=4)
     assert gossip.replica.steps_until_due() == 1
     alone = Worker(transport, QUADRATIC, START, fixed(0.1), base=AllReduce())

@@ -36,8 +36,8 @@ def test_a_rank_that_sleeps_is_named_on_every_rank(
     assert report["size"] == transport.size
     assert report["delay_seconds"] > 0
     assert report["seconds_per_step"] > SLOW_SECONDS
-    told = transport.allgather(np.array(by_rank))
-    assert (told == told[0]).all()
+    reported = transport.allgather(np.array(by_rank))
+    assert (reported == reported[0]).all()
     waited = transport.allgather(np.array([report["waiting_seconds"]]))[:, 0] / (STEPS - 1)
     if transport.size == 1:
         assert report["stragglers"] == []
@@ -45,6 +45,6 @@ def test_a_rank_that_sleeps_is_named_on_every_rank(
         return
     assert report["stragglers"] == [slow]
     assert report["predicted_seconds_per_step"] > SLOW_SECONDS
-    # The others wait for the slow rank in every round, and it for nobody.
+    # The others wait for the slow rank in every round, and it for no rank.
     assert waited.argmin() == slow
     assert np.delete(waited, slow).min() > 0.5 * (SLOW_SECONDS - STEP_SECONDS)

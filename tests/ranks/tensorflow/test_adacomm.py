@@ -38,7 +38,7 @@ def test_papers_periods_from_losses_that_only_agree_in_the_mean(graph: bool, ref
     assert [20, *everyones_periods(vector.optimizer)][: len(LOSSES)] == PERIODS[refined]
 
 
-def test_periods_fall_in_fit_which_gives_the_loss_by_itself() -> None:
+def test_periods_fall_in_fit_which_gives_the_loss_automatically() -> None:
     keras.utils.set_random_seed(1)
     model = keras.Sequential([keras.layers.Input((4,)), keras.layers.Dense(8, "tanh"), keras.layers.Dense(1)])
     optimizer = adacomm(model, initial_period=8, interval_steps=12, slow_momentum=0.3)

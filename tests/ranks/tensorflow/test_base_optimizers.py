@@ -100,23 +100,23 @@ def warnings_and_value(make: Callable[[], Any], dtype: str, log: pytest.LogCaptu
 def test_optimizers_that_cannot_work_in_bfloat16_are_named(name: str, caplog: pytest.LogCaptureFixture) -> None:
     if name == "schedule-free" and not hasattr(OPTIMIZERS, "ScheduleFreeAdamW"):
         pytest.skip("this Keras has none")
-    said, value = warnings_and_value(BROKEN[name], "bfloat16", caplog)
+    stated, value = warnings_and_value(BROKEN[name], "bfloat16", caplog)
     assert value == 1 or value != value  # it has not moved, or is NaN
-    assert len(said) == (lt.rank() == 0)
-    assert all(f"{'beta_1' if 'beta_1' in name else 'beta_2'}=0.999 is rounded to 1 in bfloat16" in s for s in said)
-    said, value = warnings_and_value(BROKEN[name], "float32", caplog)
-    assert not said
+    assert len(stated) == (lt.rank() == 0)
+    assert all(f"{'beta_1' if 'beta_1' in name else 'beta_2'}=0.999 is rounded to 1 in bfloat16" in s for s in stated)
+    stated, value = warnings_and_value(BROKEN[name], "float32", caplog)
+    assert not stated
     assert value < 0.99
 
 
 @pytest.mark.parametrize("name", SOUND)
 def test_others_are_not(name: str, caplog: pytest.LogCaptureFixture) -> None:
-    said, value = warnings_and_value(SOUND[name], "bfloat16", caplog)
-    assert not said
+    stated, value = warnings_and_value(SOUND[name], "bfloat16", caplog)
+    assert not stated
     assert value < 0.99
 
 
 def test_optimizers_that_work_in_float16_are_not_warned_of(caplog: pytest.LogCaptureFixture) -> None:
-    said, value = warnings_and_value(BROKEN["adam"], "float16", caplog)
-    assert not said
+    stated, value = warnings_and_value(BROKEN["adam"], "float16", caplog)
+    assert not stated
     assert value < 0.99

@@ -146,8 +146,8 @@ def small_model(seed: int) -> Any:
     return keras.Sequential([keras.Input((HEIGHT, WIDTH, 1)), keras.layers.Flatten(), keras.layers.Dense(2)])
 
 
-def resumes_to_the_bit(make: Callable[[int], KerasRun], path: Path, moments: Sequence[int]) -> None:
-    """O20: in a model that was built anew, and then in one that is further on."""
+def resumes_bit_identically(make: Callable[[int], KerasRun], path: Path, moments: Sequence[int]) -> None:
+    """O20: in a model that was built again, and then in one that is further on."""
     run = make(0)
     last = 2 * ROUND + 1
     for step in range(last):
@@ -174,21 +174,21 @@ that knows no framework, and resumed at every step for all of them in PyTorch.""
     ("method", "base"),
     [*((method, "sgd") for method in methods()), ("slowmo", "adam"), ("bmuf", "adam"), ("slowmo over osgp", "adam")],
 )
-def test_tensorflow_resumes_to_the_bit(method: str, base: str, shared_path: Path) -> None:
+def test_tensorflow_resumes_bit_identically(method: str, base: str, shared_path: Path) -> None:
     moments = EVERY_STEP if method in THOROUGH else (ROUND, ROUND + 2)
-    resumes_to_the_bit(lambda seed: KerasRun(method, base, seed, model=small_model), shared_path, moments)
+    resumes_bit_identically(lambda seed: KerasRun(method, base, seed, model=small_model), shared_path, moments)
 
 
 @pytest.mark.parametrize(("method", "base"), [("slowmo over osgp", "sgd"), ("allreduce", "adam")])
-def test_tensorflow_resumes_to_the_bit_with_statistics_and_frozen_layers(
+def test_tensorflow_resumes_bit_identically_with_statistics_and_frozen_layers(
     method: str, base: str, shared_path: Path
 ) -> None:
-    resumes_to_the_bit(lambda seed: KerasRun(method, base, seed), shared_path, EVERY_STEP)
+    resumes_bit_identically(lambda seed: KerasRun(method, base, seed), shared_path, EVERY_STEP)
 
 
-def test_tensorflow_resumes_to_the_bit_in_a_graph(shared_path: Path) -> None:
+def test_tensorflow_resumes_bit_identically_in_a_graph(shared_path: Path) -> None:
     run = KerasRun("slowmo", "sgd", graph=True)
-    run.train(0, 4)  # of which the graph has not told the last one
+    run.train(0, 4)  # of which the graph has not reported the last one
     run.save(shared_path)
     again = KerasRun("slowmo", "sgd", seed=5, graph=True)
     again.train(0, 2)
@@ -279,7 +279,7 @@ def test_optimizer_with_other_variables_is_refused(shared_path: Path) -> None:
 
 
 class Hidden(keras.Model):
-    """Flattens where nobody sees it."""
+    """Flattens where it is not seen."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -119,7 +119,7 @@ def test_normalization_with_given_constants_that_differ() -> None:
 
 @several
 def test_normalization_in_a_model_that_its_first_batch_builds() -> None:
-    """The graph that runs goes on with the constants that it was traced with."""
+    """The graph that runs continues with the constants that it was traced with."""
     model = keras.Sequential([adapted(), keras.layers.Dense(1)])
     model.compile(wrap(model), "mse", jit_compile=False)
     with pytest.raises((tf.errors.OpError, lt.MismatchError), match="mean of the layer 'scale.*differs"):
@@ -166,7 +166,7 @@ LAYERS = {
 
 
 class Holder(keras.Model):  # type: ignore[misc]
-    """Uses a layer beside what it trains."""
+    """Uses a layer next to what it trains."""
 
     def __init__(self, layer: Any) -> None:
         super().__init__()

@@ -53,7 +53,7 @@ def test_all_functions(way: Any) -> None:
 
 
 @pytest.mark.parametrize("shape", [(), (3,)])
-def test_broadcast_gives_everybody_the_roots_values(shape: tuple[int, ...], way: Any) -> None:
+def test_broadcast_gives_all_ranks_the_roots_values(shape: tuple[int, ...], way: Any) -> None:
     own = tf.fill(shape, float(lt.rank()))
     found = way(lambda: lt.broadcast(own, root_rank=lt.size() - 1))()
     assert_array_equal(found.numpy(), np.full(shape, lt.size() - 1.0))

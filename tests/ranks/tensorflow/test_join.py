@@ -55,8 +55,8 @@ def test_slowmo_averages_over_the_ranks_that_took_steps(way: str, momentum: floa
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_graph_goes_on_after_join(way: str) -> None:
-    """It knows again how many steps it may take by itself."""
+def test_graph_continues_after_join(way: str) -> None:
+    """It knows again how many steps it may take automatically."""
     optimizer = lt.SlowMo(keras.optimizers.SGD(LR), period=4, slow_momentum=0.5)
     trained = built(optimizer, way)
     x = train_joined(trained)
@@ -108,7 +108,7 @@ def test_accumulated_gradients_are_averaged_over_the_ranks_that_have_some(way: s
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_gossip_goes_on_through_ranks_that_have_ended(way: str) -> None:
+def test_gossip_continues_through_ranks_that_have_ended(way: str) -> None:
     topology = lt.StaticExponential()
     trained = built(lt.DistributedOptimizer(keras.optimizers.SGD(LR), base=lt.SGP(topology)), way)
     expected = reference.push_sum_sgd(

@@ -32,6 +32,6 @@ def test_replicas_end_with_equal_moving_averages(kind: Any) -> None:
 def test_averages_that_are_left_apart_are_warned_about(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING, "lentando"):
         apart = trained(keras.optimizers.SGD(0.1, use_ema=True, ema_momentum=0.9), base_buffers="maintain")
-    said = [record for record in caplog.records if "moving averages of the weights (use_ema=True)" in record.message]
-    assert len(said) == (lt.rank() == 0 and lt.size() > 1)
+    stated = [record for record in caplog.records if "moving averages of the weights (use_ema=True)" in record.message]
+    assert len(stated) == (lt.rank() == 0 and lt.size() > 1)
     assert (apart > 0) == (lt.size() > 1)

@@ -11,7 +11,7 @@ from keras_training import Vector, cross_entropy, make_model
 
 import lentando.tensorflow as lt
 
-several = pytest.mark.skipif(lt.size() == 1, reason="somebody must be left")
+several = pytest.mark.skipif(lt.size() == 1, reason="a rank must be left")
 CULPRIT = lt.size() - 1
 WAYS = ["eager", "graph", "fit"]
 START = np.linspace(-1, 1, 13)

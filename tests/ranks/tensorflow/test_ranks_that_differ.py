@@ -19,8 +19,8 @@ def is_last() -> bool:
     return lt.rank() == lt.size() - 1 > 0
 
 
-def refused(said: str) -> Any:
-    return pytest.raises(lt.MismatchError, match=said) if lt.size() > 1 else nullcontext()
+def refused(stated: str) -> Any:
+    return pytest.raises(lt.MismatchError, match=stated) if lt.size() > 1 else nullcontext()
 
 
 def make_model() -> keras.Model:
@@ -80,9 +80,9 @@ DIFFERENT: dict[str, tuple[Any, Any, str]] = {
 @pytest.mark.parametrize("case", DIFFERENT)
 @pytest.mark.parametrize("method", ["allreduce", "slowmo"])
 def test_other_optimizer_is_an_error_on_every_rank(case: str, method: str) -> None:
-    usual, differing, said = DIFFERENT[case]
+    usual, differing, stated = DIFFERENT[case]
     optimizer = differing() if is_last() else usual()
-    with refused(f"the base optimizers differ between ranks. {said}"):
+    with refused(f"the base optimizers differ between ranks. {stated}"):
         if method == "allreduce":
             lt.DistributedOptimizer(optimizer, model=make_model())
         else:

@@ -64,7 +64,7 @@ def by_load_weights(model: Any, path: Any) -> None:
     other.set_weights([TRUE_WEIGHTS])
     file = str(path / f"{lt.rank()}.weights.h5")
     other.save_weights(file)
-    keras.Sequential([keras.Input((4,)), model.layers[0]]).load_weights(file)  # beside the optimizer's state
+    keras.Sequential([keras.Input((4,)), model.layers[0]]).load_weights(file)  # next to the optimizer's state
 
 
 WAYS = ["eager", "graph", "fit"]
@@ -74,7 +74,7 @@ WAYS = ["eager", "graph", "fit"]
 @pytest.mark.parametrize(
     ("set_weights", "taken"), [(by_set_weights, PERIOD), (by_set_weights, PERIOD + 1), (by_assign, 2 * PERIOD)]
 )
-def test_weights_that_are_set_stay_and_it_is_said_once(
+def test_weights_that_are_set_stay_and_it_is_reported_once(
     set_weights: Callable[..., None], taken: int, way: str, caplog: pytest.LogCaptureFixture, shared_path: Any
 ) -> None:
     model, optimizer = make()
@@ -102,7 +102,7 @@ def test_early_stopping_that_restores_weights_and_fit_again() -> None:
     x, y = data()
     model.fit(x, y, batch_size=8, epochs=3, verbose=0)
     optimizer.learning_rate = 10.0  # it diverges
-    stopping = keras.callbacks.EarlyStopping("loss", patience=1, restore_best_weights=True, start_from_epoch=0)
+    stopping = keras.callbacks.EarlyStopping("loss", limit=1, restore_best_weights=True, start_from_epoch=0)
     optimizer.learning_rate = 0.3
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[stopping])
     optimizer.learning_rate = 0.0
@@ -197,7 +197,7 @@ def test_restart_refuses_to_reset_what_it_does_not_know() -> None:
     optimizer.restart()
 
 
-def test_a_copy_of_a_variable_is_assigned_by_itself() -> None:
+def test_a_copy_of_a_variable_is_assigned_automatically() -> None:
     model, optimizer = make()
     variable = model.layers[0].kernel
     before = variable.numpy()

@@ -1,4 +1,4 @@
-"""Training that goes on in the other framework, of models with attention, gates, and features of several origins."""
+"""Training that continues in the other framework, of models with attention, gates, and features of several origins."""
 
 import os
 from collections.abc import Iterator
@@ -162,7 +162,7 @@ def assert_same_outputs(one: TorchRun, other: KerasRun) -> None:
     ("method", "base", "legs"),
     [("slowmo", "sgd", (ROUND + 1, 2 * ROUND + 1)), ("bmuf", "adam", (2, ROUND))],
 )
-def test_training_of_a_transformer_goes_on_in_the_other_framework(
+def test_training_of_a_transformer_continues_in_the_other_framework(
     method: str, base: str, legs: tuple[int, int], shared_path: Path, caplog: Any
 ) -> None:
     """To the same weights as without a change: slow momentum, anchor, momentum and moments come along in parts."""

@@ -105,7 +105,7 @@ def test_overlap_of_gradients_is_pytorchs() -> None:
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("base_buffers", ["reset", "maintain"])
-def test_schedule_counts_as_its_mean_within_a_round_and_goes_on_after_a_reset(base_buffers: Any, way: str) -> None:
+def test_schedule_counts_as_its_mean_within_a_round_and_continues_after_a_reset(base_buffers: Any, way: str) -> None:
     schedule = keras.optimizers.schedules.ExponentialDecay(0.5, decay_steps=1, decay_rate=0.75)
     optimizer = lt.SlowMo(sgd(schedule), period=4, slow_momentum=0.6, base_buffers=base_buffers)
     x = train_vector(vector(optimizer, way), 12)
@@ -196,23 +196,23 @@ def test_graph_of_local_steps_enters_python_only_when_the_outer_step_is_due(
 ) -> None:
     optimizer = lt.SlowMo(sgd(), period=48)
     trained = vector(optimizer, "graph")
-    told = []
+    reported = []
     original = lt.optimizer.Replica.after_steps
     monkeypatch.setattr(
-        lt.optimizer.Replica, "after_steps", lambda self, n, rates: (told.append(n), original(self, n, rates))
+        lt.optimizer.Replica, "after_steps", lambda self, n, rates: (reported.append(n), original(self, n, rates))
     )
     silent = 0
     for _ in range(96):
         before = transport.traffic.copy()
         trained.step(START)
         silent += transport.traffic == before
-    assert told == [48, 48]
+    assert reported == [48, 48]
     assert silent == 2 * 47 - 1  # the first step makes the replica
     assert optimizer.report()["rounds"] == 2
 
 
 class Watched:
-    """A period that keeps what it was told."""
+    """A period that keeps what it was given."""
 
     seen: ClassVar[list[Any]] = []
 
@@ -242,7 +242,7 @@ def test_losses_of_a_round_are_averaged(way: str) -> None:
 
 
 @few
-def test_fit_gives_the_loss_of_each_batch_by_itself() -> None:
+def test_fit_gives_the_loss_of_each_batch_automatically() -> None:
     Watched.seen.clear()
     model = make_model()
     optimizer = lt.DistributedOptimizer(sgd(0.0), model=model, base=lt.LocalSGD(), period=Watched())
@@ -253,7 +253,7 @@ def test_fit_gives_the_loss_of_each_batch_by_itself() -> None:
     assert Watched.seen[0].loss == pytest.approx(np.mean(lt.allgather_object(float(np.mean(losses)))), rel=1e-5)
 
 
-# --- what an outer step does beside the parameters ----------------------------------------------------------
+# --- what an outer step does next to the parameters ----------------------------------------------------------
 
 OPTIMIZERS: dict[str, Any] = {
     "adam": lambda: keras.optimizers.Adam(0.01),
@@ -337,7 +337,7 @@ def test_weights_loaded_before_the_first_step_are_where_it_begins() -> None:
 @few
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("kind", ["slowmo", "slowmo, adam"])
-def test_resumed_training_is_the_same_to_the_bit(kind: str, way: str) -> None:
+def test_resumed_training_is_the_same_bit_identically(kind: str, way: str) -> None:
     """O20: in the middle of rounds."""
     model = make_model()
     optimizer = make(kind, model)
@@ -441,7 +441,7 @@ def test_overflow_on_one_rank_keeps_the_ranks_in_step(kind: str, way: str) -> No
         trained.step(8.0 * QUADRATIC(lt.rank(), step, before) if not overflows else np.full(DIMENSION, np.inf))
         if step == 1:
             skipped = np.array_equal(trained.value, before)
-            assert skipped == (overflows or kind == "allreduce")  # there, one rank's overflow is everybody's
+            assert skipped == (overflows or kind == "allreduce")  # there, one rank's overflow is all ranks'
             assert float(base.dynamic_scale) == (4.0 if skipped else 8.0)
             base.dynamic_scale.assign(8.0)
     assert optimizer.report()["inner_steps"] == 6

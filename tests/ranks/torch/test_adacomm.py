@@ -96,7 +96,7 @@ def test_intervals_go_by_the_clock_of_rank_0() -> None:
 
 
 @pytest.mark.parametrize("slow_momentum", [0.0, 0.3])
-def test_resumed_training_is_the_same_to_the_bit(slow_momentum: float, shared_path: Any) -> None:
+def test_resumed_training_is_the_same_bit_identically(slow_momentum: float, shared_path: Any) -> None:
     """In the middle of an interval and of a round, through files."""
     options = {"initial_period": 6, "interval_steps": 10, "min_period": 2, "slow_momentum": slow_momentum}
     model = net()

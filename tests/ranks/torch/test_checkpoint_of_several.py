@@ -104,11 +104,11 @@ def test_names_must_be_those_that_were_saved(shared_path: Path) -> None:
     lt.save(both, gan.optimizers)
     lt.save(one, gan.optimizers["generator"])
     wanted = r"expected a dict of all of them, \{'discriminator': \.\.\., 'generator': \.\.\.\}, got"
-    for given, said in (
+    for given, stated in (
         (gan.optimizers["generator"], f"{wanted} one optimizer alone"),
         ({"generator": gan.optimizers["generator"]}, rf"{wanted} a dict of \['generator'\]"),
     ):
-        with pytest.raises(lt.CheckpointError, match=said):
+        with pytest.raises(lt.CheckpointError, match=stated):
             lt.load(both, given)
     with pytest.raises(lt.CheckpointError, match="it is of one optimizer alone"):
         lt.load(one, gan.optimizers)
@@ -123,8 +123,8 @@ def test_dicts_that_cannot_be_saved_are_refused(shared_path: Path) -> None:
         ({"g": torch.optim.SGD([torch.ones(1)], 0.1)}, "expected a DistributedOptimizer for 'g', got SGD"),
         ({"g": g, "same": g}, r"one optimizer is given under several of the names \['g', 'same'\]"),
     ]
-    for given, said in refused:
-        with pytest.raises(lt.ConfigurationError, match=said):
+    for given, stated in refused:
+        with pytest.raises(lt.ConfigurationError, match=stated):
             lt.save(shared_path, given)
     with pytest.raises(lt.ConfigurationError, match="mapping must be a dict of WeightMaps by the names"):
         lt.load(shared_path, {"g": g}, lt.WeightMap([]))

@@ -63,13 +63,13 @@ FORGERIES = [
 ]
 
 
-@pytest.mark.parametrize(("change", "said"), FORGERIES)
-def test_forged_manifest_is_refused_before_anything_changes(change: Any, said: str, shared_path: Path) -> None:
+@pytest.mark.parametrize(("change", "stated"), FORGERIES)
+def test_forged_manifest_is_refused_before_anything_changes(change: Any, stated: str, shared_path: Path) -> None:
     lt.save(shared_path, wrapped()[0])
     forge(shared_path, change)
     optimizer, model = wrapped(1)
     before = model.weight.detach().clone()
-    with pytest.raises(lt.CheckpointError, match=said):
+    with pytest.raises(lt.CheckpointError, match=stated):
         lt.load(shared_path, optimizer)
     assert torch.equal(model.weight, before)
 
@@ -84,14 +84,14 @@ def test_exchanged_parts_are_refused_before_anything_changes(shared_path: Path) 
     optimizer, model = wrapped(1)
     before = model.weight.detach().clone()
     last = lt.size() - 1
-    said = f"is of rank {last} of {lt.size()}, but the manifest names it as that of rank 0 of {lt.size()}"
-    with pytest.raises(lt.CheckpointError, match=said):
+    stated = f"is of rank {last} of {lt.size()}, but the manifest names it as that of rank 0 of {lt.size()}"
+    with pytest.raises(lt.CheckpointError, match=stated):
         lt.load(shared_path, optimizer)
     assert torch.equal(model.weight, before)
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "stated"),
     [
         ("[" * 100_000, "is damaged .* it is not JSON"),
         ('{"format": "lentando checkpoint", "format": "lentando checkpoint"}', "the key 'format' occurs twice"),
@@ -100,14 +100,14 @@ def test_exchanged_parts_are_refused_before_anything_changes(shared_path: Path) 
     ],
     ids=["nested", "twice", "nan", "bytes"],
 )
-def test_manifest_that_is_no_json_of_ours_is_refused(text: str, said: str, shared_path: Path) -> None:
+def test_manifest_that_is_no_json_of_ours_is_refused(text: str, stated: str, shared_path: Path) -> None:
     optimizer, _ = wrapped()
     lt.save(shared_path, optimizer)
     lt.barrier()
     if lt.rank() == 0:
         (shared_path / "checkpoint.json").write_bytes(text.encode("latin-1"))
     lt.barrier()
-    with pytest.raises(lt.CheckpointError, match=said):
+    with pytest.raises(lt.CheckpointError, match=stated):
         lt.load(shared_path, optimizer)
 
 

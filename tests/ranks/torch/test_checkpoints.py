@@ -63,7 +63,7 @@ def train(optimizer: lt.DistributedOptimizer, model: nn.Module, first: int, last
 
 
 def state(optimizer: lt.DistributedOptimizer, model: nn.Module) -> Any:
-    """All that a rank holds, as bytes; but clocks go on."""
+    """All that a rank holds, as bytes; but clocks continue to run."""
     own = optimizer.state_dict()
     del own["lentando"]["clock"]
     for decision in own["lentando"]["decisions"]:
@@ -91,8 +91,8 @@ THOROUGH_WITH_ADAM = selected_cases(["allreduce", "slowmo", "bmuf", "slowmo over
 
 @pytest.mark.parametrize("base_optimizer", [sgd, adam])
 @pytest.mark.parametrize("method", methods())
-def test_resumed_training_is_the_same_to_the_bit(method: str, base_optimizer: Any, shared_path: Path) -> None:
-    """O20, at the inner steps of two rounds, in a model that was built anew."""
+def test_resumed_training_is_the_same_bit_identically(method: str, base_optimizer: Any, shared_path: Path) -> None:
+    """O20, at the inner steps of two rounds, in a model that was built again."""
     model = Net(0)
     optimizer = wrap(method, base_optimizer(model), model)
     last = 2 * ROUND + 1
@@ -106,7 +106,7 @@ def test_resumed_training_is_the_same_to_the_bit(method: str, base_optimizer: An
     for step in moments:
         resumed = Net(7 + lt.rank())
         again = wrap(method, base_optimizer(resumed), resumed)
-        train(again, resumed, 0, step % 2)  # into a fresh training, and into one that is under way
+        train(again, resumed, 0, step % 2)  # into a fresh training, and into one that is in flight
         extra = lt.load(shared_path / f"{step}", again)
         assert extra == {"step": step, "rank": torch.tensor(lt.rank())}
         train(again, resumed, step, last)
@@ -127,10 +127,10 @@ def saved_at(path: Path, steps: int = 2, **options: Any) -> Path:
     return lt.save(path, optimizer, **options)
 
 
-def refused(path: Path, optimizer: lt.DistributedOptimizer, model: nn.Module, said: str) -> None:
+def refused(path: Path, optimizer: lt.DistributedOptimizer, model: nn.Module, stated: str) -> None:
     """On every rank, with the reason, and without having changed anything."""
     before = state(optimizer, model)
-    with pytest.raises(lt.CheckpointError, match=said):
+    with pytest.raises(lt.CheckpointError, match=stated):
         lt.load(path, optimizer)
     assert state(optimizer, model) == before
 
@@ -159,20 +159,20 @@ def change_manifest(folder: Path, **changes: Any) -> None:
 
 @pytest.mark.parametrize("whose", ["shared", "last rank's"])
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "stated"),
     [(cut, r"is damaged: it has \d+ bytes, \d+ were written"), (flip, "is damaged: its checksum"),
      (Path.unlink, "is missing: the checkpoint is not complete")],
 )  # fmt: skip
-def test_damaged_part_is_refused_on_every_rank(whose: str, damage: Any, said: str, shared_path: Path) -> None:
+def test_damaged_part_is_refused_on_every_rank(whose: str, damage: Any, stated: str, shared_path: Path) -> None:
     saved_at(shared_path)
     pattern = "*-shared.*" if whose == "shared" else f"*-rank-{lt.size() - 1:05d}.*"
     on_rank_0(lambda: damage(next(shared_path.glob(pattern))))
     finder = "rank" if lt.size() == 1 or whose == "shared" else f"rank {lt.size() - 1}: "
-    refused(shared_path, *slowmo(1), rf"loading the checkpoint .* failed\. .*{finder}.*{said}")
+    refused(shared_path, *slowmo(1), rf"loading the checkpoint .* failed\. .*{finder}.*{stated}")
 
 
 @pytest.mark.parametrize(
-    ("damage", "said"),
+    ("damage", "stated"),
     [
         (lambda folder: cut(folder / "checkpoint.json"), "is damaged .* it is not JSON"),
         (lambda folder: (folder / "checkpoint.json").write_text("[1]"), "was not written by Lentando"),
@@ -183,18 +183,18 @@ def test_damaged_part_is_refused_on_every_rank(whose: str, damage: Any, said: st
         (shutil.rmtree, "expected a checkpoint .* found nothing"),
     ],
 )
-def test_damaged_manifest_is_refused_on_every_rank(damage: Any, said: str, shared_path: Path) -> None:
+def test_damaged_manifest_is_refused_on_every_rank(damage: Any, stated: str, shared_path: Path) -> None:
     saved_at(shared_path / "checkpoint")
     on_rank_0(lambda: damage(shared_path / "checkpoint"))
-    refused(shared_path / "checkpoint", *slowmo(1), f"rank 0: .*{said}")
+    refused(shared_path / "checkpoint", *slowmo(1), f"rank 0: .*{stated}")
 
 
 def test_other_model_is_refused(shared_path: Path) -> None:
     saved_at(shared_path)
     model = nn.Sequential(nn.Conv2d(1, 3, 3), nn.Flatten())
     other = lt.SlowMo(sgd(model), model=model, period=ROUND)
-    said = r"it is of another model: its tensor number 0 is 'conv.weight' of shape \[3, 1, 3, 3\], float32, parameter"
-    refused(shared_path, other, model, rf"{said} group 0, the model's is '0.weight'")
+    stated = r"it is of another model: its tensor number 0 is 'conv.weight' of shape \[3, 1, 3, 3\], float32, parameter"
+    refused(shared_path, other, model, rf"{stated} group 0, the model's is '0.weight'")
 
 
 def test_other_settings_are_refused(shared_path: Path) -> None:
@@ -378,10 +378,10 @@ def two_groups(model: Small) -> torch.optim.Optimizer:
 
 @pytest.mark.parametrize("base_optimizer", ["sgd", "adamw"])
 @pytest.mark.parametrize("method", ["slowmo", "slowmo over sgp", "slowmo over osgp", "allreduce"])
-def test_training_goes_on_under_other_names_in_another_order(
+def test_training_continues_under_other_names_in_another_order(
     method: str, base_optimizer: str, shared_path: Path
 ) -> None:
-    """Shards of anchors and slow momenta, messages under way, momenta and groups find their new places."""
+    """Shards of anchors and slow momenta, messages in flight, momenta and groups find their new places."""
     if base_optimizer == "adamw" and lt.size() > 3:
         return
     model = Small(0)

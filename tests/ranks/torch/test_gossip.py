@@ -84,7 +84,7 @@ def test_replicas_stay_together_and_slowmo_makes_them_equal(name: str) -> None:
 
 @pytest.mark.parametrize("name", BASES)
 def test_gossip_resumes_bit_for_bit_through_files(name: str, shared_path: Any) -> None:
-    """O20 for gossip: x, w and what is under way are part of the state."""
+    """O20 for gossip: x, w and what is in flight are part of the state."""
     model = net()
     optimizer = wrap(model, BASES[name], outer=lt.SlowMomentum(1.0, 0.5), period=4)
     for taken in range(7):
@@ -125,7 +125,7 @@ def test_staged_memory_gives_the_same_results(name: str, monkeypatch: pytest.Mon
         assert torch.equal(value, staged.state_dict()[key]), key
 
 
-def test_averaged_evaluates_the_mean_and_gossip_goes_on_as_if_nothing_was() -> None:
+def test_averaged_evaluates_the_mean_and_gossip_continues_as_if_nothing_was() -> None:
     model, twin = net(), net()
     one, other = (wrap(m, lt.SGP(lt.StaticExponential())) for m in (model, twin))
     train(one, model, 4)

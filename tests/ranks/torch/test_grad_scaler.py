@@ -34,7 +34,7 @@ def test_overflow_under_grad_scaler_on_one_rank_keeps_the_ranks_in_step(
         scaler.update()
         skipped = torch.equal(before, model.out.weight)
         if kind == "allreduce":
-            assert skipped == (step == 1)  # one rank's overflow is everybody's
+            assert skipped == (step == 1)  # one rank's overflow is all ranks'
         elif step == 1:
             assert skipped == (lt.rank() == lt.size() - 1)
     assert all(torch.isfinite(parameter).all() for parameter in model.parameters())

@@ -102,7 +102,7 @@ class Precise(torch.optim.Optimizer):
 
 
 class Hidden(torch.optim.Optimizer):
-    """Keeps its momentum where nobody looks, but ``state_dict()`` has it."""
+    """Keeps its momentum where no caller looks, but ``state_dict()`` has it."""
 
     def __init__(self, parameters: Any) -> None:
         super().__init__(parameters, {"lr": 0.05})
@@ -180,7 +180,7 @@ def same(model: nn.Module, other: nn.Module) -> bool:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_training_resumes_to_the_bit(kind: Any, shared_path: Path) -> None:
+def test_training_resumes_bit_identically(kind: Any, shared_path: Path) -> None:
     model, optimizer = make(kind)
     train(model, optimizer, range(5))
     lt.save(shared_path / "run", optimizer)

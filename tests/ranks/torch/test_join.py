@@ -108,7 +108,7 @@ def test_ended_ranks_step_along_averaged_gradients_at_the_others_learning_rates(
 
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
 def test_state_of_the_optimizer_is_everybodys_after_averaged_gradients(name: str) -> None:
-    """So that the next epoch goes on with the same replicas."""
+    """So that the next epoch continues with the same replicas."""
     model = net()
     optimizer = lt.DistributedOptimizer(getattr(torch.optim, name)(model.parameters(), lr=0.01), model=model)
     for _ in range(2):
@@ -131,7 +131,7 @@ ALONE: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("method", ALONE)
 def test_only_rank_with_data_trains_as_if_it_were_alone(method: str, dtype: torch.dtype) -> None:
-    """To the bit: nothing of the others is in the averages, statistics included."""
+    """Bit-identically: nothing of the others is in the averages, statistics included."""
     alone, model = net().to(dtype), net().to(dtype)
     last = lt.size() - 1
     torch.set_default_dtype(dtype)
@@ -160,7 +160,7 @@ def test_statistics_over_gossip_are_those_of_the_ranks_that_took_steps() -> None
     torch.testing.assert_close(model.norm.running_var, alone.norm.running_var)
 
 
-def test_training_that_was_joined_is_saved_and_goes_on_alike(shared_path: Path) -> None:
+def test_training_that_was_joined_is_saved_and_continues_alike(shared_path: Path) -> None:
     model, again = net(), net()
     optimizer, resumed = (
         lt.SlowMo(torch.optim.SGD(m.parameters(), lr=0.05), model=m, period=3, slow_momentum=0.5)

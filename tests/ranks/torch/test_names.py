@@ -108,7 +108,7 @@ def test_an_optimizer_in_one_thread_and_collectives_in_another_never_mix() -> No
         outcomes["gradients"] = model.bias.grad.unique().tolist()  # type: ignore[union-attr]
 
     def reduce() -> None:
-        outcomes["sums"] = [lt.allreduce(lt.rank() + 1, op=lt.Sum, name="beside") for _ in range(20)]
+        outcomes["sums"] = [lt.allreduce(lt.rank() + 1, op=lt.Sum, name="next to") for _ in range(20)]
 
     def until_mismatch(function: Any) -> None:
         try:
@@ -130,7 +130,7 @@ def test_an_optimizer_in_one_thread_and_collectives_in_another_never_mix() -> No
 def test_states_of_optimizers_that_list_their_parameters_in_another_order_are_refused(are_named: bool) -> None:
     model = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)) if are_named else nn.Linear(3, 2)
     given: list[Any] = list(model.named_parameters() if are_named else model.parameters())
-    other = given[2:] + given[:2] if are_named else given[::-1]  # names or shapes tell them apart
+    other = given[2:] + given[:2] if are_named else given[::-1]  # names or shapes report them apart
     optimizer = torch.optim.Adam(given if lt.rank() == 0 else other, lr=0.1)
     model(torch.ones(1, 2 if are_named else 3)).sum().backward()
     optimizer.step()

@@ -58,7 +58,7 @@ def test_methods_that_need_no_rate_train_as_with_one(method: str, defaults: dict
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "stated"),
     [
         (
             {"base": lt.LocalSGD(), "outer": lt.SlowMomentum(), "period": 2},
@@ -73,11 +73,11 @@ def test_methods_that_need_no_rate_train_as_with_one(method: str, defaults: dict
     ],
 )
 @pytest.mark.parametrize("defaults", DEFAULTS)
-def test_methods_that_need_one_say_so_at_construction(settings: Any, said: str, defaults: dict[str, Any]) -> None:
+def test_methods_that_need_one_say_so_at_construction(settings: Any, stated: str, defaults: dict[str, Any]) -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 1))
     groups = [{"params": model[0].parameters(), "lr": 0.1}, {"params": model[1].parameters()}]
     with pytest.raises(
-        lt.ConfigurationError, match=rf"{said} learning rate.*group 1 of the base optimizer has none.*Use "
+        lt.ConfigurationError, match=rf"{stated} learning rate.*group 1 of the base optimizer has none.*Use "
     ):
         lt.DistributedOptimizer(Own(groups, defaults), model=model, **settings)
 

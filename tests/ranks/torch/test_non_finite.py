@@ -9,7 +9,7 @@ from torch import nn
 
 import lentando.torch as lt
 
-several = pytest.mark.skipif(lt.size() == 1, reason="somebody must be left")
+several = pytest.mark.skipif(lt.size() == 1, reason="a rank must be left")
 CULPRIT = lt.size() - 1
 
 
@@ -163,7 +163,7 @@ def test_gradients_may_be_unscaled_before_they_are_averaged_and_clipped(on_nonfi
 
 
 @pytest.mark.parametrize("on_nonfinite", ["raise", "skip"])
-def test_horovods_way_to_clip_under_a_grad_scaler_goes_on(on_nonfinite: Any) -> None:
+def test_horovods_way_to_clip_under_a_grad_scaler_continues(on_nonfinite: Any) -> None:
     """synchronize() cannot know yet that a scaler waits for the overflow."""
     model = net()
     optimizer = lt.DistributedOptimizer(sgd(model), model=model, on_nonfinite=on_nonfinite)

@@ -69,7 +69,7 @@ def plain(model: nn.Module, optimizer: lt.DistributedOptimizer, step: int) -> No
 
 
 def twice(model: nn.Module, optimizer: lt.DistributedOptimizer, step: int) -> None:
-    """The second pass finds buckets that have set out."""
+    """The second pass finds buckets that have are sent."""
     backward(model, step)
     backward(model, 100 + step)
     optimizer.step()
@@ -189,7 +189,7 @@ def equal_on_all_ranks(model: nn.Module) -> None:
 
 
 def assert_trained_alike(one: nn.Module, other: nn.Module) -> None:
-    """To the bit on two ranks, where a sum has two terms; on more, buckets add each element in another order."""
+    """Bit-identically on two ranks, where a sum has two terms; on more, buckets add each element in another order."""
     for name, tensor in one.state_dict().items():
         if lt.size() <= 2:
             assert torch.equal(tensor, other.state_dict()[name]), name
@@ -226,19 +226,19 @@ def buckets_of(optimizer: lt.DistributedOptimizer) -> Any:
     return buckets
 
 
-def test_buckets_set_out_before_the_backward_pass_is_over() -> None:
+def test_buckets_are_sent_before_the_backward_pass_is_over() -> None:
     if lt.size() == 1:
         return
     model = nn.Sequential(*(nn.Linear(8, 8) for _ in range(6)))
     optimizer = wrap(model, overlap=True)
     buckets = buckets_of(optimizer)
     assert len(buckets) > 3
-    under_way = []
+    in_flight = []
     for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(lambda _: under_way.append(buckets.is_in_flight))
+        parameter.register_post_accumulate_grad_hook(lambda _: in_flight.append(buckets.is_in_flight))
     model(torch.ones(2, 8)).sum().backward()
-    assert under_way[0] is False
-    assert under_way[4:] == [True] * 8
+    assert in_flight[0] is False
+    assert in_flight[4:] == [True] * 8
     optimizer.step()
     assert not buckets.is_in_flight
 
@@ -319,7 +319,7 @@ def test_grad_scaler_finds_overflow_on_any_rank() -> None:
         torch.testing.assert_close(tensor, models[1].state_dict()[name])
 
 
-@pytest.mark.skipif(lt.size() == 1, reason="somebody must be left")
+@pytest.mark.skipif(lt.size() == 1, reason="a rank must be left")
 def test_gradients_that_are_not_finite_are_named_or_left_out() -> None:
     model = net()
     optimizer = wrap(model, overlap=True)
@@ -374,7 +374,7 @@ def test_sparse_gradients_are_refused() -> None:
     optimizer = wrap(model, overlap=True)
 
     def train() -> None:
-        model(torch.tensor([1])).sum().backward()  # raises at once, if gradients set out
+        model(torch.tensor([1])).sum().backward()  # raises at once, if gradients are sent
         optimizer.step()
 
     with pytest.raises(lt.ConfigurationError, match="sparse gradient"):

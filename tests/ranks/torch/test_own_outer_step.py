@@ -75,7 +75,7 @@ def test_gossip_continues_from_what_it_leaves_on_each_rank() -> None:
     for step in range(STEPS):
         set_gradient(model, step)
         optimizer.step()
-    with optimizer.averaged():  # the exact average is there in any case
+    with optimizer.averaged():  # the exact average has arrived in any case
         mean = model.weight.detach().numpy()[0].copy()
     everyones = np.array(lt.allgather_object(model.weight.detach().numpy()[0].tolist()))
     weights = np.array(lt.allgather_object(float(optimizer._replica.base.steps.weight)))  # type: ignore[attr-defined]

@@ -43,12 +43,12 @@ def test_a_model_that_shares_nothing_with_the_optimizer_is_refused() -> None:
 def warnings(caplog: pytest.LogCaptureFixture) -> Any:
     caplog.set_level(logging.WARNING, logger="lentando")
 
-    def said() -> list[str]:
+    def stated() -> list[str]:
         texts = [r.getMessage() for r in caplog.records if "in no wrapped optimizer" in r.getMessage()]
         assert lt.rank() == 0 or not texts
         return texts
 
-    return said
+    return stated
 
 
 def step(model: nn.Module, *optimizers: Any) -> None:
@@ -95,6 +95,6 @@ def test_parameters_that_are_put_into_the_model_later_are_named_once(warnings: A
         step(model, optimizer)
         with optimizer.averaged():
             pass
-    said = warnings()
-    assert len(said) == (lt.rank() == 0)
-    assert all("'1.weight', '1.bias'" in text for text in said)
+    stated = warnings()
+    assert len(stated) == (lt.rank() == 0)
+    assert all("'1.weight', '1.bias'" in text for text in stated)

@@ -26,8 +26,8 @@ def is_last() -> bool:
     return lt.rank() == lt.size() - 1 > 0
 
 
-def refused(said: str) -> Any:
-    return pytest.raises(lt.MismatchError, match=said) if lt.size() > 1 else nullcontext()
+def refused(stated: str) -> Any:
+    return pytest.raises(lt.MismatchError, match=stated) if lt.size() > 1 else nullcontext()
 
 
 def ranks(of: str, last: str) -> str:
@@ -49,7 +49,7 @@ def test_other_class_is_an_error_on_every_rank(method: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("usual", "differing", "said"),
+    ("usual", "differing", "stated"),
     [
         ({"momentum": 0.9}, {"momentum": 0.5}, "momentum: {0.9; 0.5}"),
         ({"momentum": 0.9, "nesterov": True}, {"momentum": 0.9}, "nesterov: {True; False}"),
@@ -57,10 +57,10 @@ def test_other_class_is_an_error_on_every_rank(method: str) -> None:
         ({"lr": 0.001}, {"lr": 0.1}, "lr: {0.001; 0.1}"),
     ],
 )
-def test_other_hyperparameter_is_an_error_on_every_rank(usual: Any, differing: Any, said: str) -> None:
+def test_other_hyperparameter_is_an_error_on_every_rank(usual: Any, differing: Any, stated: str) -> None:
     model = nn.Linear(4, 1)
-    values = said[said.index("{") + 1 : -1].split("; ")
-    with refused(said[: said.index("{")] + ranks(*values)):
+    values = stated[stated.index("{") + 1 : -1].split("; ")
+    with refused(stated[: stated.index("{")] + ranks(*values)):
         lt.DistributedOptimizer(sgd(model, **{"lr": 0.1, **(differing if is_last() else usual)}), model=model)
 
 
@@ -83,13 +83,13 @@ class Lookahead(torch.optim.SGD):
 
 
 @pytest.mark.parametrize(
-    ("differing", "said"),
+    ("differing", "stated"),
     [({"k": 6}, "k: {5; 6}"), ({"alpha": 0.8}, "alpha: {0.5; 0.8}"), ({"mode": "x"}, "mode: {'slow'; 'x'}")],
 )
-def test_hyperparameters_that_are_plain_attributes_are_compared(differing: Any, said: str) -> None:
+def test_hyperparameters_that_are_plain_attributes_are_compared(differing: Any, stated: str) -> None:
     model = nn.Linear(4, 1)
-    values = said[said.index("{") + 1 : -1].split("; ")
-    with refused(said[: said.index("{")] + ranks(*values)):
+    values = stated[stated.index("{") + 1 : -1].split("; ")
+    with refused(stated[: stated.index("{")] + ranks(*values)):
         lt.DistributedOptimizer(Lookahead(model.parameters(), **(differing if is_last() else {})), model=model)
 
 

@@ -106,7 +106,7 @@ def test_next_outer_step_adopts_the_average_and_begins_with_no_momentum(
         step(model, optimizer, number)
         step(other, fresh, number)
     assert_same(model, other.state_dict())
-    assert len(warnings(caplog)) == (lt.rank() == 0), "it is said once"
+    assert len(warnings(caplog)) == (lt.rank() == 0), "it is reported once"
 
 
 def test_weights_that_one_rank_sets_are_averaged_with_the_others(caplog: pytest.LogCaptureFixture) -> None:

@@ -12,8 +12,8 @@ from lentando.comm.transport import Transport
 
 
 @pytest.mark.parametrize("kind", ["slowmo", "slowmo, adam", "localsgd", "allreduce"])
-def test_resumed_training_is_the_same_to_the_bit(kind: str, shared_path: Any) -> None:
-    """O20, at every step of two rounds, through files and in a model that was built anew."""
+def test_resumed_training_is_the_same_bit_identically(kind: str, shared_path: Any) -> None:
+    """O20, at every step of two rounds, through files and in a model that was built again."""
     model = net()
     optimizer = make(kind, model)
     for taken in range(9):

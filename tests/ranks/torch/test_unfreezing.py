@@ -213,7 +213,7 @@ def test_groups_are_added(method: str, behind: bool) -> None:
     assert equal_on_all_ranks(model)
 
 
-def test_parameter_groups_may_be_assigned_anew() -> None:
+def test_parameter_groups_may_be_assigned_again() -> None:
     torch.manual_seed(0)
     model = Parts()
     groups = [{"params": list(part.parameters()), "lr": RATE} for part in (model.first, model.norm, model.later)]
@@ -254,7 +254,7 @@ def test_everything_frozen_is_an_error() -> None:
 
 
 @pytest.mark.parametrize("method", ["SlowMo", "SGP in rounds", "AllReduce"])
-def test_checkpoints_of_a_changed_model_resume_to_the_bit(method: str, shared_path: Path) -> None:
+def test_checkpoints_of_a_changed_model_resume_bit_identically(method: str, shared_path: Path) -> None:
     model, optimizer = make(method)
     train(model, optimizer, range(PERIOD + 1))
     model.later.requires_grad_(True)
