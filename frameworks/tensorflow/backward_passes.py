@@ -30,6 +30,11 @@ class BackwardPasses:
             for v in variables
         }
 
+    @property
+    def variables(self) -> list[Any]:
+        """The count of passes, and the sums of the step that has not been taken."""
+        return [self._count, *self._sums.values()]
+
     def add(self, pairs: Pairs, step: Callable[[Pairs], None]) -> None:
         """Add the gradients of a backward pass, and call ``step`` with their sums after the last one.
 

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from lentando.comm import operations
@@ -26,6 +27,7 @@ from lentando.tensorflow.backward_passes import BackwardPasses
 from lentando.tensorflow.base_optimizer import BaseOptimizer, as_optimizer
 from lentando.tensorflow.checkpoint_state import KerasTraining
 from lentando.tensorflow.compression import Compression, Compressor
+from lentando.tensorflow.convert import as_tensor
 from lentando.tensorflow.counted_steps import check_loss
 from lentando.tensorflow.description import describe_optimizer, short_description
 from lentando.tensorflow.environment import check_environment
@@ -311,13 +313,16 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         self._steps.counted.refresh()
 
     def snapshot(self) -> dict[str, Any]:
-        """Return a copy of the replica's state and the count of steps for ``roll_back``."""
-        return {"replica": super().snapshot(), "iterations": int(self._iterations)}
+        """Return a copy of the replica's state and the count of steps and backward passes for ``roll_back``."""
+        sums = [np.array(variable.numpy()) for variable in self._steps.accumulated]
+        return {"replica": super().snapshot(), "iterations": int(self._iterations), "accumulated": sums}
 
     def roll_back(self, snapshot: Mapping[str, Any]) -> None:
         """Return to a ``snapshot()`` of this rank; the caller restores the weights and the base optimizer's state."""
         self._steps.counted.restart()
         self._iterations.assign(snapshot["iterations"])
+        for variable, value in zip(self._steps.accumulated, snapshot["accumulated"], strict=True):
+            variable.assign(as_tensor(value))
         super().roll_back(snapshot["replica"])
         self._steps.counted.refresh()
 

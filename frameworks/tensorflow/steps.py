@@ -83,6 +83,11 @@ class Steps:
         )
         self._averages = GradientAverages(self.ready_replica, model, self.counted, self._shared, local)
 
+    @property
+    def accumulated(self) -> list[Any]:
+        """The variables that hold the sums of backward passes; none if every pass is a step."""
+        return [] if self._passes is None else self._passes.variables
+
     def check_variables(self, variables: Sequence[Any]) -> None:
         """Check that a step is given variables that the optimizer was built for.
 

@@ -27,6 +27,8 @@ from lentando.optimizers.exports import (
     rocm_built,
     shutdown,
     size,
+    start_timeline,
+    stop_timeline,
 )
 from lentando.tensorflow.compression import Compression
 from lentando.tensorflow.functions import broadcast_global_variables
@@ -73,4 +75,6 @@ __all__ = [
     "rocm_built",
     "shutdown",
     "size",
+    "start_timeline",
+    "stop_timeline",
 ]

@@ -114,6 +114,27 @@ def test_training_in_fit_that_is_restored_repeats_the_same_steps() -> None:
     assert optimizer.report()["rounds"] == 5
 
 
+def test_backward_passes_of_an_unfinished_step_are_restored() -> None:
+    model = model_of(0.0)
+    sgd = keras.optimizers.SGD(0.5)
+    optimizer = hvd.DistributedOptimizer(sgd, backward_passes_per_step=2)
+    model.compile(optimizer, "mse")
+    state = hvd.elastic.KerasState(model)
+
+    def add(gradient: float) -> None:
+        optimizer.apply([tf.fill([2, 1], gradient)], model.trainable_variables)
+
+    add(1.0)
+    state.commit()
+    add(2.0)
+    assert kernel(model) == [-1.5, -1.5]
+    add(8.0)
+    state.restore()
+    assert kernel(model) == [0.0, 0.0]
+    add(4.0)
+    assert kernel(model) == [-2.5, -2.5]
+
+
 def test_callback_commits_every_so_many_batches_and_at_the_end_of_an_epoch() -> None:
     commits: list[int] = []
 
