@@ -52,7 +52,8 @@ def allgather_async(
 ) -> Handle[torch.Tensor]:
     """Start an ``allgather`` in the background, without a gradient, and return its handle for ``synchronize``.
 
-    Calls are matched by ``name``, in whatever order ranks make them; calls without a name by their order among those.
+    The tensor must not be changed before ``synchronize`` has returned. Calls are matched by ``name``, in whatever order
+    ranks make them; calls without a name by their order among those.
     """
     check_tensor(tensor, "allgather_async")
     return _call(tensor, name, process_set).start()

@@ -67,7 +67,8 @@ def reducescatter_async(
 ) -> Handle[torch.Tensor]:
     """Start a ``reducescatter`` in the background, without a gradient, and return its handle for ``synchronize``.
 
-    Calls are matched by ``name``, in whatever order ranks make them; calls without a name by their order among those.
+    The tensor must not be changed before ``synchronize`` has returned. Calls are matched by ``name``, in whatever order
+    ranks make them; calls without a name by their order among those.
     """
     check_tensor(tensor, "reducescatter_async")
     return _call(tensor, name, op, process_set, prescale_factor, postscale_factor).start()
