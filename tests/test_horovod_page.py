@@ -188,12 +188,12 @@ def same_default(value: Any, default: str, name: Name) -> bool:
 def test_every_program_and_its_changed_line_are_on_the_page() -> None:
     folder = ROOT / "examples/migrating_from_horovod"
     diff = PAGE.read_text().partition("```diff\n")[2].partition("```")[0]
-    told = re.findall(r"^(\w+\.py)\n-(.*)\n\+(.*)$", diff, re.MULTILINE)
+    shown = re.findall(r"^(\w+\.py)\n-(.*)\n\+(.*)$", diff, re.MULTILINE)
     programs = {path.name for path in folder.glob("*.py") if "import horovod." in path.read_text()}
-    assert {program for program, _, _ in told} == {
+    assert {program for program, _, _ in shown} == {
         program for program in programs if not program.startswith("horovod_")
     }
-    for program, before, after in told:
+    for program, before, after in shown:
         lines = folder.joinpath(program).read_text().splitlines()
         assert [line for line in lines if "import horovod" in line] == [before]
         assert after == before.replace("horovod", "lentando")
