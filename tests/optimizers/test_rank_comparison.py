@@ -3,7 +3,6 @@
 import logging
 import math
 from collections.abc import Callable
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from numpy_model import Worker
 
 from lentando.comm.agreement import Event
 from lentando.comm.testing import ThreadTransport, run_ranks
+from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.replica.rank_comparison import RankComparison, weighted_rate
 from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.rules.all_reduce import AllReduce
@@ -94,8 +94,9 @@ def test_the_rank_that_is_0_when_ranks_differ_warns(
     before: int, after: int, warnings: int, caplog: pytest.LogCaptureFixture
 ) -> None:
     """In an elastic job a rank that was not 0 when the optimizer was wrapped may be the only one left to warn."""
-    transport, progress = SimpleNamespace(rank=before), Progress(lambda: 0.0)
-    comparison = RankComparison(transport, rates_may_differ=False, progress=progress)  # type: ignore[arg-type]
+    transport = SingleTransport()
+    transport.rank, transport.size = before, 2  # as after the deaths of other ranks, below
+    comparison = RankComparison(transport, rates_may_differ=False, progress=Progress(lambda: 0.0))
     transport.rank = after
     same, different = np.ones(2), np.array([0.1, 0.2])
     with caplog.at_level(logging.WARNING, "lentando"):
