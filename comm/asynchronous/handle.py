@@ -82,7 +82,14 @@ class Handle(Generic[R]):
             )
 
     def poll(self) -> bool:
-        """Whether the operation is complete, so that ``wait`` returns at once. Never raises its error."""
+        """Whether the operation is complete, so that ``wait`` returns at once. Its error is raised by ``wait`` alone.
+
+        Over a backend that admits one thread only, the second call waits for the operation. All ranks must then wait
+        for asynchronous operations, as for ``wait``.
+
+        Raises:
+            MismatchError: on every rank, over such a backend, if some rank does something else.
+        """
         if self._poll is not None and not self._is_complete:
             self._poll(self)
         return self._is_complete

@@ -109,7 +109,11 @@ class OperationsInTurn:
         for key in ready:
             problem = different(key, dict(enumerate(keys[key] for keys in submitted)), numbers_of(transport))
             if problem is None:
-                self._execute(key)
+                error = self._execute(key)
+                if error is not None and key == handle.key:
+                    return  # its wait() raises the error
+                if error is not None:
+                    raise error
             else:
                 self._in_flight.pop(key)[0].fail(MismatchError(problem))
         if not ready:
@@ -123,12 +127,17 @@ class OperationsInTurn:
             handle.fail(error)
         self._in_flight.clear()
 
-    def _execute(self, key: str) -> None:
+    def _execute(self, key: str) -> Exception | None:
+        """Execute an operation. Returns its error if other ranks may not have got it, which must not continue."""
         handle, call, _ = self._in_flight.pop(key)
         self._polled.discard(key)
         try:
             handle.succeed(call.execute(self._transport))
-        except TransportError:
-            raise
-        except LentandoError as error:
+        except Exception as error:  # noqa: BLE001 - wait() raises it
             handle.fail(error)
+            return None if isinstance(error, LentandoError) and not isinstance(error, TransportError) else error
+        except BaseException as error:
+            number = numbers_of(self._transport)[self._transport.rank]
+            handle.fail(TransportError(f"rank {number} was interrupted in {key!r} by {type(error).__name__}"))
+            raise
+        return None

@@ -108,8 +108,9 @@ class NegotiatedOperations:
                 self._unsent_since = time.monotonic()
             self._unsent.append((key, description))
             self._users.add(threading.get_ident())
-            if timeline.active is not None:
-                timeline.active.begin(f"NEGOTIATE_{call.operation.upper()}", key)
+            recording = timeline.active  # another thread may stop it
+            if recording is not None:
+                recording.begin(f"NEGOTIATE_{call.operation.upper()}", key)
             self._ensure_driving()
         return handle
 
@@ -266,8 +267,9 @@ class NegotiatedOperations:
                 young = self._unsent_since + GATHER_SECONDS - time.monotonic()
                 if young > 0 and not self._waiting and not message:
                     self._changed.wait(young)
-                if timeline.active is not None:
-                    timeline.active.mark_cycle()
+                recording = timeline.active
+                if recording is not None:
+                    recording.mark_cycle()
                 message["submit"] = [self._negotiation.encode(*pair) for pair in self._unsent]
                 self._unsent.clear()
             if self._blocked_in is not None:
@@ -294,6 +296,7 @@ class NegotiatedOperations:
 
     def _run(self, operations: list[tuple[str, str]]) -> None:
         entries: list[_Entry] = []
+        recording = timeline.active
         with self._changed:
             for key, description in operations:
                 entry = self._in_flight.get(key)
@@ -302,8 +305,8 @@ class NegotiatedOperations:
                     operation, *arguments = json.loads(description)
                     entry = _Entry(Handle(key, self._wait), self._joining[1](operation, arguments))
                 entries.append(entry)
-                if timeline.active is not None:
-                    timeline.active.finish(f"NEGOTIATE_{entry.call.operation.upper()}", key)
+                if recording is not None:
+                    recording.finish(f"NEGOTIATE_{entry.call.operation.upper()}", key)
         self._pace.reset()
         self._current = shortened([repr(key) for key, _ in operations], 3)
         for done, outcomes in self._execution.run([entry.call for entry in entries]):

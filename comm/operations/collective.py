@@ -93,9 +93,10 @@ class Collective(Generic[R]):
         def run() -> R:
             return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, agree)))
 
-        if timeline.active is None:
+        recording = timeline.active
+        if recording is None:
             return run()
-        timeline.active.mark_cycle()
+        recording.mark_cycle()
         kind, tensor = self.operation.upper(), tensor_name(self)
         agree = timeline.recorded(f"NEGOTIATE_{kind}", agree, tensor=tensor)
         return timeline.recorded(kind, run, tensor=tensor, bytes=sum(array.nbytes for array in self._changes))()

@@ -85,7 +85,8 @@ def join(process_set: ProcessSet = global_process_set) -> int:
         submitted.cancel_join()
         raise
     last = handle.wait()
-    # Rank 0 receives that a rank has joined at some time after that: what that rank has seen in between is decisive.
+    # `last` is the rank whose message reached rank 0 last. Messages may overtake each other, so that it may have joined
+    # before another one. The ranks in `found` have taken part in the fewest calls of others: these joined last.
     latest = [numbers_of(transport)[rank] for rank in found]
     return last if last in latest else latest[-1]
 

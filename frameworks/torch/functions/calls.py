@@ -40,7 +40,10 @@ class Handle(Generic[T]):
         self._result: T
 
     def poll(self) -> bool:
-        """Return whether the operation is complete, without waiting."""
+        """Return whether the operation is complete, so that ``wait`` returns at once.
+
+        This does not wait, but for the second call over a backend that admits one thread only.
+        """
         return self._finish is None or self._operation.poll()
 
     def wait(self) -> T:
@@ -78,6 +81,8 @@ class TensorCall(Generic[T]):
 
 def poll(handle: Handle[Any]) -> bool:
     """Return whether an asynchronous operation is complete, so that ``synchronize`` would not wait.
+
+    This does not wait, but for the second call over a backend that admits one thread only.
 
     Args:
         handle: what a function ``..._async`` has returned.

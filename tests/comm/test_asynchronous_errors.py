@@ -1,0 +1,128 @@
+"""Asynchronous operations that fail in a way that no rank expects, and settings that change while they run."""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lentando.comm import operations
+from lentando.comm.asynchronous import Handle, close_operations, negotiated, open_operations
+from lentando.comm.asynchronous.in_turn import OperationsInTurn
+from lentando.comm.errors import TransportError
+from lentando.comm.operations import Sum, collective
+from lentando.comm.testing import ThreadTransport, run_ranks
+from lentando.comm.transport import Transport
+from lentando.comm.transports.single import SingleTransport
+from lentando.comm.world import simulated_rank
+
+pytestmark = pytest.mark.timeout(30)
+
+
+class Failing:
+    """An operation that fails on every rank."""
+
+    operation, arguments, summation = "failing", (), None
+
+    def __init__(self, name: str, error: BaseException) -> None:
+        self.name = name
+        self._error = error
+
+    def execute(self, transport: Transport) -> None:
+        raise self._error
+
+
+@pytest.mark.parametrize("kind", [ValueError, TransportError])
+def test_each_wait_raises_an_unexpected_error_of_the_operation(
+    kind: type[Exception], caplog: pytest.LogCaptureFixture
+) -> None:
+    def program(transport: ThreadTransport) -> None:
+        handle: Handle[Any] = OperationsInTurn(transport).submit(Failing("x", kind("no memory")))
+        for _ in range(2):
+            with pytest.raises(kind, match="no memory"):
+                handle.wait()
+        assert handle.poll()
+
+    run_ranks(2, program, timeout_seconds=5)
+    assert not caplog.records
+
+
+def test_a_wait_raises_an_unexpected_error_of_another_operation() -> None:
+    """The other one is executed within this wait, and ranks do not agree any more."""
+
+    def program(transport: ThreadTransport) -> None:
+        mine = OperationsInTurn(transport)
+        other: Handle[Any] = mine.submit(Failing("other", ValueError("no memory")))
+        with simulated_rank(transport):
+            handle = mine.submit(operations.allreduce_call(array := np.ones(1), Sum, name="x"))
+            for failed in (handle, other):
+                with pytest.raises(ValueError, match="no memory"):
+                    failed.wait()
+            handle.wait()
+        assert array[0] == 2
+
+    run_ranks(2, program, timeout_seconds=5)
+
+
+def test_an_interrupted_operation_is_not_repeated() -> None:
+    def program(transport: ThreadTransport) -> None:
+        handle: Handle[Any] = OperationsInTurn(transport).submit(Failing("x", KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            handle.wait()
+        with pytest.raises(TransportError, match=r"was interrupted in 'failing.x' by KeyboardInterrupt"):
+            handle.wait()
+
+    run_ranks(2, program, timeout_seconds=5)
+
+
+def test_an_error_in_a_world_of_one_rank_is_raised_by_the_wait() -> None:
+    handle: Handle[Any] = OperationsInTurn(SingleTransport()).submit(Failing("x", ValueError("no memory")))
+    with pytest.raises(ValueError, match="no memory"):
+        handle.wait()
+
+
+class Recording(threading.local):
+    """A timeline that is stopped after each time that a thread has looked for it."""
+
+    is_found = False
+    events = 0
+
+    @property
+    def active(self) -> "Recording | None":
+        self.is_found = not self.is_found
+        return self if self.is_found else None
+
+    def begin(self, name: str, key: str) -> None:
+        self.events += 1
+
+    def finish(self, name: str, key: str) -> None:
+        self.events += 1
+
+    def mark_cycle(self) -> None:
+        self.events += 1
+
+    def recorded(self, name: str, function: Callable[..., Any], **args: Any) -> Callable[..., Any]:
+        return function
+
+
+def test_a_timeline_may_be_stopped_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    recording = Recording()
+    for module in (negotiated, collective):
+        monkeypatch.setattr(module, "timeline", recording)
+
+    def program(transport: ThreadTransport) -> int:
+        with simulated_rank(transport):
+            open_operations(transport)
+            for number in range(4):
+                call = operations.allreduce_call(array := np.ones(1), Sum)
+                if number % 2:
+                    call.run()
+                else:
+                    call.start().wait()
+                assert array[0] == 2
+            transport.barrier()
+            close_operations(transport)
+        return recording.events
+
+    assert all(run_ranks(2, program, timeout_seconds=5))
