@@ -142,6 +142,9 @@ class Submitting(Protocol):
     def names_in_flight(self) -> list[str]:
         """Names of the operations that this rank has submitted and that are not complete."""
 
+    def may_continue_without(self, thread: int) -> bool:
+        """Whether this rank may submit operations while a thread, of this identifier, waits in a blocking call."""
+
     def inspect(self, blocked_in: str | None) -> None:
         """Called about once a second.
 
@@ -159,10 +162,11 @@ def inspect_submissions(transport: Transport, submitting: Submitting) -> None:
 
 @dataclass(frozen=True)
 class _Wait:
-    """A wait of this rank: the operation, and the time at which it began."""
+    """A wait of this rank: the operation, the time at which it began, and the thread that waits."""
 
     operation: str
     since: float
+    thread: int
 
 
 @dataclass
@@ -203,7 +207,7 @@ class StallInspector:
         """Enter a wait. Returns the enclosing one, which must be passed to ``end``."""
         outer = self._wait
         if outer is None:  # the outermost description is the most informative
-            self._wait = _Wait(operation, time.monotonic())
+            self._wait = _Wait(operation, time.monotonic(), threading.get_ident())
         return outer
 
     def end(self, outer: "_Wait | None") -> None:
@@ -223,7 +227,10 @@ class StallInspector:
             wait, now = self._wait, time.monotonic()
             if self.submitting is not None:
                 is_blocked = wait is not None and now - wait.since >= BLOCKED_SECONDS
-                self.submitting.inspect(wait.operation if wait is not None and is_blocked else None)
+                if wait is not None and is_blocked and not self.submitting.may_continue_without(wait.thread):
+                    self.submitting.inspect(wait.operation)
+                else:
+                    self.submitting.inspect(None)
             if wait is None:
                 self._question = self._reported_at = None
                 continue

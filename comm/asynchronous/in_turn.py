@@ -80,6 +80,10 @@ class OperationsInTurn:
         """Names of the operations that this rank has submitted and that are not complete."""
         return list(self._in_flight)
 
+    def may_continue_without(self, thread: int) -> bool:
+        """False: this rank submits nothing that others wait for without it."""
+        return False
+
     def inspect(self, blocked_in: str | None) -> None:
         """Do nothing: ranks that wait for this one wait in a blocking call themselves."""
 

@@ -157,6 +157,17 @@ class NegotiatedOperations:
             if self._blocked_in is not None and self._failure is None:
                 self._ensure_driving()
 
+    def may_continue_without(self, thread: int) -> bool:
+        """Whether this rank may submit operations while a thread waits in a blocking call.
+
+        Other threads are expected to do so if they have submitted operations or waited for them before.
+
+        Args:
+            thread: identifier of the thread that waits.
+        """
+        with self._changed:
+            return bool(self._running_users() - {thread})
+
     def close(self) -> None:
         """End the thread. Collective: all ranks have agreed to leave the job. Operations in flight get an error."""
         if os.getpid() != self._pid:
@@ -346,13 +357,17 @@ class NegotiatedOperations:
         if self._pace.waited_seconds < STUCK_SECONDS:
             return
         with self._changed:
-            alive = {thread.ident for thread in threading.enumerate()}
-            self._users &= alive
-            is_stuck = bool(self._waiting) and self._users <= self._waiting.keys()
+            is_stuck = bool(self._waiting) and not self._running_users()
             keys = sorted(set(self._waiting.values()) - {"join"}) if is_stuck else None
         if keys != self._reported and not (keys == [] and self._joining):
             self._negotiation.report({"idle": [keys, ""]} if keys else {})
             self._reported = keys
+
+    def _running_users(self) -> set[int]:
+        """Threads that use these operations, and do not wait for one now. The caller holds the lock."""
+        alive = {thread.ident for thread in threading.enumerate()}
+        self._users &= alive
+        return self._users - self._waiting.keys()
 
     def _fail(self, failure: TransportError) -> None:
         """Let all operations in flight, and all later ones, raise an error."""

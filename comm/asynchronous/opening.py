@@ -30,6 +30,9 @@ class Operations(Protocol):
     def names_in_flight(self) -> list[str]:
         """Names of the operations that this rank has submitted and that are not complete."""
 
+    def may_continue_without(self, thread: int) -> bool:
+        """Whether this rank may submit operations while a thread, of this identifier, waits in a blocking call."""
+
     def inspect(self, blocked_in: str | None) -> None:
         """Called about once a second, with the blocking call in which this rank has been waiting for a while."""
 

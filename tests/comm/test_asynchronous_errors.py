@@ -1,6 +1,7 @@
 """Asynchronous operations that fail in a way that no rank expects, and settings that change while they run."""
 
 import threading
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -10,8 +11,9 @@ import pytest
 from lentando.comm import operations
 from lentando.comm.asynchronous import Handle, close_operations, negotiated, open_operations
 from lentando.comm.asynchronous.in_turn import OperationsInTurn
-from lentando.comm.errors import TransportError
+from lentando.comm.errors import MismatchError, TransportError
 from lentando.comm.operations import Sum, collective
+from lentando.comm.stall import begin_inspection, end_inspection
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
@@ -126,3 +128,49 @@ def test_a_timeline_may_be_stopped_at_any_time(monkeypatch: pytest.MonkeyPatch) 
         return recording.events
 
     assert all(run_ranks(2, program, timeout_seconds=5))
+
+
+@pytest.mark.parametrize("is_late", [True, False])
+def test_a_blocked_thread_is_a_deadlock_if_no_other_thread_will_submit(
+    monkeypatch: pytest.MonkeyPatch, is_late: bool
+) -> None:
+    """Rank 0 waits for a sum. On rank 1, a thread waits in a barrier; another one submits the sum late, or ends."""
+    monkeypatch.setenv("LENTANDO_STALL_SECONDS", "2")
+
+    def program(transport: ThreadTransport) -> float:
+        with simulated_rank(transport):
+            begin_inspection(transport)
+            open_operations(transport)
+            array = np.ones(1)
+            call = operations.allreduce_call(array, Sum, name="x")
+            thread, handles = None, []
+            if transport.rank == 0:
+                operations.barrier_call(name="known").start()
+                handle = call.start()
+                if is_late:
+                    handle.wait()
+                else:
+                    with pytest.raises(MismatchError, match=r"rank 1: waits in a collective operation"):
+                        handle.wait()
+            else:
+
+                def submit() -> None:
+                    with simulated_rank(transport):
+                        operations.barrier_call(name="known").start().wait()
+                        if is_late:
+                            time.sleep(1.5)  # longer than it takes to find a deadlock
+                            handles.append(call.start())
+
+                thread = threading.Thread(target=submit)
+                thread.start()
+            operations.barrier()
+            if thread is not None:
+                thread.join(5)
+            for handle in handles:
+                handle.wait()
+            transport.barrier()
+            close_operations(transport)
+            end_inspection(transport)
+            return float(array[0])
+
+    assert run_ranks(2, program, timeout_seconds=8) == ([2.0, 2.0] if is_late else [1.0, 1.0])
