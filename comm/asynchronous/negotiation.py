@@ -60,16 +60,16 @@ class Negotiation:
                 self._channel.send_nowait(peer, content)
 
     def poll(self) -> bool:
-        """Receive what has arrived, and let rank 0 decide. Returns whether there was anything.
+        """Receive what has arrived, and let rank 0 decide. Returns whether there was anything but reports of waits.
 
         Raises:
             OtherRankFailedError: if another rank has reported an error that ends all operations.
         """
         has_any = False
         while (received := self._channel.receive_nowait()) is not None:
-            has_any = True
             peer, content = received
             message = json.loads(content)
+            has_any |= "idle" not in message
             if "failure" in message:
                 raise OtherRankFailedError(message["failure"])
             if self._coordinator is not None:

@@ -135,7 +135,7 @@ def test_a_blocked_thread_is_a_deadlock_if_no_other_thread_will_submit(
     monkeypatch: pytest.MonkeyPatch, is_late: bool
 ) -> None:
     """Rank 0 waits for a sum. On rank 1, a thread waits in a barrier; another one submits the sum late, or ends."""
-    monkeypatch.setenv("LENTANDO_STALL_SECONDS", "2")
+    monkeypatch.setenv("LENTANDO_STALL_SECONDS", "1.5")  # each wait is inspected every 0.15 s
 
     def program(transport: ThreadTransport) -> float:
         with simulated_rank(transport):
@@ -150,6 +150,7 @@ def test_a_blocked_thread_is_a_deadlock_if_no_other_thread_will_submit(
                 if is_late:
                     handle.wait()
                 else:
+                    time.sleep(0.7)  # rank 1 reports already that it waits
                     with pytest.raises(MismatchError, match=r"rank 1: waits in a collective operation"):
                         handle.wait()
             else:
