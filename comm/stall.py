@@ -129,11 +129,12 @@ def watched(transport: Transport, operation: str) -> Iterator[None]:
     if inspector is None:
         yield
         return
-    outer = inspector.begin(operation)
+    is_outermost = inspector.begin(operation)
     try:
         yield
     finally:
-        inspector.end(outer)
+        if is_outermost:
+            inspector.end()
 
 
 class Submitting(Protocol):
@@ -191,7 +192,7 @@ class StallInspector:
         self._thresholds = thresholds
         self._channel = transport if isinstance(transport, SideChannel) and transport.open_side_channel() else None
         self._main = threading.get_ident()
-        self._wait: _Wait | None = None
+        self._waits: dict[int, _Wait] = {}
         self._last = "joined the job"
         self._asked = 0
         self._question: _Question | None = None
@@ -203,18 +204,22 @@ class StallInspector:
         self._thread = threading.Thread(target=self._run, name="lentando-stalls", daemon=True)
         self._thread.start()
 
-    def begin(self, operation: str) -> "_Wait | None":
-        """Enter a wait. Returns the enclosing one, which must be passed to ``end``."""
-        outer = self._wait
-        if outer is None:  # the outermost description is the most informative
-            self._wait = _Wait(operation, time.monotonic(), threading.get_ident())
-        return outer
+    def begin(self, operation: str) -> bool:
+        """Enter a wait of this thread. Returns False if it is within another one, which describes it better."""
+        thread = threading.get_ident()
+        if thread in self._waits:
+            return False
+        self._waits[thread] = _Wait(operation, time.monotonic(), thread)
+        return True
 
-    def end(self, outer: "_Wait | None") -> None:
-        """Leave the wait that the last ``begin`` has entered."""
-        if outer is None and self._wait is not None:
-            self._last = self._wait.operation
-            self._wait = None
+    def end(self) -> None:
+        """Leave this thread's outermost wait."""
+        self._last = self._waits.pop(threading.get_ident()).operation
+
+    @property
+    def _wait(self) -> _Wait | None:
+        """The longest wait of this rank, None if no thread waits."""
+        return min(tuple(self._waits.values()), key=lambda wait: wait.since, default=None)
 
     def close(self) -> None:
         """Stop the inspector's thread."""

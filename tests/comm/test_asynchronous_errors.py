@@ -145,6 +145,7 @@ def test_a_blocked_thread_is_a_deadlock_if_no_other_thread_will_submit(
             call = operations.allreduce_call(array, Sum, name="x")
             thread, handles = None, []
             if transport.rank == 0:
+                time.sleep(0.2)  # on rank 1, both threads wait
                 operations.barrier_call(name="known").start()
                 handle = call.start()
                 if is_late:
@@ -164,6 +165,7 @@ def test_a_blocked_thread_is_a_deadlock_if_no_other_thread_will_submit(
 
                 thread = threading.Thread(target=submit)
                 thread.start()
+                time.sleep(0.1)  # the other thread waits first
             operations.barrier()
             if thread is not None:
                 thread.join(5)
