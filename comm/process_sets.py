@@ -138,8 +138,9 @@ def remove_process_set(process_set: ProcessSet) -> bool:
         False if the set is not part of the job, or is ``global_process_set``; nothing has happened then.
 
     Raises:
-        MismatchError: on every rank, if ranks remove different sets, or a member is about to do something else.
-        NonFiniteError: on every member, as ``shutdown`` raises it.
+        MismatchError: on every rank, if ranks remove different sets; on every member, if one of them is about to do
+            something else. The set has been removed in the latter case.
+        NonFiniteError: on every member, as ``shutdown`` raises it. The set has been removed.
     """
     check_process_set(process_set)
     if not process_set.process_set_id:

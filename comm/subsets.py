@@ -120,7 +120,7 @@ def subset_transport(job: Transport, ranks: Sequence[int]) -> Transport:
 
 
 def close_subset(job: Transport, ranks: Sequence[int]) -> None:
-    """Close a subset that is open. Collective over all ranks of the job.
+    """Close a subset that is open, also if its members find problems. Collective over all ranks of the job.
 
     Raises:
         MismatchError: on every rank, if ranks close different subsets; on every member, if one of them is about to do
@@ -130,11 +130,13 @@ def close_subset(job: Transport, ranks: Sequence[int]) -> None:
     described = tuple(ranks)
     opened = job_of(job).get(_Opened)
     _agree(job, "remove_process_set", described, None)
-    transport = opened.by_ranks[described].transport
-    if transport is not None:
+    transport = opened.by_ranks.pop(described).transport  # whatever follows: the other ranks have removed it, too
+    if transport is None:
+        return
+    try:
         _leave(transport, take_problems(transport))
+    finally:
         _close(transport)
-    del opened.by_ranks[described]
 
 
 def leave_subsets(job: Transport) -> list[str]:

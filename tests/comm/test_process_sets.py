@@ -176,6 +176,27 @@ def test_final_checks_of_a_set_are_reported_to_all_ranks() -> None:
     on_ranks(3, program)
 
 
+def test_a_set_whose_final_checks_find_problems_is_removed_on_all_ranks() -> None:
+    class Model:
+        pass
+
+    def program() -> None:
+        pair, model = add_process_set([1, 2]), Model()
+        if pair.included():
+            check_before_leaving(transport_of(pair), model, lambda: "'w' is nan" if world.rank() == 2 else None)
+            with pytest.raises(errors.NonFiniteError, match="rank 1: all is finite; rank 2: 'w' is nan"):
+                remove_process_set(pair)
+        else:
+            assert remove_process_set(pair)
+        assert pair.process_set_id is None
+        assert not remove_process_set(pair)
+        add_process_set(pair)
+        if pair.included():
+            ops.barrier(pair)
+
+    on_ranks(3, program)
+
+
 def test_jobs_without_sets_refuse_them() -> None:
     def elastic() -> None:
         with pytest.raises(errors.ConfigurationError, match="an elastic job has no process sets"):
