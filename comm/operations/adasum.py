@@ -1,8 +1,8 @@
 """Adasum: the combination of gradients by Maleki et al., 2020 (arXiv:2006.02924).
 
 Two gradients a and b are combined as (1 - a.b / (2 a.a)) a + (1 - a.b / (2 b.b)) b: orthogonal ones are added, parallel
-ones averaged. More than two are combined in a binary tree: neighbours in pairs, then neighbouring pairs, and so on. The
-dot products are those of each tensor (each layer) of its own.
+ones averaged. More than two are combined in a binary tree: neighbours in pairs, then neighbouring pairs, and so on.
+Each tensor (each layer) is combined separately, with its own dot products.
 """
 
 from collections.abc import Sequence

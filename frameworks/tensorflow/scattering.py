@@ -1,6 +1,6 @@
 """``reducescatter`` of TensorFlow tensors, alone and in groups, with gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -38,7 +38,7 @@ def reducescatter(
         tensor: tensor of at least one axis, of equal shape and dtype on all ranks.
         device_dense: device of the result.
         compression: how the tensor is rounded while it is sent.
-        op: ``Average`` (the default), ``Sum``, ``Min``, ``Max`` or ``Product``.
+        op: ``Average`` (the default) or ``Sum``.
         name: name of the operation.
         process_set: the participating ranks.
         ignore_name_scope: no effect.
@@ -47,7 +47,7 @@ def reducescatter(
 
     Raises:
         MismatchError: as for ``allreduce``.
-        ConfigurationError: for a tensor without axes.
+        ConfigurationError: for a tensor without axes, or another op.
 
     Example:
         >>> import lentando.tensorflow as lt
@@ -64,7 +64,7 @@ def reducescatter(
 
 @unconverted
 def grouped_reducescatter(
-    tensors: Sequence[Any],
+    tensors: Iterable[Any],
     device_dense: str = "",
     compression: type[Compressor] = Compression.none,
     op: Op = Average,
@@ -91,7 +91,7 @@ def grouped_reducescatter(
         ConfigurationError: for a tensor without axes.
     """
     return _grouped_scatter(
-        tensors, device_dense, compression, op, prescale_factor, postscale_factor, name, process_set
+        list(tensors), device_dense, compression, op, prescale_factor, postscale_factor, name, process_set
     )
 
 

@@ -18,10 +18,12 @@ class SyncBatchNorm(torch.nn.SyncBatchNorm):
     """Batch normalization over the batches of all ranks together, instead of each rank's own batch.
 
     Results and gradients are those of ``torch.nn.BatchNorm1d`` (``2d``, ``3d``) on the concatenated batches, which may
-    differ in length between ranks. In evaluation mode, nothing is sent. Unlike Horovod's it also runs on CPUs. The name
-    of the base class is PyTorch's; ``torch.distributed`` is not used.
+    differ in length between ranks. Unlike Horovod's it also runs on CPUs. The name of the base class is PyTorch's;
+    ``torch.distributed`` is not used.
 
     In training mode each forward pass and each backward pass is a collective, so that all ranks take the same number.
+    In evaluation mode nothing is sent, and one rank can evaluate alone, except with ``track_running_stats=False``: the
+    layer then uses the statistics of the batches of all ranks in evaluation, too, as Horovod's does.
     The gradients of weight and bias are this rank's own, as those of any other layer.
 
     Args:
