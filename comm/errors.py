@@ -31,7 +31,14 @@ class LentandoError(Exception):
 
 
 class ConfigurationError(LentandoError, ValueError):
-    """A setting cannot work. Raised on every rank when it is passed, before any message is sent."""
+    """A setting cannot work. Raised on every rank when it is passed, before any data are sent.
+
+    Attributes:
+        is_of_begun_call: whether a collective operation has raised it that had been begun, which the ranks compare, so
+            that no rank waits for another.
+    """
+
+    is_of_begun_call = False
 
 
 class UnsupportedOperationError(ConfigurationError, RuntimeError):

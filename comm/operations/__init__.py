@@ -9,7 +9,7 @@ executed now (``run``). The function without this ending does both.
 """
 
 from lentando.comm.operations.broadcasting import broadcast, broadcast_call
-from lentando.comm.operations.collective import Collective
+from lentando.comm.operations.collective import Collective, refused
 from lentando.comm.operations.exchanging import alltoall, alltoall_call
 from lentando.comm.operations.gathering import allgather, allgather_call
 from lentando.comm.operations.grouping import (
@@ -70,6 +70,7 @@ __all__ = [
     "join",
     "reducescatter",
     "reducescatter_call",
+    "refused",
     "start_timeline",
     "stop_timeline",
 ]

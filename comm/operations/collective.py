@@ -1,19 +1,21 @@
 """One call of a collective operation by the user, as an object."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, Generic, TypeVar
+from functools import wraps
+from typing import Any, Generic, ParamSpec, TypeVar, cast
 
 from lentando.comm import timeline
 from lentando.comm.asynchronous import Handle, operations_of, tensor_name
 from lentando.comm.checked_calls import CheckedCall
 from lentando.comm.elastic import in_place
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.process_sets import ProcessSet, transport_of
+from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
 from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["Agree", "Collective", "described", "refused"]
+__all__ = ["Agree", "Collective", "check_in_place", "described", "refused", "refused_on_every_rank"]
 
+P = ParamSpec("P")
 R = TypeVar("R")
 Agree = Callable[[], None]
 
@@ -85,13 +87,18 @@ class Collective(Generic[R]):
 
         Raises:
             MismatchError: on every rank of the process set, if ranks make different calls.
+            ConfigurationError: on every rank, if the arguments cannot work on all of them.
         """
         transport = self.transport
         call = CheckedCall(transport, self.operation, self.arguments, self.name)
         agree = call.agree
 
         def run() -> R:
-            return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, agree)))
+            try:
+                return call.run(lambda: in_place(transport, self._changes, lambda: self.execute(transport, agree)))
+            except ConfigurationError as error:
+                error.is_of_begun_call = True
+                raise
 
         recording = timeline.active
         if recording is None:
@@ -113,26 +120,71 @@ class Collective(Generic[R]):
             ConfigurationError: if a call of the same operation and name is in flight on this rank, or the job is
                 elastic.
         """
-        return operations_of(self.transport).submit(self)
+        try:
+            return operations_of(self.transport).submit(self)
+        except ConfigurationError as error:
+            error.is_of_begun_call = True
+            raise
 
 
-def refused(operation: str, problem: str, name: str | None, process_set: ProcessSet) -> Collective[Any]:
+def refused(
+    operation: str, problem: str | ConfigurationError, name: str | None, process_set: ProcessSet
+) -> Collective[Any]:
     """A call with arguments that cannot work, on this rank alone perhaps: an error on every rank when it is executed.
 
     Ranks without this problem make another call, so that all of them get a ``MismatchError``, which contains it.
 
     Args:
         operation: name of the operation.
-        problem: description of what is wrong, as a noun phrase: ``splits that ...``.
+        problem: description of what is wrong, as a noun phrase: ``splits that ...``; or the error, which is raised if
+            all ranks have it.
         name: name that the user has given to the call.
         process_set: the participating ranks.
     """
+    error = problem if isinstance(problem, ConfigurationError) else ConfigurationError(f"{operation} got {problem}")
 
     def execute(transport: Transport, agree: Agree) -> Any:
         agree()
-        raise ConfigurationError(f"{operation} got {problem}")
+        raise error
 
-    return Collective(operation, [problem], name, process_set, execute)
+    found = problem if isinstance(problem, str) else f"arguments that are refused: {problem}"
+    return Collective(operation, [found], name, process_set, execute)
+
+
+def refused_on_every_rank(operation: str) -> Callable[[Callable[P, Collective[R]]], Callable[P, Collective[R]]]:
+    """Decorate a function that makes a call: where it raises a ConfigurationError, it returns a refused call.
+
+    Without this, a rank with arguments that cannot work would raise alone, and the others would wait for it.
+
+    Args:
+        operation: name of the operation.
+    """
+
+    def decorated(make: Callable[P, Collective[R]]) -> Callable[P, Collective[R]]:
+        @wraps(make)
+        def made(*args: P.args, **kwargs: P.kwargs) -> Collective[R]:
+            try:
+                return make(*args, **kwargs)
+            except ConfigurationError as error:
+                name = cast("str | None", kwargs.get("name"))
+                return refused(operation, error, name, cast(ProcessSet, kwargs.get("process_set", global_process_set)))
+
+        return made
+
+    return decorated
+
+
+def check_in_place(array: Array) -> None:
+    """Check that an array can be changed in place: one that is not contiguous is changed in a copy, which is lost.
+
+    Raises:
+        ConfigurationError: if it is not contiguous.
+    """
+    if not array.flags.c_contiguous:
+        raise ConfigurationError(
+            f"the array of shape {list(array.shape)} is not C-contiguous, and cannot be changed in place: pass a copy, "
+            "numpy.ascontiguousarray(array), and store the result"
+        )
 
 
 def described(array: Array) -> list[Any]:

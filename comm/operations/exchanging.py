@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.errors import TransportError
-from lentando.comm.operations.collective import Agree, Collective, refused
+from lentando.comm.operations.collective import Agree, Collective, refused, refused_on_every_rank
 from lentando.comm.operations.slices import exchange_slices
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
 from lentando.comm.transport import Array, Transport
@@ -24,7 +24,7 @@ def alltoall(
     """Send some rows of ``array`` to each rank, and concatenate the rows that all ranks have sent to this one.
 
     Args:
-        array: contiguous array of any numeric dtype, with one axis at least; dtype and all axes but the first are equal
+        array: array of any numeric dtype, with one axis at least; dtype and all axes but the first are equal
             on all ranks.
         splits: numbers of rows for each rank, by rank; their sum is the length of the array. By default all ranks get
             equally many. They may be zero, and differ between ranks.
@@ -52,6 +52,7 @@ def alltoall(
     return alltoall_call(array, splits, name=name, process_set=process_set).run()
 
 
+@refused_on_every_rank("alltoall")
 def alltoall_call(
     array: Array,
     splits: "Sequence[int] | Array | None" = None,
@@ -67,7 +68,10 @@ def alltoall_call(
     if splits is None and rows % size:
         uneven = f"{rows} rows and no splits: expected splits, or a multiple of the {size} ranks"
         return refused("alltoall", uneven, name, process_set)
-    lengths = np.full(size, rows // size) if splits is None else np.asarray(splits)
+    try:
+        lengths = np.full(size, rows // size) if splits is None else np.asarray(splits)
+    except ValueError:  # lists of different lengths
+        return refused("alltoall", f"splits {splits!r}: expected {size} integers, one for each rank", name, process_set)
     problem = _problem_with(lengths, rows, size)
     if problem is not None:
         return refused("alltoall", problem, name, process_set)
@@ -81,7 +85,8 @@ def alltoall_call(
         all_lengths = transport.allgather(lengths.astype(np.int64))
         received = all_lengths[:, transport.rank]
         bounds = [0, *accumulate(lengths.tolist())]
-        sends = [array[start:end] for start, end in pairwise(bounds)]
+        rows_in_order = np.ascontiguousarray(array)
+        sends = [rows_in_order[start:end] for start, end in pairwise(bounds)]
         parts = exchange_slices(transport, sends, received.tolist())
         return np.concatenate(parts), received.astype(np.int32)
 
@@ -96,6 +101,7 @@ def _problem_with(splits: Any, rows: int, size: int) -> str | None:
         return f"splits for {splits.size} ranks: expected one for each of {size}"
     if (splits < 0).any():
         return f"a negative split: {splits.tolist()}"
-    if int(splits.sum()) != rows:
-        return f"splits that sum to {int(splits.sum())}: expected the {rows} rows of the array"
+    total = sum(splits.tolist())  # Python's integers do not overflow
+    if total != rows:
+        return f"splits that sum to {total}: expected the {rows} rows of the array"
     return None

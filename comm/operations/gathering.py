@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from lentando.comm.operations.collective import Agree, Collective
+from lentando.comm.operations.collective import Agree, Collective, refused_on_every_rank
 from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.comm.transport import Array, Transport
 
@@ -23,6 +23,7 @@ def allgather(array: Array, name: str | None = None, process_set: ProcessSet = g
     return allgather_call(array, name=name, process_set=process_set).run()
 
 
+@refused_on_every_rank("allgather")
 def allgather_call(
     array: Array, *, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Collective[Array]:

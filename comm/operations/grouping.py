@@ -1,11 +1,11 @@
 """Collectives of several arrays at once, with one comparison between ranks and one message for each dtype."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from math import prod
 
 import numpy as np
 
-from lentando.comm.operations.collective import Agree, Collective, described
+from lentando.comm.operations.collective import Agree, Collective, check_in_place, described, refused_on_every_rank
 from lentando.comm.operations.combining import as_numbers, combine, summation_of
 from lentando.comm.operations.op import Average, Op, check_op
 from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
@@ -16,7 +16,7 @@ __all__ = ["grouped_allgather", "grouped_allgather_call", "grouped_allreduce", "
 
 
 def grouped_allreduce(
-    arrays: Sequence[Array],
+    arrays: Iterable[Array],
     op: Op = Average,
     name: str | None = None,
     *,
@@ -30,7 +30,7 @@ def grouped_allreduce(
 
     Args:
         arrays: contiguous arrays; shapes and dtypes are equal on all ranks.
-        op: as for ``allreduce``. Adasum uses the dot products of each array of its own.
+        op: as for ``allreduce``. Adasum combines each array separately, with its own dot products.
         name: name of the call, compared between ranks and shown in messages.
         prescale_factor: factor by which the arrays are multiplied before they are combined.
         postscale_factor: factor by which the results are multiplied.
@@ -61,8 +61,9 @@ def grouped_allreduce(
     ).run()
 
 
+@refused_on_every_rank("grouped_allreduce")
 def grouped_allreduce_call(
-    arrays: Sequence[Array],
+    arrays: Iterable[Array],
     op: Op = Average,
     *,
     prescale_factor: float = 1.0,
@@ -72,7 +73,9 @@ def grouped_allreduce_call(
 ) -> Collective[None]:
     """One call of ``grouped_allreduce``, with its arguments."""
     by_dtype: dict[np.dtype[np.generic], list[Array]] = {}
+    arrays = list(arrays)
     for array in arrays:
+        check_in_place(array)
         check_op(op, array.dtype)
         check_factors(array.dtype, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
         numbers = as_numbers(array)
@@ -94,16 +97,16 @@ def grouped_allreduce_call(
     arguments = [[described(array) for array in arrays], op.value, *factors_in_words(*factors)]
     same_dtype = [part for parts in by_dtype.values() for part in parts] if len(by_dtype) == 1 else []
     summation = summation_of(same_dtype, op, factors)
-    return Collective("grouped_allreduce", arguments, name, process_set, execute, list(arrays), summation)
+    return Collective("grouped_allreduce", arguments, name, process_set, execute, arrays, summation)
 
 
 def grouped_allgather(
-    arrays: Sequence[Array], name: str | None = None, process_set: ProcessSet = global_process_set
+    arrays: Iterable[Array], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[Array]:
     """Concatenate several arrays of all ranks, as ``allgather`` does with each, and return the results.
 
     Args:
-        arrays: contiguous arrays of any numeric dtypes; dtypes and all axes but the first are equal on all ranks.
+        arrays: arrays of any numeric dtypes; dtypes and all axes but the first are equal on all ranks.
         name: name of the call, compared between ranks and shown in messages.
         process_set: the participating ranks.
 
@@ -113,8 +116,9 @@ def grouped_allgather(
     return grouped_allgather_call(arrays, name=name, process_set=process_set).run()
 
 
+@refused_on_every_rank("grouped_allgather")
 def grouped_allgather_call(
-    arrays: Sequence[Array], *, name: str | None = None, process_set: ProcessSet = global_process_set
+    arrays: Iterable[Array], *, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Collective[list[Array]]:
     """One call of ``grouped_allgather``, with its arguments."""
     parts = [array.reshape(1) if array.ndim == 0 else array for array in arrays]

@@ -5,7 +5,7 @@ from typing import Any
 
 from lentando.comm import objects
 from lentando.comm.checked_calls import Root
-from lentando.comm.operations.collective import Agree, Collective
+from lentando.comm.operations.collective import Agree, Collective, refused_on_every_rank
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
 from lentando.comm.transport import Transport
 
@@ -43,6 +43,7 @@ def broadcast_object(
     return broadcast_object_call(value, root_rank, plain, name=name, process_set=process_set).run()
 
 
+@refused_on_every_rank("broadcast_object")
 def broadcast_object_call(
     value: Any,
     root_rank: int = 0,

@@ -1,12 +1,12 @@
 """Collectives that combine the arrays of all ranks, and give each rank some rows of the result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 
 import numpy as np
 
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.operations.collective import Agree, Collective, described, refused
+from lentando.comm.operations.collective import Agree, Collective, described, refused, refused_on_every_rank
 from lentando.comm.operations.combining import divided
 from lentando.comm.operations.op import Average, Op, Sum, check_op
 from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
@@ -32,7 +32,7 @@ def reducescatter(
     ranks get one row more.
 
     Args:
-        array: contiguous array of numbers with one axis at least, of the same shape and dtype on all ranks; not
+        array: array of numbers with one axis at least, of the same shape and dtype on all ranks; not
             changed. float16 and bfloat16 are summed in float32.
         op: ``Average`` or ``Sum``. An average of integers is rounded towards zero.
         name: name of the call, compared between ranks and shown in messages.
@@ -64,6 +64,7 @@ def reducescatter(
     ).run()
 
 
+@refused_on_every_rank("reducescatter")
 def reducescatter_call(
     array: Array,
     op: Op = Average,
@@ -87,7 +88,7 @@ def reducescatter_call(
 
 
 def grouped_reducescatter(
-    arrays: Sequence[Array],
+    arrays: Iterable[Array],
     op: Op = Average,
     name: str | None = None,
     *,
@@ -106,8 +107,9 @@ def grouped_reducescatter(
     ).run()
 
 
+@refused_on_every_rank("grouped_reducescatter")
 def grouped_reducescatter_call(
-    arrays: Sequence[Array],
+    arrays: Iterable[Array],
     op: Op = Average,
     *,
     prescale_factor: float = 1.0,
@@ -116,6 +118,7 @@ def grouped_reducescatter_call(
     process_set: ProcessSet = global_process_set,
 ) -> Collective[list[Array]]:
     """One call of ``grouped_reducescatter``, with its arguments."""
+    arrays = list(arrays)
     factors = _checked(arrays, op, prescale_factor, postscale_factor)
     if any(array.ndim == 0 for array in arrays):
         return refused("grouped_reducescatter", "a scalar, which has no rows to divide", name, process_set)
@@ -137,7 +140,7 @@ def _checked(arrays: Sequence[Array], op: Op, prescale_factor: float, postscale_
 
 def _combined_rows(transport: Transport, array: Array, op: Op, prescale: float, postscale: float) -> Array:
     """This rank's rows of the combined array, which are summed in the order of ranks. Collective."""
-    scaled = array if prescale == 1 else array.copy()
+    scaled = np.ascontiguousarray(array) if prescale == 1 else array.copy()
     scale(scaled, prescale)
     bounds = slice_bounds(array.shape[0], transport.size)
     parts = exchange_slices(transport, [scaled[start:end] for start, end in pairwise(bounds)])

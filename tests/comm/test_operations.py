@@ -36,10 +36,13 @@ def test_operations_of_thread_ranks(count: int) -> None:
         for check in AMONG_MEMBERS:
             check(range(size()))
         checks.adasum_adds_orthogonal_and_averages_parallel_gradients(size())
+        checks.arrays_that_are_not_changed_may_have_any_layout(size())
         checks.averages_of_short_integers_do_not_overflow(size())
         checks.booleans_are_combined_by_min_and_max(size())
         checks.differing_calls_are_errors_on_every_rank(size())
         checks.factors_scale_before_and_after(size())
+        checks.groups_may_be_generators(size())
+        checks.numbers_are_combined_exactly(size())
         checks.wrong_arguments_are_errors(size())
 
     on_thread_ranks(count, program)

@@ -3,6 +3,7 @@
 Each rank can compute the arrays of all ranks (``values``), and from these the expected results.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -212,6 +213,21 @@ def differing_calls_are_errors_on_every_rank(size: int) -> None:
         lambda: ops.reducescatter(np.zeros(()) if odd_one else np.zeros(size)),
         lambda: ops.grouped_reducescatter([np.zeros(size, np.float32 if odd_one else np.float64)]),
         lambda: ops.reducescatter(np.zeros(size)) if odd_one else ops.allreduce(np.zeros(size)),
+        *(lambda op=op: ops.allreduce_number(2**63 if odd_one else 1, op) for op in (ops.Sum, ops.Max, ops.Product)),
+        lambda: ops.allreduce_number(10**400 if odd_one else 1),
+        lambda: ops.allreduce_number(10**400 if odd_one else 1, prescale_factor=0.5),
+        lambda: ops.allreduce_number(1.0, postscale_factor="2" if odd_one else 2.0),  # type: ignore[arg-type]
+        lambda: ops.allreduce(np.zeros(3, np.bool_ if odd_one else np.uint8)),
+        lambda: ops.allreduce(np.zeros(3), prescale_factor="2" if odd_one else 2.0),  # type: ignore[arg-type]
+        lambda: ops.grouped_allreduce([np.zeros(3, np.int32 if odd_one else np.float32)], ops.Adasum),
+        lambda: ops.reducescatter(np.zeros(size), ops.Max if odd_one else ops.Sum),
+        lambda: ops.grouped_reducescatter([np.zeros(size, np.bool_ if odd_one else np.uint8)]),
+        lambda: ops.broadcast(np.zeros(3), size if odd_one else 0),
+        lambda: ops.broadcast_object(3, size if odd_one else 0),
+        lambda: ops.alltoall(np.zeros(size), [[1], [1, 2]] if odd_one else [1] * size),  # type: ignore[list-item]
+        lambda: ops.allreduce(not_contiguous() if odd_one else np.zeros((2, 3)), ops.Product),
+        lambda: ops.grouped_allreduce([not_contiguous() if odd_one else np.zeros((2, 3))]),
+        lambda: ops.broadcast(not_contiguous() if odd_one else np.zeros((2, 3))),
     ]
     for call in calls:
         raised(call, MismatchError, f"rank {size - 1}: ")
@@ -231,6 +247,13 @@ def wrong_arguments_are_errors(size: int) -> None:
         (lambda: ops.allreduce(np.zeros(1), prescale_factor="2"), "prescale_factor must be a number"),  # type: ignore[arg-type]
         (lambda: ops.allreduce(np.zeros(1), process_set=[0]), "process_set must be a ProcessSet"),  # type: ignore[arg-type]
     ]
+    for op in (ops.Average, ops.Sum, ops.Product, ops.Max, ops.Adasum):
+        wrong.append((lambda op=op: ops.allreduce(not_contiguous(), op), "is not C-contiguous"))
+        wrong.append((lambda op=op: ops.grouped_allreduce([np.zeros(1), not_contiguous()], op), "is not C-contiguous"))
+    wrong.append((lambda: ops.broadcast(not_contiguous()), "is not C-contiguous"))
+    wrong.append((lambda: ops.allreduce(np.zeros((2, 3), np.complex64).T, ops.Sum), "is not C-contiguous"))
+    wrong.append((lambda: ops.allreduce_number(2**63, ops.Product), "an integer of 64 bits: expected 63 at most"))
+    wrong.append((lambda: ops.allreduce_number(10**400), "so that float64 holds it"))
     if size > 1:
         wrong.append((lambda: ops.alltoall(np.zeros(size + 1)), f"{size + 1} rows and no splits"))
     for call, part in wrong:
@@ -243,6 +266,43 @@ def wrong_arguments_are_errors(size: int) -> None:
     ):
         raised(call, UnsupportedOperationError, part)
     ops.barrier()
+
+
+def not_contiguous() -> Array:
+    """An array of shape (2, 3) whose rows do not follow each other in memory."""
+    return np.zeros((3, 2)).T
+
+
+def arrays_that_are_not_changed_may_have_any_layout(size: int) -> None:
+    rows = np.arange(3.0 * size).reshape(3, size).T
+    same(ops.alltoall(rows)[0], np.repeat(rows[rank() : rank() + 1], size, axis=0))
+    same(ops.reducescatter(rows, ops.Sum), size * rows[rank() : rank() + 1])
+    same(ops.allgather(rows), np.concatenate([rows] * size))
+    same(ops.grouped_allgather([rows])[0], np.concatenate([rows] * size))
+
+
+def groups_may_be_generators(size: int) -> None:
+    arrays = [np.full(2, 1.0), np.full(size, 2.0)]
+    ops.grouped_allreduce((array for array in arrays), ops.Sum)
+    same(arrays[0], np.full(2, 1.0 * size))
+    same(arrays[1], np.full(size, 2.0 * size))
+    same(ops.grouped_allgather(array[:1] for array in arrays)[1], np.full(size, 2.0 * size))
+    same(ops.grouped_reducescatter(array for array in arrays[1:])[0], np.full(1, 2.0 * size))
+
+
+def numbers_are_combined_exactly(size: int) -> None:
+    for value, op, expected in (
+        (2**40 + rank(), ops.Product, math.prod(2**40 + member for member in range(size))),
+        (-(2**63), ops.Product, (-(2**63)) ** size),
+        (True, ops.Product, 1),
+        (2.0, ops.Product, 2.0**size),
+        (rank() - 3, ops.Sum, sum(range(size)) - 3 * size),
+        (rank(), ops.Average, (size - 1) / 2),
+        (rank() == 0, ops.Max, True),
+    ):
+        found = ops.allreduce_number(value, op)
+        assert (found, type(found)) == (expected, type(expected))
+    assert ops.allreduce_number(3, ops.Max, prescale_factor=0.5, postscale_factor=4.0) == 6.0
 
 
 def booleans_are_combined_by_min_and_max(size: int) -> None:

@@ -25,10 +25,13 @@ AMONG_MEMBERS = [
 ]
 ON_ALL_RANKS = [
     checks.adasum_adds_orthogonal_and_averages_parallel_gradients,
+    checks.arrays_that_are_not_changed_may_have_any_layout,
     checks.averages_of_short_integers_do_not_overflow,
     checks.booleans_are_combined_by_min_and_max,
     checks.differing_calls_are_errors_on_every_rank,
     checks.factors_scale_before_and_after,
+    checks.groups_may_be_generators,
+    checks.numbers_are_combined_exactly,
     checks.wrong_arguments_are_errors,
 ]
 
