@@ -1,6 +1,6 @@
 """``allgather``, ``broadcast`` and ``alltoall`` of TensorFlow tensors, with gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -54,7 +54,7 @@ def allgather(
 
 @unconverted
 def grouped_allgather(
-    tensors: Sequence[Any],
+    tensors: Iterable[Any],
     name: str | None = None,
     ignore_name_scope: bool = False,
     process_set: ProcessSet = global_process_set,
@@ -70,7 +70,7 @@ def grouped_allgather(
     Raises:
         MismatchError: as for ``allgather``.
     """
-    return _gather(tensors, name, process_set)
+    return _gather(list(tensors), name, process_set)
 
 
 def _gather(tensors: Sequence[Any], name: str | None, process_set: ProcessSet, *, is_single: bool = False) -> list[Any]:

@@ -1,6 +1,6 @@
 """``allreduce`` of TensorFlow tensors, alone and in groups, with gradients."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import tensorflow as tf
@@ -79,7 +79,7 @@ def allreduce(
 
 @unconverted
 def grouped_allreduce(
-    tensors: Sequence[Any],
+    tensors: Iterable[Any],
     average: bool | None = None,
     device_dense: str = "",
     device_sparse: str = "",
@@ -110,6 +110,7 @@ def grouped_allreduce(
         MismatchError: as for ``allreduce``.
     """
     op = op_of(op, average)
+    tensors = list(tensors)
     slices = {number: t for number, t in enumerate(tensors) if isinstance(t, tf.IndexedSlices)}
     dense = {number: t for number, t in enumerate(tensors) if number not in slices}
     results: dict[int, Any] = {}
