@@ -12,10 +12,12 @@ from lentando.torch.convert import as_array
 from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, host_of
 from lentando.torch.functions.gradients import with_gradient
 from lentando.torch.functions.reduction_calls import allreduce_of, store
+from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["broadcast", "broadcast_", "broadcast_async", "broadcast_async_"]
 
 
+@refused_on_every_rank
 def broadcast(
     tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> torch.Tensor:
@@ -52,6 +54,7 @@ def broadcast(
     return result
 
 
+@refused_on_every_rank
 def broadcast_(
     tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> torch.Tensor:
@@ -60,6 +63,7 @@ def broadcast_(
     return _call(tensor, root_rank, name, process_set).run()
 
 
+@refused_on_every_rank
 def broadcast_async(
     tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[torch.Tensor]:
@@ -71,6 +75,7 @@ def broadcast_async(
     return _call(tensor.detach().clone(), root_rank, name, process_set).start()
 
 
+@refused_on_every_rank
 def broadcast_async_(
     tensor: torch.Tensor, root_rank: int, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[torch.Tensor]:

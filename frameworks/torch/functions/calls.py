@@ -1,6 +1,6 @@
 """Calls of collectives on tensors: executed now, or in the background behind a handle."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
@@ -11,7 +11,7 @@ from lentando.comm.operations import Collective
 from lentando.comm.world import transport
 from lentando.optimizers.no_gradient import not_differentiable
 
-__all__ = ["Handle", "TensorCall", "check_tensor", "host_of", "poll", "synchronize"]
+__all__ = ["Handle", "TensorCall", "check_tensor", "check_tensors", "host_of", "poll", "synchronize"]
 
 T = TypeVar("T")
 
@@ -132,6 +132,28 @@ def check_tensor(tensor: Any, function: str, *, is_in_place: bool = False, has_g
         f"{function} was given a tensor of shape {list(tensor.shape)} that requires a gradient",
         f"Call {base}, which has one, or pass tensor.detach(), or call it inside torch.no_grad(),",
     )
+
+
+def check_tensors(
+    tensors: Iterable[Any], function: str, *, is_in_place: bool = False, has_gradient: bool = False
+) -> list[torch.Tensor]:
+    """Check the tensors of a group as ``check_tensor`` does, and return them as a list.
+
+    Args:
+        tensors: argument of a function, which may be a generator.
+        function: as for ``check_tensor``, like all arguments that follow.
+        is_in_place: whether it changes the tensors.
+        has_gradient: whether it passes gradients on.
+
+    Raises:
+        ConfigurationError: for anything else.
+    """
+    if not isinstance(tensors, Iterable):
+        raise ConfigurationError(f"{function} expects tensors in a list, got {type(tensors).__name__}")
+    listed = list(tensors)
+    for tensor in listed:
+        check_tensor(tensor, function, is_in_place=is_in_place, has_gradient=has_gradient)
+    return listed
 
 
 def host_of(tensor: torch.Tensor) -> torch.Tensor:

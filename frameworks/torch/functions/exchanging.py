@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import torch
 
 from lentando.comm import operations
@@ -12,12 +11,14 @@ from lentando.comm.transport import Array
 from lentando.torch.convert import as_array, new_tensor
 from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, host_of
 from lentando.torch.functions.gradients import with_gradient
+from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["alltoall", "alltoall_async"]
 
 Splits = torch.Tensor | Sequence[int] | None
 
 
+@refused_on_every_rank
 def alltoall(
     tensor: torch.Tensor,
     splits: Splits = None,
@@ -65,6 +66,7 @@ def alltoall(
     return result if splits is None else (result, _as_splits(received[0], splits))
 
 
+@refused_on_every_rank
 def alltoall_async(
     tensor: torch.Tensor,
     splits: Splits = None,
@@ -86,8 +88,6 @@ def alltoall_async(
 
 def _collective(tensor: torch.Tensor, splits: Splits, name: str | None, process_set: ProcessSet) -> Any:
     lengths = as_array(host_of(splits)) if isinstance(splits, torch.Tensor) else splits
-    if lengths is not None:
-        lengths = np.asarray(lengths)
     return operations.alltoall_call(as_array(host_of(tensor)), lengths, name=name, process_set=process_set)
 
 

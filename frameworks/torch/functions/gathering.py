@@ -1,6 +1,6 @@
 """``allgather``: every rank gets the tensors of all ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -8,13 +8,15 @@ from lentando.comm import operations
 from lentando.comm.operations import Average
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
 from lentando.torch.convert import as_array, new_tensor
-from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, host_of
+from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, check_tensors, host_of
 from lentando.torch.functions.gradients import with_gradient
 from lentando.torch.functions.reduction_calls import allreduce_of, grouped_allreduce_of
+from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["allgather", "allgather_async", "grouped_allgather", "grouped_allgather_async"]
 
 
+@refused_on_every_rank
 def allgather(
     tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> torch.Tensor:
@@ -47,6 +49,7 @@ def allgather(
     return gathered
 
 
+@refused_on_every_rank
 def allgather_async(
     tensor: torch.Tensor, name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[torch.Tensor]:
@@ -59,8 +62,9 @@ def allgather_async(
     return _call(tensor, name, process_set).start()
 
 
+@refused_on_every_rank
 def grouped_allgather(
-    tensors: Sequence[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
+    tensors: Iterable[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> list[torch.Tensor]:
     """Concatenate each of several tensors as ``allgather`` does, in one operation. Gradients are grouped as well.
 
@@ -69,8 +73,7 @@ def grouped_allgather(
         name: name of the call, which is compared between ranks and shown in messages.
         process_set: the participating ranks.
     """
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_allgather", has_gradient=True)
+    tensors = check_tensors(tensors, "grouped_allgather", has_gradient=True)
 
     def parts(gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         copies = [gradient.clone() for gradient in gradients]
@@ -80,12 +83,12 @@ def grouped_allgather(
     return with_gradient(lambda given: _grouped_call(given, name, process_set).run(), parts, tensors)
 
 
+@refused_on_every_rank
 def grouped_allgather_async(
-    tensors: Sequence[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
+    tensors: Iterable[torch.Tensor], name: str | None = None, process_set: ProcessSet = global_process_set
 ) -> Handle[list[torch.Tensor]]:
     """Start a ``grouped_allgather`` in the background, without a gradient, and return its handle."""
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_allgather_async")
+    tensors = check_tensors(tensors, "grouped_allgather_async")
     return _grouped_call(tensors, name, process_set).start()
 
 

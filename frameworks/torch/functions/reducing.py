@@ -11,12 +11,14 @@ from lentando.optimizers.horovod_arguments import op_of
 from lentando.torch.compression import Compression, Compressor
 from lentando.torch.functions.calls import Handle, check_tensor
 from lentando.torch.functions.reduction_calls import allreduce_of, allreduced
+from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["allreduce", "allreduce_", "allreduce_async", "allreduce_async_"]
 
 T = TypeVar("T", torch.Tensor, float)
 
 
+@refused_on_every_rank
 def allreduce(
     tensor: T,
     average: bool | None = None,
@@ -58,8 +60,9 @@ def allreduce(
     """
     if isinstance(tensor, bool | int | float):
         op = op_of(op, average)
-        number = operations.allreduce_number(_scaled(tensor, prescale_factor), op, name, process_set)
-        return _scaled(number, postscale_factor)
+        return operations.allreduce_number(
+            tensor, op, name, process_set, prescale_factor=prescale_factor, postscale_factor=postscale_factor
+        )
     check_tensor(tensor, "allreduce", has_gradient=True)
     (result,) = allreduced(
         "allreduce", [tensor], name, compression, op_of(op, average), prescale_factor, postscale_factor, process_set
@@ -67,6 +70,7 @@ def allreduce(
     return result
 
 
+@refused_on_every_rank
 def allreduce_(
     tensor: torch.Tensor,
     average: bool | None = None,
@@ -81,6 +85,7 @@ def allreduce_(
     return allreduce_of(tensor, name, op_of(op, average), prescale_factor, postscale_factor, process_set).run()
 
 
+@refused_on_every_rank
 def allreduce_async(
     tensor: torch.Tensor,
     average: bool | None = None,
@@ -99,6 +104,7 @@ def allreduce_async(
     return allreduce_of(copied, name, op_of(op, average), prescale_factor, postscale_factor, process_set).start()
 
 
+@refused_on_every_rank
 def allreduce_async_(
     tensor: torch.Tensor,
     average: bool | None = None,
@@ -111,7 +117,3 @@ def allreduce_async_(
     """Start an ``allreduce_`` in the background. The tensor must not be used before ``synchronize`` has returned."""
     check_tensor(tensor, "allreduce_async_", is_in_place=True)
     return allreduce_of(tensor, name, op_of(op, average), prescale_factor, postscale_factor, process_set).start()
-
-
-def _scaled(number: float, factor: float) -> float:
-    return number if factor == 1.0 else number * factor

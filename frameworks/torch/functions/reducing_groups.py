@@ -1,6 +1,6 @@
 """``grouped_allreduce``: combines several tensors of all ranks in one operation."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 import torch
 
@@ -8,14 +8,16 @@ from lentando.comm.operations import Op
 from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.optimizers.horovod_arguments import op_of
 from lentando.torch.compression import Compression, Compressor
-from lentando.torch.functions.calls import Handle, check_tensor
+from lentando.torch.functions.calls import Handle, check_tensors
 from lentando.torch.functions.reduction_calls import allreduced, grouped_allreduce_of
+from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["grouped_allreduce", "grouped_allreduce_", "grouped_allreduce_async", "grouped_allreduce_async_"]
 
 
+@refused_on_every_rank
 def grouped_allreduce(
-    tensors: Sequence[torch.Tensor],
+    tensors: Iterable[torch.Tensor],
     average: bool | None = None,
     name: str | None = None,
     compression: type[Compressor] = Compression.none,
@@ -36,8 +38,7 @@ def grouped_allreduce(
         postscale_factor: factor by which the results are multiplied.
         process_set: the participating ranks.
     """
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_allreduce", has_gradient=True)
+    tensors = check_tensors(tensors, "grouped_allreduce", has_gradient=True)
     return allreduced(
         "grouped_allreduce",
         tensors,
@@ -50,8 +51,9 @@ def grouped_allreduce(
     )
 
 
+@refused_on_every_rank
 def grouped_allreduce_(
-    tensors: Sequence[torch.Tensor],
+    tensors: Iterable[torch.Tensor],
     average: bool | None = None,
     name: str | None = None,
     op: Op | None = None,
@@ -60,13 +62,13 @@ def grouped_allreduce_(
     process_set: ProcessSet = global_process_set,
 ) -> list[torch.Tensor]:
     """Combine several tensors as ``grouped_allreduce`` does, but in place, and return them. They have no gradient."""
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_allreduce_", is_in_place=True)
+    tensors = check_tensors(tensors, "grouped_allreduce_", is_in_place=True)
     return grouped_allreduce_of(tensors, name, op_of(op, average), prescale_factor, postscale_factor, process_set).run()
 
 
+@refused_on_every_rank
 def grouped_allreduce_async(
-    tensors: Sequence[torch.Tensor],
+    tensors: Iterable[torch.Tensor],
     average: bool | None = None,
     name: str | None = None,
     op: Op | None = None,
@@ -75,16 +77,16 @@ def grouped_allreduce_async(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[list[torch.Tensor]]:
     """Start a ``grouped_allreduce`` in the background, without a gradient, and return its handle."""
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_allreduce_async")
+    tensors = check_tensors(tensors, "grouped_allreduce_async")
     copies = [tensor.detach().clone() for tensor in tensors]
     return grouped_allreduce_of(
         copies, name, op_of(op, average), prescale_factor, postscale_factor, process_set
     ).start()
 
 
+@refused_on_every_rank
 def grouped_allreduce_async_(
-    tensors: Sequence[torch.Tensor],
+    tensors: Iterable[torch.Tensor],
     average: bool | None = None,
     name: str | None = None,
     op: Op | None = None,
@@ -93,8 +95,7 @@ def grouped_allreduce_async_(
     process_set: ProcessSet = global_process_set,
 ) -> Handle[list[torch.Tensor]]:
     """Start a ``grouped_allreduce_`` in the background. The tensors must not be used before ``synchronize`` returns."""
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_allreduce_async_", is_in_place=True)
+    tensors = check_tensors(tensors, "grouped_allreduce_async_", is_in_place=True)
     return grouped_allreduce_of(
         tensors, name, op_of(op, average), prescale_factor, postscale_factor, process_set
     ).start()

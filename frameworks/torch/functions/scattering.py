@@ -1,6 +1,6 @@
 """``reducescatter``: combines the tensors of all ranks, and gives each rank a part of the result."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import torch
 
@@ -10,13 +10,15 @@ from lentando.comm.process_sets import ProcessSet, global_process_set, transport
 from lentando.optimizers.no_gradient import check_has_gradient
 from lentando.torch.compression import Compression, Compressor
 from lentando.torch.convert import as_array, new_tensor
-from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, host_of
+from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, check_tensors, host_of
 from lentando.torch.functions.gathering import grouped_allgather
 from lentando.torch.functions.gradients import needs_gradient, with_gradient
+from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["grouped_reducescatter", "grouped_reducescatter_async", "reducescatter", "reducescatter_async"]
 
 
+@refused_on_every_rank
 def reducescatter(
     tensor: torch.Tensor,
     name: str | None = None,
@@ -35,14 +37,14 @@ def reducescatter(
         tensor: dense tensor with at least one axis, of the same shape and dtype on all ranks.
         name: name of the call, which is compared between ranks and shown in messages.
         compression: how the tensor is compressed while it is sent: ``Compression.none``, ``fp16`` or ``bf16``.
-        op: ``Average``, ``Sum``, ``Min``, ``Max`` or ``Product``.
+        op: ``Average`` or ``Sum``. The average of integers is rounded towards zero.
         process_set: the participating ranks.
         prescale_factor: factor by which the tensor is multiplied before it is combined.
         postscale_factor: factor by which the result is multiplied.
 
     Raises:
         MismatchError: on every rank, if another rank makes another call, or uses another name.
-        ConfigurationError: for a scalar, or if ``op`` is not defined for the dtype.
+        ConfigurationError: on every rank, for a scalar, another ``op``, or one that is not defined for the dtype.
 
     Example:
         >>> import lentando.torch as lt
@@ -57,6 +59,7 @@ def reducescatter(
     ]
 
 
+@refused_on_every_rank
 def reducescatter_async(
     tensor: torch.Tensor,
     name: str | None = None,
@@ -74,8 +77,9 @@ def reducescatter_async(
     return _call(tensor, name, op, process_set, prescale_factor, postscale_factor).start()
 
 
+@refused_on_every_rank
 def grouped_reducescatter(
-    tensors: Sequence[torch.Tensor],
+    tensors: Iterable[torch.Tensor],
     name: str | None = None,
     compression: type[Compressor] = Compression.none,
     op: Op = Average,
@@ -94,15 +98,15 @@ def grouped_reducescatter(
         prescale_factor: factor by which the tensors are multiplied before they are combined.
         postscale_factor: factor by which the results are multiplied.
     """
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_reducescatter", has_gradient=True)
+    tensors = check_tensors(tensors, "grouped_reducescatter", has_gradient=True)
     return _scattered(
         "grouped_reducescatter", tensors, name, compression, op, process_set, prescale_factor, postscale_factor
     )
 
 
+@refused_on_every_rank
 def grouped_reducescatter_async(
-    tensors: Sequence[torch.Tensor],
+    tensors: Iterable[torch.Tensor],
     name: str | None = None,
     op: Op = Average,
     process_set: ProcessSet = global_process_set,
@@ -110,8 +114,7 @@ def grouped_reducescatter_async(
     postscale_factor: float = 1.0,
 ) -> Handle[list[torch.Tensor]]:
     """Start a ``grouped_reducescatter`` in the background, without a gradient, and return its handle."""
-    for tensor in tensors:
-        check_tensor(tensor, "grouped_reducescatter_async")
+    tensors = check_tensors(tensors, "grouped_reducescatter_async")
     return _grouped_call(tensors, name, op, process_set, prescale_factor, postscale_factor).start()
 
 
