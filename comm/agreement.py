@@ -17,6 +17,7 @@ import numpy as np
 
 from lentando.comm.capabilities import Notices
 from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.join_rounds import count_cancelled_joins
 from lentando.comm.notices import count_optimizer, neighbors_of, optimizers_of
 from lentando.comm.numbering import numbers_of, subset_in_words
 from lentando.comm.objects import allgather_object
@@ -200,16 +201,20 @@ def agree(
         rows = transport.allgather(row)
     if neighbors is not None:
         neighbors.settle(cast(Notices, transport), np.flatnonzero(rows[:, -1]).tolist())
+    has_joined = (rows[:, 0] == Event.JOIN) | (rows[:, 0] == -1 - Event.JOIN)
     if (rows[:, 0] < 0).any():
+        if has_joined.any():
+            count_cancelled_joins(transport)
         in_threads = "" if other_thread is None else f", as does its thread {other_thread!r}"
         by_rank = grouped_by_rank(allgather_object(transport, describe() + in_threads), numbers_of(transport))
         raise MismatchError(f"{SAME_CALLS}. {by_rank}")
-    has_joined = rows[:, 0] == Event.JOIN
     if has_joined.any() and not has_joined.all():
         calls = rows[~has_joined, : _COMPARED + 1]
         if (calls == calls[0]).all() and calls[0, 0] == Event.OPERATION and rows[:, _COMPARED].all():
             raise RanksHaveJoinedError(ranks_where(has_joined), int(np.flatnonzero(~has_joined)[0]))
     if (rows[:, :_COMPARED] != rows[0, :_COMPARED]).any():
+        if has_joined.any():
+            count_cancelled_joins(transport)
         by_rank = grouped_by_rank(allgather_object(transport, describe()), numbers_of(transport))
         raise MismatchError(
             f"the ranks{subset_in_words(transport)} are not about to do the same thing. {by_rank}. Every rank must "

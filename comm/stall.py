@@ -146,11 +146,12 @@ class Submitting(Protocol):
     def may_continue_without(self, thread: int) -> bool:
         """Whether this rank may submit operations while a thread, of this identifier, waits in a blocking call."""
 
-    def inspect(self, blocked_in: str | None) -> None:
+    def inspect(self, blocked_in: tuple[str, float] | None) -> None:
         """Called about once a second.
 
         Args:
-            blocked_in: blocking call in which this rank has been waiting for a while, in words; None outside of one.
+            blocked_in: blocking call in which this rank has been waiting for a while, in words, and when that began;
+                None outside of one.
         """
 
 
@@ -233,7 +234,7 @@ class StallInspector:
             if self.submitting is not None:
                 is_blocked = wait is not None and now - wait.since >= BLOCKED_SECONDS
                 if wait is not None and is_blocked and not self.submitting.may_continue_without(wait.thread):
-                    self.submitting.inspect(wait.operation)
+                    self.submitting.inspect((wait.operation, wait.since))
                 else:
                     self.submitting.inspect(None)
             if wait is None:

@@ -41,13 +41,19 @@ class _Call:
 
 
 class Turns:
-    """The calls of all threads that use one transport."""
+    """The calls of all threads that use one transport.
+
+    Attributes:
+        current: the call that has its turn.
+        ended: number of calls that have ended.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._changing = threading.Lock()
         self._calls: list[_Call] = []
         self.current: _Call | None = None
+        self.ended = 0
 
     def enter(self, content: Hashable) -> _Call:
         """Wait for this thread's turn. A call inside another one of the same thread is a part of that."""
@@ -75,6 +81,7 @@ class Turns:
         if call.depth:
             return False
         self.current = None
+        self.ended += 1
         with self._changing:
             self._calls.remove(call)
         self._lock.release()

@@ -60,6 +60,11 @@ class Handle(Generic[R]):
         key: name by which the ranks match the operation.
         wait: waits until the handle that it is given is complete.
         poll: called before each ``poll``; None if other threads complete the handle.
+        see: called when the program notices that the operation is complete.
+
+    Attributes:
+        key: name by which the ranks match the operation.
+        is_seen: whether the program has noticed that the operation is complete.
     """
 
     def __init__(
@@ -67,8 +72,11 @@ class Handle(Generic[R]):
         key: str,
         wait: "Callable[[Handle[Any]], None]",
         poll: "Callable[[Handle[Any]], None] | None" = None,
+        see: Callable[[], None] | None = None,
     ) -> None:
         self.key = key
+        self.is_seen = False
+        self._see = see
         self._poll = poll
         self._wait = wait
         self._result: R
@@ -92,11 +100,13 @@ class Handle(Generic[R]):
         """
         if self._poll is not None and not self._is_complete:
             self._poll(self)
+        if self._is_complete:
+            self._note_seen()
         return self._is_complete
 
     @property
     def is_complete(self) -> bool:
-        """The same, without letting the operation make progress."""
+        """The same, without letting the operation make progress; the program does not notice it."""
         return self._is_complete
 
     def wait(self) -> R:
@@ -109,10 +119,16 @@ class Handle(Generic[R]):
         """
         if not self._is_complete:
             self._wait(self)
+        self._note_seen()
         if self._error is not None:
             self._is_raised = True
             raise self._error
         return self._result
+
+    def _note_seen(self) -> None:
+        self.is_seen = True
+        if self._see is not None:
+            self._see()
 
     def succeed(self, result: R) -> None:
         """Record the result. Called by the thread that has executed the operation."""

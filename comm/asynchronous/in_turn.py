@@ -84,7 +84,7 @@ class OperationsInTurn:
         """False: this rank submits nothing that others wait for without it."""
         return False
 
-    def inspect(self, blocked_in: str | None) -> None:
+    def inspect(self, blocked_in: tuple[str, float] | None) -> None:
         """Do nothing: ranks that wait for this one wait in a blocking call themselves."""
 
     def close(self) -> None:

@@ -17,12 +17,14 @@ from lentando.comm import timeline
 from lentando.comm.asynchronous.coordinator import Message
 from lentando.comm.asynchronous.execution import Execution
 from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall, tensor_name
+from lentando.comm.asynchronous.names_in_use import NamesInUse
 from lentando.comm.asynchronous.negotiation import Negotiation, OtherRankFailedError
 from lentando.comm.asynchronous.pacing import Pace, sleep
 from lentando.comm.asynchronous.reports import shortened
 from lentando.comm.background import BackgroundThreads
 from lentando.comm.capabilities import Interruptible, SideChannel
 from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
+from lentando.comm.join_rounds import cancelled_joins
 from lentando.comm.numbering import numbers_of
 from lentando.comm.stall import watched
 from lentando.comm.thread_transports import Loan
@@ -37,6 +39,9 @@ STUCK_SECONDS = 0.25
 """A rank whose threads have all waited for this time reports it to rank 0, which finds deadlocks."""
 CONTROL_SECONDS = 0.02
 """While an operation is executed, errors of other ranks are received at this interval."""
+
+UNNAMED = "noname"
+"""Operations without a name are matched by this name and their number."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class NegotiatedOperations:
 
     def __init__(self, transport: Transport, data: Transport) -> None:
         numbers = numbers_of(transport)
-        self._rank = numbers[transport.rank]
+        self._rank, self._number = transport.rank, numbers[transport.rank]
         self._transport = transport
         self._negotiation = Negotiation(transport.rank, numbers, cast(SideChannel, data))
         self._execution = Execution(data)
@@ -69,6 +74,8 @@ class NegotiatedOperations:
         self._pace = Pace()
         self._looked_at = 0.0
         self._reported: list[str] | None = None
+        self._question = 0
+        self._round_sent = self._round_followed = 0
         self._current = "its background thread"
         # Guarded by the condition.
         self._changed = threading.Condition()
@@ -77,11 +84,14 @@ class NegotiatedOperations:
         self._unsent: list[tuple[str, str]] = []
         self._unsent_since = 0.0
         self._unnamed = 0
+        self._names = NamesInUse(transport)
         self._waiting: dict[int, str] = {}
         self._users: set[int] = set()
-        self._joining: tuple[Handle[int], ZeroCall] | None = None
+        self._joining: Handle[int] | None = None
+        self._zeros: ZeroCall | None = None
+        self._round_of_join = self._round_to_follow = 0
         self._announcements: Message = {}
-        self._blocked_in: str | None = None
+        self._blocked_in: tuple[str, float] | None = None
         self._is_leaving = False
         self._failure: TransportError | None = None
 
@@ -89,20 +99,23 @@ class NegotiatedOperations:
         """Submit an operation. Returns at once.
 
         Raises:
-            ConfigurationError: if an operation of the same name is in flight on this rank.
+            ConfigurationError: if an earlier operation of the same name is in use (``NamesInUse``).
             TransportError: if an earlier asynchronous operation has failed in a way that ends them all.
         """
+        self._require_parent()
         description = json.dumps([call.operation, *call.arguments])
         with self._changed:
             self._require_usable()
-            key = tensor_name(call) if call.name else f"noname.{self._unnamed}"
-            if key in self._in_flight:
+            key = tensor_name(call) if call.name else f"{UNNAMED}.{self._unnamed}"
+            if key in self._in_flight or self._names.is_held(key):
                 raise ConfigurationError(
-                    f"rank {self._rank} submits an operation named {key!r} while an earlier one of that name is in "
+                    f"rank {self._number} submits an operation named {key!r} while an earlier one of that name is in "
                     "flight: wait for that first, or use another name"
                 )
             self._unnamed += not call.name
-            handle: Handle[R] = Handle(key, self._wait)
+            handle: Handle[R] = Handle(key, self._wait, see=self._names.see)
+            if call.name:
+                self._names.hold(key, handle)
             self._in_flight[key] = _Entry(handle, call)
             if not self._unsent:
                 self._unsent_since = time.monotonic()
@@ -123,22 +136,28 @@ class NegotiatedOperations:
         Returns:
             a handle, whose result is the rank that was the last to call it: its number in the job.
         """
+        self._require_parent()
         handle: Handle[int] = Handle("join", self._wait)
         with self._changed:
             self._require_usable()
             if self._joining is not None:
-                raise ConfigurationError(f"rank {self._rank} calls join() while another of its threads waits in it")
-            self._joining = handle, zeros
-            self._announcements["join"] = True
+                raise ConfigurationError(f"rank {self._number} calls join() while another of its threads waits in it")
+            self._joining, self._zeros = handle, zeros
+            self._round_of_join = cancelled_joins(self._transport)
+            self._announcements["join"] = self._round_of_join
             self._ensure_driving()
         return handle
 
     def cancel_join(self) -> None:
-        """No longer contribute zeros, because all ranks have got an error."""
+        """No longer wait in join(), if an agreement has ended it by an error on all ranks.
+
+        Zeros are contributed until rank 0 confirms that it expects no more of them.
+        """
         with self._changed:
-            if self._joining is not None:
+            cancelled = cancelled_joins(self._transport)
+            if self._joining is not None and cancelled > self._round_of_join:
                 self._joining = None
-                self._announcements["cancel_join"] = True
+                self._round_to_follow = cancelled
                 self._ensure_driving()
 
     def names_in_flight(self) -> list[str]:
@@ -146,11 +165,12 @@ class NegotiatedOperations:
         with self._changed:
             return list(self._in_flight)
 
-    def inspect(self, blocked_in: str | None) -> None:
+    def inspect(self, blocked_in: tuple[str, float] | None) -> None:
         """Called about once a second, because other ranks may wait for this rank while it submits nothing.
 
         Args:
-            blocked_in: blocking call in which this rank has been waiting for a while, in words; None outside of one.
+            blocked_in: blocking call in which this rank has been waiting for a while, in words, and when that began;
+                None outside of one.
         """
         with self._changed:
             self._blocked_in = None if self._waiting else blocked_in
@@ -181,29 +201,32 @@ class NegotiatedOperations:
                 self._changed.wait()
             left, self._in_flight = list(self._in_flight.values()), {}
             self._failure = self._failure or TransportError(
-                f"rank {self._rank} submits an operation after the job has ended, by shutdown()"
+                f"rank {self._number} submits an operation after the job has ended, by shutdown()"
             )
             for entry in left:
                 entry.handle.fail(
                     MismatchError(
-                        f"operation {entry.handle.key!r} of rank {self._rank} was not executed: the job has ended, by "
-                        "shutdown() or the end of the program, and another rank has not submitted it"
+                        f"operation {entry.handle.key!r} of rank {self._number} was not executed: the job has ended, "
+                        "by shutdown() or the end of the program, and another rank has not submitted it"
                     )
                 )
+            if self._joining is not None:
+                self._joining.fail(MismatchError(f"rank {self._number} waits in join(), and the job has ended"))
+                self._joining = None
             self._changed.notify_all()
         data = self._threads.transports[0]
         if isinstance(data, Interruptible):
             data.while_waiting = None  # this object becomes garbage, which ends the thread
 
     def _require_usable(self) -> None:
-        self._require_parent()
         if self._failure is not None:
             raise TransportError(str(self._failure)) from self._failure
 
     def _require_parent(self) -> None:
+        """Called without the lock: in a forked child it may be held permanently, by a thread that exists no longer."""
         if os.getpid() != self._pid:
             raise TransportError(
-                f"process {os.getpid()} was made by fork from rank {self._rank}, and only the rank itself can submit "
+                f"process {os.getpid()} was made by fork from rank {self._number}, and only the rank itself can submit "
                 "operations or wait for them"
             )
 
@@ -239,7 +262,7 @@ class NegotiatedOperations:
         except OtherRankFailedError as error:
             self._fail(error)
         except BaseException as error:  # noqa: BLE001 - the handles of all ranks raise it
-            text = f"rank {self._rank} has failed in {self._current}: {type(error).__name__}: {error}"
+            text = f"rank {self._number} has failed in {self._current}: {type(error).__name__}: {error}"
             with suppress(LentandoError):
                 self._negotiation.report_failure(text)
             failure = TransportError(text)
@@ -250,7 +273,7 @@ class NegotiatedOperations:
         with self._changed:
             if self._failure is None and (
                 self._in_flight or self._announcements or self._joining or self._blocked_in or self._is_leaving
-                or not self._negotiation.has_sent_all
+                or self._round_followed < self._round_to_follow or not self._negotiation.has_sent_all
             ):  # fmt: skip
                 return True
             self._is_driving = False  # while the lock is held: a later submission starts the thread again
@@ -262,7 +285,7 @@ class NegotiatedOperations:
         has_progress = self._negotiation.poll()  # first: rank 0 records who joins in the order of arrival
         message = self._next_message()
         if message:
-            has_progress |= "idle" not in message
+            has_progress = True
             self._reported = None
             self._negotiation.report(message)
             has_progress |= self._negotiation.poll()
@@ -283,38 +306,50 @@ class NegotiatedOperations:
                     recording.mark_cycle()
                 message["submit"] = [self._negotiation.encode(*pair) for pair in self._unsent]
                 self._unsent.clear()
-            if self._blocked_in is not None:
-                message["idle"], self._blocked_in = [[], f"waits in {self._blocked_in}"], None
+            cancelled = cancelled_joins(self._transport)
+            if cancelled != self._round_sent:
+                message["round"] = self._round_sent = cancelled
         return message
 
     def _follow(self, decision: Message) -> None:
         self._reported = None
         if "run" in decision:
-            self._run([self._negotiation.decode(sent) for sent in decision["run"]])
+            operations = [self._negotiation.decode(sent) for sent in decision["run"]]
+            self._run(operations, decision.get("absent") or [[]] * len(operations))
+        self._question = decision.get("ask", self._question)
+        self._round_followed = decision.get("round", self._round_followed)
         with self._changed:
-            for key, text in decision.get("errors", ()):
-                entry = self._in_flight.pop(key, None)
-                if entry is not None:
-                    entry.handle.fail(MismatchError(text))
+            for key, text, absent in decision.get("errors", ()):
+                if self._rank in absent:
+                    self._count_unnamed(key)
+                else:
+                    self._in_flight.pop(key).handle.fail(MismatchError(text))
             if "joined" in decision and self._joining is not None:
-                self._joining[0].succeed(decision["joined"])
+                self._joining.succeed(decision["joined"])
                 self._joining = None
-                self._unnamed = 0  # ranks have submitted different numbers of operations, all of which are complete
             if "end" in decision:
                 self._is_leaving = False
                 self._failure = TransportError("the job has ended")
             self._changed.notify_all()
 
-    def _run(self, operations: list[tuple[str, str]]) -> None:
+    def _count_unnamed(self, key: str) -> None:
+        """Count an operation without a name that other ranks have submitted, and this rank will not."""
+        kind, _, number = key.partition(".")
+        if kind == UNNAMED:
+            self._unnamed = max(self._unnamed, int(number) + 1)
+
+    def _run(self, operations: list[tuple[str, str]], absent: list[list[int]]) -> None:
         entries: list[_Entry] = []
         recording = timeline.active
         with self._changed:
-            for key, description in operations:
-                entry = self._in_flight.get(key)
-                if entry is None:  # this rank has joined
-                    assert self._joining is not None
+            for (key, description), without in zip(operations, absent, strict=True):
+                if self._rank in without:  # this rank has joined, and may have submitted a later one of this name
+                    assert self._zeros is not None
+                    self._count_unnamed(key)
                     operation, *arguments = json.loads(description)
-                    entry = _Entry(Handle(key, self._wait), self._joining[1](operation, arguments))
+                    entry = _Entry(Handle(key, self._wait), self._zeros(operation, arguments))
+                else:
+                    entry = self._in_flight[key]
                 entries.append(entry)
                 if recording is not None:
                     recording.finish(f"NEGOTIATE_{entry.call.operation.upper()}", key)
@@ -324,7 +359,8 @@ class NegotiatedOperations:
             with self._changed:
                 for number, outcome in zip(done, outcomes, strict=True):
                     handle = entries[number].handle
-                    self._in_flight.pop(handle.key, None)
+                    if self._in_flight.get(handle.key) is entries[number]:
+                        del self._in_flight[handle.key]
                     if isinstance(outcome, Exception):
                         handle.fail(outcome)
                     else:
@@ -354,13 +390,20 @@ class NegotiatedOperations:
 
     def _report_waits(self) -> None:
         """Report to rank 0 what this rank's threads wait for, once they have all waited for a while."""
+        with self._changed:
+            blocked_in, self._blocked_in = self._blocked_in, None
+            if self._waiting:
+                blocked_in = None
+        if blocked_in is not None:
+            self._negotiation.report({"idle": [[], blocked_in, self._question]})
+            self._reported = None
         if self._pace.waited_seconds < STUCK_SECONDS:
             return
         with self._changed:
             is_stuck = bool(self._waiting) and not self._running_users()
             keys = sorted(set(self._waiting.values()) - {"join"}) if is_stuck else None
         if keys != self._reported and not (keys == [] and self._joining):
-            self._negotiation.report({"idle": [keys, ""]} if keys else {})
+            self._negotiation.report({"idle": [keys, [], self._question]} if keys else {})
             self._reported = keys
 
     def _running_users(self) -> set[int]:
@@ -377,7 +420,7 @@ class NegotiatedOperations:
             for entry in left:
                 entry.handle.fail(failure)
             if self._joining is not None:
-                self._joining[0].fail(failure)
+                self._joining.fail(failure)
                 self._joining = None
             self._is_driving = False
             self._changed.notify_all()

@@ -1,7 +1,6 @@
 """The messages by which ranks negotiate: to rank 0, which decides, and from there to all ranks."""
 
 import json
-import time
 from collections import deque
 from collections.abc import Sequence
 from typing import Any
@@ -48,7 +47,7 @@ class Negotiation:
     def report(self, message: Message) -> None:
         """Send a message to rank 0."""
         if self._coordinator is not None:
-            self._coordinator.receive(0, message, time.monotonic())
+            self._coordinator.receive(0, message)
         else:
             self._channel.send_nowait(0, json.dumps(message).encode())
 
@@ -73,7 +72,7 @@ class Negotiation:
             if "failure" in message:
                 raise OtherRankFailedError(message["failure"])
             if self._coordinator is not None:
-                self._coordinator.receive(peer, message, time.monotonic())
+                self._coordinator.receive(peer, message)
             else:
                 self.decisions.append(message)
         return has_any | self._decide()
@@ -81,7 +80,7 @@ class Negotiation:
     def _decide(self) -> bool:
         if self._coordinator is None:
             return False
-        decisions = self._coordinator.decide(time.monotonic())
+        decisions = self._coordinator.decide()
         for decision in decisions:
             content = json.dumps(decision).encode()
             for peer in range(1, self._size):

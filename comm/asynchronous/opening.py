@@ -33,8 +33,8 @@ class Operations(Protocol):
     def may_continue_without(self, thread: int) -> bool:
         """Whether this rank may submit operations while a thread, of this identifier, waits in a blocking call."""
 
-    def inspect(self, blocked_in: str | None) -> None:
-        """Called about once a second, with the blocking call in which this rank has been waiting for a while."""
+    def inspect(self, blocked_in: tuple[str, float] | None) -> None:
+        """Called about once a second, with the blocking call in which this rank waits, and when that began."""
 
     def close(self) -> None:
         """Let the operations in flight raise an error. Collective."""

@@ -1,6 +1,7 @@
 """``join``: a rank without data contributes zeros to the sums of the others until all ranks have run out of data."""
 
 import json
+from contextvars import copy_context
 from typing import Any
 
 import numpy as np
@@ -74,7 +75,8 @@ def join(process_set: ProcessSet = global_process_set) -> int:
     if transport.size == 1:
         return numbers_of(transport)[0]
     submitted = operations_of(transport)
-    handle = submitted.join(zeros)
+    here = copy_context()  # the background thread does not know a simulated rank
+    handle = submitted.join(lambda operation, arguments: here.run(zeros, operation, arguments))
     try:
         with turn(transport, Intent(Event.JOIN)):
             met = 0

@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -73,6 +74,27 @@ def test_a_forked_child_neither_submits_nor_waits() -> None:
 
     assert succeeds_in_child(in_child)
     waiting.wait()
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_does_not_wait_for_a_lock_that_another_thread_had() -> None:
+    locked, is_over = threading.Event(), threading.Event()
+    changed = operations_of(world.transport())._changed  # type: ignore[attr-defined]  # that of its thread
+
+    def hold() -> None:
+        with changed:
+            locked.set()
+            is_over.wait(20)
+
+    def in_child() -> None:
+        for call in (operations.allreduce_call(np.ones(1), Sum).start, operations.join):
+            with pytest.raises(TransportError, match="was made by fork from rank"):
+                call()
+
+    threading.Thread(target=hold).start()
+    locked.wait()
+    assert succeeds_in_child(in_child)
+    is_over.set()
 
 
 def test_an_error_that_the_program_does_not_wait_for_is_logged(caplog: pytest.LogCaptureFixture) -> None:
