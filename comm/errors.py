@@ -62,14 +62,16 @@ class HorovodInternalError(LentandoError, RuntimeError):
 
 
 class HostsUpdatedInterrupt(LentandoError, RuntimeError):  # noqa: N818 - Horovod's name
-    """Horovod's name for new hosts in an elastic job. Not raised here, because no ranks are added to a job.
+    """Raised by a program inside ``elastic.run``, to be called again with its state as it is.
 
-    Attributes:
-        skip_sync: Horovod's attribute: whether no rank has been lost.
+    Horovod raises it when hosts join. No rank can join a job of Lentando, which never raises it.
+
+    Args:
+        skip_sync: whether the state is not synchronized before the function is called again.
     """
 
     def __init__(self, skip_sync: bool = False) -> None:
-        super().__init__("the hosts of this job have changed")
+        super().__init__("the function that elastic.run calls is called again")
         self.skip_sync = skip_sync
 
 

@@ -11,30 +11,16 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 from lentando.comm import operations
 from lentando.comm.elastic import deaths_raised, is_elastic
-from lentando.comm.errors import RankLostError
+from lentando.comm.errors import HostsUpdatedInterrupt, RankLostError
 from lentando.comm.world import rank, transport
 
-__all__ = ["HostsUpdatedInterrupt", "ObjectState", "State", "run_fn"]
+__all__ = ["ObjectState", "State", "run_fn"]
 
 _log = logging.getLogger("lentando")
 
 P = ParamSpec("P")
 R = TypeVar("R")
 S = TypeVar("S", bound="State")
-
-
-class HostsUpdatedInterrupt(RuntimeError):  # noqa: N818 - Horovod's name
-    """Raised by a program inside ``run`` to be called again, with the state as it is.
-
-    Horovod raises it when hosts join. No rank can join a job of Lentando, which never raises it.
-
-    Args:
-        skip_sync: whether the state is not synchronized before the function is called again.
-    """
-
-    def __init__(self, skip_sync: bool = False) -> None:
-        super().__init__("the function is called again")
-        self.skip_sync = skip_sync
 
 
 class State:

@@ -79,6 +79,22 @@ def test_a_folder_imported_by_its_own_name_says_what_to_import_instead(folder):
     assert f"ImportError: import lentando.{folder}, not {folder}" in finished.stderr
 
 
+def test_every_error_is_one_class():
+    """Of two classes of one name, a program might raise or catch the one that is not meant."""
+    found = {}
+    for package in ("lentando.comm", "lentando.optimizers", *FRAMEWORKS):
+        for path in sorted(folder_of(package).rglob("*.py")):
+            for node in ast.walk(ast.parse(path.read_text())):
+                if isinstance(node, ast.ClassDef) and any(is_error(base) for base in node.bases):
+                    found.setdefault(node.name, set()).add(path)
+    assert "MismatchError" in found
+    assert {name: paths for name, paths in found.items() if len(paths) > 1} == {}
+
+
+def is_error(base: ast.expr) -> bool:
+    return ast.unparse(base).endswith(("Error", "Exception"))
+
+
 @pytest.mark.parametrize("package", ["lentando", *PACKAGES])
 def test_every_name_in_all_exists(package):
     if package in FRAMEWORKS:

@@ -7,7 +7,6 @@ import pytest
 import torch
 
 import lentando.torch as lt
-from lentando.optimizers.elastic_state import HostsUpdatedInterrupt
 
 NEXT = 1 + 0.75
 """The momentum after two gradients of 1, with a coefficient whose products are exact."""
@@ -147,7 +146,7 @@ def test_run_synchronizes_calls_and_calls_again_after_an_interrupt() -> None:
     def train(state: lt.elastic.TorchState, more: int, *, factor: int) -> int:
         state.calls += 1
         if state.calls < 3:
-            raise HostsUpdatedInterrupt(skip_sync=state.calls == 2)
+            raise lt.HostsUpdatedInterrupt(skip_sync=state.calls == 2)
         return int(state.value[0]) * factor + more
 
     assert train(state, 3, factor=10) == 13
