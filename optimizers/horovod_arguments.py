@@ -10,8 +10,8 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
 from lentando.optimizers.rules.adasum import AdasumDeltas
 from lentando.optimizers.rules.all_reduce import AllReduce
+from lentando.optimizers.rules.rounding import SixteenBits
 from lentando.optimizers.rules.settings import Settings
-from lentando.optimizers.rules.wire import WireDtype
 
 __all__ = ["check_groups", "op_of", "wire_dtype_of", "with_reduction"]
 
@@ -37,7 +37,7 @@ def op_of(op: Op | None, average: bool | None) -> Op:
     return op
 
 
-def wire_dtype_of(compression: Any) -> WireDtype | None:
+def wire_dtype_of(compression: Any) -> SixteenBits | None:
     """Return the dtype in which gradients are sent with one of the framework's ``Compression``.
 
     Raises:
@@ -48,12 +48,12 @@ def wire_dtype_of(compression: Any) -> WireDtype | None:
             "compression must be Compression.none, Compression.fp16 or Compression.bf16: all gradients are sent "
             f"together, and no other compressor can be applied to them, got {compression!r}"
         )
-    dtype: WireDtype | None = compression.wire_dtype
+    dtype: SixteenBits | None = compression.wire_dtype
     return dtype
 
 
 def with_reduction(
-    settings: Settings, op: Op = Average, wire_dtype: WireDtype | None = None, predivide_factor: float = 1.0
+    settings: Settings, op: Op = Average, wire_dtype: SixteenBits | None = None, predivide_factor: float = 1.0
 ) -> Settings:
     """Return settings whose base algorithm reduces gradients as Horovod's arguments ask for.
 

@@ -4,7 +4,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from lentando.optimizers.rules.wire import WireDtype
+from lentando.optimizers.rules.rounding import SixteenBits
 
 __all__ = ["Compression", "Compressor"]
 
@@ -19,7 +19,7 @@ class Compressor:
         wire_dtype: 16-bit dtype to which ``DistributedOptimizer`` rounds what it sends; None to send it as it is.
     """
 
-    wire_dtype: ClassVar[WireDtype | None] = None
+    wire_dtype: ClassVar[SixteenBits | None] = None
 
     @staticmethod
     def compress(tensor: torch.Tensor) -> tuple[torch.Tensor, Any]:

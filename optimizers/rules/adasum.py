@@ -15,7 +15,7 @@ from lentando.comm.flat import FlatBuffer
 from lentando.comm.operations.adasum import adasum
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm
-from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype, rounded_into
+from lentando.optimizers.rules.rounding import SixteenBits, check_sent_dtype, rounded_into
 
 __all__ = ["AdasumDeltas"]
 
@@ -52,14 +52,14 @@ class AdasumDeltas:
         [[1.0, 1.0], [1.0, 1.0]]
     """
 
-    wire_dtype: WireDtype | None = None
+    wire_dtype: SixteenBits | None = None
 
     averages_gradients: ClassVar[bool] = False
     communicates: ClassVar[bool] = True
     mixes_parameters: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        check_wire_dtype(self.wire_dtype)
+        check_sent_dtype(self.wire_dtype)
 
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
@@ -78,7 +78,7 @@ class _CombinedSteps(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm):
         wire_dtype: 16-bit dtype to which steps are rounded, or None.
     """
 
-    def __init__(self, transport: Transport, parameters: Sequence[FlatBuffer], wire_dtype: WireDtype | None) -> None:
+    def __init__(self, transport: Transport, parameters: Sequence[FlatBuffer], wire_dtype: SixteenBits | None) -> None:
         self._transport = transport
         self._wire_dtype = wire_dtype
         self._buffers = parameters

@@ -13,8 +13,8 @@ from lentando.comm.operations import Average, Op, Sum
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.gradient_buckets import OverlappedGradients, plan_buckets
+from lentando.optimizers.rules.rounding import SixteenBits, check_sent_dtype
 from lentando.optimizers.rules.whole_gradients import WholeGradients
-from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
 
 __all__ = ["AllReduce"]
 
@@ -65,7 +65,7 @@ class AllReduce:
     overlap: bool = False
     bucket_bytes: int = 25 * 1024 * 1024
     op: Op = Average
-    wire_dtype: WireDtype | None = None
+    wire_dtype: SixteenBits | None = None
     predivide_factor: float = 1.0
 
     averages_gradients: ClassVar[bool] = True
@@ -79,7 +79,7 @@ class AllReduce:
             raise ConfigurationError(f"bucket_bytes must be an integer > 0, got {self.bucket_bytes!r}")
         if self.op not in (Average, Sum):
             raise ConfigurationError(f"op of gradients must be Average or Sum, got {self.op!r}")
-        check_wire_dtype(self.wire_dtype)
+        check_sent_dtype(self.wire_dtype)
         if not (isinstance(self.predivide_factor, int | float) and 0 < self.predivide_factor < inf):
             raise ConfigurationError(f"predivide_factor must be a number > 0, got {self.predivide_factor!r}")
         if self.predivide_factor != 1 and self.op is not Average:

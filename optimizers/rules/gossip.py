@@ -41,9 +41,9 @@ class SGP(_Gossip):
     Args:
         topology: graphs that determine the receivers of each rank's messages, by step. Directed graphs and unequal
             degrees are possible.
-        wire_dtype: "bfloat16" or "float16", to which the parameters in messages are rounded, which halves the bytes of
-            float32; None sends them unrounded. The rounding error remains with the sender. float16 has the smaller
-            error, for parameters below 65504.
+        wire_dtype: how messages hold parameters, one of ``lentando.optimizers.rules.wire.WireDtype``: "bfloat16" or
+            "float16", to which they are rounded, which halves the bytes of float32; None sends them unrounded. The
+            rounding error remains with the sender. float16 has the smaller error, for parameters below 65504.
 
     Raises:
         ConfigurationError: if ``wire_dtype`` is unknown.
@@ -89,7 +89,7 @@ class OSGP(_Gossip):
         deterministic: whether to use a message exactly ``staleness`` steps after it was sent, even if it arrived
             earlier, so that results do not depend on the speed of the network. By default a message is used as soon as
             it has arrived.
-        wire_dtype: 16-bit dtype to which parameters in messages are rounded, as in ``SGP``, or None.
+        wire_dtype: how messages hold parameters, as in ``SGP``.
 
     Raises:
         ConfigurationError: if ``staleness`` is not an integer from 0 to 64, or ``wire_dtype`` is unknown.
@@ -134,7 +134,7 @@ class DPSGD(_Gossip):
     Args:
         topology: graphs that determine the receivers of each rank's messages, by step; each row of their mixing
             matrices must sum to 1, as each column does.
-        wire_dtype: 16-bit dtype to which parameters in messages are rounded, as in ``SGP``, or None.
+        wire_dtype: how messages hold parameters, as in ``SGP``.
 
     Raises:
         ConfigurationError: if ``wire_dtype`` is unknown; from ``bind``, if the topology is not doubly stochastic.

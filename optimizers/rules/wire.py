@@ -1,6 +1,7 @@
 """How gossip messages hold shares of parameters: a ``Wire`` for full precision, and one for 16 bits.
 
-Another coding of messages is another ``Wire`` in ``_WIRES``: push-sum and the exchanges of its messages work with any.
+Another coding of messages is another ``Wire``, with its name in ``WireDtype`` and ``_WIRES``. Push-sum and the
+exchanges of its messages work with any that keeps the promise stated in ``Wire``.
 
 In 16 bits, messages have half the bytes, and the sums over ranks are those of full precision. A rank sends rounded
 values, and keeps the difference between what it had and what it has really sent. The rounding error thus remains on the
@@ -24,17 +25,15 @@ from typing import Any, Literal, Protocol, TypeAlias, get_args
 
 import numpy as np
 
-from lentando.comm.array_module import array_module, copy_into
+from lentando.comm.array_module import copy_into
 from lentando.comm.dtypes import bfloat16
-from lentando.comm.errors import ConfigurationError
-from lentando.comm.reductions.reduction import quiet
 from lentando.comm.transport import Array
+from lentando.optimizers.rules.rounding import check_sent_dtype, rounded_into
 
-__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "rounded_into", "wire_of"]
+__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "wire_of"]
 
 WireDtype: TypeAlias = Literal["bfloat16", "float16"]
-
-_LARGEST: dict[np.dtype[Any], float] = {np.dtype(bfloat16): (2 - 2**-7) * 2.0**127, np.dtype(np.float16): 65504.0}
+"""Names of the wires other than full precision. A name that is added here needs its wire in ``_WIRES``."""
 
 
 class SentShare(Protocol):
@@ -73,6 +72,13 @@ class SentShare(Protocol):
 class Wire(Protocol):
     """A coding of messages.
 
+    Receivers must read every element of a share with an error that is small compared with the element, or at least with
+    the largest elements near it in the buffer. What is not sent stays with the sender, so that the sums over ranks are
+    exact with any coding, but the weight w is halved (or divided otherwise) all the same. An element that a message
+    leaves out is therefore too large afterwards at the sender, by the factor 1 / share, and too small at the receiver.
+    A coding that sends a few elements only (top-k) drives the replicas apart in this way. It needs copies of the
+    neighbours' parameters, from which only differences are sent: a base algorithm of its own, such as Choco-SGD.
+
     Attributes:
         is_exact: whether receivers read exactly the shares that were written. Otherwise the sender keeps the difference
             to what they read.
@@ -105,36 +111,12 @@ def wire_of(name: WireDtype | None) -> Wire:
 
 
 def check_wire_dtype(name: object) -> None:
-    """Refuse a dtype to which messages cannot be rounded.
+    """Refuse what is not the name of a wire.
 
     Raises:
         ConfigurationError: if ``name`` is neither None nor one of ``WireDtype``.
     """
-    if name is not None and name not in get_args(WireDtype):
-        legal = ", ".join(map(repr, get_args(WireDtype)))
-        raise ConfigurationError(f"wire_dtype must be {legal} or None (the parameters as they are), got {name!r}")
-
-
-def rounded_into(out: Array, values: Array) -> Array:
-    """Fill an array of 16-bit numbers with rounded values.
-
-    A value beyond the largest number of the 16-bit dtype becomes that number, and the difference is a rounding error
-    like any other. An infinity becomes NaN, so that the receiver's values are not finite either.
-
-    Args:
-        out: array of bfloat16 or float16 that is filled.
-        values: array of the same shape in float32 or float64.
-
-    Returns:
-        The content of ``out``, in the dtype of ``values``.
-    """
-    largest = _LARGEST[out.dtype]
-    with quiet():
-        finite = np.maximum(values, -largest)
-        np.minimum(finite, largest, out=finite)
-        np.add(finite, values - values, out=finite)
-        array_module(out).copyto(out, finite, casting="same_kind")
-    return out.astype(values.dtype)
+    check_sent_dtype(name, get_args(WireDtype))
 
 
 class _FullPrecision:

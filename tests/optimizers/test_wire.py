@@ -1,6 +1,6 @@
 """Rounding of what travels: what is sent and what is kept make up what there was."""
 
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pytest
@@ -17,9 +17,13 @@ from lentando.comm.simulation import simulate
 from lentando.comm.testing import run_ranks
 from lentando.comm.topology import Complete, OnePeerExponential, Topology
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.rules import wire
+from lentando.optimizers.rules.adasum import AdasumDeltas
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.push_sum import PushSum
-from lentando.optimizers.rules.wire import WireDtype, rounded_into
+from lentando.optimizers.rules.rounding import rounded_into
+from lentando.optimizers.rules.wire import WireDtype
 
 UNIT_ROUNDOFF: dict[WireDtype, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
 DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16}
@@ -178,3 +182,21 @@ def test_another_coding_needs_no_other_code(staleness: int) -> None:
         assert_allclose(after.mean(axis=0), before, rtol=0, atol=3e-5 if number == 0 else 1e-13)
         assert np.abs(after - before).max() < 0.1
     assert {sent for _, sent in outcome} == {16 + 2 * 4 + (size + 3) // 4 * 4 + 4 + 4}
+
+
+def test_a_wire_that_is_added_here_is_one_of_gossip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Gradients are summed in the dtype that is sent, so that they cannot have any coding."""
+    monkeypatch.setattr(wire, "WireDtype", Literal[WireDtype, "int8"])
+    monkeypatch.setitem(wire._WIRES, "int8", EightBits())
+    bases: list[Any] = [SGP, OSGP, DPSGD]
+    for base in bases:
+        outcome = simulate(lambda transport, base=base: mixing(transport, base(wire_dtype="int8"), 1.0, 40), 4)
+        assert_allclose(np.mean([z for _, z in outcome], axis=0), MEAN, rtol=1e-12)
+    sums: list[Any] = [AllReduce, AdasumDeltas]
+    for base in sums:
+        with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16' or None"):
+            base(wire_dtype="int8")
+
+
+def test_every_name_has_a_wire() -> None:
+    assert wire._WIRES.keys() == {None, *get_args(WireDtype)}
