@@ -1,16 +1,18 @@
 """The control messages of one replica, with the numbers of every policy that takes part in them."""
 
 import re
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
 from zlib import crc32
 
-from lentando.comm.agreement import Event, Intent, Participant, agree, fingerprint
+from lentando.comm.agreement import COLUMNS, Event, Intent, Participant, agree, fingerprint
 from lentando.comm.array_module import to_host
 from lentando.comm.elastic import is_elastic, transaction
-from lentando.comm.errors import MismatchError
+from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.job import job_of
+from lentando.comm.numbering import number_of
 from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.fixed_state import fixed_state_of
 from lentando.optimizers.replica.setup import Setup
@@ -19,6 +21,14 @@ from lentando.optimizers.replica.state import Progress
 __all__ = ["Channel"]
 
 T = TypeVar("T")
+
+_NAMES_OF_CALLS = ("has_overflowed", "is_finite", "loss", "rate", "seconds")
+"""Names of all numbers that ``Channel.agree`` is called with. No participant may use them, for whatever event."""
+_EVENTS = (
+    Event.GRADIENTS, Event.ROUND, Event.PERIOD, Event.STEP, Event.EVALUATE,
+    Event.RESTART, Event.CHANGE, Event.SAVE, Event.LOAD, Event.STOP,
+)  # fmt: skip
+"""Kinds of what a replica sends messages for."""
 
 JOINED = fingerprint("inside a join block")
 """Changes the subject of messages sent inside ``join``, so that they never match those of ranks outside it."""
@@ -68,8 +78,13 @@ class Channel:
         Args:
             *participants: the policies. One that sends messages itself refers to this channel by ``weakref.proxy``:
                 a cycle would keep the model of a dropped optimizer in memory until garbage is collected.
+
+        Raises:
+            ConfigurationError: if two policies attach numbers of the same name, or more numbers than a message holds.
         """
         self._participants += participants
+        for event in _EVENTS:
+            self._attached(event)
 
     def expect_start(self) -> None:
         """Let the next message check that training starts from the same parameters on all ranks.
@@ -106,7 +121,9 @@ class Channel:
 
         Raises:
             MismatchError: on every rank, if the ranks are not about to do the same.
+            ConfigurationError: as ``add``, for a policy that now attaches other numbers than when it was added.
         """
+        assert numbers.keys() <= set(_NAMES_OF_CALLS), "names that participants may not use are listed there"
         setup, progress = self._setup, self._progress
         checksum = self._start_checksum
         subject ^= setup.subject ^ self._identity ^ checksum
@@ -117,11 +134,7 @@ class Channel:
             subject ^= JOINED
             if event is Event.ROUND:
                 step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
-        participants = self._participants
-        if setup.base_participant is not None:
-            participants += (setup.base_participant,)
-        for participant in participants:
-            numbers.update(participant.contribute(event))
+        numbers |= self._attached(event)
 
         def describe() -> str:
             since = f"{STARTED} {checksum:08x}" if checksum else f"{progress.rounds} rounds"
@@ -136,9 +149,39 @@ class Channel:
             if len(set(re.findall(rf"{STARTED} (\w+)", str(error)))) < 2:
                 raise
             raise MismatchError(f"{error}. {DIFFERENT_START}") from None
-        for participant in participants:
+        for participant in self._all_participants():
             participant.receive(event, by_rank)
         return by_rank
+
+    def _all_participants(self) -> tuple[Participant, ...]:
+        """The policies, and the base algorithm if it takes part in control messages."""
+        base = self._setup.base_participant
+        return self._participants if base is None else (*self._participants, base)
+
+    def _attached(self, event: Event) -> dict[str, float]:
+        """The numbers that all participants attach to a message.
+
+        Raises:
+            ConfigurationError: if they cannot be attached to one message.
+        """
+        attached: dict[str, float] = {}
+        owners = dict.fromkeys(_NAMES_OF_CALLS, "the replica itself")
+        for participant in self._all_participants():
+            owner = type(participant).__name__
+            for name, number in participant.contribute(event).items():
+                if name in owners:
+                    raise ConfigurationError(
+                        f"{owner}.contribute(Event.{event.name}) returns a number named {name!r} on rank "
+                        f"{number_of(self._setup.transport)}, a name that {owners[name]} uses: choose another one"
+                    )
+                owners[name], attached[name] = owner, number
+        if len(owners) > COLUMNS:
+            counts = ", ".join(f"{owner} {count}" for owner, count in Counter(owners.values()).items())
+            raise ConfigurationError(
+                f"a control message holds at most {COLUMNS} numbers, and {len(owners)} are attached on rank "
+                f"{number_of(self._setup.transport)} to Event.{event.name} ({counts}): combine or leave out some"
+            )
+        return attached
 
     def together(self, attempt: Callable[[], T], undo: Callable[[], object] | None = None) -> T:
         """Run an operation of all ranks that begins with a message as a transaction. Collective.

@@ -1,6 +1,7 @@
 """Periods that users write: they may send numbers with the control messages, and must decide alike on all ranks."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from lentando.comm.agreement import Event, Participant
 from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.all_reduce import AllReduce
-from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.base_algorithm import BaseAlgorithm, BoundAlgorithm
 from lentando.optimizers.rules.gossip import OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.period import Period, PostLocal, RoundSummary
@@ -108,6 +109,70 @@ def test_a_period_may_take_part_in_the_control_messages(transport: Transport, wa
             taken += 1
         lengths.append(taken)
     assert lengths == ([1, 1, 1, transport.size] if warmup == 3 else [1, *[transport.size] * 3])
+
+
+class Reports(Own):
+    """Attaches numbers of the given names to the messages of outer steps."""
+
+    def __init__(self, *names: str) -> None:
+        super().__init__(1)
+        self.names = names
+        self.received: list[dict[str, list[float]]] = []
+
+    def contribute(self, event: Event) -> Mapping[str, float]:
+        return dict.fromkeys(self.names, 0.5) if event is Event.ROUND else {}
+
+    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+        if event is Event.ROUND:
+            self.received.append({name: by_rank[name].tolist() for name in self.names})
+
+
+@dataclass(frozen=True)
+class Covering(LocalSGD):
+    """A base algorithm that attaches a number to every message, as overlapped gradients do."""
+
+    def bind(self, *arguments: Any) -> BoundAlgorithm:
+        class Bound(BoundAlgorithm):
+            def contribute(self, event: Event) -> Mapping[str, float]:
+                return {"coverage": 1.0}
+
+            def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
+                return
+
+        return Bound()
+
+
+@pytest.mark.parametrize("name", ["loss", "rate", "seconds", "is_finite", "has_overflowed", "is_active", "weights_set"])
+def test_a_name_that_is_in_use_is_refused_at_construction(transport: Transport, name: str) -> None:
+    """The training loss of all ranks would be replaced by this number, for the report and for the period."""
+    with pytest.raises(ConfigurationError, match=rf"Reports.contribute\(.*\) returns a number named '{name}'.*uses"):
+        worker(transport, Reports(name))
+
+
+def test_a_name_that_the_base_algorithm_uses_is_refused_too(transport: Transport) -> None:
+    with pytest.raises(ConfigurationError, match=r"number named 'coverage'"):
+        worker(transport, Reports("coverage"), Covering())
+
+
+def test_thirteen_numbers_of_a_period_travel(transport: Transport) -> None:
+    own = worker(transport, Reports(*(f"number {number}" for number in range(13))))
+    own.run(1)
+    live: Any = own.replica.progress.period
+    assert live.received == [{f"number {number}": [0.5] * transport.size for number in range(13)}]
+
+
+def test_more_numbers_than_a_message_holds_are_refused_at_construction(transport: Transport) -> None:
+    with pytest.raises(ConfigurationError, match=r"at most 27 numbers, and 28 .* Event.ROUND \(.*Reports 14\)"):
+        worker(transport, Reports(*(f"number {number}" for number in range(14))))
+
+
+def test_a_name_that_is_used_later_is_refused_on_every_rank(transport: Transport) -> None:
+    own = worker(transport, Reports())
+    live: Any = own.replica.progress.period
+    live.names = ("loss",)
+    with pytest.raises(ConfigurationError, match=r"returns a number named 'loss' on rank"):
+        own.run(1)
+    assert own.replica.rounds == 0
 
 
 def test_a_period_that_takes_part_needs_the_exact_average() -> None:
