@@ -1,7 +1,10 @@
 """Access to the memory of PyTorch's parameters, gradients and buffers on this rank.
 
-Every other module reads and replaces memory through these functions, so that support for another kind of tensor, such
-as ``DTensor`` whose values are in a local tensor, is a change of this file and of the checks in ``wrappable``.
+Every other module reads and replaces memory through these functions. What they assume is checked in ``wrappable``: a
+parameter has dense memory of its own, and computes from any other memory that ``use_memory`` moves it to. The latter
+does not hold for the sharded parameters (``DTensor``) of ``torch.distributed.fsdp.fully_shard``, which are gathered
+from memory that FSDP keeps for itself. Such tensors would have to be copied into the flat buffers and back, in ``load``
+and ``store`` of the framework (``model.py``).
 """
 
 import torch

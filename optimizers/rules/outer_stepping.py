@@ -27,9 +27,13 @@ class OuterStepping(Protocol):
     """The outer steps of one model in one job. A class that inherits from this one overrides what it does differently.
 
     At the end of a round the replica calls ``average`` and then ``step``, or ``adopt`` if the program has set weights
-    meanwhile, or ``abort_average`` if the outer step is not taken. Between the two nothing else is called. What is
-    still in flight when another method is called, such as a message that overlaps with the next round, is the
-    object's own business: it waits for it, or drops it on every rank.
+    meanwhile, or ``abort_average`` if the outer step is not taken. Between the two nothing else is called.
+
+    An object that leaves messages in flight when a method returns, such as an average that overlaps with the next
+    round, must deal with them in every method that is called next: it waits for them, or drops them on every rank. If
+    a background thread sends them (``lentando.comm.background.BackgroundThreads``), the object calls that class's
+    ``count_traffic`` when it has waited for them, because the replica's report counts only what the transport of the
+    job itself has sent.
 
     Attributes:
         communicates: whether ``average`` exchanges messages. Then a control message precedes it, so that all ranks call
