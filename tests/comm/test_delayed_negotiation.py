@@ -10,6 +10,7 @@ import pytest
 
 from lentando.comm import operations
 from lentando.comm.asynchronous import Handle, close_operations, open_operations, operations_of
+from lentando.comm.asynchronous.coordinator import Coordinator
 from lentando.comm.asynchronous.names_in_use import CLEARED_FROM, NamesInUse
 from lentando.comm.asynchronous.negotiated import NegotiatedOperations
 from lentando.comm.errors import ConfigurationError, MismatchError
@@ -241,3 +242,27 @@ def test_names_that_are_free_again_are_forgotten() -> None:
     assert names.is_held("0")
     assert not names.is_held("1")
     assert len(names) <= CLEARED_FROM
+
+
+@pytest.mark.parametrize("joined", [0, 1])
+def test_a_rank_that_has_joined_contributes_zeros_to_asynchronous_sums(joined: int) -> None:
+    def program(transport: ThreadTransport) -> float:
+        total = 0.0 if transport.rank == joined else sum_of_ones("x") + sum_of_ones(None)
+        assert operations.join() == 1 - joined
+        return total
+
+    assert sum(on_ranks(2, program)) == 2
+
+
+def test_a_join_is_cancelled_after_rank_0_has_received_it_from_all_ranks() -> None:
+    coordinator = Coordinator([0, 1])
+    for rank in (0, 1):
+        coordinator.receive(rank, {"join": 0})
+    assert coordinator.decide() == [{"joined": 1}]
+    for rank in (0, 1):
+        coordinator.receive(rank, {"round": 1})
+    assert coordinator.decide() == [{"round": 1}]
+    coordinator.receive(1, {"join": 1})
+    assert coordinator.decide() == []
+    coordinator.receive(0, {"join": 1})
+    assert coordinator.decide() == [{"joined": 0}]
