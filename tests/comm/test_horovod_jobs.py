@@ -68,7 +68,9 @@ def test_rank_that_disappears_is_an_error_on_the_others(wait: str) -> None:
         f"try:\n    {wait}\nexcept TransportError as error:\n    sys.stdout.write(f'reported {{rank}}: {{error}}\\n')\n"
     )
     # horovodrun ends the others when a rank fails; one that ends well it lets go, and they find out.
-    found = job(BEGIN + "if rank == 1: os._exit(0)\n" + report + "    sys.stdout.flush()\n    os._exit(3)\n")
+    # Rank 0 may still be in the exchange of BEGIN when rank 1 has completed it.
+    leave = "if rank == 1:\n    time.sleep(1)\n    os._exit(0)\n"
+    found = job(BEGIN + leave + report + "    sys.stdout.flush()\n    os._exit(3)\n")
     assert found.status not in (0, None)
     assert "reported 0: Horovod failed" in found.output, found.output
     assert found.seconds < SECONDS

@@ -116,7 +116,12 @@ def test_callbacks_that_set_the_learning_rate_reach_the_base_optimizer() -> None
     assert float(base.learning_rate) == pytest.approx(0.05)
     assert history["lentando_inner_steps"] == [3, 6, 9]
     assert history["lentando_rounds"] == [1, 3, 4]
-    plateau = keras.callbacks.ReduceLROnPlateau(monitor="loss", factor=0.5, limit=1, min_delta=1e9)
+    plateau = keras.callbacks.ReduceLROnPlateau(
+        monitor="loss",
+        factor=0.5,
+        patience=1,  # check_words: allow
+        min_delta=1e9,
+    )
     model.fit(images, labels, batch_size=2, epochs=3, verbose=0, callbacks=[lt.MetricAverageCallback(), plateau])
     assert float(base.learning_rate) == pytest.approx(0.0125)
 

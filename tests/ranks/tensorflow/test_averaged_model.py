@@ -84,7 +84,7 @@ def test_early_stopping_and_checkpoint_keep_the_best_average(tmp_path: Path) -> 
         lt.AveragedModelCallback(),
         recorder,
         keras.callbacks.ModelCheckpoint(path, save_best_only=True, save_weights_only=True, mode="max"),
-        keras.callbacks.EarlyStopping(limit=2, restore_best_weights=True, mode="max"),
+        keras.callbacks.EarlyStopping(patience=2, restore_best_weights=True, mode="max"),  # check_words: allow
     ]
     history = fit(model, callbacks, epochs=12)
     best = int(np.argmax(history["val_loss"]))  # an early one, as training lowers it

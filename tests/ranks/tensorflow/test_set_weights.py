@@ -102,7 +102,12 @@ def test_early_stopping_that_restores_weights_and_fit_again() -> None:
     x, y = data()
     model.fit(x, y, batch_size=8, epochs=3, verbose=0)
     optimizer.learning_rate = 10.0  # it diverges
-    stopping = keras.callbacks.EarlyStopping("loss", limit=1, restore_best_weights=True, start_from_epoch=0)
+    stopping = keras.callbacks.EarlyStopping(
+        "loss",
+        patience=1,  # check_words: allow
+        restore_best_weights=True,
+        start_from_epoch=0,
+    )
     optimizer.learning_rate = 0.3
     model.fit(x, y, batch_size=8, epochs=2, verbose=0, callbacks=[stopping])
     optimizer.learning_rate = 0.0
