@@ -24,7 +24,8 @@ __all__ = [
 class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Broadcast one rank's weights and optimizer state when training begins, such as after it has restored them.
 
-    A ``DistributedOptimizer`` broadcasts rank 0's weights when it is constructed, without this callback.
+    This happens once for each callback object, in its first ``fit``: a second ``fit`` continues from what each rank
+    has. A ``DistributedOptimizer`` broadcasts rank 0's weights when it is constructed, without this callback.
 
     Args:
         root_rank: rank whose weights and optimizer state are broadcast.
@@ -51,8 +52,8 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
         self._local.append(native(var))
 
     def on_train_begin(self, logs: dict[str, Any] | None = None) -> None:
-        """Broadcast, if the model has been built already."""
-        if self.model.built:
+        """Broadcast in the first ``fit``, if the model has been built already."""
+        if self.model.built and not self._done:
             self._broadcast()
 
     def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
@@ -61,9 +62,15 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
             self._broadcast()
 
     def _broadcast(self) -> None:
+        self._broadcast_weights()
+        self._broadcast_optimizer()
         self._done = True
+
+    def _broadcast_weights(self) -> None:
         shared = [v for v in self.model.weights if not any(native(v) is local for local in self._local)]
         broadcast_variables(by_number(shared), self.root_rank)
+
+    def _broadcast_optimizer(self) -> None:
         optimizer = self.model.optimizer
         if optimizer is None:
             return

@@ -146,6 +146,23 @@ def test_broadcast_leaves_local_variables_and_continues_at_the_count_of_the_root
         callbacks.BroadcastGlobalVariablesCallback(0, local_variables=["kernel"])
 
 
+def test_broadcast_in_one_fit_only_so_that_a_second_one_continues_in_the_middle_of_a_round() -> None:
+    """After the outer steps at 2 and 4, each rank has taken a step of its own, which the second fit leaves alone."""
+    rank, size = lt.rank(), lt.size()
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
+    optimizer = lt.SlowMo(keras.optimizers.SGD(RATE), model=model, period=2, slow_momentum=0.0)
+    model.compile(optimizer, lambda y, output: output)
+    x = np.full([BATCHES + 1, 1], 1.0 + rank)  # which is the gradient of each step
+    broadcast = callbacks.BroadcastGlobalVariablesCallback(0)
+    first, second = Recorder(), Recorder()
+    for recorder in (first, second):
+        model.fit(x, x, batch_size=1, shuffle=False, verbose=0, callbacks=[broadcast, recorder])
+    mean = (size + 1) / 2
+    ends = [-BATCHES * RATE * mean, -(2 * BATCHES + 2) * RATE * mean]
+    np.testing.assert_allclose(first.weights[-2:], [ends[0], ends[0] - RATE * (1 + rank)], rtol=1e-6)
+    np.testing.assert_allclose(second.weights[-1], ends[1], rtol=1e-6)
+
+
 def test_best_model_is_kept(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(RATE), lambda y, output: (output - 1) ** 2)
