@@ -7,7 +7,7 @@ from typing import Any
 import tensorflow as tf
 
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.operations import Average, Op
+from lentando.comm.operations import Adasum, Average, Op, Sum
 from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.tensorflow.compression import Compression, Compressor
 from lentando.tensorflow.local_variables import LocalVariables
@@ -50,8 +50,9 @@ class GradientReduction:
 
     def __post_init__(self) -> None:
         self.local = LocalVariables(lambda: len(self.process_set.ranks), self.scale_local_gradients)
-        if not isinstance(self.op, Op):
-            raise ConfigurationError(f"op must be one of {', '.join(op.name for op in Op)}, got {self.op!r}")
+        if self.op not in (Average, Sum, Adasum):
+            found = self.op.name if isinstance(self.op, Op) else repr(self.op)
+            raise ConfigurationError(f"op must be one of Average, Sum, Adasum, got {found}")
         if self.gradient_predivide_factor != 1 and self.op is not Average:
             raise ConfigurationError(
                 f"gradient_predivide_factor splits an average: leave it out with op={self.op.name}"

@@ -6,11 +6,11 @@ from typing import Any
 import keras
 import tensorflow as tf
 
-from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
 from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.tensorflow.compression import Compression, Compressor
 from lentando.tensorflow.gradient_reduction import GradientReduction
+from lentando.tensorflow.local_variables import variables_of_layers
 from lentando.tensorflow.python_calls import unconverted
 from lentando.tensorflow.variable_groups import check_variable_groups
 
@@ -167,12 +167,13 @@ def PartialDistributedGradientTape(  # noqa: N802 - Horovod's name
         num_groups: older name of ``groups``.
         groups: no effect.
         process_set: the ranks that train together.
-        local_layers: layers that every rank has for itself, with trainable weights that exist already.
+        local_layers: a layer or layers, which have been built, that every rank has for itself.
         scale_local_gradients: whether gradients of these layers are divided by the number of ranks.
 
     Raises:
-        ConfigurationError: if ``local_layers`` contains anything but layers.
+        ConfigurationError: for local layers that are not layers, or have not been built.
     """
+    variables = variables_of_layers(local_layers)
     tape = DistributedGradientTape(
         gradtape,
         device_dense,
@@ -186,22 +187,6 @@ def PartialDistributedGradientTape(  # noqa: N802 - Horovod's name
         process_set,
         scale_local_gradients,
     )
-    for variable in variables_of_layers(local_layers):
+    for variable in variables:
         tape.register_local_source(variable)
     return tape
-
-
-def variables_of_layers(layers: keras.Layer | Iterable[keras.Layer] | None) -> list[Any]:
-    """The trainable weights of layers.
-
-    Args:
-        layers: a layer, several, or None.
-
-    Raises:
-        ConfigurationError: if there is anything but layers.
-    """
-    listed = [] if layers is None else [layers] if isinstance(layers, keras.Layer) else list(layers)
-    for layer in listed:
-        if not isinstance(layer, keras.Layer):
-            raise ConfigurationError(f"local_layers must contain Keras layers, got {type(layer).__name__}")
-    return [variable for layer in listed for variable in layer.trainable_weights]

@@ -1,13 +1,15 @@
 """Variables that every rank has for itself, such as its part of a large embedding, and that are not averaged."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+import keras
 import tensorflow as tf
 
+from lentando.comm.errors import ConfigurationError
 from lentando.tensorflow.state_variables import native
 
-__all__ = ["LocalVariables"]
+__all__ = ["LocalVariables", "variables_of_layers"]
 
 
 class LocalVariables:
@@ -45,3 +47,21 @@ class LocalVariables:
         if isinstance(gradient, tf.IndexedSlices):
             return tf.IndexedSlices(gradient.values / self._size(), gradient.indices, gradient.dense_shape)
         return gradient / self._size()
+
+
+def variables_of_layers(layers: keras.layers.Layer | Iterable[keras.layers.Layer] | None) -> list[Any]:
+    """The trainable variables of layers that every rank has for itself.
+
+    Args:
+        layers: a layer, several, or None. They have been built: a layer has no variables before that.
+
+    Raises:
+        ConfigurationError: for anything but layers, and for layers that have not been built.
+    """
+    listed = [layers] if isinstance(layers, keras.layers.Layer) else list(layers or ())
+    for layer in listed:
+        if not isinstance(layer, keras.layers.Layer):
+            raise ConfigurationError(f"local_layers must be Keras layers, got {type(layer).__name__}")
+        if not layer.built:
+            raise ConfigurationError(f"layer {layer.name!r} of local_layers has not been built: build the model first")
+    return [variable for layer in listed for variable in layer.trainable_variables]

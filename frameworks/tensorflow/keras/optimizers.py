@@ -5,11 +5,11 @@ from typing import Any
 
 import keras
 
-from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
 from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.tensorflow import optimizer as _optimizer
 from lentando.tensorflow.compression import Compression, Compressor
+from lentando.tensorflow.local_variables import variables_of_layers
 
 __all__ = ["DistributedOptimizer", "PartialDistributedOptimizer"]
 
@@ -114,12 +114,7 @@ def PartialDistributedOptimizer(  # noqa: N802 - Horovod's name
     Raises:
         ConfigurationError: for local layers that are not layers, or have not been built.
     """
-    layers = [local_layers] if isinstance(local_layers, keras.layers.Layer) else list(local_layers or ())
-    for layer in layers:
-        if not isinstance(layer, keras.layers.Layer):
-            raise ConfigurationError(f"local_layers must be Keras layers, got {type(layer).__name__}")
-        if not layer.built:
-            raise ConfigurationError(f"layer {layer.name!r} of local_layers has not been built: build the model first")
+    variables = variables_of_layers(local_layers)
     wrapped = DistributedOptimizer(
         optimizer,
         name,
@@ -133,7 +128,6 @@ def PartialDistributedOptimizer(  # noqa: N802 - Horovod's name
         process_set=process_set,
         scale_local_gradients=scale_local_gradients,
     )
-    for layer in layers:
-        for variable in layer.trainable_variables:
-            wrapped.register_local_var(variable)
+    for variable in variables:
+        wrapped.register_local_var(variable)
     return wrapped

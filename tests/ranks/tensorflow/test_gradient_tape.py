@@ -85,8 +85,10 @@ def test_layers_can_be_local() -> None:
     assert [source is local.kernel for source, _ in of_local] == [True]
     assert_allclose(of_local[0][1], [[(RANK + 1) / SIZE]])
     assert_allclose(of_shared[0][1], [[MEAN]])
-    with pytest.raises(lt.ConfigurationError, match="Keras layers"):
+    with pytest.raises(lt.ConfigurationError, match="must be Keras layers, got int"):
         lt.PartialDistributedGradientTape(tape, local_layers=[3])
+    with pytest.raises(lt.ConfigurationError, match="layer 'later' of local_layers has not been built"):
+        lt.PartialDistributedGradientTape(tape, local_layers=[local, keras.layers.Dense(1, name="later")])
 
 
 def test_ranks_outside_of_the_process_set_keep_their_own_gradients() -> None:
@@ -103,6 +105,8 @@ def test_arguments_that_exclude_each_other() -> None:
         ({"gradient_predivide_factor": 2.0, "op": lt.Sum}, "gradient_predivide_factor"),
         ({"groups": -1}, "groups"),
         ({"op": "sum"}, "op must be"),
+        ({"op": lt.Min}, "op must be one of Average, Sum, Adasum, got Min"),
+        ({"op": lt.Product}, "op must be one of Average, Sum, Adasum, got Product"),
     ):
         with pytest.raises(lt.ConfigurationError, match=words):
             lt.DistributedGradientTape(tf.GradientTape(), **options)
