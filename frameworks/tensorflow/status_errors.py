@@ -5,7 +5,7 @@ from contextlib import contextmanager
 
 import tensorflow as tf
 
-from lentando.comm.errors import ConfigurationError, MismatchError
+from lentando.comm.errors import ConfigurationError, MismatchError, UnsupportedOperationError
 
 __all__ = ["with_status_codes"]
 
@@ -24,7 +24,15 @@ class _InvalidArgumentError(ConfigurationError, tf.errors.InvalidArgumentError):
         tf.errors.InvalidArgumentError.__init__(self, None, None, message)
 
 
-_FailedPreconditionError.__name__, _InvalidArgumentError.__name__ = MismatchError.__name__, ConfigurationError.__name__
+class _UnsupportedOperationError(UnsupportedOperationError, tf.errors.InvalidArgumentError):  # type: ignore[misc]
+    """An ``UnsupportedOperationError``, which Horovod raises as RuntimeError, under the same status code."""
+
+    def __init__(self, message: str) -> None:
+        tf.errors.InvalidArgumentError.__init__(self, None, None, message)
+
+
+for _class in (_FailedPreconditionError, _InvalidArgumentError, _UnsupportedOperationError):
+    _class.__name__ = _class.__qualname__ = _class.__bases__[0].__name__
 
 
 @contextmanager
@@ -34,5 +42,7 @@ def with_status_codes() -> Iterator[None]:
         yield
     except MismatchError as error:
         raise _FailedPreconditionError(str(error)) from error
+    except UnsupportedOperationError as error:
+        raise _UnsupportedOperationError(str(error)) from error
     except ConfigurationError as error:
         raise _InvalidArgumentError(str(error)) from error

@@ -152,6 +152,21 @@ def test_errors_are_also_tensorflows() -> None:
         lt.barrier()
 
 
+def test_operations_that_are_not_defined_keep_all_their_classes() -> None:
+    for call in (
+        lambda: lt.allreduce(tf.constant([True]), op=lt.Average),
+        lambda: lt.reducescatter(tf.ones([SIZE]), op=lt.Max),
+    ):
+        with pytest.raises(lt.UnsupportedOperationError) as caught:
+            call()
+        assert isinstance(caught.value, RuntimeError)
+        assert isinstance(caught.value, lt.ConfigurationError)
+        assert isinstance(caught.value, tf.errors.InvalidArgumentError)
+        assert type(caught.value).__name__ == "UnsupportedOperationError"
+        assert type(caught.value.__cause__) is lt.UnsupportedOperationError
+        lt.barrier()
+
+
 def test_process_sets() -> None:
     """All ranks but the last, and the last."""
     others = lt.add_process_set(range(max(SIZE - 1, 1))) if SIZE > 1 else lt.global_process_set
