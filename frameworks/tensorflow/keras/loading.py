@@ -1,7 +1,9 @@
 """Loading of a saved Keras model, with its optimizer wrapped for training on all ranks."""
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+import json
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
 from types import FunctionType
 from typing import Any
 
@@ -53,8 +55,9 @@ def load_model(
     Args:
         filepath: file of the model, ending in ``.keras`` or ``.h5``.
         custom_optimizers: classes of optimizers that are not Keras's own.
-        custom_objects: further classes and functions, by name. A function of keyword arguments (``**config``) makes an
-            optimizer; what is a ``DistributedOptimizer`` already is not wrapped again.
+        custom_objects: further classes and functions, by name. A function under the name of an optimizer's class makes
+            the optimizer from its configuration (``**config``); what is a ``DistributedOptimizer`` already is not
+            wrapped again.
         compression: ``Compression.none``, ``fp16`` or ``bf16``.
         legacy_opts: False: Keras 3 has no legacy optimizers.
 
@@ -70,8 +73,11 @@ def load_model(
     """
     if legacy_opts:
         raise ConfigurationError("legacy_opts=True is not possible: Keras 3 has no legacy optimizers")
-    known = {optimizer.__name__: optimizer for optimizer in custom_optimizers or ()}
-    known |= {name: _as_class(value) for name, value in (custom_objects or {}).items()}
+    known: dict[str, Any] = {optimizer.__name__: optimizer for optimizer in custom_optimizers or ()}
+    known |= custom_objects or {}
+    for name in known.keys() & _classes_in(filepath):
+        if isinstance(known[name], FunctionType):
+            known[name] = _Factory(known[name])
     model = keras.saving.load_model(filepath, custom_objects=known)
     if getattr(model, "optimizer", None) is None:
         raise ConfigurationError(
@@ -99,10 +105,7 @@ def _restore_optimizer(model: keras.Model, filepath: Any) -> None:
         # A list of names that is too long for one attribute is divided: weight_names0, weight_names1, ...
         parts = sorted((key for key in group.attrs if key.startswith("weight_names")), key=lambda key: (len(key), key))
         values = [np.asarray(group[path]) for part in parts for path in group.attrs[part].astype(str)]
-    optimizer = model.optimizer
-    if len(optimizer.variables) == len(values):
-        return
-    optimizer = type(optimizer).from_config(optimizer.get_config())
+    optimizer = type(model.optimizer).from_config(model.optimizer.get_config())
     optimizer.build(model.trainable_variables)
     if [tuple(variable.shape) for variable in optimizer.variables] != [value.shape for value in values]:
         raise ConfigurationError(
@@ -115,9 +118,30 @@ def _restore_optimizer(model: keras.Model, filepath: Any) -> None:
     model.optimizer = optimizer
 
 
-def _as_class(value: Any) -> Any:
-    """A custom object as Keras takes it: functions that make an optimizer have keyword arguments of any name."""
-    if not isinstance(value, FunctionType):
-        return value
-    kinds = {parameter.kind for parameter in inspect.signature(value).parameters.values()}
-    return _Factory(value) if inspect.Parameter.VAR_KEYWORD in kinds else value
+def _classes_in(filepath: Any) -> set[str]:
+    """Names of the classes of which a saved model has objects. Functions, such as losses, are not among them.
+
+    Returns:
+        Names as Keras looks them up; none if Keras itself will say that it cannot read the file.
+    """
+    if zipfile.is_zipfile(filepath):
+        with zipfile.ZipFile(filepath) as archive:
+            texts = [archive.read("config.json")]
+    elif Path(filepath).is_file() and h5py.is_hdf5(filepath):
+        with h5py.File(filepath) as file:
+            texts = [file.attrs[name] for name in ("model_config", "training_config") if name in file.attrs]
+    else:
+        return set()
+    return {name for text in texts for name in _class_names(json.loads(text))}
+
+
+def _class_names(config: Any) -> Iterator[str]:
+    if isinstance(config, list):
+        config = dict(enumerate(config))
+    if not isinstance(config, dict):
+        return
+    if config.get("class_name", "function") != "function":
+        yield config["class_name"]
+        yield config.get("registered_name") or config["class_name"]
+    for value in config.values():
+        yield from _class_names(value)

@@ -114,6 +114,33 @@ def test_function_makes_the_optimizer_of_a_loaded_model(tmp_path: Path) -> None:
     assert int(loaded.optimizer.iterations) == 12
 
 
+@pytest.mark.parametrize("ending", ["keras", "h5"])
+def test_functions_of_a_loaded_model_remain_functions(ending: str, tmp_path: Path) -> None:
+    """Functions with keyword arguments of any name, at places where Keras takes functions."""
+
+    def half(x: Any, **options: Any) -> Any:
+        return x / 2
+
+    def distance(y: Any, output: Any, **options: Any) -> Any:
+        return keras.ops.mean(keras.ops.abs(y - output), -1)
+
+    def make(**config: Any) -> Any:
+        return Doubled(**config)
+
+    model = keras.Sequential([keras.Input([3]), keras.layers.Dense(1, half)])
+    model.compile(hvd.DistributedOptimizer(Doubled(0.125)), distance, metrics=[distance])
+    fit(model, 1)
+    custom = {"half": half, "distance": distance, "Doubled": make}
+    for number in (1, 2):
+        model.save(tmp_path / f"{number}.{ending}")
+        model = hvd.load_model(tmp_path / f"{number}.{ending}", custom_objects=custom)
+        assert model.layers[0].activation is half
+        assert model.loss is distance
+        assert type(model.optimizer.base_optimizer) is Doubled
+    fit(model, 2)
+    assert int(model.optimizer.iterations) == 12
+
+
 def test_model_that_rank_0_alone_has_loaded_is_broadcast(tmp_path: Path) -> None:
     def new() -> keras.Model:
         keras.utils.set_random_seed(lt.rank())
