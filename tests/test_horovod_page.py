@@ -131,25 +131,30 @@ def refuses(found: Any) -> bool:
 
 
 @pytest.mark.parametrize("module", COLUMNS)
+def test_help_shows_the_arguments_of_every_function(module: str) -> None:
+    """Functions may be wrapped, such as those that AutoGraph does not convert."""
+    wrong = []
+    for name in of_framework(module):
+        found = ours(name)
+        if inspect.isfunction(found) and not refuses(found):
+            kinds = [each.kind.name for each in inspect.signature(found).parameters.values()]
+            defined_here = vars(importlib.import_module(found.__module__)).get(found.__name__) is found
+            if kinds == ["VAR_POSITIONAL", "VAR_KEYWORD"] or not defined_here:
+                wrong.append(f"{name}: {found.__module__}.{found.__qualname__}{inspect.signature(found)}")
+    assert wrong == []
+
+
+@pytest.mark.parametrize("module", COLUMNS)
 def test_a_name_that_is_the_same_takes_horovods_arguments(module: str) -> None:
     """In Horovod's order, with its defaults; more may follow."""
     wrong = {}
     for name in of_framework(module):
         if name.parameters is not None and table()[name.name][COLUMNS[module]] == "same":
             found = ours(name)
-            problem = difference(name, signature_of(found)) if callable(found) else "cannot be called"
+            problem = difference(name, inspect.signature(found)) if callable(found) else "cannot be called"
             if problem:
                 wrong[str(name)] = problem
     assert wrong == {}
-
-
-def signature_of(found: Any) -> inspect.Signature:
-    """Of the function itself, where it is wrapped so that AutoGraph does not convert it."""
-    signature = inspect.signature(found)
-    if [each.kind.name for each in signature.parameters.values()] == ["VAR_POSITIONAL", "VAR_KEYWORD"]:
-        inner = [cell.cell_contents for cell in getattr(found, "__closure__", None) or ()]
-        return next((inspect.signature(each) for each in inner if inspect.isfunction(each)), signature)
-    return signature
 
 
 def difference(name: Name, signature: inspect.Signature) -> str:
@@ -183,6 +188,27 @@ def same_default(value: Any, default: str, name: Name) -> bool:
     for part in default.split("."):
         expected = getattr(expected, part, None)
     return expected is not None and value is expected
+
+
+def test_every_variable_of_horovod_that_is_read_is_on_the_page() -> None:
+    sources = [path for layer in ("comm", "optimizers", "frameworks") for path in (ROOT / layer).rglob("*.py")]
+    read = {name for path in sources for name in re.findall(r'"(HOROVOD_\w+)"', path.read_text())}
+    assert {"HOROVOD_RANK", "HOROVOD_TIMELINE_MARK_CYCLES", "HOROVOD_STALL_CHECK_DISABLE"} < read
+    section = PAGE.read_text().partition("## Environment variables")[2].partition("\n## ")[0]
+    assert read - set(re.findall(r"`(HOROVOD_\w+)`", section)) == set()
+
+
+def test_the_page_counts_the_tests_of_horovods_that_it_lists() -> None:
+    """Each file's tests that do not pass are as many as the first table says."""
+    results = PAGE.read_text().partition("<!-- results: begin -->")[2]
+    counts = re.findall(r"^\| `(test_\w+\.py)` \| (\d+) \| (\d+) \| (\d+) \| (\d+) \|", results, re.MULTILINE)
+    assert len(counts) == 4
+    for file, *numbers in counts:
+        total, passed, skipped, failed = map(int, numbers)
+        rows = re.findall(rf"^\| `{file}` \| ((?:`\w+`(?:, )?)+) \|", results, re.MULTILINE)
+        listed = [test for row in rows for test in re.findall(r"`(\w+)`", row)]
+        assert len(listed) == len(set(listed)) == skipped + failed, file
+        assert passed == total - skipped - failed, file
 
 
 def test_every_program_and_its_changed_line_are_on_the_page() -> None:

@@ -1,5 +1,6 @@
 """Calls of Python from inside a TensorFlow graph."""
 
+import inspect
 from collections.abc import Callable, Sequence
 from functools import cache
 from threading import Lock, get_ident
@@ -28,7 +29,10 @@ def unconverted(function: F) -> F:
     def called(*arguments: Any, **options: Any) -> Any:
         return (function if tf.executing_eagerly() else in_graph)(*arguments, **options)
 
-    called.__name__, called.__doc__ = function.__name__, function.__doc__
+    # Not functools.wraps: TensorFlow follows __wrapped__, and would convert the function that is inside.
+    for name in ("__module__", "__name__", "__qualname__", "__doc__", "__annotations__"):
+        setattr(called, name, getattr(function, name))
+    vars(called)["__signature__"] = inspect.signature(function)
     return cast("F", called)
 
 

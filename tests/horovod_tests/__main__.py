@@ -82,7 +82,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--files", nargs="+", choices=FILES, metavar="FILE", help=f"some of {', '.join(FILES)}")
     parser.add_argument("--only", default="", help="part of the names of the tests to run")
     parser.add_argument("--ranks", type=int, default=2, help="number of ranks (default: 2)")
-    parser.add_argument("--seconds", type=float, default=60.0, help="that a test may take (default: 60)")
+    parser.add_argument("--seconds", type=float, default=180.0, help="that a test may take (default: 180)")
     parser.add_argument("--json", type=Path, help="file for the results")
     parser.add_argument("--reference", type=Path, metavar="PYTHON", help="a Python that has the real Horovod")
     parser.add_argument(
