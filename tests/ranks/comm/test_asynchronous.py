@@ -96,6 +96,8 @@ def test_sums_alone_and_together_are_bit_identical(transport: Transport) -> None
 
 
 def test_nothing_is_done_while_nothing_is_submitted(transport: Transport) -> None:
+    if transport.name == "horovod":
+        pytest.skip("Horovod's own thread is always at work")
     operations.allreduce_call(np.ones(1), Sum).start().wait()
     time.sleep(0.05)
     before = resource.getrusage(resource.RUSAGE_SELF)
