@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import operation_checks as checks
 import pytest
+from backends import needs_process_sets
 
 from lentando.comm import operations
 from lentando.comm.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
@@ -54,6 +55,7 @@ def disjoint_sets() -> Iterator[list[ProcessSet]]:
     assert all(remove_process_set(each) for each in both)
 
 
+@needs_process_sets
 def test_a_removed_set_leaves_no_thread() -> None:
     before = threading.active_count()
     for _ in range(5):
@@ -71,6 +73,7 @@ def test_a_removed_set_leaves_no_thread() -> None:
     assert threading.active_count() <= before + 1  # of all ranks
 
 
+@needs_process_sets
 @pytest.mark.skipif(size() < 2, reason="one rank has no two sets")
 @pytest.mark.parametrize("check", AMONG_MEMBERS, ids=lambda check: check.__name__)
 def test_operation_in_a_process_set(disjoint_sets: list[ProcessSet], check: Callable[..., Any]) -> None:

@@ -6,25 +6,22 @@ from typing import Any
 import numpy as np
 import pytest
 import reference
+from backends import needs_process_sets
 from forking import succeeds_in_child
 from methods import methods
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
 
 from lentando.comm import operations as ops
-from lentando.comm.capabilities import Subsets
 from lentando.comm.errors import MismatchError, NonFiniteError, TransportError
 from lentando.comm.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set, transport_of
 from lentando.comm.testing import run_ranks
 from lentando.comm.transport import Array, Transport
-from lentando.comm.world import rank, size, transport
+from lentando.comm.world import rank, size
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
-pytestmark = [
-    pytest.mark.skipif(size() < 2, reason="one rank has no two sets"),
-    pytest.mark.skipif(size() > 1 and not isinstance(transport(), Subsets), reason="the backend has no process sets"),
-]
+pytestmark = [pytest.mark.skipif(size() < 2, reason="one rank has no two sets"), needs_process_sets]
 
 START = np.linspace(-1, 1, 1501)
 QUADRATIC = reference.quadratic(START.size)
