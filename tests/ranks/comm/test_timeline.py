@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from lentando.comm import operations, timeline
+from lentando.comm.capabilities import Background
 from lentando.comm.operations import Sum
 from lentando.comm.transport import Transport
 
@@ -46,7 +47,7 @@ def test_collectives_are_recorded_by_name_with_bytes(transport: Transport, path:
     (negotiation,) = [event for event in named(found, "NEGOTIATE_ALLREDUCE") if event["ph"] == "X"]
     assert blocking["ts"] <= negotiation["ts"]
     assert negotiation["ts"] + negotiation["dur"] <= blocking["ts"] + blocking["dur"]
-    if transport.size > 1:
+    if transport.size > 1 and isinstance(transport, Background):  # others execute them in the thread that waits
         tensors = [name for event in together for name in event["args"]["tensors"]]
         assert sorted(tensors) == [f"allreduce.gradient {number}" for number in range(4)]
         assert sum(event["args"]["bytes"] for event in together) == 160
