@@ -42,7 +42,7 @@ def test_failure_on_one_rank_ends_the_job_with_its_traceback() -> None:
 def test_hang_on_one_rank_ends_the_job_with_its_traceback() -> None:
     job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_hangs.py"), environment={"LENTANDO_TEST_SECONDS": "2"})
     assert job.status not in (0, None)
-    assert "test_last_rank_waits_for_a_message_that_nobody_sends" in job.output
+    assert "test_last_rank_waits_for_a_message_that_no_rank_sends" in job.output
     assert job.seconds < 15
 
 

@@ -369,6 +369,7 @@ def test_bytes_are_those_of_the_buckets() -> None:
     assert sent[0] == pytest.approx(sent[1], rel=0.01)
 
 
+@pytest.mark.skipif(lt.size() == 1, reason="one rank sends no gradients")
 def test_sparse_gradients_are_refused() -> None:
     model = nn.Embedding(5, 3, sparse=True)
     optimizer = wrap(model, overlap=True)
