@@ -1,80 +1,11 @@
 """Stand-in for ``horovod.tensorflow.keras``, on Keras 3: ``import lentando.tensorflow.keras as hvd``."""
 
-from lentando.optimizers.exports import (
-    Adasum,
-    Average,
-    ProcessSet,
-    Sum,
-    add_process_set,
-    ccl_built,
-    cross_rank,
-    cross_size,
-    cuda_built,
-    ddl_built,
-    global_process_set,
-    gloo_built,
-    gloo_enabled,
-    init,
-    is_initialized,
-    local_rank,
-    local_size,
-    mpi_built,
-    mpi_enabled,
-    mpi_threads_supported,
-    nccl_built,
-    rank,
-    remove_process_set,
-    rocm_built,
-    shutdown,
-    size,
-    start_timeline,
-    stop_timeline,
-)
-from lentando.tensorflow.compression import Compression
-from lentando.tensorflow.functions import broadcast_global_variables
-from lentando.tensorflow.keras import callbacks, elastic
-from lentando.tensorflow.keras.loading import load_model
-from lentando.tensorflow.keras.optimizers import DistributedOptimizer, PartialDistributedOptimizer
-from lentando.tensorflow.keras.values import allgather, allreduce, broadcast, reducescatter
+from typing import TYPE_CHECKING
 
-__all__ = [
-    "Adasum",
-    "Average",
-    "Compression",
-    "DistributedOptimizer",
-    "PartialDistributedOptimizer",
-    "ProcessSet",
-    "Sum",
-    "add_process_set",
-    "allgather",
-    "allreduce",
-    "broadcast",
-    "broadcast_global_variables",
-    "callbacks",
-    "ccl_built",
-    "cross_rank",
-    "cross_size",
-    "cuda_built",
-    "ddl_built",
-    "elastic",
-    "global_process_set",
-    "gloo_built",
-    "gloo_enabled",
-    "init",
-    "is_initialized",
-    "load_model",
-    "local_rank",
-    "local_size",
-    "mpi_built",
-    "mpi_enabled",
-    "mpi_threads_supported",
-    "nccl_built",
-    "rank",
-    "reducescatter",
-    "remove_process_set",
-    "rocm_built",
-    "shutdown",
-    "size",
-    "start_timeline",
-    "stop_timeline",
-]
+from lentando.tensorflow.keras import callbacks as callbacks
+from lentando.tensorflow.keras import elastic as elastic
+from lentando.tensorflow.keras import exports as _exports
+from lentando.tensorflow.keras.exports import *
+
+if not TYPE_CHECKING:  # type checkers take the names from the imports: they understand only lists that are written out
+    __all__ = [*_exports.__all__, "callbacks", "elastic"]
