@@ -9,6 +9,7 @@ import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -21,6 +22,7 @@ from lentando.comm.asynchronous.names_in_use import NamesInUse
 from lentando.comm.asynchronous.negotiation import Negotiation, OtherRankFailedError
 from lentando.comm.asynchronous.pacing import Pace, sleep
 from lentando.comm.asynchronous.reports import shortened
+from lentando.comm.asynchronous.waits import Waits
 from lentando.comm.background import BackgroundThreads
 from lentando.comm.capabilities import Interruptible, SideChannel
 from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
@@ -35,8 +37,6 @@ __all__ = ["NegotiatedOperations"]
 R = TypeVar("R")
 GATHER_SECONDS = 5e-4
 """Submissions of this time are sent together, unless the program already waits for one of them."""
-STUCK_SECONDS = 0.25
-"""A rank whose threads have all waited for this time reports it to rank 0, which finds deadlocks."""
 CONTROL_SECONDS = 0.02
 """While an operation is executed, errors of other ranks are received at this interval."""
 
@@ -73,7 +73,6 @@ class NegotiatedOperations:
         # Used by the thread only.
         self._pace = Pace()
         self._looked_at = 0.0
-        self._reported: list[str] | None = None
         self._question = 0
         self._round_sent = self._round_followed = 0
         self._current = "its background thread"
@@ -85,13 +84,11 @@ class NegotiatedOperations:
         self._unsent_since = 0.0
         self._unnamed = 0
         self._names = NamesInUse(transport)
-        self._waiting: dict[int, str] = {}
-        self._users: set[int] = set()
+        self._waits = Waits()
         self._joining: Handle[int] | None = None
         self._zeros: ZeroCall | None = None
         self._round_of_join = self._round_to_follow = 0
         self._announcements: Message = {}
-        self._blocked_in: tuple[str, float] | None = None
         self._is_leaving = False
         self._failure: TransportError | None = None
 
@@ -120,7 +117,7 @@ class NegotiatedOperations:
             if not self._unsent:
                 self._unsent_since = time.monotonic()
             self._unsent.append((key, description))
-            self._users.add(threading.get_ident())
+            self._waits.add_user(threading.get_ident())
             recording = timeline.active  # another thread may stop it
             if recording is not None:
                 recording.begin(f"NEGOTIATE_{call.operation.upper()}", key)
@@ -173,8 +170,7 @@ class NegotiatedOperations:
                 None outside of one.
         """
         with self._changed:
-            self._blocked_in = None if self._waiting else blocked_in
-            if self._blocked_in is not None and self._failure is None:
+            if self._waits.set_blocked_in(blocked_in) and self._failure is None:
                 self._ensure_driving()
 
     def may_continue_without(self, thread: int) -> bool:
@@ -186,7 +182,7 @@ class NegotiatedOperations:
             thread: identifier of the thread that waits.
         """
         with self._changed:
-            return bool(self._running_users() - {thread})
+            return bool(self._waits.running_users() - {thread})
 
     def close(self) -> None:
         """End the thread. Collective: all ranks have agreed to leave the job. Operations in flight get an error."""
@@ -199,21 +195,16 @@ class NegotiatedOperations:
                 self._ensure_driving()
             while self._is_driving:
                 self._changed.wait()
-            left, self._in_flight = list(self._in_flight.values()), {}
             self._failure = self._failure or TransportError(
                 f"rank {self._number} submits an operation after the job has ended, by shutdown()"
             )
-            for entry in left:
-                entry.handle.fail(
-                    MismatchError(
-                        f"operation {entry.handle.key!r} of rank {self._number} was not executed: the job has ended, "
-                        "by shutdown() or the end of the program, and another rank has not submitted it"
-                    )
-                )
-            if self._joining is not None:
-                self._joining.fail(MismatchError(f"rank {self._number} waits in join(), and the job has ended"))
-                self._joining = None
-            self._changed.notify_all()
+            self._fail_all(
+                lambda key: MismatchError(
+                    f"operation {key!r} of rank {self._number} was not executed: the job has ended, by shutdown() or "
+                    "the end of the program, and another rank has not submitted it"
+                ),
+                MismatchError(f"rank {self._number} waits in join(), and the job has ended"),
+            )
         data = self._threads.transports[0]
         if isinstance(data, Interruptible):
             data.while_waiting = None  # this object becomes garbage, which ends the thread
@@ -234,14 +225,13 @@ class NegotiatedOperations:
         self._require_parent()
         thread = threading.get_ident()
         with watched(self._transport, "an asynchronous operation"), self._changed:
-            self._waiting[thread] = handle.key
-            self._users.add(thread)
+            self._waits.begin(thread, handle.key)
             self._changed.notify_all()
             try:
                 while not handle.is_complete:
                     self._changed.wait()
             finally:
-                del self._waiting[thread]
+                self._waits.end(thread)
 
     def _ensure_driving(self) -> None:
         """Let the thread work. The caller holds the lock."""
@@ -272,7 +262,7 @@ class NegotiatedOperations:
     def _has_work(self) -> bool:
         with self._changed:
             if self._failure is None and (
-                self._in_flight or self._announcements or self._joining or self._blocked_in or self._is_leaving
+                self._in_flight or self._announcements or self._joining or self._waits.is_blocked or self._is_leaving
                 or self._round_followed < self._round_to_follow or not self._negotiation.has_sent_all
             ):  # fmt: skip
                 return True
@@ -286,7 +276,7 @@ class NegotiatedOperations:
         message = self._next_message()
         if message:
             has_progress = True
-            self._reported = None
+            self._waits.forget_report()
             self._negotiation.report(message)
             has_progress |= self._negotiation.poll()
         while self._negotiation.decisions:
@@ -299,7 +289,7 @@ class NegotiatedOperations:
             message, self._announcements = self._announcements, {}
             if self._unsent:
                 young = self._unsent_since + GATHER_SECONDS - time.monotonic()
-                if young > 0 and not self._waiting and not message:
+                if young > 0 and not self._waits.is_waiting and not message:
                     self._changed.wait(young)
                 recording = timeline.active
                 if recording is not None:
@@ -312,7 +302,7 @@ class NegotiatedOperations:
         return message
 
     def _follow(self, decision: Message) -> None:
-        self._reported = None
+        self._waits.forget_report()
         if "run" in decision:
             operations = [self._negotiation.decode(sent) for sent in decision["run"]]
             self._run(operations, decision.get("absent") or [[]] * len(operations))
@@ -378,7 +368,7 @@ class NegotiatedOperations:
 
     @property
     def _is_urgent(self) -> bool:
-        return bool(self._waiting) or self._joining is not None
+        return self._waits.is_waiting or self._joining is not None
 
     def _sleep(self) -> None:
         with self._changed:
@@ -389,38 +379,25 @@ class NegotiatedOperations:
             sleep(0)
 
     def _report_waits(self) -> None:
-        """Report to rank 0 what this rank's threads wait for, once they have all waited for a while."""
+        """Report to rank 0 what this rank's threads wait for."""
         with self._changed:
-            blocked_in, self._blocked_in = self._blocked_in, None
-            if self._waiting:
-                blocked_in = None
-        if blocked_in is not None:
-            self._negotiation.report({"idle": [[], blocked_in, self._question]})
-            self._reported = None
-        if self._pace.waited_seconds < STUCK_SECONDS:
-            return
-        with self._changed:
-            is_stuck = bool(self._waiting) and not self._running_users()
-            keys = sorted(set(self._waiting.values()) - {"join"}) if is_stuck else None
-        if keys != self._reported and not (keys == [] and self._joining):
-            self._negotiation.report({"idle": [keys, [], self._question]} if keys else {})
-            self._reported = keys
-
-    def _running_users(self) -> set[int]:
-        """Threads that use these operations, and do not wait for one now. The caller holds the lock."""
-        alive = {thread.ident for thread in threading.enumerate()}
-        self._users &= alive
-        return self._users - self._waiting.keys()
+            messages = self._waits.reports(self._pace.waited_seconds, self._question, self._joining is not None)
+        for message in messages:
+            self._negotiation.report(message)
 
     def _fail(self, failure: TransportError) -> None:
         """Let all operations in flight, and all later ones, raise an error."""
         with self._changed:
             self._failure = failure
-            left, self._in_flight = list(self._in_flight.values()), {}
-            for entry in left:
-                entry.handle.fail(failure)
-            if self._joining is not None:
-                self._joining.fail(failure)
-                self._joining = None
             self._is_driving = False
-            self._changed.notify_all()
+            self._fail_all(lambda _: failure, failure)
+
+    def _fail_all(self, error_of: Callable[[str], Exception], error_of_join: Exception) -> None:
+        """Let all operations in flight, and join(), raise an error. The caller holds the lock."""
+        for key, entry in self._in_flight.items():
+            entry.handle.fail(error_of(key))
+        self._in_flight.clear()
+        if self._joining is not None:
+            self._joining.fail(error_of_join)
+            self._joining = None
+        self._changed.notify_all()
