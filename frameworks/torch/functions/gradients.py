@@ -5,7 +5,9 @@ from typing import Any
 
 import torch
 
-__all__ = ["needs_gradient", "with_gradient"]
+from lentando.torch.compression import Compressor
+
+__all__ = ["compressed_with_gradient", "needs_gradient", "with_gradient"]
 
 Function = Callable[[Sequence[torch.Tensor]], Sequence[torch.Tensor]]
 
@@ -23,6 +25,22 @@ def with_gradient(forward: Function, backward: Function, tensors: Sequence[torch
     if needs_gradient(tensors):
         return list(_Collective.apply(forward, backward, *tensors))  # type: ignore[no-untyped-call]
     return list(forward(tensors))
+
+
+def compressed_with_gradient(
+    forward: Function, backward: Function, tensors: Sequence[torch.Tensor], compression: type[Compressor]
+) -> list[torch.Tensor]:
+    """Do the same with compressed tensors, and decompress the results.
+
+    Args:
+        forward: as for ``with_gradient``, of compressed tensors.
+        backward: as for ``with_gradient``.
+        tensors: the arguments.
+        compression: how they are compressed while they are sent.
+    """
+    compressed = [compression.compress(tensor) for tensor in tensors]
+    results = with_gradient(forward, backward, [tensor for tensor, _ in compressed])
+    return [compression.decompress(result, ctx) for result, (_, ctx) in zip(results, compressed, strict=True)]
 
 
 def needs_gradient(tensors: Sequence[torch.Tensor]) -> bool:

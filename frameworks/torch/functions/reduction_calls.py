@@ -12,7 +12,7 @@ from lentando.optimizers.no_gradient import check_has_gradient
 from lentando.torch.compression import Compressor
 from lentando.torch.convert import as_array
 from lentando.torch.functions.calls import TensorCall, host_of
-from lentando.torch.functions.gradients import needs_gradient, with_gradient
+from lentando.torch.functions.gradients import compressed_with_gradient, needs_gradient
 from lentando.torch.local_tensors import is_same_memory
 
 __all__ = ["allreduce_of", "allreduced", "grouped_allreduce_of", "store"]
@@ -37,9 +37,7 @@ def allreduced(
 
     if needs_gradient(tensors):
         check_has_gradient(function, op)
-    compressed = [compression.compress(tensor) for tensor in tensors]
-    results = with_gradient(lambda given: combined(given, name), combined, [tensor for tensor, _ in compressed])
-    return [compression.decompress(result, ctx) for result, (_, ctx) in zip(results, compressed, strict=True)]
+    return compressed_with_gradient(lambda given: combined(given, name), combined, tensors, compression)
 
 
 def allreduce_of(

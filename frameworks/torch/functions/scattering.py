@@ -12,7 +12,7 @@ from lentando.torch.compression import Compression, Compressor
 from lentando.torch.convert import as_array, new_tensor
 from lentando.torch.functions.calls import Handle, TensorCall, check_tensor, check_tensors, host_of
 from lentando.torch.functions.gathering import grouped_allgather
-from lentando.torch.functions.gradients import needs_gradient, with_gradient
+from lentando.torch.functions.gradients import compressed_with_gradient, needs_gradient
 from lentando.torch.functions.refusals import refused_on_every_rank
 
 __all__ = ["grouped_reducescatter", "grouped_reducescatter_async", "reducescatter", "reducescatter_async"]
@@ -142,9 +142,7 @@ def _scattered(
         factor = prescale_factor * postscale_factor * (transport_of(process_set).size if op is Sum else 1)
         return grouped_allgather([gradient * factor for gradient in gradients], process_set=process_set)
 
-    compressed = [compression.compress(tensor) for tensor in tensors]
-    results = with_gradient(forward, backward, [tensor for tensor, _ in compressed])
-    return [compression.decompress(result, ctx) for result, (_, ctx) in zip(results, compressed, strict=True)]
+    return compressed_with_gradient(forward, backward, tensors, compression)
 
 
 def _call(
