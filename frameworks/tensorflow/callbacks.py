@@ -8,7 +8,7 @@ import tensorflow as tf
 
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
-from lentando.tensorflow.names import by_number
+from lentando.tensorflow.names import by_number, by_number_alone
 from lentando.tensorflow.optimizer import DistributedOptimizer
 from lentando.tensorflow.state_variables import native
 from lentando.tensorflow.variables import broadcast_variables
@@ -76,7 +76,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
             return
         if not optimizer.built and self.model.trainable_variables:
             optimizer.build(self.model.trainable_variables)  # on a rank that has not loaded it, say
-        broadcast_variables({str(n): v for n, v in enumerate(optimizer.variables)}, self.root_rank)
+        broadcast_variables(by_number_alone(optimizer.variables), self.root_rank)
         if isinstance(optimizer, DistributedOptimizer):
             optimizer.set_weights(optimizer.variables)  # continues from the root's count of steps
 

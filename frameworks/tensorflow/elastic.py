@@ -14,7 +14,7 @@ from lentando.optimizers.elastic_state import ObjectState, State, run_fn
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer
 from lentando.tensorflow.convert import as_tensor
 from lentando.tensorflow.functions import broadcast_object, broadcast_variables
-from lentando.tensorflow.names import by_number
+from lentando.tensorflow.names import by_number, by_number_alone
 from lentando.tensorflow.original_errors import original_errors
 
 __all__ = ["ObjectState", "State", "TensorFlowKerasState", "TensorFlowState", "run"]
@@ -136,7 +136,7 @@ class TensorFlowKerasState(ObjectState):
         """Make rank 0's present state that of every rank, and save it. Collective."""
         broadcast_variables(by_number(self.model.weights), 0)
         if self.optimizer is not None:
-            broadcast_variables({str(n): v for n, v in enumerate(self.optimizer.variables)}, 0)
+            broadcast_variables(by_number_alone(self.optimizer.variables), 0)
         if isinstance(self.optimizer, ReplicaOptimizer):
             self.optimizer.adopt_rank_0()
         self._save_model()

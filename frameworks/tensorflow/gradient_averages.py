@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-import tensorflow as tf
-
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.counted_steps import CountedSteps
 from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.sparse_tensors import as_dense
 from lentando.tensorflow.state_variables import native
 
 __all__ = ["GradientAverages", "Pairs"]
@@ -51,7 +50,7 @@ class GradientAverages:
     def eager(self, pairs: Pairs, loss: float | None) -> Pairs:
         """Average eager gradients at once."""
         given = self._by_variable(pairs)
-        averaged = self._average([None if g is None else _dense(g) for g in given], loss)
+        averaged = self._average([as_dense(gradient) for gradient in given], loss)
         return self._in_pairs(averaged, pairs)
 
     def traced(self, pairs: Pairs, loss: Any | None) -> Pairs:
@@ -73,7 +72,7 @@ class GradientAverages:
                 )
             return [averaged[number] for number in present]
 
-        dense = [_dense(given[number]) for number in present]
+        dense = [as_dense(given[number]) for number in present]
         averaged = self._counted.average(average, loss, dense, [self._dtypes[number] for number in present])
         by_number = dict(zip(present, averaged, strict=True))
         return self._in_pairs([by_number.get(number) for number in range(len(given))], pairs)
@@ -99,8 +98,3 @@ class GradientAverages:
 
     def _number(self, variable: Any) -> int:
         return self._numbers[id(native(variable))]
-
-
-def _dense(gradient: Any) -> Any:
-    """The gradient with all rows. Embeddings have sparse gradients, whose rows differ between ranks."""
-    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient

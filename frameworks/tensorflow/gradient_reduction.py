@@ -4,14 +4,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import tensorflow as tf
-
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Adasum, Average, Op, Sum
 from lentando.comm.process_sets import ProcessSet, global_process_set
 from lentando.tensorflow.compression import Compression, Compressor
 from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.reductions import grouped_allreduce
+from lentando.tensorflow.sparse_tensors import as_dense
 
 __all__ = ["GradientReduction"]
 
@@ -68,7 +67,7 @@ class GradientReduction:
         if not self.process_set.included():
             return list(gradients)
         if self.sparse_as_dense:
-            gradients = [tf.convert_to_tensor(g) if isinstance(g, tf.IndexedSlices) else g for g in gradients]
+            gradients = [as_dense(gradient) for gradient in gradients]
         local = [variable in self.local for variable in variables]
         sent = [g for g, is_local in zip(gradients, local, strict=True) if g is not None and not is_local]
         factor = self.gradient_predivide_factor

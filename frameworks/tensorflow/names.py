@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-__all__ = ["by_number", "layers_of", "names_of"]
+__all__ = ["by_number", "by_number_alone", "layers_of", "names_of"]
 
 
 def names_of(variables: Sequence[Any], model: keras.Model | None) -> list[str]:
@@ -32,6 +32,11 @@ def by_number(variables: Sequence[Any]) -> dict[str, Any]:
     """
     paths = [getattr(variable, "path", None) or variable.name for variable in variables]
     return {f"{n} {path.rpartition('/')[2]}": v for n, (path, v) in enumerate(zip(paths, variables, strict=True))}
+
+
+def by_number_alone(variables: Sequence[Any]) -> dict[str, Any]:
+    """Variables of an optimizer by their number: it names them after the model's, which ranks may name otherwise."""
+    return {str(number): variable for number, variable in enumerate(variables)}
 
 
 def layers_of(model: Any) -> Iterator[Any]:

@@ -9,7 +9,12 @@ from lentando.comm.operations import Average, Op, Sum
 from lentando.comm.process_sets import ProcessSet
 from lentando.tensorflow.exchanges import grouped_allgather
 
-__all__ = ["check_sparse", "gathered_slices"]
+__all__ = ["as_dense", "check_sparse", "gathered_slices"]
+
+
+def as_dense(gradient: Any) -> Any:
+    """A gradient with all rows. Embeddings have ``tf.IndexedSlices``, whose rows differ between ranks."""
+    return tf.convert_to_tensor(gradient) if isinstance(gradient, tf.IndexedSlices) else gradient
 
 
 def check_sparse(op: Op, prescale_factor: float, postscale_factor: float) -> None:
