@@ -3,23 +3,13 @@
 from collections.abc import Callable
 from typing import Any
 
-import operation_checks as checks
 import pytest
+from operation_checks import AMONG_MEMBERS, ON_ALL_RANKS
 
 from lentando.comm.process_sets import add_process_set
 from lentando.comm.simulation import simulate
 from lentando.comm.testing import run_ranks
 from lentando.comm.world import rank, simulated_rank, size
-
-AMONG_MEMBERS = [
-    checks.adasum_follows_its_definition,
-    checks.allgather_concatenates_rows,
-    checks.allreduce_is_numpys,
-    checks.alltoall_sends_rows,
-    checks.broadcasts_come_from_the_root,
-    checks.groups_equal_single_calls,
-    checks.reducescatter_divides_rows,
-]
 
 
 def on_thread_ranks(count: int, program: Callable[[], Any]) -> list[Any]:
@@ -35,15 +25,8 @@ def test_operations_of_thread_ranks(count: int) -> None:
     def program() -> None:
         for check in AMONG_MEMBERS:
             check(range(size()))
-        checks.adasum_adds_orthogonal_and_averages_parallel_gradients(size())
-        checks.arrays_that_are_not_changed_may_have_any_layout(size())
-        checks.averages_of_short_integers_do_not_overflow(size())
-        checks.booleans_are_combined_by_min_and_max(size())
-        checks.differing_calls_are_errors_on_every_rank(size())
-        checks.factors_scale_before_and_after(size())
-        checks.groups_may_be_generators(size())
-        checks.numbers_are_combined_exactly(size())
-        checks.wrong_arguments_are_errors(size())
+        for check_all in ON_ALL_RANKS:
+            check_all(size())
 
     on_thread_ranks(count, program)
 

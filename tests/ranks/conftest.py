@@ -7,6 +7,7 @@ import faulthandler
 import os
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import hypothesis
@@ -90,6 +91,16 @@ class RankPlugin:
 def transport() -> Transport:
     """The transport of the job that runs the tests."""
     return world.transport()
+
+
+@pytest.fixture
+def own_transport() -> Iterator[Transport]:
+    """A transport over MPI for which no other test has opened anything, and which a test may leave in any state."""
+    from lentando.comm.transports.mpi import MPITransport
+
+    own = MPITransport()
+    yield own
+    own.close()
 
 
 @pytest.fixture

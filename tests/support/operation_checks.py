@@ -362,3 +362,28 @@ def adasum_adds_orthogonal_and_averages_parallel_gradients(size: int) -> None:
             np.testing.assert_allclose(
                 tiny.astype(np.float64), np.full(1024, np.finfo(dtype).tiny * (size + 1) / 2), rtol=1e-3
             )
+
+
+AMONG_MEMBERS: list[Callable[..., None]] = [
+    adasum_follows_its_definition,
+    allgather_concatenates_rows,
+    allreduce_is_numpys,
+    alltoall_sends_rows,
+    broadcasts_come_from_the_root,
+    groups_equal_single_calls,
+    reducescatter_divides_rows,
+]
+"""Checks that take the participating ranks, and their process set if they are not all."""
+
+ON_ALL_RANKS: list[Callable[[int], None]] = [
+    adasum_adds_orthogonal_and_averages_parallel_gradients,
+    arrays_that_are_not_changed_may_have_any_layout,
+    averages_of_short_integers_do_not_overflow,
+    booleans_are_combined_by_min_and_max,
+    differing_calls_are_errors_on_every_rank,
+    factors_scale_before_and_after,
+    groups_may_be_generators,
+    numbers_are_combined_exactly,
+    wrong_arguments_are_errors,
+]
+"""Checks that all ranks of the job call, with their number."""

@@ -19,14 +19,6 @@ if world.transport().name != "mpi":
 from lentando.comm.transports.mpi import MPITransport
 
 
-@pytest.fixture
-def own_transport() -> Any:
-    """One that no other test has opened anything for."""
-    transport = MPITransport()
-    yield transport
-    transport.close()
-
-
 def started(transport: MPITransport, count: int) -> BackgroundThreads:
     threads = start_background_threads(transport, count, "lentando-test")
     assert threads is not None

@@ -2,7 +2,7 @@
 
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -103,14 +103,6 @@ def test_closed_transport_lets_its_thread_go(own_transport: MPITransport) -> Non
     other.closed = False  # type: ignore[attr-defined]
     other.exchange([((transport.rank - 1) % transport.size, np.zeros(1))], [], 7).wait()
     request.wait()
-    transport.close()
-
-
-@pytest.fixture
-def own_transport() -> Iterator[MPITransport]:
-    """One that a test may leave in any state."""
-    transport = MPITransport()
-    yield transport
     transport.close()
 
 

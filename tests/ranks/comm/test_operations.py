@@ -7,34 +7,13 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
-import operation_checks as checks
 import pytest
 from backends import needs_process_sets
+from operation_checks import AMONG_MEMBERS, ON_ALL_RANKS
 
 from lentando.comm import operations
 from lentando.comm.process_sets import ProcessSet, add_process_set, global_process_set, remove_process_set
 from lentando.comm.world import rank, size
-
-AMONG_MEMBERS = [
-    checks.adasum_follows_its_definition,
-    checks.allgather_concatenates_rows,
-    checks.allreduce_is_numpys,
-    checks.alltoall_sends_rows,
-    checks.broadcasts_come_from_the_root,
-    checks.groups_equal_single_calls,
-    checks.reducescatter_divides_rows,
-]
-ON_ALL_RANKS = [
-    checks.adasum_adds_orthogonal_and_averages_parallel_gradients,
-    checks.arrays_that_are_not_changed_may_have_any_layout,
-    checks.averages_of_short_integers_do_not_overflow,
-    checks.booleans_are_combined_by_min_and_max,
-    checks.differing_calls_are_errors_on_every_rank,
-    checks.factors_scale_before_and_after,
-    checks.groups_may_be_generators,
-    checks.numbers_are_combined_exactly,
-    checks.wrong_arguments_are_errors,
-]
 
 
 @pytest.mark.parametrize("check", AMONG_MEMBERS, ids=lambda check: check.__name__)

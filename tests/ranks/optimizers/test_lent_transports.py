@@ -1,7 +1,6 @@
 """Wrappers that overlap communication share few transports among each other, however many are made and dropped."""
 
 import gc
-from typing import Any
 
 import numpy as np
 import pytest
@@ -18,14 +17,6 @@ if world.transport().name != "mpi" or world.size() == 1:
     pytest.skip("only MPI has transports for threads", allow_module_level=True)
 
 from lentando.comm.transports.mpi import MPITransport
-
-
-@pytest.fixture
-def own_transport() -> Any:
-    """One that no other test has opened anything for."""
-    transport = MPITransport()
-    yield transport
-    transport.close()
 
 
 def bound(transport: Transport) -> OverlappedGradients:
