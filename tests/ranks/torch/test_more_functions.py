@@ -185,7 +185,7 @@ def combined(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_cross_rank_and_flags_describe_this_job() -> None:
     assert (lt.cross_rank(), lt.cross_size(), lt.is_homogeneous()) == (0, 1, True)
     assert lt.mpi_built()
-    assert lt.mpi_enabled() == (lt.size() > 1)
+    assert lt.mpi_enabled()  # this folder's tests are started by mpirun, a single rank too
     assert isinstance(lt.mpi_threads_supported(), bool)
     assert not any([lt.gloo_built(), lt.gloo_enabled(), lt.ccl_built(), lt.ddl_built(), lt.rocm_built()])
     assert isinstance(lt.nccl_built(), int)
