@@ -14,20 +14,18 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.array_module import array_module
-from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.collectives import Algorithm
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
 from lentando.comm.numbering import numbers_of
 from lentando.comm.objects import allgather_object
-from lentando.comm.reductions.none import NoReduction
-from lentando.comm.reductions.reduction import Reduction
-from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
 from lentando.optimizers.rules.non_finite import ADVICE
+from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
@@ -64,15 +62,12 @@ class OuterStep(OuterStepping):
         self._constants = constants or Constants(transport.size)
         self._is_exact = exact_average
         self._sharded = exact_average and not is_elastic(transport)
-
-        def reduction(buffer: FlatBuffer) -> Reduction:
-            if not exact_average:
-                return NoReduction(buffer.array)
-            if not self._sharded:
-                return WholeReduction(transport, buffer.array, algorithm)
-            return plan_reduction(transport, buffer.array, algorithm, scatter_gather=True)
-
-        self._shards = [_Shard(buffer, reduction(buffer), rule, self._constants) for buffer in buffers]
+        averages = [
+            plan_outer_average(transport, buffer.array, algorithm, exact_average=exact_average) for buffer in buffers
+        ]
+        self._shards = [
+            _Shard(buffer, average, rule, self._constants) for buffer, average in zip(buffers, averages, strict=True)
+        ]
 
     def reset_anchor(self, forget_momentum: bool = False) -> None:
         """Set the anchor x_{t,0} of the round that begins to the present parameters.
@@ -179,15 +174,15 @@ class OuterStep(OuterStepping):
 class _Shard:
     """This rank's shard of one buffer."""
 
-    def __init__(self, buffer: FlatBuffer, reduction: Reduction, rule: OuterRule | None, constants: Constants) -> None:
+    def __init__(self, buffer: FlatBuffer, average: ExactAverage, rule: OuterRule | None, constants: Constants) -> None:
         self.buffer = buffer
         self._constants = constants
-        self.start = reduction.shard.start
-        self._reduction = reduction
+        self.start = average.shard.start
+        self._average = average
         self._rule = rule
         self._module = array_module(buffer.array)
-        self._own = buffer.array[reduction.shard]
-        self._ranges = _ranges_within(buffer.layout.ranges, reduction.shard)
+        self._own = buffer.array[average.shard]
+        self._ranges = _ranges_within(buffer.layout.ranges, average.shard)
         dtype = accumulator_dtype(buffer.array.dtype)
         self.anchor: Array | None = None if rule is None else self._module.empty(self._own.size, dtype)
         self.slow_buffer: Array | None = None
@@ -201,19 +196,19 @@ class _Shard:
         self.reset_anchor()
 
     def replan(self) -> None:
-        if isinstance(self._reduction, WholeReduction):
-            self._reduction.plan()
+        self._average.replan()
 
     def reset_anchor(self, forget_momentum: bool = False) -> None:
         if self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
         if forget_momentum and self.slow_buffer is not None:
             self.slow_buffer[...] = 0
+        self._average.begin_round(self.buffer.array)
 
     def adopt(self) -> None:
         self._module.copyto(self._own, self._mean, casting="same_kind")
+        self._average.distribute()
         self.reset_anchor(forget_momentum=True)
-        self._reduction.all_gather()
         self._left_out = []
 
     def reduce(self, divisor: int, partial_average: PartialAverage | None) -> bool:
@@ -224,10 +219,10 @@ class _Shard:
         """
         constants = []
         if self._constants.exist:  # before elements are set to zero
-            constants = self._constants.within(self.buffer, self._reduction.shard)
+            constants = self._constants.within(self.buffer, self._average.shard)
         self._left_out = [] if partial_average is None else partial_average.leave_out(self.buffer)
         if partial_average is not None:
-            self._mean = self._reduction.reduce_scatter()
+            self._mean = self._average.reduce()
             for part in self._ranges:
                 mean = self._mean[part.start : part.stop]
                 np.true_divide(mean, partial_average.divisor(part), out=mean)
@@ -242,7 +237,7 @@ class _Shard:
                 np.true_divide(mean, divisor, out=mean)
             is_finite = is_finite and all_finite(mean)
 
-        self._mean = self._reduction.reduce_scatter(divide_and_look)
+        self._mean = self._average.reduce(divide_and_look)
         for constant in constants:
             constant.restore(self._mean)
         return is_finite or (bool(constants) and is_finite_but_for(self._mean, constants))
@@ -252,6 +247,7 @@ class _Shard:
         for own, kept in self._left_out:
             self._module.copyto(own, kept)
         self._left_out = []
+        self._average.abort()
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean, and distribute the result."""
@@ -262,7 +258,8 @@ class _Shard:
                 for block in blocks(self._own[part.start : part.stop]):
                     elements = slice(part.start + block.start, min(part.start + block.stop, part.stop))
                     self._step_block(elements, None if part.group is None else learning_rates[part.group])
-        self._reduction.all_gather()
+        self._average.distribute()
+        self._average.begin_round(self.buffer.array)
         self._left_out = []
 
     def _step_block(self, elements: slice, learning_rate: float | None) -> None:

@@ -1,0 +1,79 @@
+"""How the average of an outer step is formed: the seam between the outer rule and what travels.
+
+An outer step sees a buffer on every rank, and needs the sum of this rank's part of it (``reduce``) and a way to give
+every rank the new values of all parts (``distribute``). ``ExactAverage`` sends the buffer's own values. Another kind,
+such as one that sends what a round has moved in fewer bits, subclasses it and is made by ``plan_outer_average``.
+"""
+
+from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.elastic import is_elastic
+from lentando.comm.reductions.none import NoReduction
+from lentando.comm.reductions.reduction import Each, Reduction
+from lentando.comm.reductions.whole import WholeReduction
+from lentando.comm.transport import Array, Transport
+
+__all__ = ["ExactAverage", "plan_outer_average"]
+
+
+class ExactAverage:
+    """The sum of one buffer over all ranks, in full precision.
+
+    Args:
+        reduction: reduction that was planned for the buffer.
+
+    Attributes:
+        shard: range of the buffer whose sum ``reduce`` returns on this rank.
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        self._reduction = reduction
+        self.shard = reduction.shard
+
+    def begin_round(self, anchor: Array) -> None:
+        """Note the values from which the buffer begins to move, which are equal on all ranks.
+
+        Called at the start and after every outer step.
+
+        Args:
+            anchor: array like the buffer. It is not changed, and may be the buffer itself.
+        """
+
+    def reduce(self, each: Each | None = None) -> Array:
+        """Return the sum over ranks of this rank's shard, in float32 at least. The buffer is not changed.
+
+        Args:
+            each: function that is called once with every piece of the result, in any order, once it is complete.
+        """
+        return self._reduction.reduce_scatter(each)
+
+    def abort(self) -> None:
+        """Forget the last ``reduce``: its result is not used."""
+
+    def distribute(self) -> None:
+        """Fill the other ranks' shards of the buffer with the values that those ranks hold there."""
+        self._reduction.all_gather()
+
+    def replan(self) -> None:
+        """Plan again for the remaining ranks of an elastic job. Collective over these."""
+        if isinstance(self._reduction, WholeReduction):
+            self._reduction.plan()
+
+
+def plan_outer_average(
+    transport: Transport, buffer: Array, algorithm: Algorithm, *, exact_average: bool = True, whole: bool = False
+) -> ExactAverage:
+    """Plan the average of a buffer. Collective.
+
+    Args:
+        transport: transport that connects the ranks; that of a background thread, if one forms the average.
+        buffer: one-dimensional, contiguous array, used at each execution.
+        algorithm: algorithm of the reduction.
+        exact_average: whether there is an average over ranks; if False, nothing is sent.
+        whole: whether every rank needs the sum of the whole buffer, which ``distribute`` then has no part in. So in an
+            elastic job in any case.
+    """
+    if not exact_average:
+        return ExactAverage(NoReduction(buffer))
+    if whole or is_elastic(transport):
+        return ExactAverage(WholeReduction(transport, buffer, algorithm))
+    return ExactAverage(plan_reduction(transport, buffer, algorithm, scatter_gather=True))
