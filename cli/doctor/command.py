@@ -38,6 +38,8 @@ def doctor(
 
     mpirun -np 4 lentando doctor
 
+    torchrun --nproc-per-node 4 -m lentando.cli doctor
+
     Exit status 1 if there is a problem, else 0.
     """
     claims = read_claims(os.environ)

@@ -83,7 +83,7 @@ class Place(TypedDict):
 
 
 class Facts(TypedDict):
-    """All facts about a rank. The probe adds ``place``."""
+    """All facts about a rank. ``torchrun`` is the one that the shell finds. The probe adds ``place``."""
 
     host: str
     python: str
@@ -98,7 +98,8 @@ class Facts(TypedDict):
     shared_memory: SharedMemory | None
     is_root: bool
     gpus: list[str] | None
-    torch_cuda: dict[str, Any] | None
+    torch: dict[str, Any] | None
+    torchrun: str | None
     horovod: dict[str, Any] | None
     place: Place | None
 
@@ -124,7 +125,8 @@ def collect() -> Facts:
         shared_memory=_shared_memory(),
         is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
         gpus=gpus,
-        torch_cuda=_ask("torch_cuda") if is_first and gpus and "torch" in versions else None,
+        torch=_ask("torch") if is_first and "torch" in versions else None,
+        torchrun=shutil.which("torchrun"),
         horovod=_ask("horovod") if is_first and importlib.util.find_spec("horovod") else None,
         place=None,
     )

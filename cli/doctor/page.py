@@ -20,7 +20,7 @@ from lentando.comm.launch import read_claims
 __all__ = ["print_json", "print_page"]
 
 FORMAT = "lentando-doctor-1"
-SECTIONS = ("versions", "MPI", "launcher", "job", "transports", "Horovod", "GPU", "network", "host")
+SECTIONS = ("versions", "MPI", "torchrun", "launcher", "job", "transports", "Horovod", "GPU", "network", "host")
 WIDTH = 120
 INDENT = 11
 MOST_RANKS = 8

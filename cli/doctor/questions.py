@@ -38,13 +38,18 @@ def horovod() -> dict[str, Any]:
     }
 
 
-def torch_cuda() -> dict[str, Any]:
-    """Return the GPUs and the versions of CUDA and NCCL that torch uses."""
+def torch() -> dict[str, Any]:
+    """Return the backends of torch.distributed, the GPUs, and the versions of CUDA and NCCL that torch uses."""
     import torch
+    from torch import distributed
 
+    is_built: dict[str, Any] = {}  # torch.distributed is empty where torch was built without it
+    if distributed.is_available():
+        is_built = {name: getattr(distributed, f"is_{name}_available") for name in ("gloo", "nccl", "mpi")}
     available = torch.cuda.is_available()
     nccl: Any = torch.cuda.nccl.version if available else None  # untyped
     return {
+        "backends": {name: bool(ask()) for name, ask in is_built.items()},
         "cuda": torch.version.cuda,
         "devices": torch.cuda.device_count() if available else 0,
         "nccl": ".".join(map(str, nccl())) if nccl else None,
@@ -61,5 +66,5 @@ def _loaded(name: str) -> str | None:
 
 
 if __name__ == "__main__":
-    answers = {function.__name__: function for function in (library, horovod, torch_cuda)}
+    answers = {function.__name__: function for function in (library, horovod, torch)}
     sys.stdout.write(f"{json.dumps(answers[sys.argv[1]]())}\n")

