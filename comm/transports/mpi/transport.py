@@ -178,6 +178,29 @@ class MPITransport:
             members.Free()
         return transport
 
+    def for_members(self, ranks: Sequence[int], tag: int) -> "SubsetMPITransport":
+        """A transport of some of the ranks, as ``for_ranks`` returns, but collective over these ranks only.
+
+        Args:
+            ranks: the members, numbered in this order, which is the same on all of them.
+            tag: number that differs between calls that several threads of a rank make at the same time.
+        """
+        with self._translated_errors:
+            everyone = self._comm.Get_group()
+            group = everyone.Incl(list(ranks))
+            members = self._comm.Create_group(group, tag)
+            transport = SubsetMPITransport(members, self.abort)
+            members.Free()
+            group.Free()
+            everyone.Free()
+        return transport
+
+    def sender_of_next(self, tag: int) -> int | None:
+        """The rank whose message with this tag an exchange would receive next, None if none has arrived."""
+        status = MPI.Status()
+        with self._translated_errors:
+            return status.Get_source() if self._comm.Iprobe(MPI.ANY_SOURCE, tag, status) else None
+
     def send_nowait(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
         with self._translated_errors:

@@ -1,0 +1,110 @@
+"""The collective calls of one group on this rank: each is compared between ranks, and ends within its timeout."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch.distributed import DistBackendError
+
+from lentando.c10d.order import Order
+from lentando.c10d.waiting import Waiting
+from lentando.c10d.work import CollectiveWork
+from lentando.comm.agreement import fingerprint
+from lentando.comm.errors import LentandoError, grouped_by_rank
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Transport
+
+__all__ = ["Calls", "Execute"]
+
+Execute: TypeAlias = Callable[[ExitStack], object]
+"""Moves the data of a call. What is written to tensors that are not contiguous is written at the end of the context."""
+
+
+class Calls:
+    """Submits and executes the collective operations of one group.
+
+    Args:
+        transport: transport of the group, used by one thread at a time.
+        waiting: what the transport calls while it waits.
+        timeout: default limit of the duration of an operation.
+
+    Attributes:
+        timeout: the same.
+    """
+
+    def __init__(self, transport: Transport, waiting: Waiting, timeout: timedelta) -> None:
+        self.timeout = timeout
+        self._transport = transport
+        self._waiting = waiting
+        self._order = Order("lentando-c10d")
+        self._broken: str | None = None
+
+    def submit(
+        self, operation: str, arguments: list[Any], execute: Execute, outputs: Sequence[torch.Tensor], opts: Any
+    ) -> CollectiveWork:
+        """Submit a call, which is executed after those that were submitted before.
+
+        Args:
+            operation: its name.
+            arguments: what must be equal on all ranks, as JSON.
+            execute: function that moves the data.
+            outputs: the tensors that it fills.
+            opts: options of torch.distributed, with a timeout and whether the caller waits at once; None for defaults.
+        """
+        description = f"{operation}({', '.join(map(str, arguments))})"
+        is_default = opts is None or opts.timeout < timedelta(0)
+        timeout = (self.timeout if is_default else opts.timeout).total_seconds()
+        work = CollectiveWork(description, outputs)
+
+        def run() -> None:
+            self._execute([operation, *arguments], description, execute, timeout)
+
+        self._order.submit(work, run, at_once=opts is not None and not opts.asyncOp)
+        return work
+
+    def close(self) -> None:
+        """End the thread, after everything that was submitted."""
+        self._order.close()
+
+    def fail(self, reason: str) -> None:
+        """Let all calls that have not begun raise an error.
+
+        Args:
+            reason: the end of a sentence that says why.
+        """
+        self._broken = self._broken or reason
+
+    def _execute(self, call: list[Any], description: str, execute: Execute, timeout_seconds: float) -> None:
+        if self._broken is not None:
+            raise DistBackendError(f"{description} is not possible any more: {self._broken}")
+        rank, size = self._transport.rank, self._transport.size
+        self._waiting.begin(f"{description} on rank {rank} of {size}", timeout_seconds)
+        try:
+            self._agree(call, description)
+            with ExitStack() as stack:
+                execute(stack)
+        except LentandoError as error:
+            self.fail(str(error))
+            raise DistBackendError(f"{description} has failed on rank {rank} of {size}: {error}") from error
+        except DistBackendError as error:
+            self.fail(str(error))
+            raise
+
+    def _agree(self, call: list[Any], description: str) -> None:
+        """Compare a call between ranks, before data move.
+
+        Raises:
+            DistBackendError: on every rank, with the calls of all, if they differ.
+        """
+        if self._transport.size == 1:
+            return
+        prints = self._transport.allgather(np.array([fingerprint(call)], np.int64))
+        if (prints != prints[0]).any():
+            by_rank = grouped_by_rank(allgather_object(self._transport, description))
+            raise DistBackendError(
+                f"the ranks of the group are not about to do the same thing. {by_rank}. Every rank must call the same "
+                "operations in the same order, with tensors of the same number of elements and dtype"
+            )

@@ -1,0 +1,68 @@
+"""Collective operations in which ranks exchange flat arrays without combining them."""
+
+from collections.abc import Sequence
+
+from lentando.comm.transport import Array, Transport
+
+__all__ = ["exchange_parts", "gather_into", "scatter_from"]
+
+TAG = 3
+"""Tag that separates these messages from those of rings (0) and slices (2)."""
+
+
+def gather_into(transport: Transport, array: Array, outputs: Sequence[Array] | None, root: int) -> None:
+    """Collect the arrays of all ranks at the root. Collective.
+
+    Args:
+        transport: transport of the participating ranks.
+        array: this rank's array.
+        outputs: at the root, an array to be filled for each rank; None elsewhere.
+        root: rank that receives them.
+    """
+    if outputs is None:
+        transport.exchange(_filled([(root, array)]), [], TAG, overlap=False).wait()
+        return
+    outputs[root][...] = array
+    others = [(rank, output) for rank, output in enumerate(outputs) if rank != root]
+    transport.exchange([], _filled(others), TAG, overlap=False).wait()
+
+
+def scatter_from(transport: Transport, inputs: Sequence[Array] | None, output: Array, root: int) -> None:
+    """Distribute the arrays of the root. Collective.
+
+    Args:
+        transport: transport of the participating ranks.
+        inputs: at the root, an array for each rank; None elsewhere.
+        output: this rank's array, to be filled.
+        root: rank that sends them.
+    """
+    if inputs is None:
+        transport.exchange([], _filled([(root, output)]), TAG, overlap=False).wait()
+        return
+    output[...] = inputs[root]
+    others = [(rank, array) for rank, array in enumerate(inputs) if rank != root]
+    transport.exchange(_filled(others), [], TAG, overlap=False).wait()
+
+
+def exchange_parts(transport: Transport, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+    """Send one array to each rank, and receive one from each. Collective.
+
+    Args:
+        transport: transport of the participating ranks.
+        inputs: the arrays to send, by rank.
+        outputs: the arrays to be filled, by rank.
+    """
+    own = transport.rank
+    outputs[own][...] = inputs[own]
+    others = [rank for rank in range(transport.size) if rank != own]
+    transport.exchange(
+        _filled([(rank, inputs[rank]) for rank in others]),
+        _filled([(rank, outputs[rank]) for rank in others]),
+        TAG,
+        overlap=False,
+    ).wait()
+
+
+def _filled(messages: list[tuple[int, Array]]) -> list[tuple[int, Array]]:
+    """Leave out messages without content: both sides know the length."""
+    return [(peer, array) for peer, array in messages if array.size]

@@ -1,0 +1,96 @@
+"""The memory of CPU tensors as flat NumPy arrays, which ``comm`` moves and reduces."""
+
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import torch
+
+from lentando.comm.dtypes import numpy_dtype
+from lentando.comm.transport import Array
+
+__all__ = ["check_tensors", "dtype_of", "readable", "writable"]
+
+HOW_TO_USE_BOTH = 'init_process_group("cpu:lentando,cuda:nccl")'
+
+
+class _Memory:
+    """The array interface of a contiguous tensor's memory, which it keeps alive.
+
+    ``Tensor.numpy()`` is not used because it permanently forbids to resize the storage, which FSDP does.
+
+    Args:
+        tensor: contiguous CPU tensor.
+        dtype: dtype that is built into NumPy, with the element size of the tensor.
+    """
+
+    def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
+        self._tensor = tensor
+        self.__array_interface__ = {
+            "version": 3,
+            "data": (tensor.data_ptr(), False),  # False: it may be written to
+            "typestr": dtype.str,
+            "shape": (tensor.numel(),),
+        }
+
+
+def check_tensors(tensors: Sequence[torch.Tensor], operation: str) -> None:
+    """Check that all tensors are dense, and in host memory.
+
+    Args:
+        tensors: the tensors of one call.
+        operation: name of the call, for messages.
+
+    Raises:
+        ValueError: for a sparse tensor.
+        RuntimeError: for a tensor on another device.
+    """
+    for tensor in tensors:
+        if tensor.device.type != "cpu":
+            raise RuntimeError(
+                f"{operation} of a tensor on {tensor.device}: backend lentando takes CPU tensors. For both, start with "
+                f"{HOW_TO_USE_BOTH}"
+            )
+        if tensor.layout is not torch.strided:
+            raise ValueError(f"{operation} of a tensor with layout {tensor.layout}: expected a dense tensor")
+
+
+def readable(tensor: torch.Tensor) -> Array:
+    """The values of a tensor in a one-dimensional array: a view of its memory, or a copy if it is not contiguous."""
+    return _flat(tensor.detach().resolve_conj().resolve_neg().contiguous())
+
+
+def writable(tensor: torch.Tensor, stack: ExitStack) -> Array:
+    """The memory of a tensor as a one-dimensional array, to be filled.
+
+    Args:
+        tensor: tensor to be filled. If it is not contiguous, the array is a copy.
+        stack: context at whose end a copy is written back.
+    """
+    tensor = tensor.detach()
+    if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+        return _flat(tensor)
+    copied = tensor.resolve_conj().resolve_neg().contiguous()
+    stack.callback(_copier(copied, tensor))
+    return _flat(copied)
+
+
+def _copier(source: torch.Tensor, target: torch.Tensor) -> Callable[[], object]:
+    return lambda: target.copy_(source)
+
+
+def dtype_of(tensor: torch.Tensor) -> np.dtype[Any]:
+    """The dtype of a tensor's array. Those that NumPy lacks (float8) are unsigned integers: they can only be moved."""
+    try:
+        return numpy_dtype(str(tensor.dtype).removeprefix("torch."))
+    except TypeError:
+        return np.dtype(f"u{tensor.element_size()}")
+
+
+def _flat(tensor: torch.Tensor) -> Array:
+    dtype = dtype_of(tensor)
+    if tensor.numel() == 0:
+        return np.empty(0, dtype)
+    built_in = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
+    return np.asarray(_Memory(tensor, built_in)).view(dtype)

@@ -1,0 +1,193 @@
+"""Messages between two ranks of a group: send and recv, which are in no order with collective operations."""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from datetime import timedelta
+from typing import Any
+
+import torch
+from torch._C._distributed_c10d import Work
+from torch.distributed import DistBackendError
+from torch.futures import Future
+
+from lentando.c10d.futures import ResultFuture
+from lentando.c10d.memory import check_tensors, readable, writable
+from lentando.c10d.waiting import Waiting
+from lentando.c10d.work import NO_LIMIT
+from lentando.comm.errors import LentandoError
+from lentando.comm.transport import Request, Transport
+
+__all__ = ["MessageWork", "Messages"]
+
+TAGS = 32_768
+"""Number of tags that every MPI offers."""
+
+
+class MessageWork(Work):
+    """A message that is being sent or received.
+
+    Args:
+        start: starts the exchange and returns its request; None as long as it is not known who sends.
+        begin_waiting: returns what paces a wait of so many seconds at most, and ends it by an error; of the group's
+            timeout for None.
+        finish: called once when the message is complete.
+        tensors: the tensors that are sent or filled.
+        source: rank that sends, -1 if it is not known yet.
+    """
+
+    def __init__(
+        self,
+        start: Callable[[], tuple[int, Request] | None],
+        begin_waiting: Callable[[float | None], Waiting],
+        finish: Callable[[], object],
+        tensors: Sequence[torch.Tensor],
+        source: int,
+    ) -> None:
+        super().__init__()
+        self._start = start
+        self._begin_waiting = begin_waiting
+        self._finish = finish
+        self._tensors = list(tensors)
+        self._source = source
+        self._lock = threading.Lock()
+        self._request: Request | None = None
+        self._is_over = False
+        self._error: Exception | None = None
+        self._future: ResultFuture | None = None
+        self._advance()
+
+    def wait(self, timeout: timedelta = NO_LIMIT) -> bool:
+        """Wait until the message has been sent or received.
+
+        Args:
+            timeout: the longest time to wait; that of the group by default.
+
+        Raises:
+            DistBackendError: if it has failed, or is not complete in time.
+        """
+        with self._lock:
+            waiting = self._begin_waiting(timeout.total_seconds() if timeout > NO_LIMIT else None)
+            while not self._is_over:
+                self._advance()
+                if not self._is_over:
+                    waiting()
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def synchronize(self) -> None:
+        """Wait until the message is complete, as ``wait`` does."""
+        self.wait()
+
+    def is_completed(self) -> bool:
+        """Whether the message is complete, or has failed."""
+        if not self._is_over and self._lock.acquire(blocking=False):
+            try:
+                self._advance()
+            finally:
+                self._lock.release()
+        return self._is_over
+
+    def is_success(self) -> bool:
+        """Whether the message is complete."""
+        return self.is_completed() and self._error is None
+
+    def exception(self) -> Exception | None:
+        """The error of a message that has failed."""
+        return self._error
+
+    def source_rank(self) -> int:
+        """The rank that has sent the message."""
+        return self._source
+
+    _source_rank = source_rank
+
+    def result(self) -> list[torch.Tensor]:
+        """The tensors, once the message is complete."""
+        self.wait()
+        return self._tensors
+
+    def get_future(self) -> Future[list[torch.Tensor]]:
+        """A future of the tensors, which a thread completes."""
+        with self._lock:
+            if self._future is None:
+                self._future = ResultFuture(self.result)
+                self._future.complete_on_thread()
+        return self._future.future
+
+    def _advance(self) -> None:
+        try:
+            if self._request is None and (started := self._start()) is not None:
+                self._source, self._request = started
+            if self._request is not None and not self._is_over and self._request.test():
+                self._finish()
+                self._is_over = True
+        except LentandoError as error:
+            self._error, self._is_over = DistBackendError(str(error)), True
+
+
+class Messages:
+    """Sends and receives of one group on this rank.
+
+    Args:
+        transport: transport of the group.
+        failure: as for ``Waiting``.
+        timeout: returns the longest time to wait for a message.
+    """
+
+    def __init__(
+        self, transport: Transport, failure: Callable[[], str | None], timeout: Callable[[], timedelta]
+    ) -> None:
+        self._transport: Any = transport
+        self._failure = failure
+        self._timeout = timeout
+
+    def send(self, tensors: Sequence[torch.Tensor], peer: int, tag: int) -> MessageWork:
+        """Start to send a tensor to a rank of the group."""
+        tensor = _only(tensors, "send", tag)
+
+        def start() -> tuple[int, Request]:
+            return self._transport.rank, self._transport.exchange([(peer, readable(tensor))], [], tag)
+
+        return MessageWork(
+            start, self._waiting_for(f"send to rank {peer}"), lambda: None, tensors, self._transport.rank
+        )
+
+    def receive(self, tensors: Sequence[torch.Tensor], peer: int | None, tag: int) -> MessageWork:
+        """Start to receive a tensor from a rank, or from whichever sends first.
+
+        Args:
+            tensors: the tensor to be filled.
+            peer: rank that sends; None for any.
+            tag: tag of the message.
+        """
+        tensor = _only(tensors, "recv", tag)
+        stack = ExitStack()
+        array = writable(tensor, stack)
+
+        def start() -> tuple[int, Request] | None:
+            sender = self._transport.sender_of_next(tag) if peer is None else peer
+            return None if sender is None else (sender, self._transport.exchange([], [(sender, array)], tag))
+
+        whom = "any rank" if peer is None else f"rank {peer}"
+        source = -1 if peer is None else peer
+        return MessageWork(start, self._waiting_for(f"recv from {whom}"), stack.close, tensors, source)
+
+    def _waiting_for(self, action: str) -> Callable[[float | None], Waiting]:
+        def begin(seconds: float | None) -> Waiting:
+            waiting = Waiting(self._failure)
+            limit = self._timeout().total_seconds() if seconds is None else seconds
+            waiting.begin(f"{action} on rank {self._transport.rank} of {self._transport.size}", limit)
+            return waiting
+
+        return begin
+
+
+def _only(tensors: Sequence[torch.Tensor], operation: str, tag: int) -> torch.Tensor:
+    check_tensors(tensors, operation)
+    if len(tensors) != 1:
+        raise ValueError(f"{operation} of {len(tensors)} tensors: expected one")
+    if not 0 <= tag < TAGS:
+        raise ValueError(f"{operation} with tag {tag}: expected a tag from 0 to {TAGS - 1}")
+    return tensors[0]

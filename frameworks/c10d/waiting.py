@@ -1,0 +1,54 @@
+"""How a rank waits for others inside an operation: at a growing interval, and never longer than the timeout."""
+
+import os
+import time
+from collections.abc import Callable
+
+from torch.distributed import DistBackendError
+
+__all__ = ["Waiting"]
+
+SPIN_SECONDS = 5e-4
+"""The processor is only yielded for this time after the start of a wait; then the thread sleeps between polls."""
+PAUSES = ((0.02, 5e-5), (1.0, 5e-4), (float("inf"), 5e-3))
+"""Pairs of a time since the start of the operation, and the pause between two polls until then, in seconds."""
+LOOK_SECONDS = 0.5
+"""Interval at which a rank that waits asks whether another one has failed."""
+
+
+class Waiting:
+    """What a transport calls while it waits (``Interruptible.while_waiting``).
+
+    Args:
+        failure: returns what has happened on another rank for which it will never arrive; None if nothing is known.
+    """
+
+    def __init__(self, failure: Callable[[], str | None]) -> None:
+        self._failure = failure
+        self._description = ""
+        self._started = self._limit = 0.0
+        self._next_look = 0.0
+
+    def begin(self, description: str, timeout_seconds: float) -> None:
+        """Begin an operation, whose waits end after ``timeout_seconds`` altogether."""
+        self._description = description
+        self._started = time.monotonic()
+        self._limit = timeout_seconds
+        self._next_look = LOOK_SECONDS
+
+    def __call__(self) -> None:
+        waited = time.monotonic() - self._started
+        if waited < SPIN_SECONDS:
+            os.sched_yield()
+            return
+        if waited > self._limit:
+            raise DistBackendError(
+                f"{self._description} has timed out after {self._limit:g} s: other ranks have not called it, or have "
+                "stopped"
+            )
+        if waited > self._next_look:
+            self._next_look = waited + LOOK_SECONDS
+            failed = self._failure()
+            if failed is not None:
+                raise DistBackendError(f"{self._description} cannot be completed: {failed}")
+        time.sleep(next(pause for until, pause in PAUSES if waited < until))

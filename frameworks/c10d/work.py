@@ -1,0 +1,97 @@
+"""What a call with ``async_op=True`` returns: PyTorch's ``Work``, completed by this rank's thread."""
+
+import threading
+from collections.abc import Callable, Sequence
+from datetime import timedelta
+
+import torch
+from torch._C._distributed_c10d import Work
+from torch.distributed import DistBackendError
+from torch.futures import Future
+
+from lentando.c10d.futures import ResultFuture
+
+__all__ = ["CollectiveWork"]
+
+NO_LIMIT = timedelta(0)
+"""What PyTorch passes to ``wait`` for no other limit than that of the operation itself."""
+
+
+class CollectiveWork(Work):
+    """One call of a collective operation.
+
+    Args:
+        description: the call in words, for messages.
+        outputs: the tensors that it fills, which the future returns.
+    """
+
+    def __init__(self, description: str, outputs: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.description = description
+        self._outputs = list(outputs)
+        self._is_over = threading.Event()
+        self._lock = threading.Lock()
+        self._error: Exception | None = None
+        self._future: ResultFuture | None = None
+
+    def run(self, operation: Callable[[], None]) -> None:
+        """Execute the operation, and complete this work by its result or its exception."""
+        try:
+            operation()
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._error = error
+        with self._lock:
+            self._is_over.set()
+            future = self._future
+        if future is not None:
+            # Functions that are attached to the future may wait for other operations, and this thread would then wait
+            # for itself.
+            future.complete_on_thread()
+
+    def wait(self, timeout: timedelta = NO_LIMIT) -> bool:
+        """Wait until the operation is complete.
+
+        Args:
+            timeout: the longest time to wait; the operation's own timeout always applies.
+
+        Raises:
+            DistBackendError: if it has failed, or is not complete in time.
+        """
+        seconds = timeout.total_seconds()
+        if not self._is_over.wait(seconds if seconds > 0 else None):
+            raise DistBackendError(f"{self.description} is not complete after {seconds:g} s of waiting")
+        if self._error is not None:
+            raise self._error
+        return True
+
+    def synchronize(self) -> None:
+        """Wait until the operation is complete, as ``wait`` does."""
+        self.wait()
+
+    def is_completed(self) -> bool:
+        """Whether the operation is over, with or without success."""
+        return self._is_over.is_set()
+
+    def is_success(self) -> bool:
+        """Whether the operation is over, and has not failed."""
+        return self._is_over.is_set() and self._error is None
+
+    def exception(self) -> Exception | None:
+        """The error of an operation that has failed."""
+        return self._error
+
+    def result(self) -> list[torch.Tensor]:
+        """The tensors that the operation fills, once it is complete."""
+        self.wait()
+        return self._outputs
+
+    def get_future(self) -> Future[list[torch.Tensor]]:
+        """A future of the tensors that the operation fills."""
+        with self._lock:
+            if self._future is not None:
+                return self._future.future
+            made = self._future = ResultFuture(self.result)
+            is_over = self._is_over.is_set()
+        if is_over:
+            made.complete()
+        return made.future
