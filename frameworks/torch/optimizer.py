@@ -189,13 +189,25 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         replica.after_step()
         return result
 
-    def synchronize(self) -> None:
-        """Average the gradients now, for example to clip them before ``step``, which does not average them again."""
+    def synchronize(self, *, loss: Any = None) -> Any:
+        """Average the gradients now, for example to clip them before ``step``, which does not average them again.
+
+        A closure may call it after its backward pass, with the same effect.
+
+        Args:
+            loss: training loss, a float or a scalar tensor, if its mean over the ranks is needed.
+
+        Returns:
+            The mean of ``loss`` over the ranks as a float, or ``loss`` itself if the method does not average gradients.
+        """
         self._check_joinable("synchronize()")
-        if self._replica.averages_gradients:
-            # Deferred because only step() can see whether a GradScaler is in use, which expects occasional overflow.
-            self._gradients.average(None, overflow=False, defer=True)
-            self._gradients_are_averaged = True
+        if not self._replica.averages_gradients:
+            return loss
+        own_loss = None if loss is None else float(detached_loss(loss))
+        # Deferred because only step() can see whether a GradScaler is in use, which expects occasional overflow.
+        mean_loss, _ = self._gradients.average(own_loss, overflow=False, defer=True)
+        self._gradients_are_averaged = True
+        return None if loss is None else mean_loss
 
     @contextmanager
     def skip_synchronize(self) -> Iterator[None]:
@@ -321,7 +333,10 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             if record and loss is not None:
                 record = False  # of several calls in a step, the first is at the parameters that the step begins with
                 self._replica.record_loss(detached_loss(loss))
-            if self._replica.averages_gradients:
+            if self._gradients_are_averaged:  # by the closure, which has called synchronize(), for example to clip them
+                self._gradients_are_averaged = False
+                self._replica.gradients.settle_deferred(expected=False)
+            elif self._replica.averages_gradients:
                 # The mean loss, so that an optimizer that decides by the loss (LBFGS) decides the same on all ranks.
                 return self._gradients.average(None if loss is None else float(detached_loss(loss)), overflow=False)[0]
             return loss
