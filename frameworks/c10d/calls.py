@@ -13,6 +13,7 @@ from lentando.c10d.order import Order
 from lentando.c10d.waiting import Waiting
 from lentando.c10d.work import CollectiveWork
 from lentando.comm.agreement import fingerprint
+from lentando.comm.capabilities import Interruptible
 from lentando.comm.errors import LentandoError, grouped_by_rank
 from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
@@ -22,25 +23,33 @@ __all__ = ["Calls", "Execute"]
 Execute: TypeAlias = Callable[[ExitStack], object]
 """Moves the data of a call. What is written to tensors that are not contiguous is written at the end of the context."""
 
+CLOSING_SECONDS = 5.0
+"""How long a rank that leaves a group waits for operations whose result it has not waited for."""
+
 
 class Calls:
     """Submits and executes the collective operations of one group.
 
     Args:
         transport: transport of the group, used by one thread at a time.
-        waiting: what the transport calls while it waits.
+        failure: as for ``Waiting``.
         timeout: default limit of the duration of an operation.
 
     Attributes:
         timeout: the same.
+        count: number of operations that were submitted.
     """
 
-    def __init__(self, transport: Transport, waiting: Waiting, timeout: timedelta) -> None:
+    def __init__(self, transport: Transport, failure: Callable[[], str | None], timeout: timedelta) -> None:
         self.timeout = timeout
+        self.count = 0
         self._transport = transport
-        self._waiting = waiting
+        self._waiting = Waiting(failure)
+        if isinstance(transport, Interruptible):
+            transport.while_waiting = self._waiting
         self._order = Order("lentando-c10d")
         self._broken: str | None = None
+        self._is_closed = False
 
     def submit(
         self, operation: str, arguments: list[Any], execute: Execute, outputs: Sequence[torch.Tensor], opts: Any
@@ -58,6 +67,7 @@ class Calls:
         is_default = opts is None or opts.timeout < timedelta(0)
         timeout = (self.timeout if is_default else opts.timeout).total_seconds()
         work = CollectiveWork(description, outputs)
+        self.count += 1
 
         def run() -> None:
             self._execute([operation, *arguments], description, execute, timeout)
@@ -65,9 +75,20 @@ class Calls:
         self._order.submit(work, run, at_once=opts is not None and not opts.asyncOp)
         return work
 
-    def close(self) -> None:
-        """End the thread, after everything that was submitted."""
-        self._order.close()
+    def close(self) -> bool:
+        """End the thread, after what was submitted; after ``CLOSING_SECONDS``, end what is still waiting by an error.
+
+        Returns:
+            whether this is the first call.
+        """
+        if self._is_closed:
+            return False
+        self._is_closed = True
+        if not self._order.close(CLOSING_SECONDS):
+            self._waiting.stop("its rank has left the group")
+            self._order.close(CLOSING_SECONDS)
+        self.fail("this rank has left the group")
+        return True
 
     def fail(self, reason: str) -> None:
         """Let all calls that have not begun raise an error.

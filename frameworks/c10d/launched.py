@@ -3,7 +3,7 @@
 import os
 import socket
 
-from lentando.c10d.members import open_world
+from lentando.c10d.job import opened_job
 from lentando.comm.launch import detect_launch
 from lentando.comm.objects import broadcast_object
 
@@ -22,7 +22,7 @@ def set_variables() -> None:
     launch = detect_launch()
     if launch is None or not launch.mpi:
         return
-    world = open_world().transport
+    world = opened_job().transport
     address, port = broadcast_object(world, _own_address(world.local_size == world.size) if world.rank == 0 else None)
     values = {
         "RANK": world.rank,

@@ -52,12 +52,20 @@ class Order:
             finally:
                 self._executing.release()
 
-    def close(self) -> None:
-        """End the thread after everything that was submitted."""
-        if self._thread is not None:
-            self._queue.put(None)
-            self._thread.join()
-            self._thread = None
+    def close(self, seconds: float) -> bool:
+        """End the thread after everything that was submitted.
+
+        Args:
+            seconds: the longest time to wait for that.
+
+        Returns:
+            whether it has ended.
+        """
+        if self._thread is None:
+            return True
+        self._queue.put(None)
+        self._thread.join(seconds)
+        return not self._thread.is_alive()
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:

@@ -1,6 +1,5 @@
 """The process group of backend ``lentando``: the methods that torch.distributed, DDP and FSDP call."""
 
-from collections.abc import Callable
 from contextlib import ExitStack
 from datetime import timedelta
 from itertools import accumulate, pairwise
@@ -15,13 +14,13 @@ from torch.distributed import DistBackendError
 from lentando.c10d.arithmetic import as_numbers, name_of, reduce_parts
 from lentando.c10d.calls import Calls
 from lentando.c10d.exchanges import exchange_parts, gather_into, scatter_from
+from lentando.c10d.members import Members
 from lentando.c10d.memory import check_tensors, dtype_of, readable, writable
 from lentando.c10d.messages import Messages, MessageWork
+from lentando.c10d.process_end import end_with_process
 from lentando.c10d.reducing import Reducing
-from lentando.c10d.waiting import Waiting
 from lentando.c10d.work import CollectiveWork
-from lentando.comm.capabilities import Interruptible
-from lentando.comm.transport import Array, Transport
+from lentando.comm.transport import Array
 
 __all__ = ["LentandoProcessGroup"]
 
@@ -36,30 +35,18 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
     them. Each returns its work at once if ``opts.asyncOp`` is set, as it is by default.
 
     Args:
-        store: store of the group.
-        messages: transport of the group, for messages between two ranks.
-        collectives: transport of the same ranks, for collective operations.
+        members: what connects the ranks.
         timeout: default limit of the duration of an operation.
-        failure: returns what has happened on another rank, so that it will not answer; None if nothing is known.
     """
 
-    def __init__(
-        self,
-        store: Store,
-        messages: Transport,
-        collectives: Transport,
-        timeout: timedelta,
-        failure: Callable[[], str | None],
-    ) -> None:
-        super().__init__(collectives.rank, collectives.size)  # the constructor with a store refuses subclasses
-        waiting = Waiting(failure)
-        if isinstance(collectives, Interruptible):
-            collectives.while_waiting = waiting
-        self._store = store
-        self._transport = collectives
-        self._calls = Calls(collectives, waiting, timeout)
-        self._messages = Messages(messages, failure, lambda: self._calls.timeout)
-        self._reducing = Reducing(collectives)
+    def __init__(self, members: Members, timeout: timedelta) -> None:
+        self._transport = members.collectives
+        super().__init__(self._transport.rank, self._transport.size)  # with a store, it refuses subclasses
+        self._members = members
+        self._calls = Calls(self._transport, members.endings.found, timeout)
+        self._messages = Messages(members.messages, members.endings.found, lambda: self._calls.timeout)
+        self._reducing = Reducing(self._transport)
+        end_with_process(self)
 
     def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name
         """The name under which the backend is registered."""
@@ -67,11 +54,18 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
 
     def get_group_store(self) -> Store:
         """The store that the members of the group share."""
-        return self._store
+        return self._members.store
 
     def set_timeout(self, timeout: timedelta) -> None:
         """Change the default limit of the duration of an operation."""
         self._calls.timeout = timeout
+
+    def _set_sequence_number_for_group(self) -> None:
+        """Nothing is to be done: operations are counted from 0 on every rank."""
+
+    def _get_sequence_number_for_group(self) -> int:
+        """The number of collective operations that were submitted."""
+        return self._calls.count
 
     def allreduce(self, tensors: Any, opts: Any = None) -> CollectiveWork:
         """Combine each tensor over all ranks, in place."""
@@ -122,7 +116,9 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
 
         return self._calls.submit("allgather", _described(inputs), execute, filled, opts)
 
-    allgather_coalesced = allgather
+    def allgather_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> CollectiveWork:
+        """Fill the list of outputs of each rank with the inputs of that rank."""
+        return self.allgather([list(row) for row in zip(*outputs, strict=True)], inputs, opts)
 
     def all_gather_single_coalesced(self, outputs: Any, inputs: Any, opts: Any = None) -> CollectiveWork:
         """Fill each output with the inputs of all ranks, one after the other."""
@@ -251,8 +247,13 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
         return self._messages.receive(tensors, None, tag)
 
     def shutdown(self) -> None:
-        """End the thread, after the operations that were submitted."""
-        self._calls.close()
+        """Leave the group, after the operations that were submitted."""
+        self.end("has destroyed the group")
+
+    def end(self, what: str) -> None:
+        """Leave the group, and let the other members know what this rank has done, as the rest of a sentence."""
+        if self._calls.close():
+            self._members.endings.note(what)
 
     def abort(self) -> None:
         """Let all operations that have not begun fail."""

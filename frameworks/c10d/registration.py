@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import distributed as dist
 
-from lentando.c10d.members import for_thread, open_members
+from lentando.c10d.members import open_members
 from lentando.c10d.process_group import LentandoProcessGroup
 
 __all__ = ["register"]
@@ -16,5 +16,5 @@ def register() -> None:
 
 
 def _create(options: Any, _: Any) -> LentandoProcessGroup:
-    messages = open_members(options.store, options.group_rank, options.group_size, options.group_id, options.timeout)
-    return LentandoProcessGroup(options.store, messages, for_thread(messages), options.timeout, lambda: None)
+    members = open_members(options.store, options.group_rank, options.group_size, options.group_id, options.timeout)
+    return LentandoProcessGroup(members, options.timeout)

@@ -28,6 +28,7 @@ class Waiting:
         self._description = ""
         self._started = self._limit = 0.0
         self._next_look = 0.0
+        self._stopped: str | None = None
 
     def begin(self, description: str, timeout_seconds: float) -> None:
         """Begin an operation, whose waits end after ``timeout_seconds`` altogether."""
@@ -36,8 +37,18 @@ class Waiting:
         self._limit = timeout_seconds
         self._next_look = LOOK_SECONDS
 
+    def stop(self, reason: str) -> None:
+        """End this wait, and all that follow, by an error. Any thread may call this.
+
+        Args:
+            reason: why, as a part of a sentence.
+        """
+        self._stopped = reason
+
     def __call__(self) -> None:
         waited = time.monotonic() - self._started
+        if self._stopped is not None:
+            raise DistBackendError(f"{self._description} cannot be completed: {self._stopped}")
         if waited < SPIN_SECONDS:
             os.sched_yield()
             return
