@@ -1,4 +1,6 @@
-"""Train a Keras model on handwritten digits, on one or several ranks: the shortest complete program.
+"""Train a Keras model on handwritten digits: the shortest complete program.
+
+On one rank, or on several:
 
     python examples/minimal_keras.py
     mpirun -np 4 python examples/minimal_keras.py
