@@ -137,7 +137,7 @@ class NodeReduction:
         with quiet():
             for block in blocks(self._part):
                 total = self._sum[block]
-                _add_up([values[block] for values in self._values], total)
+                add_up([values[block] for values in self._values], total)
                 if each is not None:
                     each(total)
 
@@ -149,7 +149,7 @@ class NodeReduction:
             for block in blocks(self._part):
                 values = [part[block] for part in self._values]
                 total = self._sum[: values[0].size] if is_narrow else values[0]
-                _add_up(values, total)
+                add_up(values, total)
                 store(total, values[0], divisor)
                 for target in values[1:]:
                     np.copyto(target, values[0])
@@ -167,7 +167,7 @@ class NodeReduction:
         self._traffic.count_collective(self._crossing_bytes)
 
 
-def _add_up(terms: Sequence[Array], total: Array) -> None:
+def add_up(terms: Sequence[Array], total: Array) -> None:
     """Sum the terms in order. ``total`` may be the first of them."""
     first, *others = terms
     if others and first.dtype == total.dtype:

@@ -3,8 +3,8 @@
 Backends and rings add the values of an element in an order that depends on its position and on the length of the
 buffer. Here it is always ((x_0 + x_1) + x_2) + ..., so that arrays may be summed one by one or together in one buffer
 with bit-identical results. Three algorithms form this sum: small buffers are gathered and summed by every rank; where
-all ranks can access each other's memory, each sums a part for all; otherwise the parts are exchanged, with the traffic
-of a ring and two rounds of messages.
+all ranks can access each other's memory, each sums a part for all (``StagedSums``, or ``NodeReduction`` of a buffer
+that lies there); otherwise the parts are exchanged, with the traffic of a ring and two rounds of messages.
 """
 
 from collections.abc import Callable
@@ -17,6 +17,7 @@ from lentando.comm.flat import blocks
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
 from lentando.comm.reductions.reduction import quiet
+from lentando.comm.reductions.staged import staged_sums
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
 
@@ -68,8 +69,11 @@ class RankOrderSums:
 
     def sum_in_place(self, array: Array) -> None:
         """Replace a one-dimensional array by its sum over ranks, without packing it."""
+        staged = staged_sums(self._transport, array)
         if array.nbytes * self._transport.size <= GATHERED_BYTES:
             np.copyto(array, self._gather(array))
+        elif staged is not None:
+            staged.all_reduce(self._transport, array)
         else:
             self._exchange(array)
 
