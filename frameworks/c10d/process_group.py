@@ -43,6 +43,7 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
         self._transport = members.collectives
         super().__init__(self._transport.rank, self._transport.size)  # with a store, it refuses subclasses
         self._members = members
+        self._names = {"group_name": "", "group_desc": ""}
         self._calls = Calls(self._transport, members.endings.found, timeout)
         self._messages = Messages(members.messages, members.endings.found, lambda: self._calls.timeout)
         self._reducing = Reducing(self._transport)
@@ -51,6 +52,28 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name
         """The name under which the backend is registered."""
         return "lentando"
+
+    @property
+    def group_name(self) -> str:
+        """The name of the group, under which meshes, FSDP and compiled programs find it."""
+        return self._names["group_name"]
+
+    @property
+    def group_desc(self) -> str:
+        """The description of the group."""
+        return self._names["group_desc"]
+
+    @property
+    def _device_types(self) -> list[torch.device]:
+        """The devices whose tensors the group takes; saving checkpoints in the background asks for it."""
+        return [torch.device("cpu")]
+
+    def _set_group_name(self, name: str) -> None:
+        """Called by torch.distributed, whose own method needs a group that consists of backends."""
+        self._names["group_name"] = name
+
+    def _set_group_desc(self, description: str) -> None:
+        self._names["group_desc"] = description
 
     def get_group_store(self) -> Store:
         """The store that the members of the group share."""
