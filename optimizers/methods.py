@@ -40,7 +40,15 @@ class CommonArguments(TypedDict, total=False):
     rates_may_differ: bool
 
 
-class SettingsArguments(CommonArguments, total=False):
+class StreamingArguments(CommonArguments, total=False):
+    """Keyword arguments of the methods whose outer steps may be delayed, and taken in fragments."""
+
+    delay: int
+    fragments: int
+    blend: float | None
+
+
+class SettingsArguments(StreamingArguments, total=False):
     """Keyword arguments of ``DistributedOptimizer`` in every framework: those of ``Settings``."""
 
     base: BaseAlgorithm
@@ -50,7 +58,7 @@ class SettingsArguments(CommonArguments, total=False):
     exact_average: bool
 
 
-class SlowMoArguments(CommonArguments, total=False):
+class SlowMoArguments(StreamingArguments, total=False):
     """Keyword arguments of ``SlowMo`` in every framework: those of ``slowmo``."""
 
     base: BaseAlgorithm
@@ -62,7 +70,7 @@ class SlowMoArguments(CommonArguments, total=False):
     base_buffers: BaseBuffers
 
 
-class DiLoCoArguments(CommonArguments, total=False):
+class DiLoCoArguments(StreamingArguments, total=False):
     """Keyword arguments of ``DiLoCo`` in every framework: those of ``diloco``."""
 
     base: BaseAlgorithm
@@ -91,7 +99,7 @@ class AdaCommArguments(CommonArguments, total=False):
     base_buffers: BaseBuffers | None
 
 
-@takes_arguments_of(Settings, CommonArguments)
+@takes_arguments_of(Settings, StreamingArguments)
 def slowmo(
     *,
     base: BaseAlgorithm = LocalSGD(),
@@ -101,7 +109,7 @@ def slowmo(
     nesterov: bool = False,
     exact_average: bool = True,
     base_buffers: BaseBuffers = "auto",
-    **common: "Unpack[CommonArguments]",
+    **common: "Unpack[StreamingArguments]",
 ) -> Settings:
     """Return the settings of SlowMo.
 
@@ -126,7 +134,7 @@ def slowmo(
         base_buffers: what an outer step does to the base optimizer's state. "auto", the paper's choice, is "maintain"
             for optimizers with second moments (Adam, RMSprop, ...) and "reset" for others (SGD, ...). "maintain" leaves
             the state, "reset" makes it that of a new optimizer, "average" averages it over the ranks.
-        **common: ``algorithm``, ``on_nonfinite`` and ``rates_may_differ`` of ``Settings``.
+        **common: the other arguments of ``Settings``.
 
     Raises:
         ConfigurationError: if a value is outside these ranges, or the settings exclude each other.
@@ -139,7 +147,7 @@ def slowmo(
     return Settings(base, outer, period, base_buffers, exact_average, **common)
 
 
-@takes_arguments_of(Settings, CommonArguments)
+@takes_arguments_of(Settings, StreamingArguments)
 def diloco(
     *,
     base: BaseAlgorithm = LocalSGD(),
@@ -148,7 +156,7 @@ def diloco(
     outer_momentum: float = 0.9,
     nesterov: bool = True,
     base_buffers: BaseBuffers = "maintain",
-    **common: "Unpack[CommonArguments]",
+    **common: "Unpack[StreamingArguments]",
 ) -> Settings:
     """Return the settings of DiLoCo.
 
@@ -170,7 +178,7 @@ def diloco(
         base_buffers: what an outer step does to the inner optimizer's state. "maintain", the paper's choice, leaves it,
             "reset" makes it that of a new optimizer, "average" averages it over the ranks. "auto" is "maintain" for
             optimizers with second moments (Adam, RMSprop, ...) and "reset" for others (SGD, ...).
-        **common: ``algorithm``, ``on_nonfinite`` and ``rates_may_differ`` of ``Settings``.
+        **common: the other arguments of ``Settings``.
 
     Raises:
         ConfigurationError: if a value is outside these ranges, or the settings exclude each other.

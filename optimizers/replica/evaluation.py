@@ -19,6 +19,7 @@ from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.rules.non_finite import ADVICE, NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import mean_over_some
+from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["Evaluation"]
 
@@ -82,6 +83,8 @@ class Evaluation:
             share = None if verdict is None else verdict.partial_average
             setup.wait_in_flight()
             own.extend(buffer.array.copy() for buffer in buffers)
+            if isinstance(setup.outer, StreamedOuterStep):
+                setup.outer.preview()
             setup.base.prepare_average(share)
             for buffer in buffers:
                 constants = setup.constants.within(buffer)

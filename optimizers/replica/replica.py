@@ -23,6 +23,7 @@ from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.stopping import Stopping
+from lentando.optimizers.replica.streamed_rounds import StreamedRounds
 from lentando.optimizers.replica.timing import Costs, Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
@@ -31,6 +32,7 @@ from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 from lentando.optimizers.rules.non_finite import NonFinite
 from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["Replica"]
 
@@ -97,7 +99,8 @@ class Replica(BetweenSteps):
         trained = self._trained = TrainedParameters(setup, progress, channel, timing, last_look)
         self.gradients = Gradients(setup, progress, channel, costs, non_finite, uneven, weights)
         self._mixing = Mixing(setup, progress, channel, costs, non_finite, uneven)
-        self._rounds = Rounds(setup, progress, channel, costs, non_finite, uneven, weights, trained)
+        rounds = StreamedRounds if isinstance(setup.outer, StreamedOuterStep) else Rounds
+        self._rounds = rounds(setup, progress, channel, costs, non_finite, uneven, weights, trained)
         self.evaluation = Evaluation(setup, channel, timing, non_finite)
         self.rollback = Rollback(setup, progress, channel, weights, self.evaluation)
         enlist(transport, self)
@@ -231,7 +234,7 @@ class Replica(BetweenSteps):
             progress.count(count, rate_sums)
             if not self.timing.is_started:
                 self.timing.start(progress.inner_steps)
-            if progress.is_round_over():
+            if progress.is_due():
                 self._rounds.end()
             elif settings.base.mixes_parameters and not setup.has_common_rounds:
                 self._trained.follow()
@@ -248,7 +251,7 @@ class Replica(BetweenSteps):
         if self.settings.base.mixes_parameters:
             return 1
         progress = self.progress
-        due = None if progress.steps_in_round is None else progress.steps_in_round - progress.steps
+        due = None if progress.due is None else progress.due - progress.steps
         check = None if self.stopping.handle is None else self.stopping.steps_until_check()
         return check if due is None else due if check is None else min(due, check)
 

@@ -20,13 +20,13 @@ from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps, decides_alike
 
-__all__ = ["Rounds"]
+__all__ = ["FormedAverage", "Rounds"]
 
 _log = logging.getLogger("lentando")
 
 
 @dataclass(frozen=True)
-class _Average:
+class FormedAverage:
     """What an outer step adopts.
 
     Attributes:
@@ -110,7 +110,6 @@ class Rounds:
             Whether there was an outer step: inside ``join`` there is none if no rank has taken a step in this round.
         """
         setup, progress = self._setup, self._progress
-        assert progress.period is not None
         self._trained.follow()
         with self._costs.of("outer", progress.inner_steps):
             if setup.has_common_rounds or setup.settings.base_buffers == "average":
@@ -120,6 +119,13 @@ class Rounds:
             if formed is None:
                 return False
             self._adopt(formed)
+        self._begin_next(formed)
+        return True
+
+    def _begin_next(self, formed: FormedAverage) -> None:
+        """End the round after its outer step, and begin the next one."""
+        progress = self._progress
+        assert progress.period is not None
         progress.forget_losses()
         progress.rounds += 1
         decision = progress.period.update(
@@ -129,9 +135,8 @@ class Rounds:
             self._record(decision)
         self.begin()
         _log.debug("outer step %d after inner step %d, loss %g", progress.rounds, progress.inner_steps, formed.loss)
-        return True
 
-    def _form(self) -> _Average | None:
+    def _form(self) -> FormedAverage | None:
         """Do everything in an outer step that can fail. ``_abort`` undoes all changes.
 
         Returns:
@@ -178,7 +183,9 @@ class Rounds:
             self._non_finite.was_reported |= isinstance(error, NonFiniteError)
             self._abort()
             raise
-        return _Average(loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set_on=weights_set_on)
+        return FormedAverage(
+            loss, rate, seconds, rates, buffers, was_finite=found is None, weights_set_on=weights_set_on
+        )
 
     def _average(self, share: PartialAverage | None) -> Mapping[str, Array] | None:
         """Average the parameters, and the base optimizer's buffers if they are to be averaged: returns those."""
@@ -204,7 +211,7 @@ class Rounds:
             setup.base.outer_average.abort_average()
         setup.framework.store()
 
-    def _adopt(self, formed: _Average) -> None:
+    def _adopt(self, formed: FormedAverage) -> None:
         """Apply the outer rule to the average, and continue from the result."""
         setup = self._setup
         assert setup.outer is not None

@@ -21,6 +21,7 @@ from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOptions, OuterStepping
 from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["Setup"]
 
@@ -94,6 +95,13 @@ class Setup:
         self.base.outer_average.wait_in_flight()
         self.framework.store()
 
+    def adopt_in_flight(self) -> None:
+        """Adopt outer steps in flight now, and not when they are due. Every rank does so."""
+        if isinstance(self.outer, StreamedOuterStep):
+            self.framework.load()
+            self.outer.adopt_all()
+            self.framework.store()
+
     def continue_from_weights(self) -> None:
         """Let gossip continue from weights of this rank that were changed between steps."""
         self.framework.load()
@@ -156,6 +164,11 @@ class Setup:
         if period is None:
             return None
         options = OuterOptions(settings.exact_average, settings.algorithm, self.constants)
+        if settings.streaming.is_needed:
+            assert not isinstance(settings.outer, OuterAlgorithm)
+            return StreamedOuterStep(
+                transport, buffers, settings.outer, settings.streaming, settings.algorithm, self.constants
+            )
         if not isinstance(settings.outer, OuterAlgorithm):
             return OuterStep(
                 transport, buffers, settings.outer, options.exact_average, options.algorithm, options.constants

@@ -14,6 +14,7 @@ from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.rules.non_finite import loss_to_send
 from lentando.optimizers.rules.period import Decision, Period
 from lentando.optimizers.rules.settings import different_from
+from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = [
     "Progress",
@@ -49,6 +50,7 @@ class Progress:
         steps: steps of this round.
         steps_along: those of them that were taken along with other ranks, without a batch.
         steps_in_round: length of this round in steps; None if there are no outer steps.
+        due: number of steps of this round after which an outer step, or a part of one, is due; None if there are none.
         rate_sums: sums of the learning rates of the round's steps, one per parameter group.
         latest_rates: learning rates of the step that was counted last, or the mean of the steps that were counted last
             together, one per parameter group; empty before the first step.
@@ -68,6 +70,7 @@ class Progress:
     steps: int = 0
     steps_along: int = 0
     steps_in_round: int | None = None
+    due: int | None = None
     rate_sums: list[float] = field(default_factory=list)
     latest_rates: Sequence[float] = ()
     loss_sum: Any = 0.0
@@ -96,7 +99,7 @@ class Progress:
         """
         self.steps = 0
         self.steps_along = 0
-        self.steps_in_round = None if self.period is None else self.period.steps()
+        self.steps_in_round = self.due = None if self.period is None else self.period.steps()
         self.rate_sums = [0.0] * groups
 
     def count(self, steps: int, rate_sums: Sequence[float]) -> None:
@@ -126,9 +129,9 @@ class Progress:
         gone = [total / max(self.steps, 1) * steps for total in self.rate_sums[len(rate_sums) :]]
         return [*rate_sums, *gone]
 
-    def is_round_over(self) -> bool:
-        """Whether the outer step is due."""
-        return self.steps == self.steps_in_round
+    def is_due(self) -> bool:
+        """Whether an outer step is due, or a part of one."""
+        return self.steps == self.due
 
     def mean_rates(self) -> list[float]:
         """Return the mean learning rates of the round so far, one per parameter group."""
@@ -182,6 +185,7 @@ def _state_without_base(setup: Setup, progress: Progress) -> dict[str, Any]:
         "loss_count": progress.loss_count,
         "period": None if progress.period is None else progress.period.state_dict(),
         "outer": None if setup.outer is None else setup.outer.state_dict(),
+        **_contributions_of(setup),
     }
 
 
@@ -236,12 +240,16 @@ def return_to_state(state: Mapping[str, Any], setup: Setup, progress: Progress) 
     progress.decisions = [Decision(*decision) for decision in state["decisions"]]
     progress.inner_steps, progress.rounds = state["inner_steps"], state["rounds"]
     progress.steps, progress.steps_in_round = state["steps"], state["steps_in_round"]
+    progress.due = progress.steps_in_round
     progress.rate_sums = list(state["rate_sums"])
     progress.loss_sum, progress.loss_count = state["loss_sum"], state["loss_count"]
     if progress.period is not None:
         progress.period.load_state_dict(state["period"])
     if setup.outer is not None:
         setup.outer.load_state_dict(state["outer"])
+    if isinstance(setup.outer, StreamedOuterStep):
+        setup.outer.contributed_at = list(state["contributed_at"])
+        progress.due = setup.outer.next_due(progress.steps, progress.steps_in_round or 1, progress.inner_steps)
 
 
 def copied(state: Any) -> Any:
@@ -251,6 +259,13 @@ def copied(state: Any) -> Any:
     if isinstance(state, list):
         return [copied(item) for item in state]
     return state.copy() if hasattr(state, "copy") else state
+
+
+def _contributions_of(setup: Setup) -> dict[str, Any]:
+    """Return the inner steps at which the fragments in flight were contributed, if outer steps are streamed."""
+    if not isinstance(setup.outer, StreamedOuterStep):
+        return {}
+    return {"contributed_at": list(setup.outer.contributed_at)}
 
 
 def _layout_of(setup: Setup) -> int:

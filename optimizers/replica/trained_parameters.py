@@ -130,6 +130,7 @@ class TrainedParameters:
         check_equal_hyperparameters(setup.transport, framework)
         self._timing.pause()
         setup.wait_in_flight()
+        setup.adopt_in_flight()
         before = [_renamed(layout, change.replaced) for layout in self._layouts()]
         known = framework.known - change.replaced
         base_state = setup.base.state.state_dict()

@@ -193,6 +193,11 @@ class UnevenData:
             )
         if self._progress.is_joined:
             raise ConfigurationError("join blocks of one optimizer cannot be nested: leave one before the next")
+        if settings.streaming.is_needed:
+            raise ConfigurationError(
+                "join is not possible with delay, fragments or blend yet, because a rank without batches has no step "
+                "after which it adopts an average: give all ranks equally many batches"
+            )
         if setup.outer is not None and not setup.outer.supports_join:
             raise ConfigurationError(
                 f"join is not possible with the outer step {settings.outer!r}, which always averages over all ranks: "
@@ -227,7 +232,7 @@ class UnevenData:
                 stopping.stop_if_agreed(automatic=False)
             return
         while self._step(gradients, mixing, step_along):
-            if progress.is_round_over():
+            if progress.is_due():
                 rounds.end()
             stopping.stop_if_agreed(automatic=False)
         if self._setup.has_common_rounds and progress.steps:

@@ -10,7 +10,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from math import inf, isfinite, isnan, nan
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.flat import FlatBuffer, all_finite
@@ -20,7 +20,7 @@ from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.partial_average import PartialAverage
 
-__all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "first_non_finite", "loss_to_send"]
+__all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "error_of_average", "first_non_finite", "loss_to_send"]
 
 _log = logging.getLogger("lentando")
 
@@ -47,6 +47,32 @@ def first_non_finite(
         if not all_finite(buffer.array if statistics else buffer.parameters):
             return buffer.first_non_finite()
     return None
+
+
+def error_of_average(
+    transport: Transport, constants: Constants, buffers: Sequence[FlatBuffer], *, is_exact: bool
+) -> NonFiniteError:
+    """Return the error for an average that is not finite, which the caller raises. Collective if it is over ranks.
+
+    Args:
+        transport: transport that connects the ranks.
+        constants: statistics that may have values that are not finite.
+        buffers: this rank's values.
+        is_exact: whether the average is over ranks.
+
+    Returns:
+        The error, which names the first parameter on each rank.
+    """
+    entry = constants.first_non_finite(buffers)
+    text = f"{entry.name!r} is not finite" if entry else "all parameters are finite"
+    report: list[Any] = [text, entry is not None and entry.group is None]
+    by_rank = allgather_object(transport, report) if is_exact else [report]
+    first = grouped_by_rank([text for text, _ in by_rank], numbers_of(transport)) if is_exact else text
+    hint = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
+    return NonFiniteError(
+        f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {first}. "
+        f"{ADVICE}{hint if any(is_statistic for _, is_statistic in by_rank) else ''}"
+    )
 
 
 def loss_to_send(loss: float | None) -> float:

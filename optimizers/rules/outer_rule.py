@@ -2,11 +2,12 @@
 
 from typing import Protocol
 
+from lentando.comm.array_module import array_module
 from lentando.comm.checks import check_flag, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["OuterRule", "check_outer_arguments"]
+__all__ = ["OuterRule", "check_outer_arguments", "step_block"]
 
 
 class OuterRule(Protocol):
@@ -43,6 +44,30 @@ class OuterRule(Protocol):
                 happens only where ``needs_learning_rate`` is False.
             scratch: memory of the dtype of ``anchor``, at least as long, which saves an allocation; or None.
         """
+
+
+def step_block(
+    rule: OuterRule | None,
+    anchor: Array,
+    slow_buffer: Array | None,
+    mean: Array,
+    learning_rate: float | None,
+    scratch: Array | None,
+) -> None:
+    """Step from an anchor through a mean, in place: all passes over elements that fit the cache.
+
+    Args:
+        rule: outer rule; None adopts the mean.
+        anchor: elements of the anchor, which become those of the next round.
+        slow_buffer: momentum of the rule, None if it has none.
+        mean: elements of the mean; may be overwritten.
+        learning_rate: learning rate of the elements' parameter group; None for statistics, which adopt the mean.
+        scratch: memory for the rule.
+    """
+    if rule is None or learning_rate is None:
+        array_module(anchor).copyto(anchor, mean)
+    else:
+        rule.step(anchor, slow_buffer, mean, learning_rate, scratch)
 
 
 def check_outer_arguments(

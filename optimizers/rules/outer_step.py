@@ -17,16 +17,14 @@ from lentando.comm.array_module import array_module
 from lentando.comm.collectives import Algorithm
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
-from lentando.comm.errors import NonFiniteError, grouped_by_rank
+from lentando.comm.errors import NonFiniteError
 from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
-from lentando.comm.numbering import numbers_of
-from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
-from lentando.optimizers.rules.non_finite import ADVICE
+from lentando.optimizers.rules.non_finite import error_of_average
 from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
-from lentando.optimizers.rules.outer_rule import OuterRule
+from lentando.optimizers.rules.outer_rule import OuterRule, step_block
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
 
@@ -159,16 +157,8 @@ class OuterStep(OuterStepping):
             finite = bool(self._transport.allgather(np.array([finite])).all())
         if finite:
             return
-        entry = self._constants.first_non_finite([shard.buffer for shard in self._shards])
-        text = f"{entry.name!r} is not finite" if entry else "all parameters are finite"
-        report: list[Any] = [text, entry is not None and entry.group is None]
-        by_rank = allgather_object(self._transport, report) if self._is_exact else [report]
-        first = grouped_by_rank([text for text, _ in by_rank], numbers_of(self._transport)) if self._is_exact else text
-        hint = ". A buffer that is meant to hold such values must hold them when the optimizer is wrapped"
-        raise NonFiniteError(
-            f"the average of the parameters is not finite, so it was not adopted. First offending parameter: {first}. "
-            f"{ADVICE}{hint if any(is_statistic for _, is_statistic in by_rank) else ''}"
-        )
+        buffers = [shard.buffer for shard in self._shards]
+        raise error_of_average(self._transport, self._constants, buffers, is_exact=self._is_exact)
 
 
 class _Shard:
@@ -266,11 +256,8 @@ class _Shard:
         """Make all passes over elements that fit the cache; ``learning_rate`` is None for statistics."""
         assert self._rule is not None and self.anchor is not None
         anchor, mean, own = self.anchor[elements], self._mean[elements], self._own[elements]
-        if learning_rate is None:
-            self._module.copyto(anchor, mean)
-        else:
-            slow = None if self.slow_buffer is None else self.slow_buffer[elements]
-            self._rule.step(anchor, slow, mean, learning_rate, self._scratch)
+        slow = None if self.slow_buffer is None else self.slow_buffer[elements]
+        step_block(self._rule, anchor, slow, mean, learning_rate, self._scratch)
         self._module.copyto(own, anchor, casting="same_kind")
         if own.dtype != anchor.dtype:
             # The next round starts from numbers of the model's dtype, and its movement is measured from them.

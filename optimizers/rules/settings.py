@@ -17,10 +17,11 @@ from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.describe import as_text, describe, differences, with_defaults
+from lentando.optimizers.rules.fragments import Streaming
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
-from lentando.optimizers.rules.period import Period, PeriodSetting, as_period, needs_loss, participant_of
+from lentando.optimizers.rules.period import FixedPeriod, Period, PeriodSetting, as_period, needs_loss, participant_of
 
 __all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
 
@@ -63,6 +64,19 @@ class Settings:
         rates_may_differ: whether the learning rates of the ranks differ on purpose. Otherwise a difference is an error
             at construction and one warning later, as soon as the ranks exchange messages that show it: with every
             average of gradients and every outer step, but not with gossip alone.
+        delay: inner steps between the end of a round, when each rank contributes its parameters to an average that is
+            formed in the background, and the step after which all ranks adopt the outer step, at most the period. What
+            a rank has moved meanwhile is added. The communication hides behind these steps. 0 waits for the average. A
+            round that is shorter than the delay (of a ``Period``) adopts at its end. Takes memory for the anchor, the
+            average and the contribution of the whole model on every rank, and for the momentum of the outer rule.
+        fragments: number of parts of about equal size into which the model is cut, by consecutive parameters. They are
+            averaged at different steps of the round, evenly spread, so that the link never carries more than one part
+            at once (Streaming DiLoCo, arXiv 2501.18512). The same memory as with ``delay``. The outer rule uses the
+            mean learning rate since the round began. More than one need ``base_buffers="maintain"``, for which "auto"
+            stands then.
+        blend: share, from 0 to 1, of a rank's own parameters in what it adopts; the rest is the outer step's result
+            (alpha of Streaming DiLoCo, which uses 0.5; 1 minus the pullback of Overlap-Local-SGD, arXiv 2002.09539).
+            None adds what the rank has moved since its contribution to the outer step's result.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -76,6 +90,9 @@ class Settings:
     algorithm: Algorithm = "auto"
     on_nonfinite: OnNonFinite = "raise"
     rates_may_differ: bool = False
+    delay: int = 0
+    fragments: int = 1
+    blend: float | None = None
 
     def __post_init__(self) -> None:
         check_has("base", self.base, BASE_ALGORITHM, "AllReduce(), LocalSGD(), SGP()")
@@ -110,6 +127,43 @@ class Settings:
             )
         if not self.exact_average and self.outer is None:
             raise ConfigurationError("exact_average=False without an outer rule would make the outer step do nothing")
+        if self.streaming.is_needed:
+            self._check_streaming()
+
+    def _check_streaming(self) -> None:
+        """Refuse what does not go together with delay, fragments and blend."""
+        period = self.make_period()
+        if isinstance(period, FixedPeriod):
+            self.streaming.check_period(period.steps())
+        given = ", ".join(
+            f"{field.name}={getattr(self.streaming, field.name)!r}"
+            for field in fields(Streaming)
+            if getattr(self.streaming, field.name) != field.default
+        )
+        reasons = {
+            "without period=, because there are no outer steps": period is None,
+            f"over {self.base!r}, whose gossip mixes parameters that have and have not adopted an outer step: use "
+            "LocalSGD() or AllReduce()": self.base.mixes_parameters,
+            "with exact_average=False, which forms no average": not self.exact_average,
+            f"with the outer step {self.outer!r}, which decides itself what is sent and when": isinstance(
+                self.outer, OuterAlgorithm
+            ),
+            "with base_buffers='average', whose average would have to be waited for: use 'maintain'": (
+                self.base_buffers == "average"
+            ),
+            "with base_buffers='reset', which would reset all of the base optimizer with every fragment: use "
+            "'maintain'": self.fragments > 1 and self.base_buffers == "reset",
+            "with on_nonfinite='skip', because a rank would continue with values that are not finite until it adopts "
+            "the average: use 'raise'": self.on_nonfinite == "skip",
+        }
+        for reason, is_refused in reasons.items():
+            if is_refused:
+                raise ConfigurationError(f"{given} is not possible {reason}")
+
+    @property
+    def streaming(self) -> Streaming:
+        """Delay, fragments and blend of outer steps."""
+        return Streaming(self.delay, self.fragments, self.blend)
 
     @cached_property
     def description(self) -> dict[str, Any]:
@@ -134,6 +188,8 @@ class Settings:
             return self
         if description.keeps_average_of_weights:
             return replace(self, base_buffers="average")
+        if self.fragments > 1:
+            return replace(self, base_buffers="maintain")
         return replace(self, base_buffers="maintain" if description.keeps_second_moments else "reset")
 
     def check_learning_rates(self, rates: Sequence[float]) -> None:

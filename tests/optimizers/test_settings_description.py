@@ -133,6 +133,9 @@ def test_the_data_of_settings() -> None:
         "algorithm": "auto",
         "on_nonfinite": "raise",
         "rates_may_differ": False,
+        "delay": 0,
+        "fragments": 1,
+        "blend": None,
     }
     assert settings.description.keys() - settings.method.keys() == {"on_nonfinite", "rates_may_differ"}
 

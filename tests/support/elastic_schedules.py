@@ -64,7 +64,8 @@ class Schedule:
         if random.random() < 0.3:
             faults.append(Pause(random.randrange(size), random.uniform(0, STEPS), random.uniform(0, 10)))
         notice_seconds, jitter_seconds = random.choice((0.0, 0.01, 2.5)), random.choice((0.0, 0.3))
-        return cls(seed, random.choice(list(methods())), size, notice_seconds, jitter_seconds, tuple(faults))
+        possible = [name for name, settings in methods().items() if "delay" not in settings]  # refused there
+        return cls(seed, random.choice(possible), size, notice_seconds, jitter_seconds, tuple(faults))
 
 
 def _death(random: Random, rank: int) -> Death:

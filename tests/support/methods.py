@@ -34,6 +34,15 @@ def methods() -> dict[str, dict[str, Any]]:
         "slowmo over dpsgd": {"base": DPSGD(), **slow},
         "slowmo without average": {"base": SGP(), "exact_average": False, **slow},
         "slowmo alone without average": {"base": LocalSGD(), "exact_average": False, **slow},
+        "slowmo with delay": {"base": LocalSGD(), "base_buffers": "reset", "delay": 2, **slow},
+        "diloco in fragments": {
+            "base": LocalSGD(),
+            "outer": OuterSGD(0.7, 0.9, nesterov=True),
+            "period": ROUND,
+            "delay": 1,
+            "fragments": 2,
+            "blend": 0.25,
+        },
         "adacomm": {"base": LocalSGD(), "period": adaptive},
         "adacomm over osgp": {"base": OSGP(deterministic=True), "period": adaptive, "outer": SlowMomentum(1.0, 0.3)},
     }

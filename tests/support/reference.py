@@ -256,3 +256,71 @@ def adacomm_by_validation(losses: Vector, first_period: int) -> list[int]:
         wanted = int(np.ceil(np.sqrt(mean / means[0]) * first_period - 1e-6))
         periods.append(wanted if wanted < periods[-1] else max(1, periods[-1] // 2))
     return periods
+
+
+def delayed_slowmo(
+    workers: int,
+    steps: int,
+    start: Vector,
+    gradient: Gradient,
+    period: int,
+    learning_rates: Callable[[int], Any],
+    alpha: float,
+    beta: float,
+    momentum: float,
+    buffers: str,
+    nesterov: bool,
+    delay: int,
+    blend: float | None,
+) -> Vector:
+    """SlowMo over Local SGD whose average is adopted ``delay`` steps late; shape (workers, dimension)."""
+    x, m = np.tile(start, (workers, 1)), np.zeros((workers, start.size))
+    anchor, u = start.copy(), np.zeros_like(start)
+    contributed, gamma, due = x.copy(), 0.0, -1
+    for step in range(steps):
+        m = momentum * m + np.array([gradient(i, step, x[i]) for i in range(workers)])
+        x = x - learning_rates(step) * m
+        if step + 1 == due:
+            moved = (anchor - contributed.mean(axis=0)) / gamma
+            u = beta * u + moved
+            anchor = anchor - alpha * gamma * (beta * u + moved if nesterov else u)
+            x = anchor + (x - contributed) if blend is None else blend * x + (1 - blend) * anchor
+            m = np.zeros_like(m) if buffers == "reset" else m
+        if (step + 1) % period == 0:
+            contributed, due = x.copy(), step + 1 + delay
+            gamma = float(np.mean([learning_rates(k) for k in range(step + 1 - period, step + 1)]))
+    return x
+
+
+def streaming_diloco(
+    workers: int,
+    steps: int,
+    start: Vector,
+    gradient: Gradient,
+    learning_rates: Callable[[int], Any],
+    fragments: Sequence[tuple[slice, int]],
+    period: int,
+    delay: int,
+    outer_lr: float,
+    outer_momentum: float,
+    nesterov: bool,
+) -> Vector:
+    """Streaming DiLoCo over plain SGD, which adds what a worker has moved meanwhile; shape (workers, dimension).
+
+    Each fragment is a range of the parameters, and the step of every round after which it is contributed.
+    """
+    x = np.tile(start, (workers, 1))
+    anchor, velocity, contributed = start.copy(), np.zeros_like(start), x.copy()
+    for step in range(1, steps + 1):
+        x = x - learning_rates(step - 1) * np.array([gradient(i, step - 1, x[i]) for i in range(workers)])
+        for part, due in fragments:
+            if step > delay and (step - delay - due) % period == 0 and step - delay >= due:
+                outer_gradient = anchor[part] - contributed[:, part].mean(axis=0)
+                velocity[part] = outer_momentum * velocity[part] + outer_gradient
+                direction = outer_gradient + outer_momentum * velocity[part] if nesterov else velocity[part]
+                anchor[part] = anchor[part] - outer_lr * direction
+                x[:, part] = anchor[part] + (x[:, part] - contributed[:, part])
+        for part, due in fragments:
+            if (step - due) % period == 0 and step >= due:
+                contributed[:, part] = x[:, part]
+    return x

@@ -1,0 +1,63 @@
+"""Averages that are formed by a background thread, until their results are taken."""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+
+from lentando.comm.background import BackgroundThreads
+from lentando.comm.transport import Traffic
+
+__all__ = ["AveragesInFlight"]
+
+
+class AveragesInFlight:
+    """The averages of all fragments of a model, each of which is formed again and again.
+
+    Args:
+        threads: the background thread; None to form averages in the thread that starts them.
+        fragments: number of fragments.
+
+    Attributes:
+        are_finite: for each fragment, whether the average that was taken last was finite.
+    """
+
+    def __init__(self, threads: BackgroundThreads | None, fragments: int) -> None:
+        self.are_finite = [True] * fragments
+        self._threads = threads
+        self._futures: list[Future[bool] | None] = [None] * fragments
+
+    def start(self, number: int, form: Callable[[], bool]) -> None:
+        """Begin to form the average of a fragment.
+
+        Args:
+            number: number of the fragment, none of whose averages is being formed.
+            form: function that forms it, and returns whether it is finite.
+        """
+        if self._threads is None:
+            self.are_finite[number] = form()
+        else:
+            self._futures[number] = self._threads.submit(0, form)
+
+    def wait(self, number: int, traffic: Traffic) -> bool:
+        """Wait until the average of a fragment is formed. Returns whether it is finite.
+
+        Args:
+            number: number of the fragment.
+            traffic: counters to which the traffic of the thread is added.
+        """
+        future, self._futures[number] = self._futures[number], None
+        if future is not None:
+            self.are_finite[number] = future.result()
+            if self._threads is not None and not any(self._futures):
+                self._threads.count_traffic(traffic)
+        return self.are_finite[number]
+
+    def wait_for_all(self, traffic: Traffic) -> None:
+        """Wait until all averages are formed."""
+        for number in range(len(self._futures)):
+            self.wait(number, traffic)
+
+    def wait_before_leaving(self) -> None:
+        """Wait for all averages before this rank leaves the job, whose other ranks need its part. Takes no result."""
+        for future in self._futures:
+            if future is not None:
+                future.exception()
