@@ -12,7 +12,16 @@ from lentando.comm import launchers
 from lentando.comm.errors import LaunchError
 from lentando.comm.launchers import Family, Launcher
 
-__all__ = ["Claim", "Launch", "advice_on_library", "check_library", "check_world", "detect_launch", "read_claims"]
+__all__ = [
+    "Claim",
+    "Launch",
+    "advice_on_library",
+    "check_library",
+    "check_meeting_point",
+    "check_world",
+    "detect_launch",
+    "read_claims",
+]
 
 
 @dataclass(frozen=True)
@@ -25,6 +34,7 @@ class Launch:
         size: number of ranks; None if the launcher does not set it.
         mpi: whether the ranks are MPI processes.
         horovod: whether only Horovod connects them.
+        torch: whether only torch.distributed connects them.
         family: family of MPI libraries with which they are MPI processes; None if they are not.
         advice: advice for the case that the ranks do not find each other.
     """
@@ -34,6 +44,7 @@ class Launch:
     size: int | None
     mpi: bool
     horovod: bool = False
+    torch: bool = False
     family: Family | None = field(default=None, compare=False)
     advice: str = field(default="", compare=False)
 
@@ -143,7 +154,7 @@ def _launch(kind: Launcher, environment: Mapping[str, str]) -> Launch:
             raise LaunchError(f"{kind.name} set {kind.size}={text!r}: expected a number of ranks >= 1")
         size = int(text)
     is_mpi, variable = kind.family is not None, kind.size or kind.rank
-    return Launch(kind.name, variable, size, is_mpi, kind.is_horovod, kind.family, kind.advice)
+    return Launch(kind.name, variable, size, is_mpi, kind.is_horovod, kind.is_torch, kind.family, kind.advice)
 
 
 def check_library(launch: Launch | None, library: str) -> None:
@@ -180,7 +191,9 @@ def check_world(launch: Launch | None, size: int, library: str, backend: str = "
     if launch is None or launch.size is None or launch.size == size:
         return
     actual = f"{backend} sees {size} ({library})"
-    if backend != "MPI":
+    if backend == "torch.distributed":
+        remedy = "Let init_process_group connect all ranks, or name those that take part by init(process_group=...)"
+    elif backend != "MPI":
         remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={backend.lower()}"
     elif launch.mpi:
         remedy = " ".join(filter(None, [advice_on_library(), _ANOTHER_MPI]))
@@ -188,10 +201,34 @@ def check_world(launch: Launch | None, size: int, library: str, backend: str = "
             remedy += f". {launch.advice}"
     else:
         remedy = (
-            "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes, "
-            "or with horovodrun --gloo, where Horovod connects the ranks"
+            "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes; "
+            "or without LENTANDO_TRANSPORT=mpi, with torchrun or horovodrun --gloo, which connect the ranks"
         )
     raise LaunchError(f"{_promise(launch)}, but {actual}: that would train {launch.size} separate models. {remedy}")
+
+
+def check_meeting_point(launch: Launch | None, environment: Mapping[str, str] | None = None) -> tuple[int, int]:
+    """Check that torch.distributed can connect the ranks. Returns the number of this rank, and of all ranks.
+
+    Args:
+        launch: result of ``detect_launch``.
+        environment: environment variables of this process.
+
+    Raises:
+        LaunchError: if a variable is missing by which the ranks find each other.
+    """
+    environment = os.environ if environment is None else environment
+    kind = next(kind for kind in reversed(launchers.LAUNCHERS) if kind.is_torch)
+    needed = [kind.rank, kind.size or "", *launchers.MEETING_POINT]
+    missing = [name for name in needed if not environment.get(name)]
+    if missing:
+        reason = f"{launch.launcher} started this process" if launch else "torch.distributed was chosen"
+        raise LaunchError(
+            f"{reason}, and torch.distributed connects the ranks by {', '.join(needed)}, of which the environment "
+            f"lacks {', '.join(missing)}. Start with torchrun, which sets them, or with mpirun, which needs "
+            "none; or call torch.distributed.init_process_group before init()"
+        )
+    return int(environment[needed[0]]), int(environment[needed[1]])
 
 
 def advice_on_library(environment: Mapping[str, str] | None = None) -> str:

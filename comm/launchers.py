@@ -10,6 +10,7 @@ from typing import Literal, TypeAlias
 
 __all__ = [
     "LAUNCHERS",
+    "MEETING_POINT",
     "Family",
     "Launcher",
     "connections",
@@ -35,6 +36,7 @@ class Launcher:
         marker: variable that only this launcher sets, needed if other launchers set the same ``rank`` and ``size``.
         family: family of MPI libraries with which its ranks are MPI processes; None if they are not.
         is_horovod: whether only Horovod connects the ranks.
+        is_torch: whether only torch.distributed connects the ranks.
         needs_both: whether ``rank`` without ``size``, or the reverse, is a mistake.
         starts_launchers: whether it often starts other launchers, whose variables are then the ones that count.
         identity: further variables whose values, together with those above, are unique to each rank of each job.
@@ -53,6 +55,7 @@ class Launcher:
     marker: str | None = None
     family: Family | None = None
     is_horovod: bool = False
+    is_torch: bool = False
     needs_both: bool = False
     starts_launchers: bool = False
     identity: tuple[str, ...] = ()
@@ -122,6 +125,7 @@ LAUNCHERS = (
         size="WORLD_SIZE",
         local_rank="LOCAL_RANK",
         marker="TORCHELASTIC_RUN_ID",
+        is_torch=True,
         identity=("MASTER_PORT",),
         hidden=("LOCAL_WORLD_SIZE",),
     ),
@@ -148,9 +152,13 @@ LAUNCHERS = (
         rank="RANK",
         size="WORLD_SIZE",
         local_rank="LOCAL_RANK",
+        is_torch=True,
     ),
 )
 """The innermost launcher first: a Slurm job often runs mpirun, and so does horovodrun."""
+
+MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
+"""Variables with the host and the port at which the ranks of torch.distributed meet."""
 
 
 def identity_variables() -> list[str]:

@@ -16,7 +16,7 @@ DEFAULT_TIMEOUT_SECONDS = 120.0
 INTERFACES = (
     "OMPI_MCA_btl_tcp_if_include", "OMPI_MCA_btl_tcp_if_exclude", "OMPI_MCA_btl", "OMPI_MCA_pml",
     "UCX_NET_DEVICES", "UCX_TLS", "FI_PROVIDER", "FI_TCP_IFACE", "HYDRA_IFACE", "MPIR_CVAR_CH4_NETMOD",
-    "HOROVOD_GLOO_IFACE", "NCCL_SOCKET_IFNAME",
+    "HOROVOD_GLOO_IFACE", "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME",
 )  # fmt: skip
 """Environment variables that choose the network between ranks."""
 
@@ -66,8 +66,8 @@ def _end_process(rank: int, size: int, seconds: float) -> None:
         f"({size} in all) and ends the job. Either a rank has not called init(), or messages between the ranks do "
         "not arrive: in that case, name the network interface that connects the hosts, for Open MPI by "
         "OMPI_MCA_btl_tcp_if_include=eth0 (mpirun --mca btl_tcp_if_include eth0), for MPICH by UCX_NET_DEVICES or "
-        f"FI_TCP_IFACE, for Horovod by HOROVOD_GLOO_IFACE. Variables that choose one here: {variables}. "
-        "LENTANDO_JOIN_SECONDS sets how long to wait\n"
+        "FI_TCP_IFACE, for Horovod by HOROVOD_GLOO_IFACE, for torchrun by GLOO_SOCKET_IFNAME. "
+        f"Variables that choose one here: {variables}. LENTANDO_JOIN_SECONDS sets how long to wait\n"
     )
     sys.stderr.flush()
     os._exit(1)

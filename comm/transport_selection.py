@@ -8,7 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from lentando.comm.errors import ConfigurationError, LaunchError, LentandoError
 from lentando.comm.inherited_variables import check_is_rank
-from lentando.comm.launch import Launch, advice_on_library, check_library, check_world, detect_launch
+from lentando.comm.launch import (
+    Launch,
+    advice_on_library,
+    check_library,
+    check_meeting_point,
+    check_world,
+    detect_launch,
+)
 from lentando.comm.process_end import process_end
 from lentando.comm.startup_timeout import startup_timeout, startup_timeout_seconds
 from lentando.comm.transport import Transport
@@ -16,10 +23,11 @@ from lentando.comm.transports.single import SingleTransport
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+    from torch.distributed import ProcessGroup
 
 __all__ = ["TRANSPORT_NAMES", "open_transport"]
 
-TRANSPORT_NAMES = ("horovod", "mpi", "nccl", "single")
+TRANSPORT_NAMES = ("horovod", "mpi", "nccl", "single", "torch")
 """Legal values of ``LENTANDO_TRANSPORT``."""
 _INSTALL_MPI4PY = (
     "On every host, in this environment, pip install mpi4py to use the MPI that your mpirun belongs to, or "
@@ -31,7 +39,9 @@ _INSTALL_MPI = (
 )
 
 
-def open_transport(comm: "MPI.Intracomm | None" = None, *, elastic: bool = False) -> Transport:
+def open_transport(
+    comm: "MPI.Intracomm | None" = None, *, process_group: "ProcessGroup | None" = None, elastic: bool = False
+) -> Transport:
     """Open the transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
 
     NCCL is used only on request, on top of the transport that is detected: it needs a GPU for every rank, which is not
@@ -39,6 +49,7 @@ def open_transport(comm: "MPI.Intracomm | None" = None, *, elastic: bool = False
 
     Args:
         comm: an mpi4py communicator of the participating ranks; all ranks of the job by default.
+        process_group: a process group of torch.distributed that contains the participating ranks.
         elastic: whether the job continues when ranks die.
 
     Raises:
@@ -51,6 +62,10 @@ def open_transport(comm: "MPI.Intracomm | None" = None, *, elastic: bool = False
     forced = os.environ.get("LENTANDO_TRANSPORT")
     if forced is not None and forced not in TRANSPORT_NAMES:
         raise ConfigurationError(f"LENTANDO_TRANSPORT={forced!r}: expected one of {', '.join(TRANSPORT_NAMES)}")
+    if process_group is not None:
+        if comm is not None:
+            raise ConfigurationError("init() was given a communicator and process_group: expected one of them")
+        return _open_torch(None, process_group, elastic)
     if forced == "nccl":
         from lentando.comm.transports.nccl import NCCLTransport
 
@@ -65,10 +80,13 @@ def _open_detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bo
     if launch is not None and comm is None:
         check_is_rank(os.environ, launch)
     is_alone = launch is None or (not launch.mpi and launch.size == 1)
-    if comm is None and forced is None and is_alone and not _mpi_is_initialized():
+    if comm is None and forced is None and is_alone and not _mpi_is_initialized() and not _torch_is_initialized():
         return SingleTransport()  # without loading MPI, which a laptop need not have
     if comm is None and (forced == "horovod" or (forced is None and launch is not None and launch.horovod)):
         return _open_horovod(launch)
+    is_for_torch = _torch_is_initialized() if launch is None else launch.torch
+    if comm is None and (forced == "torch" or (forced is None and is_for_torch and not _mpi_is_initialized())):
+        return _open_torch(launch, None, elastic)
     return _open_mpi(comm, launch, forced, elastic)
 
 
@@ -142,6 +160,35 @@ def _open_horovod(launch: Launch | None) -> Transport:
     check_world(launch, transport.size, f"through {transport.binding}", backend="Horovod")
     process_end.run_before_horovod()
     return transport
+
+
+def _open_torch(launch: Launch | None, process_group: "ProcessGroup | None", elastic: bool) -> Transport:
+    if elastic:
+        raise ConfigurationError(
+            "elastic=True is not possible over torch.distributed, which ends when a rank dies. Let torchrun restart "
+            "all ranks (--max-restarts), which then load the last checkpoint; or start with Open MPI 5, by mpirun "
+            "--with-ft ulfm"
+        )
+    try:
+        from lentando.comm.transports.torch_distributed import Groups, TorchTransport, initialize_default_group
+    except ImportError as error:
+        raise LaunchError(
+            f"torch.distributed connects the ranks, but PyTorch cannot be loaded ({error}): pip install "
+            "lentando[torch], or start with mpirun"
+        ) from error
+    must_initialize = process_group is None and not _torch_is_initialized()
+    if must_initialize:
+        with startup_timeout(*check_meeting_point(launch)):
+            initialize_default_group()
+    groups = Groups.of(process_group)
+    check_world(launch, groups.size, "its default process group", backend="torch.distributed")
+    with startup_timeout(groups.rank or 0, groups.size):
+        return TorchTransport(groups, owns_default_group=must_initialize)
+
+
+def _torch_is_initialized() -> bool:
+    module: Any = sys.modules.get("torch.distributed")
+    return module is not None and module.is_available() and module.is_initialized()
 
 
 def _mpi_is_initialized() -> bool:

@@ -29,6 +29,7 @@ from lentando.comm.transports.single import SingleTransport
 
 if TYPE_CHECKING:
     from mpi4py import MPI
+    from torch.distributed import ProcessGroup
 
     from lentando.comm.process_sets import ProcessSet
 
@@ -79,10 +80,11 @@ def init(
     comm: "MPI.Intracomm | Transport | None" = None,
     process_sets: "Sequence[ProcessSet] | Literal['dynamic'] | None" = None,
     *,
+    process_group: "ProcessGroup | None" = None,
     elastic: bool = False,
     hide_launcher: bool | None = None,
 ) -> None:
-    """Join the job that mpirun, horovodrun or srun started. A program that was started alone becomes a world of 1.
+    """Join the job that mpirun, torchrun, horovodrun or srun started. A program started alone becomes a world of 1.
 
     From then on, an exception that ends this rank ends the whole job with a non-zero status, and the normal end of the
     program waits until all ranks have reached it. A second call has no effect.
@@ -92,6 +94,9 @@ def init(
             of whose ranks calls ``init``; or any ``Transport``. All ranks of the job by default.
         process_sets: process sets to add to the job at once, the same on all ranks. ``"dynamic"``, which Horovod needs
             for ``add_process_set``, has no effect.
+        process_group: a process group of torch.distributed that contains the participating ranks, each of whose ranks
+            calls ``init``. Under torchrun, and in a program that has initialised torch.distributed itself, all ranks
+            by default. Lentando sends its messages over groups of its own.
         elastic: whether the other ranks continue when the process of a rank dies (is killed, runs out of memory);
             ``rank()`` and ``size()`` are then those among the survivors. Needs Open MPI 5 under
             ``mpirun --with-ft ulfm``.
@@ -124,7 +129,7 @@ def init(
         return
     level = _log_level()
     is_given = isinstance(comm, Transport)
-    joined = comm if isinstance(comm, Transport) else open_transport(comm, elastic=elastic)
+    joined = comm if isinstance(comm, Transport) else open_transport(comm, process_group=process_group, elastic=elastic)
     if elastic:
         _check_elastic(joined)
     program.joined = joined

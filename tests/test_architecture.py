@@ -56,8 +56,8 @@ def test_lentando_comm_and_optimizers_load_neither_a_framework_nor_mpi():
     core = [*modules_in("lentando.comm"), *modules_in("lentando.optimizers")]
     assert "lentando.comm.reductions.ring_schedule" in core
     bindings = {f"lentando.comm.transports.horovod.{framework}_binding" for framework in FRAMEWORKS.values()}
-    of_mpi = set(modules_in("lentando.comm.transports.mpi"))
-    chosen_by_the_user = {*of_mpi, *bindings}
+    transports = [f"lentando.comm.transports.{name}" for name in ("mpi", "torch_distributed")]
+    chosen_by_the_user = {*bindings, *(module for name in transports for module in modules_in(name))}
     assert chosen_by_the_user < set(core)
     modules = ["lentando", *(name for name in core if name not in chosen_by_the_user)]
     assert first_loaded_by(modules, ["torch", "tensorflow", "keras", "mpi4py.MPI", "cupy", "nccl"]) == {}

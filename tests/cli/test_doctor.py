@@ -183,7 +183,7 @@ def test_half_of_a_promise_is_a_problem() -> None:
         ({"PMI_RANK": "0", "PMI_SIZE": "4"}, "promises 4 ranks (PMI_SIZE=4), but MPI sees 1"),
         (
             {"RANK": "0", "WORLD_SIZE": "4", "TORCHELASTIC_RUN_ID": "7"},
-            "torchrun promises 4 ranks (WORLD_SIZE=4), but MPI",
+            "the environment lacks MASTER_ADDR, MASTER_PORT",
         ),
     ],
 )

@@ -4,11 +4,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 
-from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import TransportError
 from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
@@ -16,6 +15,7 @@ from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.binding import REDUCED_HERE, HorovodBinding, finish, load_binding
 from lentando.comm.transports.horovod.point_to_point import PointToPoint
+from lentando.comm.transports.wider_dtypes import reduced_dtype
 
 __all__ = ["HorovodTransport"]
 
@@ -23,8 +23,6 @@ COLLECTIVE = "lentando.collective"
 """Name of all collectives. Ranks that submit different shapes then get an error, instead of waiting forever."""
 NOTICE_TAG = 32_768
 """Tag of notices, above all tags of ``exchange``."""
-
-_WIDER = {"bool": "int32", "int8": "int32", "int16": "int32", "uint8": "int32", "uint16": "int32", "uint32": "int64"}
 
 
 class HorovodTransport:
@@ -59,7 +57,8 @@ class HorovodTransport:
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         flat = array.reshape(-1)
         in_order = needs_order(flat, op)
-        reduced = to_ordered(flat, op) if in_order else flat.astype(_reduced_as(array.dtype, op), copy=False)
+        reduced_as = reduced_dtype(array.dtype, op, REDUCED_HERE, "Horovod")
+        reduced = to_ordered(flat, op) if in_order else flat.astype(reduced_as, copy=False)
         for piece in _pieces(reduced):
             finish(self._binding.allreduce(COLLECTIVE, piece, op))
         if in_order:
@@ -136,16 +135,3 @@ def _pieces(array: Array, longest: int | None = None) -> Iterator[Array]:
     if not array.flags.writeable:
         raise TransportError("a collective that writes to a read-only array: give it a copy")
     return pieces(array, longest) if array.size else iter(())
-
-
-def _reduced_as(dtype: np.dtype[Any], op: ReduceOp) -> np.dtype[Any]:
-    """Return the dtype in which Horovod reduces arrays of ``dtype``: the same, or a wider one."""
-    if dtype == bfloat16 or dtype == np.float16:
-        return np.dtype(np.float32)
-    if dtype.name in REDUCED_HERE:
-        return dtype
-    if dtype == np.uint64 and op == "sum":
-        return np.dtype(np.int64)  # modular sums have the same bits
-    if dtype.name in _WIDER:
-        return np.dtype(_WIDER[dtype.name])
-    raise TransportError(f"Horovod has no all-reduce ({op}) for {dtype}: expected floating point or integers")

@@ -1,0 +1,134 @@
+"""Short messages of any length that arrive although their receiver does not wait for them: of threads, and notices.
+
+A thread of each rank receives them. Gloo completes a send when its message has been received, so that another thread
+waits for the sends, in order to keep their memory until then.
+"""
+
+import struct
+import threading
+from collections import defaultdict, deque
+from queue import SimpleQueue
+
+import torch
+
+from lentando.comm.errors import TransportError
+from lentando.comm.transports.torch_distributed.errors import TranslatedErrors, translated
+from lentando.comm.transports.torch_distributed.groups import GlooGroup, Work
+
+__all__ = ["ShortMessages"]
+
+_HEADER = struct.Struct("<qqq")
+"""The sender of a message, its kind, and the length of its content in bytes."""
+_NOTICE, _CONTENT, _END = 0, 1, 2
+
+
+class ShortMessages:
+    """The short messages that one rank sends and receives over a group. All of its ranks open and close it.
+
+    Args:
+        group: group of the ranks.
+        rank, size: number of this rank, and of all ranks.
+        tag: tag that no other messages have; the next one is used as well.
+    """
+
+    def __init__(self, group: GlooGroup, rank: int, size: int, tag: int) -> None:
+        self._group, self._tag = group, tag
+        self._rank, self._size = rank, size
+        self.changed = threading.Condition()
+        self._failure: TransportError | None = None
+        self._contents: deque[tuple[int, bytes]] = deque()
+        self._notices: defaultdict[int, deque[int]] = defaultdict(deque)
+        self._sent: SimpleQueue[list[Work] | None] = SimpleQueue()
+        self._threads = [
+            threading.Thread(target=run, name=f"lentando-{name}", daemon=True)
+            for name, run in (("receiving", self._receive_all), ("sending", self._complete_sends))
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def send_content(self, peer: int, content: bytes) -> None:
+        """Send bytes to another rank, without waiting."""
+        self._send(peer, _CONTENT, content)
+
+    def receive_content(self) -> tuple[int, bytes] | None:
+        """The sender and content of the next message that has arrived, None if there is none."""
+        with self.changed:
+            if self._contents:
+                return self._contents.popleft()
+            self._raise_failure()
+            return None
+
+    def leave_notice(self, peer: int, number: int) -> None:
+        """Send a number to another rank, without waiting."""
+        self._send(peer, _NOTICE, struct.pack("<q", number))
+
+    def read_notice(self, peer: int) -> int | None:
+        """The next number of another rank, None if none has arrived."""
+        with self.changed:
+            if self._notices[peer]:
+                return self._notices[peer].popleft()
+            self._raise_failure()
+            return None
+
+    def wait_for_notice(self, peer: int, seconds: float) -> None:
+        """Wait until a number of another rank has arrived, for ``seconds`` at most."""
+        with self.changed:
+            self.changed.wait_for(lambda: self._notices[peer] or self._failure is not None, seconds)
+
+    def close(self) -> None:
+        """Return once all ranks have called it and all messages have arrived."""
+        for peer in range(self._size):
+            if peer != self._rank:
+                self._send(peer, _END, b"")
+        self._threads[0].join()
+        self._sent.put(None)
+        self._threads[1].join()
+
+    def _send(self, peer: int, kind: int, content: bytes) -> None:
+        header = _HEADER.pack(self._rank, kind, len(content))
+        with TranslatedErrors(peer):
+            works: list[Work] = [self._group.send([_tensor(header)], peer, self._tag)]
+            if content:
+                works.append(self._group.send([_tensor(content)], peer, self._tag + 1))
+        self._sent.put(works)
+
+    def _receive_all(self) -> None:
+        remaining = self._size - 1
+        try:
+            while remaining:
+                header = torch.empty(_HEADER.size, dtype=torch.uint8)
+                self._group.recv_anysource([header], self._tag).wait()
+                peer, kind, length = _HEADER.unpack(bytes(header.numpy()))
+                content = torch.empty(length, dtype=torch.uint8)
+                if length:
+                    self._group.recv([content], peer, self._tag + 1).wait()
+                remaining -= kind == _END
+                with self.changed:
+                    if kind == _NOTICE:
+                        self._notices[peer].extend(struct.unpack("<q", bytes(content.numpy())))
+                    elif kind == _CONTENT:
+                        self._contents.append((peer, bytes(content.numpy())))
+                    self.changed.notify_all()
+        except RuntimeError as error:
+            self._fail(error)
+
+    def _complete_sends(self) -> None:
+        try:
+            while (works := self._sent.get()) is not None:
+                for work in works:
+                    work.wait()
+        except RuntimeError as error:
+            self._fail(error)
+
+    def _fail(self, error: RuntimeError) -> None:
+        with self.changed:
+            self._failure = self._failure or translated(error)
+            self.changed.notify_all()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise TransportError(str(self._failure)) from self._failure
+
+
+def _tensor(content: bytes) -> torch.Tensor:
+    return torch.frombuffer(bytearray(content), dtype=torch.uint8)
