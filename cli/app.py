@@ -10,6 +10,7 @@ import lentando
 from lentando.cli.doctor.command import doctor
 from lentando.cli.measure import measure
 from lentando.cli.plan import plan
+from lentando.cli.timeline.command import timeline
 from lentando.comm.errors import LentandoError
 
 __all__ = ["app", "run"]
@@ -31,6 +32,7 @@ app = typer.Typer(
 app.command()(plan)
 app.command()(measure)
 app.command()(doctor)
+app.command()(timeline)
 
 
 def _version(is_requested: bool) -> None:

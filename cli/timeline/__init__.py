@@ -1,0 +1,1 @@
+"""``lentando timeline``: the traces of all ranks, merged into one, and who waited for whom."""
