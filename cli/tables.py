@@ -6,6 +6,7 @@ from collections.abc import Sequence
 import typer
 
 from lentando.comm.launch import detect_launch
+from lentando.comm.text_tables import text_table
 
 __all__ = ["print_table"]
 
@@ -24,8 +25,4 @@ def print_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
             table.add_row(*row)
         Console().print(table)
         return
-    widths = [max(len(row[column]) for row in (header, *rows)) for column in range(len(header))]
-    for row in (header, ["-" * width for width in widths], *rows):
-        first, *others = zip(row, widths, strict=True)
-        cells = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-        typer.echo("  ".join(cells).rstrip())
+    typer.echo(text_table(header, rows))

@@ -11,6 +11,7 @@ from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.period import Period
 from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.summary import summary_of
 
 __all__ = ["ReplicaOptimizer", "check_not_wrapped"]
 
@@ -122,6 +123,26 @@ class ReplicaOptimizer:
         """
         report = report_of(self._ready_replica())
         return flat_report(report) if flat else report
+
+    def summary(self) -> str:
+        """Return a table of all ranks, as text: steps, megabytes sent, and where the time has gone. Collective.
+
+        A row contains, of one rank: its number and host, inner steps, rounds, megabytes sent, the duration of a step
+        and the part of it spent computing in milliseconds, and the time in seconds that it has waited for others and
+        communicated so far. Times are missing before the second step. The table is the same on all ranks.
+
+        Raises:
+            MismatchError: on every rank, if one of them does something else.
+
+        Example:
+            >>> print(optimizer.summary())  # doctest: +SKIP
+            rank  host    steps  rounds  MB sent  ms per step  ms computing  s waiting  s communicating
+            ----  ------  -----  ------  -------  -----------  ------------  ---------  ---------------
+            0     node01    240      20     40.3        12.61         11.02       0.05             0.34
+            1     node02    240      20     40.3        12.61         10.97       0.07             0.33
+        """
+        replica = self._ready_replica()
+        return summary_of(replica.transport, report_of(replica))
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of the replica's state for ``roll_back``. Elastic states save it with the base optimizer's."""

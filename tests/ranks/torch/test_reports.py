@@ -2,6 +2,7 @@
 
 import json
 import math
+import socket
 
 import pytest
 import torch
@@ -36,3 +37,29 @@ def test_flat_report_is_one_number_for_each_name(method: str) -> None:
         assert flat["stragglers"] == len(report["stragglers"])
     if method == "adacomm":
         assert report["decisions"]
+
+
+def test_summary_is_a_table_of_all_ranks_which_is_the_same_on_each() -> None:
+    model = nn.Linear(3, 1)
+    optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.01), model=model, period=2)
+    assert len(optimizer.summary().splitlines()) == 2 + lt.size()
+    for _ in range(6):
+        optimizer.zero_grad()
+        model(torch.full((2, 3), 1.0 + lt.rank())).square().mean().backward()
+        optimizer.step()
+    table = optimizer.summary()
+    assert lt.allgather_object(table) == [table] * lt.size()
+    header, _, *rows = table.splitlines()
+    assert header.split()[:4] == ["rank", "host", "steps", "rounds"]
+    assert [row.split()[:4] for row in rows] == [
+        [str(rank), lt.allgather_object(socket.gethostname())[rank], "6", "3"] for rank in range(lt.size())
+    ]
+
+
+def test_a_summary_that_only_some_ranks_ask_for_is_an_error_on_all() -> None:
+    if lt.size() == 1:
+        pytest.skip("needs several ranks")
+    model = nn.Linear(3, 1)
+    optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.01), model=model, period=2)
+    with pytest.raises(lt.MismatchError, match="summary"):
+        optimizer.summary() if lt.rank() == 0 else lt.barrier()
