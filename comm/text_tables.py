@@ -1,4 +1,4 @@
-"""Tables as plain text."""
+"""Tables as plain text, for terminals, logs and reports."""
 
 from collections.abc import Sequence
 

@@ -37,7 +37,7 @@ class Trace:
         rank: number of the rank.
         events: all events, as the file contains them.
         spans: communications, in the order of their beginnings.
-        clock_uncertainty_us: by how much times may differ from the clock of rank 0, in microseconds.
+        clock_uncertainty_us: largest error of the times, in microseconds, in comparison with the clock of rank 0.
     """
 
     rank: int
