@@ -19,6 +19,7 @@ from lentando.c10d.memory import check_tensors, dtype_of, readable, writable
 from lentando.c10d.messages import Messages, MessageWork
 from lentando.c10d.process_end import end_with_process
 from lentando.c10d.reducing import Reducing
+from lentando.c10d.sparse import all_reduce_sparse, check_sparse
 from lentando.c10d.work import CollectiveWork
 from lentando.comm.transport import Array
 
@@ -93,6 +94,8 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def allreduce(self, tensors: Any, opts: Any = None) -> CollectiveWork:
         """Combine each tensor over all ranks, in place."""
         opts = dist.AllreduceOptions() if opts is None else opts
+        if any(tensor.is_sparse for tensor in tensors):
+            return self._all_reduce_sparse(tensors, opts)
         ops = self._ops("allreduce", tensors, opts)
 
         def execute(stack: ExitStack) -> None:
@@ -281,6 +284,17 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def abort(self) -> None:
         """Let all operations that have not begun fail."""
         self._calls.fail("the group was aborted")
+
+    def _all_reduce_sparse(self, tensors: Any, opts: Any) -> CollectiveWork:
+        for tensor in tensors:
+            check_sparse(tensor, opts.reduceOp)
+
+        def execute(_: ExitStack) -> None:
+            for tensor in tensors:
+                all_reduce_sparse(self._transport, tensor)
+
+        described = [f"sparse {[*tensor.shape]} of {tensor.dtype}" for tensor in tensors]
+        return self._calls.submit("allreduce", described, execute, tensors, opts)
 
     def _ops(self, operation: str, tensors: Any, opts: Any) -> list[str]:
         check_tensors(tensors, operation)
