@@ -147,3 +147,10 @@ def test_constraints_pin_everything_that_make_installs():
     }
     assert "torch" in wanted
     assert wanted <= pinned, "run make constraints"
+
+
+@pytest.mark.parametrize(
+    "file", ["CITATION.cff", "docs/packaging/recipe.yaml", "docs/packaging/package.py", "CHANGELOG.md"]
+)
+def test_the_version_is_the_same_wherever_it_is_written(file: str) -> None:
+    assert lentando.__version__ in (ROOT / file).read_text()
