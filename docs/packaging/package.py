@@ -1,4 +1,4 @@
-# Spack: the package file of a release. Copy it to packages/py_lentando/package.py of a repository, and fill in the checksum.
+# Spack: the package file of a release. Copy it to packages/py_lentando/package.py of a repository and fill in a version.
 
 from spack_repo.builtin.build_systems.python import PythonPackage
 
@@ -12,7 +12,7 @@ class PyLentando(PythonPackage):
 
     license("Apache-2.0")
 
-    # version("0.1.0", sha256="of the sdist, as `spack checksum py-lentando` prints it")
+    # At a release, the line that `spack checksum py-lentando 0.1.0` prints goes here.
 
     variant("mpi", default=True, description="Start jobs by mpirun and srun")
     variant("torch", default=False, description="Install PyTorch")

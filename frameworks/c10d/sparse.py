@@ -25,8 +25,8 @@ def check_sparse(tensor: torch.Tensor, op: Any) -> None:
     """
     if op != dist.ReduceOp.SUM or tensor.device.type != "cpu":
         raise ValueError(
-            f"allreduce with {op} of a sparse tensor on {tensor.device}: sparse tensors can only be summed, and in host "
-            "memory"
+            f"allreduce with {op} of a sparse tensor on {tensor.device}: sparse tensors can only be summed, and in "
+            "host memory"
         )
 
 
