@@ -1,4 +1,4 @@
-# Spack: the package file of a release. Copy it to packages/py_lentando/package.py of a repository and fill in a version.
+# Spack: the package file of a release. Copy it to packages/py_lentando/package.py of a repository; add a version.
 
 from spack_repo.builtin.build_systems.python import PythonPackage
 
