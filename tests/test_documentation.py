@@ -6,6 +6,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from launching import mpirun
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -78,3 +79,28 @@ def test_a_file_is_found_by_its_path_or_its_name(name: str) -> None:
 @pytest.mark.parametrize("name", ["optimizers/replica/no_such_file.py", "tests/*/no_such_file.py", "no_such_file.py"])
 def test_a_file_that_does_not_exist_is_not_found(name: str) -> None:
     assert not exists(name)
+
+
+def test_the_readme_is_one_page() -> None:
+    assert len((ROOT / "README.md").read_text().split()) <= 900
+
+
+def test_the_script_of_the_readme_trains(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    program = tmp_path / "train.py"
+    program.write_text(script)
+    job = mpirun(2, str(program))
+    assert job.status == 0, job.output
+    accuracies = dict(re.findall(r"^(\d) (0\.\d+)$", job.output, re.MULTILINE))
+    assert set(accuracies) == {"0", "1"}
+    assert min(map(float, accuracies.values())) > 0.9
+
+
+def test_the_example_for_keras_trains() -> None:
+    pytest.importorskip("tensorflow")
+    job = mpirun(2, str(ROOT / "examples" / "minimal_keras.py"), timeout_seconds=120)
+    assert job.status == 0, job.output
+    accuracies = [float(accuracy) for accuracy in re.findall(r"accuracy (0\.\d+) on its shard", job.output)]
+    assert len(accuracies) == 2
+    assert min(accuracies) > 0.9
