@@ -1,6 +1,7 @@
 """Ends the job together with this process: an exception aborts it, and the normal end of the program leaves it."""
 
 import atexit
+import io
 import os
 import sys
 import threading
@@ -65,7 +66,7 @@ class ProcessEnd:
         joined = self._joined()
         if os.getpid() == self._pid and joined is not None and joined.size > 1 and not is_closed(joined):
             sys.stderr.write(f"Lentando: rank {joined.rank} failed ({kind.__name__}) and ends the job\n")
-            sys.stderr.flush()
+            _flush_stderr()
             time.sleep(FAILURE_GRACE_SECONDS)
             joined.abort(1)
 
@@ -76,6 +77,17 @@ class ProcessEnd:
             self._shutdown()
         except LentandoError as error:
             self._on_exception(type(error), error, error.__traceback__)
+
+
+def _flush_stderr() -> None:
+    """Write what stderr holds, also where another hook collects it in memory until this one returns.
+
+    torch.distributed.init_process_group puts such a hook around those that exist. This one does not return.
+    """
+    if isinstance(sys.stderr, io.StringIO) and sys.__stderr__ is not None:
+        sys.__stderr__.write(sys.stderr.getvalue())
+        sys.__stderr__.flush()
+    sys.stderr.flush()
 
 
 process_end = ProcessEnd()

@@ -67,6 +67,20 @@ def test_inside_join_a_rank_may_have_fewer_batches(tmp_path: Path, method: str) 
     assert len(set(done)) == 1
 
 
+def test_traceback_is_shown_where_torch_distributed_collects_what_hooks_write(tmp_path: Path) -> None:
+    """init_process_group wraps the hook that ends the job, and would write its output only when it returns."""
+    ending = f"""
+store = torch.distributed.FileStore({str(tmp_path / "store")!r}, lt.size())
+torch.distributed.init_process_group("gloo", store=store, rank=lt.rank(), world_size=lt.size())
+if lt.rank() == 1: raise RuntimeError('disk is on fire')
+train(1000000)
+"""
+    job = run(tmp_path, ending, "slowmo", size=2)
+    assert job.status not in (0, None)
+    assert "RuntimeError: disk is on fire" in job.output
+    assert "rank 1 failed (RuntimeError) and ends the job" in job.output
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_rank_that_raises_inside_join_takes_the_job_down(tmp_path: Path, method: str) -> None:
     ending = """
