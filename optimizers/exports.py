@@ -81,6 +81,7 @@ from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm, BoundAlgorithm
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
+from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_sgd import OuterSGD
@@ -126,6 +127,7 @@ __all__ = [
     "Max",
     "Min",
     "MismatchError",
+    "MovementPenalty",
     "NodeAware",
     "NonFiniteError",
     "NotInitializedError",
@@ -163,6 +165,7 @@ __all__ = [
     "UnsupportedOperationError",
     "WeightMap",
     "WeightRule",
+    "Weighting",
     "WireDtype",
     "adacomm",
     "add_process_set",

@@ -10,6 +10,7 @@ from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.local_sgd import LocalSGD
+from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_sgd import OuterSGD
@@ -17,6 +18,7 @@ from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import Period, PeriodSetting, PostLocal
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.wire import WireDtype
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -38,6 +40,9 @@ class CommonArguments(TypedDict, total=False):
     algorithm: Algorithm
     on_nonfinite: OnNonFinite
     rates_may_differ: bool
+    wire_dtype: WireDtype | None
+    weighting: Weighting
+    movement_penalty: MovementPenalty | None
 
 
 class StreamingArguments(CommonArguments, total=False):
@@ -237,7 +242,8 @@ def adacomm(
         base_buffers: what an average does to the base optimizer's state: "reset", "maintain", "average" or "auto", as
             for ``SlowMo``. None is "auto" with slow momentum, which for SGD is the paper's "reset", and "maintain"
             without, which at period 1 is synchronous momentum SGD.
-        **common: ``algorithm``, ``on_nonfinite`` and ``rates_may_differ`` of ``Settings``.
+        **common: ``algorithm``, ``on_nonfinite``, ``rates_may_differ``, ``wire_dtype``, ``weighting`` and
+            ``movement_penalty`` of ``Settings``.
 
     Raises:
         ConfigurationError: if a value is outside these ranges, or the settings exclude each other.

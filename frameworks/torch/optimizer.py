@@ -135,12 +135,13 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         self._gradients_are_averaged = self._skips_synchronize = False
         self._gradients = GradientAverages(self._replica, self._model, backward_passes_per_step)
 
-    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None, samples: float | None = None) -> Any:
         """Take one inner step, and the outer step if it is due.
 
         Args:
             closure: function that computes the gradients and returns the loss, as the base optimizer takes it.
             loss: training loss of this step, a float or a scalar tensor. AdaComm needs it.
+            samples: number of samples of this step's batch, on this rank. ``weighting="samples"`` needs it.
 
         Returns:
             What the base optimizer returns: the loss of the closure, or None. With ``AllReduce`` the loss is the mean
@@ -153,7 +154,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
                 closure with ``AllReduce`` inside ``join``.
         """
         if torch.compiler.is_dynamo_compiling():
-            return self._step_outside_graph(self, closure, loss=loss)
+            return self._step_outside_graph(self, closure, loss=loss, samples=samples)
         replica = self._replica
         if closure is not None:
             self._check_joinable("step(closure), which may average gradients several times in a step,")
@@ -186,6 +187,8 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
         if replica.averages_gradients:
             self._gradients.begin_step()
+        if samples is not None:
+            replica.rank_weights.record_samples(samples)
         replica.after_step()
         return result
 

@@ -18,6 +18,7 @@ from lentando.optimizers.replica.gradients import AveragedLoss, Gradients
 from lentando.optimizers.replica.last_look import LastLook
 from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.rank_comparison import RankComparison
+from lentando.optimizers.replica.rank_weights import RankWeights
 from lentando.optimizers.replica.rollback import Rollback
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
@@ -29,6 +30,7 @@ from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
+from lentando.optimizers.rules.movement_penalty import NormHistory
 from lentando.optimizers.rules.non_finite import NonFinite
 from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
@@ -71,6 +73,7 @@ class Replica(BetweenSteps):
         evaluation: evaluates the average.
         stopping: the ranks' agreement to stop on a signal.
         rollback: return to an earlier step after ranks have died.
+        rank_weights: weights of the ranks in outer averages.
     """
 
     def __init__(
@@ -82,7 +85,7 @@ class Replica(BetweenSteps):
         self.transport, self.framework, self.settings = transport, framework, setup.settings
         self.averages_gradients = settings.base.averages_gradients
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
-        progress = self.progress = Progress(transport.clock, period)
+        progress = self.progress = Progress(transport.clock, period, norms=NormHistory(transport.size))
         timing = self.timing = Timing(transport)
         costs = self.costs = Costs(transport, progress, timing)
         non_finite = self.non_finite = NonFinite(transport, settings.on_nonfinite)
@@ -91,7 +94,10 @@ class Replica(BetweenSteps):
         stopping = self.stopping = Stopping(transport, progress, channel, timing)
         uneven = self._uneven = UnevenData(setup, progress, timing)
         weights = self._weights = Weights(setup, channel, non_finite)
-        channel.add(timing, comparison, stopping, uneven, weights)  # timing first: it measures the whole message
+        rank_weights = self.rank_weights = RankWeights(setup, progress)
+        channel.add(
+            timing, comparison, stopping, uneven, weights, rank_weights
+        )  # timing first: it measures the whole message
         participant = None if period is None else participant_of(period)
         if participant is not None:
             channel.add(participant)
@@ -100,7 +106,7 @@ class Replica(BetweenSteps):
         self.gradients = Gradients(setup, progress, channel, costs, non_finite, uneven, weights)
         self._mixing = Mixing(setup, progress, channel, costs, non_finite, uneven)
         rounds = StreamedRounds if isinstance(setup.outer, StreamedOuterStep) else Rounds
-        self._rounds = rounds(setup, progress, channel, costs, non_finite, uneven, weights, trained)
+        self._rounds = rounds(setup, progress, channel, costs, non_finite, uneven, weights, trained, rank_weights)
         self.evaluation = Evaluation(setup, channel, timing, non_finite)
         self.rollback = Rollback(setup, progress, channel, weights, self.evaluation)
         enlist(transport, self)

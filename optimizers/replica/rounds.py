@@ -8,6 +8,7 @@ from lentando.comm.agreement import Event, fingerprint
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.rank_weights import RankWeights
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress, mean_loss
 from lentando.optimizers.replica.timing import Costs
@@ -60,6 +61,7 @@ class Rounds:
         uneven: shares of the ranks in averages.
         weights: weights that the program may have set.
         trained: parameters, which may have changed since the last outer step.
+        rank_weights: weights of the ranks.
     """
 
     def __init__(
@@ -72,6 +74,7 @@ class Rounds:
         uneven: UnevenData,
         weights: Weights,
         trained: TrainedParameters,
+        rank_weights: RankWeights,
     ) -> None:
         self._setup = setup
         self._progress = progress
@@ -81,6 +84,7 @@ class Rounds:
         self._uneven = uneven
         self._weights = weights
         self._trained = trained
+        self._rank_weights = rank_weights
         self._is_prepared = False  # whether the base algorithm has prepared an average
         period = progress.period
         self._compares_periods = setup.has_common_rounds and period is not None and not decides_alike(period)
@@ -177,6 +181,7 @@ class Rounds:
             )
             if verdict is not None:
                 loss, share = verdict.loss, verdict.partial_average or share
+            share = self._rank_weights.share(share)
         try:
             buffers = self._average(share)
         except (NonFiniteError, MismatchError) as error:

@@ -170,8 +170,20 @@ class Setup:
                 transport, buffers, settings.outer, settings.streaming, settings.algorithm, self.constants
             )
         if not isinstance(settings.outer, OuterAlgorithm):
+            if settings.averages_movements and is_elastic(transport):
+                raise ConfigurationError(
+                    "wire_dtype, weighting and movement_penalty of outer steps are not possible in an elastic job "
+                    "(init(elastic=True)), in which rounding errors would be lost with a rank: leave them out"
+                )
             return OuterStep(
-                transport, buffers, settings.outer, options.exact_average, options.algorithm, options.constants
+                transport,
+                buffers,
+                settings.outer,
+                options.exact_average,
+                options.algorithm,
+                options.constants,
+                settings.wire_dtype,
+                settings.averages_movements,
             )
         outer = settings.outer.bind(transport, buffers, options)
         needs_messages = needs_loss(period) or participant_of(period) is not None

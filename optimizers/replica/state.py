@@ -11,6 +11,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import describe
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.rules.movement_penalty import NormHistory
 from lentando.optimizers.rules.non_finite import loss_to_send
 from lentando.optimizers.rules.period import Decision, Period
 from lentando.optimizers.rules.settings import different_from
@@ -56,6 +57,9 @@ class Progress:
             together, one per parameter group; empty before the first step.
         loss_sum: sum of the round's losses; may be a framework's scalar, which is not waited for.
         loss_count: number of losses in ``loss_sum``.
+        samples: sum of the samples of the round's steps.
+        steps_with_samples: number of the round's steps whose samples are known.
+        norms: norms of the movements of all ranks in former rounds.
     """
 
     clock: Callable[[], float]
@@ -75,6 +79,9 @@ class Progress:
     latest_rates: Sequence[float] = ()
     loss_sum: Any = 0.0
     loss_count: int = 0
+    samples: float = 0.0
+    steps_with_samples: int = 0
+    norms: NormHistory = field(default_factory=lambda: NormHistory(1))
 
     def __post_init__(self) -> None:
         self.start_clock()
@@ -99,6 +106,8 @@ class Progress:
         """
         self.steps = 0
         self.steps_along = 0
+        self.samples = 0.0
+        self.steps_with_samples = 0
         self.steps_in_round = self.due = None if self.period is None else self.period.steps()
         self.rate_sums = [0.0] * groups
 
@@ -183,9 +192,20 @@ def _state_without_base(setup: Setup, progress: Progress) -> dict[str, Any]:
         "rate_sums": list(progress.rate_sums),
         "loss_sum": float(progress.loss_sum),
         "loss_count": progress.loss_count,
+        **_state_of_weights(setup, progress),
         "period": None if progress.period is None else progress.period.state_dict(),
         "outer": None if setup.outer is None else setup.outer.state_dict(),
         **_contributions_of(setup),
+    }
+
+
+def _state_of_weights(setup: Setup, progress: Progress) -> dict[str, Any]:
+    if not setup.settings.averages_movements:
+        return {}
+    return {
+        "samples": progress.samples,
+        "steps_with_samples": progress.steps_with_samples,
+        "norms": progress.norms.state_dict(),
     }
 
 
@@ -243,6 +263,9 @@ def return_to_state(state: Mapping[str, Any], setup: Setup, progress: Progress) 
     progress.due = progress.steps_in_round
     progress.rate_sums = list(state["rate_sums"])
     progress.loss_sum, progress.loss_count = state["loss_sum"], state["loss_count"]
+    if setup.settings.averages_movements:
+        progress.samples, progress.steps_with_samples = state["samples"], state["steps_with_samples"]
+        progress.norms.load_state_dict(state["norms"])
     if progress.period is not None:
         progress.period.load_state_dict(state["period"])
     if setup.outer is not None:

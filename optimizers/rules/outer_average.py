@@ -11,6 +11,7 @@ from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Each, Reduction
 from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["ExactAverage", "plan_outer_average"]
 
@@ -23,28 +24,41 @@ class ExactAverage:
 
     Attributes:
         shard: range of the buffer whose sum ``reduce`` returns on this rank.
+        is_rounded: whether ``distribute`` rounds what it sends, so that this rank's shard of the buffer changes, too.
     """
+
+    is_rounded = False
 
     def __init__(self, reduction: Reduction) -> None:
         self._reduction = reduction
         self.shard = reduction.shard
 
-    def begin_round(self, anchor: Array) -> None:
+    def begin_round(self, anchor: Array, *, forget_errors: bool = False) -> None:
         """Note the values from which the buffer begins to move, which are equal on all ranks.
 
         Called at the start and after every outer step.
 
         Args:
             anchor: array like the buffer. It is not changed, and may be the buffer itself.
+            forget_errors: whether to forget rounding errors of earlier rounds, which would be sent later.
         """
 
-    def reduce(self, each: Each | None = None) -> Array:
+    def reduce(self, each: Each | None = None, partial_average: PartialAverage | None = None) -> Array:
         """Return the sum over ranks of this rank's shard, in float32 at least. The buffer is not changed.
 
         Args:
             each: function that is called once with every piece of the result, in any order, once it is complete.
+            partial_average: how this rank takes part in an average over some of the ranks; None for all ranks. Where
+                it does not count, the buffer holds zeros.
         """
         return self._reduction.reduce_scatter(each)
+
+    def arrays(self) -> dict[str, Array | None]:
+        """State besides the anchor of this rank's shard, by name: arrays of the length of the buffer, or of the shard.
+
+        Names of those of the shard begin with ``shard_``.
+        """
+        return {}
 
     def abort(self) -> None:
         """Forget the last ``reduce``: its result is not used."""

@@ -9,6 +9,7 @@ before all ranks have the average. The messages have the same bytes, and the num
 """
 
 from collections.abc import Sequence
+from math import hypot
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,13 @@ from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
+from lentando.optimizers.rules.movement_average import MovementAverage
 from lentando.optimizers.rules.non_finite import error_of_average
 from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
 from lentando.optimizers.rules.outer_rule import OuterRule, step_block
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
+from lentando.optimizers.rules.wire import WireDtype, wire_of
 
 __all__ = ["OuterStep"]
 
@@ -42,6 +45,9 @@ class OuterStep(OuterStepping):
             parameters, without communication (SlowMo's section 6, "SGP-SlowMo-noaverage").
         algorithm: algorithm of the reductions.
         constants: statistics that may have values that are not finite.
+        wire_dtype: how movements since the anchor are coded when they are averaged; None averages parameters in full
+            precision.
+        is_weighted: whether movements are averaged in any case, which can be weighted.
     """
 
     supports_join = supports_skip = supports_elastic = True
@@ -54,18 +60,21 @@ class OuterStep(OuterStepping):
         exact_average: bool = True,
         algorithm: Algorithm = "auto",
         constants: Constants | None = None,
+        wire_dtype: WireDtype | None = None,
+        is_weighted: bool = False,
     ) -> None:
         self.communicates = self.leaves_ranks_equal = exact_average
         self._transport = transport
         self._constants = constants or Constants(transport.size)
         self._is_exact = exact_average
         self._sharded = exact_average and not is_elastic(transport)
-        averages = [
-            plan_outer_average(transport, buffer.array, algorithm, exact_average=exact_average) for buffer in buffers
-        ]
-        self._shards = [
-            _Shard(buffer, average, rule, self._constants) for buffer, average in zip(buffers, averages, strict=True)
-        ]
+
+        def planned(buffer: FlatBuffer) -> ExactAverage:
+            if wire_dtype is not None or is_weighted:
+                return MovementAverage(transport, buffer.array, buffer.parameters.size, wire_of(wire_dtype))
+            return plan_outer_average(transport, buffer.array, algorithm, exact_average=exact_average)
+
+        self._shards = [_Shard(buffer, planned(buffer), rule, self._constants) for buffer in buffers]
 
     def reset_anchor(self, forget_momentum: bool = False) -> None:
         """Set the anchor x_{t,0} of the round that begins to the present parameters.
@@ -112,6 +121,10 @@ class OuterStep(OuterStepping):
         for shard in self._shards:
             shard.step(learning_rates)
 
+    def movement_norm(self) -> float:
+        """Euclidean norm of what this rank's parameters have moved since the anchor, where movements are averaged."""
+        return hypot(*(shard.movement_norm() for shard in self._shards))
+
     def adopt(self) -> None:
         """Make the average the parameters and the anchor, without the outer rule, and set the momentum to zero."""
         for shard in self._shards:
@@ -125,14 +138,16 @@ class OuterStep(OuterStepping):
     def state_dict(self) -> dict[str, Any]:
         """Anchors and slow momenta of this rank's shards, an array per buffer."""
         starts = [shard.start for shard in self._shards] if self._sharded else None
-        return {name: flat_state(arrays, starts) for name, arrays in self._arrays().items()}
+        state = {name: flat_state(arrays, starts) for name, arrays in self._arrays().items()}
+        return state | {name: flat_state(arrays) for name, arrays in self._whole_arrays().items()}
 
     def whole_state(self) -> dict[str, Any]:
         arrays = self._arrays()
+        whole = {name: flat_state(parts) for name, parts in self._whole_arrays().items()}
         if not self._sharded:
-            return {name: flat_state(parts) for name, parts in arrays.items()}
+            return {name: flat_state(parts) for name, parts in arrays.items()} | whole
         sizes, starts = [shard.buffer.array.size for shard in self._shards], [shard.start for shard in self._shards]
-        return {name: joined_shards(self._transport, parts, starts, sizes) for name, parts in arrays.items()}
+        return {name: joined_shards(self._transport, parts, starts, sizes) for name, parts in arrays.items()} | whole
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore anchors and slow momenta.
@@ -144,12 +159,25 @@ class OuterStep(OuterStepping):
         starts = [shard.start for shard in self._shards]
         for name, arrays in self._arrays().items():
             load_shards(f"{name} of the outer step", self._transport, arrays, starts, state[name])
+        for name, arrays in self._whole_arrays().items():
+            load_shards(f"{name} of the outer step", self._transport, arrays, [0] * len(arrays), state[name])
 
     def _arrays(self) -> dict[str, list[Array | None]]:
+        """This rank's shards of arrays, by name, an array per buffer."""
         return {
             "anchors": [shard.anchor for shard in self._shards],
             "slow_buffers": [shard.slow_buffer for shard in self._shards],
+            **self._arrays_of_averages(sharded=True),
         }
+
+    def _whole_arrays(self) -> dict[str, list[Array | None]]:
+        """Arrays that cover the whole buffers on every rank, by name, an array per buffer."""
+        return self._arrays_of_averages(sharded=False)
+
+    def _arrays_of_averages(self, *, sharded: bool) -> dict[str, list[Array | None]]:
+        found = [shard.arrays_of_average() for shard in self._shards]
+        names = [name for name in found[0] if name.startswith("shard_") is sharded] if found else []
+        return {name: [arrays[name] for arrays in found] for name in names}
 
     def _check_finite(self, finite: bool) -> None:
         if self._is_exact:
@@ -188,12 +216,18 @@ class _Shard:
     def replan(self) -> None:
         self._average.replan()
 
+    def arrays_of_average(self) -> dict[str, Array | None]:
+        return self._average.arrays()
+
+    def movement_norm(self) -> float:
+        return self._average.movement_norm() if isinstance(self._average, MovementAverage) else 0.0
+
     def reset_anchor(self, forget_momentum: bool = False) -> None:
         if self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
         if forget_momentum and self.slow_buffer is not None:
             self.slow_buffer[...] = 0
-        self._average.begin_round(self.buffer.array)
+        self._average.begin_round(self.buffer.array, forget_errors=True)
 
     def adopt(self) -> None:
         self._module.copyto(self._own, self._mean, casting="same_kind")
@@ -212,7 +246,7 @@ class _Shard:
             constants = self._constants.within(self.buffer, self._average.shard)
         self._left_out = [] if partial_average is None else partial_average.leave_out(self.buffer)
         if partial_average is not None:
-            self._mean = self._average.reduce()
+            self._mean = self._average.reduce(None, partial_average)
             for part in self._ranges:
                 mean = self._mean[part.start : part.stop]
                 np.true_divide(mean, partial_average.divisor(part), out=mean)
@@ -249,6 +283,8 @@ class _Shard:
                     elements = slice(part.start + block.start, min(part.start + block.stop, part.stop))
                     self._step_block(elements, None if part.group is None else learning_rates[part.group])
         self._average.distribute()
+        if self._average.is_rounded and self.anchor is not None:
+            self._module.copyto(self.anchor, self._own)
         self._average.begin_round(self.buffer.array)
         self._left_out = []
 

@@ -24,6 +24,9 @@ class PartialAverage:
         is_finite: whether this rank's values are finite. If not, none of them counts.
         is_over_debiased: whether the average is over de-biased parameters z (push-sum), because those of some rank are
             missing, and not over the biased x.
+        weight: number by which the movement of this rank is multiplied, > 0; the mean of those of the active ranks is
+            1. Only an average of movements takes others than 1 (``lentando.optimizers.rules.movement_average``).
+        in_full: whether numbers are sent in full precision and unweighted, because the program has set weights.
     """
 
     is_active: bool
@@ -32,6 +35,18 @@ class PartialAverage:
     is_mixed: bool = False
     is_finite: bool = True
     is_over_debiased: bool = False
+    weight: float = 1.0
+    in_full: bool = False
+
+    @property
+    def factor(self) -> float:
+        """Factor of this rank's movement: its weight, and 0 if its parameters do not count."""
+        return self.weight if self.is_finite and (self.is_mixed or self.is_active) else 0.0
+
+    @property
+    def ranks_with_parameters(self) -> int:
+        """Number of ranks whose parameters count."""
+        return self.finite_ranks if self.is_mixed else self.active_ranks
 
     def divisor(self, part: Range) -> int:
         """Number of ranks on which this part of a buffer counts."""

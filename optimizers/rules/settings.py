@@ -18,10 +18,12 @@ from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.describe import as_text, describe, differences, with_defaults
 from lentando.optimizers.rules.fragments import Streaming
+from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import FixedPeriod, Period, PeriodSetting, as_period, needs_loss, participant_of
+from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
 
 __all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
 
@@ -77,6 +79,19 @@ class Settings:
         blend: share, from 0 to 1, of a rank's own parameters in what it adopts; the rest is the outer step's result
             (alpha of Streaming DiLoCo, which uses 0.5; 1 minus the pullback of Overlap-Local-SGD, arXiv 2002.09539).
             None adds what the rank has moved since its contribution to the outer step's result.
+        wire_dtype: how the exact average of an outer step is sent: None in full precision; "int8", "int4", "bfloat16"
+            or "float16" in fewer bits, by what each rank has moved in the round, with error feedback
+            (``lentando.optimizers.rules.movement_average``; "int8" and "int4" are described in
+            ``lentando.optimizers.rules.block_scaling``). Both halves of the average shrink, the replicas remain
+            bit-identical after each outer step, and statistics are sent in full. Each rank keeps 10 more bytes for each
+            parameter of float32 ("int8"; 9 with "int4").
+        weighting: weights of the movements of the ranks in outer steps: "equal"; "steps", their inner steps of the
+            round, which differ inside ``join``; or "samples", the sum of ``step(samples=...)`` in the round, as in
+            FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629, algorithm 1). A rank of weight 0 adopts the average
+            of the others. Statistics are averaged equally over the ranks with a weight > 0. Each rank keeps 12 more
+            bytes for each parameter of float32, and none more than with a ``wire_dtype``, if there is one.
+        movement_penalty: ``MovementPenalty(...)``, which keeps the movement of one bad rank from spoiling the average;
+            or None. Memory as for ``weighting``.
 
     Raises:
         ConfigurationError: for values that cannot work.
@@ -93,6 +108,9 @@ class Settings:
     delay: int = 0
     fragments: int = 1
     blend: float | None = None
+    wire_dtype: WireDtype | None = None
+    weighting: Weighting = "equal"
+    movement_penalty: MovementPenalty | None = None
 
     def __post_init__(self) -> None:
         check_has("base", self.base, BASE_ALGORITHM, "AllReduce(), LocalSGD(), SGP()")
@@ -107,6 +125,7 @@ class Settings:
         check_choice("algorithm", self.algorithm, get_args(Algorithm))
         check_flag("exact_average", self.exact_average)
         check_flag("rates_may_differ", self.rates_may_differ)
+        self._check_movements()
         if self.period is not None:
             period = as_period(self.period)
             if needs_loss(period) and not self.exact_average:
@@ -153,6 +172,7 @@ class Settings:
             ),
             "with base_buffers='reset', which would reset all of the base optimizer with every fragment: use "
             "'maintain'": self.fragments > 1 and self.base_buffers == "reset",
+            "with wire_dtype, weighting or movement_penalty yet, for which outer steps wait": self.averages_movements,
             "with on_nonfinite='skip', because a rank would continue with values that are not finite until it adopts "
             "the average: use 'raise'": self.on_nonfinite == "skip",
         }
@@ -174,9 +194,50 @@ class Settings:
         return {"version": DESCRIPTION_VERSION, **{f.name: describe(getattr(self, f.name)) for f in fields(self)}}
 
     @property
+    def averages_movements(self) -> bool:
+        """Whether outer steps average what the ranks have moved since the anchor, not their parameters."""
+        return (self.wire_dtype, self.weighting, self.movement_penalty) != (None, "equal", None)
+
+    @property
     def method(self) -> dict[str, Any]:
         """The part of ``description`` that must be equal when a checkpoint is resumed."""
         return {key: value for key, value in self.description.items() if key not in CHANGEABLE}
+
+    def _check_movements(self) -> None:
+        """Check the settings of averages of movements."""
+        check_wire_dtype(self.wire_dtype)
+        check_choice("weighting", self.weighting, get_args(Weighting))
+        if self.movement_penalty is not None and not isinstance(self.movement_penalty, MovementPenalty):
+            raise ConfigurationError(
+                f"movement_penalty must be MovementPenalty(...) or None, got {self.movement_penalty!r}"
+            )
+        given = [
+            f"{name}={value!r}"
+            for name, value, default in (
+                ("wire_dtype", self.wire_dtype, None),
+                ("weighting", self.weighting, "equal"),
+                ("movement_penalty", self.movement_penalty, None),
+            )
+            if value != default
+        ]
+        if not given:
+            return
+        if self.period is None:
+            raise ConfigurationError(
+                f"{given[0]} is about the average of outer steps, and period=None takes none: give a period, or, for "
+                "averages of gradients and gossip, AllReduce(wire_dtype=...) or SGP(wire_dtype=...) as base"
+            )
+        if not self.exact_average:
+            raise ConfigurationError(f"{given[0]} is about the exact average, which exact_average=False does not form")
+        if isinstance(self.outer, OuterAlgorithm):
+            raise ConfigurationError(
+                f"{given[0]} is not possible with {self.outer!r}, which decides itself what it sends"
+            )
+        if self.base.mixes_parameters and given[-1] != f"wire_dtype={self.wire_dtype!r}":
+            raise ConfigurationError(
+                f"{given[-1]} is not possible with {self.base!r}: gossip has mixed the movements of the ranks before "
+                "the average, so that none is that of one rank"
+            )
 
     def for_optimizer(self, description: OptimizerDescription) -> "Settings":
         """The settings with "auto" replaced by what it stands for.

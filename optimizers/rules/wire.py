@@ -28,11 +28,12 @@ import numpy as np
 from lentando.comm.array_module import copy_into
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.transport import Array
+from lentando.optimizers.rules.block_scaling import BlockScaled
 from lentando.optimizers.rules.rounding import check_sent_dtype, rounded_into
 
 __all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "wire_of"]
 
-WireDtype: TypeAlias = Literal["bfloat16", "float16"]
+WireDtype: TypeAlias = Literal["bfloat16", "float16", "int8", "int4"]
 """Names of the wires other than full precision. A name that is added here needs its wire in ``_WIRES``."""
 
 
@@ -190,4 +191,6 @@ _WIRES: Mapping[WireDtype | None, Wire] = {
     None: _FullPrecision(),
     "bfloat16": _SixteenBits(bfloat16),
     "float16": _SixteenBits(np.float16),
+    "int8": BlockScaled(8),
+    "int4": BlockScaled(4),
 }

@@ -136,6 +136,9 @@ def test_the_data_of_settings() -> None:
         "delay": 0,
         "fragments": 1,
         "blend": None,
+        "wire_dtype": None,
+        "weighting": "equal",
+        "movement_penalty": None,
     }
     assert settings.description.keys() - settings.method.keys() == {"on_nonfinite", "rates_may_differ"}
 

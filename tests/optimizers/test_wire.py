@@ -61,10 +61,10 @@ def test_what_is_not_finite_is_not_made_finite(name: WireDtype) -> None:
     assert_array_equal(np.isnan(rounded_into(out, np.array([np.inf, -np.inf, np.nan, 1.0], np.float32))), [1, 1, 1, 0])
 
 
-@pytest.mark.parametrize("bad", ["float32", "int8", "", 16, np.float16])
+@pytest.mark.parametrize("bad", ["float32", "int16", "", 16, np.float16])
 @pytest.mark.parametrize("base", [SGP, OSGP, DPSGD])
 def test_other_dtypes_are_refused_by_name(base: Any, bad: Any) -> None:
-    with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16' or None"):
+    with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16'.* or None"):
         base(wire_dtype=bad)
 
 
@@ -194,7 +194,7 @@ def test_a_wire_that_is_added_here_is_one_of_gossip_alone(monkeypatch: pytest.Mo
         assert_allclose(np.mean([z for _, z in outcome], axis=0), MEAN, rtol=1e-12)
     sums: list[Any] = [AllReduce, AdasumDeltas]
     for base in sums:
-        with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16' or None"):
+        with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16'.* or None"):
             base(wire_dtype="int8")
 
 
