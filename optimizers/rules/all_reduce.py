@@ -12,9 +12,10 @@ from lentando.comm.flat import FlatBuffer
 from lentando.comm.operations import Average, Op, Sum
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
+from lentando.optimizers.rules.coded_gradients import CodedGradients
 from lentando.optimizers.rules.gradient_buckets import OverlappedGradients, plan_buckets
-from lentando.optimizers.rules.rounding import SixteenBits, check_sent_dtype
 from lentando.optimizers.rules.whole_gradients import WholeGradients
+from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype, is_scaled_in_blocks, wire_of
 
 __all__ = ["AllReduce"]
 
@@ -35,14 +36,17 @@ class AllReduce:
         bucket_bytes: size of a bucket in bytes, with ``overlap``.
         op: ``Average``, or ``Sum`` for the sum over the ranks.
         wire_dtype: "bfloat16" or "float16", to which gradients are rounded before they are sent, which halves the bytes
-            of float32; None sends them unrounded.
+            of float32; or "int8" or "int4", a quarter or an eighth of the bytes, with error feedback: each rank adds
+            what rounding has left out to its next gradients (``lentando.optimizers.rules.coded_gradients``; 8 bytes
+            more memory for each parameter of float32, and for messages 2 bytes with "int8" and 1 with "int4"). None
+            sends gradients unrounded.
         predivide_factor: factor, > 0, by which gradients are divided before the average and multiplied after it, which
             keeps large sums within the range of 16 bits.
 
     Raises:
         ConfigurationError: if ``bucket_bytes`` is not an integer >= 1, ``algorithm``, ``op`` or ``wire_dtype`` is
-            unknown, ``predivide_factor`` is not > 0 or is combined with ``Sum``, or ``overlap`` is combined with any of
-            the last three.
+            unknown, ``predivide_factor`` is not > 0 or is combined with ``Sum`` or integers, or ``overlap`` is combined
+            with any of the last three; from ``bind``, for integers in an elastic job.
 
     Example:
         Two ranks, which are threads here, with gradients 0 and 1 of a parameter. The second number of each flat buffer
@@ -65,7 +69,7 @@ class AllReduce:
     overlap: bool = False
     bucket_bytes: int = 25 * 1024 * 1024
     op: Op = Average
-    wire_dtype: SixteenBits | None = None
+    wire_dtype: WireDtype | None = None
     predivide_factor: float = 1.0
 
     averages_gradients: ClassVar[bool] = True
@@ -79,11 +83,15 @@ class AllReduce:
             raise ConfigurationError(f"bucket_bytes must be an integer > 0, got {self.bucket_bytes!r}")
         if self.op not in (Average, Sum):
             raise ConfigurationError(f"op of gradients must be Average or Sum, got {self.op!r}")
-        check_sent_dtype(self.wire_dtype)
+        check_wire_dtype(self.wire_dtype)
         if not (isinstance(self.predivide_factor, int | float) and 0 < self.predivide_factor < inf):
             raise ConfigurationError(f"predivide_factor must be a number > 0, got {self.predivide_factor!r}")
         if self.predivide_factor != 1 and self.op is not Average:
             raise ConfigurationError("predivide_factor divides an average in two steps: leave it out with op=Sum")
+        if self.predivide_factor != 1 and is_scaled_in_blocks(self.wire_dtype):
+            raise ConfigurationError(
+                f"predivide_factor has no use with wire_dtype={self.wire_dtype!r}, which scales blocks: leave it out"
+            )
         if self.overlap and (self.op, self.wire_dtype, self.predivide_factor) != (Average, None, 1):
             raise ConfigurationError(
                 "overlap=True averages gradients as they are: leave it out with op=Sum, wire_dtype or predivide_factor"
@@ -92,6 +100,8 @@ class AllReduce:
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> BoundAlgorithm:
+        if is_scaled_in_blocks(self.wire_dtype):
+            return CodedGradients(transport, parameters, gradients, self.op is Sum, wire_of(self.wire_dtype))
         buckets = plan_buckets(transport, gradients, self.algorithm, self.bucket_bytes) if self.overlap else None
         whole = WholeGradients(
             transport, gradients, self.algorithm, self.op is Sum, self.wire_dtype, self.predivide_factor

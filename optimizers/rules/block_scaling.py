@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from lentando.comm.array_module import array_module, copy_into
+from lentando.comm.array_module import array_module, copy_into, is_on_host
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.reduction import quiet
 from lentando.comm.transport import Array
 
@@ -64,6 +65,8 @@ class BlockScaled:
         return int(x.dtype.itemsize)
 
     def share_in(self, memory: Array, x: Array) -> "_ScaledShare":
+        if not is_on_host(memory):
+            raise ConfigurationError("wire_dtype='int8' and 'int4' need the parameters in host memory: use 'bfloat16'")
         return _ScaledShare(memory, x.size, x.dtype, self._bits)
 
 

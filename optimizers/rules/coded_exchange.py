@@ -17,8 +17,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from lentando.comm.array_module import array_module
+from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.dtypes import accumulator_dtype
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import blocks
 from lentando.comm.operations.slices import slice_bounds
 from lentando.comm.reductions.reduction import quiet
@@ -78,6 +79,11 @@ class CodedExchange:
     """
 
     def __init__(self, transport: Transport, buffer: Array, coded: int, wire: Wire) -> None:
+        if not is_on_host(buffer):
+            raise ConfigurationError(
+                "wire_dtype, weighting and movement_penalty of outer steps need the parameters in host memory: leave "
+                "them out"
+            )
         self._transport = transport
         self.coded = coded
         size, rank = transport.size, transport.rank

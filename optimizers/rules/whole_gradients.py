@@ -11,7 +11,8 @@ from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
-from lentando.optimizers.rules.rounding import SixteenBits, rounded_into
+from lentando.optimizers.rules.rounding import rounded_into
+from lentando.optimizers.rules.wire import WireDtype
 
 __all__ = ["WholeGradients"]
 
@@ -34,7 +35,7 @@ class WholeGradients(BoundAlgorithm):
         gradients: Sequence[FlatBuffer],
         algorithm: Algorithm,
         is_sum: bool,
-        wire_dtype: SixteenBits | None,
+        wire_dtype: WireDtype | None,
         predivide_factor: float,
     ) -> None:
         self._size = transport.size
@@ -66,7 +67,7 @@ class WholeGradients(BoundAlgorithm):
                 array *= self._size
 
 
-def _sent(array: Array, wire_dtype: SixteenBits | None) -> Array:
+def _sent(array: Array, wire_dtype: WireDtype | None) -> Array:
     """The array that is sent: the gradients themselves, or an array of 16 bits where that is smaller."""
     if wire_dtype is None or array.dtype not in (np.float32, np.float64):
         return array

@@ -31,7 +31,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.rules.block_scaling import BlockScaled
 from lentando.optimizers.rules.rounding import check_sent_dtype, rounded_into
 
-__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "wire_of"]
+__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "is_scaled_in_blocks", "wire_of"]
 
 WireDtype: TypeAlias = Literal["bfloat16", "float16", "int8", "int4"]
 """Names of the wires other than full precision. A name that is added here needs its wire in ``_WIRES``."""
@@ -109,6 +109,11 @@ class Wire(Protocol):
 def wire_of(name: WireDtype | None) -> Wire:
     """The wire of a setting ``wire_dtype``: full precision for None."""
     return _WIRES[name]
+
+
+def is_scaled_in_blocks(name: WireDtype | None) -> bool:
+    """Whether a wire sends integers with a scale for each block, which are summed only after they have been decoded."""
+    return isinstance(_WIRES[name], BlockScaled)
 
 
 def check_wire_dtype(name: object) -> None:
