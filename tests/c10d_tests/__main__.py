@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("backend", nargs="?", choices=["lentando", "gloo"], default="lentando")
     parser.add_argument("--ranks", type=int, default=3)
     parser.add_argument("--json", type=Path, help="file for the results")
+    parser.add_argument("--resume", action="store_true", help="keep what the file of --json contains, and run the rest")
     parser.add_argument("--only", default="", help="run the tests whose names contain this")
     parser.add_argument("--passed-by", type=Path, metavar="RESULTS", help="run the tests that passed there")
     parser.add_argument("--seconds", type=float, default=100.0, help="limit for one test")
@@ -40,13 +41,16 @@ def main() -> None:
     options = parser.parse_args()
     if options.compare:
         sys.exit(compare(*(json.loads(path.read_text()) for path in options.compare)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     results: dict[str, list[str]] = {}
-    remaining = [name for name in names() if options.only in name]
+    if options.resume and options.json.exists():
+        results = json.loads(options.json.read_text())
+    remaining = [name for name in names() if options.only in name and name not in results]
     if options.passed_by:
         before = json.loads(options.passed_by.read_text())
         remaining = [name for name in remaining if before.get(name, ["missing"])[0] == "passed"]
     while remaining:
-        done = run_job(options.backend, options.ranks, remaining, options.seconds)
+        done, is_stopped = run_job(options.backend, options.ranks, remaining, options.seconds)
         results.update(done)
         for name, (outcome, text) in done.items():
             if outcome == "failed":
@@ -55,6 +59,8 @@ def main() -> None:
         if options.json:
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(results, indent=1))
+        if is_stopped:
+            break
     print(dict(Counter(outcome for outcome, _ in results.values())))
 
 
@@ -71,8 +77,11 @@ def names() -> list[str]:
     return output.stdout.split()
 
 
-def run_job(backend: str, ranks: int, tests: list[str], seconds: float) -> dict[str, list[str]]:
-    """Run tests in one job until one of them does not pass. Returns the outcome and text of each that was run."""
+def run_job(backend: str, ranks: int, tests: list[str], seconds: float) -> tuple[dict[str, list[str]], bool]:
+    """Run tests in one job until one of them does not pass.
+
+    Returns the outcome and text of each that was run, and whether this program was asked to stop meanwhile.
+    """
     with tempfile.TemporaryDirectory(prefix="c10d-tests-") as temporary:
         folder = Path(temporary)
         for name in ("barrier", "test_dir", "init_dir"):
@@ -87,11 +96,15 @@ def run_job(backend: str, ranks: int, tests: list[str], seconds: float) -> dict[
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
-            reason = wait(process, folder, ranks, seconds)
+            is_stopped = False
+            try:
+                reason = wait(process, folder, ranks, seconds)
+            except KeyboardInterrupt:
+                is_stopped, reason = True, ""
             stop(process)
             output.seek(0)
             tail = output.read()[-3000:]
-        return outcomes(folder, ranks, tests, f"{reason}\n{tail}")
+        return outcomes(folder, ranks, tests, None if is_stopped else f"{reason}\n{tail}"), is_stopped
 
 
 def wait(process: "subprocess.Popen[bytes]", folder: Path, ranks: int, seconds: float) -> str:
@@ -129,7 +142,7 @@ def reports(folder: Path, ranks: int) -> list[list[list[str]]]:
     return [[json.loads(line) for line in text.split("\n")[:-1]] for text in texts]
 
 
-def outcomes(folder: Path, ranks: int, tests: list[str], reason: str) -> dict[str, list[str]]:
+def outcomes(folder: Path, ranks: int, tests: list[str], reason: str | None) -> dict[str, list[str]]:
     by_test: dict[str, list[str]] = {}
     lines = reports(folder, ranks)
     for number, name in enumerate(tests):
@@ -140,7 +153,8 @@ def outcomes(folder: Path, ranks: int, tests: list[str], reason: str) -> dict[st
             by_test[name] = ["failed", failures[0]]
             break
         if len(reported) < ranks:
-            by_test[name] = ["failed", reason]
+            if reason is not None:
+                by_test[name] = ["failed", reason]
             break
         by_test[name] = [*reported[0][1:]]
     return by_test
