@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch._C._distributed_c10d import Work
@@ -13,6 +13,7 @@ from torch.futures import Future
 
 from lentando.c10d.futures import ResultFuture
 from lentando.c10d.memory import check_tensors, readable, writable
+from lentando.c10d.progress import Progress
 from lentando.c10d.waiting import Waiting
 from lentando.c10d.work import NO_LIMIT
 from lentando.comm.errors import LentandoError
@@ -23,12 +24,15 @@ __all__ = ["MessageWork", "Messages"]
 TAGS = 32_768
 """Number of tags that every MPI offers."""
 
+Start: TypeAlias = Callable[[], tuple[int, Request] | None]
+"""Starts to exchange a message, and returns the rank that sends it; None as long as this is not known."""
+
 
 class MessageWork(Work):
     """A message that is being sent or received.
 
     Args:
-        start: starts the exchange and returns its request; None as long as it is not known who sends.
+        start: starts the exchange; called again until it is known who sends.
         begin_waiting: returns what paces a wait of so many seconds at most, and ends it by an error; of the group's
             timeout for None.
         finish: called once when the message is complete.
@@ -38,7 +42,7 @@ class MessageWork(Work):
 
     def __init__(
         self,
-        start: Callable[[], tuple[int, Request] | None],
+        start: Start,
         begin_waiting: Callable[[float | None], Waiting],
         finish: Callable[[], object],
         tensors: Sequence[torch.Tensor],
@@ -142,17 +146,16 @@ class Messages:
         self._transport: Any = transport
         self._failure = failure
         self._timeout = timeout
+        self._progress = Progress()
 
     def send(self, tensors: Sequence[torch.Tensor], peer: int, tag: int) -> MessageWork:
         """Start to send a tensor to a rank of the group."""
         tensor = _only(tensors, "send", tag)
 
         def start() -> tuple[int, Request]:
-            return self._transport.rank, self._transport.exchange([(peer, readable(tensor))], [], tag)
+            return self._transport.rank, self._transport.exchange([(peer, readable(tensor))], [], tag, overlap=False)
 
-        return MessageWork(
-            start, self._waiting_for(f"send to rank {peer}"), lambda: None, tensors, self._transport.rank
-        )
+        return self._started(start, f"send to rank {peer}", lambda: None, tensors, self._transport.rank)
 
     def receive(self, tensors: Sequence[torch.Tensor], peer: int | None, tag: int) -> MessageWork:
         """Start to receive a tensor from a rank, or from whichever sends first.
@@ -168,11 +171,27 @@ class Messages:
 
         def start() -> tuple[int, Request] | None:
             sender = self._transport.sender_of_next(tag) if peer is None else peer
-            return None if sender is None else (sender, self._transport.exchange([], [(sender, array)], tag))
+            return (
+                None
+                if sender is None
+                else (sender, self._transport.exchange([], [(sender, array)], tag, overlap=False))
+            )
 
         whom = "any rank" if peer is None else f"rank {peer}"
         source = -1 if peer is None else peer
-        return MessageWork(start, self._waiting_for(f"recv from {whom}"), stack.close, tensors, source)
+        return self._started(start, f"recv from {whom}", stack.close, tensors, source)
+
+    def close(self) -> None:
+        """Let no more messages progress."""
+        self._progress.close()
+
+    def _started(
+        self, start: Start, action: str, finish: Callable[[], object], tensors: Sequence[torch.Tensor], source: int
+    ) -> MessageWork:
+        work = MessageWork(start, self._waiting_for(action), finish, tensors, source)
+        if not work.is_completed():
+            self._progress.add(work)
+        return work
 
     def _waiting_for(self, action: str) -> Callable[[float | None], Waiting]:
         def begin(seconds: float | None) -> Waiting:

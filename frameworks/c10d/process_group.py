@@ -44,7 +44,7 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
         self._transport = members.collectives
         super().__init__(self._transport.rank, self._transport.size)  # with a store, it refuses subclasses
         self._members = members
-        self._names = {"group_name": "", "group_desc": ""}
+        self._name = self._description = ""
         self._calls = Calls(self._transport, members.endings.found, timeout)
         self._messages = Messages(members.messages, members.endings.found, lambda: self._calls.timeout)
         self._reducing = Reducing(self._transport)
@@ -55,26 +55,25 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
         return "lentando"
 
     @property
-    def group_name(self) -> str:
-        """The name of the group, under which meshes, FSDP and compiled programs find it."""
-        return self._names["group_name"]
-
-    @property
-    def group_desc(self) -> str:
-        """The description of the group."""
-        return self._names["group_desc"]
-
-    @property
     def _device_types(self) -> list[torch.device]:
         """The devices whose tensors the group takes; saving checkpoints in the background asks for it."""
         return [torch.device("cpu")]
 
-    def _set_group_name(self, name: str) -> None:
-        """Called by torch.distributed, whose own method needs a group that consists of backends."""
-        self._names["group_name"] = name
+    def getGroupName(self) -> str:  # noqa: N802 - PyTorch's name
+        """The name under which torch.distributed has registered the group."""
+        return self._name
 
-    def _set_group_desc(self, description: str) -> None:
-        self._names["group_desc"] = description
+    def setGroupName(self, name: str) -> None:  # noqa: N802 - PyTorch's name
+        """Keep the name: PyTorch's own class keeps it in backends of C++, of which this group has none."""
+        self._name = name
+
+    def getGroupDesc(self) -> str:  # noqa: N802 - PyTorch's name
+        """The description that was given to ``new_group``."""
+        return self._description
+
+    def setGroupDesc(self, description: str) -> None:  # noqa: N802 - PyTorch's name
+        """Keep the description, for the same reason as the name."""
+        self._description = description
 
     def get_group_store(self) -> Store:
         """The store that the members of the group share."""
@@ -279,6 +278,7 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def end(self, what: str) -> None:
         """Leave the group, and let the other members know what this rank has done, as the rest of a sentence."""
         if self._calls.close():
+            self._messages.close()
             self._members.endings.note(what)
 
     def abort(self) -> None:

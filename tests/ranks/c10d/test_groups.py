@@ -1,0 +1,131 @@
+"""Groups of some of the ranks, and the works that operations return."""
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.distributed import DistBackendError, ReduceOp
+
+
+def test_two_groups_work_at_the_same_time() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    halves = [dist.new_group(list(range(start, size, 2))) for start in range(min(2, size))]
+    own = halves[rank % 2]
+    members = list(range(rank % 2, size, 2))
+    assert dist.get_process_group_ranks(own) == members
+    tensor = torch.tensor([float(rank)])
+    work = dist.all_reduce(tensor, group=own, async_op=True)
+    everyone = torch.ones(1)
+    dist.all_reduce(everyone)
+    assert work is not None
+    work.wait()
+    assert tensor.item() == sum(members)
+    assert everyone.item() == size
+    dist.broadcast(tensor, src=members[-1], group=own)
+    dist.destroy_process_group(own)
+
+
+def test_group_that_only_its_members_make() -> None:
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if rank == size - 1 and size > 1:
+        return
+    members = list(range(max(1, size - 1)))
+    group = dist.new_group(members, use_local_synchronization=True)
+    tensor = torch.ones(1)
+    dist.all_reduce(tensor, group=group)
+    assert tensor.item() == len(members)
+
+
+def test_work_has_a_future_of_the_tensors() -> None:
+    size = dist.get_world_size()
+    tensor = torch.ones(3)
+    work = dist.all_reduce(tensor, async_op=True)
+    assert work is not None
+    future = work.get_future().then(lambda done: done.value()[0] * 2)
+    assert torch.equal(future.wait(), torch.full((3,), 2.0 * size))
+    assert work.is_completed()
+    assert work.is_success()
+    assert work.exception() is None
+    assert work.get_future().done()
+    assert torch.equal(work.result()[0], torch.full((3,), float(size)))
+
+
+def test_function_attached_to_a_future_may_wait_for_another_operation() -> None:
+    """PowerSGD does."""
+    size = dist.get_world_size()
+    first, second = torch.ones(2), torch.full((1,), 2.0)
+
+    def reduce_again(_: Any) -> torch.Tensor:
+        work = dist.all_reduce(second, async_op=True)
+        assert work is not None
+        result: torch.Tensor = work.get_future().wait()[0]
+        return result
+
+    work = dist.all_reduce(first, async_op=True)
+    assert work is not None
+    assert work.get_future().then(reduce_again).wait().item() == 2.0 * size
+
+
+def test_operations_complete_in_the_order_of_their_submission() -> None:
+    size = dist.get_world_size()
+    tensors = [torch.full((100_000 if number % 3 == 0 else 1,), float(number)) for number in range(12)]
+    works = [dist.all_reduce(tensor, async_op=True) for tensor in tensors]
+    dist.barrier()
+    assert all(work is not None and work.is_completed() for work in works)
+    assert all((tensor == number * size).all() for number, tensor in enumerate(tensors))
+
+
+def test_different_calls_are_an_error_on_every_rank() -> None:
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=20))
+    if size == 1:
+        return
+    call = dist.all_reduce if rank < size - 1 else lambda tensor, group: dist.broadcast(tensor, 0, group=group)
+    with pytest.raises(DistBackendError, match="not about to do the same thing") as error:
+        call(torch.ones(4), group=group)
+    assert f"rank {size - 1}: broadcast(0, 4 x float32)" in str(error.value)
+    with pytest.raises(DistBackendError, match="not possible any more"):
+        dist.barrier(group=group)
+
+
+def test_other_lengths_are_an_error_on_every_rank() -> None:
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=20))
+    if size == 1:
+        return
+    with pytest.raises(DistBackendError, match=r"5 x float32.*4 x float32|4 x float32.*5 x float32"):
+        dist.all_reduce(torch.ones(5 if rank == 0 else 4), group=group)
+
+
+def test_splits_that_do_not_fit_are_an_error_on_every_rank() -> None:
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=20))
+    if size == 1:
+        return
+    sends = [2] * size if rank == 0 else [1] * size
+    with pytest.raises(DistBackendError, match="rank 0 sends 2 elements to rank 0, which expects 1"):
+        dist.all_to_all_single(torch.empty(size), torch.ones(sum(sends)), [1] * size, sends, group=group)
+
+
+def test_operation_that_others_do_not_call_times_out() -> None:
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group(list(range(size)), timeout=timedelta(seconds=1))
+    if rank == 0 and size > 1:
+        with pytest.raises(DistBackendError, match=r"barrier\(\) on rank 0 of \d+ has timed out after 1 s"):
+            dist.barrier(group=group)
+    received = torch.empty(1)
+    if rank == 0 and size > 1:
+        work = dist.irecv(received, 1, group=group)
+        assert work is not None
+        with pytest.raises(DistBackendError, match="recv from rank 1 on rank 0 of .* has timed out after 0.5 s"):
+            work.wait(timedelta(seconds=0.5))
+    dist.barrier()
+
+
+def test_what_is_not_supported_says_what_to_do() -> None:
+    with pytest.raises(ValueError, match=r"ReduceOp.BAND needs integers or booleans, got float32"):
+        dist.all_reduce(torch.ones(1), ReduceOp.BAND)
+    with pytest.raises(RuntimeError, match=r"cpu:lentando,cuda:nccl"):
+        dist.group.WORLD.allreduce([torch.ones(1, device="meta")])
