@@ -10,6 +10,7 @@ import lentando
 from lentando.cli.doctor.command import doctor
 from lentando.cli.measure import measure
 from lentando.cli.plan import plan
+from lentando.cli.report.command import report
 from lentando.cli.timeline.command import timeline
 from lentando.comm.errors import LentandoError
 
@@ -22,7 +23,7 @@ _ClickError: type[Exception] = next(
 
 app = typer.Typer(
     name="lentando",
-    help="Train one model on many workers with less communication: plan it, and measure its cost.",
+    help="Train one model on many workers with less communication: plan it, measure its cost, see what it does.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -33,6 +34,7 @@ app.command()(plan)
 app.command()(measure)
 app.command()(doctor)
 app.command()(timeline)
+app.command()(report)
 
 
 def _version(is_requested: bool) -> None:
@@ -47,7 +49,7 @@ def _options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
-    """Train one model on many workers with less communication: plan it, and measure its cost."""
+    """Train one model on many workers with less communication: plan it, measure its cost, see what it does."""
 
 
 def run(arguments: Sequence[str] | None = None) -> int:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import fields
+from os import PathLike
 from typing import Any
 
 from lentando.comm.errors import ConfigurationError
@@ -11,6 +12,7 @@ from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.period import Period
 from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.run_log import RunLog
 from lentando.optimizers.summary import summary_of
 
 __all__ = ["ReplicaOptimizer", "check_not_wrapped"]
@@ -143,6 +145,31 @@ class ReplicaOptimizer:
         """
         replica = self._ready_replica()
         return summary_of(replica.transport, report_of(replica))
+
+    def open_log(self, folder: "str | PathLike[str]") -> RunLog:
+        """Open a log of this run, to which ``write(loss=...)`` adds lines; ``lentando report`` draws it. Collective.
+
+        Args:
+            folder: folder of the run, which is created. Rank 0 writes ``run.jsonl`` there, or continues it.
+
+        Raises:
+            ConfigurationError: on every rank, if rank 0 cannot write there.
+            MismatchError: on every rank, if one of them does something else.
+
+        Example:
+            >>> import tempfile, torch, lentando.torch as lt
+            >>> lt.init()
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+            >>> log = optimizer.open_log(tempfile.mkdtemp())
+            >>> line = log.write(loss=0.5)
+            >>> line["step"], line["loss"], line["period"]
+            (0, 0.5, 12)
+            >>> lt.shutdown()
+        """
+        replica = self._ready_replica()
+        seconds = replica.progress.seconds
+        return RunLog(replica.transport, folder, repr(self), self.report, seconds, self.consensus_distance)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of the replica's state for ``roll_back``. Elastic states save it with the base optimizer's."""

@@ -1,0 +1,1 @@
+"""``lentando report``: the logs of one or several runs, drawn as one HTML page."""

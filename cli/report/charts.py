@@ -1,0 +1,87 @@
+"""The charts of a report, as SVG that is legible on light and on dark pages."""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from lentando.cli.report.logs import Run
+from lentando.comm.errors import ConfigurationError
+
+__all__ = ["bars_by_rank", "line_chart"]
+
+GREY = "#808080"
+"""Colour of axes and text, which contrasts with white and with black."""
+
+
+def line_chart(runs: Sequence[Run], across: str, up: str, label: str, scale: float = 1.0) -> str | None:
+    """Draw one number against another, one line for each run.
+
+    Args:
+        runs: runs to compare.
+        across: name of the horizontal column.
+        up: name of the vertical column.
+        label: label of the horizontal axis.
+        scale: factor of the horizontal column, such as 1e-6 for megabytes.
+
+    Returns:
+        The chart, or None if no run has both numbers.
+    """
+    lines = [(run.name, *points) for run in runs if (points := run.points(across, up))[0]]
+    if not lines:
+        return None
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    for name, x, y in lines:
+        plot = axes.step if up == "period" else axes.plot
+        plot([scale * value for value in x], y, marker="." if len(x) < 30 else None, label=name)
+    axes.set(xlabel=label, ylabel=up.replace("_", " "))
+    if len(runs) > 1:
+        axes.legend(frameon=False, labelcolor=GREY)
+    return _svg(pyplot, figure, axes)
+
+
+def bars_by_rank(run: Run) -> str | None:
+    """Draw the compute time per step of each rank, as of the last line that contains it.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The chart, or None if the times are not known.
+    """
+    prefix = "compute_seconds_by_rank/"
+    last = next((line for line in reversed(run.lines) if any(name.startswith(prefix) for name in line)), None)
+    if last is None:
+        return None
+    times = {int(name.removeprefix(prefix)): 1e3 * value for name, value in last.items() if name.startswith(prefix)}
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    axes.bar(list(times), list(times.values()))
+    axes.set(xlabel="rank", ylabel="ms computing per step", xticks=list(times) if len(times) <= 16 else [])
+    return _svg(pyplot, figure, axes)
+
+
+def _pyplot() -> Any:
+    try:
+        import matplotlib as mpl
+    except ImportError as error:
+        raise ConfigurationError("lentando report needs matplotlib: pip install matplotlib") from error
+    mpl.use("Agg")  # no screen needed
+    from matplotlib import pyplot as plt
+
+    return plt
+
+
+def _svg(pyplot: Any, figure: Any, axes: Any) -> str:
+    axes.tick_params(colors=GREY)
+    axes.xaxis.label.set_color(GREY)
+    axes.yaxis.label.set_color(GREY)
+    for spine in axes.spines.values():
+        spine.set_color(GREY)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(visible=True, alpha=0.2, color=GREY)
+    text = io.StringIO()
+    figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
+    pyplot.close(figure)
+    drawn = text.getvalue()
+    return drawn[drawn.index("<svg") :]  # without the declaration of an XML file

@@ -1,0 +1,80 @@
+"""The logs that ``optimizer.open_log`` writes, as columns of numbers."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.run_log import FILE_NAME
+
+__all__ = ["Run", "read_run"]
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run.
+
+    Attributes:
+        name: name of its folder.
+        method: the optimizer, as it describes itself.
+        ranks: number of ranks.
+        lines: what was written, oldest first.
+    """
+
+    name: str
+    method: str
+    ranks: int
+    lines: list[dict[str, float]]
+
+    def points(self, across: str, up: str) -> tuple[list[float], list[float]]:
+        """Return two columns, without the lines in which one of them is unknown.
+
+        Args:
+            across: name of the first column, such as ``step``.
+            up: name of the second column, such as ``loss``.
+        """
+        known = [(line[across], line[up]) for line in self.lines if None not in (line.get(across), line.get(up))]
+        return [x for x, _ in known], [y for _, y in known]
+
+
+def read_run(folder: Path) -> Run:
+    """Read the log of a run.
+
+    Args:
+        folder: folder that contains ``run.jsonl``.
+
+    Raises:
+        ConfigurationError: if it contains no log, or one that cannot be read or has no lines yet.
+    """
+    file = folder / FILE_NAME
+    try:
+        found: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+        headers = [line for line in found if "method" in line]
+        run = Run(folder.resolve().name, headers[-1]["method"], headers[-1]["ranks"], _lines(found))
+    except OSError as error:
+        raise ConfigurationError(
+            f"{file} cannot be read ({error.strerror}): optimizer.open_log({str(folder)!r}).write(loss=...) writes it"
+        ) from error
+    except (ValueError, KeyError, IndexError, TypeError) as error:
+        raise ConfigurationError(f"{file} is no log of a run ({type(error).__name__}: {error})") from error
+    if not run.lines:
+        raise ConfigurationError(f"{file} contains no numbers yet: log.write(loss=...) adds a line")
+    return run
+
+
+def _lines(found: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """The lines without those that a resumed run has written again; bytes go on from the last line before it.
+
+    A run that is resumed from a checkpoint repeats the steps after it, and its optimizer counts bytes from zero.
+    """
+    lines: list[dict[str, float]] = []
+    sent_before = 0.0
+    for line in found:
+        if "method" in line:
+            sent_before = lines[-1]["bytes_sent"] if lines else 0.0
+            continue
+        while lines and lines[-1]["step"] >= line["step"]:
+            lines.pop()
+        lines.append({**line, "bytes_sent": line["bytes_sent"] + sent_before})
+    return lines

@@ -1,0 +1,123 @@
+"""A log of a training run: one line of numbers at a time, for ``lentando report`` and for programs of your own."""
+
+import json
+from collections.abc import Callable
+from math import isfinite
+from numbers import Real
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from lentando.comm.checked_calls import CheckedCall
+from lentando.comm.errors import ConfigurationError
+from lentando.comm.numbering import numbers_of
+from lentando.comm.objects import allgather_object
+from lentando.comm.transport import Transport
+from lentando.optimizers.flat_report import flat_report
+
+__all__ = ["FILE_NAME", "RunLog"]
+
+FILE_NAME = "run.jsonl"
+"""File within the folder of a run."""
+REPORTED = ("period", "rounds", "compute_seconds_by_rank", "waiting_seconds", "communication_seconds")
+"""Entries of the optimizer's report that a line contains."""
+
+
+class RunLog:
+    """Writes numbers of a run, with those that its optimizer reports, to ``run.jsonl`` in a folder.
+
+    ``optimizer.open_log(folder)`` makes it. Rank 0 writes, and each line is in the file when ``write`` returns. A log
+    that exists is continued, as a resumed run needs it.
+
+    Args:
+        transport: transport of the ranks that train together.
+        folder: folder of the run, which is created.
+        description: the method and its settings.
+        report: returns the report of this rank's optimizer.
+        seconds: returns the time since the first step of the run.
+        consensus_distance: returns the distance between the replicas. Collective.
+
+    Raises:
+        ConfigurationError: on every rank, if rank 0 cannot write there.
+        MismatchError: on every rank, if one of them does something else.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        folder: str | PathLike[str],
+        description: str,
+        report: Callable[[], dict[str, Any]],
+        seconds: Callable[[], float],
+        consensus_distance: Callable[[], float],
+    ) -> None:
+        self._transport = transport
+        self._file = Path(folder) / FILE_NAME
+        self._report = report
+        self._seconds = seconds
+        self._consensus_distance = consensus_distance
+        self._append("open_log", {"method": description, "ranks": transport.size})
+
+    def write(self, *, with_consensus: bool = False, **numbers: float) -> dict[str, float]:
+        """Write one line, and return it. Collective.
+
+        The line contains ``step`` (inner steps), ``seconds`` since the first step by rank 0's clock, ``bytes_sent`` by
+        all ranks together, ``period``, ``rounds``, ``compute_seconds_by_rank/RANK``, and the means over all ranks of
+        the given numbers, of ``waiting_seconds`` and of ``communication_seconds``.
+
+        Args:
+            with_consensus: whether to add ``consensus_distance``, which costs an average.
+            **numbers: numbers of this rank, such as the loss since the last line. All ranks give the same names.
+
+        Raises:
+            ConfigurationError: on every rank, if a value is not a number, or rank 0 cannot write.
+            MismatchError: on every rank, if one of them does something else, or gives other names.
+        """
+        wrong = [f"{name}={value!r}" for name, value in numbers.items() if not isinstance(value, Real)]
+        report = self._report()
+        own = {name: float(value) for name, value in numbers.items() if isinstance(value, Real)}
+        own |= {name: report[name] for name in ("bytes_sent", "waiting_seconds", "communication_seconds")}
+        found = self._gather("log.write", sorted(numbers), [wrong, own, self._seconds()])
+        refused = [
+            f"{', '.join(values)} on rank {rank}"
+            for rank, (values, _, _) in zip(numbers_of(self._transport), found, strict=True)
+            if values
+        ]
+        if refused:
+            raise ConfigurationError(f"a log takes numbers, got {'; '.join(refused)}")
+        line: dict[str, float] = {"step": report["inner_steps"], "seconds": found[0][2]}
+        line |= flat_report({name: report[name] for name in REPORTED})
+        line |= {name: sum(theirs[name] for _, theirs, _ in found) / len(found) for name in own}
+        line["bytes_sent"] = sum(theirs["bytes_sent"] for _, theirs, _ in found)
+        if with_consensus:
+            line["consensus_distance"] = self._consensus_distance()
+        self._append("log.write", line)
+        return line
+
+    def _append(self, operation: str, line: dict[str, Any]) -> None:
+        """Append a line to the file, on rank 0. Collective. JSON has no number that is not finite: it becomes null."""
+        problem = None
+        if self._transport.rank == 0:
+            plain = {
+                name: None if isinstance(value, float) and not isfinite(value) else value
+                for name, value in line.items()
+            }
+            try:
+                self._file.parent.mkdir(parents=True, exist_ok=True)
+                with self._file.open("a") as file:
+                    file.write(json.dumps(plain) + "\n")
+            except OSError as error:
+                problem = f"rank 0 cannot write the log of the run, {self._file}: {error.strerror}"
+        problem = self._gather(operation, ["written"], problem)[0]
+        if problem is not None:
+            raise ConfigurationError(problem)
+
+    def _gather(self, operation: str, arguments: list[str], value: Any) -> list[Any]:
+        """The values of all ranks, after they have agreed that all do the same."""
+        call = CheckedCall(self._transport, operation, list(arguments), None)
+
+        def gather() -> list[Any]:
+            call.agree()
+            return allgather_object(self._transport, value)
+
+        return call.run(gather)

@@ -1,0 +1,97 @@
+"""``lentando report``: the page that it makes of the logs of real runs."""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from lentando.cli.app import run
+from lentando.cli.report.logs import read_run
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
+    """Two runs of one rank: one with local steps, and one without outer steps."""
+    pytest.importorskip("torch")
+    import torch
+
+    import lentando.torch as lt
+
+    folders = [tmp_path_factory.mktemp("runs") / name for name in ("local", "synchronous <1>")]
+    lt.init()
+    for folder, base in zip(folders, (lt.LocalSGD(), lt.AllReduce()), strict=True):
+        model = torch.nn.Linear(2, 1)
+        sgd = torch.optim.SGD(model.parameters(), lr=0.1)
+        period = 2 if base == lt.LocalSGD() else None
+        optimizer = lt.DistributedOptimizer(sgd, model=model, base=base, period=period)
+        log = optimizer.open_log(folder)
+        for step in range(4):
+            model(torch.ones(1, 2)).square().sum().backward()
+            optimizer.step()
+            log.write(loss=1.0 / (1 + step), with_consensus=True)
+    yield folders
+    lt.shutdown()
+
+
+def test_the_page_compares_runs_and_needs_nothing_from_elsewhere(
+    runs: list[Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    page = tmp_path / "page.html"
+    assert run(["report", *map(str, runs), "--output", str(page)]) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    text = page.read_text()
+    assert "synchronous &lt;1&gt;" in text
+    assert "synchronous <1>" not in text
+    captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert captions[:5] == [
+        "loss against steps",
+        "loss against time",
+        "loss against communication",
+        "period",
+        "distance between the replicas",
+    ]
+    charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
+    assert len(charts) == len(captions)
+    for chart in charts:
+        assert len(list(ET.fromstring(chart).iter())) > 20
+    assert re.findall(r"(?:src|href)=\"(?!#)", re.sub(r"xmlns:xlink=\S+|xlink:href=\"#", "", text)) == []
+    assert "@import" not in text
+    assert "<script" not in text
+
+
+def test_a_resumed_run_replaces_what_it_repeats_and_adds_up_its_bytes(tmp_path: Path) -> None:
+    header = {"method": "SlowMo()", "ranks": 2}
+    first = [{"step": step, "bytes_sent": 10 * step, "loss": float(step)} for step in (1, 2, 3)]
+    second = [{"step": step, "bytes_sent": 10 * (step - 2), "loss": 10.0 * step} for step in (3, 4)]
+    lines = [header, *first[:2], header, *second]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    resumed = read_run(tmp_path)
+    assert resumed.points("step", "loss") == ([1, 2, 3, 4], [1.0, 2.0, 30.0, 40.0])
+    assert resumed.points("step", "bytes_sent") == ([1, 2, 3, 4], [10, 20, 30, 40])
+
+
+def test_unknown_numbers_are_left_out(tmp_path: Path) -> None:
+    lines = [{"method": "SlowMo()", "ranks": 1}, {"step": 1, "bytes_sent": 0, "loss": None}]
+    (tmp_path / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert read_run(tmp_path).points("step", "loss") == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (None, "cannot be read (No such file or directory)"),
+        ("nonsense", "is no log of a run"),
+        ("{}\n", "is no log of a run"),
+        ('{"method": "SlowMo()", "ranks": 1}\n', "contains no numbers yet"),
+    ],
+)
+def test_a_folder_without_a_log_is_refused(
+    text: str | None, reason: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    if text is not None:
+        (tmp_path / "run.jsonl").write_text(text)
+    assert run(["report", str(tmp_path)]) == 2
+    assert reason in capsys.readouterr().err
