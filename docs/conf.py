@@ -5,7 +5,10 @@ site and in the repository.
 """
 
 import sys
+from itertools import cycle
 from pathlib import Path
+
+from sphinx.application import Sphinx
 
 import lentando
 
@@ -43,3 +46,18 @@ autodoc_default_options = {"members": True}
 python_use_unqualified_type_names = True
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # a property may be described in the docstring of its class as well
+
+
+def escape_bars(app: Sphinx, what: str, name: str, documented: object, options: object, lines: list[str]) -> None:
+    """Let |x| in a docstring be a norm, which Sphinx would take for the name of a substitution."""
+    for number, line in enumerate(lines):
+        if not line.lstrip().startswith((">>>", "...")):
+            parts = line.split("``")
+            lines[number] = "``".join(
+                part if literal else part.replace("|", "\\|") for part, literal in zip(parts, cycle([False, True]))
+            )
+
+
+def setup(app: Sphinx) -> None:
+    """Called by Sphinx."""
+    app.connect("autodoc-process-docstring", escape_bars)

@@ -64,7 +64,7 @@ def read_run(folder: Path) -> Run:
 
 
 def _lines(found: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """The lines without those that a resumed run has written again; bytes go on from the last line before it.
+    """The lines without those that a resumed run has written again; bytes continue from the last line before it.
 
     A run that is resumed from a checkpoint repeats the steps after it, and its optimizer counts bytes from zero.
     """
