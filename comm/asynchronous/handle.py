@@ -27,6 +27,10 @@ class Call(Protocol[R_co]):
         """What must be equal on all ranks, as JSON."""
 
     @property
+    def description(self) -> str:
+        """Operation and arguments as JSON, in one text."""
+
+    @property
     def name(self) -> str | None:
         """Name by which calls of different ranks are matched; None to match them by their number."""
 

@@ -5,11 +5,11 @@ and a wait. Unlike with a thread, ranks must therefore wait for asynchronous ope
 order.
 """
 
-import json
 from typing import Any, TypeVar
 
 from lentando.comm.agreement import Event, Intent, agree
 from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall, tensor_name
+from lentando.comm.asynchronous.names_in_use import name_in_use
 from lentando.comm.asynchronous.reports import deadlock, different, waits_for
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
@@ -50,13 +50,10 @@ class OperationsInTurn:
             )
         key = tensor_name(call) if call.name else f"noname.{self._unnamed}"
         if key in self._in_flight:
-            raise ConfigurationError(
-                f"rank {transport.rank} submits an operation named {key!r} while an earlier one of that name is in "
-                "flight: wait for that first, or use another name"
-            )
+            raise name_in_use(numbers_of(transport)[transport.rank], key)
         self._unnamed += not call.name
         handle: Handle[R] = Handle(key, self._wait, self._poll)
-        self._in_flight[key] = handle, call, json.dumps([call.operation, *call.arguments])
+        self._in_flight[key] = handle, call, call.description
         if transport.size == 1:
             self._execute(key)
         return handle

@@ -4,14 +4,28 @@ from typing import Any
 from weakref import ReferenceType, ref
 
 from lentando.comm.asynchronous.handle import Handle
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.job import job_of
 from lentando.comm.transport import Transport
 from lentando.comm.turns import Turns
 
-__all__ = ["NamesInUse"]
+__all__ = ["NamesInUse", "name_in_use"]
 
 CLEARED_FROM = 1024
 """The least number of names at which those that are free again are forgotten."""
+
+
+def name_in_use(number: int, key: str) -> ConfigurationError:
+    """The error of a rank that gives the name of an operation in flight to another one.
+
+    Args:
+        number: number of the rank in the job.
+        key: the name.
+    """
+    return ConfigurationError(
+        f"rank {number} submits an operation named {key!r} while an earlier one of that name is in flight: wait for "
+        "that first, or use another name"
+    )
 
 
 class NamesInUse:

@@ -5,7 +5,6 @@ accumulated in one message, and executes what rank 0 decides. Nothing is execute
 that a rank which computes does not have to answer.
 """
 
-import json
 import os
 import threading
 import time
@@ -18,15 +17,15 @@ from lentando.comm import timeline
 from lentando.comm.asynchronous.coordinator import Message
 from lentando.comm.asynchronous.execution import Execution
 from lentando.comm.asynchronous.handle import Call, Handle, ZeroCall, tensor_name
-from lentando.comm.asynchronous.names_in_use import NamesInUse
+from lentando.comm.asynchronous.joining import Joining
+from lentando.comm.asynchronous.names_in_use import NamesInUse, name_in_use
 from lentando.comm.asynchronous.negotiation import Negotiation, OtherRankFailedError
 from lentando.comm.asynchronous.pacing import Pace, sleep
 from lentando.comm.asynchronous.reports import shortened
 from lentando.comm.asynchronous.waits import Waits
 from lentando.comm.background import BackgroundThreads
 from lentando.comm.capabilities import Interruptible, SideChannel
-from lentando.comm.errors import ConfigurationError, LentandoError, MismatchError, TransportError
-from lentando.comm.join_rounds import cancelled_joins
+from lentando.comm.errors import LentandoError, MismatchError, TransportError
 from lentando.comm.numbering import numbers_of
 from lentando.comm.stall import watched
 from lentando.comm.thread_transports import Loan
@@ -74,8 +73,7 @@ class NegotiatedOperations:
         self._pace = Pace()
         self._looked_at = 0.0
         self._question = 0
-        self._round_sent = self._round_followed = 0
-        self._current = "its background thread"
+        self._running: list[tuple[str, str]] = []
         # Guarded by the condition.
         self._changed = threading.Condition()
         self._is_driving = False
@@ -85,9 +83,7 @@ class NegotiatedOperations:
         self._unnamed = 0
         self._names = NamesInUse(transport)
         self._waits = Waits()
-        self._joining: Handle[int] | None = None
-        self._zeros: ZeroCall | None = None
-        self._round_of_join = self._round_to_follow = 0
+        self._joining = Joining(transport, self._number)
         self._announcements: Message = {}
         self._is_leaving = False
         self._failure: TransportError | None = None
@@ -100,15 +96,12 @@ class NegotiatedOperations:
             TransportError: if an earlier asynchronous operation has failed in a way that ends them all.
         """
         self._require_parent()
-        description = json.dumps([call.operation, *call.arguments])
+        description = call.description
         with self._changed:
             self._require_usable()
             key = tensor_name(call) if call.name else f"{UNNAMED}.{self._unnamed}"
             if key in self._in_flight or self._names.is_held(key):
-                raise ConfigurationError(
-                    f"rank {self._number} submits an operation named {key!r} while an earlier one of that name is in "
-                    "flight: wait for that first, or use another name"
-                )
+                raise name_in_use(self._number, key)
             self._unnamed += not call.name
             handle: Handle[R] = Handle(key, self._wait, see=self._names.see)
             if call.name:
@@ -137,11 +130,7 @@ class NegotiatedOperations:
         handle: Handle[int] = Handle("join", self._wait)
         with self._changed:
             self._require_usable()
-            if self._joining is not None:
-                raise ConfigurationError(f"rank {self._number} calls join() while another of its threads waits in it")
-            self._joining, self._zeros = handle, zeros
-            self._round_of_join = cancelled_joins(self._transport)
-            self._announcements["join"] = self._round_of_join
+            self._announcements["join"] = self._joining.begin(handle, zeros)
             self._ensure_driving()
         return handle
 
@@ -151,10 +140,7 @@ class NegotiatedOperations:
         Zeros are contributed until rank 0 confirms that it expects no more of them.
         """
         with self._changed:
-            cancelled = cancelled_joins(self._transport)
-            if self._joining is not None and cancelled > self._round_of_join:
-                self._joining = None
-                self._round_to_follow = cancelled
+            if self._joining.cancel():
                 self._ensure_driving()
 
     def names_in_flight(self) -> list[str]:
@@ -252,7 +238,8 @@ class NegotiatedOperations:
         except OtherRankFailedError as error:
             self._fail(error)
         except BaseException as error:  # noqa: BLE001 - the handles of all ranks raise it
-            text = f"rank {self._number} has failed in {self._current}: {type(error).__name__}: {error}"
+            where = shortened([repr(key) for key, _ in self._running], 3) or "its background thread"
+            text = f"rank {self._number} has failed in {where}: {type(error).__name__}: {error}"
             with suppress(LentandoError):
                 self._negotiation.report_failure(text)
             failure = TransportError(text)
@@ -262,8 +249,8 @@ class NegotiatedOperations:
     def _has_work(self) -> bool:
         with self._changed:
             if self._failure is None and (
-                self._in_flight or self._announcements or self._joining or self._waits.is_blocked or self._is_leaving
-                or self._round_followed < self._round_to_follow or not self._negotiation.has_sent_all
+                self._in_flight or self._announcements or self._joining.is_waiting or self._joining.is_ending
+                or self._waits.is_blocked or self._is_leaving or not self._negotiation.has_sent_all
             ):  # fmt: skip
                 return True
             self._is_driving = False  # while the lock is held: a later submission starts the thread again
@@ -296,9 +283,9 @@ class NegotiatedOperations:
                     recording.mark_cycle()
                 message["submit"] = [self._negotiation.encode(*pair) for pair in self._unsent]
                 self._unsent.clear()
-            cancelled = cancelled_joins(self._transport)
-            if cancelled != self._round_sent:
-                message["round"] = self._round_sent = cancelled
+            new_round = self._joining.new_round()
+            if new_round is not None:
+                message["round"] = new_round
         return message
 
     def _follow(self, decision: Message) -> None:
@@ -307,16 +294,16 @@ class NegotiatedOperations:
             operations = [self._negotiation.decode(sent) for sent in decision["run"]]
             self._run(operations, decision.get("absent") or [[]] * len(operations))
         self._question = decision.get("ask", self._question)
-        self._round_followed = decision.get("round", self._round_followed)
         with self._changed:
+            if "round" in decision:
+                self._joining.follow(decision["round"])
             for key, text, absent in decision.get("errors", ()):
                 if self._rank in absent:
                     self._count_unnamed(key)
                 else:
                     self._in_flight.pop(key).handle.fail(MismatchError(text))
-            if "joined" in decision and self._joining is not None:
+            if "joined" in decision:
                 self._joining.succeed(decision["joined"])
-                self._joining = None
             if "end" in decision:
                 self._is_leaving = False
                 self._failure = TransportError("the job has ended")
@@ -334,17 +321,15 @@ class NegotiatedOperations:
         with self._changed:
             for (key, description), without in zip(operations, absent, strict=True):
                 if self._rank in without:  # this rank has joined, and may have submitted a later one of this name
-                    assert self._zeros is not None
                     self._count_unnamed(key)
-                    operation, *arguments = json.loads(description)
-                    entry = _Entry(Handle(key, self._wait), self._zeros(operation, arguments))
+                    entry = _Entry(Handle(key, self._wait), self._joining.zeros(description))
                 else:
                     entry = self._in_flight[key]
                 entries.append(entry)
                 if recording is not None:
                     recording.finish(f"NEGOTIATE_{entry.call.operation.upper()}", key)
         self._pace.reset()
-        self._current = shortened([repr(key) for key, _ in operations], 3)
+        self._running = operations
         for done, outcomes in self._execution.run([entry.call for entry in entries]):
             with self._changed:
                 for number, outcome in zip(done, outcomes, strict=True):
@@ -368,7 +353,7 @@ class NegotiatedOperations:
 
     @property
     def _is_urgent(self) -> bool:
-        return self._waits.is_waiting or self._joining is not None
+        return self._waits.is_waiting or self._joining.is_waiting
 
     def _sleep(self) -> None:
         with self._changed:
@@ -381,7 +366,7 @@ class NegotiatedOperations:
     def _report_waits(self) -> None:
         """Report to rank 0 what this rank's threads wait for."""
         with self._changed:
-            messages = self._waits.reports(self._pace.waited_seconds, self._question, self._joining is not None)
+            messages = self._waits.reports(self._pace.waited_seconds, self._question, self._joining.is_waiting)
         for message in messages:
             self._negotiation.report(message)
 
@@ -397,7 +382,5 @@ class NegotiatedOperations:
         for key, entry in self._in_flight.items():
             entry.handle.fail(error_of(key))
         self._in_flight.clear()
-        if self._joining is not None:
-            self._joining.fail(error_of_join)
-            self._joining = None
+        self._joining.fail(error_of_join)
         self._changed.notify_all()

@@ -34,9 +34,11 @@ def joined(description: str, ranks: Collection[int], numbers: Sequence[int]) -> 
         ranks: ranks that have joined.
         numbers: numbers of the ranks in the job.
     """
+    if not ranks:
+        return None
     operation, *arguments = json.loads(description)
     is_sum = operation in ("allreduce", "grouped_allreduce") and any(op in arguments for op in ("sum", "average"))
-    if not ranks or is_sum or operation == "barrier":
+    if is_sum or operation == "barrier":
         return None
     have = f"{ranks_in_words(sorted(numbers[rank] for rank in ranks))} {'has' if len(ranks) == 1 else 'have'}"
     return (

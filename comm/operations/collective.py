@@ -1,5 +1,6 @@
 """One call of a collective operation by the user, as an object."""
 
+import json
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any, Generic, ParamSpec, TypeVar, cast
@@ -35,6 +36,7 @@ class Collective(Generic[R]):
         changes: the arrays that ``execute`` changes; apart from them it has only its result.
         summation: the same arrays and what happens to them, if the call is a sum or mean, which ``start`` may form
             together with others.
+        description: operation and arguments as JSON, if the caller has it.
 
     Raises:
         ConfigurationError: if this rank is not a member of the process set.
@@ -61,6 +63,7 @@ class Collective(Generic[R]):
         execute: Callable[[Transport, Agree], R],
         changes: Sequence[Array] = (),
         summation: Summation | None = None,
+        description: str | None = None,
     ) -> None:
         self.operation = operation
         self.arguments = arguments
@@ -70,6 +73,14 @@ class Collective(Generic[R]):
         self._execute = execute
         self._changes = changes
         self.summation = summation
+        self._description = description
+
+    @property
+    def description(self) -> str:
+        """Operation and arguments as JSON."""
+        if self._description is None:
+            self._description = json.dumps([self.operation, *self.arguments])
+        return self._description
 
     def execute(self, transport: Transport, agree: Agree = lambda: None) -> R:
         """Move the data over a transport of the members of the process set. Collective.

@@ -21,7 +21,7 @@ PIECE_BYTES = 1 << 20
 
 def as_numbers(array: Array) -> Array:
     """The same memory as real numbers or integers, which can be combined."""
-    if array.dtype == np.bool_:
+    if array.dtype.kind == "b":
         return array.view(np.uint8)
     if array.dtype.kind == "c":
         return array.reshape(-1).view(array.real.dtype)

@@ -1,6 +1,9 @@
 """Collectives that combine the arrays of all ranks element by element."""
 
+import json
+from functools import lru_cache
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -82,10 +85,11 @@ def allreduce_call(
 ) -> Collective[None]:
     """One call of ``allreduce``, with its arguments."""
     check_in_place(array)
-    check_op(op, array.dtype)
-    check_factors(array.dtype, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    if type(prescale_factor) is not float or type(postscale_factor) is not float or not isinstance(op, Op):
+        check_op(op, array.dtype)
+        check_factors(array.dtype, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
     factors = float(prescale_factor), float(postscale_factor)
-    arguments = [*described(array), op.value, *factors_in_words(*factors)]
+    arguments, description = _described_call(array.shape, array.dtype, op, *factors)
     numbers = as_numbers(array)
 
     def execute(transport: Transport, agree: Agree) -> None:
@@ -95,7 +99,18 @@ def allreduce_call(
         scale(numbers, factors[1])
 
     summation = summation_of([numbers], op, factors)
-    return Collective("allreduce", arguments, name, process_set, execute, [array], summation)
+    return Collective("allreduce", arguments, name, process_set, execute, [array], summation, description)
+
+
+@lru_cache(maxsize=8192)  # of a training loop, in which the same calls are made again and again
+def _described_call(
+    shape: tuple[int, ...], dtype: "np.dtype[np.generic]", op: Op, prescale_factor: float, postscale_factor: float
+) -> tuple[list[Any], str]:
+    """What must be equal on all ranks in a call of ``allreduce``, and the same with its name as JSON."""
+    check_op(op, dtype)
+    check_factors(dtype, prescale_factor=prescale_factor, postscale_factor=postscale_factor)
+    arguments = [list(shape), dtype.name, op.value, *factors_in_words(prescale_factor, postscale_factor)]
+    return arguments, json.dumps(["allreduce", *arguments])
 
 
 def allreduce_number(

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.timeout(30)
 class Failing:
     """An operation that fails on every rank."""
 
-    operation, arguments, summation = "failing", (), None
+    operation, arguments, summation, description = "failing", (), None, '["failing"]'
 
     def __init__(self, name: str, error: BaseException) -> None:
         self.name = name

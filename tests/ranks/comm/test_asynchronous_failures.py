@@ -36,7 +36,7 @@ def own_transport() -> Iterator[MPITransport]:
 class FailingCall:
     """An operation that fails on the last rank, while the others wait for it."""
 
-    operation, name, summation = "broken", None, None
+    operation, name, summation, description = "broken", None, None, '["broken"]'
 
     def __init__(self, error: Exception) -> None:
         self.error = error
