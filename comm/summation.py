@@ -3,13 +3,12 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from lentando.comm.reductions.reduction import store
 from lentando.comm.transport import Array
 
 __all__ = ["Summation"]
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class Summation:
     """Arrays that are replaced by their sum or mean over ranks.
 
@@ -30,14 +29,7 @@ class Summation:
         if self.before is not None:
             self.before(array)
 
-    def finish(self, total: Array, array: Array, size: int) -> None:
-        """Store a sum in its array.
-
-        Args:
-            total: the sum, in the dtype in which it was formed; may be the array itself.
-            array: one of the arrays.
-            size: number of ranks.
-        """
-        store(total.reshape(array.shape), array, size if self.is_mean else 1)
+    def scale_after(self, array: Array) -> None:
+        """Change one of the arrays that holds its sum or mean."""
         if self.after is not None:
             self.after(array)

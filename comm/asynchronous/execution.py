@@ -1,4 +1,4 @@
-"""Executes asynchronous operations; small sums of one dtype are formed together, in one buffer."""
+"""Executes asynchronous operations; small sums (or means) of one dtype are formed together, in one buffer."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,6 +11,7 @@ from lentando.comm.asynchronous.handle import Call, tensor_name
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import LentandoError, TransportError
 from lentando.comm.reductions.rank_order import RankOrderSums
+from lentando.comm.reductions.reduction import quiet
 from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
@@ -42,17 +43,19 @@ class Execution:
         Raises:
             Exception: an error that this rank alone may have; the other ranks may be waiting in the operation.
         """
-        waiting: dict[np.dtype[Any], _Together] = {}
+        waiting: dict[tuple[np.dtype[Any], bool], _Together] = {}
         for number, call in enumerate(calls):
             summation = call.summation
             if summation is None or not all(is_on_host(array) for array in summation.arrays):
                 yield [number], [self._execute(call)]
                 continue
-            dtype = accumulator_dtype(summation.arrays[0].dtype)
-            together = waiting.setdefault(dtype, _Together(dtype))
+            kind = accumulator_dtype(summation.arrays[0].dtype), summation.is_mean
+            together = waiting.get(kind)
+            if together is None:
+                together = waiting[kind] = _Together(*kind)
             together.add(number, call, summation)
             if together.nbytes >= FUSED_BYTES:
-                yield together.numbers, self._execute_together(waiting.pop(dtype))
+                yield together.numbers, self._execute_together(waiting.pop(kind))
         for together in waiting.values():
             yield together.numbers, self._execute_together(together)
 
@@ -72,29 +75,26 @@ class Execution:
         return [None] * len(calls)
 
     def _sum(self, together: "_Together") -> None:
-        size = self._transport.size
-        packed: list[tuple[Array, Summation]] = []
+        packed: list[tuple[Array, Array, Summation]] = []
         for summation in together.summations:
             for array in summation.arrays:
                 summation.scale_before(array)
+                flat = array.reshape(-1)
                 if array.nbytes >= ALONE_FROM_BYTES and array.dtype == together.dtype:
-                    self._sums.sum_in_place(array.reshape(-1))
-                    summation.finish(array, array, size)
+                    self._sums.sum_in_place(flat, mean=together.is_mean)
+                    summation.scale_after(array)
                 elif array.size:
-                    packed.append((array, summation))
-        elements = sum(array.size for array, _ in packed)
-
-        def pack(buffer: Array) -> None:
-            start = 0
-            for array, _ in packed:
-                buffer[start : start + array.size] = array.reshape(-1)
-                start += array.size
-
-        if elements:
-            total, start = self._sums.sum_packed(elements, together.dtype, pack), 0
-            for array, summation in packed:
-                summation.finish(total[start : start + array.size], array, size)
-                start += array.size
+                    packed.append((flat, array, summation))
+        if not packed:
+            return
+        total = self._sums.sum_packed([flat for flat, _, _ in packed], together.dtype, mean=together.is_mean)
+        start = 0
+        with quiet():  # rounded to half precision, a value may be infinite
+            for flat, array, summation in packed:
+                stop = start + flat.size
+                flat[...] = total[start:stop]
+                start = stop
+                summation.scale_after(array)
 
 
 class _Together:
@@ -102,10 +102,12 @@ class _Together:
 
     Args:
         dtype: dtype in which they are formed.
+        is_mean: whether they are divided by the number of ranks.
     """
 
-    def __init__(self, dtype: np.dtype[Any]) -> None:
+    def __init__(self, dtype: np.dtype[Any], is_mean: bool) -> None:
         self.dtype = dtype
+        self.is_mean = is_mean
         self.numbers: list[int] = []
         self.calls: list[Call[Any]] = []
         self.summations: list[Summation] = []
@@ -116,4 +118,5 @@ class _Together:
         self.numbers.append(number)
         self.calls.append(call)
         self.summations.append(summation)
-        self.nbytes += sum(array.size for array in summation.arrays) * self.dtype.itemsize
+        for array in summation.arrays:
+            self.nbytes += array.size * self.dtype.itemsize

@@ -7,7 +7,7 @@ all ranks can access each other's memory, each sums a part for all (``StagedSums
 that lies there); otherwise the parts are exchanged, with the traffic of a ring and two rounds of messages.
 """
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from lentando.comm.capabilities import shares_memory
 from lentando.comm.flat import blocks
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
-from lentando.comm.reductions.reduction import quiet
+from lentando.comm.reductions.reduction import quiet, store
 from lentando.comm.reductions.staged import staged_sums
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
@@ -40,42 +40,48 @@ class RankOrderSums:
         self._transport = transport
         self._scratch: dict[str, tuple[Array, NodeMemory | None]] = {}
 
-    def sum_packed(self, elements: int, dtype: np.dtype[Any], pack: Callable[[Array], object]) -> Array:
-        """Return the sum over ranks of a buffer that the caller fills.
+    def sum_packed(self, arrays: Sequence[Array], dtype: np.dtype[Any], *, mean: bool) -> Array:
+        """Return the sum or mean over ranks of arrays, one after the other in one buffer.
 
         Args:
-            elements: length of the buffer.
-            dtype: its dtype, in which sums are formed.
-            pack: fills the buffer with this rank's values.
+            arrays: one-dimensional arrays, equally long on all ranks.
+            dtype: dtype in which sums are formed.
+            mean: whether they are divided by the number of ranks.
 
         Returns:
             the sum, in memory that is valid until the next call.
         """
+        elements = sum(array.size for array in arrays)
         nbytes = elements * dtype.itemsize
         if nbytes * self._transport.size <= GATHERED_BYTES:
             values: Array = np.empty(elements, dtype)
-            pack(values)
-            return self._gather(values)
+            np.concatenate(arrays, out=values)
+            return self._divided(self._gather(values), mean)
         buffer, memory = self._open(nbytes, dtype)
         values = buffer[:elements]
-        pack(values)
+        np.concatenate(arrays, out=values)
         if memory is None:
             self._exchange(values)
-        else:
-            parts = [other[:elements] for other in memory.buffers]
-            same = NodeMemory(memory.nodes, parts, memory.barrier)
-            NodeReduction(self._transport, values, same, in_rank_order=True).all_reduce(mean=False)
+            return self._divided(values, mean)
+        parts = [other[:elements] for other in memory.buffers]
+        same = NodeMemory(memory.nodes, parts, memory.barrier)
+        NodeReduction(self._transport, values, same, in_rank_order=True).all_reduce(mean)
         return values
 
-    def sum_in_place(self, array: Array) -> None:
-        """Replace a one-dimensional array by its sum over ranks, without packing it."""
+    def sum_in_place(self, array: Array, *, mean: bool) -> None:
+        """Replace a one-dimensional array by its sum or mean over ranks, without packing it."""
         staged = staged_sums(self._transport, array)
         if array.nbytes * self._transport.size <= GATHERED_BYTES:
-            np.copyto(array, self._gather(array))
+            np.copyto(array, self._divided(self._gather(array), mean))
         elif staged is not None:
-            staged.all_reduce(self._transport, array)
+            staged.all_reduce(self._transport, array, mean=mean)
         else:
             self._exchange(array)
+            self._divided(array, mean)
+
+    def _divided(self, total: Array, mean: bool) -> Array:
+        store(total, total, self._transport.size if mean else 1)
+        return total
 
     def _gather(self, values: Array) -> Array:
         by_rank = self._transport.allgather(values)

@@ -6,7 +6,7 @@ import torch
 
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
-from lentando.torch.local_tensors import copy_into, set_gradient
+from lentando.torch.local_tensors import address, copy_into, set_gradient
 
 __all__ = ["TorchGradients"]
 
@@ -53,6 +53,8 @@ class TorchGradients(FlatGradients):
         gradients = {name: self.parameters[name].grad for name in self.views}
         sparse = {name: given for name, given in gradients.items() if given is not None and given.is_sparse}
         gradients |= {name: given.to_dense() if self._sparse_as_dense else None for name, given in sparse.items()}
+        if not are_copied:
+            are_copied = all(_copy_together(memory, gradients) for memory in self.memory)
         self.put(gradients, are_copied=are_copied, sparse=sparse)
         for memory in self.memory:
             memory.load()
@@ -80,3 +82,27 @@ class TorchGradients(FlatGradients):
     def new(self, values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
         """Make a tensor of numbers, of the dtype of ``like``."""
         return torch.tensor(values, dtype=like.dtype)
+
+
+def _copy_together(memory: FlatMemory, gradients: Mapping[str, torch.Tensor | None]) -> bool:
+    """Copy gradients into their flat memory by one operation, which takes a fraction of the time for small ones.
+
+    Args:
+        memory: flat memory of the gradients of one dtype.
+        gradients: the gradients by name.
+
+    Returns:
+        False, and nothing is copied, if a gradient is missing, lies in flat memory or has another order of elements.
+    """
+    flat, parts = memory.flat, []
+    start, end = address(flat), address(flat) + flat.nbytes
+    for entry in memory.layout.entries[:-1]:
+        gradient = gradients[entry.name]
+        if gradient is None or entry.order != "C" or gradient.dtype != flat.dtype or not gradient.is_contiguous():
+            return False
+        if start <= address(gradient) < end or gradient.device != flat.device:
+            return False
+        parts.append(gradient.view(-1))
+    with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
+        torch.cat(parts, out=flat[: memory.layout.offsets[-1]])
+    return True

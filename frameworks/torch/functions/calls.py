@@ -10,6 +10,7 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Collective
 from lentando.comm.world import transport
 from lentando.optimizers.no_gradient import not_differentiable
+from lentando.torch.convert import is_plain
 
 __all__ = ["Handle", "TensorCall", "check_tensor", "check_tensors", "host_of", "poll", "synchronize"]
 
@@ -58,7 +59,7 @@ class Handle(Generic[T]):
         return self.wait()
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)
 class TensorCall(Generic[T]):
     """One call of a collective on tensors.
 
@@ -158,7 +159,7 @@ def check_tensors(
 
 def host_of(tensor: torch.Tensor) -> torch.Tensor:
     """The values of a tensor, contiguous in host memory: in the tensor's own memory where possible."""
-    return tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
+    return tensor if is_plain(tensor) else tensor.detach().resolve_conj().resolve_neg().contiguous().cpu()
 
 
 def _checked(handle: Any) -> Handle[Any]:

@@ -84,7 +84,7 @@ def grouped_allreduce_of(
 
 def store(tensor: torch.Tensor, host: torch.Tensor) -> torch.Tensor:
     """Fill a tensor with the values that ``host_of(tensor)`` has now, and return it."""
-    if tensor.device != host.device or not is_same_memory(tensor, host):
+    if host is not tensor and (tensor.device != host.device or not is_same_memory(tensor, host)):
         with torch.no_grad():
             tensor.copy_(host)
     return tensor
