@@ -93,6 +93,14 @@ def test_doctor_names_the_plugin(cluster: slurm.Cluster) -> None:
         assert job.status == 0, job.output
 
 
+def test_the_smallest_example_runs_unchanged(cluster: slurm.Cluster) -> None:
+    if not cluster.has_plugin("pmix"):
+        pytest.skip("srun --mpi=pmix cannot load its library: apt-get install libpmix-dev")
+    job = cluster.run("srun", "--ntasks=2", "--mpi=pmix", sys.executable, str(CHECKOUT / "examples/minimal_torch.py"))
+    assert job.status == 0, job.output
+    assert "2 ranks found [1.0, -2.0, 3.0, -4.0]" in job.output
+
+
 def test_mpirun_inside_an_allocation_counts_its_own_ranks(cluster: slurm.Cluster) -> None:
     command = ("salloc", "--quiet", "--ntasks=4", find_mpirun(), "-np", "4", sys.executable, "-c", PROGRAM)
     job = cluster.run(*command)
