@@ -14,10 +14,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from lentando.comm.errors import ConfigurationError, LaunchError
+from lentando.comm.startup_timeout import startup_timeout
+from lentando.comm.transports.torch_distributed.meeting import agree_on_name
 
 if not dist.is_available():
     raise ImportError("this PyTorch was built without torch.distributed")
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]  # not in its stubs
+from torch.distributed.rendezvous import rendezvous
 
 __all__ = ["GlooGroup", "Groups", "Work", "initialize_default_group"]
 
@@ -70,7 +73,10 @@ def initialize_default_group() -> None:
         LaunchError: if the ranks cannot meet at this address.
     """
     try:
-        dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
+        store, rank, size = next(rendezvous("env://"))
+        store = PrefixStore(agree_on_name(PrefixStore(_PREFIX, store), rank, size), store)
+        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
     except (RuntimeError, ValueError) as error:
         raise LaunchError(f"torch.distributed could not join its job: {error}") from error
 
@@ -112,8 +118,9 @@ class Groups:
                 "get_group_store(): install a newer PyTorch, or start with mpirun"
             )
         store, rank, size = process_group.get_group_store(), process_group.rank(), process_group.size()
-        job = (store.add(_PREFIX, 1) - 1) // size  # how many jobs have ended before
-        return cls(PrefixStore(f"{_PREFIX}/{job}", store), rank, size)
+        store = PrefixStore(_PREFIX, store)
+        with startup_timeout(rank, size):
+            return cls(PrefixStore(agree_on_name(store, rank, size), store), rank, size)
 
     def make(self) -> GlooGroup:
         """Make a group. Collective."""
