@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import slurm
 from launching import Job, find_mpirun
+from pages import LAUNCHING, blocks
 
 CHECKOUT = Path(__file__).parents[1]
 MPICH = Path(sys.prefix, "mpich/bin/python")
@@ -93,12 +94,20 @@ def test_doctor_names_the_plugin(cluster: slurm.Cluster) -> None:
         assert job.status == 0, job.output
 
 
-def test_the_smallest_example_runs_unchanged(cluster: slurm.Cluster) -> None:
-    if not cluster.has_plugin("pmix"):
+@pytest.mark.parametrize("script", blocks(LAUNCHING, "bash"), ids=["MPI", "torchrun"])
+def test_scripts_of_the_documentation_start_the_smallest_example(
+    cluster: slurm.Cluster, script: str, tmp_path: Path
+) -> None:
+    if "--mpi=pmix" in script and not cluster.has_plugin("pmix"):
         pytest.skip("srun --mpi=pmix cannot load its library: apt-get install libpmix-dev")
-    job = cluster.run("srun", "--ntasks=2", "--mpi=pmix", sys.executable, str(CHECKOUT / "examples/minimal_torch.py"))
-    assert job.status == 0, job.output
-    assert "2 ranks found [1.0, -2.0, 3.0, -4.0]" in job.output
+    (tmp_path / "train.py").symlink_to(CHECKOUT / "examples/minimal_torch.py")
+    (tmp_path / ".venv").symlink_to(sys.prefix)
+    (tmp_path / "job.sh").write_text(script)
+    tasks = 1 if "torchrun" in script else 4
+    smaller = ("--nodes=1", f"--ntasks-per-node={tasks}", "--cpus-per-task=1", f"--chdir={tmp_path}", "--output=log")
+    job = cluster.run("sbatch", "--wait", *smaller, str(tmp_path / "job.sh"), timeout_seconds=120)
+    assert job.status == 0, job.output + (tmp_path / "log").read_text()
+    assert "4 ranks found [1.0, -2.0, 3.0, -4.0]" in (tmp_path / "log").read_text()
 
 
 def test_mpirun_inside_an_allocation_counts_its_own_ranks(cluster: slurm.Cluster) -> None:
