@@ -29,6 +29,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
     - ``decisions`` of a period that adapts: dicts with the keys of ``lentando.optimizers.rules.period.Decision``,
       oldest first.
     - ``left_out``: how often this rank's values were left out of an average because they were not finite.
+    - ``outlier_rounds``: how often they were left out of an outer average by ``movement_penalty``. ``movement_norm``:
+      norm of what this rank moved in the last round with such a penalty.
 
     The times are measured from the second step on, without evaluations:
 
@@ -71,6 +73,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
         "communication_seconds": timing.communication_seconds,
         "decisions": [dict(vars(decision)) for decision in replica.progress.decisions],
         "left_out": replica.non_finite.left_out,
+        "outlier_rounds": replica.rank_weights.left_out,
+        "movement_norm": known(replica.rank_weights.norm),
         "compute_seconds": known(compute_seconds),
         "compute_deviation_seconds": known(timing.compute.deviation_seconds),
         "compute_seconds_by_rank": by_rank,

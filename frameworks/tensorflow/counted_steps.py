@@ -41,7 +41,7 @@ def record_loss(replica: Replica, model: KerasModel, loss: float, count: int = 1
 class CountedSteps:
     """Counter of steps that graphs have taken and that have not been reported to the replica yet.
 
-    Between outer steps of Local SGD a graph only adds four numbers to a variable.
+    Between outer steps of Local SGD a graph only adds six numbers to a variable.
 
     Args:
         replica: function that returns the replica, which may not exist before a graph has run.
@@ -60,7 +60,7 @@ class CountedSteps:
         self._replica = replica
         self._model = model
         self._reporting = reporting
-        self._sums = tf.Variable(tf.zeros(4, tf.float64), trainable=False, name="steps_rates_losses_counted")
+        self._sums = tf.Variable(tf.zeros(6, tf.float64), trainable=False, name="steps_rates_losses_samples_counted")
         self._due = tf.Variable(NEVER, trainable=False, dtype=tf.float64, name="steps_until_due")
         self._begun = tf.Variable(initial_value=False, trainable=False, name="begun")
         self._others = [*others, self._sums, self._due, self._begun]
@@ -71,11 +71,13 @@ class CountedSteps:
         """Report the steps that graphs have taken to the replica, which takes an outer step if it is due."""
         if not self._graph_exists:
             return
-        count, rate_sum, loss_sum, loss_count = self._sums.numpy().tolist()
-        self._sums.assign(tf.zeros(4, tf.float64))
+        count, rate_sum, loss_sum, loss_count, samples, steps_with_samples = self._sums.numpy().tolist()
+        self._sums.assign(tf.zeros(6, tf.float64))
         replica = self._replica()
         if loss_count:
             record_loss(replica, self._model, loss_sum, int(loss_count))
+        if steps_with_samples:
+            replica.rank_weights.record_samples(samples, int(steps_with_samples))
         if count:
             replica.after_steps(int(count), [rate_sum])
         self.refresh()
@@ -88,7 +90,7 @@ class CountedSteps:
 
     def restart(self) -> None:
         """Discard the counted steps, because the replica's state is being replaced."""
-        self._sums.assign(tf.zeros(4, tf.float64))
+        self._sums.assign(tf.zeros(6, tf.float64))
         self._begun.assign(value=False)
 
     def ask_before_next_step(self) -> None:
@@ -140,18 +142,21 @@ class CountedSteps:
             tensor.set_shape(gradient.shape)
         return averaged
 
-    def end(self, taken: Any | None, learning_rate: Any, loss: Any | None) -> None:
+    def end(self, taken: Any | None, learning_rate: Any, loss: Any | None, samples: Any | None) -> None:
         """Add the count of a step that the base optimizer has taken, and a report to the replica where it is needed.
 
         Args:
             taken: boolean tensor, whether the base optimizer has stepped; None if it always does.
             learning_rate: learning rate of the step.
             loss: loss of the step; None if it is not known.
+            samples: number of samples of the step; None if it is not known.
         """
         rate = tf.cast(learning_rate, tf.float64)
         one, zero = tf.constant(1.0, tf.float64), tf.constant(0.0, tf.float64)
-        added = [one, rate] if taken is None else [tf.cast(taken, tf.float64), tf.cast(taken, tf.float64) * rate]
-        sums = self._sums.assign_add(tf.stack([*added, *([zero, zero] if loss is None else [_scalar(loss), one])]))
+        steps = one if taken is None else tf.cast(taken, tf.float64)
+        losses = [zero, zero] if loss is None else [_scalar(loss), one]
+        with_samples = [zero, zero] if samples is None else [steps * _scalar(samples), steps]
+        sums = self._sums.assign_add(tf.stack([steps, steps * rate, *losses, *with_samples]))
         if self._reporting == "sometimes":
             _call_if(sums[0] >= self._due, self.settle, self._touched)
         elif self._reporting == "always":

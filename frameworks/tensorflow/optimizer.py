@@ -233,7 +233,11 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
 
     @unconverted
     def apply(
-        self, grads: Sequence[Any], trainable_variables: Sequence[Any] | None = None, loss: Any | None = None
+        self,
+        grads: Sequence[Any],
+        trainable_variables: Sequence[Any] | None = None,
+        loss: Any | None = None,
+        samples: Any | None = None,
     ) -> None:
         """Take one inner step, and the outer step if it is due.
 
@@ -242,6 +246,8 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
             trainable_variables: variables of the gradients; all that the optimizer was built with by default.
             loss: training loss of this step, a float or a scalar tensor. AdaComm needs it. It need not be passed in
                 ``model.fit``, nor after a call of ``scale_loss(loss)``.
+            samples: number of samples of this step's batch, on this rank, a number or a scalar tensor.
+                ``weighting="samples"`` needs it.
 
         Raises:
             MismatchError: on every rank, if the ranks are not at the same step.
@@ -265,13 +271,15 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
             loss = self._loss_given_to_scale()
         if loss is not None:
             check_loss(loss)
-        self._steps.take(pairs, loss)
+        self._steps.take(pairs, loss, samples)
 
     @unconverted
-    def apply_gradients(self, grads_and_vars: Iterable[tuple[Any, Any]], loss: Any | None = None) -> Any:
+    def apply_gradients(
+        self, grads_and_vars: Iterable[tuple[Any, Any]], loss: Any | None = None, samples: Any | None = None
+    ) -> Any:
         """Call ``apply`` for pairs of gradient and variable. Returns the number of steps."""
         grads, variables = zip(*grads_and_vars, strict=True)
-        self.apply(grads, variables, loss)
+        self.apply(grads, variables, loss, samples)
         return self._iterations
 
     @unconverted

@@ -117,12 +117,13 @@ class Steps:
         self.counted.settle()
         return self._started_replica()
 
-    def take(self, pairs: Pairs, loss: Any | None) -> None:
+    def take(self, pairs: Pairs, loss: Any | None, samples: Any | None = None) -> None:
         """Take a step, or add it to the graph that is being traced. Of several backward passes, the last one does so.
 
         Args:
             pairs: pairs of gradient and variable.
             loss: training loss of the step; None if it is not known.
+            samples: number of samples of the step; None if it is not known.
 
         Raises:
             ConfigurationError: in a graph, if the loss is needed and not given, or if XLA is to compile the graph.
@@ -130,16 +131,16 @@ class Steps:
 
         def step(pairs: Pairs) -> None:
             if tf.executing_eagerly():
-                self._take(pairs, loss)
+                self._take(pairs, loss, samples)
             else:
-                self._trace(pairs, loss)
+                self._trace(pairs, loss, samples)
 
         if self._passes is None:
             step(pairs)
         else:
             self._passes.add(pairs, step)
 
-    def _take(self, pairs: Pairs, loss: Any | None) -> None:
+    def _take(self, pairs: Pairs, loss: Any | None, samples: Any | None) -> None:
         """Take an eager step, and report it to the replica."""
         replica = self.ready_replica()
         rates = self._model.learning_rates()  # before the step, which advances a schedule
@@ -152,6 +153,8 @@ class Steps:
         before = int(self._base.updates)
         self._base_step(pairs)
         if int(self._base.updates) != before:
+            if samples is not None:
+                replica.rank_weights.record_samples(float(samples))
             replica.after_steps(1, rates)
             self.counted.refresh()
             replica.stopping.stop_if_agreed()
@@ -175,7 +178,7 @@ class Steps:
             self._base.learning_rate = own_rate
         return int(self._base.updates) != before
 
-    def _trace(self, pairs: Pairs, loss: Any | None) -> None:
+    def _trace(self, pairs: Pairs, loss: Any | None, samples: Any | None) -> None:
         """Add a step to the graph that is being traced."""
         period = self._settings.make_period()
         if loss is None and period is not None and needs_loss(period):
@@ -198,7 +201,7 @@ class Steps:
         before = tf.identity(self._base.updates) if self._base.accumulation_steps else None
         with begun:
             self._base_step(pairs)
-        counted.end(None if before is None else tf.not_equal(before, self._base.updates), rate, loss)
+        counted.end(None if before is None else tf.not_equal(before, self._base.updates), rate, loss, samples)
 
     def _base_step(self, pairs: Pairs) -> None:
         with self._model.assignments.paused():

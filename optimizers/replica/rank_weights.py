@@ -89,7 +89,7 @@ class RankWeights:
             who = in_words(transport, ranks_where(np.isnan(work)))
             raise ConfigurationError(
                 f"weighting='samples' needs the number of samples of every step, and {who} took steps without it: give "
-                "step(samples=...) on every rank"
+                "step(samples=...) on every rank (in Keras: apply(..., samples=...))"
             )
         if not (work > 0).any():
             raise ConfigurationError(

@@ -14,10 +14,14 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
 from lentando.optimizers.rules.coded_gradients import CodedGradients
 from lentando.optimizers.rules.gradient_buckets import OverlappedGradients, plan_buckets
+from lentando.optimizers.rules.rounding import SixteenBits
 from lentando.optimizers.rules.whole_gradients import WholeGradients
-from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype, is_scaled_in_blocks, wire_of
+from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype, wire_of
 
 __all__ = ["AllReduce"]
+
+SUMMED_AS_SENT = (None, *get_args(SixteenBits))
+"""Values of ``wire_dtype`` with which the backend's reductions form the sum. Others are decoded before."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ class AllReduce:
             raise ConfigurationError(f"predivide_factor must be a number > 0, got {self.predivide_factor!r}")
         if self.predivide_factor != 1 and self.op is not Average:
             raise ConfigurationError("predivide_factor divides an average in two steps: leave it out with op=Sum")
-        if self.predivide_factor != 1 and is_scaled_in_blocks(self.wire_dtype):
+        if self.predivide_factor != 1 and self.wire_dtype not in SUMMED_AS_SENT:
             raise ConfigurationError(
                 f"predivide_factor has no use with wire_dtype={self.wire_dtype!r}, which scales blocks: leave it out"
             )
@@ -100,7 +104,7 @@ class AllReduce:
     def bind(
         self, transport: Transport, parameters: Sequence[FlatBuffer], gradients: Sequence[FlatBuffer]
     ) -> BoundAlgorithm:
-        if is_scaled_in_blocks(self.wire_dtype):
+        if self.wire_dtype not in SUMMED_AS_SENT:
             return CodedGradients(transport, parameters, gradients, self.op is Sum, wire_of(self.wire_dtype))
         buckets = plan_buckets(transport, gradients, self.algorithm, self.bucket_bytes) if self.overlap else None
         whole = WholeGradients(

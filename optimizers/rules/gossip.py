@@ -42,8 +42,10 @@ class SGP(_Gossip):
         topology: graphs that determine the receivers of each rank's messages, by step. Directed graphs and unequal
             degrees are possible.
         wire_dtype: how messages hold parameters, one of ``lentando.optimizers.rules.wire.WireDtype``: "bfloat16" or
-            "float16", to which they are rounded, which halves the bytes of float32; None sends them unrounded. The
-            rounding error remains with the sender. float16 has the smaller error, for parameters below 65504.
+            "float16", to which they are rounded, which halves the bytes of float32; "int8" or "int4", integers with a
+            scale for each block of 256 parameters, a quarter or an eighth of the bytes; None sends them unrounded. The
+            rounding error remains with the sender. float16 has the smaller error, for parameters below 65504; that of
+            "int8" is up to 0.4 % of the largest parameter of the block at each step, and that of "int4" 7 %.
 
     Raises:
         ConfigurationError: if ``wire_dtype`` is unknown.

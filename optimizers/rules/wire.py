@@ -1,9 +1,13 @@
-"""How gossip messages hold shares of parameters: a ``Wire`` for full precision, and one for 16 bits.
+"""How messages hold numbers: a ``Wire`` for full precision, one for 16 bits, and one for integers of 8 or 4 bits.
+
+The messages are those of gossip, of averages of gradients in 8 or 4 bits, and of outer steps. What follows is about
+gossip.
 
 Another coding of messages is another ``Wire``, with its name in ``WireDtype`` and ``_WIRES``. Push-sum and the
 exchanges of its messages work with any that keeps the promise stated in ``Wire``.
 
-In 16 bits, messages have half the bytes, and the sums over ranks are those of full precision. A rank sends rounded
+In 16 bits, messages have half the bytes; in 8 bits, a quarter (``lentando.optimizers.rules.block_scaling``). The sums
+over ranks are those of full precision. A rank sends rounded
 values, and keeps the difference between what it had and what it has really sent. The rounding error thus remains on the
 rank where it arose, as part of x, and leaves with later messages. This is error feedback (Seide et al., INTERSPEECH
 2014; Karimireddy et al., ICML 2019, arXiv 1901.09847) without a separate buffer for the error, because push-sum keeps a
@@ -17,7 +21,8 @@ messages are in flight: for dense graphs (small k) choose float16. The noise doe
 does in algorithms that round the difference from what the neighbour already has (Choco-SGD, Koloskova et al., ICML
 2019, arXiv 1902.00340; with push-sum, Taheri et al., ICML 2020, arXiv 2002.09964; compare DeepSqueeze, Tang et al.,
 2019, arXiv 1907.07346). These need copies of the neighbours' models, a cost that compression to single bits justifies
-and compression to 16 bits does not.
+and compression to 16 bits does not. With int8, u is 1/254 of the largest value of the block, and with int4 it is 1/14,
+which is too much for most models: gossip sends parameters, whose noise remains, while outer steps send movements.
 """
 
 from collections.abc import Mapping
@@ -31,7 +36,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.rules.block_scaling import BlockScaled
 from lentando.optimizers.rules.rounding import check_sent_dtype, rounded_into
 
-__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "is_scaled_in_blocks", "wire_of"]
+__all__ = ["SentShare", "Wire", "WireDtype", "check_wire_dtype", "wire_of"]
 
 WireDtype: TypeAlias = Literal["bfloat16", "float16", "int8", "int4"]
 """Names of the wires other than full precision. A name that is added here needs its wire in ``_WIRES``."""
@@ -109,11 +114,6 @@ class Wire(Protocol):
 def wire_of(name: WireDtype | None) -> Wire:
     """The wire of a setting ``wire_dtype``: full precision for None."""
     return _WIRES[name]
-
-
-def is_scaled_in_blocks(name: WireDtype | None) -> bool:
-    """Whether a wire sends integers with a scale for each block, which are summed only after they have been decoded."""
-    return isinstance(_WIRES[name], BlockScaled)
 
 
 def check_wire_dtype(name: object) -> None:

@@ -26,6 +26,8 @@ from lentando.optimizers.rules.rounding import rounded_into
 from lentando.optimizers.rules.wire import WireDtype
 
 UNIT_ROUNDOFF: dict[WireDtype, float] = {"bfloat16": 2.0**-8, "float16": 2.0**-11}
+NOISE: dict[WireDtype, float] = {**UNIT_ROUNDOFF, "int8": 2 / 254, "int4": 2 / 14}
+"""Largest rounding error as a fraction of elements from 1 to 2: those of integers depend on the largest of a block."""
 DTYPES: dict[WireDtype, Any] = {"bfloat16": bfloat16, "float16": np.float16}
 
 
@@ -90,7 +92,7 @@ def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[A
     return farthest, worker.model.x / scale
 
 
-@pytest.mark.parametrize("name", DTYPES)
+@pytest.mark.parametrize("name", NOISE)
 @pytest.mark.parametrize(
     ("base", "topology", "kept"),
     [(SGP, OnePeerExponential(), 0.5), (DPSGD, Complete(), 0.25), (OSGP, OnePeerExponential(), 0.5)],
@@ -98,9 +100,16 @@ def mixing(transport: Transport, base: Any, scale: float, steps: int) -> tuple[A
 def test_noise_of_a_replica_is_that_of_the_dtype(name: WireDtype, base: Any, topology: Topology, kept: float) -> None:
     """Replicas that agree: a step adds what the module's text says, and mixing forgets what earlier ones added."""
     outcome = simulate(lambda transport: mixing(transport, base(topology, wire_dtype=name), 1.0, 40), 4)
-    added = 2 * (1 - kept) * UNIT_ROUNDOFF[name] / (kept if base is OSGP else 1.0)
+    added = 2 * (1 - kept) * NOISE[name] / (kept if base is OSGP else 1.0)
     for farthest, _ in outcome:
         assert added / 10 < farthest.max() <= 2 * added
+
+
+@pytest.mark.parametrize("name", NOISE)
+@pytest.mark.parametrize("base", [SGP, DPSGD, OSGP])
+def test_the_mean_is_that_of_full_precision(base: Any, name: WireDtype) -> None:
+    outcome = simulate(lambda transport: mixing(transport, base(wire_dtype=name), 1.0, 12), 4)
+    assert_allclose(np.mean([z for _, z in outcome], axis=0), MEAN, rtol=1e-12)
 
 
 @pytest.mark.parametrize("base", [SGP, DPSGD, OSGP])
@@ -184,18 +193,18 @@ def test_another_coding_needs_no_other_code(staleness: int) -> None:
     assert {sent for _, sent in outcome} == {16 + 2 * 4 + (size + 3) // 4 * 4 + 4 + 4}
 
 
-def test_a_wire_that_is_added_here_is_one_of_gossip_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Gradients are summed in the dtype that is sent, so that they cannot have any coding."""
-    monkeypatch.setattr(wire, "WireDtype", Literal[WireDtype, "int8"])
-    monkeypatch.setitem(wire._WIRES, "int8", EightBits())
+def test_a_wire_that_is_added_here_is_one_of_gossip_and_of_averages_but_adasum(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Adasum combines steps in the dtype that is sent, so that they cannot have any coding."""
+    monkeypatch.setattr(wire, "WireDtype", Literal[WireDtype, "int6"])
+    monkeypatch.setitem(wire._WIRES, "int6", EightBits())
     bases: list[Any] = [SGP, OSGP, DPSGD]
     for base in bases:
-        outcome = simulate(lambda transport, base=base: mixing(transport, base(wire_dtype="int8"), 1.0, 40), 4)
+        outcome = simulate(lambda transport, base=base: mixing(transport, base(wire_dtype="int6"), 1.0, 40), 4)
         assert_allclose(np.mean([z for _, z in outcome], axis=0), MEAN, rtol=1e-12)
-    sums: list[Any] = [AllReduce, AdasumDeltas]
-    for base in sums:
-        with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16'.* or None"):
-            base(wire_dtype="int8")
+    assert AllReduce(wire_dtype="int6").wire_dtype == "int6"  # type: ignore[arg-type]
+    for name in ("int6", "int8"):
+        with pytest.raises(ConfigurationError, match="wire_dtype must be 'bfloat16', 'float16' or None"):
+            AdasumDeltas(wire_dtype=name)  # type: ignore[arg-type]
 
 
 def test_every_name_has_a_wire() -> None:
