@@ -167,7 +167,13 @@ class Setup:
         if settings.streaming.is_needed:
             assert not isinstance(settings.outer, OuterAlgorithm)
             return StreamedOuterStep(
-                transport, buffers, settings.outer, settings.streaming, settings.algorithm, self.constants
+                transport,
+                buffers,
+                settings.outer,
+                settings.streaming,
+                settings.algorithm,
+                self.constants,
+                settings.wire_dtype,
             )
         if not isinstance(settings.outer, OuterAlgorithm):
             if settings.averages_movements and is_elastic(transport):

@@ -20,7 +20,7 @@ import numpy as np
 from lentando.comm.array_module import array_module, is_on_host
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.flat import blocks
+from lentando.comm.flat import all_finite, blocks
 from lentando.comm.operations.slices import slice_bounds
 from lentando.comm.reductions.reduction import quiet
 from lentando.comm.transport import Array, Transport
@@ -54,6 +54,20 @@ class Piece:
     def write(self, values: Array) -> Array:
         """Put values into the message, and return what receivers read."""
         return self.share.write(self.in_share, values, 1.0)
+
+    def write_with_error(self, values: Array, error: Array) -> None:
+        """Put values into the message, with what was left out earlier, and keep what is left out now.
+
+        Args:
+            values: values of this piece; changed.
+            error: what earlier messages have left out of these elements. What is not finite is forgotten: the caller
+                will not use the result, and it must not return with the next message.
+        """
+        with quiet():
+            np.add(values, error, out=values)
+            np.subtract(values, self.write(values), out=error)
+        if not all_finite(error):
+            error[~np.isfinite(error)] = 0
 
     def read(self) -> Array:
         """Values that the message holds."""

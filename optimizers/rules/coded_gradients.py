@@ -14,7 +14,7 @@ from lentando.comm.array_module import array_module, copy_into
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.flat import FlatBuffer, all_finite
+from lentando.comm.flat import FlatBuffer
 from lentando.comm.reductions.reduction import quiet
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.base_algorithm import BoundAlgorithm, Resizable, StatefulAlgorithm
@@ -144,9 +144,4 @@ class _Part:
         if not piece.is_coded:
             piece.write(values)
             return
-        error = errors[piece.elements]
-        with quiet():
-            np.add(values, error, out=values)
-            np.subtract(values, piece.write(values), out=error)
-        if not all_finite(error):  # the step will not be taken, and its values must not return with the next one
-            error[~np.isfinite(error)] = 0
+        piece.write_with_error(values, errors[piece.elements])

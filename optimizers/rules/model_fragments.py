@@ -11,6 +11,9 @@ from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
 from lentando.optimizers.rules.outer_rule import OuterRule, step_block
+from lentando.optimizers.rules.partial_average import PartialAverage
+from lentando.optimizers.rules.whole_movement_average import WholeMovementAverage
+from lentando.optimizers.rules.wire import WireDtype, wire_of
 
 __all__ = ["FragmentArrays", "ModelFragment"]
 
@@ -22,22 +25,29 @@ class FragmentArrays:
         anchors: anchors, in float32 at least.
         slow_buffers: momenta of the outer rule, in float32 at least; None without momentum.
         contributions: parameters of this rank when it contributed them, in the dtype of the model.
+        errors, mean_errors: what coded messages have left out, and are to send later, of contributions and of the
+            averages that this rank forms, in float32 at least; None without a coding.
 
     Args:
         buffers: flat buffers of the model.
         rule: outer rule; None adopts averages as they are.
+        is_coded: whether messages are coded.
     """
 
-    def __init__(self, buffers: Sequence[FlatBuffer], rule: OuterRule | None) -> None:
+    def __init__(self, buffers: Sequence[FlatBuffer], rule: OuterRule | None, is_coded: bool = False) -> None:
         keeps_momentum = rule is not None and rule.keeps_momentum
         self.anchors: list[Array] = []
         self.slow_buffers: list[Array | None] = []
         self.contributions: list[Array] = []
+        self.errors: list[Array | None] = []
+        self.mean_errors: list[Array | None] = []
         for buffer in buffers:
             size, dtype = buffer.array.size, accumulator_dtype(buffer.array.dtype)
             self.anchors.append(np.zeros(size, dtype))
             self.slow_buffers.append(np.zeros(size, dtype) if keeps_momentum else None)
             self.contributions.append(np.zeros(size, buffer.array.dtype))
+            self.errors.append(np.zeros(size, dtype) if is_coded else None)
+            self.mean_errors.append(np.zeros(size, dtype) if is_coded else None)
 
 
 class ModelFragment:
@@ -52,6 +62,7 @@ class ModelFragment:
         blend: share of the rank's own parameters in what it adopts; None adds what it has moved.
         algorithm: algorithm of the reductions.
         constants: statistics that may have values that are not finite.
+        wire_dtype: how contributions are coded when they are averaged; None for full precision.
 
     Attributes:
         contributions: this rank's contribution, a buffer per buffer of the model that the fragment has a range of.
@@ -67,6 +78,7 @@ class ModelFragment:
         blend: float | None,
         algorithm: Algorithm,
         constants: Constants,
+        wire_dtype: WireDtype | None = None,
     ) -> None:
         self._transport = transport
         self._constants = constants
@@ -81,13 +93,25 @@ class ModelFragment:
             slow = arrays.slow_buffers[number]
             contribution = FlatBuffer(layout, arrays.contributions[number][elements])
             self.contributions.append(contribution)
+            errors, mean_errors = arrays.errors[number], arrays.mean_errors[number]
+            average = (
+                plan_outer_average(transport, contribution.array, algorithm, whole=True)
+                if errors is None or mean_errors is None
+                else WholeMovementAverage(
+                    transport,
+                    contribution.array,
+                    contribution.parameters.size,
+                    wire_of(wire_dtype),
+                    (errors[elements], mean_errors[elements]),
+                )
+            )
             self._parts.append(
                 _Part(
                     buffer.array[elements],
                     contribution,
                     arrays.anchors[number][elements],
                     None if slow is None else slow[elements],
-                    plan_outer_average(transport, contribution.array, algorithm, whole=True),
+                    average,
                     transport.size,
                     rule,
                     blend,
@@ -110,7 +134,7 @@ class ModelFragment:
 
         Nothing is changed if it is not.
         """
-        finite = [part.reduce() for part in self._parts]
+        finite = [part.reduce(as_it_is) for part in self._parts]
         is_finite = all(finite)
         if self._constants.exist:  # which may have changed on some of the ranks
             is_finite = bool(self._transport.allgather(np.array([is_finite])).all())
@@ -131,12 +155,16 @@ class ModelFragment:
             np.copyto(part.anchor, part.own)
             if forget_momentum and part.slow_buffer is not None:
                 part.slow_buffer[...] = 0
-        self.begin_round()
+        self.begin_round(forget_errors=True)
 
-    def begin_round(self) -> None:
-        """Note that the anchors have been set."""
+    def begin_round(self, *, forget_errors: bool = False) -> None:
+        """Note that the anchors have been set.
+
+        Args:
+            forget_errors: whether to forget rounding errors of earlier rounds.
+        """
         for part in self._parts:
-            part.average.begin_round(part.anchor)
+            part.average.begin_round(part.anchor, forget_errors=forget_errors)
 
 
 class _Part:
@@ -163,9 +191,9 @@ class _Part:
         self._mean: Array = anchor
         self._scratch = np.empty(next(blocks(own), slice(0, 0)).stop, anchor.dtype)
 
-    def reduce(self) -> bool:
-        """Form the mean. Returns whether it is finite."""
-        self._mean = self.average.reduce()
+    def reduce(self, as_it_is: bool) -> bool:
+        """Form the mean, in full precision if it will be adopted as it is. Returns whether it is finite."""
+        self._mean = self.average.reduce(None, PartialAverage(True, self._size, self._size, in_full=as_it_is))
         for block in blocks(self._mean):
             np.true_divide(self._mean[block], self._size, out=self._mean[block])
         constants = self._constants.within(self.contribution) if self._constants.exist else []
@@ -185,7 +213,7 @@ class _Part:
             step_block(rule, anchor, slow, self._mean[elements], rate, self._scratch)
             if anchor.dtype != self.own.dtype:  # rounded like the parameters that will move from it
                 np.copyto(anchor, anchor.astype(self.own.dtype))
-        self.average.begin_round(self.anchor)
+        self.average.begin_round(self.anchor, forget_errors=as_it_is)
 
     def adopt(self) -> None:
         """Continue from the anchor, with what this rank has moved since its contribution, or a share of its own."""

@@ -118,9 +118,7 @@ class MovementAverage(ExactAverage):
             if self.shard_error is None:
                 piece.write(values)
             else:
-                error = self.shard_error[piece.in_shard]
-                np.add(values, error, out=values)
-                np.subtract(values, piece.write(values), out=error)
+                piece.write_with_error(values, self.shard_error[piece.in_shard])
         exchange.gather()
         for piece in exchange.pieces():
             values = piece.read()

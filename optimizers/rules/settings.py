@@ -172,7 +172,9 @@ class Settings:
             ),
             "with base_buffers='reset', which would reset all of the base optimizer with every fragment: use "
             "'maintain'": self.fragments > 1 and self.base_buffers == "reset",
-            "with wire_dtype, weighting or movement_penalty yet, for which outer steps wait": self.averages_movements,
+            "with weighting or movement_penalty, which need outer steps that wait for the average": (
+                self.weighting != "equal" or self.movement_penalty is not None
+            ),
             "with on_nonfinite='skip', because a rank would continue with values that are not finite until it adopts "
             "the average: use 'raise'": self.on_nonfinite == "skip",
         }

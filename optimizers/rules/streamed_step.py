@@ -31,6 +31,7 @@ from lentando.optimizers.rules.non_finite import error_of_average
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
+from lentando.optimizers.rules.wire import WireDtype
 
 __all__ = ["StreamedOuterStep"]
 
@@ -45,6 +46,7 @@ class StreamedOuterStep(OuterStepping):
         streaming: delay, fragments and blend.
         algorithm: algorithm of the reductions.
         constants: statistics that may have values that are not finite.
+        wire_dtype: how contributions are coded when they are averaged; None for full precision.
 
     Attributes:
         timetable: after which steps fragments are contributed and adopted.
@@ -66,6 +68,7 @@ class StreamedOuterStep(OuterStepping):
         streaming: Streaming,
         algorithm: Algorithm = "auto",
         constants: Constants | None = None,
+        wire_dtype: WireDtype | None = None,
     ) -> None:
         if is_elastic(transport):
             raise ConfigurationError(
@@ -86,11 +89,9 @@ class StreamedOuterStep(OuterStepping):
         threads = start_background_threads(transport, 1, "lentando-outer") if streaming.delay else None
         over = threads.transports[0] if threads else transport
         self.is_overlapped = threads is not None
-        self._arrays = FragmentArrays(buffers, rule)
-        self._fragments = [
-            ModelFragment(over, buffers, entries, self._arrays, rule, streaming.blend, algorithm, self._constants)
-            for entries in cut
-        ]
+        self._arrays = FragmentArrays(buffers, rule, is_coded=wire_dtype is not None)
+        more = rule, streaming.blend, algorithm, self._constants, wire_dtype
+        self._fragments = [ModelFragment(over, buffers, entries, self._arrays, *more) for entries in cut]
         self._in_flight = AveragesInFlight(threads, len(cut))
         check_before_leaving(transport, self, self._in_flight.wait_before_leaving)
         self.reset_anchor()
@@ -200,6 +201,8 @@ class StreamedOuterStep(OuterStepping):
         self._in_flight.wait_for_all(self._transport.traffic)
         arrays = self._arrays
         state = {"anchors": flat_state(arrays.anchors), "slow_buffers": flat_state(arrays.slow_buffers)}
+        if any(error is not None for error in arrays.errors):
+            state |= {"errors": flat_state(arrays.errors), "mean_errors": flat_state(arrays.mean_errors)}
         if self.in_flight:
             states = zip(self._fragments, self.contributed_at, self._in_flight.are_finite, strict=True)
             for fragment, since, is_finite in states:
@@ -218,6 +221,7 @@ class StreamedOuterStep(OuterStepping):
         arrays = self._arrays
         parts: dict[str, Sequence[Array | None]] = {
             "anchors": arrays.anchors, "slow_buffers": arrays.slow_buffers, "contributions": arrays.contributions,
+            "errors": arrays.errors, "mean_errors": arrays.mean_errors,
         }  # fmt: skip
         for name, saved in state.items():
             load_shards(f"{name} of the outer step", self._transport, parts[name], [0] * len(parts[name]), saved)

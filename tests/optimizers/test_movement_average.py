@@ -8,7 +8,7 @@ import pytest
 import reference
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
-from quantized_reference import QuantizedRounds, quantized
+from quantized_reference import QuantizedRounds, quantized, shards
 
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError, NonFiniteError
@@ -35,6 +35,7 @@ CODES: dict[WireDtype, Callable[[Any], Any]] = {
     "bfloat16": lambda v: v.astype(bfloat16).astype(v.dtype),
     "float16": lambda v: v.astype(np.float16).astype(v.dtype),
 }
+LEVELS: dict[WireDtype, int] = {"int8": 127, "int4": 7}
 SETTINGS: dict[str, Any] = {"base": LocalSGD(), "period": PERIOD}
 
 
@@ -80,6 +81,50 @@ def test_outer_steps_equal_an_independent_reference(ranks: int, name: WireDtype,
     outcome = run_ranks(ranks, lambda transport: train(transport, steps, outer=outer, wire_dtype=name))
     tie = 1e-3 if name == "float16" else 1e-12  # the last bit of a mean decides it: movements have few bits there
     assert_allclose(outcome, expected(ranks, steps, CODES[name], rule), rtol=0, atol=tie)
+
+
+def delayed(ranks: int, steps: int, delay: int, code: Any) -> list[Any]:
+    """Averages that are adopted some steps after they were formed; each half of an average is coded."""
+    parts = shards(DIMENSION, ranks)
+    anchor, u, x, contributed = START, np.zeros(DIMENSION), [START] * ranks, [START] * ranks
+    errors, mean_error = [np.zeros(DIMENSION)] * ranks, np.zeros(DIMENSION)
+    for step in range(1, steps + 1):
+        x = [own - RATE * GRADIENT(rank, step - 1, own) for rank, own in enumerate(x)]
+        if step > delay + 1 and (step - delay) % PERIOD == 0:
+            x = [own - then + anchor for own, then in zip(x, contributed, strict=True)]
+        if step % PERIOD == 0:
+            contributed, wanted = x, [own - anchor + error for own, error in zip(x, errors, strict=True)]
+            sent = [np.concatenate([code(one[part]) for part in parts]) for one in wanted]
+            errors = [one - read for one, read in zip(wanted, sent, strict=True)]
+            mean = sum(sent) / ranks + mean_error
+            read = np.concatenate([code(mean[part]) for part in parts])
+            mean_error = mean - read
+            u = 0.5 * u + (anchor - (anchor + read)) / RATE
+            anchor = anchor - RATE * u
+    return x
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+@pytest.mark.parametrize("delay", [1, PERIOD - 1])
+def test_delayed_outer_steps_equal_an_independent_reference(ranks: int, name: WireDtype, delay: int) -> None:
+    steps = 4 * PERIOD + 1
+    settings = {"outer": SlowMomentum(1.0, 0.5), "delay": delay, "wire_dtype": name}
+    outcome = run_ranks(ranks, lambda transport: train(transport, steps, **settings))
+    code = CODES[name] if ranks > 1 else np.copy
+    assert_allclose(outcome, delayed(ranks, steps, delay, code), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_fragments_are_close_to_full_precision_and_leave_ranks_equal(name: WireDtype) -> None:
+    def job(transport: Transport, name: WireDtype | None) -> Array:
+        return train(transport, 8 * PERIOD, outer=SlowMomentum(1.0, 0.5), fragments=2, wire_dtype=name)
+
+    outcome = run_ranks(3, lambda transport: job(transport, name))
+    assert_array_equal(outcome, simulate(lambda transport: job(transport, name), 3))
+    last = slice(DIMENSION // 2, None)  # the fragment that is averaged at the end of a round
+    assert_array_equal(outcome[1][last], outcome[0][last])
+    assert_allclose(outcome, run_ranks(3, lambda transport: job(transport, None)), rtol=0, atol=2 / LEVELS[name])
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
@@ -312,15 +357,16 @@ def test_an_outlier_is_left_out_until_it_moves_as_before() -> None:
 
 
 @pytest.mark.parametrize("name", ["int8", "int4"])
-def test_weights_that_the_program_sets_are_adopted_exactly(name: WireDtype) -> None:
+@pytest.mark.parametrize("delay", [0, 1])
+def test_weights_that_the_program_sets_are_adopted_exactly(name: WireDtype, delay: int) -> None:
     new = np.random.default_rng(0).normal(size=DIMENSION) * 1e4
 
     def job(transport: Transport) -> Array:
-        worker = Worker(transport, GRADIENT, START, lambda _: RATE, **SETTINGS, wire_dtype=name)
+        worker = Worker(transport, GRADIENT, START, lambda _: RATE, **SETTINGS, wire_dtype=name, delay=delay)
         worker.run(PERIOD + 1)
         worker.model.x[:] = new
         worker.gradient = lambda *_: np.zeros(DIMENSION)
-        worker.run(PERIOD - 1)
+        worker.run(PERIOD - 1 + delay)
         return worker.model.x.copy()
 
     assert_array_equal(run_ranks(4, job), [new] * 4)
@@ -328,13 +374,21 @@ def test_weights_that_the_program_sets_are_adopted_exactly(name: WireDtype) -> N
 
 @pytest.mark.parametrize("name", ["int8", "int4", None])
 @pytest.mark.parametrize("steps", [1, PERIOD, 2 * PERIOD + 1])
-def test_a_resumed_run_is_bit_identical(name: WireDtype | None, steps: int) -> None:
-    penalty = MovementPenalty(outlier_threshold=3, warmup_rounds=2)
-    settings = {**SETTINGS, "outer": SlowMomentum(1.0, 0.5), "wire_dtype": name, "movement_penalty": penalty}
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"weighting": "samples", "movement_penalty": MovementPenalty(outlier_threshold=3, warmup_rounds=2)},
+        {"delay": 2},
+        {"delay": 1, "fragments": 2, "blend": 0.5},
+    ],
+    ids=["weights", "delay", "fragments"],
+)
+def test_a_resumed_run_is_bit_identical(name: WireDtype | None, steps: int, more: dict[str, Any]) -> None:
+    settings = {**SETTINGS, "outer": SlowMomentum(1.0, 0.5), "wire_dtype": name, **more}
 
     def job(transport: Transport) -> None:
         def worker() -> Worker:
-            return Worker(transport, GRADIENT, START, lambda _: RATE, weighting="samples", **settings)
+            return Worker(transport, GRADIENT, START, lambda _: RATE, **settings)
 
         def run(worker: Worker, count: int) -> Array:
             for _ in range(count):
