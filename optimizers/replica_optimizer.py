@@ -111,12 +111,12 @@ class ReplicaOptimizer:
     def report(self, *, flat: bool = False) -> dict[str, Any]:
         """Return metrics of this rank so far, as plain numbers.
 
-        ``period`` (inner steps of the current round, or None), ``rounds``, ``inner_steps``, ``size`` (ranks),
-        ``model_bytes``. Of gradients, gossip and outer steps, without evaluation: ``bytes_sent``, ``messages``
-        (point-to-point and collective) and ``communication_seconds`` (including the time spent waiting for other
-        ranks). ``left_out``: how often this rank's values were left out of an average because they were not finite.
-        ``decisions`` of a period that adapts: dicts with the fields of ``lt.Decision``, oldest first. Compute time,
-        delays, stragglers and the estimated time saved: ``lentando.optimizers.report.report_of`` lists them. The
+        ``period`` (inner steps of the current round, or None), ``delay``, ``fragments``, ``rounds``, ``inner_steps``,
+        ``size`` (ranks), ``model_bytes``. Of gradients, gossip and outer steps, without evaluation: ``bytes_sent``,
+        ``messages`` (point-to-point and collective) and ``communication_seconds`` (including the time spent waiting for
+        other ranks). ``left_out``: how often this rank's values were left out of an average because they were not
+        finite. ``decisions`` of a period that adapts: dicts with the fields of ``lt.Decision``, oldest first. Compute
+        time, delays, stragglers and the estimated time saved: ``lentando.optimizers.report.report_of`` lists them. The
         estimates take milliseconds, too long for a call at every step.
 
         Args:

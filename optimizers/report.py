@@ -15,6 +15,7 @@ from lentando.optimizers.planning import (
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.timing import Timing, known
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["report_of"]
 
@@ -23,6 +24,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
     """Return plain numbers about this rank so far; None for a number that is not known, or not known yet.
 
     - ``period``: inner steps of the current round, None if there are no outer steps.
+    - ``delay``, ``fragments``: as in the settings. ``is_overlapped``: whether averages are formed while the inner steps
+      continue, None without a delay; False where the backend admits one thread only.
     - ``rounds``, ``inner_steps``, ``size``, ``model_bytes``.
     - ``bytes_sent``, ``messages`` (point-to-point and collective) and ``communication_seconds`` (waiting for other
       ranks included): of averages of gradients, gossip and outer steps; evaluation is not counted.
@@ -40,7 +43,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
       message.
     - ``stragglers``: ranks that are slower permanently.
     - ``delay_seconds``: duration of an outer step, or without those of an average of gradients, once all ranks have
-      reached it (D). ``delay_ratio``: D / Y. ``latency_seconds``: duration of a control message.
+      reached it (D); with ``delay``, of the part of it that is not hidden. ``delay_ratio``: D / Y.
+      ``latency_seconds``: duration of a control message.
     - ``exchange_seconds``: duration of a gossip step, waiting included.
     - ``waiting_seconds``: total time spent waiting for slower ranks, as far as control messages show it.
     - ``seconds_per_step``: duration of a step, everything included. ``predicted_seconds_per_step``: the same by the
@@ -64,6 +68,9 @@ def report_of(replica: Replica) -> dict[str, Any]:
             saved = 0.0 if base.averages_gradients else (synchronous - measured) * steps
     return {
         "period": replica.period,
+        "delay": replica.settings.delay,
+        "fragments": replica.settings.fragments,
+        "is_overlapped": _is_overlapped(replica),
         "rounds": replica.rounds,
         "inner_steps": replica.inner_steps,
         "size": replica.transport.size,
@@ -89,6 +96,11 @@ def report_of(replica: Replica) -> dict[str, Any]:
         "predicted_seconds_per_step": predicted,
         "seconds_saved": saved,
     }
+
+
+def _is_overlapped(replica: Replica) -> bool | None:
+    outer = replica.setup.outer
+    return outer.is_overlapped if isinstance(outer, StreamedOuterStep) and replica.settings.delay else None
 
 
 def _predicted_seconds(

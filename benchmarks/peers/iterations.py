@@ -23,10 +23,16 @@ from torch import nn
 
 PERIOD = 12
 ITERATIONS = PERIOD
-"""Among them is one outer step."""
-WARM_UP = 4
+"""Among them is one outer step: one average begins, and one is adopted."""
+WARM_UP = PERIOD + 4
 BUCKET_MB = 2
 """Of ours and of DDP's. Their defaults of 25 MB would leave hardly more than one to so small a model."""
+DELAYED = {
+    "SlowMo(delay=2)": {"delay": 2},
+    "SlowMo(delay=12)": {"delay": PERIOD},
+    "SlowMo(delay=3, fragments=4)": {"delay": 3, "fragments": 4},
+}
+"""Outer steps that hide behind so many iterations: with 2, an average that takes as long as an iteration or less."""
 ALONE, ALONE_WITH_GOSSIP = "compute alone", "compute alone, for gossip"
 FLOOR = "bare MPI, as OSGP sends"
 WITH_GOSSIP = (ALONE_WITH_GOSSIP, "SGP", "OSGP", FLOOR)
@@ -135,6 +141,10 @@ def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]
     import lentando.torch as lt
 
     lt.init()
+
+    def delayed(model: nn.Module, **options: int) -> Any:
+        return lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.5, **options)
+
     methods: dict[str, Callable[[nn.Module], Any]] = {
         ALONE: sgd,
         "AllReduce": lambda model: lt.DistributedOptimizer(sgd(model), model=model),
@@ -142,6 +152,7 @@ def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]
             sgd(model), model=model, base=lt.AllReduce(overlap=True, bucket_bytes=BUCKET_MB * 2**20)
         ),
         "SlowMo": lambda model: lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.5),
+        **{name: partial(delayed, **options) for name, options in DELAYED.items()},
         ALONE_WITH_GOSSIP: sgd,
         FLOOR: BareExchange,  # not last: its last message arrives while others train
         "SGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.SGP()),

@@ -25,6 +25,11 @@ class AveragesInFlight:
         self._threads = threads
         self._futures: list[Future[bool] | None] = [None] * fragments
 
+    @property
+    def are_formed(self) -> bool:
+        """Whether all averages that were started have been formed."""
+        return all(future is None or future.done() for future in self._futures)
+
     def start(self, number: int, form: Callable[[], bool]) -> None:
         """Begin to form the average of a fragment.
 

@@ -113,6 +113,11 @@ class StreamedOuterStep(OuterStepping):
         return self.timetable.adopted_after(steps, round_steps, self._ages(inner_steps))
 
     @property
+    def are_formed(self) -> bool:
+        """Whether no average is being formed, so that nothing would be waited for."""
+        return self._in_flight.are_formed
+
+    @property
     def in_flight(self) -> list[int]:
         """Fragments that were contributed and have not been adopted."""
         return [number for number, since in enumerate(self.contributed_at) if since is not None]

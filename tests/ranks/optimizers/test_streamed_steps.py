@@ -1,5 +1,6 @@
 """Outer steps with delay, fragments and blend, between a replica on each rank and references of a few lines."""
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -254,6 +255,25 @@ def test_steps_that_are_reported_together_change_nothing(transport: Transport, s
         transport, QUADRATIC, START, changing, base=LocalSGD(), outer=SlowMomentum(0.8, 0.5), period=PERIOD, **settings
     )
     assert_allclose(counted.run_counted(3 * PERIOD + 1, 100), once, **EXACT)
+
+
+def test_an_average_is_formed_while_the_main_thread_computes(transport: Transport) -> None:
+    """Of 16 MB; the main thread makes no call meanwhile."""
+    start = np.zeros(2_000_000)
+    worker = Worker(
+        transport, lambda *_: np.ones_like(start), start, lambda step: 0.5, base=LocalSGD(), period=2, delay=2
+    )
+    outer = worker.replica.setup.outer
+    assert isinstance(outer, StreamedOuterStep)
+    if not outer.is_overlapped:
+        pytest.skip("this backend admits one thread only, or there is one rank")
+    worker.run(2)
+    deadline = time.monotonic() + 30
+    while not outer.are_formed and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert outer.are_formed
+    worker.run(2)
+    assert_array_equal(worker.model.x, -2.0)
 
 
 def test_replicas_that_average_gradients_stay_equal(transport: Transport) -> None:
