@@ -26,6 +26,7 @@ def train(where, method, *options):
         "allreduce": lambda: lt.DistributedOptimizer(sgd, model=model),
         "slowmo": lambda: lt.SlowMo(sgd, model=model, period=4),
         "slowmo, long rounds": lambda: lt.SlowMo(sgd, model=model, period=20),
+        "slowmo with delay": lambda: lt.SlowMo(sgd, model=model, period=4, delay=3),
         "slowmo over osgp": lambda: lt.SlowMo(sgd, model=model, base=lt.OSGP(deterministic=True), period=4),
         "sgp": lambda: lt.DistributedOptimizer(sgd, model=model, base=lt.SGP()),
     }[method]()
@@ -71,7 +72,7 @@ for training in sys.argv[1:]:
     train(*training.split(":"))
 """
 # Where the message goes that the ranks exchange next; gossip alone has one in every 16 steps.
-METHODS = [Case("allreduce", 7), Case("slowmo over osgp", 8), Case("sgp", 16)]
+METHODS = [Case("allreduce", 7), Case("slowmo with delay", 8), Case("slowmo over osgp", 8), Case("sgp", 16)]
 SEVERAL = Case("slowmo", 8, stop="0@5 1@7")
 LONG_ROUNDS = [Case("slowmo, long rounds:check", 20), Case("slowmo, long rounds:every", 9)]
 
