@@ -12,7 +12,7 @@ from lentando.comm.transport import Array
 
 __all__ = ["check_tensors", "dtype_of", "readable", "writable"]
 
-HOW_TO_USE_BOTH = 'init_process_group("cpu:lentando,cuda:nccl")'
+FOR_OTHER_DEVICES = 'group = new_group(backend="nccl"), and DistributedDataParallel(model, process_group=group)'
 
 
 class _Memory:
@@ -49,8 +49,8 @@ def check_tensors(tensors: Sequence[torch.Tensor], operation: str) -> None:
     for tensor in tensors:
         if tensor.device.type != "cpu":
             raise RuntimeError(
-                f"{operation} of a tensor on {tensor.device}: backend lentando takes CPU tensors. For both, start with "
-                f"{HOW_TO_USE_BOTH}"
+                f"{operation} of a tensor on {tensor.device}: backend lentando takes CPU tensors. Others need a "
+                f"group of their own: {FOR_OTHER_DEVICES}"
             )
         if tensor.layout is not torch.strided:
             raise ValueError(f"{operation} of a tensor with layout {tensor.layout}: expected a dense tensor")

@@ -1,4 +1,4 @@
-"""All-reduce of ordinary tensors: through memory that the ranks of a node share, where they are long enough."""
+"""All-reduce of ordinary tensors. Between nodes, reductions are planned once and kept, on memory of their own."""
 
 from dataclasses import dataclass
 
@@ -8,20 +8,21 @@ from lentando.c10d.arithmetic import as_numbers, reduce_array
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import is_floating
-from lentando.comm.reductions.plan import wants_node_memory
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
 
 __all__ = ["Reducing"]
 
+PLANNED_FROM_BYTES = 256 * 1024
+"""Shorter arrays take longer to plan than to reduce."""
 PLANS = 64
 """Number of lengths whose plans are kept. Models have a few dozens of buckets."""
 
 
 @dataclass
 class _Planned:
-    """A reduction of the first elements of the shared memory."""
+    """A reduction of the first elements of the memory."""
 
     memory: Array
     reduction: Reduction
@@ -29,6 +30,10 @@ class _Planned:
 
 class Reducing:
     """The all-reduces of one group on this rank.
+
+    Within a node, ``lentando.comm.collectives.all_reduce`` carries arrays of any memory. Between nodes, a tensor is
+    copied into memory of this object, whose reduction is planned once: within each node through shared memory, between
+    nodes by a pipelined ring. The copies cost little compared to the links.
 
     Args:
         transport: transport of the group, for the thread that executes operations.
@@ -48,20 +53,22 @@ class Reducing:
         """
         array = as_numbers(array)
         is_sum = op == "SUM" or (op == "AVG" and is_floating(array.dtype))
+        is_one_node = self._transport.local_size == self._transport.size
         if array.size == 0:
             return
-        if is_sum and shares_memory(self._transport) and wants_node_memory(self._transport, array, "auto"):
-            planned = self._plan(array)
-            np.copyto(planned.memory, array)
-            planned.reduction.all_reduce(op == "AVG")
-            np.copyto(array, planned.memory)
-        else:
+        if is_one_node or not is_sum or array.nbytes < PLANNED_FROM_BYTES:
             reduce_array(self._transport, array, op)
+            return
+        planned = self._plan(array)
+        np.copyto(planned.memory, array)
+        planned.reduction.all_reduce(op == "AVG")
+        np.copyto(array, planned.memory)
 
     def _plan(self, array: Array) -> _Planned:
         if array.nbytes > self._memory.nbytes:
             self._planned.clear()
-            self._memory = shared_zeros(array.nbytes, np.dtype(np.uint8))
+            new = shared_zeros if shares_memory(self._transport) else np.zeros
+            self._memory = new(array.nbytes, np.dtype(np.uint8))
         key = array.size, array.dtype.name
         if key not in self._planned:
             if len(self._planned) >= PLANS:
