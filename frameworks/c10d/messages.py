@@ -19,10 +19,10 @@ from lentando.c10d.work import NO_LIMIT
 from lentando.comm.errors import LentandoError
 from lentando.comm.transport import Request, Transport
 
-__all__ = ["MessageWork", "Messages"]
+__all__ = ["TAGS", "MessageWork", "Messages", "check_tag"]
 
-TAGS = 32_768
-"""Number of tags that every MPI offers."""
+TAGS = 32_767
+"""Number of tags that programs can use: every MPI has one more, which ``monitored`` uses."""
 
 Start: TypeAlias = Callable[[], tuple[int, Request] | None]
 """Starts to exchange a message, and returns the rank that sends it; None as long as this is not known."""
@@ -150,7 +150,7 @@ class Messages:
 
     def send(self, tensors: Sequence[torch.Tensor], peer: int, tag: int) -> MessageWork:
         """Start to send a tensor to a rank of the group."""
-        tensor = _only(tensors, "send", tag)
+        tensor = _only(tensors, "send")
 
         def start() -> tuple[int, Request]:
             return self._transport.rank, self._transport.exchange([(peer, readable(tensor))], [], tag, overlap=False)
@@ -165,7 +165,7 @@ class Messages:
             peer: rank that sends; None for any.
             tag: tag of the message.
         """
-        tensor = _only(tensors, "recv", tag)
+        tensor = _only(tensors, "recv")
         stack = ExitStack()
         array = writable(tensor, stack)
 
@@ -203,10 +203,18 @@ class Messages:
         return begin
 
 
-def _only(tensors: Sequence[torch.Tensor], operation: str, tag: int) -> torch.Tensor:
+def check_tag(tag: int) -> None:
+    """Check that programs can use a tag.
+
+    Raises:
+        ValueError: if they cannot.
+    """
+    if not 0 <= tag < TAGS:
+        raise ValueError(f"message with tag {tag}: expected a tag from 0 to {TAGS - 1}")
+
+
+def _only(tensors: Sequence[torch.Tensor], operation: str) -> torch.Tensor:
     check_tensors(tensors, operation)
     if len(tensors) != 1:
         raise ValueError(f"{operation} of {len(tensors)} tensors: expected one")
-    if not 0 <= tag < TAGS:
-        raise ValueError(f"{operation} with tag {tag}: expected a tag from 0 to {TAGS - 1}")
     return tensors[0]

@@ -16,7 +16,8 @@ from lentando.c10d.calls import Calls
 from lentando.c10d.exchanges import exchange_parts, gather_into, scatter_from
 from lentando.c10d.members import Members
 from lentando.c10d.memory import check_tensors, dtype_of, readable, writable
-from lentando.c10d.messages import Messages, MessageWork
+from lentando.c10d.messages import Messages, MessageWork, check_tag
+from lentando.c10d.monitored import monitored_barrier
 from lentando.c10d.process_end import end_with_process
 from lentando.c10d.reducing import Reducing
 from lentando.c10d.sparse import all_reduce_sparse, check_sparse
@@ -259,16 +260,24 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
         """Complete once all ranks have called this."""
         return self._calls.submit("barrier", [], lambda _: None, [], opts)  # the ranks compare the call: they all wait
 
+    def monitored_barrier(self, timeout: timedelta | None = None, wait_all_ranks: bool = False) -> None:
+        """Wait for all ranks; rank 0 raises an error that says which are missing after the timeout."""
+        limit = self._calls.timeout if timeout is None else timeout
+        monitored_barrier(self._messages, self.rank(), self.size(), limit, wait_all_ranks)
+
     def send(self, tensors: Any, peer: int, tag: int) -> MessageWork:
         """Send a tensor to another rank."""
+        check_tag(tag)
         return self._messages.send(tensors, peer, tag)
 
     def recv(self, tensors: Any, peer: int, tag: int) -> MessageWork:
         """Fill a tensor with the message of another rank."""
+        check_tag(tag)
         return self._messages.receive(tensors, peer, tag)
 
     def recv_anysource(self, tensors: Any, tag: int) -> MessageWork:
         """Fill a tensor with the message of the rank that sends first."""
+        check_tag(tag)
         return self._messages.receive(tensors, None, tag)
 
     def shutdown(self) -> None:

@@ -54,8 +54,8 @@ class Waiting:
             return
         if waited > self._limit:
             raise DistBackendError(
-                f"{self._description} has timed out after {self._limit:g} s: other ranks have not called it, or have "
-                "stopped"
+                f"{self._description} has reached its timeout of {self._limit:g} s: other ranks have not called "
+                "it, or have stopped"
             )
         if waited > self._next_look:
             self._next_look = waited + LOOK_SECONDS

@@ -33,7 +33,7 @@ def main() -> None:
         pass
 
     if backend == "lentando":  # events are recorded by the backends of PyTorch's C++ part
-        suite.PROFILING_SUPPORTED_BACKENDS = []
+        suite.PROFILING_SUPPORTED_BACKENDS = suite.SEND_RECV_PROFILING_SUPPORTED_BACKENDS = []
     torch.set_num_threads(1)
     os.environ["MASTER_PORT"] = "29500"  # only printed: groups find each other through a file
     names = json.loads((folder / "tests.json").read_text())
@@ -60,6 +60,9 @@ def replace_gloo() -> None:
             members._created.clear()  # each test has a store of its own
             super().__init__(members.open_members(store, rank, size, "tested", timeout), timeout)
             self.options = SimpleNamespace()
+
+        def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name
+            return "gloo"
 
     distributed_c10d.ProcessGroupGloo = InsteadOfGloo
 

@@ -113,13 +113,13 @@ def test_operation_that_others_do_not_call_times_out() -> None:
     size, rank = dist.get_world_size(), dist.get_rank()
     group = dist.new_group(list(range(size)), timeout=timedelta(seconds=1))
     if rank == 0 and size > 1:
-        with pytest.raises(DistBackendError, match=r"barrier\(\) on rank 0 of \d+ has timed out after 1 s"):
+        with pytest.raises(DistBackendError, match=r"barrier\(\) on rank 0 of \d+ has reached its timeout of 1 s"):
             dist.barrier(group=group)
     received = torch.empty(1)
     if rank == 0 and size > 1:
         work = dist.irecv(received, 1, group=group)
         assert work is not None
-        with pytest.raises(DistBackendError, match="recv from rank 1 on rank 0 of .* has timed out after 0.5 s"):
+        with pytest.raises(DistBackendError, match="recv from rank 1 on rank 0 of .* has reached its timeout of 0.5 s"):
             work.wait(timedelta(seconds=0.5))
     dist.barrier()
 
@@ -129,3 +129,17 @@ def test_what_is_not_supported_says_what_to_do() -> None:
         dist.all_reduce(torch.ones(1), ReduceOp.BAND)
     with pytest.raises(RuntimeError, match=r'new_group\(backend="nccl"\)'):
         dist.group.WORLD.allreduce([torch.ones(1, device="meta")])
+
+
+def test_monitored_barrier_names_the_ranks_that_are_missing() -> None:
+    size, rank = dist.get_world_size(), dist.get_rank()
+    group = dist.new_group(list(range(size)))
+    group.monitored_barrier(timedelta(seconds=20))
+    if size > 2 and rank == 0:
+        missing = ", ".join(map(str, range(2, size)))
+        with pytest.raises(DistBackendError, match=rf"Ranks? {missing} failed to pass monitoredBarrier in 2 s"):
+            group.monitored_barrier(timedelta(seconds=2), wait_all_ranks=True)
+    elif size > 2 and rank == 1:
+        with pytest.raises(DistBackendError, match="Rank 1 successfully reached monitoredBarrier"):
+            group.monitored_barrier(timedelta(seconds=2))
+    dist.barrier()
