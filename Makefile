@@ -29,7 +29,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check quick test faults cases docs horovod horovod-tests lint style types words imports parity gpu bench wheel constraints clean
+.PHONY: help demo check quick test faults cases docs horovod horovod-tests c10d-tests lint style types words imports parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -67,6 +67,11 @@ horovod-tests: $(READY) ## Horovod's own tests of its functions, run with Lentan
 		'git clone --branch v0.28.1 https://github.com/horovod/horovod.git CLONE; make horovod-tests HOROVOD=CLONE' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/horovod_tests "$(HOROVOD)" --json runs/horovod_tests.json \
 		$(if $(REFERENCE),--reference "$(REFERENCE)")
+
+c10d-tests: $(READY) ## PyTorch's own tests of c10d backends, over gloo and backend lentando (RANKS=4: half an hour)
+	for backend in gloo lentando; do PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/c10d_tests $$backend \
+		--ranks $(RANKS) --json runs/c10d_$$backend.json; done
+	$(BIN)/python tests/c10d_tests --compare runs/c10d_gloo.json runs/c10d_lentando.json
 
 lint: style types words imports ## linters and type check
 

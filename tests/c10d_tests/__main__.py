@@ -11,6 +11,7 @@ rank 0 skips it. After a test that does not pass, a new job runs the rest.
 """
 
 import argparse
+import atexit
 import json
 import os
 import re
@@ -21,9 +22,12 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib.util import find_spec
 from pathlib import Path
 
 HERE = Path(__file__).parent
+NEEDS = ("expecttest",)
+"""Modules that the tests import, which are named like their packages."""
 GRACE_SECONDS = 3.0
 """After a failure on one rank, the time in which the others may report theirs."""
 
@@ -42,6 +46,7 @@ def main() -> None:
     if options.compare:
         sys.exit(compare(*(json.loads(path.read_text()) for path in options.compare)))
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    install_missing()
     results: dict[str, list[str]] = {}
     if options.resume and options.json.exists():
         results = json.loads(options.json.read_text())
@@ -62,6 +67,17 @@ def main() -> None:
         if is_stopped:
             break
     print(dict(Counter(outcome for outcome, _ in results.values())))
+
+
+def install_missing() -> None:
+    """Install what the tests import and is not here into a temporary folder, for this program and those it starts."""
+    missing = [module for module in NEEDS if find_spec(module) is None]
+    if missing:
+        folder = tempfile.mkdtemp(prefix="c10d-tests-packages-")
+        atexit.register(shutil.rmtree, folder)
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", folder, *missing]
+        subprocess.run(command, check=True)
+        os.environ["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
 
 
 def names() -> list[str]:

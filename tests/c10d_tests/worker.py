@@ -61,9 +61,6 @@ def replace_gloo() -> None:
             super().__init__(members.open_members(store, rank, size, "tested", timeout), timeout)
             self.options = SimpleNamespace()
 
-        def getBackendName(self) -> str:  # noqa: N802 - PyTorch's name
-            return "gloo"
-
     distributed_c10d.ProcessGroupGloo = InsteadOfGloo
 
 

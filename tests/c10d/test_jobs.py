@@ -1,0 +1,149 @@
+"""Jobs over backend lentando: how they start, and how they end when a rank fails."""
+
+import os
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+from launching import Job, mpirun
+
+BEGIN = """
+import os, sys, time
+import torch
+from datetime import timedelta
+from torch import distributed as dist
+import lentando.c10d
+"""
+INIT = 'dist.init_process_group("lentando")\nrank, size = dist.get_rank(), dist.get_world_size()\n'
+ONE_SUM = "tensor = torch.ones(2)\ndist.all_reduce(tensor)\nassert tensor.tolist() == [size, size], tensor\n"
+
+
+def job(size: int, program: str, environment: dict[str, str | None] | None = None) -> Job:
+    unset: dict[str, str | None] = dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
+    return mpirun(
+        size, "-c", BEGIN + textwrap.dedent(program), timeout_seconds=100, environment={**unset, **(environment or {})}
+    )
+
+
+def test_no_argument_is_needed_and_groups_can_be_made_again() -> None:
+    found = job(
+        2,
+        INIT + ONE_SUM + "dist.destroy_process_group()\n" + INIT + ONE_SUM + "dist.destroy_process_group()\n"
+        "variables = [os.environ[name] for name in ('RANK', 'WORLD_SIZE', 'LOCAL_WORLD_SIZE')]\n"
+        "print('variables', variables == [str(rank), '2', '2'], flush=True)\n",
+    )
+    assert found.status == 0, found.output
+    assert found.output.count("variables True") == 2, found.output
+
+
+def test_end_of_a_program_that_does_not_destroy_its_group_and_has_messages_in_flight() -> None:
+    found = job(2, INIT + ONE_SUM + "work = dist.irecv(torch.empty(3), 1 - rank)\nprint('end', flush=True)\n")
+    assert found.status == 0, found.output
+    assert found.seconds < 60
+
+
+def test_ranks_that_torch_distributed_numbers_otherwise(tmp_path: Path) -> None:
+    """They are mapped to the ranks of MPI."""
+    program = """
+    mpi_rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    rank = size - 1 - mpi_rank
+    dist.init_process_group("lentando", init_method=f"file://{os.environ['STORE']}", rank=rank, world_size=size)
+    tensor = torch.tensor([float(rank)])
+    dist.broadcast(tensor, 2)
+    assert tensor.item() == 2
+    rows = [torch.empty(1) for _ in range(size)]
+    dist.all_gather(rows, torch.tensor([float(rank)]))
+    assert [row.item() for row in rows] == [0, 1, 2]
+    """
+    found = job(3, program, {"STORE": str(tmp_path / "store")})
+    assert found.status == 0, found.output
+
+
+def test_torchrun_without_mpi_is_refused_with_what_to_use() -> None:
+    program = BEGIN + 'dist.init_process_group("lentando")'
+    run = subprocess.run(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python",
+         sys.executable, "-c", program],
+        capture_output=True, text=True, timeout=100, check=False,
+    )  # fmt: skip
+    assert run.returncode != 0
+    assert "torchrun has started this one. Start with mpirun or srun" in run.stderr
+    assert 'use init_process_group("gloo")' in run.stderr
+
+
+def test_group_of_one_process_needs_no_mpi() -> None:
+    program = BEGIN + INIT + ONE_SUM + "assert 'mpi4py.MPI' not in sys.modules\n"
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr
+
+
+FAILURES = {
+    "exception": ("raise ValueError('this rank breaks')", "rank 1 has failed (ValueError: this rank breaks)"),
+    "exit": ("sys.exit(0)", "rank 1 has ended its program"),
+    "destroyed": ("dist.destroy_process_group(); time.sleep(20)", "rank 1 has destroyed the group"),
+}
+
+
+@pytest.mark.parametrize("failure", FAILURES)
+def test_rank_that_leaves_is_an_error_on_the_others_long_before_the_timeout(failure: str) -> None:
+    what, message = FAILURES[failure]
+    program = f"""
+    if rank == 1:
+        {what}
+    else:
+        started = time.monotonic()
+        try:
+            dist.all_reduce(torch.ones(3))
+        except dist.DistBackendError as error:
+            print("caught", rank, round(time.monotonic() - started), error, flush=True)
+            raise
+    """
+    found = job(3, INIT + ONE_SUM + textwrap.dedent(program))
+    assert found.status not in (0, None), found.output
+    assert found.seconds < 60
+    assert found.output.count("caught") == 2, found.output
+    assert message in found.output
+
+
+def test_rank_that_never_creates_the_group_is_named(tmp_path: Path) -> None:
+    program = """
+    if os.environ["RANK"] == "1":
+        time.sleep(10)
+    else:
+        os.environ["TORCH_DIST_INIT_BARRIER"] = "0"
+        store = dist.FileStore(os.environ["STORE"], 2)
+        try:
+            dist.init_process_group("lentando", store=store, rank=0, world_size=2, timeout=timedelta(seconds=2))
+        except dist.DistBackendError as error:
+            print("caught", error, flush=True)
+    """
+    found = job(2, program, {"STORE": str(tmp_path / "store")})
+    assert "rank 0 of 2 has waited 2 s for rank 1 of group" in found.output, found.output
+
+
+def test_error_reaches_backward_of_a_distributed_model() -> None:
+    """Through PyTorch's C++ code, which waits for futures."""
+    program = """
+    model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
+    for _ in range(3):  # in the first ones, DDP changes its buckets
+        model(torch.ones(2, 4)).sum().backward()
+    if rank == 1:
+        time.sleep(12)
+        os._exit(0)
+    loss = model(torch.ones(2, 4)).sum()
+    try:
+        loss.backward()
+    except RuntimeError as error:
+        print("caught", error, flush=True)
+    os._exit(3)
+    """
+    init = INIT.replace('"lentando")', '"lentando", timeout=timedelta(seconds=3))')
+    found = job(2, init + textwrap.dedent(program))
+    assert "caught" in found.output, found.output
+    assert "has reached its timeout of 3 s" in found.output, found.output
