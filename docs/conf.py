@@ -59,5 +59,5 @@ def escape_bars(app: Sphinx, what: str, name: str, documented: object, options: 
 
 
 def setup(app: Sphinx) -> None:
-    """Called by Sphinx."""
+    """Connect the hooks; Sphinx calls this."""
     app.connect("autodoc-process-docstring", escape_bars)
