@@ -32,7 +32,7 @@ unexport PYTHONDONTWRITEBYTECODE
 .PHONY: help demo check quick test faults cases docs horovod horovod-tests c10d-tests lint style types words imports parity gpu bench wheel constraints clean
 
 help: ## list the targets
-	@sed -n 's/^\([a-z-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
+	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
 
 demo: $(READY) ## train a model on four MPI ranks, in both frameworks, with each algorithm, and print the result table
 	$(BIN)/mpirun -np $(RANKS) $(BIN)/python examples/digits_torch.py $(DEMO)/torch

@@ -3,9 +3,10 @@
 import os
 import socket
 
+from lentando.c10d.addresses import common_address, own_interfaces
 from lentando.c10d.job import opened_job
 from lentando.comm.launch import detect_launch
-from lentando.comm.objects import broadcast_object
+from lentando.comm.objects import allgather_object, broadcast_object
 
 __all__ = ["set_variables"]
 
@@ -23,7 +24,9 @@ def set_variables() -> None:
     if launch is None or not launch.mpi:
         return
     world = opened_job().transport
-    address, port = broadcast_object(world, _own_address(world.local_size == world.size) if world.rank == 0 else None)
+    by_rank = allgather_object(world, [*own_interfaces()])
+    others = [by_rank[rank] for rank in range(world.size) if rank not in world.same_node]
+    address, port = broadcast_object(world, _meeting_point(by_rank[0], others) if world.rank == 0 else None)
     values = {
         "RANK": world.rank,
         "WORLD_SIZE": world.size,
@@ -36,10 +39,11 @@ def set_variables() -> None:
         os.environ.setdefault(name, str(value))
 
 
-def _own_address(is_one_node: bool) -> list[str | int]:
-    """An address of this rank for the store of torch.distributed, and a port that is free."""
+def _meeting_point(interfaces: list[str], others: list[list[str]]) -> list[str | int]:
+    """An address of this rank at which the store of torch.distributed is reached, and a port that is free."""
     reserved = socket.socket(socket.AF_INET6 if socket.has_dualstack_ipv6() else socket.AF_INET)
     reserved.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     reserved.bind(("", 0))  # not listening: the store binds to the same port, and no other program is given it
     _reserved.append(reserved)
-    return ["127.0.0.1" if is_one_node else socket.gethostname(), reserved.getsockname()[1]]
+    address = (common_address(interfaces, others) or socket.gethostname()) if others else "127.0.0.1"
+    return [address, reserved.getsockname()[1]]
