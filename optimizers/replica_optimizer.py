@@ -137,11 +137,14 @@ class ReplicaOptimizer:
             MismatchError: on every rank, if one of them does something else.
 
         Example:
-            >>> print(optimizer.summary())  # doctest: +SKIP
-            rank  host    steps  rounds  MB sent  ms per step  ms computing  s waiting  s communicating
-            ----  ------  -----  ------  -------  -----------  ------------  ---------  ---------------
-            0     node01    240      20     40.3        12.61         11.02       0.05             0.34
-            1     node02    240      20     40.3        12.61         10.97       0.07             0.33
+            >>> import torch, lentando.torch as lt
+            >>> lt.init()
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+            >>> header, _, row = optimizer.summary().splitlines()
+            >>> header.split()[:4]
+            ['rank', 'host', 'steps', 'rounds']
+            >>> lt.shutdown()
         """
         replica = self._ready_replica()
         return summary_of(replica.transport, report_of(replica))
