@@ -76,8 +76,8 @@ class Timetable:
         >>> timetable = Timetable(fragments=2, delay=1)
         >>> [timetable.contributed_after(steps, round_steps=6) for steps in (3, 4, 6)]
         [[0], [], [1]]
-        >>> timetable.adopted_after(3, round_steps=6, ages=[0, 1])
-        [1]
+        >>> timetable.adopted_after(4, round_steps=6, ages=[1, None])
+        [0]
         >>> timetable.next_after(3, round_steps=6, ages=[0, None])
         4
     """
