@@ -10,7 +10,7 @@ import typer
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["Dtype", "grouped", "quantity"]
+__all__ = ["CodedDtype", "Dtype", "grouped", "quantity"]
 
 T = TypeVar("T")
 
@@ -27,6 +27,15 @@ class Dtype(str, Enum):
     def size_bytes(self) -> int:
         """Size of one parameter in bytes."""
         return {"float64": 8, "float32": 4}.get(self.value, 2)
+
+
+class CodedDtype(str, Enum):
+    """How the messages of outer steps hold the parameters."""
+
+    bfloat16 = "bfloat16"
+    float16 = "float16"
+    int8 = "int8"
+    int4 = "int4"
 
 
 def quantity(parse: Callable[[str], T], metavar: str, explained: str, *names: str) -> Any:

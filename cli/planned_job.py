@@ -4,11 +4,12 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from math import inf
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
+import numpy as np
 import typer
 
-from lentando.cli.options import Dtype, quantity
+from lentando.cli.options import CodedDtype, Dtype, quantity
 from lentando.cli.quantities import (
     format_bandwidth,
     format_bytes,
@@ -21,6 +22,7 @@ from lentando.cli.quantities import (
 from lentando.comm.cluster import Compute, Network
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.planning import Delays, Measurement, network_delays, read_measurement
+from lentando.optimizers.rules.wire import wire_of
 
 __all__ = ["JobOptions", "PlannedJob", "planned_job"]
 
@@ -66,6 +68,10 @@ class JobOptions:
         typer.Option(metavar="RANK:FACTOR", help="A rank that is permanently slower: 3:2.5. May be repeated."),
     ] = None
     dtype: Annotated[Dtype, typer.Option(help="Data type of the parameters.", show_default=True)] = Dtype.float32
+    wire_dtype: Annotated[
+        CodedDtype | None,
+        typer.Option(help="How outer steps are sent, with --bandwidth and --latency.", show_default=False),
+    ] = None
     measured: Annotated[
         Path | None,
         typer.Option("--from", metavar="FILE", help="Output of `lentando measure --json`, or an earlier run's report."),
@@ -135,7 +141,11 @@ def _on_network(options: JobOptions, size: int, model_bytes: int, compute: Compu
     element_bytes = options.dtype.size_bytes
     gossip_bytes = model_bytes // element_bytes * max(4, element_bytes)
     network = Network(options.latency, options.bandwidth)
-    delays = network_delays(network, size, model_bytes, gossip_bytes=gossip_bytes)
+    coded_bytes = 0
+    if options.wire_dtype is not None:
+        elements: Any = np.broadcast_to(np.zeros(1, np.float32), (model_bytes // element_bytes,))
+        coded_bytes = wire_of(options.wire_dtype.value).size_bytes(elements)
+    delays = network_delays(network, size, model_bytes, gossip_bytes=gossip_bytes, coded_bytes=coded_bytes)
     source = f"links of {format_bandwidth(options.bandwidth)} and {format_seconds(options.latency)}"
     return PlannedJob(size, model_bytes, compute, delays, source, is_gossip_known=True)
 
@@ -144,6 +154,10 @@ def _as_measured(
     options: JobOptions, measurement: Measurement, size: int, model_bytes: int, compute: Compute
 ) -> PlannedJob:
     """Return the job on the network whose delays were measured."""
+    if options.wire_dtype is not None:
+        raise ConfigurationError(
+            "--wire-dtype needs --bandwidth and --latency: what was measured are averages in full precision"
+        )
     if size != measurement.size:
         raise ConfigurationError(
             f"{options.measured} was measured on {measurement.size} ranks: it does not determine the delays on {size}. "

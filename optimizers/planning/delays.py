@@ -14,6 +14,7 @@ from lentando.comm.agreement import CONTROL_MESSAGE_BYTES
 from lentando.comm.cluster import Network
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.reductions.plan import RING_FROM_BYTES
+from lentando.optimizers.rules.coded_exchange import PAIRWISE_FROM_BYTES
 
 __all__ = ["Delays", "LinearDelay", "fit_delay", "network_delays"]
 
@@ -98,7 +99,9 @@ class Delays:
     exchange_local: float = 0.0
 
 
-def network_delays(network: Network, size: int, model_bytes: int, *, degree: int = 1, gossip_bytes: int = 0) -> Delays:
+def network_delays(
+    network: Network, size: int, model_bytes: int, *, degree: int = 1, gossip_bytes: int = 0, coded_bytes: int = 0
+) -> Delays:
     """Return the delays of ``size`` ranks, one per node, on a modelled network where arithmetic takes no time.
 
     With alpha the latency, beta one over the bandwidth and B the bytes of the model:
@@ -108,6 +111,8 @@ def network_delays(network: Network, size: int, model_bytes: int, *, degree: int
       is an upper bound, because latency is partly hidden behind their other segments.
     - all-reduce by MPI: 2 ceil(log2 n) alpha + 2 (n - 1) / n B beta, as the simulator charges it. As reduce-scatter and
       all-gather, for the outer step, the all-gather is added: ceil(log2 n) alpha + (n - 1) / n B beta.
+    - outer step in coded messages of C bytes in all: each half is a message to each other rank, (n - 1) (alpha + C / n
+      beta), one after the other. Short messages are sent at once: one alpha, and the time per byte is a lower bound.
     - the outer step checks between the two whether the average is finite: an all-gather of one byte.
     - gossip: alpha + degree (B + 16) beta, because all messages of a step share the sender's port.
 
@@ -119,6 +124,7 @@ def network_delays(network: Network, size: int, model_bytes: int, *, degree: int
         model_bytes: size of the parameters (B).
         degree: number of out-neighbours per gossip step.
         gossip_bytes: size of the parameters as gossip sends them (float32 at least); ``model_bytes`` if 0.
+        coded_bytes: size of the parameters as outer steps send them, with a ``wire_dtype``; 0 without one.
 
     Example:
         >>> from lentando.comm.cluster import Network
@@ -137,6 +143,9 @@ def network_delays(network: Network, size: int, model_bytes: int, *, degree: int
         moved = (size - 1) / size * model_bytes * beta
         whole = 2 * levels * alpha + 2 * moved
         separate = whole + levels * alpha + moved
+    if coded_bytes:
+        turns = size - 1 if coded_bytes / size >= PAIRWISE_FROM_BYTES else 1
+        separate = 2 * (turns * alpha + (size - 1) / size * coded_bytes * beta)
     separate += levels * alpha + (size - 1) * FINITE_BYTES * beta
     busy = degree * ((gossip_bytes or model_bytes) + GOSSIP_HEADER_BYTES) * beta
     return Delays(control + whole, control + separate, exchange=alpha + busy, exchange_busy=busy)

@@ -23,14 +23,18 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import all_finite, blocks
 from lentando.comm.operations.slices import slice_bounds
 from lentando.comm.reductions.reduction import quiet
-from lentando.comm.transport import Array, Transport
+from lentando.comm.transport import Array, Message, Transport
 from lentando.optimizers.rules.block_scaling import BLOCK_ELEMENTS
 from lentando.optimizers.rules.wire import SentShare, Wire, wire_of
 
-__all__ = ["CODED_TAG", "CodedExchange", "Piece"]
+__all__ = ["CODED_TAG", "PAIRWISE_FROM_BYTES", "CodedExchange", "Piece"]
 
 CODED_TAG = 3
 """Tag that separates these messages from those of rings (0), of gossip (1) and of slices (2)."""
+
+
+PAIRWISE_FROM_BYTES = 64 * 1024
+"""Longer messages to different ranks would compete for the links; for shorter ones, latency counts."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,9 @@ class CodedExchange:
         self._terms = [
             self._parts[rank] if other == rank else _Message(self.shard, coded, like, wire) for other in range(size)
         ]
-        self._others = [other for other in range(size) if other != rank]
+        # Each rank begins with the next one, so that no two ranks send to the same one at once.
+        self._receivers = [(rank + distance) % size for distance in range(1, size)]
+        self._senders = [(rank - distance) % size for distance in range(1, size)]
 
     def pieces(self, *, own: bool | None = None) -> Iterator[Piece]:
         """The pieces of the whole buffer.
@@ -134,8 +140,8 @@ class CodedExchange:
             the sum, in memory that is valid until the next call.
         """
         self._exchange(
-            [(other, self._parts[other].memory) for other in self._others],
-            [(other, self._terms[other].memory) for other in self._others],
+            [(other, self._parts[other].memory) for other in self._receivers],
+            [(other, self._terms[other].memory) for other in self._senders],
         )
         for number, piece in enumerate(self._parts[self._transport.rank].pieces):
             total = self._total[piece.in_shard]
@@ -153,17 +159,24 @@ class CodedExchange:
         """Send this rank's own pieces, which the caller has written, to all, and receive those of all others."""
         own = self._parts[self._transport.rank].memory
         self._exchange(
-            [(other, own) for other in self._others], [(other, self._parts[other].memory) for other in self._others]
+            [(other, own) for other in self._receivers],
+            [(other, self._parts[other].memory) for other in self._senders],
         )
 
-    def _exchange(self, sends: list[tuple[int, Array]], receives: list[tuple[int, Array]]) -> None:
-        """Exchange messages. Empty ones (fewer blocks than ranks) are not sent: both sides know their lengths."""
-        self._transport.exchange(
-            [(rank, memory) for rank, memory in sends if memory.size],
-            [(rank, memory) for rank, memory in receives if memory.size],
-            CODED_TAG,
-            overlap=False,
-        ).wait()
+    def _exchange(self, sends: list[Message], receives: list[Message]) -> None:
+        """Exchange messages: long ones with one pair of ranks after the other, short ones with all at once.
+
+        Empty messages (fewer blocks than ranks) are not sent: both sides know their lengths.
+        """
+        at_once = 1 if self._parts[0].memory.size >= PAIRWISE_FROM_BYTES else len(sends)
+        for start in range(0, len(sends), max(at_once, 1)):
+            part = slice(start, start + at_once)
+            self._transport.exchange(
+                [message for message in sends[part] if message[1].size],
+                [message for message in receives[part] if message[1].size],
+                CODED_TAG,
+                overlap=False,
+            ).wait()
 
 
 class _Message:

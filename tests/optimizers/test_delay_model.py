@@ -40,6 +40,7 @@ from lentando.optimizers.planning import (
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
+from lentando.optimizers.rules.wire import wire_of
 
 DRAWS = 40_000
 TRACE = (0.1, 0.1, 0.12, 0.4)
@@ -242,6 +243,16 @@ def test_all_reduce_and_local_sgd_with_constant_times_are_exact(size: int, eleme
     found = simulated_seconds(compute, size, 4, elements=elements, base=AllReduce())
     assert found == pytest.approx(all_reduce_seconds(compute, size, delays), rel=1e-9)
     found = simulated_seconds(compute, size, 15, elements=elements, base=LocalSGD(), period=5)
+    assert found == pytest.approx(local_sgd_seconds(compute, size, delays, 5), rel=1e-9)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_outer_steps_in_coded_messages_with_constant_times_are_exact(size: int, name: Any) -> None:
+    elements = 256 * 512 * size if name == "int4" else 256 * 256 * size
+    compute, coded_bytes = Compute(0.02), wire_of(name).size_bytes(np.zeros(elements))
+    delays = network_delays(NETWORK, size, 8 * elements, coded_bytes=coded_bytes)
+    found = simulated_seconds(compute, size, 15, elements=elements, base=LocalSGD(), period=5, wire_dtype=name)
     assert found == pytest.approx(local_sgd_seconds(compute, size, delays, 5), rel=1e-9)
 
 
