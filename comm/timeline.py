@@ -17,6 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 from lentando.comm.agreement import Event, Intent, agree, fingerprint
 from lentando.comm.clocks import ClockOffset, measure_clock
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.link_times import measure_link_seconds
 from lentando.comm.transport import Transport
 from lentando.comm.turns import turn
 
@@ -37,9 +38,18 @@ class Timeline:
         rank: number of this rank.
         clock: difference between the clocks of rank 0 and of this rank.
         mark_cycles: whether the beginning of each negotiation is marked.
+        link_seconds: time that a message of ``PROBE_BYTES`` takes from the previous rank, as ``measure_link_seconds``
+            has measured it.
     """
 
-    def __init__(self, path: Path, rank: int, clock: ClockOffset, mark_cycles: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        rank: int,
+        clock: ClockOffset,
+        mark_cycles: bool = False,
+        link_seconds: float | None = None,
+    ) -> None:
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         self._rank = rank
         self._offset_us = clock.seconds * 1e6
@@ -55,6 +65,8 @@ class Timeline:
             "clock_offset_in_micros": round(self._offset_us, 3),
             "clock_uncertainty_in_micros": round(clock.uncertainty_seconds * 1e6, 3),
         }
+        if link_seconds is not None:
+            started["message_from_previous_rank_in_micros"] = round(link_seconds * 1e6, 3)
         self._add("M", "process_name", args={"name": f"rank {rank}", **started})
         self._add("M", "process_sort_index", args={"sort_index": rank})
         self._write()
@@ -170,11 +182,12 @@ def start(transport: Transport, path: str | Path, mark_cycles: bool = False) -> 
     with turn(transport, intent):
         agree(transport, intent, lambda: "calls start_timeline()")
         clock = measure_clock(transport)
+        link_seconds = measure_link_seconds(transport)
     own = Path(path)
     if transport.rank:
         own = own.with_name(f"{own.stem}.rank{transport.rank}{own.suffix}")
     try:
-        active = Timeline(own, transport.rank, clock, mark_cycles)
+        active = Timeline(own, transport.rank, clock, mark_cycles, link_seconds)
     except OSError as error:
         raise ConfigurationError(f"rank {transport.rank} cannot write the timeline {own}: {error.strerror}") from error
 

@@ -38,7 +38,7 @@ def timeline(
     traces = read_traces(folder)
     met = meetings(traces)
     times = times_of(traces, met)
-    verdict = judge(times)
+    verdict = judge(times, [trace.link_us for trace in traces])
     merged = output or folder / "merged.json"
     try:
         merged.write_text(json.dumps([*_events(traces), *_arrows(met)]))

@@ -38,12 +38,15 @@ class Trace:
         events: all events, as the file contains them.
         spans: communications, in the order of their beginnings.
         clock_uncertainty_us: largest error of the times, in microseconds, in comparison with the clock of rank 0.
+        link_us: time in microseconds that a message of a megabyte took from the previous rank when the recording began;
+            None if that rank is on the same node.
     """
 
     rank: int
     events: list[dict[str, Any]]
     spans: list[Span]
     clock_uncertainty_us: float
+    link_us: float | None = None
 
 
 def read_traces(folder: Path) -> list[Trace]:
@@ -80,6 +83,7 @@ def _read(file: Path) -> Trace:
             events,
             sorted((_span(event) for event in events if event["ph"] == "X"), key=lambda span: span.began),
             float(about["clock_uncertainty_in_micros"]),
+            about.get("message_from_previous_rank_in_micros"),
         )
     except OSError as error:
         raise ConfigurationError(f"{file} cannot be read: {error.strerror}") from error

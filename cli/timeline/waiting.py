@@ -16,6 +16,8 @@ __all__ = ["Meeting", "RankTimes", "Verdict", "judge", "meetings", "times_of"]
 
 SLOWER = 1.2
 """Ratio to the median of the others from which a rank counts as slower."""
+SLOW_LINK = 2.0
+"""Ratio to the faster links from which a link counts as slow."""
 WORTH_NAMING = 0.05
 """Share of the time of a job from which waiting is worth a sentence."""
 
@@ -126,11 +128,12 @@ def times_of(traces: Sequence[Trace], met: Sequence[Meeting]) -> list[RankTimes]
     return times
 
 
-def judge(times: Sequence[RankTimes]) -> Verdict:
+def judge(times: Sequence[RankTimes], links_us: Sequence[float | None] = ()) -> Verdict:
     """Say which rank the others wait for, and why.
 
     Args:
         times: times of all ranks.
+        links_us: time in microseconds of a message from the previous rank to each rank; None where it is not known.
     """
     total = max((own.total for own in times), default=0.0)
     if len(times) < 2 or total == 0.0:
@@ -146,6 +149,8 @@ def judge(times: Sequence[RankTimes]) -> Verdict:
             "compute",
         )
     busiest = max(range(len(times)), key=lambda rank: times[rank].communicating)
+    if times[busiest].communicating >= WORTH_NAMING * total and (slow := _slow_link(links_us)) is not None:
+        return slow
     communicating = _ratio([own.communicating for own in times], busiest)
     if times[busiest].communicating >= WORTH_NAMING * total and communicating >= SLOWER:
         return Verdict(
@@ -168,6 +173,31 @@ def judge(times: Sequence[RankTimes]) -> Verdict:
             "single steps vary. A longer period evens them out."
         )
     return Verdict("Nothing stands out: waiting and communication take less than 5 % of the time.")
+
+
+def _slow_link(links_us: Sequence[float | None]) -> Verdict | None:
+    """The link that messages between neighbours, at the beginning of the recording, show to be slow.
+
+    A message crosses the links of two ranks. The rank that both of the slowest messages have in common is named.
+    """
+    known = [(time, rank) for rank, time in enumerate(links_us) if time is not None]
+    if len(known) < 3:
+        return None
+    usual = median(sorted(time for time, _ in known)[: -(-len(known) // 2)])  # of the faster half
+    slow = {rank for time, rank in known if time >= SLOW_LINK * usual}
+    if not slow or len(slow) > 2:
+        return None
+    size = len(links_us)
+    in_both_directions = [rank for rank in slow if (rank + 1) % size in slow]
+    rank = in_both_directions[0] if in_both_directions else min(slow)
+    name = f"of rank {rank}" if in_both_directions else f"from rank {(rank - 1) % size} to rank {rank}"
+    worst = max(time for time, _ in known)
+    return Verdict(
+        f"The link {name} is slow: a message of a megabyte takes {worst / 1e3:.1f} ms over it, and "
+        f"{usual / 1e3:.1f} ms over the others. All ranks wait for it.",
+        rank,
+        "network",
+    )
 
 
 def _ratio(values: Sequence[float], rank: int) -> float:

@@ -51,6 +51,23 @@ def test_the_verdict_names_the_rank_and_the_cause(
     assert (verdict.rank, verdict.cause) == (rank, cause)
 
 
+@pytest.mark.parametrize(
+    ("links_us", "rank"),
+    [
+        ([9_000, 9_100, 85_000, 84_000], 2),  # slow in both directions: what rank 2 receives, and what it sends
+        ([85_000, 9_100, 9_000, 84_000], 3),
+        ([9_000, 9_100, 85_000, 9_200], 2),
+        ([9_000, 9_100, 9_500, 10_000], None),
+        ([None, 90_000, None, 9_000], None),
+        ([], None),
+    ],
+)
+def test_a_slow_link_is_named(links_us: list[float | None], rank: int | None) -> None:
+    traces = [trace(number, ("4", -1, 0), ("8", 100, 150)) for number in range(4)]
+    verdict = judge(times_of(traces, meetings(traces)), links_us)
+    assert (verdict.rank, verdict.cause) == (rank, "network")
+
+
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Timelines of a job of four ranks, of which rank 2 is slow."""
