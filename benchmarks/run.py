@@ -8,6 +8,7 @@
                                                         4 times as long as they compute
     python benchmarks/run.py horovod                    loops of Horovod's users, under Horovod and under Lentando,
                                                         2 and 4 ranks on this machine
+    python benchmarks/run.py tensors                    lt.allreduce_ of ordinary tensors against MPI_Allreduce and Gloo
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
     python benchmarks/run.py memory                     what SlowMo takes beyond its base optimizer, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
@@ -241,14 +242,18 @@ def draw(group: HostGroup, found: Mapping[int, Mapping[str, Sample]], file: Path
 ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod}
 OVER_LINKS = {"links": (all_reduces, 1e9), "iterations": (iterations, 1e9), "loss": (loss, 1e8)}
 """What is measured on hosts, and the bits per second of their links."""
-WITHOUT_PEERS = {"step": ("step_overhead.py", (1, 4)), "memory": ("memory.py", (2, 4))}
-"""Measurements of Lentando only: the program, and the numbers of ranks on this machine."""
+IN_ONE_JOB = {
+    "step": ("step_overhead.py", (1, 4)),
+    "memory": ("memory.py", (2, 4)),
+    "tensors": ("ordinary_tensors.py", (2, 4)),
+}
+"""What is measured in one job, with or without peers: the program, and the numbers of ranks on this machine."""
 
 
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *WITHOUT_PEERS))
+    parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *IN_ONE_JOB))
     parser.add_argument("--hosts", type=int, default=4, help="for links, iterations and loss (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
@@ -276,8 +281,8 @@ def main() -> None:
     if options.what in ON_THIS_MACHINE:
         for ranks in (2, 4):
             ON_THIS_MACHINE[options.what](options, HostGroup(0, ranks), libraries)
-    elif options.what in WITHOUT_PEERS:
-        program, numbers = WITHOUT_PEERS[options.what]
+    elif options.what in IN_ONE_JOB:
+        program, numbers = IN_ONE_JOB[options.what]
         file = [] if options.results is None else ["--markdown", str(options.results / f"{options.what}.md")]
         for ranks in numbers:
             run_on(ranks, program, file)

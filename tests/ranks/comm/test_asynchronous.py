@@ -95,6 +95,25 @@ def test_sums_alone_and_together_are_bit_identical(transport: Transport) -> None
             assert together[number].tobytes() == array.tobytes()
 
 
+@pytest.mark.parametrize("elements", [3, 30_000, 300_000])
+def test_sums_and_means_in_flight_together_are_not_mixed_up(transport: Transport, elements: int) -> None:
+    """Whole numbers, which are exact in every order: gathered, packed in shared memory, and summed in place."""
+    rank, size = transport.rank, transport.size
+    arrays = [np.full(elements + number, 2.0 * (rank + number), np.float32) for number in range(6)]
+    factors = (1.0, 0.5)
+    handles = [
+        operations.allreduce_call(
+            array, (Sum, Average)[number % 2], postscale_factor=factors[number // 3], name=str(number)
+        ).start()
+        for number, array in enumerate(arrays)
+    ]
+    for number, (handle, array) in enumerate(zip(handles, arrays, strict=True)):
+        handle.wait()
+        total = sum(2.0 * (other + number) for other in range(size))
+        expected = (total, np.float32(total) / np.float32(size))[number % 2] * factors[number // 3]
+        np.testing.assert_array_equal(array, np.float32(expected))
+
+
 def test_nothing_is_done_while_nothing_is_submitted(transport: Transport) -> None:
     if transport.name == "horovod":
         pytest.skip("Horovod's own thread is always at work")

@@ -1,5 +1,6 @@
 """Gradients that are missing, zeroed in place or averaged before the step (O22)."""
 
+import pytest
 import reference
 import torch
 from numpy.testing import assert_allclose
@@ -65,6 +66,31 @@ def test_gradients_zeroed_in_place_are_averaged_without_a_copy() -> None:
         assert home is None or home == model.weight.grad.data_ptr()
     expected = reference.synchronous_sgd(lt.size(), 3, START, lambda i, k, x: QUADRATIC(i, k, START), 0.1)
     assert_allclose(model.weight.detach().numpy()[0], expected)
+
+
+@pytest.mark.parametrize("case", ["dense", "transposed", "one in flat memory", "one missing", "with a graph"])
+def test_gradients_are_gathered_wherever_they_are(case: str) -> None:
+    """At once where all are dense tensors of their own, otherwise one by one."""
+    model = nn.ParameterList([torch.zeros(3, 4), torch.zeros(2), torch.zeros(5, 2)])
+    optimizer = lt.DistributedOptimizer(sgd(model, lr=1.0, momentum=0))
+    for step in range(2):
+        values = [torch.arange(p.numel()).view(p.shape) + float(lt.rank() + step) for p in model]
+        for number, (parameter, value) in enumerate(zip(model, values, strict=True)):
+            if case == "transposed":
+                value = value.t().contiguous().t()  # noqa: PLW2901 - the same values in another order
+            if case == "one missing" and number == 1:
+                parameter.grad = None
+            elif case == "one in flat memory" and step and number == 1:
+                assert parameter.grad is not None
+                parameter.grad.copy_(value)
+            else:
+                parameter.grad = value.requires_grad_() * 1 if case == "with a graph" else value
+        optimizer.step()
+    for number, parameter in enumerate(model):
+        mean = (lt.size() - 1) / 2
+        expected = -2 * (torch.arange(parameter.numel()).view(parameter.shape) + mean + 0.5)
+        missing = case == "one missing" and number == 1
+        assert torch.equal(parameter.detach(), torch.zeros_like(expected) if missing else expected)
 
 
 def test_synchronize_averages_once_so_that_gradients_can_be_clipped() -> None:
