@@ -11,7 +11,7 @@ from lentando.cli.app import run
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 RUN_BY = {
-    r"mpirun -np 4 python train\.py": "tests/test_documentation.py",  # the script of the README
+    r"mpirun -np [24] python train\.py": "tests/test_documentation.py",  # the script of the README
     r"mpirun -np 4 python examples/digits_torch\.py .*": "tests/examples/test_digits.py",
     r"python examples/digits_torch\.py .*--simulate .*": "tests/examples/test_digits.py",
     r"mpirun -np 4 python examples/minimal_keras\.py": "tests/test_documentation.py",
@@ -25,7 +25,7 @@ RUN_BY = {
 }
 """Pattern of each command, and the file whose tests run it, or the same with other numbers."""
 NOT_RUN = {
-    r"make (demo|check|horovod-tests).*": "they contain the test suite, or take minutes; CI runs their parts",
+    r"make (demo|check|c10d-tests|horovod-tests).*": "they contain the test suite, or take minutes; CI runs their parts",
     r"pip install .*": "tests have no network; tests/test_packaging.py installs the wheel",
     r"git clone .*": "tests have no network",
     r"\. \.venv/bin/activate.*": "the tests run in that environment",
