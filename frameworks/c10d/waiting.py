@@ -10,8 +10,10 @@ __all__ = ["Waiting"]
 
 SPIN_SECONDS = 5e-4
 """The processor is only yielded for this time after the start of a wait; then the thread sleeps between polls."""
+WORK_SECONDS = 1e-4
+"""If a longer time has passed since the last poll, data have moved: what the rank waits for now is something else."""
 PAUSES = ((0.02, 5e-5), (1.0, 5e-4), (float("inf"), 5e-3))
-"""Pairs of a time since the start of the operation, and the pause between two polls until then, in seconds."""
+"""Pairs of a time since the start of a wait, and the pause between two polls until then, in seconds."""
 LOOK_SECONDS = 0.5
 """Interval at which a rank that waits asks whether another one has failed."""
 
@@ -27,6 +29,7 @@ class Waiting:
         self._failure = failure
         self._description = ""
         self._started = self._limit = 0.0
+        self._wait_started = self._last_poll = 0.0
         self._next_look = 0.0
         self._stopped: str | None = None
 
@@ -46,19 +49,31 @@ class Waiting:
         self._stopped = reason
 
     def __call__(self) -> None:
-        waited = time.monotonic() - self._started
+        now = time.monotonic()
+        if now - self._last_poll > WORK_SECONDS:
+            self._wait_started = now
+        self._pause(now - self._started, now - self._wait_started)
+        self._last_poll = time.monotonic()
+
+    def _pause(self, taken: float, waited: float) -> None:
+        """Pause between two polls.
+
+        Args:
+            taken: seconds since the start of the operation.
+            waited: seconds since the start of this wait.
+        """
         if self._stopped is not None:
             raise DistBackendError(f"{self._description} cannot be completed: {self._stopped}")
-        if waited < SPIN_SECONDS:
-            os.sched_yield()
-            return
-        if waited > self._limit:
+        if taken > self._limit:
             raise DistBackendError(
                 f"{self._description} has reached its timeout of {self._limit:g} s: other ranks have not called "
                 "it, or have stopped"
             )
-        if waited > self._next_look:
-            self._next_look = waited + LOOK_SECONDS
+        if waited < SPIN_SECONDS:
+            os.sched_yield()
+            return
+        if taken > self._next_look:
+            self._next_look = taken + LOOK_SECONDS
             failed = self._failure()
             if failed is not None:
                 raise DistBackendError(f"{self._description} cannot be completed: {failed}")
