@@ -9,6 +9,9 @@
     python benchmarks/run.py horovod                    loops of Horovod's users, under Horovod and under Lentando,
                                                         2 and 4 ranks on this machine
     python benchmarks/run.py tensors                    lt.allreduce_ of ordinary tensors against MPI_Allreduce and Gloo
+    python benchmarks/run.py c10d                       all-reduce and DistributedDataParallel over backends of
+                                                        torch.distributed, 2 and 4 ranks on this machine
+    sudo python benchmarks/run.py c10d_links            the same on 4 hosts, each behind a link of 1 Gbit/s
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
     python benchmarks/run.py memory                     what SlowMo takes beyond its base optimizer, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
@@ -32,6 +35,8 @@ from measuring import Sample, machine, report, table
 MB = 1_000_000
 LAYERS = 6
 MODEL_BYTES = LAYERS * 512 * 512 * 4
+DDP_LAYERS = 24
+DDP_BYTES = DDP_LAYERS * 512 * 512 * 4
 PAIRS = {
     "AllReduce": ("DDP", "Horovod"),
     "AllReduce(overlap)": ("DDP", "Horovod"),
@@ -191,6 +196,32 @@ def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[s
     )
 
 
+def c10d(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
+    """A table of all-reduces and of training by DistributedDataParallel, over backends of torch.distributed."""
+    names = [name for name in (OURS, "Gloo", "Horovod") if name in libraries]
+    sizes = options.sizes or [MB, 25 * MB, 100 * MB]
+    seconds = options.compute_seconds or (group.limit_seconds(DDP_BYTES) if group.hosts else 0.0)
+    given = ["--layers", str(DDP_LAYERS), "--compute-seconds", f"{seconds:.6f}", "--sizes", *map(str, sizes)]
+    by_library = alternate(group, names, "c10d.py", dict.fromkeys(names, given), options.repeats)
+    rows = []
+    for figure in by_library[OURS]:
+        _, _, size = figure.partition("all_reduce:")
+        found = [by_library[name][figure] for name in names]
+        is_alone = figure.endswith("alone")
+        ratios = ["" if is_alone else f"{found[0].times_faster_than(other):.2f}" for other in found[1:]]
+        rows.append([f"all_reduce, {in_words(int(size))}" if size else figure, *map(str, found), *ratios])
+    header = ["", 'backend "lentando"', *names[1:], *(f"times faster than {name}" for name in names[1:])]
+    slept = f", and sleep for {1e3 * seconds:.0f} ms, in which the link could carry their gradients" if seconds else ""
+    caption = (
+        "each the median of a few samples of the slowest rank, of an all-reduce or of a training iteration. "
+        f"Layers: {DDP_LAYERS} layers of 1 MB, which compute on a batch of 8{slept}. 160 tensors: shapes of "
+        "ResNet-50's parameters with its channels / 8, which compute little. The backends train by "
+        "DistributedDataParallel, Horovod by its DistributedOptimizer; all settings are the defaults. Times faster: "
+        "median of the pairs."
+    )
+    publish(options, group, table(header, rows), caption)
+
+
 def _seconds_until(goal: float, curve: Sequence[tuple[float, float]]) -> float:
     return next((seconds for seconds, loss in curve if loss <= goal), math.inf)
 
@@ -239,8 +270,13 @@ def draw(group: HostGroup, found: Mapping[int, Mapping[str, Sample]], file: Path
     figure.savefig(file)
 
 
-ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod}
-OVER_LINKS = {"links": (all_reduces, 1e9), "iterations": (iterations, 1e9), "loss": (loss, 1e8)}
+ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod, "c10d": c10d}
+OVER_LINKS = {
+    "links": (all_reduces, 1e9),
+    "iterations": (iterations, 1e9),
+    "loss": (loss, 1e8),
+    "c10d_links": (c10d, 1e9),
+}
 """What is measured on hosts, and the bits per second of their links."""
 IN_ONE_JOB = {
     "step": ("step_overhead.py", (1, 4)),
@@ -254,7 +290,7 @@ def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *IN_ONE_JOB))
-    parser.add_argument("--hosts", type=int, default=4, help="for links, iterations and loss (default %(default)s)")
+    parser.add_argument("--hosts", type=int, default=4, help="behind links (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
     parser.add_argument(

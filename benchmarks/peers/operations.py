@@ -91,15 +91,17 @@ class Lentando:
         return float(longest[0])
 
 
-class Gloo:
-    """torch.distributed's, which DistributedDataParallel uses on CPUs."""
+class TorchDistributed:
+    """torch.distributed over one of its backends, which DistributedDataParallel uses."""
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str) -> None:
         import torch
         import torch.distributed as dist
 
+        if backend == "lentando":
+            import lentando.c10d  # noqa: F401 - registers the backend
         self._torch, self._dist = torch, dist
-        dist.init_process_group("gloo")
+        dist.init_process_group(backend)
         self.rank = dist.get_rank()
 
     def all_reduce(self, elements: int) -> Callable[[], object]:
@@ -132,7 +134,12 @@ class Horovod:
         return float(self._hvd.allreduce(times, op=self._hvd.Max, name="slowest"))
 
 
-LIBRARIES: dict[str, Callable[[], Any]] = {"lentando": Lentando, "mpi": MPI, "gloo": Gloo, "horovod": Horovod}
+LIBRARIES: dict[str, Callable[[], Any]] = {
+    "lentando": Lentando,
+    "mpi": MPI,
+    "gloo": lambda: TorchDistributed("gloo"),
+    "horovod": Horovod,
+}
 
 
 def seconds_per_call(library: Library, call: Callable[[], object], calls: int) -> float:

@@ -110,3 +110,14 @@ def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPat
     loops = importlib.import_module("peers.horovod_loops")
     shapes = list(loops.resnet50_shapes(1))
     assert (len(shapes), sum(map(math.prod, shapes))) == (161, 25_557_032)  # as torchvision's has
+
+
+@pytest.mark.parametrize("backend", ["lentando", "gloo"])
+def test_backends_of_torch_distributed_report_the_same_figures(backend: str) -> None:
+    found = peer("c10d.py", backend, "--sizes", "64000", "--layers", "2")
+    loops = ["layers", "160 tensors"]
+    assert list(found) == [
+        "all_reduce:64000",
+        *(figure for loop in loops for figure in (f"{loop}, compute alone", loop)),
+    ]
+    assert all(seconds > 0 for seconds in found.values())
