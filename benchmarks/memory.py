@@ -2,6 +2,7 @@
 
     mpirun -np 4 python benchmarks/memory.py
     mpirun -np 4 python benchmarks/memory.py --base sgp --size 400MB
+    mpirun -np 4 python benchmarks/memory.py --delay 1
 
 A rank's memory is its proportional set size (Linux): what ranks share counts once, divided among them.
 """
@@ -37,6 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", type=number_of_bytes, default="100MB", help="of the model (default %(default)s)")
     parser.add_argument("--base", choices=BASES, default="local", help="what SlowMo is over (default %(default)s)")
+    parser.add_argument("--delay", type=int, default=0, help="of the outer steps (default %(default)s)")
     parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
     lt.init()
@@ -54,15 +56,20 @@ def main() -> None:
     train(sgd, 2)
     comm.Barrier()
     before = used_bytes()
-    optimizer = lt.SlowMo(sgd, model=model, base=BASES[options.base](), period=PERIOD, slow_momentum=0.5)
+    optimizer = lt.SlowMo(
+        sgd, model=model, base=BASES[options.base](), period=PERIOD, slow_momentum=0.5, delay=options.delay
+    )
     train(optimizer, 2 * PERIOD + 1)  # one more step than two rounds, which creates the base state again
     comm.Barrier()
     copies = comm.allgather((used_bytes() - before) / options.size)
     where = facts(comm)
     if comm.rank == 0:
-        goal = 2 / comm.size + 1
-        rows = [[f"SlowMo over {options.base}", f"{max(copies):.2f}", f"{min(copies):.2f}", f"{goal:.2f}"]]
-        header = ["method", "copies, largest rank", "smallest rank", "2/n + 1"]
+        # Anchor and slow momentum, which are sharded without a delay, and the base state that is created again; with a
+        # delay the contribution and its sum as well.
+        goal = 4 + 1 if options.delay else 2 / comm.size + 1
+        method = f"SlowMo over {options.base}{f' with delay {options.delay}' if options.delay else ''}"
+        rows = [[method, f"{max(copies):.2f}", f"{min(copies):.2f}", f"{goal:.2f}"]]
+        header = ["method", "copies, largest rank", "smallest rank", "4 + 1" if options.delay else "2/n + 1"]
         caption = f"Copies of a model of {in_words(options.size)} in float32, beyond SGD with momentum. {where}."
         report(f"{table(header, rows)}\n\n{caption}", options.markdown)
     lt.shutdown()
