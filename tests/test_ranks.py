@@ -12,6 +12,7 @@ FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test
 SIZES = {
     "tensorflow": selected_cases([1, 2], [1, 2, 3]),
     "torch": [1, 3],
+    "c10d": selected_cases([1, 3], [1, 2, 3, 5, 8]),
     "optimizers": selected_cases([1, 2, 3, 5], [1, 2, 3, 5, 8]),
 }
 """For folders whose ranks take long: what they call is tested with more ranks in the others. Five have all that eight

@@ -38,11 +38,13 @@ class Calls:
     Attributes:
         timeout: the same.
         count: number of operations that were submitted.
+        has_failed: whether one had failed when the group was closed.
     """
 
     def __init__(self, transport: Transport, failure: Callable[[], str | None], timeout: timedelta) -> None:
         self.timeout = timeout
         self.count = 0
+        self.has_failed = False
         self._transport = transport
         self._waiting = Waiting(failure)
         if isinstance(transport, Interruptible):
@@ -87,6 +89,7 @@ class Calls:
         if not self._order.close(CLOSING_SECONDS):
             self._waiting.stop("its rank has left the group")
             self._order.close(CLOSING_SECONDS)
+        self.has_failed = self._broken is not None
         self.fail("this rank has left the group")
         return True
 

@@ -44,6 +44,10 @@ class Members:
     collectives: Transport
     endings: Endings
 
+    def close(self) -> None:
+        """Release the transports. Messages in flight still arrive."""
+        self.messages.close()  # and those that were opened from it
+
 
 def open_members(store: Store, rank: int, size: int, name: str, timeout: timedelta) -> Members:
     """Connect the members of a group. Collective over them.

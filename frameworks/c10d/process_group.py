@@ -283,6 +283,8 @@ class LentandoProcessGroup(_ProcessGroup):  # type: ignore[misc]
     def shutdown(self) -> None:
         """Leave the group, after the operations that were submitted."""
         self.end("has destroyed the group")
+        if not self._calls.has_failed:  # MPI may still use the memory of an operation that has failed
+            self._members.close()
 
     def end(self, what: str) -> None:
         """Leave the group, and let the other members know what this rank has done, as the rest of a sentence."""

@@ -8,6 +8,8 @@ import torch
 from torch import distributed as dist
 from torch.distributed import DistBackendError, ReduceOp
 
+from lentando.comm.closed import is_closed
+
 
 def test_two_groups_work_at_the_same_time() -> None:
     rank, size = dist.get_rank(), dist.get_world_size()
@@ -143,3 +145,15 @@ def test_monitored_barrier_names_the_ranks_that_are_missing() -> None:
         with pytest.raises(DistBackendError, match="Rank 1 successfully reached monitoredBarrier"):
             group.monitored_barrier(timedelta(seconds=2))
     dist.barrier()
+
+
+def test_group_that_is_destroyed_releases_its_communicators() -> None:
+    """MPICH has some 2000, and each group needs several."""
+    for number in range(20):
+        group = dist.new_group(list(range(dist.get_world_size())))
+        tensor = torch.ones(1)
+        dist.all_reduce(tensor, group=group)
+        assert tensor.item() == dist.get_world_size(), number
+        members = group._members
+        dist.destroy_process_group(group)
+        assert dist.get_world_size() == 1 or (is_closed(members.messages) and is_closed(members.collectives))
