@@ -166,6 +166,8 @@ def _start_command(facts: Facts) -> str:
         return f"unset {' '.join(claim.variables)}"
     if "LENTANDO_TRANSPORT" in facts["environment"] and not claims:
         return "unset LENTANDO_TRANSPORT"
+    if claims and claims[0].kind.is_torch and "torch" not in facts["versions"]:
+        return "pip install torch"
     vendor = facts["library"]["vendor"]
     if vendor is None:
         return loading_fix(facts)
@@ -182,6 +184,9 @@ def _start_command(facts: Facts) -> str:
 
 def _interface_fix(facts: Facts) -> str:
     name = first_outward(facts["interfaces"]) or "lo"
+    claims = read_claims(facts["environment"])
+    if claims and claims[0].kind.is_torch:
+        return f"export GLOO_SOCKET_IFNAME={name}"
     vendor = facts["library"]["vendor"]
     if vendor is not None and family(vendor) == "MPICH":
         return f"export FI_TCP_IFACE={name} UCX_NET_DEVICES={name}"

@@ -16,7 +16,7 @@ from launching import Job, find_mpirun, launch, mpirun
 from lentando.cli.app import run
 from lentando.cli.doctor.checks import check_facts
 from lentando.cli.doctor.facts import Facts, Place, Program, collect
-from lentando.cli.doctor.job import check_tests
+from lentando.cli.doctor.job import check_outcome, check_tests
 from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.probe import _test
 from lentando.cli.doctor.watch import Outcome
@@ -254,6 +254,25 @@ sys.exit(main())
     assert f"problem  no answer {expected} within 4 s" in job.output
     assert "$ export OMPI_MCA_btl_tcp_if_include=" in job.output
     assert job.seconds < 40
+
+
+def test_rank_of_torchrun_that_never_comes_is_reported_in_time() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    job = alone("--json", "--timeout", "8", **variables)
+    assert job.status == 1, job.output
+    (found,) = problems(job)
+    assert "no answer while joining the job within 8 s" in found["text"]
+    assert found["fix"].startswith("export GLOO_SOCKET_IFNAME=")
+
+
+def test_pytorch_is_what_torchruns_ranks_need(facts: Facts) -> None:
+    environment = {"RANK": "0", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "9"}
+    without = changed(facts, environment=environment, versions={"tensorflow": "2.21.0"}, library=NO_LIBRARY)
+    (found,) = check_outcome(Outcome(end="refused", refusal="PyTorch cannot be loaded"), without)
+    assert found.fix == "pip install torch"
 
 
 def test_mpi_that_ends_the_process_is_reported_with_its_last_output() -> None:
