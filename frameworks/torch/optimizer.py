@@ -28,6 +28,7 @@ from lentando.torch.gradient_averages import GradientAverages
 from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
 from lentando.torch.parameters import check_named_parameters
+from lentando.torch.trainer_check import check_trainer
 from lentando.torch.wrapped import WrappedOptimizer
 
 if TYPE_CHECKING:
@@ -118,6 +119,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         if not isinstance(optimizer, torch.optim.Optimizer):
             raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         check_not_wrapped(optimizer)
+        check_trainer(model, world.size)
         super().__init__(optimizer)
         self._step_outside_graph = torch.compiler.disable(DistributedOptimizer.step)  # type: ignore[no-untyped-call]
         self._model = TorchModel(
