@@ -12,6 +12,7 @@ from lentando.optimizers.replica.evaluation import Evaluation
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import Progress, return_to_state, state_to_return_to
 from lentando.optimizers.replica.weights import Weights
+from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["Rollback"]
 
@@ -74,6 +75,8 @@ class Rollback:
             self._weights.continue_gossip()
             if is_elastic(setup.transport):
                 transaction(setup.transport, self._align_exchanges)
+        if isinstance(setup.outer, StreamedOuterStep):
+            setup.outer.share_contributions()
         setup.framework.load()
         setup.framework.watch.reset()
         setup.framework.watch.mark()

@@ -159,6 +159,16 @@ class StreamedOuterStep(OuterStepping):
         for number in self.in_flight:
             self.adopt_fragment(number)
 
+    def share_contributions(self) -> None:
+        """Replace what this rank has contributed and not adopted by rank 0's, whose parameters it has got. Collective.
+
+        The averages in flight remain what they are.
+        """
+        self._in_flight.wait_for_all(self._transport.traffic)
+        if self.in_flight:
+            for array in self._arrays.contributions:
+                self._transport.broadcast(array)
+
     def preview(self) -> None:
         """Put into the buffers what adopting everything in flight would put there. It remains in flight.
 

@@ -313,6 +313,19 @@ def test_averaged_evaluates_what_will_be_adopted(transport: Transport) -> None:
     assert_array_equal(worker.run(PERIOD - 1), whole.model.x)
 
 
+def test_ranks_that_adopt_rank_0_move_like_it(transport: Transport) -> None:
+    """As Horovod's elastic states do after they have returned to a commit."""
+    worker = trained(transport, PERIOD + 1, delay=3)
+    moved = everyones(transport, worker.model.x)[0]
+    transport.broadcast(worker.model.x)
+    worker.replica.rollback.adopt_rank_0()
+    worker.learning_rates = lambda step: 0.0
+    worker.run(2)
+    found = everyones(transport, worker.model.x)
+    assert_array_equal(found, np.tile(found[0], (transport.size, 1)))
+    assert not np.array_equal(found[0], moved) or transport.size == 1
+
+
 def test_restart_drops_what_is_in_flight(transport: Transport) -> None:
     worker = trained(transport, PERIOD + 1, delay=3)
     own = everyones(transport, worker.model.x)
