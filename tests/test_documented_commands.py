@@ -16,6 +16,7 @@ RUN_BY = {
     r"python examples/digits_torch\.py .*--simulate .*": "tests/examples/test_digits.py",
     r"mpirun -np 4 python examples/minimal_keras\.py": "tests/test_documentation.py",
     r"mpirun -np 2 python examples/hugging_face_trainer\.py .*": "tests/torch/test_hugging_face.py",
+    r"mpirun -np 4 python examples/ddp_within_nodes\.py .*": "tests/torch_distributed/test_ddp_within_nodes.py",
     r"lentando plan .*": "tests/test_documented_commands.py",
     r"mpirun -np 4 lentando measure .*": "tests/cli/test_commands.py",
     r"lentando report .*": "tests/cli/test_report.py",
