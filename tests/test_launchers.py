@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from launchers import HOROVOD_GLOO, LAUNCHERS, OPEN_MPI, WITH_MPICH, Launcher
+from launchers import HOROVOD_GLOO, LAUNCHERS, OPEN_MPI, TORCHRUN, WITH_MPICH, Launcher
 from launching import PYTEST, RANKS
 
 PROGRAM = str(Path(__file__).parent / "launchers/same_results.py")
@@ -53,6 +53,10 @@ def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: di
         (HOROVOD_GLOO, 3, "comm"),
         (HOROVOD_GLOO, 2, "optimizers"),
         (HOROVOD_GLOO, 2, "torch/test_gossip.py"),
+        (TORCHRUN, 1, "comm"),
+        (TORCHRUN, 3, "comm"),
+        (TORCHRUN, 2, "optimizers"),
+        (TORCHRUN, 3, "torch/test_gossip.py"),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

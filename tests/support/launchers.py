@@ -85,4 +85,12 @@ HOROVOD_GLOO = Launcher(
 HOROVOD_MPI = Launcher(
     "horovodrun --mpi", (str(HOROVODRUN), "--mpi", "-np"), sys.executable, (OPEN_MPI_5,), "mpi", _without_horovod
 )
-LAUNCHERS = (OPEN_MPI, WITH_MPICH, HOROVOD_GLOO, HOROVOD_MPI)
+TORCHRUN = Launcher(
+    "torchrun",
+    (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node"),
+    sys.executable,
+    ("--no-python",),
+    "torch",
+    "" if find_spec("torch") else "PyTorch is not installed here: pip install torch",
+)
+LAUNCHERS = (OPEN_MPI, WITH_MPICH, HOROVOD_GLOO, HOROVOD_MPI, TORCHRUN)

@@ -7,21 +7,20 @@ Gloo reports that a message has arrived only to a thread that waits for it. One 
 import threading
 import time
 from collections.abc import Callable, Sequence
-from queue import SimpleQueue
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transports.mailbox import Receive
 from lentando.comm.transports.torch_distributed.errors import TranslatedErrors
-from lentando.comm.transports.torch_distributed.groups import Work
+from lentando.comm.transports.torch_distributed.waiting import Messages, WaitingThreads
 
-__all__ = ["TorchExchange", "WaitingThreads"]
+__all__ = ["TorchExchange"]
 
 
 class TorchExchange:
-    """Messages in flight.
+    """An exchange. Its messages are in flight until they are complete, even if nothing refers to it any more.
 
     Args:
-        works: the messages to and from other ranks, each with the number of that rank. They refer to their tensors.
+        messages: the messages to and from other ranks.
         receives: posted receives from this rank itself.
         threads: threads that can wait for the messages.
         pause: function that is called again and again by a thread that waits; None to wait inside of Gloo.
@@ -29,12 +28,12 @@ class TorchExchange:
 
     def __init__(
         self,
-        works: list[tuple[int, Work]],
+        messages: Messages,
         receives: Sequence[Receive],
-        threads: "WaitingThreads",
+        threads: WaitingThreads,
         pause: Callable[[], None] | None,
     ) -> None:
-        self._works = works
+        self._messages = messages
         self._receives = receives
         self._threads = threads
         self._pause = pause
@@ -44,7 +43,7 @@ class TorchExchange:
     def wait(self) -> None:
         if self._pause is None and self._has_ended is None:
             self._complete()
-        elif self._works:
+        elif self._messages:
             has_ended = self._watch()
             if self._pause is None:
                 has_ended.wait()
@@ -55,7 +54,7 @@ class TorchExchange:
 
     def wait_for(self, seconds: float) -> bool:
         """Wait for ``seconds`` at most; return whether the exchange is complete."""
-        if self._works:
+        if self._messages:
             has_ended, until = self._watch(), time.monotonic() + seconds
             if self._pause is None:
                 has_ended.wait(seconds)
@@ -65,7 +64,7 @@ class TorchExchange:
         return self.test()
 
     def test(self) -> bool:
-        if self._works and not self._watch().is_set():
+        if self._messages and not self._watch().is_set():
             return False
         if self._error is not None:
             raise self._error
@@ -81,7 +80,7 @@ class TorchExchange:
         """Let another thread wait. Returns the event that is set when it has ended."""
         if self._has_ended is None:
             self._has_ended = threading.Event()
-            self._threads.run(self._complete_and_report)
+            self._threads.watch(self._messages, self._complete_and_report)
         return self._has_ended
 
     def _complete_and_report(self) -> None:
@@ -91,44 +90,13 @@ class TorchExchange:
 
     def _complete(self) -> None:
         try:
-            while self._works:
-                peer, work = self._works[-1]
-                with TranslatedErrors(peer):
-                    work.wait()
-                self._works.pop()
+            while self._messages:
+                with TranslatedErrors(self._messages[-1].peer):
+                    self._messages[-1].work.wait()
+                self._messages.pop()
         except TransportError as error:
             self._error = error
 
-
-class WaitingThreads:
-    """Threads that call a function each, and are reused: as many as functions run at once."""
-
-    def __init__(self) -> None:
-        self._threads: list[threading.Thread] = []
-        self._idle = 0
-        self._queue: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
-        self._lock = threading.Lock()
-
-    def run(self, function: Callable[[], None]) -> None:
-        """Let a thread call a function, which raises no exception."""
-        with self._lock:
-            if self._idle:
-                self._idle -= 1
-            else:
-                self._threads.append(threading.Thread(target=self._run, name="lentando-waiting", daemon=True))
-                self._threads[-1].start()
-        self._queue.put(function)
-
-    def close(self) -> None:
-        """End the threads once their functions have returned."""
-        for _ in self._threads:
-            self._queue.put(None)
-        for thread in self._threads:
-            thread.join()
-
-    def _run(self) -> None:
-        while (function := self._queue.get()) is not None:
-            function()
-            del function  # which may hold the last reference to arrays
-            with self._lock:
-                self._idle += 1
+    def __del__(self) -> None:
+        if self._messages and self._has_ended is None and self._error is None:
+            self._threads.keep(self._messages)

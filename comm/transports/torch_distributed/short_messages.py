@@ -1,19 +1,18 @@
 """Short messages of any length that arrive although their receiver does not wait for them: of threads, and notices.
 
-A thread of each rank receives them. Gloo completes a send when its message has been received, so that another thread
-waits for the sends, in order to keep their memory until then.
+A thread of each rank receives them.
 """
 
 import struct
 import threading
 from collections import defaultdict, deque
-from queue import SimpleQueue
 
 import torch
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transports.torch_distributed.errors import TranslatedErrors, translated
-from lentando.comm.transports.torch_distributed.groups import GlooGroup, Work
+from lentando.comm.transports.torch_distributed.groups import GlooGroup
+from lentando.comm.transports.torch_distributed.waiting import MessageInFlight, WaitingThreads
 
 __all__ = ["ShortMessages"]
 
@@ -29,22 +28,19 @@ class ShortMessages:
         group: group of the ranks.
         rank, size: number of this rank, and of all ranks.
         tag: tag that no other messages have; the next one is used as well.
+        threads: keep what is sent until it has been received.
     """
 
-    def __init__(self, group: GlooGroup, rank: int, size: int, tag: int) -> None:
+    def __init__(self, group: GlooGroup, rank: int, size: int, tag: int, threads: WaitingThreads) -> None:
         self._group, self._tag = group, tag
         self._rank, self._size = rank, size
         self.changed = threading.Condition()
         self._failure: TransportError | None = None
         self._contents: deque[tuple[int, bytes]] = deque()
         self._notices: defaultdict[int, deque[int]] = defaultdict(deque)
-        self._sent: SimpleQueue[list[Work] | None] = SimpleQueue()
-        self._threads = [
-            threading.Thread(target=run, name=f"lentando-{name}", daemon=True)
-            for name, run in (("receiving", self._receive_all), ("sending", self._complete_sends))
-        ]
-        for thread in self._threads:
-            thread.start()
+        self._threads = threads
+        self._receiver = threading.Thread(target=self._receive_all, name="lentando-receiving", daemon=True)
+        self._receiver.start()
 
     def send_content(self, peer: int, content: bytes) -> None:
         """Send bytes to another rank, without waiting."""
@@ -80,17 +76,14 @@ class ShortMessages:
         for peer in range(self._size):
             if peer != self._rank:
                 self._send(peer, _END, b"")
-        self._threads[0].join()
-        self._sent.put(None)
-        self._threads[1].join()
+        self._receiver.join()
 
     def _send(self, peer: int, kind: int, content: bytes) -> None:
-        header = _HEADER.pack(self._rank, kind, len(content))
+        parts = [_HEADER.pack(self._rank, kind, len(content)), content]
         with TranslatedErrors(peer):
-            works: list[Work] = [self._group.send([_tensor(header)], peer, self._tag)]
-            if content:
-                works.append(self._group.send([_tensor(content)], peer, self._tag + 1))
-        self._sent.put(works)
+            for tag, part in enumerate(filter(None, parts), self._tag):
+                work = self._group.send([torch.frombuffer(bytearray(part), dtype=torch.uint8)], peer, tag)
+                self._threads.keep([MessageInFlight(work, peer, is_sent=True, tag=tag, nbytes=len(part))])
 
     def _receive_all(self) -> None:
         remaining = self._size - 1
@@ -112,14 +105,6 @@ class ShortMessages:
         except RuntimeError as error:
             self._fail(error)
 
-    def _complete_sends(self) -> None:
-        try:
-            while (works := self._sent.get()) is not None:
-                for work in works:
-                    work.wait()
-        except RuntimeError as error:
-            self._fail(error)
-
     def _fail(self, error: RuntimeError) -> None:
         with self.changed:
             self._failure = self._failure or translated(error)
@@ -128,7 +113,3 @@ class ShortMessages:
     def _raise_failure(self) -> None:
         if self._failure is not None:
             raise TransportError(str(self._failure)) from self._failure
-
-
-def _tensor(content: bytes) -> torch.Tensor:
-    return torch.frombuffer(bytearray(content), dtype=torch.uint8)

@@ -20,9 +20,11 @@ from lentando.comm.forked import refuse_in_children
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.mailbox import Mailbox, Receive
 from lentando.comm.transports.torch_distributed.errors import TranslatedErrors
-from lentando.comm.transports.torch_distributed.exchange import TorchExchange, WaitingThreads
+from lentando.comm.transports.torch_distributed.exchange import TorchExchange
 from lentando.comm.transports.torch_distributed.groups import Groups, Work
 from lentando.comm.transports.torch_distributed.short_messages import ShortMessages
+from lentando.comm.transports.torch_distributed.unmatched import end_unmatched
+from lentando.comm.transports.torch_distributed.waiting import MessageInFlight, Messages, WaitingThreads
 from lentando.comm.transports.wider_dtypes import reduced_dtype
 
 __all__ = ["TorchTransport"]
@@ -76,7 +78,7 @@ class TorchTransport:
         return self._start(sends, receives, tag)
 
     def _start(self, sends: Sequence[Message], receives: Sequence[Message], tag: int) -> TorchExchange:
-        works: list[tuple[int, Work]] = []
+        messages: Messages = []
         posted: list[Receive] = []
         for peer, array in receives:
             if peer == self.rank:
@@ -84,14 +86,16 @@ class TorchTransport:
                 self._mailboxes[tag].post(posted[-1])
             elif array.nbytes:
                 with TranslatedErrors(peer):
-                    works.append((peer, self._group.recv([_tensor(as_bytes(array))], peer, tag)))
+                    work = self._group.recv([_tensor(as_bytes(array))], peer, tag)
+                messages.append(MessageInFlight(work, peer, is_sent=False, tag=tag, nbytes=array.nbytes))
         for peer, array in sends:
             if peer == self.rank:
                 self._mailboxes[tag].send(array)
             elif array.nbytes:
                 with TranslatedErrors(peer):
-                    works.append((peer, self._group.send([_readable(as_bytes(array))], peer, tag)))
-        return TorchExchange(works, posted, self._threads, self._pause)
+                    work = self._group.send([_readable(as_bytes(array))], peer, tag)
+                messages.append(MessageInFlight(work, peer, is_sent=True, tag=tag, nbytes=array.nbytes))
+        return TorchExchange(messages, posted, self._threads, self._pause)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
         flat = array.reshape(-1)
@@ -184,7 +188,7 @@ class TorchTransport:
 
     def _opened_short_messages(self) -> ShortMessages:
         if self._short_messages is None:
-            self._short_messages = ShortMessages(self._group, self.rank, self.size, SHORT_MESSAGES_TAG)
+            self._short_messages = ShortMessages(self._group, self.rank, self.size, SHORT_MESSAGES_TAG, self._threads)
         return self._short_messages
 
     def clock(self) -> float:
@@ -200,16 +204,24 @@ class TorchTransport:
         has_opened = np.array([each._short_messages is not None for each in transports], np.uint8)  # noqa: SLF001
         self.allreduce(has_opened, "max")  # a rank may have left notices for one that has never read any
         for each, must_close in zip(transports, has_opened, strict=True):
-            each._release(bool(must_close))  # noqa: SLF001
+            each._end_threads(self, bool(must_close))  # noqa: SLF001
+        self.barrier()
+        for each in transports:
+            mark_closed(each)
+            del each._group  # noqa: SLF001
         if self._owns_default_group and dist.is_initialized():
             dist.destroy_process_group()
 
-    def _release(self, has_opened_short_messages: bool) -> None:
+    def _end_threads(self, parent: "TorchTransport", has_opened_short_messages: bool) -> None:
         if has_opened_short_messages:
             self._opened_short_messages().close()
-        self._threads.close()
-        mark_closed(self)
-        del self._group
+        self._threads.end()
+        end_unmatched(
+            parent,
+            self._threads,
+            lambda peer, tag: self._start([(peer, np.zeros(1, np.uint8))], [], tag),
+            lambda peer, tag, nbytes: self._start([], [(peer, np.empty(nbytes, np.uint8))], tag),
+        )
 
     def _finish(self, start: Callable[[], Work]) -> None:
         """Start a collective, and wait until it is complete."""

@@ -115,8 +115,8 @@ def test_sums_and_means_in_flight_together_are_not_mixed_up(transport: Transport
 
 
 def test_nothing_is_done_while_nothing_is_submitted(transport: Transport) -> None:
-    if transport.name == "horovod":
-        pytest.skip("Horovod's own thread is always at work")
+    if transport.name in ("horovod", "torch"):
+        pytest.skip(f"a thread of {transport.name} is always at work")
     operations.allreduce_call(np.ones(1), Sum).start().wait()
     time.sleep(0.05)
     before = resource.getrusage(resource.RUSAGE_SELF)
