@@ -70,7 +70,7 @@ class NegotiatedOperations:
             data.while_waiting = self._while_executing
         self._pid = os.getpid()
         # Used by the thread only.
-        self._pace = Pace()
+        self._pace = Pace(is_crowded=transport.local_size > (os.cpu_count() or 1))
         self._looked_at = 0.0
         self._question = 0
         self._running: list[tuple[str, str]] = []

@@ -9,6 +9,10 @@ SPIN_SECONDS = 1e-3
 """If the program waits for the result, MPI is polled without sleeping for this time since the last progress."""
 EXECUTING_SPIN_SECONDS = 0.25
 """The same while an operation is executed, for which no rank has to arrive any more."""
+CROWDED_SPIN_SECONDS = 2e-4
+"""The same in both cases if the node has more ranks than cores: one that polls takes the core of one that works."""
+CROWDED_PAUSE_SECONDS = 5e-5
+"""The first pause on such a node, where waits are short because the others then have the core."""
 PAUSES = ((0.02, 1e-4), (1.0, 1e-3), (float("inf"), 5e-3))
 """Pairs of a time since the last progress, and the pause between two polls until then, in seconds."""
 PAUSE_BEHIND_COMPUTATION = 5e-4
@@ -16,9 +20,14 @@ PAUSE_BEHIND_COMPUTATION = 5e-4
 
 
 class Pace:
-    """The pause until the next poll, by the time since something has happened."""
+    """The pause until the next poll, by the time since something has happened.
 
-    def __init__(self) -> None:
+    Args:
+        is_crowded: whether this node has more ranks than cores.
+    """
+
+    def __init__(self, *, is_crowded: bool = False) -> None:
+        self._is_crowded = is_crowded
         self._since = time.monotonic()
 
     def reset(self) -> None:
@@ -38,8 +47,11 @@ class Pace:
             is_executing: whether all ranks are executing an operation.
         """
         waited = self.waited_seconds
-        if is_urgent and waited < (EXECUTING_SPIN_SECONDS if is_executing else SPIN_SECONDS):
+        spin = EXECUTING_SPIN_SECONDS if is_executing else SPIN_SECONDS
+        if is_urgent and waited < (CROWDED_SPIN_SECONDS if self._is_crowded else spin):
             return 0.0
+        if self._is_crowded and is_urgent and waited < PAUSES[0][0]:
+            return CROWDED_PAUSE_SECONDS
         pause = next(pause for until, pause in PAUSES if waited < until)
         return pause if is_urgent else max(pause, PAUSE_BEHIND_COMPUTATION)
 
