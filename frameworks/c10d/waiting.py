@@ -69,12 +69,12 @@ class Waiting:
                 f"{self._description} has reached its timeout of {self._limit:g} s: other ranks have not called "
                 "it, or have stopped"
             )
-        if waited < SPIN_SECONDS:
-            os.sched_yield()
-            return
-        if taken > self._next_look:
+        if taken > self._next_look:  # also on a busy machine, on which every wait seems to have just started
             self._next_look = taken + LOOK_SECONDS
             failed = self._failure()
             if failed is not None:
                 raise DistBackendError(f"{self._description} cannot be completed: {failed}")
+        if waited < SPIN_SECONDS:
+            os.sched_yield()
+            return
         time.sleep(next(pause for until, pause in PAUSES if waited < until))
