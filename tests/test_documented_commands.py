@@ -26,7 +26,7 @@ RUN_BY = {
 }
 """Pattern of each command, and the file whose tests run it, or the same with other numbers."""
 NOT_RUN = {
-    r"make (demo|check|c10d-tests|horovod-tests).*": "they contain the test suite, or take minutes; CI runs their parts",
+    r"make (demo|check|c10d-tests|horovod-tests).*": "they are the test suite, or take minutes; CI runs their parts",
     r"pip install .*": "tests have no network; tests/test_packaging.py installs the wheel",
     r"git clone .*": "tests have no network",
     r"\. \.venv/bin/activate.*": "the tests run in that environment",
