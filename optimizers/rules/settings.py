@@ -83,8 +83,8 @@ class Settings:
             or "float16" in fewer bits, by what each rank has moved in the round, with error feedback
             (``lentando.optimizers.rules.movement_average``; "int8" and "int4" are described in
             ``lentando.optimizers.rules.block_scaling``). Both halves of the average shrink, the replicas remain
-            bit-identical after each outer step, and statistics are sent in full. Each rank keeps 10 more bytes for each
-            parameter of float32 ("int8"; 9 with "int4").
+            bit-identical after each outer step, and statistics are sent in full. Each rank keeps 10 + 12 / n
+            more bytes for each parameter of float32 ("int8"; 9 + 12 / n with "int4").
         weighting: weights of the movements of the ranks in outer steps: "equal"; "steps", their inner steps of the
             round, which differ inside ``join``; or "samples", the sum of ``step(samples=...)`` in the round, as in
             FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629, algorithm 1). A rank of weight 0 adopts the average
