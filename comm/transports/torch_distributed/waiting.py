@@ -39,7 +39,7 @@ Messages: TypeAlias = list[MessageInFlight]
 
 
 class WaitingThreads:
-    """The threads of one transport: one for each exchange that is watched, and one for all that nobody waits for."""
+    """The threads of one transport: one for each exchange that is watched, and one for all that no one waits for."""
 
     def __init__(self) -> None:
         self._watching: list[threading.Thread] = []
