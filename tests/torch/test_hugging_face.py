@@ -1,44 +1,87 @@
-"""Hugging Face's Trainer under mpirun: trains on all ranks, saves the average once, resumes bit for bit.
-
-Runs where Transformers and Accelerate are installed, which the development environment does without.
-"""
+"""Hugging Face's Trainer and Accelerate: what mpirun began, torchrun resumes bit-identically; wrong uses are errors."""
 
 import shutil
-from importlib.util import find_spec
+import sys
 from pathlib import Path
 
 import pytest
-from launching import mpirun
+import torch
+from launching import Job, launch, mpirun
 
-EXAMPLE = Path(__file__).parents[2] / "examples/hugging_face_trainer.py"
+EXAMPLES = Path(__file__).parents[2] / "examples"
+TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"]
+OFFLINE: dict[str, str | None] = {"HF_HUB_OFFLINE": "1"}
 
-pytestmark = pytest.mark.skipif(
-    not (find_spec("transformers") and find_spec("accelerate")), reason="pip install transformers accelerate"
-)
+WRONG_USES = """
+import sys
+import pytest
+import torch
+from transformers import BertConfig, BertForSequenceClassification, Trainer, TrainingArguments
+import lentando.torch as lt
+from lentando.torch.hugging_face import LentandoCallback
+
+lt.init(hide_launcher=True)
+config = BertConfig(vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+
+def train(message, items=8, folder=f"{sys.argv[1]}/rank{lt.rank()}", wrap=lt.SlowMo, **changed):
+    model = BertForSequenceClassification(config)
+    data = [{"input_ids": torch.arange(8), "labels": torch.tensor(0)}] * items
+    arguments = TrainingArguments(folder, per_device_train_batch_size=4, use_cpu=True, disable_tqdm=True, report_to=[])
+    optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1))
+    both = {"optimizers": (optimizer, None), "callbacks": [LentandoCallback()]}
+    trainer = Trainer(model, arguments, train_dataset=data, **both)
+    for name, value in changed.items():
+        setattr(arguments, name, value)
+    with pytest.raises(lt.ConfigurationError, match=message):
+        trainer.train()
+
+train(r"different numbers of steps \\(rank 0: 6; rank 1: 9\\)", items=8 + 4 * lt.rank())
+train("save in one folder", folder=sys.argv[1])
+train("on rank 0: the optimizer is SGD, which does not average", wrap=lambda sgd: sgd)
+train("on rank 0: the Trainer would split each batch among 2 GPUs", _n_gpu=2)
+print("all refused")
+"""
 
 
-def train(folder: Path, *options: str) -> None:
-    job = mpirun(
-        2, str(EXAMPLE), str(folder), *options, timeout_seconds=200, environment={"HF_HUB_OFFLINE": "1"}
-    )  # fmt: skip
+def check(job: Job) -> None:
     assert job.status == 0, job.output
 
 
 @pytest.mark.timeout(450)
-def test_trainer_saves_the_average_and_resumes(tmp_path: Path) -> None:
+def test_trainer_resumes_and_saves_the_average(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
-    train(tmp_path / "whole")
-    whole = load_file(tmp_path / "whole/average/model.safetensors")
-    ranks = [load_file(tmp_path / f"whole/rank{rank}/checkpoint-16/model.safetensors") for rank in range(2)]
-    for name, average in whole.items():  # the last step ended a round, so that the replicas are equal
-        assert (average == ranks[0][name]).all(), name
-        assert (average == ranks[1][name]).all(), name
-    shutil.copytree(tmp_path / "whole", tmp_path / "resumed")
-    shutil.rmtree(tmp_path / "resumed/average")
+    program, whole, resumed = str(EXAMPLES / "hugging_face_trainer.py"), tmp_path / "whole", tmp_path / "resumed"
+    check(mpirun(2, program, str(whole), timeout_seconds=200, environment=OFFLINE))
+    shutil.copytree(whole, resumed)
+    shutil.rmtree(resumed / "average")
     for rank in range(2):
-        shutil.rmtree(tmp_path / f"resumed/rank{rank}/checkpoint-16")
-    train(tmp_path / "resumed", "--resume")
-    resumed = load_file(tmp_path / "resumed/average/model.safetensors")
-    assert resumed.keys() == whole.keys()
-    assert all((resumed[name] == whole[name]).all() for name in whole)
+        shutil.rmtree(resumed / f"rank{rank}/checkpoint-14")
+    check(launch([*TORCHRUN, program, str(resumed), "--resume"], 200, OFFLINE))
+    expected, found = (load_file(folder / "average/model.safetensors") for folder in (whole, resumed))
+    replicas = [load_file(whole / f"rank{rank}/checkpoint-14/model.safetensors") for rank in range(2)]
+    assert found.keys() == expected.keys()
+    for name, average in expected.items():
+        assert (found[name] == average).all(), name
+    # The last two of 14 steps are in a round of four that is not complete: the replicas differ.
+    assert any((replicas[0][name] != replicas[1][name]).any() for name in expected)
+
+
+@pytest.mark.timeout(450)
+def test_accelerate_resumes(tmp_path: Path) -> None:
+    from safetensors.torch import load_file
+
+    program, whole, resumed = str(EXAMPLES / "accelerate_loop.py"), tmp_path / "whole", tmp_path / "resumed"
+    check(mpirun(2, program, str(whole), timeout_seconds=200))
+    shutil.copytree(whole / "epoch0", resumed / "epoch0")
+    check(launch([*TORCHRUN, program, str(resumed), "--resume"], 200))
+    for rank in range(2):
+        expected, found = (load_file(folder / f"epoch2/rank{rank}/model.safetensors") for folder in (whole, resumed))
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+@pytest.mark.timeout(300)
+def test_wrong_uses_are_errors_on_every_rank(tmp_path: Path) -> None:
+    job = mpirun(2, "-c", WRONG_USES, str(tmp_path), timeout_seconds=200, environment=OFFLINE)
+    check(job)
+    assert job.output.count("all refused") == 2
