@@ -18,7 +18,7 @@ __all__ = ["ShortMessages"]
 
 _HEADER = struct.Struct("<qqq")
 """The sender of a message, its kind, and the length of its content in bytes."""
-_NOTICE, _CONTENT, _END = 0, 1, 2
+_NOTICE, _CONTENT, _PROBE, _END = range(4)
 
 
 class ShortMessages:
@@ -53,6 +53,15 @@ class ShortMessages:
                 return self._contents.popleft()
             self._raise_failure()
             return None
+
+    def probe(self) -> None:
+        """Send each other rank a message without effect. Raises ``TransportError`` if one has died.
+
+        A thread that receives messages of any rank is not informed of the death of one.
+        """
+        for peer in range(self._size):
+            if peer != self._rank:
+                self._send(peer, _PROBE, b"")
 
     def leave_notice(self, peer: int, number: int) -> None:
         """Send a number to another rank, without waiting."""

@@ -31,6 +31,8 @@ __all__ = ["TorchTransport"]
 
 BARRIER_TAG, NODE_BARRIER_TAG, SHORT_MESSAGES_TAG = 32_768, 32_769, 32_770
 """Tags above all tags of ``exchange``. Short messages use the next one as well."""
+PROBE_SECONDS = 1.0
+"""Interval at which a background thread that waits for short messages checks that the other ranks are alive."""
 POLL_SECONDS = 1e-3
 """Interval between two polls of a background thread, unless it has other things to do."""
 
@@ -208,7 +210,8 @@ class TorchTransport:
         self.barrier()
         for each in transports:
             mark_closed(each)
-            del each._group  # noqa: SLF001
+            del each._group, each._groups  # noqa: SLF001 - optimizers may refer to the transport for longer
+            each._short_messages = None  # noqa: SLF001
         if self._owns_default_group and dist.is_initialized():
             dist.destroy_process_group()
 
@@ -246,6 +249,14 @@ class BackgroundTorchTransport(TorchTransport):
     def __init__(self, groups: Groups) -> None:
         super().__init__(groups)
         self._pause = self._sleep_or_end
+        self._probed_at = 0.0
+
+    def receive_nowait(self) -> tuple[int, bytes] | None:
+        received = super().receive_nowait()
+        if received is None and time.monotonic() > self._probed_at + PROBE_SECONDS:
+            self._probed_at = time.monotonic()
+            self._opened_short_messages().probe()
+        return received
 
     def _sleep_or_end(self) -> None:
         if self.closed:
