@@ -90,7 +90,7 @@ def test_the_script_of_the_readme_trains(tmp_path: Path) -> None:
     (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
     program = tmp_path / "train.py"
     program.write_text(script)
-    job = mpirun(2, str(program))
+    job = mpirun(2, str(program), timeout_seconds=120)
     assert job.status == 0, job.output
     accuracies = dict(re.findall(r"^(\d) (0\.\d+)$", job.output, re.MULTILINE))
     assert set(accuracies) == {"0", "1"}

@@ -122,6 +122,7 @@ def test_metadata_names_license_python_and_extras(built):
         "gpu",
         "simulation",
         "examples",
+        "trainers",
         "docs",
         "dev",
     }
