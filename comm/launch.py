@@ -117,6 +117,9 @@ def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None
     environment = os.environ if environment is None else environment
     kinds = [kind for kind in launchers.LAUNCHERS if _is_complete(kind, environment)]
     claims = [(kind, _launch(kind, environment)) for kind in kinds]
+    of_torchrun = [launch for kind, launch in claims if kind.is_torch and kind.marker is not None]
+    if of_torchrun:  # mpirun and srun, whose variables its ranks inherit, start one torchrun on each node
+        return of_torchrun[0]
     reliable = [(kind, launch) for kind, launch in claims if kind.needs_both]
     # A process that was started alone may have started others by another launcher.
     of_many = [(kind, launch) for kind, launch in reliable if launch.size != 1]

@@ -80,6 +80,16 @@ _NAME_PLUGIN = "With srun, name its PMI plugin: srun --mpi=pmix for Open MPI, --
 
 LAUNCHERS = (
     Launcher(
+        name="torchrun",
+        rank="RANK",
+        size="WORLD_SIZE",
+        local_rank="LOCAL_RANK",
+        marker="TORCHELASTIC_RUN_ID",
+        is_torch=True,
+        identity=("MASTER_PORT",),
+        hidden=("LOCAL_WORLD_SIZE",),
+    ),
+    Launcher(
         name="mpirun (Open MPI)",
         rank="OMPI_COMM_WORLD_RANK",
         size="OMPI_COMM_WORLD_SIZE",
@@ -120,16 +130,6 @@ LAUNCHERS = (
         hidden=("HOROVOD_LOCAL_SIZE",),
     ),
     Launcher(
-        name="torchrun",
-        rank="RANK",
-        size="WORLD_SIZE",
-        local_rank="LOCAL_RANK",
-        marker="TORCHELASTIC_RUN_ID",
-        is_torch=True,
-        identity=("MASTER_PORT",),
-        hidden=("LOCAL_WORLD_SIZE",),
-    ),
-    Launcher(
         name="srun",
         rank="SLURM_PROCID",
         size="SLURM_STEP_NUM_TASKS",  # only in a step of srun: in batch scripts and shells, SLURM_NTASKS is a request
@@ -155,7 +155,7 @@ LAUNCHERS = (
         is_torch=True,
     ),
 )
-"""The innermost launcher first: a Slurm job often runs mpirun, and so does horovodrun."""
+"""The innermost launcher first: a Slurm job often runs mpirun, as horovodrun does; any may start torchrun per node."""
 
 MEETING_POINT = ("MASTER_ADDR", "MASTER_PORT")
 """Variables with the host and the port at which the ranks of torch.distributed meet."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from launchers import OPEN_MPI, TORCHRUN
+from launching import launch
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples/digits_torch.py")
 ALGORITHMS = ("slowmo", "localsgd", "allreduce", "sgp", "osgp", "dpsgd", "adacomm")
@@ -54,6 +55,14 @@ def by_hand(program: str, size: int, **environment: str) -> list["subprocess.Com
         for process in ranks:
             process.kill()
     return [subprocess.CompletedProcess([], p.returncode, out) for p, out in zip(ranks, outputs, strict=True)]
+
+
+def test_torchrun_that_mpirun_has_started_counts() -> None:
+    """The ranks inherit the variables of mpirun, which says that there is one."""
+    torchrun = [*TORCHRUN.command, "2", *TORCHRUN.options, TORCHRUN.python]
+    job = launch([*OPEN_MPI.command, "1", *torchrun, "-c", BEGIN + "lt.init()" + SUM], 60)
+    assert job.status == 0, job.output
+    assert done(job.output) == [f"done {rank} of 2 over torch" for rank in range(2)]
 
 
 def test_every_algorithm_trains_the_same_model_as_under_mpirun(tmp_path: Path) -> None:
