@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable
 from math import isfinite
 from numbers import Real
-from os import PathLike
+from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ FILE_NAME = "run.jsonl"
 """File within the folder of a run."""
 REPORTED = ("period", "rounds", "compute_seconds_by_rank", "waiting_seconds", "communication_seconds")
 """Entries of the optimizer's report that a line contains."""
+TAKEN = {"method", "ranks", "step", "seconds", "bytes_sent", "consensus_distance", *REPORTED}
+"""Names that numbers of the program cannot have."""
 
 
 class RunLog:
@@ -70,10 +72,12 @@ class RunLog:
             **numbers: numbers of this rank, such as the loss since the last line. All ranks give the same names.
 
         Raises:
-            ConfigurationError: on every rank, if a value is not a number, or rank 0 cannot write.
+            ConfigurationError: on every rank, if a value is not a number, if a name is one of the log's own, or if rank
+                0 cannot write.
             MismatchError: on every rank, if one of them does something else, or gives other names.
         """
         wrong = [f"{name}={value!r}" for name, value in numbers.items() if not isinstance(value, Real)]
+        wrong += [f"{name}, a name of its own," for name in numbers if name.partition("/")[0] in TAKEN]
         report = self._report()
         own = {name: float(value) for name, value in numbers.items() if isinstance(value, Real)}
         own |= {name: report[name] for name in ("bytes_sent", "waiting_seconds", "communication_seconds")}
@@ -84,7 +88,7 @@ class RunLog:
             if values
         ]
         if refused:
-            raise ConfigurationError(f"a log takes numbers, got {'; '.join(refused)}")
+            raise ConfigurationError(f"a log takes numbers by name, got {'; '.join(refused)}")
         line: dict[str, float] = {"step": report["inner_steps"], "seconds": found[0][2]}
         line |= flat_report({name: report[name] for name in REPORTED})
         line |= {name: sum(theirs[name] for _, theirs, _ in found) / len(found) for name in own}
@@ -104,8 +108,9 @@ class RunLog:
             }
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
-                with self._file.open("a") as file:
-                    file.write(json.dumps(plain) + "\n")
+                with self._file.open("a+b") as file:
+                    is_cut_off = file.tell() > 0 and file.seek(-1, SEEK_END) >= 0 and file.read(1) != b"\n"
+                    file.write(("\n" * is_cut_off + json.dumps(plain) + "\n").encode())
             except OSError as error:
                 problem = f"rank 0 cannot write the log of the run, {self._file}: {error.strerror}"
         problem = self._gather(operation, ["written"], problem)[0]

@@ -1,6 +1,7 @@
 """The logs that ``optimizer.open_log`` writes, as columns of numbers."""
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def read_run(folder: Path) -> Run:
     """
     file = folder / FILE_NAME
     try:
-        found: list[dict[str, Any]] = [json.loads(line) for line in file.read_text().splitlines()]
+        found: list[dict[str, Any]] = [*_complete(file.read_text().splitlines())]
         headers = [line for line in found if "method" in line]
         run = Run(folder.resolve().name, headers[-1]["method"], headers[-1]["ranks"], _lines(found))
     except OSError as error:
@@ -61,6 +62,13 @@ def read_run(folder: Path) -> Run:
     if not run.lines:
         raise ConfigurationError(f"{file} contains no numbers yet: log.write(loss=...) adds a line")
     return run
+
+
+def _complete(lines: list[str]) -> Iterator[dict[str, Any]]:
+    """The lines, without those that a program which was killed has not written to their ends."""
+    for line in lines:
+        if line.endswith("}"):
+            yield json.loads(line)
 
 
 def _lines(found: list[dict[str, Any]]) -> list[dict[str, float]]:

@@ -6,6 +6,7 @@ from html import escape
 from lentando.cli.quantities import format_bytes, format_seconds
 from lentando.cli.report.charts import bars_by_rank, line_chart
 from lentando.cli.report.logs import Run
+from lentando.optimizers.run_log import TAKEN
 
 __all__ = ["render"]
 
@@ -23,7 +24,7 @@ th, td { padding: .25rem .75rem; border-bottom: 1px solid #8080804d; text-align:
 th:first-child, td:first-child { text-align: left; }
 code { overflow-wrap: anywhere; }
 """
-OF_OPTIMIZER = {"step", "seconds", "bytes_sent", "period", "rounds", "waiting_seconds", "communication_seconds"}
+OF_OPTIMIZER = TAKEN - {"consensus_distance"}
 """Numbers that are in every log; the others are the user's own."""
 
 
@@ -50,7 +51,7 @@ def render(runs: Sequence[Run]) -> str:
 
 def _own_numbers(runs: Sequence[Run]) -> list[str]:
     names = [name for run in runs for line in run.lines for name in line]
-    return [name for name in dict.fromkeys(names) if name not in OF_OPTIMIZER and "/" not in name]
+    return [name for name in dict.fromkeys(names) if name.partition("/")[0] not in OF_OPTIMIZER]
 
 
 def _charts(runs: Sequence[Run]) -> list[tuple[str, str | None]]:

@@ -58,8 +58,7 @@ def read_traces(folder: Path) -> list[Trace]:
     Raises:
         ConfigurationError: if there are none, or one cannot be read or is of another job.
     """
-    files = sorted(file for file in folder.glob("*.json") if file.name != "merged.json")
-    traces = [_read(file) for file in files]
+    traces = [trace for file in sorted(folder.glob("*.json")) if (trace := _read(file)) is not None]
     if not traces:
         raise ConfigurationError(
             f"{folder} contains no timeline: expected files such as timeline.json and timeline.rank1.json, which "
@@ -74,9 +73,12 @@ def read_traces(folder: Path) -> list[Trace]:
     return traces
 
 
-def _read(file: Path) -> Trace:
+def _read(file: Path) -> Trace | None:
+    """The trace of a rank; None for a file that has merged those of several."""
     try:
         events = json.loads(file.read_text())
+        if len({event["pid"] for event in events}) > 1:
+            return None
         about = next(event["args"] for event in events if event["name"] == "process_name")
         return Trace(
             int(about["name"].removeprefix("rank ")),

@@ -31,7 +31,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Path]]:
         for step in range(4):
             model(torch.ones(1, 2)).square().sum().backward()
             optimizer.step()
-            log.write(loss=1.0 / (1 + step), with_consensus=True)
+            log.write(loss=1.0 / (1 + step), with_consensus=True, **{"val/accuracy": 0.5})
     yield folders
     lt.shutdown()
 
@@ -46,6 +46,8 @@ def test_the_page_compares_runs_and_needs_nothing_from_elsewhere(
     assert "synchronous &lt;1&gt;" in text
     assert "synchronous <1>" not in text
     captions = re.findall(r"<figcaption>(.*?)</figcaption>", text)
+    assert "val/accuracy against steps" in captions
+    captions = [caption for caption in captions if "accuracy" not in caption]
     assert captions[:5] == [
         "loss against steps",
         "loss against time",
@@ -54,7 +56,7 @@ def test_the_page_compares_runs_and_needs_nothing_from_elsewhere(
         "distance between the replicas",
     ]
     charts = re.findall(r"<svg.*?</svg>", text, re.DOTALL)
-    assert len(charts) == len(captions)
+    assert len(charts) == len(captions) + 3
     for chart in charts:
         assert len(list(ET.fromstring(chart).iter())) > 20
     assert re.findall(r"(?:src|href)=\"(?!#)", re.sub(r"xmlns:xlink=\S+|xlink:href=\"#", "", text)) == []
@@ -83,7 +85,7 @@ def test_unknown_numbers_are_left_out(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         (None, "cannot be read (No such file or directory)"),
-        ("nonsense", "is no log of a run"),
+        ("[1]}", "is no log of a run"),
         ("{}\n", "is no log of a run"),
         ('{"method": "SlowMo()", "ranks": 1}\n', "contains no numbers yet"),
     ],

@@ -95,7 +95,8 @@ def test_a_rank_that_computes_three_times_as_long_is_named(recorded: Path, capsy
 def test_the_merged_trace_holds_all_events_and_arrows_from_the_last_rank(
     recorded: Path, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    report(capsys, str(recorded), "--output", str(tmp_path / "all.json"))
+    found = report(capsys, str(recorded), "--output", str(recorded / "all.json"))
+    assert report(capsys, str(recorded), "--output", str(tmp_path / "all.json")) == found  # without what was merged
     merged = json.loads((tmp_path / "all.json").read_text())
     single = [json.loads(file.read_text()) for file in recorded.glob("timeline*.json")]
     assert len(single) == 4

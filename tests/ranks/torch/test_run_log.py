@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 import lentando.torch as lt
+from lentando.cli.report.logs import read_run
 
 
 def trained(steps: int) -> "lt.SlowMo":
@@ -49,11 +50,14 @@ def test_a_log_is_continued_and_numbers_that_are_not_finite_are_null(shared_path
 def test_values_and_names_that_do_not_fit_are_errors_on_every_rank(shared_path: Path) -> None:
     log = trained(2).open_log(shared_path / "run")
     last = lt.size() - 1
-    with pytest.raises(lt.ConfigurationError, match=f"a log takes numbers, got loss='high' on rank {last}"):
+    with pytest.raises(lt.ConfigurationError, match=f"a log takes numbers by name, got loss='high' on rank {last}"):
         log.write(loss="high" if lt.rank() == last else 1.0)
     if lt.size() > 1:
         with pytest.raises(lt.MismatchError):
             log.write(**{"loss" if lt.rank() == 0 else "accuracy": 1.0})
+    for taken in ("step", "method", "consensus_distance", "compute_seconds_by_rank/0"):
+        with pytest.raises(lt.ConfigurationError, match=f"{taken}, a name of its own, on rank 0"):
+            log.write(**{taken: 1.0})
     log.write(loss=2.0)  # the log still works
     assert lines(shared_path / "run")[-1]["loss"] == 2.0
 
@@ -64,3 +68,15 @@ def test_a_folder_that_cannot_be_written_is_an_error_on_every_rank(shared_path: 
     lt.barrier()
     with pytest.raises(lt.ConfigurationError, match="rank 0 cannot write the log of the run"):
         trained(1).open_log(shared_path / "file")
+
+
+def test_a_line_that_was_cut_off_by_a_kill_is_left_behind(shared_path: Path) -> None:
+    trained(2).open_log(shared_path / "run").write(loss=1.0)
+    if lt.rank() == 0:
+        with (shared_path / "run" / "run.jsonl").open("a") as file:
+            file.write('{"step": 4, "lo')
+    lt.barrier()
+    trained(2).open_log(shared_path / "run").write(loss=2.0)
+    text = (shared_path / "run" / "run.jsonl").read_text()
+    assert [line.startswith("{") for line in text.splitlines()] == [True] * 5
+    assert read_run(shared_path / "run").lines[-1]["loss"] == 2.0
