@@ -46,8 +46,18 @@ def test_every_command_is_run_or_has_a_reason(page: Path) -> None:
     assert [command for command in shown if not any(re.fullmatch(pattern, command) for pattern in known)] == []
 
 
-def test_files_of_tests_exist_and_all_patterns_are_needed() -> None:
-    assert [file for file in RUN_BY.values() if not (ROOT / file).is_file()] == []
+def test_files_of_tests_name_what_they_run() -> None:
+    """The program, or the command of lentando."""
+    for page in PAGES:
+        for command in commands(page):
+            file = next((file for pattern, file in RUN_BY.items() if re.fullmatch(pattern, command)), None)
+            named = re.search(r"examples/(\w+)\.py|^lentando (\w+)|python -m (pytest)", command)
+            if file is not None and named is not None:
+                program = next(filter(None, named.groups()))
+                assert program.lower() in (ROOT / file).read_text().lower(), (command, file)
+
+
+def test_all_patterns_are_needed() -> None:
     shown = [command.partition("  #")[0].strip() for page in PAGES for command in commands(page)]
     unused = [pattern for pattern in [*RUN_BY, *NOT_RUN] if not any(re.fullmatch(pattern, each) for each in shown)]
     assert unused == []
