@@ -2,9 +2,12 @@
 
 from collections.abc import Sequence
 
+import numpy as np
+from torch.distributed import DistBackendError
+
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["exchange_parts", "gather_into", "scatter_from"]
+__all__ = ["exchange_compared", "exchange_parts", "gather_into", "scatter_from"]
 
 TAG = 3
 """Tag that separates these messages from those of rings (0) and slices (2)."""
@@ -61,6 +64,29 @@ def exchange_parts(transport: Transport, inputs: Sequence[Array], outputs: Seque
         TAG,
         overlap=False,
     ).wait()
+
+
+def exchange_compared(transport: Transport, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
+    """Compare the lengths of what all ranks send to each other and expect, and exchange it. Collective.
+
+    Args:
+        transport: transport of the participating ranks.
+        inputs: the arrays to send, by rank.
+        outputs: the arrays to be filled, by rank.
+
+    Raises:
+        DistBackendError: on every rank, if a rank sends another length than the receiver expects.
+    """
+    lengths = [[array.size for array in arrays] for arrays in (inputs, outputs)]
+    by_rank = transport.allgather(np.array(lengths, np.int64))
+    differ = np.argwhere(by_rank[:, 0, :] != by_rank[:, 1, :].T)
+    if differ.size:
+        source, target = differ[0].tolist()
+        raise DistBackendError(
+            f"rank {source} sends {by_rank[source, 0, target]} elements to rank {target}, which expects "
+            f"{by_rank[target, 1, source]}"
+        )
+    exchange_parts(transport, inputs, outputs)
 
 
 def _filled(messages: list[tuple[int, Array]]) -> list[tuple[int, Array]]:

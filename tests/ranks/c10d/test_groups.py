@@ -1,5 +1,6 @@
 """Groups of some of the ranks, and the works that operations return."""
 
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
 
@@ -157,3 +158,77 @@ def test_group_that_is_destroyed_releases_its_communicators() -> None:
         members = group._members
         dist.destroy_process_group(group)
         assert dist.get_world_size() == 1 or (is_closed(members.messages) and is_closed(members.collectives))
+
+
+def _ones(length: int, dtype: torch.dtype) -> torch.Tensor:
+    return torch.ones(length, dtype=dtype)
+
+
+def _options(of: Any, group: Any) -> Any:
+    options = of()
+    options.rootRank = group.rank()  # each rank is the root of a call of its own, which is refused before it begins
+    return options
+
+
+CALLS: dict[str, Callable[[Any, torch.dtype, torch.dtype], Any]] = {
+    "allgather": lambda group, read, filled: group.allgather(
+        [[_ones(2, filled) for _ in range(group.size())]], [_ones(2, read)]
+    ),
+    "all_gather_single": lambda group, read, filled: group.all_gather_single(
+        _ones(2 * group.size(), filled), _ones(2, read)
+    ),
+    "reduce_scatter": lambda group, read, filled: group.reduce_scatter(
+        [_ones(2, filled)], [[_ones(2, read) for _ in range(group.size())]]
+    ),
+    "reduce_scatter_single": lambda group, read, filled: group.reduce_scatter_single(
+        _ones(2, filled), _ones(2 * group.size(), read)
+    ),
+    "alltoall": lambda group, read, filled: group.alltoall(
+        [_ones(2, filled) for _ in range(group.size())], [_ones(2, read) for _ in range(group.size())]
+    ),
+    "all_to_all_single": lambda group, read, filled: group.all_to_all_single(
+        _ones(group.size(), filled), _ones(group.size(), read), [], []
+    ),
+    "gather": lambda group, read, filled: group.gather(
+        [[_ones(2, filled) for _ in range(group.size())]], [_ones(2, read)], _options(dist.GatherOptions, group)
+    ),
+    "scatter": lambda group, read, filled: group.scatter(
+        [_ones(2, filled)], [[_ones(2, read) for _ in range(group.size())]], _options(dist.ScatterOptions, group)
+    ),
+}
+
+
+@pytest.mark.parametrize("call", CALLS)
+def test_inputs_and_outputs_of_different_dtypes_are_refused(call: str) -> None:
+    """Before anything is sent: the next call succeeds."""
+    for read, filled in ((torch.bfloat16, torch.float32), (torch.float64, torch.int64)):
+        for dtypes in ((read, filled), (filled, read)):
+            with pytest.raises(ValueError, match=f"{call}: expected inputs and outputs of one dtype"):
+                CALLS[call](dist.group.WORLD, *dtypes).wait()
+    tensor = torch.ones(1)
+    dist.all_reduce(tensor)
+    assert tensor.item() == dist.get_world_size()
+
+
+def test_other_dtypes_of_one_size_are_an_error_on_every_rank() -> None:
+    """MPI would not notice."""
+    size, rank = dist.get_world_size(), dist.get_rank()
+    if size == 1:
+        return
+    dtype = torch.float32 if rank == 0 else torch.int32
+    for call in [name for name in CALLS if name not in {"gather", "scatter"}]:
+        group = dist.new_group(list(range(size)), timeout=timedelta(seconds=20))
+        with pytest.raises(DistBackendError, match="not about to do the same thing"):
+            CALLS[call](group, dtype, dtype).wait()
+
+
+def test_lists_with_a_tensor_too_few_are_refused_before_the_call() -> None:
+    size = dist.get_world_size()
+    full, short = ([torch.ones(1) for _ in range(number)] for number in (size, size - 1))
+    with pytest.raises(ValueError, match=f"alltoall: expected {size} inputs, got {size - 1}"):
+        dist.group.WORLD.alltoall(full, short).wait()
+    with pytest.raises(ValueError, match=f"alltoall: expected {size} outputs, got {size - 1}"):
+        dist.group.WORLD.alltoall(short, full).wait()
+    with pytest.raises(ValueError, match="gather: expected 1 inputs, got 0"):
+        dist.group.WORLD.gather([full], [], _options(dist.GatherOptions, dist.group.WORLD)).wait()
+    dist.barrier()
