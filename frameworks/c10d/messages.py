@@ -70,12 +70,9 @@ class MessageWork(Work):
         Raises:
             DistBackendError: if it has failed, or is not complete in time.
         """
-        with self._lock:
-            waiting = self._begin_waiting(timeout.total_seconds() if timeout > NO_LIMIT else None)
-            while not self._is_over:
-                self._advance()
-                if not self._is_over:
-                    waiting()
+        waiting = self._begin_waiting(timeout.total_seconds() if timeout > NO_LIMIT else None)
+        while not self.is_completed():
+            waiting()
         if self._error is not None:
             raise self._error
         return True
@@ -115,16 +112,19 @@ class MessageWork(Work):
     def get_future(self) -> Future[list[torch.Tensor]]:
         """A future of the tensors, which a thread completes."""
         with self._lock:
-            if self._future is None:
-                self._future = ResultFuture(self.result)
-                self._future.complete_on_thread()
-        return self._future.future
+            is_new = self._future is None
+            future = self._future = self._future or ResultFuture(self.result)
+        if is_new:
+            future.complete_on_thread()
+        return future.future
 
     def _advance(self) -> None:
+        if self._is_over:  # another thread was faster
+            return
         try:
             if self._request is None and (started := self._start()) is not None:
                 self._source, self._request = started
-            if self._request is not None and not self._is_over and self._request.test():
+            if self._request is not None and self._request.test():
                 self._finish()
                 self._is_over = True
         except LentandoError as error:
@@ -147,6 +147,7 @@ class Messages:
         self._failure = failure
         self._timeout = timeout
         self._progress = Progress()
+        self._starting = threading.Lock()
 
     def send(self, tensors: Sequence[torch.Tensor], peer: int, tag: int) -> MessageWork:
         """Start to send a tensor to a rank of the group."""
@@ -171,11 +172,9 @@ class Messages:
 
         def start() -> tuple[int, Request] | None:
             sender = self._transport.sender_of_next(tag) if peer is None else peer
-            return (
-                None
-                if sender is None
-                else (sender, self._transport.exchange([], [(sender, array)], tag, overlap=False))
-            )
+            if sender is None:
+                return None
+            return sender, self._transport.exchange([], [(sender, array)], tag, overlap=False)
 
         whom = "any rank" if peer is None else f"rank {peer}"
         source = -1 if peer is None else peer
@@ -188,7 +187,13 @@ class Messages:
     def _started(
         self, start: Start, action: str, finish: Callable[[], object], tensors: Sequence[torch.Tensor], source: int
     ) -> MessageWork:
-        work = MessageWork(start, self._waiting_for(action), finish, tensors, source)
+        def start_alone() -> tuple[int, Request] | None:
+            # Between the question who sends next and the receive of that message, no other receive may take it. The
+            # pieces of a long message must not be mixed with those of another one either.
+            with self._starting:
+                return start()
+
+        work = MessageWork(start_alone, self._waiting_for(action), finish, tensors, source)
         if not work.is_completed():
             self._progress.add(work)
         return work

@@ -1,5 +1,9 @@
 """Messages between two ranks."""
 
+import threading
+import time
+from datetime import timedelta
+
 import pytest
 import torch
 from torch import distributed as dist
@@ -92,3 +96,45 @@ def test_tag_that_mpi_does_not_have() -> None:
     _, after, _ = neighbors()
     with pytest.raises(ValueError, match="expected a tag from 0 to 32766"):
         dist.send(torch.ones(1), after, tag=32768)
+
+
+def test_several_receives_from_whichever_rank_sends_take_a_message_each() -> None:
+    """Two threads look for messages, the one that waits and the one that lets the others progress."""
+    rank, _, _ = neighbors()
+    size, rounds, tag = dist.get_world_size(), 100, 11
+    if rank == 0:
+        for number in range(rounds):
+            received = [torch.zeros(1, dtype=torch.int64) for _ in range(size - 1)]
+            works = [dist.group.WORLD.recv_anysource([each], tag) for each in received]
+            dist.barrier()
+            for work in reversed(works):
+                work.wait(timedelta(seconds=20))
+            assert sorted(each.item() for each in received) == [number * size + sender for sender in range(1, size)]
+            assert [each.item() % size for each in received] == [work.source_rank() for work in works]
+    else:
+        for number in range(rounds):
+            dist.barrier()
+            dist.send(torch.tensor([number * size + rank]), 0, tag=tag)
+    dist.barrier()
+
+
+def test_wait_ends_in_time_while_another_thread_waits_for_the_same_message() -> None:
+    rank, after, before = neighbors()
+    tag, received = 12, torch.empty(1)
+    work = dist.irecv(received, before, tag=tag)
+    assert work is not None
+    thread = threading.Thread(target=work.wait, args=(timedelta(seconds=30),))
+    thread.start()
+    future = work.get_future()
+    time.sleep(0.2)
+    started = time.monotonic()
+    with pytest.raises(dist.DistBackendError, match="timeout of 0.5 s"):
+        work.wait(timedelta(seconds=0.5))
+    assert work.get_future() is future
+    assert time.monotonic() - started < 10
+    dist.barrier()  # no message was on its way before
+    dist.send(torch.tensor([float(rank)]), after, tag=tag)
+    thread.join(60)
+    assert not thread.is_alive()
+    future.wait()
+    assert received.item() == before
