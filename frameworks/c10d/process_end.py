@@ -15,6 +15,9 @@ __all__ = ["end_with_process"]
 
 
 class _Ends(Protocol):
+    def size(self) -> int:
+        """Return the number of members of the group."""
+
     def end(self, what: str) -> None:
         """Let the other members know what this rank has done, and end the thread of the group."""
 
@@ -39,6 +42,6 @@ def _end() -> None:
     groups = list(_open)
     for group in groups:
         group.end(what)
-    if error is not None and groups:
+    if error is not None and any(group.size() > 1 for group in groups):  # one alone needs no job of MPI
         time.sleep(LOOK_SECONDS + GRACE_SECONDS + 1.0)  # the others report this, too
         opened_job().transport.abort(1)
