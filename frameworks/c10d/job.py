@@ -1,10 +1,12 @@
 """The MPI job that this process belongs to, of whose ranks groups are made."""
 
+import os
 import secrets
 from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from lentando.comm.inherited_variables import mark_rank
 from lentando.comm.launch import detect_launch
 from lentando.comm.transport_selection import open_transport
 
@@ -54,4 +56,5 @@ def opened_job() -> MPIJob:
         if transport.name != "mpi":
             raise RuntimeError(f'backend "lentando" needs MPI, but transport {transport.name!r} was chosen')
         _opened.append(MPIJob(cast("MPITransport", transport)))
+        mark_rank(os.environ)
     return _opened[0]

@@ -1,11 +1,14 @@
 """The variables that ``init_process_group`` reads, filled in where mpirun or srun has started this process."""
 
+import multiprocessing
 import os
 import socket
 
 from lentando.c10d.addresses import common_address, own_interfaces
 from lentando.c10d.job import opened_job
-from lentando.comm.launch import detect_launch
+from lentando.comm.errors import LaunchError
+from lentando.comm.inherited_variables import check_is_rank, mark_rank
+from lentando.comm.launch import Launch, detect_launch
 from lentando.comm.objects import allgather_object, broadcast_object
 
 __all__ = ["set_variables"]
@@ -17,11 +20,11 @@ _reserved: list[socket.socket] = []
 def set_variables() -> None:
     """Set ``RANK``, ``WORLD_SIZE``, ``LOCAL_RANK``, ``LOCAL_WORLD_SIZE``, ``MASTER_ADDR`` and ``MASTER_PORT``.
 
-    A variable that is set already is left as it is. Does nothing in a process that no launcher of MPI has started.
-    Collective over all ranks of the job.
+    A variable that is set already is left as it is. Does nothing in a process that no launcher of MPI has started, and
+    in those that a rank has started. Collective over all ranks of the job.
     """
     launch = detect_launch()
-    if launch is None or not launch.mpi:
+    if launch is None or not launch.mpi or _was_started_by_rank(launch):
         return
     world = opened_job().transport
     by_rank = allgather_object(world, [*own_interfaces()])
@@ -37,6 +40,18 @@ def set_variables() -> None:
     }
     for name, value in values.items():
         os.environ.setdefault(name, str(value))
+    mark_rank(os.environ)  # again: the mark is of these values
+
+
+def _was_started_by_rank(launch: Launch) -> bool:
+    """Whether this process has inherited its variables from a rank, and must not join the job."""
+    if multiprocessing.parent_process() is not None:
+        return True
+    try:
+        check_is_rank(os.environ, launch)
+    except LaunchError:
+        return True
+    return False
 
 
 def _meeting_point(interfaces: list[str], others: list[list[str]]) -> list[str | int]:

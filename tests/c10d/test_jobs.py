@@ -61,6 +61,39 @@ def test_ranks_that_torch_distributed_numbers_otherwise(tmp_path: Path) -> None:
     assert found.status == 0, found.output
 
 
+STARTS_PROCESSES = """
+import subprocess, sys
+import torch
+import lentando.c10d
+
+class Squares(torch.utils.data.Dataset):
+    def __len__(self):
+        return 3
+
+    def __getitem__(self, number):
+        return number**2
+
+if __name__ == "__main__":
+    torch.distributed.init_process_group("lentando")
+    if torch.distributed.get_rank() == 0:
+        for method in ("spawn", "forkserver"):
+            loader = torch.utils.data.DataLoader(Squares(), num_workers=1, multiprocessing_context=method)
+            assert [number.item() for number in loader] == [0, 1, 4]
+        subprocess.run([sys.executable, "-c", "import lentando.c10d"], check=True)
+    torch.distributed.barrier()
+    print("end", flush=True)
+"""
+
+
+def test_process_that_a_rank_starts_can_import_the_backend(tmp_path: Path) -> None:
+    """A loader's worker imports the program again, on one rank only."""
+    program = tmp_path / "starts_processes.py"
+    program.write_text(STARTS_PROCESSES)
+    found = mpirun(2, str(program), timeout_seconds=100)
+    assert found.status == 0, found.output
+    assert found.output.count("end") == 2, found.output
+
+
 def test_torchrun_without_mpi_is_refused_with_what_to_use() -> None:
     program = BEGIN + 'dist.init_process_group("lentando")'
     run = subprocess.run(
