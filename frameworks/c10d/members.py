@@ -4,12 +4,12 @@ The numbers that torch.distributed gives to ranks need not be those of MPI. Only
 """
 
 import json
+import time
 import zlib
-from collections import Counter
 from dataclasses import dataclass
 from datetime import timedelta
 
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import DistBackendError
 
 from lentando.c10d.endings import Endings
@@ -18,14 +18,12 @@ from lentando.comm.errors import ranks_in_words
 from lentando.comm.startup_timeout import startup_timeout
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
+from lentando.comm.transports.torch_distributed.meeting import RanksMissingError, agree_on_name
 
 __all__ = ["Members", "open_members"]
 
 TAGS = 32_768
 """Number of tags that every MPI offers."""
-
-_created: Counter[str] = Counter()
-"""Number of groups of each name that this process has created: keys in a store that outlives a group must differ."""
 
 
 @dataclass(frozen=True)
@@ -63,13 +61,19 @@ def open_members(store: Store, rank: int, size: int, name: str, timeout: timedel
         DistBackendError: if some of the members do not arrive in time, or are not ranks of one MPI job.
         RuntimeError: if no launcher has started MPI ranks, or MPI admits one thread only.
     """
-    _created[name] += 1
-    prefix = f"lentando/{_created[name]}"
-    endings = Endings(store, prefix, rank, size)
     if size == 1:
-        return Members(store, SingleTransport(), SingleTransport(), endings)
+        return Members(store, SingleTransport(), SingleTransport(), Endings(store, "", rank, size))
     job = opened_job()
-    found = _exchanged(store, prefix, rank, size, name, timeout)
+    until = time.monotonic() + timeout.total_seconds()
+    try:
+        # The store may hold keys of earlier groups of this name, which not the same ranks need have created.
+        prefix = f"lentando/{agree_on_name(PrefixStore('lentando', store), rank, size, timeout)}"
+        found = _exchanged(store, prefix, rank, size, until)
+    except RanksMissingError as error:
+        raise DistBackendError(
+            f"rank {rank} of {size} has waited {timeout.total_seconds():g} s for {ranks_in_words(error.ranks)} of "
+            f"group {name!r}, which has not created this group"
+        ) from error
     if any(token != job.token for token, _ in found) or len(set(found)) < size:
         places = ", ".join(f"rank {each} is MPI rank {at} of job {token[:8]}" for each, (token, at) in enumerate(found))
         raise DistBackendError(
@@ -84,21 +88,18 @@ def open_members(store: Store, rank: int, size: int, name: str, timeout: timedel
             'backend "lentando" needs an MPI that admits several threads (MPI_THREAD_MULTIPLE): import lentando.c10d '
             "before mpi4py.MPI, or initialise MPI with that level"
         )
-    return Members(store, messages, collectives, endings)
+    return Members(store, messages, collectives, Endings(store, prefix, rank, size))
 
 
-def _exchanged(store: Store, prefix: str, rank: int, size: int, name: str, timeout: timedelta) -> list[tuple[str, int]]:
-    """The MPI job and MPI rank of each member."""
+def _exchanged(store: Store, prefix: str, rank: int, size: int, until: float) -> list[tuple[str, int]]:
+    """The MPI job and MPI rank of each member. Raises as ``agree_on_name`` does."""
     job = opened_job()
     keys = [f"{prefix}/{member}" for member in range(size)]
     store.set(keys[rank], json.dumps([job.token, job.transport.rank]))
     try:
-        store.wait(keys, timeout)
+        store.wait(keys, timedelta(seconds=max(until - time.monotonic(), 0.001)))
     except RuntimeError as error:
-        missing = ranks_in_words([member for member, key in enumerate(keys) if not store.check([key])])
-        raise DistBackendError(
-            f"rank {rank} of {size} has waited {timeout.total_seconds():g} s for {missing} of group {name!r}, which "
-            "has not created this group"
-        ) from error
+        missing = [member for member, key in enumerate(keys) if not store.check([key])]
+        raise RanksMissingError(missing) from error
     values = [json.loads(store.get(key)) for key in keys]
     return [(str(token), int(at)) for token, at in values]

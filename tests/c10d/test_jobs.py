@@ -4,10 +4,14 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
 from launching import Job, mpirun
+
+from lentando.c10d.endings import GRACE_SECONDS
+from lentando.c10d.waiting import LOOK_SECONDS
 
 BEGIN = """
 import os, sys, time
@@ -114,6 +118,35 @@ def test_group_of_one_process_needs_no_mpi() -> None:
         env={**os.environ, **environment},
     )  # fmt: skip
     assert run.returncode == 0, run.stderr
+
+
+def test_exception_in_a_group_of_one_process_is_the_only_thing_that_it_reports() -> None:
+    program = BEGIN + INIT + "print('raised', time.time(), flush=True)\nraise ValueError('broken')\n"
+    environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    assert run.returncode == 1
+    assert run.stderr.count("Traceback") == 1, run.stderr
+    assert run.stderr.endswith("ValueError: broken\n")
+    assert time.time() - float(run.stdout.split()[1]) < GRACE_SECONDS + LOOK_SECONDS
+
+
+def test_groups_of_other_ranks_after_another_initialisation() -> None:
+    """Rank 2 creates one of them only, of the same name."""
+    program = """
+    for members in ([0, 1], [1, 2]):
+        dist.init_process_group("lentando", timeout=timedelta(seconds=10))
+        group = dist.new_group(members)
+        if dist.get_rank() in members:
+            tensor = torch.ones(2)
+            dist.all_reduce(tensor, group=group)
+            assert tensor.tolist() == [2, 2], tensor
+        dist.destroy_process_group()
+    """
+    found = job(3, program)
+    assert found.status == 0, found.output
 
 
 FAILURES = {

@@ -57,7 +57,6 @@ def replace_gloo() -> None:
 
     class InsteadOfGloo(lentando.c10d.LentandoProcessGroup):
         def __init__(self, store, rank, size, timeout):  # type: ignore[no-untyped-def]
-            members._created.clear()  # each test has a store of its own
             super().__init__(members.open_members(store, rank, size, "tested", timeout), timeout)
             self.options = SimpleNamespace()
 

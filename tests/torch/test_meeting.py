@@ -2,11 +2,12 @@
 
 import time
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 
 import pytest
 from torch.distributed import HashStore, Store
 
-from lentando.comm.transports.torch_distributed.meeting import agree_on_name
+from lentando.comm.transports.torch_distributed.meeting import RanksMissingError, agree_on_name
 
 
 def meet(store: Store, size: int, late: int | None = None) -> str:
@@ -41,3 +42,10 @@ def test_question_of_a_rank_that_died_before_the_answer_delays_no_other(late: in
     store.set("question/1", "of a process that has died")
     store.set("answer/1", "earlier name")
     assert meet(store, 2, late) not in ("earlier", "name")
+
+
+@pytest.mark.parametrize(("rank", "missing"), [(0, [1, 2, 3]), (2, [0])])
+def test_ranks_that_do_not_come_in_time_are_named(rank: int, missing: list[int]) -> None:
+    with pytest.raises(RanksMissingError) as error:
+        agree_on_name(HashStore(), rank, 4, timedelta(seconds=0.1))
+    assert error.value.ranks == missing

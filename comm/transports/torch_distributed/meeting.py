@@ -8,37 +8,58 @@ Each rank therefore asks rank 0 by a question that no earlier process has asked,
 
 import secrets
 import time
+from datetime import timedelta
 
 from torch.distributed import Store  # type: ignore[attr-defined]  # not in its stubs
 
-__all__ = ["agree_on_name"]
+__all__ = ["RanksMissingError", "agree_on_name"]
 
 POLL_SECONDS = 5e-3
 
 
-def agree_on_name(store: Store, rank: int, size: int) -> str:
+class RanksMissingError(RuntimeError):
+    """Some ranks have not come in time.
+
+    Args:
+        ranks: their numbers.
+
+    Attributes:
+        ranks: the same.
+    """
+
+    def __init__(self, ranks: list[int]) -> None:
+        super().__init__(f"missing ranks: {ranks}")
+        self.ranks = ranks
+
+
+def agree_on_name(store: Store, rank: int, size: int, timeout: timedelta = timedelta.max) -> str:
     """Return a name that no earlier ranks have used in this store, the same on all ranks. Collective.
 
     Args:
         store: store that all ranks share; no other object uses its keys, except earlier calls of this function.
         rank: number of this rank.
         size: number of ranks.
+        timeout: the longest time to wait for others.
+
+    Raises:
+        RanksMissingError: if they have not come by then.
     """
+    until = time.monotonic() + timeout.total_seconds()
     if rank == 0:
         name = secrets.token_hex(8)
-        _answer(store, name, set(range(1, size)))
+        _answer(store, name, set(range(1, size)), until)
         return name
     question = secrets.token_hex(8)
     store.set(f"question/{rank}", question)
     answer: list[str] = []
     while answer[:1] != [question]:
-        time.sleep(POLL_SECONDS)
+        _pause(until, [0])
         answer = _read(store, f"answer/{rank}").split()
     store.set(f"{answer[1]}/{rank}", "received")
     return answer[1]
 
 
-def _answer(store: Store, name: str, waiting: set[int]) -> None:
+def _answer(store: Store, name: str, waiting: set[int], until: float) -> None:
     """Answer the latest question of each rank until all have received the answer."""
     answered: dict[int, str] = {}
     while waiting:
@@ -48,7 +69,13 @@ def _answer(store: Store, name: str, waiting: set[int]) -> None:
                 store.set(f"answer/{rank}", f"{question} {name}")
                 answered[rank] = question
         waiting = {rank for rank in waiting if not store.check([f"{name}/{rank}"])}
-        time.sleep(POLL_SECONDS)
+        _pause(until, sorted(waiting))
+
+
+def _pause(until: float, missing: list[int]) -> None:
+    if missing and time.monotonic() > until:
+        raise RanksMissingError(missing)
+    time.sleep(POLL_SECONDS)
 
 
 def _read(store: Store, key: str) -> str:
