@@ -32,7 +32,7 @@ __all__ = ["TorchTransport"]
 BARRIER_TAG, NODE_BARRIER_TAG, SHORT_MESSAGES_TAG = 32_768, 32_769, 32_770
 """Tags above all tags of ``exchange``. Short messages use the next one as well."""
 PROBE_SECONDS = 1.0
-"""Interval at which a background thread that waits for short messages checks that the other ranks are alive."""
+"""Interval at which a thread that waits for short messages checks that the other ranks are alive."""
 POLL_SECONDS = 1e-3
 """Interval between two polls of a background thread, unless it has other things to do."""
 
@@ -64,6 +64,7 @@ class TorchTransport:
         self._short_messages: ShortMessages | None = None
         self._others: list[TorchTransport] = []
         self._pause: Callable[[], None] | None = None  # called again and again by a thread that waits
+        self._probed_at = 0.0
         nodes = self.allgather(np.frombuffer(_node_identity(), np.uint8).copy())
         self.same_node = [rank for rank in range(self.size) if (nodes[rank] == nodes[self.rank]).all()]
         self.local_rank, self.local_size = self.same_node.index(self.rank), len(self.same_node)
@@ -170,7 +171,10 @@ class TorchTransport:
         self._opened_short_messages().send_content(peer, content)
 
     def receive_nowait(self) -> tuple[int, bytes] | None:
-        return self._opened_short_messages().receive_content()
+        received = self._opened_short_messages().receive_content()
+        if received is None:
+            self._probe()
+        return received
 
     def has_sent_all(self) -> bool:
         return True  # threads of Gloo send and receive
@@ -179,14 +183,23 @@ class TorchTransport:
         self._opened_short_messages().leave_notice(peer, number)
 
     def read_notice(self, peer: int) -> int | None:
-        return self._opened_short_messages().read_notice(peer)
+        number = self._opened_short_messages().read_notice(peer)
+        if number is None:
+            self._probe()
+        return number
 
     def take_notice(self, peer: int) -> int:
-        while (number := self._opened_short_messages().read_notice(peer)) is None:
+        while (number := self.read_notice(peer)) is None:
             self._opened_short_messages().wait_for_notice(peer, POLL_SECONDS)
             if self._pause is not None:
                 self._pause()
         return number
+
+    def _probe(self) -> None:
+        """Raise ``TransportError`` if another rank has died. Asks at an interval, however often this is called."""
+        if time.monotonic() > self._probed_at + PROBE_SECONDS:
+            self._probed_at = time.monotonic()
+            self._opened_short_messages().probe()
 
     def _opened_short_messages(self) -> ShortMessages:
         if self._short_messages is None:
@@ -249,14 +262,6 @@ class BackgroundTorchTransport(TorchTransport):
     def __init__(self, groups: Groups) -> None:
         super().__init__(groups)
         self._pause = self._sleep_or_end
-        self._probed_at = 0.0
-
-    def receive_nowait(self) -> tuple[int, bytes] | None:
-        received = super().receive_nowait()
-        if received is None and time.monotonic() > self._probed_at + PROBE_SECONDS:
-            self._probed_at = time.monotonic()
-            self._opened_short_messages().probe()
-        return received
 
     def _sleep_or_end(self) -> None:
         if self.closed:
