@@ -11,6 +11,8 @@ import torch.distributed as dist
 import lentando.c10d
 
 dist.init_process_group("lentando", timeout=timedelta(seconds={timeout}))
+pids = [torch.zeros(1, dtype=torch.int64) for _ in range(dist.get_world_size())]
+dist.all_gather(pids, torch.tensor([os.getpid()]))
 model = torch.nn.parallel.DistributedDataParallel(torch.nn.Linear(4, 4))
 operations = {{
     "all_reduce": lambda: dist.all_reduce(torch.ones(1_000_000)),
@@ -20,7 +22,7 @@ operations = {{
 operation = operations[sys.argv[1]]
 for _ in range(3):  # in the first iterations, DDP changes its buckets
     operation()
-if dist.get_rank() == 1:
+if dist.get_rank() == {rank}:
     time.sleep(1)  # the others wait in the operation
     os.kill(os.getpid(), signal.{signal})
 started = time.monotonic()
@@ -28,6 +30,7 @@ try:
     operation()
 except RuntimeError as error:
     print(f"rank {{dist.get_rank()}} caught after {{time.monotonic() - started:.1f}} s: {{error}}", flush=True)
+    os.kill(pids[{rank}].item(), signal.SIGKILL)  # mpirun waits long for a process that stands still
     os._exit(1)
 """
 OPERATIONS = ("all_reduce", "backward", "barrier")
@@ -35,13 +38,15 @@ OPERATIONS = ("all_reduce", "backward", "barrier")
 
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_kill_of_one_rank_ends_the_job_long_before_the_timeout(operation: str) -> None:
-    job = mpirun(3, "-c", PROGRAM.format(timeout=1000, signal="SIGKILL"), operation, timeout_seconds=200)
+    job = mpirun(3, "-c", PROGRAM.format(timeout=1000, signal="SIGKILL", rank=1), operation, timeout_seconds=200)
     assert job.status not in (0, None), job.output
     assert "signal 9" in job.output
 
 
+@pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("operation", OPERATIONS)
-def test_rank_that_stands_still_is_an_error_on_the_others_after_the_timeout(operation: str) -> None:
-    job = mpirun(3, "-c", PROGRAM.format(timeout=5, signal="SIGSTOP"), operation, timeout_seconds=200)
+def test_rank_that_stands_still_is_an_error_on_the_others_after_the_timeout(operation: str, rank: int) -> None:
+    """Rank 0 holds the store of torch.distributed, which then answers no other rank."""
+    job = mpirun(3, "-c", PROGRAM.format(timeout=5, signal="SIGSTOP", rank=rank), operation, timeout_seconds=100)
     assert job.status not in (0, None), job.output
     assert "has reached its timeout of 5 s" in job.output
