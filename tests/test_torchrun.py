@@ -103,8 +103,10 @@ def test_a_rank_that_is_killed_ends_the_job() -> None:
         ("world.transport().exchange([], [(1, np.empty(1))]).wait()", "rank 1"),
         ("world.transport().allreduce(np.ones(4))", "a rank"),
         ("lt.synchronize(lt.allreduce_async(torch.ones(3), name='x'))", "rank 1"),
+        ("world.transport().take_notice(1)", "rank 1"),
+        ("while world.transport().read_notice(1) is None: time.sleep(0.01)", "rank 1"),
     ],
-    ids=["exchange", "allreduce", "asynchronous"],
+    ids=["exchange", "allreduce", "asynchronous", "notice", "polled notice"],
 )
 def test_ranks_that_wait_for_one_that_was_killed_say_so(wait: str, named: str) -> None:
     """Without an agent that ends them first."""
@@ -123,13 +125,14 @@ def test_an_exception_ends_the_job_with_its_reason() -> None:
 
 
 def test_groups_of_the_program_are_used_and_left_alone() -> None:
-    """Its default group, parts of it at the same time, and again after shutdown(); destroyed early or never."""
+    """Its default group, parts of it at the same time, of any backend, and again after shutdown()."""
     program = """
+from torch.testing._internal.distributed import fake_pg  # registers a backend that sends nothing
 dist.init_process_group("gloo")
 rank = dist.get_rank()
 pending = dist.all_reduce(torch.ones(1), async_op=True)
-for members in ([0, 1], [2, 3]):
-    group = dist.new_group(members)
+for members, backend in (([0, 1], "gloo"), ([2, 3], "fake")):
+    group = dist.new_group(members, backend=backend)
     if rank in members:
         lt.init(process_group=group)
         assert (lt.rank(), lt.size()) == (members.index(rank), 2)
