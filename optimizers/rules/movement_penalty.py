@@ -133,11 +133,12 @@ def rank_factors(work: Array, norms: Array | None, penalty: MovementPenalty | No
     """
     counting = work > 0
     weights = np.where(counting, work, 0.0)
+    unclipped: Array = weights * (counting.sum() / weights.sum())
     if penalty is None or norms is None or not np.isfinite(norms[counting]).all():  # the average will not be finite
-        unclipped: Array = weights * (counting.sum() / weights.sum())
         return unclipped
+    norms = np.where(counting, norms, 0.0)  # a rank that is left out may have NaN, and 0 * NaN is NaN
     if penalty.norm_weights == "softmax":
-        weights = weights * np.exp(norms[counting].min() - np.where(counting, norms, np.inf))
+        weights = weights * np.exp(np.minimum(norms[counting].min() - norms, 0))
     elif penalty.norm_weights == "inverse":
         moved = norms[counting & (norms > 0)]
         weights = weights / np.maximum(norms, moved.min()) if moved.size else weights

@@ -19,7 +19,7 @@ from lentando.comm.transport import Array, Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.rules.gossip import SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
-from lentando.optimizers.rules.movement_penalty import MovementPenalty
+from lentando.optimizers.rules.movement_penalty import MovementPenalty, rank_factors
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.settings import Settings
@@ -331,6 +331,25 @@ def test_penalties_equal_an_independent_reference(ranks: int, name: Any, penalty
     outcome = run_ranks(ranks, lambda transport: train(transport, steps, fast_on_rank_1, **settings))
     code = CODES[name] if name else np.copy
     assert_allclose(outcome, expected(ranks, steps, code, RULES[0][1], factors, fast_on_rank_1), rtol=0, atol=1e-6)
+
+
+PENALTIES = [
+    MovementPenalty(clip_norm=1.5),
+    MovementPenalty(norm_weights="inverse"),
+    MovementPenalty(norm_weights="softmax"),
+    MovementPenalty(norm_weights="inverse", clip_norm=1.5),
+    MovementPenalty(norm_weights="softmax", clip_norm=1.5),
+    MovementPenalty(outlier_threshold=3.0),
+]
+
+
+@pytest.mark.parametrize("penalty", PENALTIES, ids=repr)
+@pytest.mark.parametrize("norm", [np.nan, np.inf, 0.0, 1e9])
+def test_the_norm_of_a_rank_that_is_left_out_decides_nothing(penalty: MovementPenalty, norm: float) -> None:
+    found = rank_factors(np.array([1.0, 2.0, 0.0]), np.array([1.0, 2.0, norm]), penalty)
+    others = rank_factors(np.array([1.0, 2.0]), np.array([1.0, 2.0]), penalty)
+    assert_array_equal(found, [*others, 0.0])
+    assert (others > 0).all()
 
 
 def test_an_outlier_is_left_out_until_it_moves_as_before() -> None:

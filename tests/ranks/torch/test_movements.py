@@ -148,6 +148,26 @@ def test_one_rank_with_a_100_times_learning_rate_does_not_spoil_the_average(pena
     assert distances[1] > 1e6
 
 
+@pytest.mark.parametrize("penalty", [*PENALTIES, lt.MovementPenalty(outlier_threshold=3.0)], ids=repr)
+@pytest.mark.parametrize("name", [None, "int8"])
+def test_skipping_a_rank_with_nan_is_the_average_of_the_others(penalty: Any, name: Any) -> None:
+    """One rank has NaN at the end of the second round: all ranks continue from where the others have moved."""
+    if lt.size() < 3:
+        pytest.skip("the average of several others is wanted")
+    model = vector()
+    settings = {"slow_momentum": 0, "movement_penalty": penalty, "wire_dtype": name, "on_nonfinite": "skip"}
+    optimizer = lt.SlowMo(sgd(model, lr=RATE, momentum=0), period=PERIOD, **settings)
+    trained(optimizer, model, 2 * PERIOD - 1)
+    if lt.rank() == 1:
+        with torch.no_grad():
+            model.weight[0, 0] = float("nan")
+    found = trained(optimizer, model, 1)
+    assert np.isfinite(found).all()
+    assert all(other == found.tolist() for other in lt.allgather_object(found.tolist()))
+    assert optimizer.report()["left_out"] == (lt.rank() == 1)
+    assert np.abs(trained(optimizer, model, 6 * PERIOD)).max() < 5
+
+
 def test_an_outlier_is_left_out() -> None:
     """A rank whose steps become 100 times longer after 5 rounds: the others continue as if it were not there."""
     if lt.size() < 3:
