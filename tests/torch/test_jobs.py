@@ -1,7 +1,9 @@
 """Whole programs under mpirun: what happens to a job when something goes wrong on one rank."""
 
+import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +29,10 @@ def train(steps):
         model(torch.randn(8, 4)).square().mean().backward()
         optimizer.step()
 
+def fail():
+    print(f"fails at {time.time()} s", flush=True)
+    raise RuntimeError("disk is on fire")
+
 """
 METHODS = ["slowmo", "allreduce"]
 
@@ -34,7 +40,17 @@ METHODS = ["slowmo", "allreduce"]
 def run(tmp_path: Path, ending: str, method: str, size: int = 3) -> Any:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + ending)
-    return mpirun(size, str(program), method, timeout_seconds=60)
+    return mpirun(size, str(program), method, timeout_seconds=120)
+
+
+def check_that_the_failure_has_ended(job: Any) -> None:
+    """Check what a job has written, and that it has ended soon after ``fail``, however long its start has taken."""
+    ended = time.time()
+    assert job.status not in (0, None)
+    assert "RuntimeError: disk is on fire" in job.output
+    assert "rank 2 failed (RuntimeError) and ends the job" in job.output
+    (failed,) = re.findall(r"fails at ([0-9.]+) s", job.output)
+    assert ended - float(failed) < 20
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -44,17 +60,13 @@ def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: 
     assert job.output.count("MismatchError: the ranks are not about to do the same thing") == 3
     assert ("after 12 steps and 2 rounds" if method == "slowmo" else "after 10 steps") in job.output
     assert "rank 1: has ended (shutdown, or the end of the program)" in job.output
-    assert job.seconds < 20
+    assert job.seconds < 60  # most of it to start, on a machine that is busy
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_rank_that_raises_takes_the_job_down(tmp_path: Path, method: str) -> None:
-    ending = "train(5)\nif lt.rank() == 2: raise RuntimeError('disk is on fire')\ntrain(1000000)"
-    job = run(tmp_path, ending, method)
-    assert job.status not in (0, None)
-    assert "RuntimeError: disk is on fire" in job.output
-    assert "rank 2 failed (RuntimeError) and ends the job" in job.output
-    assert job.seconds < 20
+    ending = "train(5)\nif lt.rank() == 2: fail()\ntrain(1000000)"
+    check_that_the_failure_has_ended(run(tmp_path, ending, method))
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -85,14 +97,10 @@ train(1000000)
 def test_rank_that_raises_inside_join_takes_the_job_down(tmp_path: Path, method: str) -> None:
     ending = """
 with lt.join(optimizer):
-    if lt.rank() == 2: train(5); raise RuntimeError('disk is on fire')
+    if lt.rank() == 2: train(5); fail()
     train(1000000 if lt.rank() == 1 else 3)
 """
-    job = run(tmp_path, ending, method)
-    assert job.status not in (0, None)
-    assert "RuntimeError: disk is on fire" in job.output
-    assert "rank 2 failed (RuntimeError) and ends the job" in job.output
-    assert job.seconds < 20
+    check_that_the_failure_has_ended(run(tmp_path, ending, method))
 
 
 def test_equal_steps_end_well(tmp_path: Path) -> None:
@@ -141,4 +149,4 @@ for step in range(100000):
     assert job.status not in (0, None)
     assert "ConfigurationError: inner step 1 on rank 1 came without its training loss" in job.output
     assert "rank 1 failed (ConfigurationError) and ends the job" in job.output
-    assert job.seconds < 20
+    assert job.seconds < 60  # most of it to start, on a machine that is busy
