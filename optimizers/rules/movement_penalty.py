@@ -27,7 +27,7 @@ class MovementPenalty:
     The three parts of the pseudo gradient penalty of EDiT (Cheng et al., ICLR 2025, arXiv 2412.07210), each an option.
     G_i = |x_i - a| is the Euclidean norm of rank i's movement since the anchor, over all parameters (EDiT computes it
     for each layer). The norms travel with the control message: no message is added. Each round needs one more pass over
-    the parameters, and every rank keeps the whole anchor (4 bytes for each parameter of float32).
+    the parameters, and takes the memory of ``weighting`` (``Settings``), with the whole anchor on every rank.
 
     Args:
         clip_norm: bound of G_i, > 0: a longer movement is multiplied by clip_norm / G_i. The average does not move

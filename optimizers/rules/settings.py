@@ -88,8 +88,9 @@ class Settings:
         weighting: weights of the movements of the ranks in outer steps: "equal"; "steps", their inner steps of the
             round, which differ inside ``join``; or "samples", the sum of ``step(samples=...)`` in the round, as in
             FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629, algorithm 1). A rank of weight 0 adopts the average
-            of the others. Statistics are averaged equally over the ranks with a weight > 0. Each rank keeps 12 more
-            bytes for each parameter of float32, and none more than with a ``wire_dtype``, if there is one.
+            of the others. Statistics are averaged equally over the ranks with a weight > 0. Each rank keeps
+            12 + 4 / n more bytes for each parameter of float32, and none more than with a ``wire_dtype``, if there is
+            one.
         movement_penalty: ``MovementPenalty(...)``, which keeps the movement of one bad rank from spoiling the average;
             or None. Memory as for ``weighting``.
 
