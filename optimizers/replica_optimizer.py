@@ -101,6 +101,36 @@ class ReplicaOptimizer:
         self._ready_replica().restart(base_state)
         self._refresh()
 
+    def adopt_average(self) -> None:
+        """Make the exact average of all replicas the weights of every rank, to end training with the model it is for.
+
+        Collective: every rank calls it between two steps, after the last one. It keeps what ``averaged()`` shows: outer
+        steps in flight (``delay``, ``fragments``) are adopted. If this changes the weights of any rank, a new round
+        begins from them, as with ``restart()``. Otherwise nothing changes, and training may continue.
+
+        Raises:
+            ConfigurationError: in the middle of a step, inside ``join`` or ``averaged()``.
+            NonFiniteError: as ``averaged()``.
+            MismatchError: on every rank, if the ranks are not about to do the same thing.
+
+        Example:
+            >>> import torch, lentando.torch as lt
+            >>> lt.init()
+            >>> model = torch.nn.Linear(2, 1)
+            >>> optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=2, delay=1)
+            >>> for _ in range(2):
+            ...     model(torch.ones(1, 2)).sum().backward()
+            ...     optimizer.step()
+            >>> optimizer.adopt_average()
+            >>> weights = model.weight.detach().clone()
+            >>> with optimizer.averaged():
+            ...     torch.equal(model.weight, weights)
+            True
+            >>> lt.shutdown()
+        """
+        self._ready_replica().adopt_average()
+        self._refresh()
+
     def consensus_distance(self) -> float:
         """Return the distance of the replicas from their mean, as the root mean square over ranks.
 

@@ -52,10 +52,8 @@ class LentandoCallback(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Continue with the average of all replicas, unless they are equal."""
-        optimizer = _unwrapped(kwargs["optimizer"])
-        if optimizer.consensus_distance() > 0:  # the last round is not complete
-            optimizer.restart()
+        """Continue with the average of all replicas."""
+        _unwrapped(kwargs["optimizer"]).adopt_average()
 
 
 def _obstacle(args: TrainingArguments, optimizer: Any) -> str | None:

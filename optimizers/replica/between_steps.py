@@ -99,10 +99,7 @@ class BetweenSteps(ABC):
         if base_state not in get_args(BaseState):
             legal = " or ".join(map(repr, get_args(BaseState)))
             raise ConfigurationError(f"base_state must be {legal}, got {base_state!r}")
-        self.evaluation.refuse("restart()")
-        if progress.is_in_step or progress.is_joined:
-            where = "in the middle of a step" if progress.is_in_step else "inside join"
-            raise ConfigurationError(f"restart() is not possible {where}: call it between steps, outside join")
+        self._check_between_steps("restart()")
         self._check_weights()
         self.follow_changes()
         self.timing.pause()
@@ -112,6 +109,23 @@ class BetweenSteps(ABC):
         progress.forget_losses()
         self._rounds.begin()
         self.timing.resume()
+
+    def adopt_average(self) -> None:
+        """Continue from what ``averaged()`` shows, outer steps in flight included; if that differs, begin a new round.
+
+        Collective: every rank calls it, between steps. Raises as ``restart``.
+        """
+        self._check_between_steps("adopt_average()")
+        with self.averaged():
+            averages = [buffer.array.copy() for buffer in self.framework.buffers]
+        if self._weights.replace(averages):
+            self.restart()
+
+    def _check_between_steps(self, action: str) -> None:
+        self.evaluation.refuse(action)
+        if self.progress.is_in_step or self.progress.is_joined:
+            where = "in the middle of a step" if self.progress.is_in_step else "inside join"
+            raise ConfigurationError(f"{action} is not possible {where}: call it between steps, outside join")
 
     @contextmanager
     def weights_changed_by(self, action: str) -> Iterator[None]:

@@ -17,8 +17,8 @@ from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.timing import Timing
+from lentando.optimizers.replica.whole_average import average_weights
 from lentando.optimizers.rules.non_finite import ADVICE, NonFinite, first_non_finite
-from lentando.optimizers.rules.partial_average import mean_over_some
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["Evaluation"]
@@ -84,17 +84,9 @@ class Evaluation:
             setup.wait_in_flight()
             own.extend(buffer.array.copy() for buffer in buffers)
             if isinstance(setup.outer, StreamedOuterStep):
-                setup.outer.preview()
+                setup.outer.preview(keeps_own=setup.framework.watch.found)
             setup.base.prepare_average(share)
-            for buffer in buffers:
-                constants = setup.constants.within(buffer)
-                reduction = plan_reduction(setup.transport, buffer.array, setup.settings.algorithm)
-                if share is None:
-                    reduction.all_reduce(mean=True)
-                else:
-                    mean_over_some(reduction, buffer.array, share)
-                for constant in constants:
-                    constant.restore(buffer.array)
+            average_weights(setup, share)
 
         def put_back() -> None:
             for buffer, array in zip(buffers, own, strict=bool(own)):

@@ -96,10 +96,13 @@ class Setup:
         self.framework.store()
 
     def adopt_in_flight(self) -> None:
-        """Adopt outer steps in flight now, and not when they are due. Every rank does so."""
+        """Adopt outer steps in flight now, and not when they are due. Every rank does so.
+
+        Weights that the program has set remain as they are.
+        """
         if isinstance(self.outer, StreamedOuterStep):
             self.framework.load()
-            self.outer.adopt_all()
+            self.outer.adopt_all(keeps_own=self.framework.watch.found)
             self.framework.store()
 
     def continue_from_weights(self) -> None:

@@ -3,21 +3,19 @@
 import logging
 from collections.abc import Mapping, Sequence
 from weakref import proxy
-from zlib import crc32
 
 import numpy as np
 
 from lentando.comm.agreement import Event, ranks_where
-from lentando.comm.array_module import copy_into, to_host
-from lentando.comm.collectives import plan_reduction
+from lentando.comm.array_module import copy_into
 from lentando.comm.elastic import in_place, without_vote
 from lentando.comm.errors import MismatchError
 from lentando.comm.numbering import all_in_words, in_words
-from lentando.comm.transport import Array, as_bytes
+from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.replica.whole_average import are_equal, average_weights
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
-from lentando.optimizers.rules.partial_average import mean_over_some
 
 __all__ = ["Weights"]
 
@@ -73,7 +71,7 @@ class Weights:
         if not ranks or setup.outer is not None or setup.settings.base.mixes_parameters:
             return  # the next outer step averages them, as gossip does
         setup.framework.load()
-        if not self._are_equal(statistics=False):
+        if not are_equal(setup, statistics=False):
             who = f"{in_words(setup.transport, ranks)} of {all_in_words(setup.transport)}"
             raise MismatchError(
                 f"the program has set weights on {who}, and the "
@@ -116,16 +114,7 @@ class Weights:
             verdict = self._non_finite.judge(by_rank, "restart", None if found is None else repr(found))
             self._drain()
             share = None if verdict is None else verdict.partial_average
-            if share is not None or not self._are_equal():  # the mean of equal numbers may differ from them by a bit
-                for buffer in setup.framework.buffers:
-                    constants = setup.constants.within(buffer)
-                    reduction = plan_reduction(setup.transport, buffer.array, setup.settings.algorithm)
-                    if share is None:
-                        reduction.all_reduce(mean=True)
-                    else:
-                        mean_over_some(reduction, buffer.array, share)
-                    for constant in constants:
-                        constant.restore(buffer.array)
+            average_weights(setup, share)
 
         in_place(setup.transport, [buffer.array for buffer in setup.framework.buffers], attempt)
         setup.base.outer_average.adopt_consensus()
@@ -135,6 +124,26 @@ class Weights:
         setup.framework.watch.reset()
         setup.framework.watch.mark()
         self._channel.forget_start()
+
+    def replace(self, averages: Sequence[Array]) -> bool:
+        """Replace the weights of this rank by their average over the ranks. Collective.
+
+        Args:
+            averages: what becomes the content of each buffer, equal on all ranks.
+
+        Returns:
+            Whether that has changed the weights of any rank.
+        """
+        setup = self._setup
+        setup.framework.load()
+        pairs = list(zip(setup.framework.buffers, averages, strict=True))
+        changes = np.array([any(bool((buffer.array != average).any()) for buffer, average in pairs)], np.int64)
+        changed_on = self._channel.together(lambda: setup.transport.allgather(changes))
+        for buffer, average in pairs:
+            copy_into(buffer.array, average)
+        setup.framework.store()
+        setup.framework.watch.mark()
+        return bool(changed_on.any())
 
     def continue_gossip(self) -> None:
         """Let gossip continue from the new weights of this rank, and drop what it has received for the old ones."""
@@ -151,16 +160,3 @@ class Weights:
         self._setup.base.outer_average.wait_in_flight()
         for buffer, array in zip(buffers, kept, strict=bool(kept)):
             copy_into(buffer.array, array)
-
-    def _are_equal(self, statistics: bool = True) -> bool:
-        """Whether all ranks hold the same weights. Collective.
-
-        Args:
-            statistics: whether to compare the statistics too.
-        """
-        checksum = 0
-        for buffer in self._setup.framework.buffers:
-            own = buffer.array if statistics else buffer.parameters
-            checksum = crc32(as_bytes(to_host(own)).data, checksum)
-        checksums = self._setup.transport.allgather(np.array([checksum], np.int64))
-        return bool((checksums == checksums[0]).all())

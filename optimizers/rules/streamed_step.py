@@ -154,10 +154,10 @@ class StreamedOuterStep(OuterStepping):
         if not keeps_own:
             fragment.adopt()
 
-    def adopt_all(self) -> None:
-        """Adopt whatever is in flight now. Every rank does so. Raises as ``adopt_fragment``."""
+    def adopt_all(self, keeps_own: bool = False) -> None:
+        """Adopt whatever is in flight now. Every rank does so. Argument and errors are those of ``adopt_fragment``."""
         for number in self.in_flight:
-            self.adopt_fragment(number)
+            self.adopt_fragment(number, keeps_own)
 
     def share_contributions(self) -> None:
         """Replace what this rank has contributed and not adopted by rank 0's, whose parameters it has got. Collective.
@@ -169,15 +169,18 @@ class StreamedOuterStep(OuterStepping):
             for array in self._arrays.contributions:
                 self._transport.broadcast(array)
 
-    def preview(self) -> None:
+    def preview(self, keeps_own: bool = False) -> None:
         """Put into the buffers what adopting everything in flight would put there. It remains in flight.
+
+        Args:
+            keeps_own: as ``adopt_fragment``.
 
         Raises:
             NonFiniteError: on every rank, as ``adopt_fragment``.
         """
         since = list(self.contributed_at)
         try:
-            self.adopt_all()
+            self.adopt_all(keeps_own)
         finally:
             self.contributed_at = since
 

@@ -158,8 +158,7 @@ class LentandoStrategy(ParallelStrategy):
 
     def on_train_end(self) -> None:
         for optimizer in self._replicas().values():
-            if optimizer.consensus_distance() > 0:  # the last round is not complete
-                optimizer.restart()
+            optimizer.adopt_average()
 
     def lightning_module_state_dict(self) -> dict[str, Any]:
         if self._is_averaged or not self._replicas():

@@ -138,3 +138,68 @@ def test_set_weights_are_kept() -> None:
     with torch.no_grad():
         model.weight.fill_(2.0)
     assert (train_vector(optimizer, model, 2 * PERIOD) == 2.0).all()
+
+
+ENDINGS: list[dict[str, Any]] = [
+    {"delay": 2},
+    {"fragments": 2, "delay": 1, "blend": 0.5},
+    {"delay": 0},
+    {"delay": 0, "base": lt.OSGP()},
+    {"delay": 0, "base": lt.AllReduce()},
+]
+
+
+@pytest.mark.parametrize("steps", [8, 9])
+@pytest.mark.parametrize("settings", ENDINGS, ids=str)
+def test_training_ends_with_what_averaged_shows(settings: dict[str, Any], steps: int) -> None:
+    """Outer steps in flight and gossip messages under way included; on a single rank, too."""
+    optimizer, model = streamed(**settings)
+    train(optimizer, model, steps)
+    own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    with optimizer.averaged():
+        shown = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    optimizer.adopt_average()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, shown[name]), name
+    assert lt.size() == 1 or optimizer.consensus_distance() == 0
+    if settings["delay"] and steps == 8:  # the outer step in flight moves the weights even of a single rank
+        assert any(not torch.equal(tensor, shown[name]) for name, tensor in own.items())
+    optimizer.adopt_average()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, shown[name]), name
+
+
+def test_the_average_of_equal_replicas_leaves_momentum_and_round_alone() -> None:
+    optimizer, model = streamed(delay=0, base=lt.AllReduce())
+    twin, other = streamed(delay=0, base=lt.AllReduce())
+    train(optimizer, model, 4)
+    train(twin, other, 4)
+    optimizer.adopt_average()
+    train(optimizer, model, 5, 4)
+    train(twin, other, 5, 4)
+    for name, tensor in other.state_dict().items():
+        assert torch.equal(tensor, model.state_dict()[name]), name
+
+
+def test_adopting_the_average_is_refused_in_averaged_and_in_join() -> None:
+    optimizer, _ = streamed(delay=0)
+    with (
+        optimizer.averaged(),
+        pytest.raises(lt.ConfigurationError, match=r"adopt_average\(\) is not .* inside averaged"),
+    ):
+        optimizer.adopt_average()
+    with lt.join(optimizer), pytest.raises(lt.ConfigurationError, match=r"adopt_average\(\) is not .* inside join"):
+        optimizer.adopt_average()
+
+
+def test_averaged_keeps_weights_that_were_set_while_an_average_is_in_flight() -> None:
+    optimizer, model = streamed(delay=3)
+    train(optimizer, model, 5)
+    best = {name: tensor.clone() for name, tensor in net(7).state_dict().items()}
+    model.load_state_dict(best)
+    with optimizer.averaged():
+        for name, tensor in model.state_dict().items():
+            torch.testing.assert_close(tensor, best[name], rtol=0, atol=0)
+    optimizer.adopt_average()
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, best[name], rtol=0, atol=0)

@@ -120,8 +120,7 @@ def test_trainer_takes_the_steps_of_a_loop_without_it(optimize: Optimize) -> Non
             torch.nn.utils.clip_grad_norm_(twin.parameters(), 0.3)
             optimizer.step()
         scheduler.step()
-    if optimizer.consensus_distance() > 0:
-        optimizer.restart()
+    optimizer.adopt_average()
     assert torch.equal(weights(model), weights(twin))
     assert_equal_on_all_ranks(weights(model))
 
@@ -142,6 +141,30 @@ def test_resume_is_bit_identical_and_the_file_contains_the_average(folder: Path)
     # Training ended in the middle of a round of two steps or at its end; fit() has left the average in the model.
     torch.testing.assert_close(weights(average), weights(whole))
     trainer().validate(average, loader(shuffle=False), verbose=False)
+
+
+def delayed(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=4, delay=2, slow_momentum=0.5)
+
+
+def streamed(model: torch.nn.Module) -> torch.optim.Optimizer:
+    return lt.DiLoCo(torch.optim.SGD(model.parameters(), lr=0.1), model=model, period=4, fragments=2, delay=1)
+
+
+@pytest.mark.parametrize("optimize", [slowmo, delayed, streamed])
+def test_the_model_that_is_left_is_the_one_that_was_validated_and_saved(folder: Path, optimize: Optimize) -> None:
+    """Eight steps end with an outer step, which is in flight if it has a delay."""
+    seen, model = SeesWeights(), Classifier(optimize, drop=0)
+    callbacks = [seen, ModelCheckpoint(folder)]
+    limits = {"limit_train_batches": 8, "use_distributed_sampler": False}
+    trainer(epochs=1, callbacks=callbacks, **limits).fit(model, loader(), loader(shuffle=False))
+    assert torch.equal(weights(model), seen.during[-1])
+    lt.barrier()
+    (saved,) = folder.glob("*.ckpt")
+    assert torch.equal(weights(model), weights(Classifier.load_from_checkpoint(saved)))
+    assert torch.equal(weights(model), seen.before[-1]) == (optimize is slowmo)
+    assert_equal_on_all_ranks(weights(model))
+    lt.barrier()
 
 
 def test_checkpoints_that_are_removed_leave_nothing_and_replaced_ones_keep_the_previous(folder: Path) -> None:
