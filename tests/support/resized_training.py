@@ -33,6 +33,7 @@ def settings(lt: Any, method: str) -> dict[str, Any]:
         "allreduce": {},
         "adacomm": {"base": lt.LocalSGD(), "period": lt.AdaptivePeriod(4, interval_steps=4)},
         "slowmo": {"base": lt.LocalSGD(), **slow},
+        "slowmo in int8": {"base": lt.LocalSGD(), "wire_dtype": "int8", **slow},
         "diloco": {"base": lt.LocalSGD(), "outer": lt.OuterSGD(1.0, SLOW_MOMENTUM), "period": ROUND},
         "slowmo by ring": {"base": lt.LocalSGD(), "algorithm": "ring", **slow},
         "slowmo without average": {"base": lt.SGP(), "exact_average": False, **slow},

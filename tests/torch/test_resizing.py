@@ -168,3 +168,28 @@ def test_one_rank_becomes_three(tmp_path: Path) -> None:
             assert_array_equal(whole(after, "slow_buffers 0"), before["slow_buffers 0"])
         (stated,) = after[0]["about"]["received"]
         assert stated.endswith("gossip (begins again: w = 1, nothing in flight)" if "gp" in method else "nothing")
+
+
+def test_two_ranks_with_coded_outer_steps_become_three(tmp_path: Path) -> None:
+    """What rounding has left out goes on: the errors of the ranks begin with their mean, those of shards are cut."""
+    method = "slowmo in int8"
+    wanted = [f"{method}:{','.join(map(str, STEPS))}"]
+    run(2, "save", tmp_path, wanted)
+    run(3, "load", tmp_path, wanted)
+    for step in STEPS:
+        before, after = left(tmp_path, f"{method} {step} on 2"), left(tmp_path, f"{method} {step} on 3")
+        for name in after[0]:
+            if name.startswith(("model", "optimizer")):
+                mean = np.mean([arrays[name] for arrays in before], axis=0)
+                for arrays in after:
+                    assert_allclose(arrays[name], mean, rtol=1e-14, atol=1e-15, err_msg=name)
+        mean_error = np.mean([arrays["errors 0"] for arrays in before], axis=0)
+        assert np.any(mean_error)
+        for arrays in after:
+            assert_allclose(arrays["errors 0"], mean_error, rtol=1e-14, atol=1e-18)
+        for name in ("slow_buffers 0", "shard_errors 0", "anchors 0"):
+            assert_array_equal(whole(after, name), whole(before, name), err_msg=name)
+    expected = left(tmp_path, f"{method} end on 2")[0]["about"]["loss"]
+    found = left(tmp_path, f"{method} continued on 3")[0]["about"]
+    assert found["inner_steps"] == LAST
+    assert found["loss"] == pytest.approx(expected, rel=0.05)
