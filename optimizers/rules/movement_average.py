@@ -35,9 +35,10 @@ __all__ = ["MovementAverage"]
 class MovementAverage(ExactAverage):
     """The average of the movements of one buffer.
 
-    Memory, for each parameter of float32: 4 bytes for the anchor; if messages are coded, 4 bytes for the error, and
-    8 / n for the errors of this rank's shard; 4 / n for the sum of this shard; and for messages, twice the bytes of a coded parameter (2.03 for int8,
-    1.03 for int4, 8 if they are not coded). In a job of one rank nothing is coded.
+    Memory, for each parameter of float32: 4 bytes for the anchor, and 4 / n for the sum of this rank's shard; if
+    messages are coded, 4 bytes for the error, and 8 / n for the errors of this rank's shard; and for messages, twice
+    the bytes of a coded parameter (2.03 for int8, 1.03 for int4, 8 if they are not coded). In a job of one rank nothing
+    is coded.
 
     Args:
         transport: transport that connects the ranks.

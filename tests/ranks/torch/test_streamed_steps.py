@@ -152,7 +152,7 @@ ENDINGS: list[dict[str, Any]] = [
 @pytest.mark.parametrize("steps", [8, 9])
 @pytest.mark.parametrize("settings", ENDINGS, ids=str)
 def test_training_ends_with_what_averaged_shows(settings: dict[str, Any], steps: int) -> None:
-    """Outer steps in flight and gossip messages under way included; on a single rank, too."""
+    """Outer steps in flight and gossip messages in flight included; on a single rank, too."""
     optimizer, model = streamed(**settings)
     train(optimizer, model, steps)
     own = {name: tensor.clone() for name, tensor in model.state_dict().items()}
