@@ -92,7 +92,9 @@ def reduce_parts(transport: Transport, inputs: Sequence[Array], output: Array, o
     received = [np.empty_like(output) for _ in inputs]
     exchange_parts(transport, inputs, received)
     is_wide_average = op == "AVG" and not is_floating(output.dtype)
-    wide = np.dtype(np.int64) if is_wide_average else accumulator_dtype(output.dtype)
+    wide = accumulator_dtype(output.dtype)
+    if is_wide_average:
+        wide = np.dtype(np.uint64 if output.dtype.kind == "u" else np.int64)
     total = received[0].astype(wide)
     with np.errstate(over="ignore", invalid="ignore"):
         for part in received[1:]:

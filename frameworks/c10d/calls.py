@@ -68,7 +68,7 @@ class Calls:
         description = f"{operation}({', '.join(map(str, arguments))})"
         is_default = opts is None or opts.timeout < timedelta(0)
         timeout = (self.timeout if is_default else opts.timeout).total_seconds()
-        work = CollectiveWork(description, outputs)
+        work = CollectiveWork(description, outputs, timeout, lambda: self._order.progressed)
         self.count += 1
 
         def run() -> None:
@@ -110,12 +110,12 @@ class Calls:
             self._agree(call, description)
             with ExitStack() as stack:
                 execute(stack)
-        except LentandoError as error:
-            self.fail(str(error))
-            raise DistBackendError(f"{description} has failed on rank {rank} of {size}: {error}") from error
-        except DistBackendError as error:
-            self.fail(str(error))
-            raise
+        except BaseException as error:  # whatever it is, this rank may be out of step with the others
+            reason = str(error) if isinstance(error, LentandoError | DistBackendError) else repr(error)
+            self.fail(reason)
+            if isinstance(error, DistBackendError) or not isinstance(error, Exception):
+                raise
+            raise DistBackendError(f"{description} has failed on rank {rank} of {size}: {reason}") from error
 
     def _agree(self, call: list[Any], description: str) -> None:
         """Compare a call between ranks, before data move.

@@ -127,6 +127,8 @@ class MessageWork(Work):
             if self._request is not None and self._request.test():
                 self._finish()
                 self._is_over = True
+        except DistBackendError as error:
+            self._error, self._is_over = error, True
         except LentandoError as error:
             self._error, self._is_over = DistBackendError(str(error)), True
 
@@ -148,6 +150,7 @@ class Messages:
         self._timeout = timeout
         self._progress = Progress()
         self._starting = threading.Lock()
+        self._is_closed = False
 
     def send(self, tensors: Sequence[torch.Tensor], peer: int, tag: int) -> MessageWork:
         """Start to send a tensor to a rank of the group."""
@@ -181,7 +184,9 @@ class Messages:
         return self._started(start, f"recv from {whom}", stack.close, tensors, source)
 
     def close(self) -> None:
-        """Let no more messages progress."""
+        """Let no more messages start or progress."""
+        with self._starting:
+            self._is_closed = True
         self._progress.close()
 
     def _started(
@@ -191,6 +196,8 @@ class Messages:
             # Between the question who sends next and the receive of that message, no other receive may take it. The
             # pieces of a long message must not be mixed with those of another one either.
             with self._starting:
+                if self._is_closed:
+                    raise DistBackendError(f"{action} is not possible any more: this rank has left the group")
                 return start()
 
         work = MessageWork(start_alone, self._waiting_for(action), finish, tensors, source)

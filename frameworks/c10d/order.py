@@ -1,9 +1,12 @@
 """The order in which a rank executes the collective operations of one group: that of their submission."""
 
 import threading
+import time
 from collections.abc import Callable
 from queue import SimpleQueue
 from typing import TypeAlias
+
+from torch.distributed import DistBackendError
 
 from lentando.c10d.work import CollectiveWork
 
@@ -17,10 +20,15 @@ class Order:
 
     Args:
         name: name of the thread, for debuggers and profilers.
+
+    Attributes:
+        progressed: ``time.monotonic()`` at the end of the last operation.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
+        self.progressed = time.monotonic()
+        self._is_closed = False
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
         self._executing = threading.Lock()
         self._submitting = threading.Lock()
@@ -28,7 +36,7 @@ class Order:
         self._thread: threading.Thread | None = None
 
     def submit(self, work: CollectiveWork, operation: Callable[[], None], *, at_once: bool) -> None:
-        """Execute an operation after those that were submitted before.
+        """Execute an operation after those that were submitted before. After ``close``, the work fails at once.
 
         Args:
             work: what the operation completes.
@@ -37,23 +45,25 @@ class Order:
                 is in progress.
         """
         with self._submitting:
-            if at_once and self._queued == 0 and self._executing.acquire(blocking=False):
-                is_own = True
-            else:
-                is_own = False
+            is_closed = self._is_closed
+            is_own = not is_closed and at_once and self._queued == 0 and self._executing.acquire(blocking=False)
+            if not is_closed and not is_own:
                 self._queued += 1
                 self._queue.put((work, operation))
                 if self._thread is None:
                     self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
                     self._thread.start()
+        if is_closed:
+            work.run(_refusing(work.description))
         if is_own:
             try:
                 work.run(operation)
             finally:
+                self.progressed = time.monotonic()
                 self._executing.release()
 
     def close(self, seconds: float) -> bool:
-        """End the thread after everything that was submitted.
+        """End the thread after everything that was submitted, and take nothing more.
 
         Args:
             seconds: the longest time to wait for that.
@@ -61,9 +71,11 @@ class Order:
         Returns:
             whether it has ended.
         """
-        if self._thread is None:
-            return True
-        self._queue.put(None)
+        with self._submitting:
+            self._is_closed = True
+            if self._thread is None:
+                return True
+            self._queue.put(None)
         self._thread.join(seconds)
         return not self._thread.is_alive()
 
@@ -72,6 +84,14 @@ class Order:
             work, operation = item
             with self._executing:
                 work.run(operation)
+                self.progressed = time.monotonic()
             with self._submitting:
                 self._queued -= 1
             del item, work, operation  # which may hold the last reference to tensors of the user
+
+
+def _refusing(description: str) -> Callable[[], None]:
+    def refuse() -> None:
+        raise DistBackendError(f"{description} is not possible any more: this rank has left the group")
+
+    return refuse

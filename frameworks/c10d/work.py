@@ -1,6 +1,7 @@
 """What a call with ``async_op=True`` returns: PyTorch's ``Work``, completed by this rank's thread."""
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from datetime import timedelta
 
@@ -17,18 +18,35 @@ NO_LIMIT = timedelta(0)
 """What PyTorch passes to ``wait`` for no other limit than that of the operation itself."""
 
 
+LOOK_SECONDS = 1.0
+"""Interval at which a thread that waits compares the time with the timeout of the operation."""
+LATE_SECONDS = 2.0
+"""An operation ends itself at its timeout, by an error that says more; this is the time it has for that."""
+
+
 class CollectiveWork(Work):
     """One call of a collective operation.
 
     Args:
         description: the call in words, for messages.
         outputs: the tensors that it fills, which the future returns.
+        timeout_seconds: the longest time that it takes, once those before it are over.
+        progressed: returns ``time.monotonic()`` at the end of the last operation before it.
     """
 
-    def __init__(self, description: str, outputs: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self,
+        description: str,
+        outputs: Sequence[torch.Tensor],
+        timeout_seconds: float,
+        progressed: Callable[[], float],
+    ) -> None:
         super().__init__()
         self.description = description
         self._outputs = list(outputs)
+        self._timeout_seconds = timeout_seconds
+        self._progressed = progressed
+        self._submitted = time.monotonic()
         self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._error: Exception | None = None
@@ -57,9 +75,18 @@ class CollectiveWork(Work):
         Raises:
             DistBackendError: if it has failed, or is not complete in time.
         """
-        seconds = timeout.total_seconds()
-        if not self._is_over.wait(seconds if seconds > 0 else None):
-            raise DistBackendError(f"{self.description} is not complete after {seconds:g} s of waiting")
+        seconds = timeout.total_seconds() if timeout > NO_LIMIT else float("inf")
+        until = time.monotonic() + seconds
+        while not self._is_over.wait(max(0.0, min(LOOK_SECONDS, until - time.monotonic()))):
+            now = time.monotonic()
+            if now >= until:
+                raise DistBackendError(f"{self.description} is not complete after {seconds:g} s of waiting")
+            begun = max(self._submitted, self._progressed())
+            if now > begun + self._timeout_seconds + LATE_SECONDS:
+                raise DistBackendError(
+                    f"{self.description} has not ended within its timeout of {self._timeout_seconds:g} s, nor has an "
+                    "operation before it"
+                )
         if self._error is not None:
             raise self._error
         return True

@@ -183,3 +183,17 @@ def test_objects() -> None:
     sent = [("from", size - 1) if rank == size - 1 else None]
     dist.broadcast_object_list(sent, size - 1)
     assert sent == [("from", size - 1)]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int64, torch.uint64], ids=str)
+def test_averages_of_integers_whose_sum_the_dtype_may_not_hold(dtype: torch.dtype) -> None:
+    size = dist.get_world_size()
+    name = str(dtype).removeprefix("torch.")
+    largest = int(np.iinfo(name).max) // (size if name.endswith("64") else 1)
+    row = torch.from_numpy(np.array([largest, 3, largest], name))
+    reduced = row.clone()
+    dist.all_reduce(reduced, ReduceOp.AVG)
+    output = torch.from_numpy(np.zeros(3, name))
+    dist.reduce_scatter(output, [row.clone() for _ in range(size)], ReduceOp.AVG)
+    np.testing.assert_array_equal(reduced.numpy(), row.numpy())
+    np.testing.assert_array_equal(output.numpy(), row.numpy())

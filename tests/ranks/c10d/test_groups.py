@@ -1,5 +1,7 @@
 """Groups of some of the ranks, and the works that operations return."""
 
+import threading
+import time
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any
@@ -232,3 +234,57 @@ def test_lists_with_a_tensor_too_few_are_refused_before_the_call() -> None:
     with pytest.raises(ValueError, match="gather: expected 1 inputs, got 0"):
         dist.group.WORLD.gather([full], [], _options(dist.GatherOptions, dist.group.WORLD)).wait()
     dist.barrier()
+
+
+@pytest.mark.parametrize("has_thread", [True, False])
+def test_calls_after_the_group_was_destroyed_fail_at_once(has_thread: bool) -> None:
+    group: Any = dist.new_group(list(range(dist.get_world_size())))
+    if has_thread:
+        group.allreduce([torch.ones(1)]).wait()
+    dist.destroy_process_group(group)
+    options = dist.AllreduceOptions()
+    options.asyncOp = False
+    calls: list[Callable[[], Any]] = [
+        lambda: group.allreduce([torch.ones(1)]),
+        lambda: group.allreduce([torch.ones(1)], options),
+        lambda: group.recv_anysource([torch.ones(1)], 0),
+    ]
+    for call in calls:
+        work = call()
+        assert work.is_completed()
+        with pytest.raises(DistBackendError, match="not possible any more: this rank has left the group"):
+            work.wait()
+        with pytest.raises(RuntimeError, match="not possible any more"):
+            work.get_future().wait()
+
+
+def test_wait_honours_the_timeout_of_an_operation_that_cannot_end_itself() -> None:
+    group: Any = dist.new_group(list(range(dist.get_world_size())), timeout=timedelta(seconds=1))
+    release = threading.Event()
+    works = [group._calls.submit("stuck", [number], lambda _: release.wait(60), [], None) for number in range(2)]
+    started = time.monotonic()
+    for work in works:
+        with pytest.raises(DistBackendError, match=r"stuck\(\d\) has not ended within its timeout of 1 s"):
+            work.wait()
+    assert time.monotonic() - started < 30
+    release.set()
+    for work in works:
+        work.get_future().wait()
+    dist.barrier()
+
+
+def test_any_exception_inside_an_operation_breaks_the_group() -> None:
+    """A rank that has stopped in the middle of an operation is out of step with the others."""
+
+    def fail(_: Any) -> None:
+        raise KeyError("no such part")
+
+    group: Any = dist.new_group(list(range(dist.get_world_size())))
+    work = group._calls.submit("operation", [], fail, [], None)
+    with pytest.raises(
+        DistBackendError, match=r"operation\(\) has failed on rank \d of \d: KeyError.*no such part"
+    ) as error:
+        work.wait()
+    assert isinstance(error.value.__cause__, KeyError)
+    with pytest.raises(DistBackendError, match="not possible any more: KeyError"):
+        dist.barrier(group=group)

@@ -3,6 +3,7 @@
 import threading
 import time
 from datetime import timedelta
+from typing import Any
 
 import pytest
 import torch
@@ -98,23 +99,33 @@ def test_tag_that_mpi_does_not_have() -> None:
         dist.send(torch.ones(1), after, tag=32768)
 
 
-def test_several_receives_from_whichever_rank_sends_take_a_message_each() -> None:
+def test_several_receives_from_whichever_rank_sends_take_a_message_each(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two threads look for messages, the one that waits and the one that lets the others progress."""
     rank, _, _ = neighbors()
-    size, rounds, tag = dist.get_world_size(), 100, 11
-    if rank == 0:
-        for number in range(rounds):
-            received = [torch.zeros(1, dtype=torch.int64) for _ in range(size - 1)]
-            works = [dist.group.WORLD.recv_anysource([each], tag) for each in received]
-            dist.barrier()
-            for work in reversed(works):
-                work.wait(timedelta(seconds=20))
-            assert sorted(each.item() for each in received) == [number * size + sender for sender in range(1, size)]
+    size, tag = dist.get_world_size(), 11
+    group: Any = dist.group.WORLD
+    transport: Any = group._messages._transport
+    sender_of_next = transport.sender_of_next
+
+    def find_slowly(tag: int) -> int | None:
+        sender: int | None = sender_of_next(tag)
+        time.sleep(0.002)  # time for the other thread to find the same message
+        return sender
+
+    monkeypatch.setattr(transport, "sender_of_next", find_slowly)
+    for number in range(10):
+        values = [number * size + sender for sender in range(1, size)] * 3
+        received = [torch.zeros(1, dtype=torch.int64) for _ in values] if rank == 0 else []
+        works = [group.recv_anysource([each], tag) for each in received]
+        dist.barrier()
+        if rank > 0:
+            for _ in range(3):
+                dist.send(torch.tensor([number * size + rank]), 0, tag=tag)
+        for work in reversed(works):
+            work.wait(timedelta(seconds=20))
+        if rank == 0:
+            assert sorted(each.item() for each in received) == sorted(values)
             assert [each.item() % size for each in received] == [work.source_rank() for work in works]
-    else:
-        for number in range(rounds):
-            dist.barrier()
-            dist.send(torch.tensor([number * size + rank]), 0, tag=tag)
     dist.barrier()
 
 
