@@ -109,7 +109,7 @@ class RunLog:
             try:
                 self._file.parent.mkdir(parents=True, exist_ok=True)
                 with self._file.open("a+b") as file:
-                    is_cut_off = file.tell() > 0 and file.seek(-1, SEEK_END) >= 0 and file.read(1) != b"\n"
+                    is_cut_off = file.seek(0, SEEK_END) > 0 and file.seek(-1, SEEK_END) >= 0 and file.read(1) != b"\n"
                     file.write(("\n" * is_cut_off + json.dumps(plain) + "\n").encode())
             except OSError as error:
                 problem = f"rank 0 cannot write the log of the run, {self._file}: {error.strerror}"
