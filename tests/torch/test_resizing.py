@@ -171,7 +171,7 @@ def test_one_rank_becomes_three(tmp_path: Path) -> None:
 
 
 def test_two_ranks_with_coded_outer_steps_become_three(tmp_path: Path) -> None:
-    """What rounding has left out is not lost: the errors of the ranks begin with their mean, those of shards are cut."""
+    """What rounding has left out is not lost: errors of the ranks begin with their mean, those of shards are cut."""
     method = "slowmo in int8"
     wanted = [f"{method}:{','.join(map(str, STEPS))}"]
     run(2, "save", tmp_path, wanted)
