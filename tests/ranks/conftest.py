@@ -18,7 +18,7 @@ from lentando.comm import world
 from lentando.comm.objects import broadcast_object
 from lentando.comm.transport import Transport
 
-TEST_SECONDS = float(os.environ.get("LENTANDO_TEST_SECONDS", "60"))
+TEST_SECONDS = float(os.environ.get("LENTANDO_TEST_SECONDS", "120"))
 """A test that takes longer ends the job."""
 
 
