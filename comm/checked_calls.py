@@ -1,19 +1,19 @@
 """Calls of collectives by users, which are compared between ranks before data move."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from lentando.comm.agreement import Event, Intent, RanksHaveJoinedError, agree, fingerprint
 from lentando.comm.asynchronous import reports
-from lentando.comm.elastic import current_rank, initial_number
+from lentando.comm.elastic import current_rank, initial_number, transaction
 from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.numbering import numbers_of
-from lentando.comm.objects import broadcast_object
+from lentando.comm.objects import allgather_object, broadcast_object
 from lentando.comm.transport import Transport
 from lentando.comm.turns import turn
 
-__all__ = ["JOINABLE", "CheckedCall", "Root", "called_by_others"]
+__all__ = ["JOINABLE", "CheckedCall", "Root", "called_by_others", "gather_objects"]
 
 T = TypeVar("T")
 
@@ -96,3 +96,24 @@ class CheckedCall:
         """Call ``function``, which executes the operation, while no other thread of this rank executes one."""
         with turn(self._world, self._intent):
             return function()
+
+
+def gather_objects(world: Transport, operation: str, value: Any, arguments: Sequence[str] = ()) -> list[Any]:
+    """Return the values of all ranks, by rank, after they have agreed that all make the same call. Collective.
+
+    Args:
+        world: transport of the participating ranks.
+        operation: name of the operation, for messages.
+        value: value of this rank, of the types that ``lentando.comm.objects`` lists.
+        arguments: arguments that must be equal on all ranks.
+
+    Raises:
+        MismatchError: on every rank, if ranks make different calls.
+    """
+    call = CheckedCall(world, operation, [*arguments], None)
+
+    def attempt() -> list[Any]:
+        call.agree()
+        return allgather_object(world, value)
+
+    return call.run(lambda: transaction(world, attempt))

@@ -8,10 +8,9 @@ from os import SEEK_END, PathLike
 from pathlib import Path
 from typing import Any
 
-from lentando.comm.checked_calls import CheckedCall
+from lentando.comm.checked_calls import gather_objects
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.numbering import numbers_of
-from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Transport
 from lentando.optimizers.flat_report import flat_report
 
@@ -81,7 +80,7 @@ class RunLog:
         report = self._report()
         own = {name: float(value) for name, value in numbers.items() if isinstance(value, Real)}
         own |= {name: report[name] for name in ("bytes_sent", "waiting_seconds", "communication_seconds")}
-        found = self._gather("log.write", sorted(numbers), [wrong, own, self._seconds()])
+        found = gather_objects(self._transport, "log.write", [wrong, own, self._seconds()], sorted(numbers))
         refused = [
             f"{', '.join(values)} on rank {rank}"
             for rank, (values, _, _) in zip(numbers_of(self._transport), found, strict=True)
@@ -113,16 +112,6 @@ class RunLog:
                     file.write(("\n" * is_cut_off + json.dumps(plain) + "\n").encode())
             except OSError as error:
                 problem = f"rank 0 cannot write the log of the run, {self._file}: {error.strerror}"
-        problem = self._gather(operation, ["written"], problem)[0]
+        problem = gather_objects(self._transport, operation, problem, ["written"])[0]
         if problem is not None:
             raise ConfigurationError(problem)
-
-    def _gather(self, operation: str, arguments: list[str], value: Any) -> list[Any]:
-        """The values of all ranks, after they have agreed that all do the same."""
-        call = CheckedCall(self._transport, operation, list(arguments), None)
-
-        def gather() -> list[Any]:
-            call.agree()
-            return allgather_object(self._transport, value)
-
-        return call.run(gather)

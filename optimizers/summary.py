@@ -3,9 +3,8 @@
 import socket
 from typing import Any
 
-from lentando.comm.checked_calls import CheckedCall
+from lentando.comm.checked_calls import gather_objects
 from lentando.comm.numbering import numbers_of
-from lentando.comm.objects import allgather_object
 from lentando.comm.text_tables import text_table
 from lentando.comm.transport import Transport
 
@@ -24,13 +23,7 @@ def summary_of(transport: Transport, report: dict[str, Any]) -> str:
     Raises:
         MismatchError: on every rank, if one of them does something else.
     """
-    call = CheckedCall(transport, "summary", [], None)
-
-    def gather() -> list[Any]:
-        call.agree()
-        return allgather_object(transport, [socket.gethostname(), report])
-
-    found = call.run(gather)
+    found = gather_objects(transport, "summary", [socket.gethostname(), report])
     rows = [_row(number, *own) for number, own in zip(numbers_of(transport), found, strict=True)]
     return text_table(HEADER, rows)
 
