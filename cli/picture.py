@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from lentando.cli.figures import new_figure
 from lentando.cli.planned_job import PlannedJob
 from lentando.cli.predictions import Prediction, Recommendation
 from lentando.comm.errors import ConfigurationError
@@ -24,14 +25,8 @@ def draw(path: Path, job: PlannedJob, predictions: list[Prediction], recommended
     Raises:
         ConfigurationError: if matplotlib is not installed, or the file cannot be written.
     """
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigurationError("--plot needs matplotlib: pip install matplotlib") from error
-    mpl.use("Agg")  # no screen needed
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(7, 4.5), layout="constrained")
+    figure = new_figure("--plot", (7, 4.5))
+    axes = figure.subplots()
     compute, size = job.compute, job.size
     times = [1e3 * local_sgd_seconds(compute, size, job.delays, period) for period in PERIODS]
     axes.plot(PERIODS, times, marker="o", color="C0", label="Local SGD")
@@ -51,5 +46,3 @@ def draw(path: Path, job: PlannedJob, predictions: list[Prediction], recommended
         figure.savefig(path, dpi=150)
     except (OSError, ValueError) as error:
         raise ConfigurationError(f"cannot write the picture {path}: {error}") from error
-    finally:
-        plt.close(figure)

@@ -2,15 +2,20 @@
 
 import io
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
+from lentando.cli.figures import new_figure
 from lentando.cli.report.logs import Run
-from lentando.comm.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 __all__ = ["bars_by_rank", "line_chart"]
 
 GREY = "#808080"
 """Colour of axes and text, which contrasts with white and with black."""
+SIZE_INCHES = (5, 3.2)
 
 
 def line_chart(runs: Sequence[Run], across: str, up: str, label: str, scale: float = 1.0) -> str | None:
@@ -29,15 +34,15 @@ def line_chart(runs: Sequence[Run], across: str, up: str, label: str, scale: flo
     lines = [(run.name, *points) for run in runs if (points := run.points(across, up))[0]]
     if not lines:
         return None
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    figure = new_figure("lentando report", SIZE_INCHES)
+    axes = figure.subplots()
     for name, x, y in lines:
         plot = axes.step if up == "period" else axes.plot
         plot([scale * value for value in x], y, marker="." if len(x) < 30 else None, label=name)
     axes.set(xlabel=label, ylabel=up.replace("_", " "))
     if len(runs) > 1:
         axes.legend(frameon=False, labelcolor=GREY)
-    return _svg(pyplot, figure, axes)
+    return _svg(figure, axes)
 
 
 def bars_by_rank(run: Run) -> str | None:
@@ -54,25 +59,14 @@ def bars_by_rank(run: Run) -> str | None:
     if last is None:
         return None
     times = {int(name.removeprefix(prefix)): 1e3 * value for name, value in last.items() if name.startswith(prefix)}
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=(5, 3.2), layout="constrained")
+    figure = new_figure("lentando report", SIZE_INCHES)
+    axes = figure.subplots()
     axes.bar(list(times), list(times.values()))
     axes.set(xlabel="rank", ylabel="ms computing per step", xticks=list(times) if len(times) <= 16 else [])
-    return _svg(pyplot, figure, axes)
+    return _svg(figure, axes)
 
 
-def _pyplot() -> Any:
-    try:
-        import matplotlib as mpl
-    except ImportError as error:
-        raise ConfigurationError("lentando report needs matplotlib: pip install matplotlib") from error
-    mpl.use("Agg")  # no screen needed
-    from matplotlib import pyplot as plt
-
-    return plt
-
-
-def _svg(pyplot: Any, figure: Any, axes: Any) -> str:
+def _svg(figure: "Figure", axes: "Axes") -> str:
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
     axes.yaxis.label.set_color(GREY)
@@ -82,6 +76,5 @@ def _svg(pyplot: Any, figure: Any, axes: Any) -> str:
     axes.grid(visible=True, alpha=0.2, color=GREY)
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
-    pyplot.close(figure)
     drawn = text.getvalue()
     return drawn[drawn.index("<svg") :]  # without the declaration of an XML file

@@ -8,6 +8,7 @@ gossip, a rank waits for its neighbours alone, and the time that it waits for th
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from statistics import median
 
 from lentando.cli.timeline.traces import Span, Trace
@@ -28,11 +29,14 @@ class Meeting:
 
     Attributes:
         spans: the span of each rank.
-        last: number of the rank that reached it last.
     """
 
     spans: list[Span]
-    last: int
+
+    @cached_property
+    def last(self) -> int:
+        """Number of the rank that reached it last."""
+        return max(range(len(self.spans)), key=lambda rank: self.spans[rank].began)
 
     @property
     def complete_us(self) -> float:
@@ -99,8 +103,8 @@ def meetings(traces: Sequence[Trace]) -> list[Meeting]:
             found[(*key, seen[key])] = span
             seen[key] += 1
         by_rank.append(found)
-    matched = [[found[key] for found in by_rank] for key in by_rank[0] if all(key in found for found in by_rank[1:])]
-    return [Meeting(spans, max(range(len(spans)), key=lambda rank: spans[rank].began)) for spans in matched]
+    common = [key for key in by_rank[0] if all(key in found for found in by_rank[1:])]
+    return [Meeting([found[key] for found in by_rank]) for key in common]
 
 
 def times_of(traces: Sequence[Trace], met: Sequence[Meeting]) -> list[RankTimes]:
@@ -149,24 +153,9 @@ def judge(times: Sequence[RankTimes], links_us: Sequence[float | None] = ()) -> 
             "compute",
         )
     busiest = max(range(len(times)), key=lambda rank: times[rank].communicating)
-    if times[busiest].communicating >= WORTH_NAMING * total and (slow := _slow_link(links_us)) is not None:
-        return slow
-    communicating = _ratio([own.communicating for own in times], busiest)
-    if times[busiest].communicating >= WORTH_NAMING * total and communicating >= SLOWER:
-        return Verdict(
-            f"Communication takes {communicating:.1f} times as long on rank {busiest} as on the median of the others, "
-            f"which compute equally fast: examine its link (lentando doctor, lentando measure).",
-            busiest,
-            "network",
-        )
-    share = max(own.communicating for own in times) / total
+    share = times[busiest].communicating / total
     if share >= WORTH_NAMING:
-        return Verdict(
-            f"No rank stands out. Communication takes {share:.0%} of the time on every rank: a longer period or a "
-            f"faster network would reduce it (lentando plan).",
-            None,
-            "network",
-        )
+        return _slow_link(links_us) or _slow_network(share, busiest, [own.communicating for own in times])
     if waiting >= WORTH_NAMING * total:
         return Verdict(
             f"No rank stands out, and each waits for the last one for {waiting / total:.0%} of the time: the times of "
@@ -196,6 +185,23 @@ def _slow_link(links_us: Sequence[float | None]) -> Verdict | None:
         f"The link {name} is slow: a message of a megabyte takes {worst / 1e3:.1f} ms over it, and "
         f"{usual / 1e3:.1f} ms over the others. All ranks wait for it.",
         rank,
+        "network",
+    )
+
+
+def _slow_network(share: float, busiest: int, communicating: Sequence[float]) -> Verdict:
+    ratio = _ratio(communicating, busiest)
+    if ratio >= SLOWER:
+        return Verdict(
+            f"Communication takes {ratio:.1f} times as long on rank {busiest} as on the median of the others, which "
+            f"compute equally fast: examine its link (lentando doctor, lentando measure).",
+            busiest,
+            "network",
+        )
+    return Verdict(
+        f"No rank stands out. Communication takes {share:.0%} of the time on every rank: a longer period or a faster "
+        f"network would reduce it (lentando plan).",
+        None,
         "network",
     )
 
