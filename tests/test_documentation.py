@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 from launching import mpirun
+from pages import PAGES, ROOT, blocks
 
-ROOT = Path(__file__).resolve().parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 FOLDERS = ("comm", "optimizers", "frameworks", "cli", "examples", "benchmarks", "tests", "docs", ".ci")
 OF_OTHERS = {"train.py", "train_lentando.py"}
 """Files of the reader's own, and of Horovod's tests."""
@@ -87,7 +86,7 @@ def test_the_readme_is_one_page() -> None:
 
 def test_the_script_of_the_readme_trains(tmp_path: Path) -> None:
     pytest.importorskip("torch")
-    (script,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    (script,) = blocks(ROOT / "README.md", "python")
     program = tmp_path / "train.py"
     program.write_text(script)
     job = mpirun(2, str(program), timeout_seconds=120)

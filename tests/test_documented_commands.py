@@ -4,11 +4,9 @@ import re
 from pathlib import Path
 
 import pytest
-from pages import LAUNCHING, ROOT, commands
+from pages import LAUNCHING, PAGES, ROOT, commands
 
 from lentando.cli.app import run
-
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
 RUN_BY = {
     r"mpirun -np [24] python train\.py": "tests/test_documentation.py",  # the script of the README

@@ -2,11 +2,11 @@
 
 import importlib
 import re
-from pathlib import Path
 
 import pytest
+from pages import ROOT, blocks
 
-DOCS = Path(__file__).resolve().parents[1] / "docs"
+DOCS = ROOT / "docs"
 MODULES = [
     "lentando.optimizers",
     "lentando.torch",
@@ -23,15 +23,15 @@ MODULES = [
 ]
 FOLDERS = {"callbacks", "elastic"}
 """Names of modules, whose own names are listed."""
-BLOCK = re.compile(r"^```\{eval-rst\}\n\.\. currentmodule:: (\S+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def described() -> dict[str, list[str]]:
     """Names that the reference pages describe, by the module under which they do."""
     found: dict[str, list[str]] = {}
     for page in (DOCS / "reference").glob("*.md"):
-        for module, entries in BLOCK.findall(page.read_text()):
-            found.setdefault(module, []).extend(re.findall(r"^\.\. auto\w+:: (\S+)$", entries, re.MULTILINE))
+        for block in blocks(page, "{eval-rst}"):
+            (module,) = re.findall(r"^\.\. currentmodule:: (\S+)$", block, re.MULTILINE)
+            found.setdefault(module, []).extend(re.findall(r"^\.\. auto\w+:: (\S+)$", block, re.MULTILINE))
     return found
 
 
@@ -60,11 +60,11 @@ def test_code_after_a_migration_runs() -> None:
 
     import lentando.torch as lt
 
-    text = (DOCS / "migrating.md").read_text()
-    blocks = re.findall(r"^```python\n# after\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == text.count("\n## ")
+    page = DOCS / "migrating.md"
+    after = [block for block in blocks(page, "python") if block.startswith("# after\n")]
+    assert len(after) == page.read_text().count("\n## ")
     try:
-        for block in blocks:
+        for block in after:
             model = torch.nn.Linear(3, 1)
             names = {"torch": torch, "lt": lt, "model": model, "dataset": [torch.ones(3)]}
             lt.init()
