@@ -9,13 +9,12 @@ from typing import NoReturn
 import numpy as np
 
 from lentando.comm.errors import TransportError
-from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.horovod.binding import REDUCED_HERE, HorovodBinding, finish, load_binding
 from lentando.comm.transports.horovod.point_to_point import PointToPoint
-from lentando.comm.transports.wider_dtypes import reduced_dtype
+from lentando.comm.transports.wider_dtypes import reduce_by
 
 __all__ = ["HorovodTransport"]
 
@@ -55,17 +54,11 @@ class HorovodTransport:
         return request
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        flat = array.reshape(-1)
-        in_order = needs_order(flat, op)
-        reduced_as = reduced_dtype(array.dtype, op, REDUCED_HERE, "Horovod")
-        reduced = to_ordered(flat, op) if in_order else flat.astype(reduced_as, copy=False)
-        for piece in _pieces(reduced):
-            finish(self._binding.allreduce(COLLECTIVE, piece, op))
-        if in_order:
-            from_ordered(reduced, flat)
-        elif reduced is not flat:
-            with np.errstate(over="ignore", invalid="ignore"):  # Horovod does not warn of overflow either
-                flat[...] = reduced.astype(array.dtype)
+        def reduce(reduced: Array) -> None:
+            for piece in _pieces(reduced):
+                finish(self._binding.allreduce(COLLECTIVE, piece, op))
+
+        reduce_by(reduce, array, op, REDUCED_HERE, "Horovod")
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:

@@ -15,7 +15,6 @@ import torch.distributed as dist
 
 from lentando.comm.closed import mark_closed
 from lentando.comm.errors import TransportError
-from lentando.comm.extremes import from_ordered, needs_order, to_ordered
 from lentando.comm.forked import refuse_in_children
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, as_bytes, check_rank
 from lentando.comm.transports.mailbox import Mailbox, Receive
@@ -25,7 +24,7 @@ from lentando.comm.transports.torch_distributed.groups import Groups, Work
 from lentando.comm.transports.torch_distributed.short_messages import ShortMessages
 from lentando.comm.transports.torch_distributed.unmatched import end_unmatched
 from lentando.comm.transports.torch_distributed.waiting import MessageInFlight, Messages, WaitingThreads
-from lentando.comm.transports.wider_dtypes import reduced_dtype
+from lentando.comm.transports.wider_dtypes import reduce_by
 
 __all__ = ["TorchTransport"]
 
@@ -101,19 +100,13 @@ class TorchTransport:
         return TorchExchange(messages, posted, self._threads, self._pause)
 
     def allreduce(self, array: Array, op: ReduceOp = "sum") -> None:
-        flat = array.reshape(-1)
-        in_order = needs_order(flat, op)
-        reduced_as = reduced_dtype(array.dtype, op, _REDUCED, "torch.distributed")
-        reduced = to_ordered(flat, op) if in_order else flat.astype(reduced_as, copy=False)
-        if reduced.size:
-            options: Any = dist.AllreduceOptions()
-            options.reduceOp = _OPS[op]
-            self._finish(lambda: self._group.allreduce([_tensor(reduced)], options))
-        if in_order:
-            from_ordered(reduced, flat)
-        elif reduced is not flat:
-            with np.errstate(over="ignore", invalid="ignore"):  # Gloo does not warn of overflow either
-                flat[...] = reduced.astype(array.dtype)
+        def reduce(reduced: Array) -> None:
+            if reduced.size:
+                options: Any = dist.AllreduceOptions()
+                options.reduceOp = _OPS[op]
+                self._finish(lambda: self._group.allreduce([_tensor(reduced)], options))
+
+        reduce_by(reduce, array, op, _REDUCED, "torch.distributed")
         self.traffic.count_collective(2 * array.nbytes * (self.size - 1) // self.size)
 
     def broadcast(self, array: Array, root: int = 0) -> None:
