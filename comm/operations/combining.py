@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -13,10 +14,10 @@ from lentando.comm.operations.scaling import scale
 from lentando.comm.summation import Summation
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["as_numbers", "combine", "divided", "summation_of"]
+__all__ = ["as_numbers", "combine", "combine_gathered", "combine_parts", "summation_of"]
 
 PIECE_BYTES = 1 << 20
-"""Bytes of each rank that are gathered at once to form products."""
+"""Bytes of each rank that are gathered at once to combine them here."""
 
 
 def as_numbers(array: Array) -> Array:
@@ -56,37 +57,84 @@ def combine(transport: Transport, array: Array, op: Op, lengths: list[int] | Non
     if op is Sum or (op is Average and is_floating(array.dtype)):
         all_reduce(transport, array, mean=op is Average)
     elif op is Average:
-        total = array.astype(np.uint64 if array.dtype.kind == "u" else np.int64)  # the sum may exceed a short integer
+        total = array.astype(_longest(array.dtype))
         all_reduce(transport, total)
-        np.copyto(array, divided(total, transport.size), casting="unsafe")
+        np.copyto(array, _divided(total, transport.size), casting="unsafe")
     elif op is Adasum:
         adasum(transport, array.reshape(-1), [array.size] if lengths is None else lengths)
     elif op is Product:
-        _multiply(transport, array, wide)
+        combine_gathered(transport, array, np.multiply)
     else:
         values = np.ascontiguousarray(array, wide)
         transport.allreduce(values, "min" if op is Min else "max")
         np.copyto(array, values, casting="same_kind")
 
 
-def divided(total: Array, count: int) -> Array:
+def combine_gathered(transport: Transport, array: Array, function: np.ufunc) -> None:
+    """Combine an array over all ranks, in place and in the order of ranks, by a function of two arrays. Collective.
+
+    For operations that transports do not have: each rank gathers the arrays of all, piece by piece.
+
+    Args:
+        transport: transport of the participating ranks.
+        array: contiguous array of real numbers or integers, as ``as_numbers`` returns it.
+        function: the function, which combines two numbers.
+    """
+    wide = accumulator_dtype(array.dtype)
+    flat = array.reshape(-1)
+    step = max(1, PIECE_BYTES // wide.itemsize)
+    for start in range(0, flat.size, step):
+        piece = flat[start : start + step]
+        gathered = transport.allgather(piece.astype(wide, copy=False))
+        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
+            np.copyto(piece, function.reduce(gathered, axis=0, dtype=wide), casting="same_kind")
+
+
+def combine_parts(parts: Sequence[Array], function: np.ufunc = np.add, *, mean: bool = False) -> Array:
+    """Combine arrays in their order, by a function of two arrays. Half precision is combined in float32.
+
+    Args:
+        parts: arrays of one shape and dtype; not changed.
+        function: the function, which combines two numbers.
+        mean: whether to divide the result by the number of parts; integers are rounded towards zero.
+
+    Returns:
+        a new array of the dtype of the parts.
+
+    Example:
+        >>> combine_parts([np.array([100, 1], np.int8), np.array([101, 2], np.int8)], mean=True)
+        array([100,   1], dtype=int8)
+    """
+    dtype = parts[0].dtype
+    is_integer = dtype.kind in "iu"
+    if is_integer and mean:
+        wide = _longest(dtype)
+    elif dtype.kind == "c":
+        wide = dtype
+    else:
+        wide = accumulator_dtype(dtype)
+    total = parts[0].astype(wide)
+    with np.errstate(over="ignore", invalid="ignore"):
+        for part in parts[1:]:
+            function(total, part, out=total, casting="same_kind")
+        if mean:
+            total = _divided(total, len(parts)) if is_integer else total / total.real.dtype.type(len(parts))
+        return total.astype(dtype, copy=False)
+
+
+def _longest(dtype: "np.dtype[Any]") -> "np.dtype[Any]":
+    """The dtype in which integers are summed for their average, because the sum may exceed a short one."""
+    return np.dtype(np.uint64 if dtype.kind == "u" else np.int64)
+
+
+def _divided(total: Array, count: int) -> Array:
     """Quotients of an integer array and a positive number, rounded towards zero, as Horovod's average is.
 
     Example:
-        >>> divided(np.array([-3, 3, 4]), 2).tolist()
+        >>> _divided(np.array([-3, 3, 4]), 2).tolist()
         [-1, 1, 2]
     """
     divisor = total.dtype.type(count)
     quotients = total // divisor
     rounded: Array = quotients + ((total < 0) & (total % divisor != 0)).astype(total.dtype)
     return rounded
-
-
-def _multiply(transport: Transport, array: Array, wide: "np.dtype[np.generic]") -> None:
-    flat = array.reshape(-1)
-    step = max(1, PIECE_BYTES // wide.itemsize)
-    for start in range(0, flat.size, step):
-        piece = flat[start : start + step]
-        gathered = transport.allgather(piece.astype(wide))
-        with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-            np.copyto(piece, np.multiply.reduce(gathered, axis=0, dtype=wide), casting="same_kind")

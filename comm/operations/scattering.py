@@ -5,9 +5,8 @@ from itertools import pairwise
 
 import numpy as np
 
-from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.operations.collective import Agree, Collective, described, refused, refused_on_every_rank
-from lentando.comm.operations.combining import divided
+from lentando.comm.operations.combining import combine_parts
 from lentando.comm.operations.op import Average, Op, Sum, check_op
 from lentando.comm.operations.scaling import check_factors, factors_in_words, scale
 from lentando.comm.operations.slices import exchange_slices, slice_bounds
@@ -144,16 +143,6 @@ def _combined_rows(transport: Transport, array: Array, op: Op, prescale: float, 
     scale(scaled, prescale)
     bounds = slice_bounds(array.shape[0], transport.size)
     parts = exchange_slices(transport, [scaled[start:end] for start, end in pairwise(bounds)])
-    is_integer = array.dtype.kind in "iu"
-    wide = np.dtype(array.dtype if array.dtype.kind == "c" else accumulator_dtype(array.dtype))
-    if is_integer and op is Average:
-        wide = np.dtype(np.uint64 if array.dtype.kind == "u" else np.int64)  # the sum may exceed a short integer
-    total = parts[0].astype(wide)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in parts[1:]:
-            np.add(total, part, out=total, casting="same_kind")
-        if op is Average:
-            total = divided(total, transport.size) if is_integer else total / total.real.dtype.type(transport.size)
-        result: Array = total.astype(array.dtype, copy=False)
+    result = combine_parts(parts, mean=op is Average)
     scale(result, postscale)
     return result

@@ -6,15 +6,11 @@ from typing import Any
 import numpy as np
 
 from lentando.c10d.exchanges import exchange_parts
-from lentando.comm.dtypes import accumulator_dtype, is_floating
-from lentando.comm.operations.combining import combine, divided
+from lentando.comm.operations.combining import as_numbers, combine, combine_gathered, combine_parts
 from lentando.comm.operations.op import Average, Max, Min, Product, Sum
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["as_numbers", "name_of", "reduce_array", "reduce_parts"]
-
-PIECE_BYTES = 1 << 20
-"""Bytes of each rank that are gathered at once for operations on bits."""
+__all__ = ["name_of", "reduce_array", "reduce_parts"]
 
 _OPS = {"SUM": Sum, "AVG": Average, "MIN": Min, "MAX": Max, "PRODUCT": Product}
 _FUNCTIONS: dict[str, np.ufunc] = {
@@ -56,13 +52,6 @@ def name_of(op: Any, dtype: "np.dtype[Any]", operation: str) -> str:
     return name
 
 
-def as_numbers(array: Array) -> Array:
-    """The memory of a one-dimensional array as real numbers or integers, which can be combined."""
-    if array.dtype == np.bool_:
-        return array.view(np.uint8)
-    return array.view(array.real.dtype) if array.dtype.kind == "c" else array
-
-
 def reduce_array(transport: Transport, array: Array, op: str) -> None:
     """Combine an array over all ranks, in place. Collective.
 
@@ -73,11 +62,8 @@ def reduce_array(transport: Transport, array: Array, op: str) -> None:
     """
     if op in _OPS:
         combine(transport, array, _OPS[op])
-        return
-    step = max(1, PIECE_BYTES // array.itemsize)
-    for start in range(0, array.size, step):
-        piece = array[start : start + step]
-        _FUNCTIONS[op].reduce(transport.allgather(piece), axis=0, out=piece)
+    else:
+        combine_gathered(transport, array, _FUNCTIONS[op])
 
 
 def reduce_parts(transport: Transport, inputs: Sequence[Array], output: Array, op: str) -> None:
@@ -85,20 +71,11 @@ def reduce_parts(transport: Transport, inputs: Sequence[Array], output: Array, o
 
     Args:
         transport: transport of the participating ranks.
-        inputs: for each rank an array of the length of ``output``, as ``as_numbers`` returns it.
+        inputs: for each rank a one-dimensional, contiguous array of the length of ``output``.
         output: array to be filled.
         op: a name that ``name_of`` has returned for the dtype.
     """
     received = [np.empty_like(output) for _ in inputs]
     exchange_parts(transport, inputs, received)
-    is_wide_average = op == "AVG" and not is_floating(output.dtype)
-    wide = accumulator_dtype(output.dtype)
-    if is_wide_average:
-        wide = np.dtype(np.uint64 if output.dtype.kind == "u" else np.int64)
-    total = received[0].astype(wide)
-    with np.errstate(over="ignore", invalid="ignore"):
-        for part in received[1:]:
-            _FUNCTIONS[op](total, part, out=total, casting="same_kind")
-        if op == "AVG":
-            total = divided(total, transport.size) if is_wide_average else total / wide.type(transport.size)
-        np.copyto(output, total, casting="unsafe")
+    total = combine_parts([as_numbers(part) for part in received], _FUNCTIONS[op], mean=op == "AVG")
+    as_numbers(output)[...] = total

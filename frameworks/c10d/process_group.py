@@ -10,7 +10,7 @@ from torch import distributed as dist
 from torch._C._distributed_c10d import Store
 
 from lentando.c10d.arguments import bounds, check_counts, check_dtypes, check_lengths, described
-from lentando.c10d.arithmetic import as_numbers, name_of, reduce_parts
+from lentando.c10d.arithmetic import name_of, reduce_parts
 from lentando.c10d.calls import Calls
 from lentando.c10d.exchanges import exchange_compared, gather_into, scatter_from
 from lentando.c10d.members import Members
@@ -151,8 +151,8 @@ class LentandoProcessGroup(NamedGroup):
 
         def execute(stack: ExitStack) -> None:
             for output, row, op in zip(outputs, inputs, ops, strict=True):
-                parts = [as_numbers(readable(tensor)) for tensor in row]
-                reduce_parts(self._transport, parts, as_numbers(writable(output, stack)), op)
+                parts = [readable(tensor) for tensor in row]
+                reduce_parts(self._transport, parts, writable(output, stack), op)
 
         return self._calls.submit("reduce_scatter", [*ops, *described(outputs)], execute, outputs, opts)
 
@@ -167,8 +167,8 @@ class LentandoProcessGroup(NamedGroup):
 
         def execute(stack: ExitStack) -> None:
             for output, tensor, op in zip(outputs, inputs, ops, strict=True):
-                parts = np.split(as_numbers(readable(tensor)), self.size())
-                reduce_parts(self._transport, parts, as_numbers(writable(output, stack)), op)
+                parts = np.split(readable(tensor), self.size())
+                reduce_parts(self._transport, parts, writable(output, stack), op)
 
         return self._calls.submit("reduce_scatter_single", [*ops, *described(outputs)], execute, outputs, opts)
 

@@ -4,10 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lentando.c10d.arithmetic import as_numbers, reduce_array
+from lentando.c10d.arithmetic import reduce_array
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import is_floating
+from lentando.comm.operations.combining import as_numbers
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
