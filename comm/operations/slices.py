@@ -7,7 +7,7 @@ import numpy as np
 
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["exchange_slices", "share_slices", "slice_bounds", "slice_lengths"]
+__all__ = ["exchange_into", "exchange_slices", "share_slices", "slice_bounds", "slice_lengths"]
 
 SLICES_TAG = 2
 """Tag that separates slices from the messages of ring reductions (0) and of gossip (1)."""
@@ -50,15 +50,27 @@ def exchange_slices(transport: Transport, sends: Sequence[Array], lengths: Seque
         np.empty((own.shape[0] if lengths is None else lengths[rank], *own.shape[1:]), own.dtype)
         for rank in range(transport.size)
     ]
-    received[transport.rank][...] = own
-    others = [rank for rank in range(transport.size) if rank != transport.rank]
+    exchange_into(transport, sends, received)
+    return received
+
+
+def exchange_into(transport: Transport, sends: Sequence[Array], received: Sequence[Array]) -> None:
+    """Send one array to each rank, and fill another one with what each rank has sent to this one. Collective.
+
+    Args:
+        transport: transport of the participating ranks.
+        sends: contiguous arrays of one dtype, one for each rank; they may be empty.
+        received: contiguous arrays to be filled, of the lengths that each rank sends.
+    """
+    own = transport.rank
+    received[own][...] = sends[own]
+    others = [rank for rank in range(transport.size) if rank != own]
     transport.exchange(
         [(rank, sends[rank]) for rank in others if sends[rank].size],
         [(rank, received[rank]) for rank in others if received[rank].size],
         SLICES_TAG,
         overlap=False,
     ).wait()
-    return received
 
 
 def share_slices(transport: Transport, array: Array, bounds: Sequence[int]) -> None:

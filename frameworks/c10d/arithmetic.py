@@ -5,9 +5,9 @@ from typing import Any
 
 import numpy as np
 
-from lentando.c10d.exchanges import exchange_parts
 from lentando.comm.operations.combining import as_numbers, combine, combine_gathered, combine_parts
 from lentando.comm.operations.op import Average, Max, Min, Product, Sum
+from lentando.comm.operations.slices import exchange_slices
 from lentando.comm.transport import Array, Transport
 
 __all__ = ["name_of", "reduce_array", "reduce_parts"]
@@ -75,7 +75,6 @@ def reduce_parts(transport: Transport, inputs: Sequence[Array], output: Array, o
         output: array to be filled.
         op: a name that ``name_of`` has returned for the dtype.
     """
-    received = [np.empty_like(output) for _ in inputs]
-    exchange_parts(transport, inputs, received)
+    received = exchange_slices(transport, inputs)
     total = combine_parts([as_numbers(part) for part in received], _FUNCTIONS[op], mean=op == "AVG")
     as_numbers(output)[...] = total

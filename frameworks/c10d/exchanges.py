@@ -5,9 +5,10 @@ from collections.abc import Sequence
 import numpy as np
 from torch.distributed import DistBackendError
 
+from lentando.comm.operations.slices import exchange_into
 from lentando.comm.transport import Array, Transport
 
-__all__ = ["exchange_compared", "exchange_parts", "gather_into", "scatter_from"]
+__all__ = ["exchange_compared", "gather_into", "scatter_from"]
 
 TAG = 3
 """Tag that separates these messages from those of rings (0) and slices (2)."""
@@ -47,25 +48,6 @@ def scatter_from(transport: Transport, inputs: Sequence[Array] | None, output: A
     transport.exchange(_filled(others), [], TAG, overlap=False).wait()
 
 
-def exchange_parts(transport: Transport, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
-    """Send one array to each rank, and receive one from each. Collective.
-
-    Args:
-        transport: transport of the participating ranks.
-        inputs: the arrays to send, by rank.
-        outputs: the arrays to be filled, by rank.
-    """
-    own = transport.rank
-    outputs[own][...] = inputs[own]
-    others = [rank for rank in range(transport.size) if rank != own]
-    transport.exchange(
-        _filled([(rank, inputs[rank]) for rank in others]),
-        _filled([(rank, outputs[rank]) for rank in others]),
-        TAG,
-        overlap=False,
-    ).wait()
-
-
 def exchange_compared(transport: Transport, inputs: Sequence[Array], outputs: Sequence[Array]) -> None:
     """Compare the lengths of what all ranks send to each other and expect, and exchange it. Collective.
 
@@ -86,7 +68,7 @@ def exchange_compared(transport: Transport, inputs: Sequence[Array], outputs: Se
             f"rank {source} sends {by_rank[source, 0, target]} elements to rank {target}, which expects "
             f"{by_rank[target, 1, source]}"
         )
-    exchange_parts(transport, inputs, outputs)
+    exchange_into(transport, inputs, outputs)
 
 
 def _filled(messages: list[tuple[int, Array]]) -> list[tuple[int, Array]]:

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import distributed as dist
 
-from lentando.c10d.exchanges import exchange_parts
 from lentando.c10d.memory import readable
+from lentando.comm.operations.slices import exchange_into
 from lentando.comm.transport import Transport
 
 __all__ = ["all_reduce_sparse", "check_sparse"]
@@ -51,5 +51,5 @@ def all_reduce_sparse(transport: Transport, tensor: torch.Tensor) -> None:
 def _exchanged(transport: Transport, own: torch.Tensor, counts: list[int]) -> list[torch.Tensor]:
     """The tensors of all ranks, which have ``counts`` rows."""
     found = [own.new_empty((count, *own.shape[1:])) for count in counts]
-    exchange_parts(transport, [readable(own)] * transport.size, [readable(each) for each in found])
+    exchange_into(transport, [readable(own)] * transport.size, [readable(each) for each in found])
     return found
