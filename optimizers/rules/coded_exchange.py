@@ -116,6 +116,8 @@ class CodedExchange:
         self._terms = [
             self._parts[rank] if other == rank else _Message(self.shard, coded, like, wire) for other in range(size)
         ]
+        longest = max((piece.elements.stop - piece.elements.start for piece in self.pieces()), default=0)
+        self._scratch: Array = array_module(buffer).empty(longest, like.dtype)
         # Each rank begins with the next one, so that no two ranks send to the same one at once.
         self._receivers = [(rank + distance) % size for distance in range(1, size)]
         self._senders = [(rank - distance) % size for distance in range(1, size)]
@@ -129,6 +131,10 @@ class CodedExchange:
         for number, part in enumerate(self._parts):
             if own is None or own is (number == self._transport.rank):
                 yield from part.pieces
+
+    def scratch(self, piece: Piece) -> Array:
+        """Memory for the values of a piece, the same for all pieces."""
+        return self._scratch[: piece.elements.stop - piece.elements.start]
 
     def reduce(self, each: Callable[[Piece, Array], object]) -> Array:
         """Send the pieces, which the caller has written, and return the sum of this rank's shard over all ranks.

@@ -107,8 +107,6 @@ class _Part:
         module, dtype = array_module(buffer.array), accumulator_dtype(buffer.array.dtype)
         self.error: Array = module.zeros(parameters, dtype)
         self.mean_error: Array = module.zeros(parameters, dtype)
-        longest = max((piece.in_shard.stop - piece.in_shard.start for piece in self._exchange.pieces()), default=0)
-        self._scratch: Array = module.empty(longest, dtype)
 
     def reduce(self, divisor: int, counts: bool) -> None:
         """Replace the gradients by their sum over ranks, divided.
@@ -135,7 +133,7 @@ class _Part:
 
     def _send(self, piece: Piece, given: Array | None, errors: Array) -> None:
         """Write values and what remains of earlier ones, and keep what is not sent; zeros if nothing is given."""
-        values = self._scratch[: piece.in_shard.stop - piece.in_shard.start]
+        values = self._exchange.scratch(piece)
         if given is None:
             values[...] = 0
             piece.write(values)

@@ -58,7 +58,6 @@ class MovementAverage(ExactAverage):
         self._transport = transport
         self._buffer = buffer
         self._coded = CodedExchange(transport, buffer, parameters, wire if transport.size > 1 else wire_of(None))
-        self._uncoded: CodedExchange | None = None
         self._exchange = self._coded  # that of the last ``reduce``
         self.shard = self._coded.shard
         module, dtype = array_module(buffer), accumulator_dtype(buffer.dtype)
@@ -70,8 +69,6 @@ class MovementAverage(ExactAverage):
             self.error = module.zeros(buffer.size, dtype)
             self.shard_error = module.zeros(self.shard.stop - self.shard.start, dtype)
             self._next_shard_error = module.zeros(self.shard.stop - self.shard.start, dtype)
-        longest = max((piece.in_shard.stop - piece.in_shard.start for piece in self._coded.pieces()), default=0)
-        self._scratch: Array = module.empty(longest, dtype)
         self.is_rounded = self.error is not None
         self._factor = 1.0
 
@@ -91,11 +88,11 @@ class MovementAverage(ExactAverage):
             ranks = partial_average.ranks_with_parameters
             self._factor = partial_average.factor
             if partial_average.in_full:
-                self._exchange = self._in_full()
+                self._exchange = CodedExchange(self._transport, self._buffer, 0, wire_of(None))  # once in a while
         for piece in self._exchange.pieces():
             sent = piece.write(self._values(piece))
             if piece.is_coded and self.error is not None and self._next_shard_error is not None and self._is_own(piece):
-                np.subtract(self._scratch_of(piece), sent, out=self._next_shard_error[piece.in_shard])
+                np.subtract(self._exchange.scratch(piece), sent, out=self._next_shard_error[piece.in_shard])
 
         def finish(piece: Piece, total: Array) -> None:
             if piece.is_coded:
@@ -110,7 +107,7 @@ class MovementAverage(ExactAverage):
         self._keep_errors()
         exchange, module = self._exchange, array_module(self._buffer)
         for piece in exchange.pieces(own=True):
-            values, own = self._scratch_of(piece), self._buffer[piece.elements]
+            values, own = exchange.scratch(piece), self._buffer[piece.elements]
             if not piece.is_coded:
                 module.copyto(values, own)
                 piece.write(values)
@@ -124,7 +121,7 @@ class MovementAverage(ExactAverage):
         for piece in exchange.pieces():
             values = piece.read()
             if piece.is_coded:
-                values = np.add(self.anchor[piece.elements], values, out=self._scratch_of(piece))
+                values = np.add(self.anchor[piece.elements], values, out=exchange.scratch(piece))
             copy_into(self._buffer[piece.elements], values)
 
     def movement_norm(self) -> float:
@@ -132,14 +129,15 @@ class MovementAverage(ExactAverage):
         total = 0.0
         for piece in self._coded.pieces():
             if piece.is_coded:
-                np.subtract(self._buffer[piece.elements], self.anchor[piece.elements], out=self._scratch_of(piece))
-                moved = self._scratch_of(piece).astype(np.float64)
+                values = self._coded.scratch(piece)
+                np.subtract(self._buffer[piece.elements], self.anchor[piece.elements], out=values)
+                moved = values.astype(np.float64)
                 total += float(np.dot(moved, moved))
         return sqrt(total)
 
     def _values(self, piece: Piece) -> Array:
         """What this rank sends of a piece, in scratch memory."""
-        values, own = self._scratch_of(piece), self._buffer[piece.elements]
+        values, own = self._exchange.scratch(piece), self._buffer[piece.elements]
         if not piece.is_coded:
             array_module(values).copyto(values, own)
         elif self._factor == 0:  # the error waits until this rank counts again
@@ -168,14 +166,6 @@ class MovementAverage(ExactAverage):
             if piece.is_coded:
                 self.error[piece.elements] = self._next_shard_error[piece.in_shard]
 
-    def _in_full(self) -> CodedExchange:
-        if self._uncoded is None:
-            self._uncoded = CodedExchange(self._transport, self._buffer, 0, wire_of(None))
-        return self._uncoded
-
     def _is_own(self, piece: Piece) -> bool:
         start: int = piece.elements.start
         return bool(self.shard.start <= start < self.shard.stop)
-
-    def _scratch_of(self, piece: Piece) -> Array:
-        return self._scratch[: piece.elements.stop - piece.elements.start]

@@ -22,6 +22,7 @@ from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, rank_factors
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.outer_step import OuterStep
+from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 from lentando.optimizers.rules.wire import WireDtype
@@ -389,6 +390,21 @@ def test_weights_that_the_program_sets_are_adopted_exactly(name: WireDtype, dela
         return worker.model.x.copy()
 
     assert_array_equal(run_ranks(4, job), [new] * 4)
+
+
+@pytest.mark.parametrize("name", ["int8", "int4"])
+def test_an_average_in_full_precision_has_statistics_too(name: WireDtype) -> None:
+    def job(transport: Transport) -> Array:
+        entries = [Entry("w", (250,), "float32", 0), Entry("statistic", (50,), "float32", None)]
+        buffer = FlatBuffer(build_layouts(entries)[0])
+        outer = OuterStep(transport, [buffer], None, wire_dtype=name)
+        buffer.array[...] = np.linspace(-1, 1, 300) * 2**transport.rank
+        outer.average(PartialAverage(True, transport.size, transport.size, in_full=True))
+        outer.adopt()
+        return buffer.array.copy()
+
+    whole = np.linspace(-1, 1, 300).astype(np.float32)
+    assert_array_equal(run_ranks(2, job), [(whole + 2 * whole) / 2] * 2)
 
 
 @pytest.mark.parametrize("name", ["int8", "int4", None])
