@@ -89,11 +89,11 @@ class CodedExchange:
         transport: transport that connects the ranks.
         buffer: one-dimensional array. Only its size, dtype and place are used.
         coded: number of elements, from the start, that the wire codes; the others are sent as they are.
-        wire: coding of the messages.
+        wire: coding of the messages. In a job of one rank nothing is coded.
 
     Attributes:
         shard: range of the buffer whose sum this rank forms. It begins at a multiple of the wire's blocks.
-        coded: as given.
+        is_exact: whether nothing is rounded.
     """
 
     def __init__(self, transport: Transport, buffer: Array, coded: int, wire: Wire) -> None:
@@ -103,8 +103,9 @@ class CodedExchange:
                 "them out"
             )
         self._transport = transport
-        self.coded = coded
         size, rank = transport.size, transport.rank
+        wire = wire if size > 1 else wire_of(None)
+        self.is_exact = wire.is_exact
         bounds = [
             min(bound * BLOCK_ELEMENTS, buffer.size) for bound in slice_bounds(-(-buffer.size // BLOCK_ELEMENTS), size)
         ]

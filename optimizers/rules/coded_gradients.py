@@ -21,7 +21,7 @@ from lentando.optimizers.rules.base_algorithm import BoundAlgorithm, Resizable, 
 from lentando.optimizers.rules.coded_exchange import CodedExchange, Piece
 from lentando.optimizers.rules.flat_state import flat_state, load_shards
 from lentando.optimizers.rules.partial_average import PartialAverage
-from lentando.optimizers.rules.wire import Wire, wire_of
+from lentando.optimizers.rules.wire import Wire
 
 __all__ = ["CodedGradients"]
 
@@ -37,7 +37,7 @@ class CodedGradients(BoundAlgorithm, StatefulAlgorithm, Resizable):
         parameters: flat buffers of the model.
         gradients: flat buffers of the gradients, laid out by ``gradient_layouts``.
         is_sum: whether the sum over the ranks is formed, not the mean.
-        wire: coding of the messages. In a job of one rank nothing is coded.
+        wire: coding of the messages.
     """
 
     def __init__(
@@ -55,8 +55,7 @@ class CodedGradients(BoundAlgorithm, StatefulAlgorithm, Resizable):
             )
         self._transport = transport
         self._is_sum = is_sum
-        coding = wire if transport.size > 1 else wire_of(None)
-        self._parts = [_Part(transport, buffer, coding) for buffer in gradients]
+        self._parts = [_Part(transport, buffer, wire) for buffer in gradients]
         # A buffer of statistics alone has no gradients.
         parts = iter(self._parts)
         self._by_buffer = [next(parts) if buffer.parameters.size else None for buffer in parameters]

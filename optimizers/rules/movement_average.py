@@ -57,7 +57,7 @@ class MovementAverage(ExactAverage):
     def __init__(self, transport: Transport, buffer: Array, parameters: int, wire: Wire) -> None:
         self._transport = transport
         self._buffer = buffer
-        self._coded = CodedExchange(transport, buffer, parameters, wire if transport.size > 1 else wire_of(None))
+        self._coded = CodedExchange(transport, buffer, parameters, wire)
         self._exchange = self._coded  # that of the last ``reduce``
         self.shard = self._coded.shard
         module, dtype = array_module(buffer), accumulator_dtype(buffer.dtype)
@@ -65,7 +65,7 @@ class MovementAverage(ExactAverage):
         self.error: Array | None = None
         self.shard_error: Array | None = None
         self._next_shard_error: Array | None = None
-        if not wire.is_exact and transport.size > 1:
+        if not self._coded.is_exact:
             self.error = module.zeros(buffer.size, dtype)
             self.shard_error = module.zeros(self.shard.stop - self.shard.start, dtype)
             self._next_shard_error = module.zeros(self.shard.stop - self.shard.start, dtype)

@@ -26,7 +26,7 @@ class WholeMovementAverage(ExactAverage):
         transport: transport that connects the ranks.
         buffer: one-dimensional array, used at each execution.
         parameters: number of parameters in the buffer. The statistics behind them are sent as they are.
-        wire: coding of the messages. In a job of one rank nothing is coded.
+        wire: coding of the messages.
         errors: memory for the errors of this rank, and for those of the part of the mean that it forms: two arrays like
             the buffer, in float32 at least.
     """
@@ -38,7 +38,7 @@ class WholeMovementAverage(ExactAverage):
         self._buffer = buffer
         self._anchor = buffer
         self._error, self._mean_error = errors
-        self._coded = CodedExchange(transport, buffer, parameters, wire if transport.size > 1 else wire_of(None))
+        self._coded = CodedExchange(transport, buffer, parameters, wire)
         self.shard = slice(0, buffer.size)
         self._sum: Array = array_module(buffer).empty(buffer.size, self._error.dtype)
 
