@@ -62,11 +62,16 @@ class Piece:
     def write_with_error(self, values: Array, error: Array) -> None:
         """Put values into the message, with what was left out earlier, and keep what is left out now.
 
+        Nothing is left out of a piece that is not coded.
+
         Args:
             values: values of this piece; changed.
             error: what earlier messages have left out of these elements. What is not finite is forgotten: the caller
                 will not use the result, and it must not return with the next message.
         """
+        if not self.is_coded:
+            self.write(values)
+            return
         with quiet():
             np.add(values, error, out=values)
             np.subtract(values, self.write(values), out=error)

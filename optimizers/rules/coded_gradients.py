@@ -138,7 +138,4 @@ class _Part:
             piece.write(values)
             return
         array_module(values).copyto(values, given)
-        if not piece.is_coded:
-            piece.write(values)
-            return
         piece.write_with_error(values, errors[piece.elements])

@@ -108,11 +108,10 @@ class MovementAverage(ExactAverage):
         exchange, module = self._exchange, array_module(self._buffer)
         for piece in exchange.pieces(own=True):
             values, own = exchange.scratch(piece), self._buffer[piece.elements]
-            if not piece.is_coded:
+            if piece.is_coded:
+                np.subtract(own, self.anchor[piece.elements], out=values)
+            else:
                 module.copyto(values, own)
-                piece.write(values)
-                continue
-            np.subtract(own, self.anchor[piece.elements], out=values)
             if self.shard_error is None:
                 piece.write(values)
             else:

@@ -56,10 +56,9 @@ class WholeMovementAverage(ExactAverage):
             if piece.is_coded:
                 with quiet():
                     np.subtract(self._buffer[piece.elements], self._anchor[piece.elements], out=values)
-                piece.write_with_error(values, self._error[piece.elements])
             else:
                 array_module(values).copyto(values, self._buffer[piece.elements])
-                piece.write(values)
+            piece.write_with_error(values, self._error[piece.elements])
 
         def divide(piece: Piece, total: Array) -> None:
             if piece.is_coded:
@@ -67,10 +66,7 @@ class WholeMovementAverage(ExactAverage):
 
         total = exchange.reduce(divide)
         for piece in exchange.pieces(own=True):
-            if piece.is_coded:
-                piece.write_with_error(total[piece.in_shard], self._mean_error[piece.elements])
-            else:
-                piece.write(total[piece.in_shard])
+            piece.write_with_error(total[piece.in_shard], self._mean_error[piece.elements])
         exchange.gather()
         for piece in exchange.pieces():
             values = self._sum[piece.elements]
