@@ -8,7 +8,7 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.flat import FlatBuffer, FlatLayout, blocks
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
+from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
 from lentando.optimizers.rules.outer_rule import OuterRule, step_block
 from lentando.optimizers.rules.partial_average import PartialAverage
@@ -193,13 +193,9 @@ class _Part:
 
     def reduce(self, as_it_is: bool) -> bool:
         """Form the mean, in full precision if it will be adopted as it is. Returns whether it is finite."""
-        self._mean = self.average.reduce(None, PartialAverage(True, self._size, self._size, in_full=as_it_is))
-        for block in blocks(self._mean):
-            np.true_divide(self._mean[block], self._size, out=self._mean[block])
-        constants = self._constants.within(self.contribution) if self._constants.exist else []
-        for constant in constants:
-            constant.restore(self._mean)
-        return is_finite_but_for(self._mean, constants)
+        share = PartialAverage(True, self._size, self._size, in_full=as_it_is)
+        self._mean, is_finite = self.average.mean(self._size, self._constants.within(self.contribution), share)
+        return is_finite
 
     def step(self, learning_rates: Sequence[float], as_it_is: bool) -> None:
         """Let the anchor step through the mean."""

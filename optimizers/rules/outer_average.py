@@ -1,16 +1,22 @@
 """How the average of an outer step is formed: the seam between the outer rule and what travels.
 
 An outer step sees a buffer on every rank, and needs the sum of this rank's part of it (``reduce``) and a way to give
-every rank the new values of all parts (``distribute``). ``ExactAverage`` sends the buffer's own values. Another kind,
-such as one that sends what a round has moved in fewer bits, subclasses it and is made by ``plan_outer_average``.
+every rank the new values of all parts (``distribute``). ``ExactAverage`` sends the buffer's own values, and is made by
+``plan_outer_average``. Another kind, such as one that sends what a round has moved in fewer bits, subclasses it.
 """
+
+from collections.abc import Sequence
+
+import numpy as np
 
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.elastic import is_elastic
+from lentando.comm.flat import all_finite
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Each, Reduction
 from lentando.comm.reductions.whole import WholeReduction
 from lentando.comm.transport import Array, Transport
+from lentando.optimizers.rules.constant_statistics import Constant, is_finite_but_for
 from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["ExactAverage", "plan_outer_average"]
@@ -52,6 +58,32 @@ class ExactAverage:
                 it does not count, the buffer holds zeros.
         """
         return self._reduction.reduce_scatter(each)
+
+    def mean(
+        self, divisor: int, constants: Sequence[Constant], partial_average: PartialAverage | None = None
+    ) -> tuple[Array, bool]:
+        """Return the mean of this rank's shard: what ``reduce`` returns, divided. The buffer is not changed.
+
+        Args:
+            divisor: number by which the sum is divided.
+            constants: constants of the shard, which the mean takes over.
+            partial_average: as in ``reduce``.
+
+        Returns:
+            The mean, and whether it is finite but for the constants.
+        """
+        is_finite = True
+
+        def divide_and_look(mean: Array) -> None:
+            nonlocal is_finite
+            if divisor != 1:
+                np.true_divide(mean, divisor, out=mean)
+            is_finite = is_finite and all_finite(mean)
+
+        mean = self.reduce(divide_and_look, partial_average)
+        for constant in constants:
+            constant.restore(mean)
+        return mean, is_finite or (bool(constants) and is_finite_but_for(mean, constants))
 
     def arrays(self) -> dict[str, Array | None]:
         """State besides the anchor of this rank's shard, by name: arrays of the length of the buffer, or of the shard.

@@ -19,7 +19,7 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.flat import FlatBuffer, Range, all_finite, blocks
+from lentando.comm.flat import FlatBuffer, Range, blocks
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
@@ -253,18 +253,8 @@ class _Shard:
             for constant in constants:
                 constant.restore(self._mean)
             return is_finite_but_for(self._mean, constants)
-        is_finite = True
-
-        def divide_and_look(mean: Array) -> None:
-            nonlocal is_finite
-            if divisor != 1:
-                np.true_divide(mean, divisor, out=mean)
-            is_finite = is_finite and all_finite(mean)
-
-        self._mean = self._average.reduce(divide_and_look)
-        for constant in constants:
-            constant.restore(self._mean)
-        return is_finite or (bool(constants) and is_finite_but_for(self._mean, constants))
+        self._mean, is_finite = self._average.mean(divisor, constants)
+        return is_finite
 
     def abort_average(self) -> None:
         """Restore the elements that were set to zero. All shards are formed, so no other rank reads them any more."""
