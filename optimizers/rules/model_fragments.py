@@ -1,6 +1,6 @@
 """A fragment of the model at work: what this rank has contributed, the anchor, the momentum, and their arithmetic."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from lentando.comm.flat import FlatBuffer, FlatLayout, blocks
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
-from lentando.optimizers.rules.outer_rule import OuterRule, step_block
+from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group, step_block
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.whole_movement_average import WholeMovementAverage
 from lentando.optimizers.rules.wire import WireDtype, wire_of
@@ -202,7 +202,7 @@ class _Part:
         if as_it_is and self.slow_buffer is not None:
             self.slow_buffer[...] = 0
         rule = None if as_it_is else self._rule
-        for elements, group in self._blocks():
+        for elements, group in blocks_by_group(self.own, self.contribution.layout.ranges):
             anchor = self.anchor[elements]
             slow = None if self.slow_buffer is None else self.slow_buffer[elements]
             rate = None if group is None else learning_rates[group]
@@ -216,7 +216,7 @@ class _Part:
         blend = self._blend
         if blend == 1:
             return
-        for elements, group in self._blocks():
+        for elements, group in blocks_by_group(self.own, self.contribution.layout.ranges):
             own, anchor = self.own[elements], self.anchor[elements]
             if blend == 0 or (blend is None and group is None):  # a statistic, such as a variance, does not move
                 np.copyto(own, anchor, casting="same_kind")
@@ -227,9 +227,3 @@ class _Part:
                 moved *= blend
             moved += anchor
             np.copyto(own, moved, casting="same_kind")
-
-    def _blocks(self) -> Iterator[tuple[slice, int | None]]:
-        """Elements that fit the cache and have one parameter group, with its number."""
-        for part in self.contribution.layout.ranges:
-            for block in blocks(self.own[part.start : part.stop]):
-                yield slice(part.start + block.start, min(part.start + block.stop, part.stop)), part.group

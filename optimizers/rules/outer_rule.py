@@ -1,13 +1,15 @@
 """The protocol of outer rules: how an outer step moves from the anchor through the average of the replicas."""
 
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 from lentando.comm.array_module import array_module
 from lentando.comm.checks import check_flag, is_number
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.flat import Range, blocks
 from lentando.comm.transport import Array
 
-__all__ = ["OuterRule", "check_outer_arguments", "step_block"]
+__all__ = ["OuterRule", "blocks_by_group", "check_outer_arguments", "step_block"]
 
 
 class OuterRule(Protocol):
@@ -44,6 +46,18 @@ class OuterRule(Protocol):
                 happens only where ``needs_learning_rate`` is False.
             scratch: memory of the dtype of ``anchor``, at least as long, which saves an allocation; or None.
         """
+
+
+def blocks_by_group(array: Array, ranges: Sequence[Range]) -> Iterator[tuple[slice, int | None]]:
+    """Cut an array into elements that fit the cache and have one parameter group, each with the number of its group.
+
+    Args:
+        array: one-dimensional array.
+        ranges: ranges of its elements, and their groups; None for statistics.
+    """
+    for part in ranges:
+        for block in blocks(array[part.start : part.stop]):
+            yield slice(part.start + block.start, min(part.start + block.stop, part.stop)), part.group
 
 
 def step_block(

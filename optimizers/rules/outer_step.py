@@ -26,7 +26,7 @@ from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load
 from lentando.optimizers.rules.movement_average import MovementAverage
 from lentando.optimizers.rules.non_finite import error_of_average
 from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
-from lentando.optimizers.rules.outer_rule import OuterRule, step_block
+from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group, step_block
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.wire import WireDtype, wire_of
@@ -268,10 +268,8 @@ class _Shard:
         if self._rule is None or self.anchor is None:
             self._module.copyto(self._own, self._mean, casting="same_kind")
         else:
-            for part in self._ranges:
-                for block in blocks(self._own[part.start : part.stop]):
-                    elements = slice(part.start + block.start, min(part.start + block.stop, part.stop))
-                    self._step_block(elements, None if part.group is None else learning_rates[part.group])
+            for elements, group in blocks_by_group(self._own, self._ranges):
+                self._step_block(elements, None if group is None else learning_rates[group])
         self._average.distribute()
         if self._average.is_rounded and self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
