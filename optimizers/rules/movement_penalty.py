@@ -1,12 +1,11 @@
 """Weights of the ranks in an outer average, and what keeps the movement of one bad rank from spoiling it."""
 
 from dataclasses import dataclass
-from math import isfinite
 from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 
-from lentando.comm.checks import check_choice, is_number
+from lentando.comm.checks import check_choice, check_integer, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
@@ -59,16 +58,15 @@ class MovementPenalty:
     warmup_rounds: int = 10
 
     def __post_init__(self) -> None:
-        for name in ("clip_norm", "outlier_threshold", "smoothing"):
+        for name in ("clip_norm", "outlier_threshold"):
             value = getattr(self, name)
-            if value is not None and not (is_number(value) and isfinite(value) and value > 0):
+            if value is not None and not (is_number(value) and value > 0):
                 raise ConfigurationError(f"{name} must be a number > 0, got {value!r}")
-        if self.smoothing > 1:
+        if not (is_number(self.smoothing) and 0 < self.smoothing <= 1):
             raise ConfigurationError(f"smoothing must be a number > 0 and <= 1, got {self.smoothing!r}")
         if self.norm_weights is not None:
             check_choice("norm_weights", self.norm_weights, get_args(NormWeights))
-        if not isinstance(self.warmup_rounds, int) or isinstance(self.warmup_rounds, bool) or self.warmup_rounds < 2:
-            raise ConfigurationError(f"warmup_rounds must be an integer >= 2, got {self.warmup_rounds!r}")
+        check_integer("warmup_rounds", self.warmup_rounds, 2, "rounds without outliers")
         if self.clip_norm is None and self.norm_weights is None and self.outlier_threshold is None:
             raise ConfigurationError(
                 "MovementPenalty needs clip_norm, norm_weights or outlier_threshold: without one it does nothing"

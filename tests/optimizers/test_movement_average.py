@@ -487,6 +487,7 @@ def test_settings_that_make_no_sense_are_refused(settings: dict[str, Any], text:
         ({"outlier_threshold": -1.0}, "outlier_threshold must be a number > 0"),
         ({"norm_weights": "norm"}, "norm_weights must be one of 'inverse', 'softmax'"),
         ({"clip_norm": 1, "smoothing": 2}, "smoothing must be a number > 0 and <= 1"),
+        ({"clip_norm": 1, "smoothing": None}, "smoothing must be a number > 0 and <= 1, got None"),
         ({"clip_norm": 1, "warmup_rounds": 1}, "warmup_rounds must be an integer >= 2"),
     ],
 )
