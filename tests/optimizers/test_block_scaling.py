@@ -7,12 +7,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from numpy.testing import assert_array_equal
-from quantized_reference import quantized
+from quantized_reference import LEVELS, quantized
 
 from lentando.comm.transport import Array
 from lentando.optimizers.rules.wire import SentShare, WireDtype, wire_of
 
-LEVELS: dict[WireDtype, int] = {"int8": 127, "int4": 7}
 BITS: dict[WireDtype, int] = {"int8": 8, "int4": 4}
 
 

@@ -7,7 +7,7 @@ import pytest
 import reference
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
-from quantized_reference import quantized, shards
+from quantized_reference import LEVELS, quantized, shards
 
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
@@ -20,7 +20,6 @@ from lentando.optimizers.rules.gradient_layout import gradient_layouts
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.wire import WireDtype
 
-LEVELS: dict[WireDtype, int] = {"int8": 127, "int4": 7}
 SIZES = (300, 5, 700)
 SIZE = sum(SIZES)
 

@@ -8,7 +8,7 @@ import pytest
 import reference
 from numpy.testing import assert_allclose, assert_array_equal
 from numpy_model import Worker
-from quantized_reference import QuantizedRounds, quantized, shards
+from quantized_reference import LEVELS, QuantizedRounds, quantized, shards
 
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError, NonFiniteError
@@ -31,12 +31,11 @@ DIMENSION, RATE, PERIOD = 700, 0.125, 3
 START = np.linspace(-1, 1, DIMENSION)
 GRADIENT = reference.quadratic(DIMENSION)
 CODES: dict[WireDtype, Callable[[Any], Any]] = {
-    "int8": lambda v: quantized(v, 127),
-    "int4": lambda v: quantized(v, 7),
+    "int8": lambda v: quantized(v, LEVELS["int8"]),
+    "int4": lambda v: quantized(v, LEVELS["int4"]),
     "bfloat16": lambda v: v.astype(bfloat16).astype(v.dtype),
     "float16": lambda v: v.astype(np.float16).astype(v.dtype),
 }
-LEVELS: dict[WireDtype, int] = {"int8": 127, "int4": 7}
 SETTINGS: dict[str, Any] = {"base": LocalSGD(), "period": PERIOD}
 
 
@@ -179,7 +178,7 @@ def test_errors_do_not_add_up(name: WireDtype) -> None:
 
     outcome = run_ranks(3, lambda transport: averaged(transport, "float32", (500, 12), moves, 60, name))
     exact = 1 + 60 * sum(moves(rank, 0) for rank in range(3)) / 3
-    steps_of_rounding = 2 * 3 / 64 / (127 if name == "int8" else 7)
+    steps_of_rounding = 2 * 3 / 64 / LEVELS[name]
     assert abs(outcome[0] - exact)[:500].max() <= steps_of_rounding
 
 

@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 
 BLOCK = 256
+LEVELS = {"int8": 127, "int4": 7}
+"""The largest integer of each coding."""
 
 
 def quantized(v: Any, levels: int) -> Any:
