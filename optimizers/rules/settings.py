@@ -155,11 +155,7 @@ class Settings:
         period = self.make_period()
         if isinstance(period, FixedPeriod):
             self.streaming.check_period(period.steps())
-        given = ", ".join(
-            f"{field.name}={getattr(self.streaming, field.name)!r}"
-            for field in fields(Streaming)
-            if getattr(self.streaming, field.name) != field.default
-        )
+        given = ", ".join(self._given("delay", "fragments", "blend"))
         reasons = {
             "without period=, because there are no outer steps": period is None,
             f"over {self.base!r}, whose gossip mixes parameters that have and have not adopted an outer step: use "
@@ -173,8 +169,8 @@ class Settings:
             ),
             "with base_buffers='reset', which would reset all of the base optimizer with every fragment: use "
             "'maintain'": self.fragments > 1 and self.base_buffers == "reset",
-            "with weighting or movement_penalty, which need outer steps that wait for the average": (
-                self.weighting != "equal" or self.movement_penalty is not None
+            "with weighting or movement_penalty, which need outer steps that wait for the average": bool(
+                self._given("weighting", "movement_penalty")
             ),
             "with on_nonfinite='skip', because a rank would continue with values that are not finite until it adopts "
             "the average: use 'raise'": self.on_nonfinite == "skip",
@@ -199,7 +195,7 @@ class Settings:
     @property
     def averages_movements(self) -> bool:
         """Whether outer steps average what the ranks have moved since the anchor, not their parameters."""
-        return (self.wire_dtype, self.weighting, self.movement_penalty) != (None, "equal", None)
+        return bool(self._given("wire_dtype", "weighting", "movement_penalty"))
 
     @property
     def method(self) -> dict[str, Any]:
@@ -214,15 +210,7 @@ class Settings:
             raise ConfigurationError(
                 f"movement_penalty must be MovementPenalty(...) or None, got {self.movement_penalty!r}"
             )
-        given = [
-            f"{name}={value!r}"
-            for name, value, default in (
-                ("wire_dtype", self.wire_dtype, None),
-                ("weighting", self.weighting, "equal"),
-                ("movement_penalty", self.movement_penalty, None),
-            )
-            if value != default
-        ]
+        given = self._given("wire_dtype", "weighting", "movement_penalty")
         if not given:
             return
         if self.period is None:
@@ -236,11 +224,16 @@ class Settings:
             raise ConfigurationError(
                 f"{given[0]} is not possible with {self.outer!r}, which decides itself what it sends"
             )
-        if self.base.mixes_parameters and given[-1] != f"wire_dtype={self.wire_dtype!r}":
+        weights = self._given("weighting", "movement_penalty")
+        if self.base.mixes_parameters and weights:
             raise ConfigurationError(
-                f"{given[-1]} is not possible with {self.base!r}: gossip has mixed the movements of the ranks before "
+                f"{weights[-1]} is not possible with {self.base!r}: gossip has mixed the movements of the ranks before "
                 "the average, so that none is that of one rank"
             )
+
+    def _given(self, *names: str) -> list[str]:
+        """Those of these settings that are not the defaults, as text."""
+        return [f"{name}={value!r}" for name in names if (value := getattr(self, name)) != getattr(Settings, name)]
 
     def for_optimizer(self, description: OptimizerDescription) -> "Settings":
         """The settings with "auto" replaced by what it stands for.
