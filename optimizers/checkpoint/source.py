@@ -12,7 +12,7 @@ from lentando.optimizers.checkpoint.rank_content import RankContent, SavedRanks
 from lentando.optimizers.checkpoint.resizing import MergedRanks, merge_ranks
 from lentando.optimizers.checkpoint.tree import flat_nodes, no_flat_state, tensor, unpack
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.settings import different_from
+from lentando.optimizers.rules.settings_comparison import different_from
 
 __all__ = ["Source", "read_source"]
 

@@ -14,7 +14,8 @@ from lentando.comm.objects import allgather_object
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.optimizer_description import check_same_optimizer, warn_of_other_state
-from lentando.optimizers.rules.settings import Settings, check_same_settings
+from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.settings_comparison import check_same_settings
 
 __all__ = ["check_equal", "check_equal_hyperparameters", "share_not_averaged"]
 

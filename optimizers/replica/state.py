@@ -14,7 +14,7 @@ from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.rules.movement_penalty import NormHistory
 from lentando.optimizers.rules.non_finite import loss_to_send
 from lentando.optimizers.rules.period import Decision, Period
-from lentando.optimizers.rules.settings import different_from
+from lentando.optimizers.rules.settings_comparison import different_from
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = [

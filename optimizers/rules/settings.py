@@ -1,10 +1,10 @@
-"""The settings of a method, checked once for all frameworks, and their comparison between ranks and with checkpoints.
+"""The settings of a method, checked once for all frameworks.
 
 Base optimizer, base algorithm, outer step and communication period are independent choices; every method in the papers
 is one combination of them.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import isnan
@@ -12,11 +12,11 @@ from typing import Any, Literal, TypeAlias, get_args
 
 from lentando.comm.checks import check_choice, check_flag, check_has
 from lentando.comm.collectives import Algorithm
-from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
+from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
-from lentando.optimizers.rules.describe import as_text, describe, differences, with_defaults
+from lentando.optimizers.rules.describe import as_text, describe
 from lentando.optimizers.rules.fragments import Streaming
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
@@ -25,7 +25,7 @@ from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import FixedPeriod, Period, PeriodSetting, as_period, needs_loss, participant_of
 from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
 
-__all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "check_same_settings", "different_from"]
+__all__ = ["CHANGEABLE", "DESCRIPTION_VERSION", "BaseBuffers", "Settings"]
 
 DESCRIPTION_VERSION = 1
 """Version of ``Settings.description``. A field that is added with a default that changes nothing needs no new one."""
@@ -277,34 +277,3 @@ class Settings:
     def make_period(self) -> Period | None:
         """The period as a schedule, None if there are no outer steps."""
         return None if self.period is None else as_period(self.period)
-
-
-def check_same_settings(by_rank: Sequence[dict[str, Any]]) -> None:
-    """Compare the settings of all ranks.
-
-    Args:
-        by_rank: ``Settings.description`` of each.
-
-    Raises:
-        MismatchError: with each setting that differs, its values, and the ranks that have them.
-    """
-    if differing := differences(by_rank):
-        listed = "; ".join(f"{key}: {grouped_by_rank(values)}" for key, values in differing)
-        raise MismatchError(
-            f"the settings differ between ranks. {listed}. Give every rank the same. An object of your own is compared "
-            "by its attributes, or by what its method describe() returns, if it has one"
-        )
-
-
-def different_from(settings: Settings, saved: Mapping[str, Any]) -> str:
-    """The settings in which a saved run differs, with both values, for an error message; empty if it can be resumed.
-
-    Args:
-        settings: settings here, with "auto" replaced by what it stands for.
-        saved: ``Settings.method`` of the saved run, by this or an earlier version.
-    """
-    if saved.get("version") != DESCRIPTION_VERSION:
-        return f"they are of version {saved.get('version')} of their format, this Lentando reads {DESCRIPTION_VERSION}"
-    then = {key: value for key, value in with_defaults(dict(saved), settings).items() if key not in CHANGEABLE}
-    differing = differences([then, settings.method])
-    return "; ".join(f"{key} was {before}, and is {here} here" for key, (before, here) in differing)

@@ -20,7 +20,8 @@ from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.outer_sgd import OuterSGD
 from lentando.optimizers.rules.period import FixedPeriod, PostLocal
-from lentando.optimizers.rules.settings import Settings, check_same_settings, different_from
+from lentando.optimizers.rules.settings import Settings
+from lentando.optimizers.rules.settings_comparison import check_same_settings, different_from
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
 
 LOCAL = LocalSGD()
