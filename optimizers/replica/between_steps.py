@@ -10,9 +10,10 @@ from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.framework import ChangingFramework, Framework
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.evaluation import Evaluation
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress, load_state, state_of
+from lentando.optimizers.replica.state import load_state, state_of
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.weights import Weights

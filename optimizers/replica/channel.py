@@ -15,8 +15,8 @@ from lentando.comm.job import job_of
 from lentando.comm.numbering import number_of
 from lentando.comm.transport import Array, as_bytes
 from lentando.optimizers.fixed_state import fixed_state_of
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress
 
 __all__ = ["Channel"]
 

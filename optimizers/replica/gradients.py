@@ -9,8 +9,8 @@ from lentando.comm.elastic import in_place
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.progress import Progress, mean_loss
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress, mean_loss
 from lentando.optimizers.replica.timing import Costs
 from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from lentando.comm.final_checks import check_before_leaving
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Transport
-from lentando.optimizers.replica.state import Progress
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 
 __all__ = ["LastLook"]

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from lentando.comm.agreement import Event
 from lentando.comm.elastic import without_vote
 from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.timing import Costs
 from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite

@@ -11,7 +11,7 @@ from lentando.comm.agreement import Event
 from lentando.comm.errors import grouped_by_rank
 from lentando.comm.numbering import numbers_of
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.replica.state import Progress
+from lentando.optimizers.replica.progress import Progress
 
 __all__ = ["RankComparison", "weighted_rate"]
 

@@ -12,8 +12,8 @@ from lentando.comm.checks import is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.numbering import in_words, number_of
 from lentando.comm.transport import Array
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.rules.movement_penalty import rank_factors
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.partial_average import PartialAverage

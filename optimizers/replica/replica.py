@@ -17,12 +17,12 @@ from lentando.optimizers.replica.evaluation import Evaluation
 from lentando.optimizers.replica.gradients import AveragedLoss, Gradients
 from lentando.optimizers.replica.last_look import LastLook
 from lentando.optimizers.replica.mixing import Mixing
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rank_comparison import RankComparison
 from lentando.optimizers.replica.rank_weights import RankWeights
 from lentando.optimizers.replica.rollback import Rollback
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.streamed_rounds import StreamedRounds
 from lentando.optimizers.replica.timing import Costs, Timing

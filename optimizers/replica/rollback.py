@@ -9,8 +9,9 @@ from lentando.comm.elastic import is_elastic, transaction
 from lentando.comm.objects import broadcast_object
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.evaluation import Evaluation
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress, return_to_state, state_to_return_to
+from lentando.optimizers.replica.state import return_to_state, state_to_return_to
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 

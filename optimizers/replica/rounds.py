@@ -8,9 +8,9 @@ from lentando.comm.agreement import Event, fingerprint
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.progress import Progress, mean_loss
 from lentando.optimizers.replica.rank_weights import RankWeights
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress, mean_loss
 from lentando.optimizers.replica.timing import Costs
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
 from lentando.optimizers.replica.uneven_data import UnevenData

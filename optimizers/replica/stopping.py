@@ -13,7 +13,7 @@ from lentando.comm.agreement import Event, ranks_where
 from lentando.comm.elastic import transaction
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.channel import Channel
-from lentando.optimizers.replica.state import Progress
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.timing import Timing
 
 __all__ = ["RequestedStop", "StopHandle", "Stopping"]

@@ -18,7 +18,7 @@ from lentando.comm import timeline
 from lentando.comm.agreement import Event
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.replica.state import Progress
+from lentando.optimizers.replica.progress import Progress
 
 __all__ = ["Costs", "Kind", "Timing", "known"]
 

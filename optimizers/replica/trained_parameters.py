@@ -24,8 +24,8 @@ from lentando.optimizers.framework import ChangingFramework, CoveringFramework
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.equal_start import check_equal_hyperparameters, share_not_averaged
 from lentando.optimizers.replica.last_look import LastLook
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.rules.base_buffers import average
 from lentando.optimizers.rules.flat_state import carried_over

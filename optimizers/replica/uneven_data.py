@@ -14,8 +14,8 @@ from lentando.comm.agreement import Event
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.rules.partial_average import PartialAverage

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lentando.optimizers.replica.state import mean_loss
+from lentando.optimizers.replica.progress import mean_loss
 from lentando.optimizers.rules.non_finite import loss_to_send
 
 

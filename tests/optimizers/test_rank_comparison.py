@@ -12,8 +12,8 @@ from numpy_model import Worker
 from lentando.comm.agreement import Event
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transports.single import SingleTransport
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rank_comparison import RankComparison, weighted_rate
-from lentando.optimizers.replica.state import Progress
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
