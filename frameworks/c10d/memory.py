@@ -8,31 +8,12 @@ import numpy as np
 import torch
 
 from lentando.comm.dtypes import numpy_dtype
+from lentando.comm.foreign_memory import array_at
 from lentando.comm.transport import Array
 
 __all__ = ["check_tensors", "dtype_of", "readable", "writable"]
 
 FOR_OTHER_DEVICES = 'group = new_group(backend="nccl"), and DistributedDataParallel(model, process_group=group)'
-
-
-class _Memory:
-    """The array interface of a contiguous tensor's memory, which it keeps alive.
-
-    ``Tensor.numpy()`` is not used because it permanently forbids to resize the storage, which FSDP does.
-
-    Args:
-        tensor: contiguous CPU tensor.
-        dtype: dtype that is built into NumPy, with the element size of the tensor.
-    """
-
-    def __init__(self, tensor: torch.Tensor, dtype: np.dtype[Any]) -> None:
-        self._tensor = tensor
-        self.__array_interface__ = {
-            "version": 3,
-            "data": (tensor.data_ptr(), False),  # False: it may be written to
-            "typestr": dtype.str,
-            "shape": (tensor.numel(),),
-        }
 
 
 def check_tensors(tensors: Sequence[torch.Tensor], operation: str) -> None:
@@ -89,8 +70,6 @@ def dtype_of(tensor: torch.Tensor) -> np.dtype[Any]:
 
 
 def _flat(tensor: torch.Tensor) -> Array:
+    """Not by ``Tensor.numpy()``, which permanently forbids to resize the storage: FSDP does that."""
     dtype = dtype_of(tensor)
-    if tensor.numel() == 0:
-        return np.empty(0, dtype)
-    built_in = dtype if dtype.isbuiltin == 1 else np.dtype(f"u{dtype.itemsize}")
-    return np.asarray(_Memory(tensor, built_in)).view(dtype)
+    return array_at(tensor.data_ptr(), tensor.nbytes, dtype, tensor) if tensor.numel() else np.empty(0, dtype)

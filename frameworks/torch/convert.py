@@ -1,8 +1,7 @@
 """Conversion of torch tensors to NumPy or CuPy arrays and back without a copy, of bfloat16 and float8, too."""
 
-import ctypes
 import warnings
-from functools import cache, lru_cache
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -11,6 +10,7 @@ import torch
 from lentando.comm.containers import mapped, plain
 from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.foreign_memory import array_at
 from lentando.comm.transport import Array
 from lentando.optimizers.loss_argument import as_number, not_one_number
 from lentando.torch.local_tensors import address
@@ -49,12 +49,6 @@ class _ArrayInterface:
         }
 
 
-@lru_cache(maxsize=4096)
-def _memory_type(nbytes: int) -> "type[ctypes.Array[ctypes.c_char]]":
-    """A type of so many bytes. ctypes makes one for each length, which is kept here."""
-    return ctypes.c_char * nbytes
-
-
 @cache
 def _array_dtype(dtype: torch.dtype) -> np.dtype[Any] | None:
     """The dtype of the array that views a tensor; None if there is none."""
@@ -79,9 +73,8 @@ def _plain_array(tensor: torch.Tensor) -> Array | None:
     start, dtype = address(tensor), _array_dtype(tensor.dtype)
     if not start or dtype is None:
         return None
-    memory: Any = _memory_type(tensor.nbytes).from_address(start)
-    memory.tensor = tensor.detach()  # keeps the storage that it has now
-    return np.frombuffer(memory, dtype).reshape(tensor.shape)
+    owner = tensor.detach()  # keeps the storage that it has now
+    return array_at(start, tensor.nbytes, dtype, owner).reshape(tensor.shape)
 
 
 def as_array(tensor: torch.Tensor) -> Array:
