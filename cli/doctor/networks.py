@@ -2,22 +2,18 @@
 
 import ipaddress
 import socket
-import struct
 import sys
-from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, TypedDict
 
 from lentando.cli.doctor.findings import Finding, note, ok, problem
+from lentando.comm.network_interfaces import ipv4_addresses
 
 __all__ = ["Interface", "check_interfaces", "first_outward", "interfaces", "same_address_on_two_hosts"]
 
 SECTION = "network"
-
-_SIOCGIFCONF, _SIOCGIFNETMASK = 0x8912, 0x891B  # of Linux
-_IFREQ_BYTES = 40
 
 
 class Interface(TypedDict):
@@ -67,7 +63,7 @@ def interfaces() -> list[Interface]:
     names = [name for _, name in socket.if_nameindex()]
     if sys.platform != "linux":
         return [Interface(name=name, is_up=True, addresses=[]) for name in names]
-    addresses = [*_addresses_of_version_4(), *_addresses_of_version_6()]
+    addresses = [(name, address.with_prefixlen) for name, address in ipv4_addresses()] + _addresses_of_version_6()
     return [
         Interface(name=name, is_up=_is_up(name), addresses=[address for owner, address in addresses if owner == name])
         for name in names
@@ -209,24 +205,6 @@ def _is_up(name: str) -> bool:
         )
     except OSError:  # /sys may be hidden from a container
         return True
-
-
-def _addresses_of_version_4() -> list[tuple[str, str]]:
-    """Return names and addresses by ioctl, which works in every container."""
-    import fcntl  # available on Unix only
-
-    addresses = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as device:
-        buffer = array("B", bytes(256 * _IFREQ_BYTES))
-        request = struct.pack("iP", len(buffer), buffer.buffer_info()[0])
-        length = struct.unpack("iP", fcntl.ioctl(device, _SIOCGIFCONF, request))[0]
-        for start in range(0, length, _IFREQ_BYTES):
-            entry = buffer[start : start + _IFREQ_BYTES].tobytes()
-            label = entry[:16].partition(b"\0")[0]
-            answer = fcntl.ioctl(device, _SIOCGIFNETMASK, struct.pack("16s24x", label))
-            network = f"{socket.inet_ntoa(entry[20:24])}/{socket.inet_ntoa(answer[20:24])}"
-            addresses.append((label.decode().partition(":")[0], ipaddress.ip_interface(network).with_prefixlen))
-    return addresses
 
 
 def _addresses_of_version_6() -> list[tuple[str, str]]:

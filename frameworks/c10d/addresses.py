@@ -1,33 +1,16 @@
 """The address under which the other nodes of a job reach this one."""
 
-import fcntl
-import socket
-import struct
 from collections.abc import Sequence
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Interface
+
+from lentando.comm.network_interfaces import ipv4_addresses
 
 __all__ = ["common_address", "own_interfaces"]
-
-SIOCGIFADDR, SIOCGIFNETMASK = 0x8915, 0x891B
-"""Linux's requests for the address and the mask of a network interface."""
 
 
 def own_interfaces() -> list[str]:
     """The IPv4 addresses of this node with their networks, such as ``"10.0.0.1/24"``; without the loopback's."""
-    found = []
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-        for _, name in socket.if_nameindex():
-            request = struct.pack("256s", name.encode()[:15])
-            try:
-                address, mask = (
-                    socket.inet_ntoa(fcntl.ioctl(probe.fileno(), code, request)[20:24])
-                    for code in (SIOCGIFADDR, SIOCGIFNETMASK)
-                )
-            except OSError:  # an interface without an address
-                continue
-            if not IPv4Address(address).is_loopback:
-                found.append(str(IPv4Interface(f"{address}/{mask}")))
-    return found
+    return [str(address) for _, address in ipv4_addresses() if not address.is_loopback]
 
 
 def common_address(own: Sequence[str], others: Sequence[Sequence[str]]) -> str | None:
