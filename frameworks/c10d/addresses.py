@@ -16,6 +16,8 @@ def own_interfaces() -> list[str]:
 def common_address(own: Sequence[str], others: Sequence[Sequence[str]]) -> str | None:
     """The first address of a node in a network of which each other node has an address, too; None without one.
 
+    An address that another node has as well is that of a container's bridge, which connects none. It comes last.
+
     Args:
         own: interfaces of the node, as ``own_interfaces`` returns them.
         others: interfaces of each other node.
@@ -23,8 +25,11 @@ def common_address(own: Sequence[str], others: Sequence[Sequence[str]]) -> str |
     Example:
         >>> common_address(["172.17.0.1/16", "10.0.0.1/24"], [["172.18.0.1/16", "10.0.0.2/24"]])
         '10.0.0.1'
+        >>> common_address(["172.17.0.1/16", "10.0.0.1/24"], [["172.17.0.1/16", "10.0.0.2/24"]])
+        '10.0.0.1'
     """
-    for interface in map(IPv4Interface, own):
-        if all(any(IPv4Interface(each).ip in interface.network for each in node) for node in others):
+    elsewhere = [[IPv4Interface(each).ip for each in node] for node in others]
+    for interface in sorted(map(IPv4Interface, own), key=lambda each: any(each.ip in node for node in elsewhere)):
+        if all(any(ip in interface.network for ip in node) for node in elsewhere):
             return str(interface.ip)
     return None
