@@ -10,9 +10,8 @@ import argparse
 from collections.abc import Callable
 from functools import partial
 
-import destinations
 import numpy as np
-from measuring import facts, measure, report, table
+from measuring import facts, measure, parse, report, table
 from mpi4py import MPI
 from tqdm import tqdm
 
@@ -32,6 +31,11 @@ def number_of_bytes(text: str) -> int:
         return int(float(number) * UNITS[unit])
     except (KeyError, ValueError):
         raise argparse.ArgumentTypeError(f"{text!r}: expected a number and KB, MB or GB, such as 25MB") from None
+
+
+def numbers_of_bytes(text: str) -> list[int]:
+    """Parse sizes that are separated by commas."""
+    return [number_of_bytes(size) for size in text.split(",")]
 
 
 def in_words(size: int) -> str:
@@ -54,13 +58,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sizes",
-        type=lambda text: [number_of_bytes(size) for size in text.split(",")],
+        type=numbers_of_bytes,
         default="4KB,64KB,250KB,1MB,4MB,25MB,100MB",
         help="sizes of the float32 buffer (default %(default)s)",
     )
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
-    options = parser.parse_args()
+    options = parse(parser, repeats=9)
 
     transport = MPITransport()
     comm = MPI.COMM_WORLD

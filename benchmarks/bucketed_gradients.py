@@ -15,11 +15,10 @@ import statistics
 import sys
 from functools import partial
 
-import destinations
 import torch
 import torch.distributed as dist
 from all_reduce import in_words
-from measuring import facts, measure, report, table
+from measuring import facts, measure, parse, report, table
 from mpi4py import MPI
 from overlap import matrix_products
 from peers.iterations import Model, sgd, training
@@ -38,13 +37,9 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=12, help="of 1 MB each (default %(default)s)")
     parser.add_argument("--bucket-mb", type=int, default=2, help="of ours and of DDP's (default %(default)s)")
     parser.add_argument("--busy", action="store_true", help="compute instead of sleeping")
-    parser.add_argument("--repeats", type=int, default=7, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
-    options = parser.parse_args()
+    options = parse(parser, repeats=7, several_ranks=True)
 
     comm = MPI.COMM_WORLD
-    if comm.size == 1:
-        parser.error("this needs at least two ranks: mpirun -np 2 python benchmarks/bucketed_gradients.py")
     lt.init()
     where = facts(comm)
     torch.manual_seed(1)

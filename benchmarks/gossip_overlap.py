@@ -13,10 +13,9 @@ import statistics
 from collections.abc import Callable, Sequence
 from functools import partial
 
-import destinations
 import numpy as np
 from all_reduce import in_words, number_of_bytes
-from measuring import Sample, facts, measure, report, table
+from measuring import Sample, facts, measure, parse, report, table
 from mpi4py import MPI
 from overlap import matrix_products
 from tqdm import tqdm
@@ -67,13 +66,9 @@ def main() -> None:
         "--size", type=number_of_bytes, default="12.5MB", help="size of the model (default %(default)s)"
     )
     parser.add_argument("--staleness", type=int, default=1, help="of OSGP, in steps (default %(default)s)")
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
-    options = parser.parse_args()
+    options = parse(parser, repeats=9, several_ranks=True)
 
     comm = MPI.COMM_WORLD
-    if comm.size == 1:
-        parser.error("this needs at least two ranks: mpirun -np 2 python benchmarks/gossip_overlap.py")
     transport = WatchedTransport()
     where = facts(comm)
     layout = FlatLayout([Entry("weights", (options.size // 4,), "float32", 0)])

@@ -1,5 +1,6 @@
-"""What the benchmarks share: timing of all ranks together, the facts of the machine, and tables."""
+"""What the benchmarks share: their options, timing of all ranks together, the facts of the machine, and tables."""
 
+import argparse
 import datetime as dt
 import os
 import platform
@@ -10,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import destinations
 import mpi4py
 import numpy as np
 from mpi4py import MPI
@@ -42,6 +44,18 @@ class Sample:
             return f"{self.median / length:.3g} {unit}"
         first, median, third = (f"{seconds / length:.3g}" for seconds in statistics.quantiles(self.seconds, n=4))
         return f"{median} ({first} to {third}) {unit}"
+
+
+def parse(parser: argparse.ArgumentParser, *, repeats: int, several_ranks: bool = False) -> argparse.Namespace:
+    """Parse the options of a program that measures in turn, with those that all such programs have."""
+    parser.add_argument(
+        "--repeats", type=int, default=repeats, help="measurements of each, in turn (default %(default)s)"
+    )
+    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
+    options = parser.parse_args()
+    if several_ranks and MPI.COMM_WORLD.size == 1:
+        parser.error(f"this needs at least two ranks: mpirun -np 2 python benchmarks/{parser.prog}")
+    return options
 
 
 def measure(

@@ -10,11 +10,10 @@ import argparse
 import platform
 from collections.abc import Callable
 
-import destinations
 import torch
 import torch.distributed as dist
-from all_reduce import MPI_ALLREDUCE, in_words, number_of_bytes
-from measuring import Sample, facts, measure, report, table
+from all_reduce import MPI_ALLREDUCE, in_words, numbers_of_bytes
+from measuring import Sample, facts, measure, parse, report, table
 from mpi4py import MPI
 from tqdm import tqdm
 
@@ -46,17 +45,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--sizes",
-        type=lambda text: [number_of_bytes(size) for size in text.split(",")],
+        type=numbers_of_bytes,
         default="1MB,25MB,100MB",
         help="sizes of the float32 tensor (default %(default)s)",
     )
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
-    options = parser.parse_args()
+    options = parse(parser, repeats=9, several_ranks=True)
 
     comm = MPI.COMM_WORLD
-    if comm.size == 1:
-        parser.error("this needs at least two ranks: mpirun -np 2 python benchmarks/ordinary_tensors.py")
     lt.init()
     torch.set_num_threads(1)
     store = dist.TCPStore(comm.bcast(platform.node()), 29_482, comm.size, comm.rank == 0)

@@ -13,10 +13,9 @@ import statistics
 from collections.abc import Callable
 from functools import partial
 
-import destinations
 import numpy as np
 from all_reduce import in_words, number_of_bytes
-from measuring import facts, measure, report, table
+from measuring import facts, measure, parse, report, table
 from mpi4py import MPI
 from tqdm import tqdm
 
@@ -53,13 +52,9 @@ def main() -> None:
     parser.add_argument(
         "--size", type=number_of_bytes, default="12.5MB", help="size of the message (default %(default)s)"
     )
-    parser.add_argument("--repeats", type=int, default=9, help="measurements of each, in turn (default %(default)s)")
-    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
-    options = parser.parse_args()
+    options = parse(parser, repeats=9, several_ranks=True)
 
     comm = MPI.COMM_WORLD
-    if comm.size == 1:
-        parser.error("this needs at least two ranks: mpirun -np 2 python benchmarks/overlap.py")
     transport = MPITransport()
     to, source = (comm.rank + 1) % comm.size, (comm.rank - 1) % comm.size
     sent, received = np.ones(options.size, np.uint8), np.empty(options.size, np.uint8)

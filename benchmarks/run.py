@@ -28,7 +28,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import destinations
-from all_reduce import in_words, number_of_bytes
+from all_reduce import in_words, numbers_of_bytes
 from jobs import HOROVOD_OVER_MPI, OURS, HostGroup, alternate, found_here, run_on, take_turns
 from measuring import Sample, machine, report, table
 
@@ -295,7 +295,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
     parser.add_argument(
         "--sizes",
-        type=lambda text: [number_of_bytes(size) for size in text.split(",")],
+        type=numbers_of_bytes,
         help="of the buffer that is all-reduced (default 1MB,25MB,100MB; over links 25MB)",
     )
     parser.add_argument("--compute-seconds", type=float, help="of an iteration (default: as long as its all-reduce)")
