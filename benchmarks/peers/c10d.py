@@ -9,9 +9,6 @@ for each figure, seconds on the slowest rank, of one all-reduce or one iteration
 """
 
 import argparse
-import json
-import os
-import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -19,7 +16,7 @@ import torch
 from horovod_loops import SCALE, resnet50_shapes
 from horovod_loops import Model as Shapes
 from iterations import Model, sgd, training
-from operations import SAMPLE_SECONDS, Horovod, TorchDistributed, seconds_per_call
+from operations import SAMPLES, Horovod, TorchDistributed, finish, median_seconds
 from torch import nn
 
 LIBRARIES: dict[str, Callable[[], Any]] = {
@@ -27,7 +24,6 @@ LIBRARIES: dict[str, Callable[[], Any]] = {
     "gloo": lambda: TorchDistributed("gloo"),
     "horovod": Horovod,
 }
-SAMPLES = 3
 ITERATION_SECONDS = 0.7
 """How long the iterations of a loop take together, at least."""
 
@@ -72,21 +68,10 @@ def main() -> None:
         loops[name] = loop(*data_parallel(options.library, make()))
     found = {}
     for size in options.sizes:
-        found[f"all_reduce:{size}"] = median_seconds(library, library.all_reduce(size // 4), SAMPLE_SECONDS)
+        found[f"all_reduce:{size}"] = median_seconds(library, library.all_reduce(size // 4))
     for name, step in loops.items():
         found[name] = median_seconds(library, step, ITERATION_SECONDS / SAMPLES)
-    if library.rank == 0:
-        print(json.dumps(found), flush=True)
-    library.slowest(0.0)
-    if options.library == "gloo":
-        os._exit(0)  # its threads may log errors after their store is closed
-
-
-def median_seconds(library: Any, call: Callable[[], object], sample_seconds: float) -> float:
-    """Of a few samples, each of as many calls as take ``sample_seconds``."""
-    seconds_per_call(library, call, 3)  # DDP arranges its buckets after the first iteration
-    calls = min(200, max(1, round(sample_seconds / seconds_per_call(library, call, 1))))
-    return statistics.median(seconds_per_call(library, call, calls) for _ in range(SAMPLES))
+    finish(options.library, library, found)
 
 
 if __name__ == "__main__":

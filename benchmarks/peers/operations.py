@@ -150,21 +150,30 @@ def seconds_per_call(library: Library, call: Callable[[], object], calls: int) -
     return library.slowest((time.perf_counter() - started) / calls)
 
 
+def median_seconds(library: Library, call: Callable[[], object], sample_seconds: float = SAMPLE_SECONDS) -> float:
+    """Of a few samples, each of as many calls as take ``sample_seconds``."""
+    seconds_per_call(library, call, 3)  # DDP arranges its buckets after the first iteration
+    calls = min(200, max(1, round(sample_seconds / seconds_per_call(library, call, 1))))
+    return statistics.median(seconds_per_call(library, call, calls) for _ in range(SAMPLES))
+
+
+def finish(name: str, library: Library, found: dict[str, float]) -> None:
+    """Print what was found, on rank 0, and end together."""
+    if library.rank == 0:
+        print(json.dumps(found), flush=True)
+    library.slowest(0.0)
+    if name == "gloo":
+        os._exit(0)  # its threads may log errors after their store is closed
+
+
 def main() -> None:
     name, *wanted = sys.argv[1:]
     library: Library = LIBRARIES[name]()
     found = {}
     for each in wanted:
         operation, _, size = each.partition(":")
-        call = getattr(library, operation)(int(size) // 4)
-        seconds_per_call(library, call, 2)
-        calls = min(200, max(1, round(SAMPLE_SECONDS / seconds_per_call(library, call, 1))))
-        found[each] = statistics.median(seconds_per_call(library, call, calls) for _ in range(SAMPLES))
-    if library.rank == 0:
-        print(json.dumps(found), flush=True)
-    library.slowest(0.0)
-    if name == "gloo":
-        os._exit(0)  # its threads may log errors after their store is closed
+        found[each] = median_seconds(library, getattr(library, operation)(int(size) // 4))
+    finish(name, library, found)
 
 
 if __name__ == "__main__":
