@@ -95,10 +95,9 @@ def as_array(tensor: torch.Tensor) -> Array:
     if tensor.layout is not torch.strided or tensor.is_quantized or tensor.device.type != "cpu":
         kind = "quantized" if tensor.is_quantized else f"{tensor.layout}, on device {tensor.device}"
         raise ConfigurationError(f"expected a dense tensor in host memory, found one of {name} that is {kind}")
-    try:
-        dtype = numpy_dtype(name)
-    except TypeError:
-        raise ConfigurationError(f"tensors of {name} can be neither sent nor saved: convert them first") from None
+    dtype = _array_dtype(tensor.dtype)
+    if dtype is None:
+        raise ConfigurationError(f"tensors of {name} can be neither sent nor saved: convert them first")
     if tensor.numel() == 0:
         return np.zeros(tuple(tensor.shape), dtype)
     if not address(tensor):
