@@ -3,6 +3,7 @@
 It is no part of ``lentando.torch`` until ``lentando.torch.hugging_face`` is imported, which loads Transformers.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +33,17 @@ class LentandoCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Check the Trainers of all ranks."""
-        obstacles = allgather_object(_obstacle(args, kwargs["optimizer"]))
+        folder = str(Path(args.output_dir or ".").resolve())
+        by_rank = allgather_object((_obstacle(args, kwargs["optimizer"]), state.max_steps, folder))
+        obstacles, steps, folders = zip(*by_rank, strict=True)
         for number, obstacle in enumerate(obstacles):
             if obstacle is not None:
                 raise ConfigurationError(f"on rank {number}: {obstacle}")
-        steps = allgather_object(state.max_steps)
         if len(set(steps)) > 1:
             raise ConfigurationError(
                 f"the ranks would take different numbers of steps ({_by_rank(steps)}): give them shards of equal "
                 "length, or the same max_steps"
             )
-        folders = allgather_object(str(Path(args.output_dir or ".").resolve()))
         if len(set(folders)) < size():
             raise ConfigurationError(
                 f"several ranks would save in one folder ({_by_rank(folders)}): each needs an output_dir of its own, "
@@ -80,5 +81,5 @@ def _unwrapped(optimizer: Any) -> Any:
     return getattr(optimizer, "optimizer", optimizer)
 
 
-def _by_rank(values: list[Any]) -> str:
-    return grouped_by_rank([str(value) for value in values], range(size()))
+def _by_rank(values: Sequence[Any]) -> str:
+    return grouped_by_rank([str(value) for value in values])
