@@ -15,7 +15,7 @@ from numpy.typing import DTypeLike
 from lentando.comm import operations as ops
 from lentando.comm.errors import ConfigurationError, MismatchError, UnsupportedOperationError
 from lentando.comm.process_sets import ProcessSet, global_process_set
-from lentando.comm.transport import Array
+from lentando.comm.transport import Array, Transport
 from lentando.comm.world import rank
 
 FLOATS: tuple[DTypeLike, ...] = (np.float16, bfloat16, np.float32, np.float64)
@@ -35,6 +35,11 @@ def same(array: Any, expected: Array) -> None:
     assert array.shape == expected.shape, (array.shape, expected.shape)
     assert array.dtype == expected.dtype, (array.dtype, expected.dtype)
     np.testing.assert_array_equal(array, expected)
+
+
+def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
+    """The different contents that an array has on the ranks: one, if it is bit-identical everywhere."""
+    return {copy.tobytes() for copy in transport.allgather(array)}
 
 
 def raised(call: Callable[[], object], kind: type[Exception], *parts: str) -> None:

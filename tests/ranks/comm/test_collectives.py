@@ -5,23 +5,20 @@ from typing import Any, Literal
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike
+from operation_checks import bits_on_each_rank
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm.collectives import all_reduce, plan_reduction
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.ring import RingReduction, Segments
-from lentando.comm.transport import Array, Transport
+from lentando.comm.transport import Transport
 
 ALGORITHMS = ("ring", "backend")
 FLOATS = (np.float32, np.float64, np.float16, bfloat16)
 LENGTHS = (0, 1, 3, 7, 1003)
 
 Algorithm = Literal["ring", "backend"]
-
-
-def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
-    return {copy.tobytes() for copy in transport.allgather(array)}
 
 
 @pytest.mark.parametrize("mean", [False, True])

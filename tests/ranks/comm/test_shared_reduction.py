@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from numpy.typing import DTypeLike
 from numpy_model import in_shared_memory
+from operation_checks import bits_on_each_rank
 from ring_reference import along_the_ring, values_by_rank
 
-from lentando.comm.capabilities import SharedNode
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import bfloat16
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
@@ -29,23 +29,10 @@ FLOATS = (np.float32, np.float64, np.float16, bfloat16)
 LENGTHS = (1, 3, 7, 1003, 70_001)
 
 
-@pytest.fixture
-def several(transport: Transport) -> Transport:
-    if transport.size == 1:
-        pytest.skip("one rank has no neighbour")
-    if not isinstance(transport, SharedNode):
-        pytest.skip(f"transport {transport.name} does not know which ranks share a node")
-    return transport
-
-
 def planned(transport: Transport, buffer: Array) -> NodeReduction:
     memory = open_node_memory(transport, buffer)
     assert memory is not None
     return NodeReduction(transport, buffer, memory)
-
-
-def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
-    return {copy.tobytes() for copy in transport.allgather(array)}
 
 
 @pytest.mark.parametrize("mean", [False, True])

@@ -5,9 +5,9 @@ from itertools import accumulate, pairwise
 import numpy as np
 import pytest
 from numpy.typing import DTypeLike
+from operation_checks import bits_on_each_rank
 from ring_reference import values_by_rank
 
-from lentando.comm.capabilities import SharedNode
 from lentando.comm.collectives import all_reduce
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
 from lentando.comm.reductions import staged
@@ -26,15 +26,6 @@ ARRAYS: list[tuple[DTypeLike, int]] = [
 """With fewer elements than ranks, and up to eight pieces."""
 
 
-@pytest.fixture
-def several(transport: Transport) -> Transport:
-    if transport.size == 1:
-        pytest.skip("one rank has no neighbour")
-    if not isinstance(transport, SharedNode):
-        pytest.skip(f"transport {transport.name} does not know which ranks share a node")
-    return transport
-
-
 def in_rank_order(by_rank: list[Array], *, mean: bool) -> Array:
     """The sum, formed one rank after the other and rounded once."""
     *_, total = accumulate(values.astype(accumulator_dtype(values.dtype)) for values in by_rank)
@@ -46,10 +37,6 @@ def given(transport: Transport, dtype: DTypeLike, elements: int) -> list[Array]:
         random = np.random.default_rng(elements)
         return [random.integers(-9, 9, elements).astype(dtype) for _ in range(transport.size)]
     return values_by_rank(transport.size, elements, dtype)
-
-
-def bits_on_each_rank(transport: Transport, array: Array) -> set[bytes]:
-    return {copy.tobytes() for copy in transport.allgather(array)}
 
 
 def test_arrays_are_summed_in_the_order_of_ranks_bit_identically(
