@@ -32,7 +32,7 @@ class OperationsInTurn:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._in_flight: dict[str, tuple[Handle[Any], Call[Any], str]] = {}
+        self._in_flight: dict[str, tuple[Handle[Any], Call[Any]]] = {}
         self._unnamed = 0
         self._polled: set[str] = set()
 
@@ -53,7 +53,7 @@ class OperationsInTurn:
             raise name_in_use(numbers_of(transport)[transport.rank], key)
         self._unnamed += not call.name
         handle: Handle[R] = Handle(key, self._wait, self._poll)
-        self._in_flight[key] = handle, call, call.description
+        self._in_flight[key] = handle, call
         if transport.size == 1:
             self._execute(key)
         return handle
@@ -103,7 +103,7 @@ class OperationsInTurn:
         """Exchange with all ranks, which wait too, what they have submitted, and execute what all have."""
         transport = self._transport
         agree(transport, Intent(Event.ASYNCHRONOUS), lambda: f"waits for the asynchronous operation {handle.key!r}")
-        mine = [handle.key, {key: description for key, (_, _, description) in self._in_flight.items()}]
+        mine = [handle.key, {key: call.description for key, (_, call) in self._in_flight.items()}]
         by_rank: list[Any] = allgather_object(transport, mine)
         submitted: list[dict[str, str]] = [keys for _, keys in by_rank]
         ready = [key for key in submitted[0] if all(key in keys for keys in submitted)]
@@ -124,13 +124,13 @@ class OperationsInTurn:
             self._fail_all(MismatchError(deadlock(texts, numbers_of(transport))))
 
     def _fail_all(self, error: MismatchError) -> None:
-        for handle, _, _ in self._in_flight.values():
+        for handle, _ in self._in_flight.values():
             handle.fail(error)
         self._in_flight.clear()
 
     def _execute(self, key: str) -> Exception | None:
         """Execute an operation. Returns its error if other ranks may not have got it, which must not continue."""
-        handle, call, _ = self._in_flight.pop(key)
+        handle, call = self._in_flight.pop(key)
         self._polled.discard(key)
         try:
             handle.succeed(call.execute(self._transport))
