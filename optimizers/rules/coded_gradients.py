@@ -77,7 +77,7 @@ class CodedGradients(BoundAlgorithm, StatefulAlgorithm, Resizable):
             ConfigurationError: if arrays have another shape, which means another model.
         """
         for name, arrays in self._arrays().items():
-            load_shards(f"{name} of the gradients", self._transport, arrays, [0] * len(arrays), state[name])
+            load_shards(f"{name} of the gradients", self._transport, arrays, state[name])
 
     def prepared_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
         return parameters

@@ -58,7 +58,11 @@ def joined_shards(
 
 
 def load_shards(
-    subject: str, transport: Transport, arrays: Sequence[Array | None], starts: Sequence[int], state: dict[str, Any]
+    subject: str,
+    transport: Transport,
+    arrays: Sequence[Array | None],
+    state: dict[str, Any],
+    starts: Sequence[int] | None = None,
 ) -> None:
     """Fill arrays from a flat state that was saved by the same rank.
 
@@ -66,12 +70,13 @@ def load_shards(
         subject: what the arrays are, for messages.
         transport: transport that connects the ranks.
         arrays: one array per buffer, which is filled; None where a buffer has no values.
-        starts: elements of the buffers at which the arrays begin.
         state: the flat state.
+        starts: as in ``flat_state``.
 
     Raises:
         ConfigurationError: if arrays have another shape, or begin at other elements.
     """
+    starts = starts or [0] * len(arrays)
     for array, saved, here, start in zip(arrays, state["flat"], starts, state["starts"] or starts, strict=True):
         if array is not None and saved is not None and here != start:
             raise ConfigurationError(

@@ -158,9 +158,9 @@ class OuterStep(OuterStepping):
         """
         starts = [shard.start for shard in self._shards]
         for name, arrays in self._arrays().items():
-            load_shards(f"{name} of the outer step", self._transport, arrays, starts, state[name])
+            load_shards(f"{name} of the outer step", self._transport, arrays, state[name], starts)
         for name, arrays in self._whole_arrays().items():
-            load_shards(f"{name} of the outer step", self._transport, arrays, [0] * len(arrays), state[name])
+            load_shards(f"{name} of the outer step", self._transport, arrays, state[name])
 
     def _arrays(self) -> dict[str, list[Array | None]]:
         """This rank's shards of arrays, by name, an array per buffer."""

@@ -242,7 +242,7 @@ class StreamedOuterStep(OuterStepping):
             "errors": arrays.errors, "mean_errors": arrays.mean_errors,
         }  # fmt: skip
         for name, saved in state.items():
-            load_shards(f"{name} of the outer step", self._transport, parts[name], [0] * len(parts[name]), saved)
+            load_shards(f"{name} of the outer step", self._transport, parts[name], saved)
         for number, fragment in enumerate(self._fragments):
             fragment.begin_round()
             self._in_flight.are_finite[number] = self._constants.first_non_finite(fragment.contributions) is None
