@@ -73,7 +73,10 @@ class MovementAverage(ExactAverage):
         self._factor = 1.0
 
     def arrays(self) -> dict[str, Array | None]:
-        return {"round_anchors": self.anchor, "errors": self.error, "shard_errors": self.shard_error}
+        return {"round_anchors": self.anchor, "errors": self.error}
+
+    def shard_arrays(self) -> dict[str, Array | None]:
+        return {"shard_errors": self.shard_error}
 
     def begin_round(self, anchor: Array, *, forget_errors: bool = False) -> None:
         array_module(self.anchor).copyto(self.anchor, anchor)

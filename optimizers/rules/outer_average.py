@@ -86,10 +86,11 @@ class ExactAverage:
         return mean, is_finite or (bool(constants) and is_finite_but_for(mean, constants))
 
     def arrays(self) -> dict[str, Array | None]:
-        """State besides the anchor of this rank's shard, by name: arrays of the length of the buffer, or of the shard.
+        """State besides the anchor of this rank's shard, by name: arrays like the buffer."""
+        return {}
 
-        Names of those of the shard begin with ``shard_``.
-        """
+    def shard_arrays(self) -> dict[str, Array | None]:
+        """State besides the anchor of this rank's shard, by name: arrays like the shard."""
         return {}
 
     def abort(self) -> None:

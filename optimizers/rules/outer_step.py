@@ -88,7 +88,7 @@ class OuterStep(OuterStepping):
     def replan(self) -> None:
         """Plan the reductions again for the remaining ranks. Collective over these."""
         for shard in self._shards:
-            shard.replan()
+            shard.average.replan()
 
     def average(self, partial_average: PartialAverage | None = None) -> None:
         """Form the average, and leave the buffers as they are.
@@ -167,17 +167,12 @@ class OuterStep(OuterStepping):
         return {
             "anchors": [shard.anchor for shard in self._shards],
             "slow_buffers": [shard.slow_buffer for shard in self._shards],
-            **self._arrays_of_averages(sharded=True),
+            **_by_name([shard.average.shard_arrays() for shard in self._shards]),
         }
 
     def _whole_arrays(self) -> dict[str, list[Array | None]]:
         """Arrays that cover the whole buffers on every rank, by name, an array per buffer."""
-        return self._arrays_of_averages(sharded=False)
-
-    def _arrays_of_averages(self, *, sharded: bool) -> dict[str, list[Array | None]]:
-        found = [shard.arrays_of_average() for shard in self._shards]
-        names = [name for name in found[0] if name.startswith("shard_") is sharded] if found else []
-        return {name: [arrays[name] for arrays in found] for name in names}
+        return _by_name([shard.average.arrays() for shard in self._shards])
 
     def _check_finite(self, finite: bool) -> None:
         if self._is_exact:
@@ -196,7 +191,7 @@ class _Shard:
         self.buffer = buffer
         self._constants = constants
         self.start = average.shard.start
-        self._average = average
+        self.average = average
         self._rule = rule
         self._module = array_module(buffer.array)
         self._own = buffer.array[average.shard]
@@ -213,25 +208,19 @@ class _Shard:
         self._left_out: list[tuple[Array, Array]] = []
         self.reset_anchor()
 
-    def replan(self) -> None:
-        self._average.replan()
-
-    def arrays_of_average(self) -> dict[str, Array | None]:
-        return self._average.arrays()
-
     def movement_norm(self) -> float:
-        return self._average.movement_norm() if isinstance(self._average, MovementAverage) else 0.0
+        return self.average.movement_norm() if isinstance(self.average, MovementAverage) else 0.0
 
     def reset_anchor(self, forget_momentum: bool = False) -> None:
         if self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
         if forget_momentum and self.slow_buffer is not None:
             self.slow_buffer[...] = 0
-        self._average.begin_round(self.buffer.array, forget_errors=True)
+        self.average.begin_round(self.buffer.array, forget_errors=True)
 
     def adopt(self) -> None:
         self._module.copyto(self._own, self._mean, casting="same_kind")
-        self._average.distribute()
+        self.average.distribute()
         self.reset_anchor(forget_momentum=True)
         self._left_out = []
 
@@ -243,17 +232,17 @@ class _Shard:
         """
         constants = []
         if self._constants.exist:  # before elements are set to zero
-            constants = self._constants.within(self.buffer, self._average.shard)
+            constants = self._constants.within(self.buffer, self.average.shard)
         self._left_out = [] if partial_average is None else partial_average.leave_out(self.buffer)
         if partial_average is not None:
-            self._mean = self._average.reduce(None, partial_average)
+            self._mean = self.average.reduce(None, partial_average)
             for part in self._ranges:
                 mean = self._mean[part.start : part.stop]
                 np.true_divide(mean, partial_average.divisor(part), out=mean)
             for constant in constants:
                 constant.restore(self._mean)
             return is_finite_but_for(self._mean, constants)
-        self._mean, is_finite = self._average.mean(divisor, constants)
+        self._mean, is_finite = self.average.mean(divisor, constants)
         return is_finite
 
     def abort_average(self) -> None:
@@ -261,7 +250,7 @@ class _Shard:
         for own, kept in self._left_out:
             self._module.copyto(own, kept)
         self._left_out = []
-        self._average.abort()
+        self.average.abort()
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean, and distribute the result."""
@@ -270,10 +259,10 @@ class _Shard:
         else:
             for elements, group in blocks_by_group(self._own, self._ranges):
                 self._step_block(elements, None if group is None else learning_rates[group])
-        self._average.distribute()
-        if self._average.is_rounded and self.anchor is not None:
+        self.average.distribute()
+        if self.average.is_rounded and self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
-        self._average.begin_round(self.buffer.array)
+        self.average.begin_round(self.buffer.array)
         self._left_out = []
 
     def _step_block(self, elements: slice, learning_rate: float | None) -> None:
@@ -286,6 +275,11 @@ class _Shard:
         if own.dtype != anchor.dtype:
             # The next round starts from numbers of the model's dtype, and its movement is measured from them.
             self._module.copyto(anchor, own)
+
+
+def _by_name(found: Sequence[dict[str, Array | None]]) -> dict[str, list[Array | None]]:
+    """Arrays that each buffer has under the same names, as a list for each name."""
+    return {name: [arrays[name] for arrays in found] for name in found[0]} if found else {}
 
 
 def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:
