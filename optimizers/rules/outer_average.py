@@ -93,9 +93,6 @@ class ExactAverage:
         """State besides the anchor of this rank's shard, by name: arrays like the shard."""
         return {}
 
-    def abort(self) -> None:
-        """Forget the last ``reduce``: its result is not used."""
-
     def distribute(self) -> None:
         """Fill the other ranks' shards of the buffer with the values that those ranks hold there."""
         self._reduction.all_gather()

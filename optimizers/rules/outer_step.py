@@ -250,7 +250,6 @@ class _Shard:
         for own, kept in self._left_out:
             self._module.copyto(own, kept)
         self._left_out = []
-        self.average.abort()
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean, and distribute the result."""
