@@ -9,7 +9,7 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.flat import FlatBuffer, FlatLayout, blocks
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
-from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
+from lentando.optimizers.rules.outer_average import OuterAverage, plan_outer_average
 from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group, step_block
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.whole_movement_average import WholeMovementAverage
@@ -176,7 +176,7 @@ class _Part:
         contribution: FlatBuffer,
         anchor: Array,
         slow_buffer: Array | None,
-        average: ExactAverage,
+        average: OuterAverage,
         size: int,
         rule: OuterRule | None,
         blend: float | None,

@@ -25,14 +25,14 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.reductions.reduction import Each, quiet
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.coded_exchange import CodedExchange, Piece
-from lentando.optimizers.rules.outer_average import ExactAverage
+from lentando.optimizers.rules.outer_average import OuterAverage
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.wire import Wire, wire_of
 
 __all__ = ["MovementAverage"]
 
 
-class MovementAverage(ExactAverage):
+class MovementAverage(OuterAverage):
     """The average of the movements of one buffer.
 
     Memory, for each parameter of float32: 4 bytes for the anchor, and 4 / n for the sum of this rank's shard; if

@@ -2,9 +2,11 @@
 
 An outer step sees a buffer on every rank, and needs the sum of this rank's part of it (``reduce``) and a way to give
 every rank the new values of all parts (``distribute``). ``ExactAverage`` sends the buffer's own values, and is made by
-``plan_outer_average``. Another kind, such as one that sends what a round has moved in fewer bits, subclasses it.
+``plan_outer_average``. Another kind, such as one that sends what a round has moved in fewer bits, is another
+``OuterAverage``.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -19,25 +21,19 @@ from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constant, is_finite_but_for
 from lentando.optimizers.rules.partial_average import PartialAverage
 
-__all__ = ["ExactAverage", "plan_outer_average"]
+__all__ = ["ExactAverage", "OuterAverage", "plan_outer_average"]
 
 
-class ExactAverage:
-    """The sum of one buffer over all ranks, in full precision.
-
-    Args:
-        reduction: reduction that was planned for the buffer.
+class OuterAverage(ABC):
+    """The sum of one buffer over all ranks.
 
     Attributes:
         shard: range of the buffer whose sum ``reduce`` returns on this rank.
         is_rounded: whether ``distribute`` rounds what it sends, so that this rank's shard of the buffer changes, too.
     """
 
-    is_rounded = False
-
-    def __init__(self, reduction: Reduction) -> None:
-        self._reduction = reduction
-        self.shard = reduction.shard
+    shard: slice
+    is_rounded: bool = False
 
     def begin_round(self, anchor: Array, *, forget_errors: bool = False) -> None:
         """Note the values from which the buffer begins to move, which are equal on all ranks.
@@ -48,7 +44,9 @@ class ExactAverage:
             anchor: array like the buffer. It is not changed, and may be the buffer itself.
             forget_errors: whether to forget rounding errors of earlier rounds, which would be sent later.
         """
+        return
 
+    @abstractmethod
     def reduce(self, each: Each | None = None, partial_average: PartialAverage | None = None) -> Array:
         """Return the sum over ranks of this rank's shard, in float32 at least. The buffer is not changed.
 
@@ -57,7 +55,6 @@ class ExactAverage:
             partial_average: how this rank takes part in an average over some of the ranks; None for all ranks. Where
                 it does not count, the buffer holds zeros.
         """
-        return self._reduction.reduce_scatter(each)
 
     def mean(
         self, divisor: int, constants: Sequence[Constant], partial_average: PartialAverage | None = None
@@ -93,12 +90,33 @@ class ExactAverage:
         """State besides the anchor of this rank's shard, by name: arrays like the shard."""
         return {}
 
+    @abstractmethod
     def distribute(self) -> None:
         """Fill the other ranks' shards of the buffer with the values that those ranks hold there."""
-        self._reduction.all_gather()
 
     def replan(self) -> None:
         """Plan again for the remaining ranks of an elastic job. Collective over these."""
+        return
+
+
+class ExactAverage(OuterAverage):
+    """The sum in full precision.
+
+    Args:
+        reduction: reduction that was planned for the buffer.
+    """
+
+    def __init__(self, reduction: Reduction) -> None:
+        self._reduction = reduction
+        self.shard = reduction.shard
+
+    def reduce(self, each: Each | None = None, partial_average: PartialAverage | None = None) -> Array:
+        return self._reduction.reduce_scatter(each)
+
+    def distribute(self) -> None:
+        self._reduction.all_gather()
+
+    def replan(self) -> None:
         if isinstance(self._reduction, WholeReduction):
             self._reduction.plan()
 

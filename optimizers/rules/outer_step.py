@@ -25,7 +25,7 @@ from lentando.optimizers.rules.constant_statistics import Constants, is_finite_b
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
 from lentando.optimizers.rules.movement_average import MovementAverage
 from lentando.optimizers.rules.non_finite import error_of_average
-from lentando.optimizers.rules.outer_average import ExactAverage, plan_outer_average
+from lentando.optimizers.rules.outer_average import OuterAverage, plan_outer_average
 from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group, step_block
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
@@ -69,7 +69,7 @@ class OuterStep(OuterStepping):
         self._is_exact = exact_average
         self._sharded = exact_average and not is_elastic(transport)
 
-        def planned(buffer: FlatBuffer) -> ExactAverage:
+        def planned(buffer: FlatBuffer) -> OuterAverage:
             if wire_dtype is not None or is_weighted:
                 return MovementAverage(transport, buffer.array, buffer.parameters.size, wire_of(wire_dtype))
             return plan_outer_average(transport, buffer.array, algorithm, exact_average=exact_average)
@@ -187,7 +187,7 @@ class OuterStep(OuterStepping):
 class _Shard:
     """This rank's shard of one buffer."""
 
-    def __init__(self, buffer: FlatBuffer, average: ExactAverage, rule: OuterRule | None, constants: Constants) -> None:
+    def __init__(self, buffer: FlatBuffer, average: OuterAverage, rule: OuterRule | None, constants: Constants) -> None:
         self.buffer = buffer
         self._constants = constants
         self.start = average.shard.start

@@ -12,14 +12,14 @@ from lentando.comm.array_module import array_module
 from lentando.comm.reductions.reduction import Each, quiet, visit
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.coded_exchange import CodedExchange, Piece
-from lentando.optimizers.rules.outer_average import ExactAverage
+from lentando.optimizers.rules.outer_average import OuterAverage
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.wire import Wire, wire_of
 
 __all__ = ["WholeMovementAverage"]
 
 
-class WholeMovementAverage(ExactAverage):
+class WholeMovementAverage(OuterAverage):
     """The average of the movements of one buffer, on every rank.
 
     Args:
@@ -77,3 +77,6 @@ class WholeMovementAverage(ExactAverage):
                     np.multiply(values, ranks, out=values)
         visit(self._sum, each)
         return self._sum
+
+    def distribute(self) -> None:
+        """Do nothing: the shard is the whole buffer."""
