@@ -88,7 +88,7 @@ class Claim:
 
 
 def read_claims(environment: Mapping[str, str]) -> list[Claim]:
-    """The claims of all launchers whose variables are set, with the innermost launcher first."""
+    """The claims of all launchers whose variables are set and count, with the innermost launcher first."""
     claims: list[Claim] = []
     for kind in launchers.LAUNCHERS:
         names = [kind.rank, *([kind.size] if kind.size else [])]
@@ -101,6 +101,8 @@ def read_claims(environment: Mapping[str, str]) -> list[Claim]:
         rank, size = (_number(variables.get(name)) for name in (kind.rank, kind.size or ""))
         is_complete = rank is not None and (kind.size is None or bool(size))
         claims.append(Claim(kind, variables, rank, size, is_complete))
+    if any(claim.kind.is_innermost and claim.is_complete for claim in claims):
+        return [claim for claim in claims if claim.kind.is_innermost or not claim.is_complete]
     return claims
 
 
@@ -117,9 +119,9 @@ def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None
     environment = os.environ if environment is None else environment
     kinds = [kind for kind in launchers.LAUNCHERS if _is_complete(kind, environment)]
     claims = [(kind, _launch(kind, environment)) for kind in kinds]
-    of_torchrun = [launch for kind, launch in claims if kind.is_torch and kind.marker is not None]
-    if of_torchrun:  # mpirun and srun, whose variables its ranks inherit, start one torchrun on each node
-        return of_torchrun[0]
+    innermost = [launch for kind, launch in claims if kind.is_innermost]
+    if innermost:
+        return innermost[0]
     reliable = [(kind, launch) for kind, launch in claims if kind.needs_both]
     # A process that was started alone may have started others by another launcher.
     of_many = [(kind, launch) for kind, launch in reliable if launch.size != 1]

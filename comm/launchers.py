@@ -38,6 +38,8 @@ class Launcher:
         is_horovod: whether only Horovod connects the ranks.
         is_torch: whether only torch.distributed connects the ranks.
         needs_both: whether ``rank`` without ``size``, or the reverse, is a mistake.
+        is_innermost: whether other launchers start it, one on each node: its ranks inherit the variables of those, which
+            then do not count.
         starts_launchers: whether it often starts other launchers, whose variables are then the ones that count.
         identity: further variables whose values, together with those above, are unique to each rank of each job.
         connection: variable that contains the descriptor of the rank's socket to the launcher. The number of the
@@ -57,6 +59,7 @@ class Launcher:
     is_horovod: bool = False
     is_torch: bool = False
     needs_both: bool = False
+    is_innermost: bool = False
     starts_launchers: bool = False
     identity: tuple[str, ...] = ()
     connection: str | None = None
@@ -86,6 +89,7 @@ LAUNCHERS = (
         local_rank="LOCAL_RANK",
         marker="TORCHELASTIC_RUN_ID",
         is_torch=True,
+        is_innermost=True,
         identity=("MASTER_PORT",),
         hidden=("LOCAL_WORLD_SIZE",),
     ),

@@ -530,6 +530,17 @@ def test_interfaces_of_this_host_have_their_addresses() -> None:
     [
         ({"RANK": "1", "WORLD_SIZE": "2", "TORCHELASTIC_RUN_ID": "9"}, [("torchrun", 1, 2, True)]),
         ({"RANK": "1", "WORLD_SIZE": "2"}, [("a launcher that sets RANK and WORLD_SIZE", 1, 2, True)]),
+        (
+            {
+                "RANK": "2",
+                "WORLD_SIZE": "4",
+                "TORCHELASTIC_RUN_ID": "9",
+                "OMPI_COMM_WORLD_RANK": "1",
+                "OMPI_COMM_WORLD_SIZE": "2",
+                "PMI_RANK": "1",
+            },
+            [("torchrun", 2, 4, True), ("mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", 1, None, False)],
+        ),
         ({"RANK": "1"}, []),
         ({"SLURM_PROCID": "0"}, []),
         ({"HOROVOD_RANK": "x", "HOROVOD_SIZE": "0"}, [("horovodrun", None, 0, False)]),

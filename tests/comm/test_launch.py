@@ -47,12 +47,14 @@ OTHER = {"HOME": "/home/me", "PATH": "/usr/bin", "OMP_NUM_THREADS": "1"}
         (OPEN_MPI_OF_ONE, "mpirun (Open MPI)", 1, True),
         ({**HOROVOD_GLOO, "PMI_RANK": "1", "PMI_SIZE": "2"}, "mpiexec (MPICH, Intel MPI) or srun --mpi=pmi2", 2, True),
         (TORCHRUN, "torchrun", 4, False),
+        ({**OPEN_MPI, **TORCHRUN}, "torchrun", 4, False),
         ({"RANK": "1", "WORLD_SIZE": "2"}, "a launcher that sets RANK and WORLD_SIZE", 2, False),
     ],
     ids=[
         "Open MPI", "Hydra", "MVAPICH2", "PMIx", "srun", "srun --mpi=pmi2", "mpirun in a Slurm batch script",
         "mpirun in a Slurm step", "horovodrun --gloo", "horovodrun --mpi", "horovodrun --gloo in a world of one",
-        "mpirun in a world of one", "world of one", "Horovod in Hydra", "torchrun", "RANK and WORLD_SIZE",
+        "mpirun in a world of one", "world of one", "Horovod in Hydra", "torchrun", "torchrun in mpirun",
+        "RANK and WORLD_SIZE",
     ],
 )  # fmt: skip
 def test_launcher_is_reported_by_its_variables(
