@@ -38,8 +38,8 @@ class Launcher:
         is_horovod: whether only Horovod connects the ranks.
         is_torch: whether only torch.distributed connects the ranks.
         needs_both: whether ``rank`` without ``size``, or the reverse, is a mistake.
-        is_innermost: whether other launchers start it, one on each node: its ranks inherit the variables of those, which
-            then do not count.
+        is_innermost: whether other launchers start it, one on each node: its ranks inherit the variables of those,
+            which then do not count.
         starts_launchers: whether it often starts other launchers, whose variables are then the ones that count.
         identity: further variables whose values, together with those above, are unique to each rank of each job.
         connection: variable that contains the descriptor of the rank's socket to the launcher. The number of the
