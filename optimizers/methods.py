@@ -9,6 +9,7 @@ from lentando.comm.collectives import Algorithm
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.fragments import Delay
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
@@ -48,7 +49,7 @@ class CommonArguments(TypedDict, total=False):
 class StreamingArguments(CommonArguments, total=False):
     """Keyword arguments of the methods whose outer steps may be delayed, and taken in fragments."""
 
-    delay: int
+    delay: Delay
     fragments: int
     blend: float | None
 

@@ -24,7 +24,9 @@ def report_of(replica: Replica) -> dict[str, Any]:
     """Return plain numbers about this rank so far; None for a number that is not known, or not known yet.
 
     - ``period``: inner steps of the current round, None if there are no outer steps.
-    - ``delay``, ``fragments``: as in the settings. ``is_overlapped``: whether averages are formed while the inner steps
+    - ``delay``, ``fragments``: as in the settings; a delay "auto" is the number that was chosen, None before.
+      ``average_seconds``: time in which the last average was formed, hidden or not, None unless outer steps have a
+      delay, fragments or a blend. ``is_overlapped``: whether averages are formed while the inner steps
       continue, None without a delay; False where the backend admits one thread only.
     - ``rounds``, ``inner_steps``, ``size``, ``model_bytes``.
     - ``bytes_sent``, ``messages`` (point-to-point and collective) and ``communication_seconds`` (waiting for other
@@ -68,7 +70,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
             saved = 0.0 if base.averages_gradients else (synchronous - measured) * steps
     return {
         "period": replica.period,
-        "delay": replica.settings.delay,
+        "delay": _delay_of(replica),
+        "average_seconds": _average_seconds(replica),
         "fragments": replica.settings.fragments,
         "is_overlapped": _is_overlapped(replica),
         "rounds": replica.rounds,
@@ -96,6 +99,16 @@ def report_of(replica: Replica) -> dict[str, Any]:
         "predicted_seconds_per_step": predicted,
         "seconds_saved": saved,
     }
+
+
+def _delay_of(replica: Replica) -> int | None:
+    outer = replica.setup.outer
+    return outer.timetable.delay if isinstance(outer, StreamedOuterStep) else 0
+
+
+def _average_seconds(replica: Replica) -> float | None:
+    outer = replica.setup.outer
+    return known(outer.average_seconds) if isinstance(outer, StreamedOuterStep) else None
 
 
 def _is_overlapped(replica: Replica) -> bool | None:

@@ -13,6 +13,7 @@ from lentando.comm.transport import Transport
 from lentando.optimizers.framework import Framework
 from lentando.optimizers.replica.between_steps import BetweenSteps
 from lentando.optimizers.replica.channel import Channel
+from lentando.optimizers.replica.delay_agreement import DelayAgreement
 from lentando.optimizers.replica.evaluation import Evaluation
 from lentando.optimizers.replica.gradients import AveragedLoss, Gradients
 from lentando.optimizers.replica.last_look import LastLook
@@ -98,6 +99,8 @@ class Replica(BetweenSteps):
         channel.add(
             timing, comparison, stopping, uneven, weights, rank_weights
         )  # timing first: it measures the whole message
+        if settings.delay == "auto":
+            channel.add(DelayAgreement(setup, progress))
         participant = None if period is None else participant_of(period)
         if participant is not None:
             channel.add(participant)

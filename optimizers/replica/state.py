@@ -50,7 +50,7 @@ def _state_without_base(setup: Setup, progress: Progress) -> dict[str, Any]:
         **_state_of_weights(setup, progress),
         "period": None if progress.period is None else progress.period.state_dict(),
         "outer": None if setup.outer is None else setup.outer.state_dict(),
-        **_contributions_of(setup),
+        **(setup.outer.timetable_state() if isinstance(setup.outer, StreamedOuterStep) else {}),
     }
 
 
@@ -126,7 +126,7 @@ def return_to_state(state: Mapping[str, Any], setup: Setup, progress: Progress) 
     if setup.outer is not None:
         setup.outer.load_state_dict(state["outer"])
     if isinstance(setup.outer, StreamedOuterStep):
-        setup.outer.contributed_at = list(state["contributed_at"])
+        setup.outer.load_timetable(state)
         progress.due = setup.outer.next_due(progress.steps, progress.steps_in_round or 1, progress.inner_steps)
 
 
@@ -137,13 +137,6 @@ def copied(state: Any) -> Any:
     if isinstance(state, list):
         return [copied(item) for item in state]
     return state.copy() if hasattr(state, "copy") else state
-
-
-def _contributions_of(setup: Setup) -> dict[str, Any]:
-    """Return the inner steps at which the fragments in flight were contributed, if outer steps are streamed."""
-    if not isinstance(setup.outer, StreamedOuterStep):
-        return {}
-    return {"contributed_at": list(setup.outer.contributed_at)}
 
 
 def _layout_of(setup: Setup) -> int:

@@ -63,7 +63,7 @@ class StreamedRounds(Rounds):
             fragments = list(range(self._outer.timetable.fragments))
         for number in fragments:
             self._outer.contribute(number, inner_steps, formed.rates, as_it_is=bool(formed.weights_set_on))
-        if not self._outer.timetable.delay:
+        if self._outer.timetable.delay == 0:
             self._adopt_fragments(fragments)
 
     def _adopt_fragments(self, fragments: list[int]) -> None:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from concurrent.futures import Future
+from math import nan
 
 from lentando.comm.background import BackgroundThreads
 from lentando.comm.transport import Traffic
@@ -15,14 +16,28 @@ class AveragesInFlight:
     Args:
         threads: the background thread; None to form averages in the thread that starts them.
         fragments: number of fragments.
+        clock: returns the time in seconds, for the thread that starts averages.
+        note: called with the time from the start of each average until it was formed, in seconds, by the thread that
+            has formed it; or None.
 
     Attributes:
         are_finite: for each fragment, whether the average that was taken last was finite.
+        seconds: for each fragment, the last of these times; NaN at first.
     """
 
-    def __init__(self, threads: BackgroundThreads | None, fragments: int) -> None:
+    def __init__(
+        self,
+        threads: BackgroundThreads | None,
+        fragments: int,
+        clock: Callable[[], float],
+        note: Callable[[float], None] | None = None,
+    ) -> None:
         self.are_finite = [True] * fragments
+        self.seconds = [nan] * fragments
         self._threads = threads
+        self._clock = clock
+        self._note = note
+        self._clock_of_thread = clock if threads is None else threads.transports[0].clock
         self._futures: list[Future[bool] | None] = [None] * fragments
 
     @property
@@ -37,10 +52,19 @@ class AveragesInFlight:
             number: number of the fragment, none of whose averages is being formed.
             form: function that forms it, and returns whether it is finite.
         """
+        began, clock, seconds, note = self._clock(), self._clock_of_thread, self.seconds, self._note
+
+        def form_in_time() -> bool:
+            is_finite = form()
+            seconds[number] = clock() - began
+            if note is not None:
+                note(seconds[number])
+            return is_finite
+
         if self._threads is None:
-            self.are_finite[number] = form()
+            self.are_finite[number] = form_in_time()
         else:
-            self._futures[number] = self._threads.submit(0, form)
+            self._futures[number] = self._threads.submit(0, form_in_time)
 
     def wait(self, number: int, traffic: Traffic) -> bool:
         """Wait until the average of a fragment is formed. Returns whether it is finite.

@@ -7,12 +7,16 @@ fragment k of P is averaged after (k + 1) / P of the steps of each round, the la
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import Literal, TypeAlias
 
 from lentando.comm.checks import check_integer, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import FlatLayout
 
-__all__ = ["Streaming", "Timetable", "cut_layouts"]
+__all__ = ["Delay", "Streaming", "Timetable", "cut_layouts"]
+
+Delay: TypeAlias = int | Literal["auto"]
+"""Inner steps from a contribution to the adoption of its average; "auto" measures how many hide it."""
 
 
 @dataclass(frozen=True)
@@ -20,7 +24,7 @@ class Streaming:
     """How outer steps are spread over time.
 
     Args:
-        delay: inner steps from a contribution to the adoption of its average.
+        delay: inner steps from a contribution to the adoption of its average; "auto" measures how many hide it.
         fragments: number of fragments.
         blend: share of the rank's own parameters in what it adopts; None adds what it has moved meanwhile.
 
@@ -28,12 +32,16 @@ class Streaming:
         ConfigurationError: if a value is out of its range.
     """
 
-    delay: int = 0
+    delay: Delay = 0
     fragments: int = 1
     blend: float | None = None
 
     def __post_init__(self) -> None:
-        check_integer("delay", self.delay, 0, "inner steps")
+        if isinstance(self.delay, str):
+            if self.delay != "auto":
+                raise ConfigurationError(f'delay must be an integer >= 0 (inner steps) or "auto", got {self.delay!r}')
+        else:
+            check_integer("delay", self.delay, 0, "inner steps")
         check_integer("fragments", self.fragments, 1, "parts of the model")
         if self.blend is not None and not (is_number(self.blend) and 0 <= self.blend <= 1):
             raise ConfigurationError(f"blend must be None or a number from 0 to 1, got {self.blend!r}")
@@ -52,7 +60,7 @@ class Streaming:
         Raises:
             ConfigurationError: if it is not.
         """
-        if self.delay > period:
+        if self.delay != "auto" and self.delay > period:
             raise ConfigurationError(
                 f"delay must be at most the period, {period} inner steps, because the next average begins then: "
                 f"got {self.delay}"
@@ -70,7 +78,8 @@ class Timetable:
 
     Args:
         fragments: number of fragments.
-        delay: inner steps from a contribution to the adoption of its average.
+        delay: inner steps from a contribution to the adoption of its average; None adopts it right before the fragment
+            is contributed again.
 
     Example:
         >>> timetable = Timetable(fragments=2, delay=1)
@@ -83,7 +92,7 @@ class Timetable:
     """
 
     fragments: int
-    delay: int
+    delay: int | None
 
     def contributed_after(self, steps: int, round_steps: int) -> list[int]:
         """Fragments that are contributed after so many steps of a round.
@@ -102,15 +111,18 @@ class Timetable:
             round_steps: length of the round.
             ages: inner steps since each fragment was contributed; None for a fragment that is not in flight.
         """
-        again = self.contributed_after(steps, round_steps)
-        return [number for number, age in enumerate(ages) if age is not None and (age >= self.delay or number in again)]
+        due = self.contributed_after(steps, round_steps)
+        if self.delay is not None:
+            due += [number for number, age in enumerate(ages) if age is not None and age >= self.delay]
+        return [number for number, age in enumerate(ages) if age is not None and number in due]
 
     def next_after(self, steps: int, round_steps: int, ages: Sequence[int | None]) -> int:
         """Number of steps of the round after which the next fragment is contributed or adopted.
 
         Arguments are those of ``adopted_after``.
         """
-        adopted = [steps + self.delay - age for age in ages if age is not None]
+        ends = [] if self.delay is None else [steps + self.delay - age for age in ages if age is not None]
+        adopted = [max(steps + 1, end) for end in ends]  # of a delay that has become shorter, some are over
         return min(due for due in (*self._due(round_steps), *adopted) if due > steps)
 
     def _due(self, round_steps: int) -> list[int]:

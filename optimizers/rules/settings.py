@@ -17,7 +17,7 @@ from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.describe import as_text, describe
-from lentando.optimizers.rules.fragments import Streaming
+from lentando.optimizers.rules.fragments import Delay, Streaming
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
@@ -69,7 +69,9 @@ class Settings:
         delay: inner steps between the end of a round, when each rank contributes its parameters to an average that is
             formed in the background, and the step after which all ranks adopt the outer step, at most the period. What
             a rank has moved meanwhile is added. The communication hides behind these steps. 0 waits for the average. A
-            round that is shorter than the delay (of a ``Period``) adopts at its end. Takes memory for the anchor, the
+            round that is shorter than the delay (of a ``Period``) adopts at its end. "auto" measures the first averages
+            while they hide behind a whole round each, and then chooses the smallest delay that hides them, the same on
+            all ranks (``lentando.optimizers.rules.delay_choice``). Takes memory for the anchor, the
             average and the contribution of the whole model on every rank, and for the momentum of the outer rule.
         fragments: number of parts of about equal size into which the model is cut, by consecutive parameters. They are
             averaged at different steps of the round, evenly spread, so that the link never carries more than one part
@@ -106,7 +108,7 @@ class Settings:
     algorithm: Algorithm = "auto"
     on_nonfinite: OnNonFinite = "raise"
     rates_may_differ: bool = False
-    delay: int = 0
+    delay: Delay = 0
     fragments: int = 1
     blend: float | None = None
     wire_dtype: WireDtype | None = None

@@ -10,9 +10,12 @@ Every rank holds whole anchors and momenta, since it has the whole mean anyway. 
 adopted, all ranks find the same values that are not finite, and a checkpoint holds what is in flight.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from math import nan
 from typing import Any
+
+import numpy as np
 
 from lentando.comm.array_module import is_on_host
 from lentando.comm.background import start_background_threads
@@ -24,6 +27,7 @@ from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.averages_in_flight import AveragesInFlight
 from lentando.optimizers.rules.constant_statistics import Constants
+from lentando.optimizers.rules.delay_choice import DelayChoice
 from lentando.optimizers.rules.flat_state import flat_state, load_shards
 from lentando.optimizers.rules.fragments import Streaming, Timetable, cut_layouts
 from lentando.optimizers.rules.model_fragments import FragmentArrays, ModelFragment
@@ -50,6 +54,7 @@ class StreamedOuterStep(OuterStepping):
 
     Attributes:
         timetable: after which steps fragments are contributed and adopted.
+        delay_choice: measures how long averages take, and what delay follows; None if the delay is given.
         contributed_at: number of inner steps at each fragment's contribution; None if it is not in flight.
         is_overlapped: whether averages are formed by a background thread. Otherwise the backend admits one thread only,
             and they are formed at the contribution, with the same result.
@@ -80,7 +85,8 @@ class StreamedOuterStep(OuterStepping):
                 "delay, fragments and blend need parameters that are sent from host memory, and here they are sent "
                 "from a GPU: use delay=0, fragments=1 and blend=None"
             )
-        self.timetable = Timetable(streaming.fragments, streaming.delay)
+        self.delay_choice = DelayChoice(streaming.fragments) if streaming.delay == "auto" else None
+        self.timetable = Timetable(streaming.fragments, None if streaming.delay == "auto" else streaming.delay)
         self.contributed_at: list[int | None] = [None] * streaming.fragments
         self._transport = transport
         self._buffers = buffers
@@ -92,7 +98,9 @@ class StreamedOuterStep(OuterStepping):
         self._arrays = FragmentArrays(buffers, rule, is_coded=wire_dtype is not None)
         more = rule, streaming.blend, algorithm, self._constants, wire_dtype
         self._fragments = [ModelFragment(over, buffers, entries, self._arrays, *more) for entries in cut]
-        self._in_flight = AveragesInFlight(threads, len(cut))
+        self._in_flight = AveragesInFlight(
+            threads, len(cut), transport.clock, None if self.delay_choice is None else self.delay_choice.add
+        )
         check_before_leaving(transport, self, self._in_flight.wait_before_leaving)
         self.reset_anchor()
 
@@ -112,10 +120,40 @@ class StreamedOuterStep(OuterStepping):
         """Fragments that are adopted now. Arguments are those of ``next_due``."""
         return self.timetable.adopted_after(steps, round_steps, self._ages(inner_steps))
 
+    def choose_delay(self, average_seconds: Array, step_seconds: Array, period: int) -> int | None:
+        """Choose the delay, if it is to be chosen and all ranks have measured enough. Every rank does so.
+
+        Until then averages are adopted right before the next contribution, so that they are measured while they hide.
+
+        Args:
+            average_seconds: time of an average on each rank (``DelayChoice.longest_seconds``).
+            step_seconds: mean compute time of an inner step on each rank; NaN where it is not known.
+            period: inner steps of a round.
+
+        Returns:
+            the delay if it was chosen now, else None.
+        """
+        choice = self.delay_choice
+        if choice is None or choice.chosen is not None:
+            return None
+        # What is formed at the contribution hides behind nothing.
+        chosen = choice.choose(average_seconds, step_seconds, longest=period if self.is_overlapped else 0)
+        if chosen is not None:
+            self.timetable = replace(self.timetable, delay=chosen)
+        return chosen
+
     @property
     def are_formed(self) -> bool:
         """Whether no average is being formed, so that nothing would be waited for."""
         return self._in_flight.are_formed
+
+    @property
+    def average_seconds(self) -> float:
+        """Time from the last contribution of a fragment until its average was formed, the longest of all fragments.
+
+        NaN before all have been averaged.
+        """
+        return float(np.max(self._in_flight.seconds))
 
     @property
     def in_flight(self) -> list[int]:
@@ -229,8 +267,22 @@ class StreamedOuterStep(OuterStepping):
             state["contributions"] = flat_state(arrays.contributions)
         return state
 
+    def timetable_state(self) -> dict[str, Any]:
+        """Which fragments are in flight since which inner step, and what is known about a delay that is chosen."""
+        state: dict[str, Any] = {"contributed_at": list(self.contributed_at)}
+        if self.delay_choice is not None:
+            state["delay"] = self.delay_choice.state_dict()
+        return state
+
+    def load_timetable(self, state: Mapping[str, Any]) -> None:
+        """Continue from ``timetable_state()``."""
+        self.contributed_at = list(state["contributed_at"])
+        if self.delay_choice is not None:
+            self.delay_choice.load_state_dict(state["delay"])
+            self.timetable = replace(self.timetable, delay=self.delay_choice.chosen)
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore what ``state_dict`` has returned. The caller sets ``contributed_at``.
+        """Restore what ``state_dict`` has returned. The caller calls ``load_timetable``.
 
         Raises:
             ConfigurationError: if arrays have another shape, which means another model or rule.

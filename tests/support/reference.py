@@ -270,25 +270,30 @@ def delayed_slowmo(
     momentum: float,
     buffers: str,
     nesterov: bool,
-    delay: int,
+    delay: int | Callable[[int], int],
     blend: float | None,
 ) -> Vector:
-    """SlowMo over Local SGD whose average is adopted ``delay`` steps late; shape (workers, dimension)."""
+    """SlowMo over Local SGD whose average is adopted ``delay`` steps late; shape (workers, dimension).
+
+    The delay may depend on the number of the round that contributes, from 1.
+    """
+    delay_of = delay if callable(delay) else lambda number: delay
     x, m = np.tile(start, (workers, 1)), np.zeros((workers, start.size))
     anchor, u = start.copy(), np.zeros_like(start)
     contributed, gamma, due = x.copy(), 0.0, -1
     for step in range(steps):
         m = momentum * m + np.array([gradient(i, step, x[i]) for i in range(workers)])
         x = x - learning_rates(step) * m
-        if step + 1 == due:
-            moved = (anchor - contributed.mean(axis=0)) / gamma
-            u = beta * u + moved
-            anchor = anchor - alpha * gamma * (beta * u + moved if nesterov else u)
-            x = anchor + (x - contributed) if blend is None else blend * x + (1 - blend) * anchor
-            m = np.zeros_like(m) if buffers == "reset" else m
-        if (step + 1) % period == 0:
-            contributed, due = x.copy(), step + 1 + delay
-            gamma = float(np.mean([learning_rates(k) for k in range(step + 1 - period, step + 1)]))
+        for contributes in (False, (step + 1) % period == 0):
+            if contributes:
+                contributed, due = x.copy(), step + 1 + delay_of((step + 1) // period)
+                gamma = float(np.mean([learning_rates(k) for k in range(step + 1 - period, step + 1)]))
+            if step + 1 == due:
+                moved = (anchor - contributed.mean(axis=0)) / gamma
+                u, due = beta * u + moved, -1
+                anchor = anchor - alpha * gamma * (beta * u + moved if nesterov else u)
+                x = anchor + (x - contributed) if blend is None else blend * x + (1 - blend) * anchor
+                m = np.zeros_like(m) if buffers == "reset" else m
     return x
 
 

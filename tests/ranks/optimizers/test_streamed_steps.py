@@ -15,6 +15,8 @@ from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.simulation import simulate
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica import Replica
+from lentando.optimizers.replica.state import copied
+from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
@@ -74,6 +76,48 @@ def test_slowmo_with_delay_equals_the_reference(
         blend,
     )
     assert_allclose(everyones(transport, worker.model.x), expected, **EXACT)
+
+
+FIRST_WITH_CHOSEN_DELAY = 5
+"""The outer step whose control message carries three measured averages after the first one of every rank."""
+
+
+def test_a_delay_that_is_chosen_equals_the_reference(transport: Transport) -> None:
+    """Whole rounds until all ranks have measured enough, and from then on the same number of steps on all."""
+    steps = 8 * PERIOD + 3
+    worker = trained(transport, (FIRST_WITH_CHOSEN_DELAY - 1) * PERIOD + 1, delay="auto")
+    outer = worker.replica.setup.outer
+    assert isinstance(outer, StreamedOuterStep)
+    assert report_of(worker.replica)["delay"] is None
+    worker.run(steps - worker.replica.inner_steps)
+    report = report_of(worker.replica)
+    chosen = report["delay"]
+    assert set(everyones(transport, np.array([chosen])).flat) == {chosen}
+    assert 0 <= chosen <= PERIOD
+    assert chosen == 0 or outer.is_overlapped
+    assert report["average_seconds"] > 0
+    expected = reference.delayed_slowmo(
+        transport.size, steps, START, QUADRATIC, PERIOD, changing, 0.8, 0.5, 0.0, "reset", False,
+        lambda number: chosen if number >= FIRST_WITH_CHOSEN_DELAY else PERIOD, None,
+    )  # fmt: skip
+    assert_allclose(everyones(transport, worker.model.x), expected, **EXACT)
+
+
+@pytest.mark.parametrize("settings", [{}, {"fragments": 2}, {"fragments": 2, "blend": 0.5}], ids=str)
+def test_a_chosen_delay_continues_bit_identically(transport: Transport, settings: dict[str, Any]) -> None:
+    """From a state at any step after the choice; before it, the run that resumes has measured as much as the first."""
+    worker = trained(transport, 0, delay="auto", **settings)
+    saved: list[tuple[Array, dict[str, Any]]] = []
+    for _ in range(7 * PERIOD):
+        saved.append((worker.model.x.copy(), copied(worker.replica.state_dict())))
+        worker.run(1)
+    for step in range((FIRST_WITH_CHOSEN_DELAY + 1) * PERIOD, 7 * PERIOD):
+        x, state = saved[step]
+        resumed = trained(transport, 0, delay="auto", **settings)
+        resumed.model.x[:] = x
+        resumed.replica.load_state_dict(state)
+        assert report_of(resumed.replica)["delay"] == report_of(worker.replica)["delay"]
+        assert_array_equal(resumed.run(7 * PERIOD - step), worker.model.x)
 
 
 @pytest.mark.parametrize("settings", [{"delay": 0, "blend": 0.0}, {"delay": 0, "blend": 0.0, "base_buffers": "reset"}])
@@ -351,6 +395,8 @@ def test_values_that_are_not_finite_are_an_error_on_every_rank_when_adopted(tran
         ({"delay": -1}, r"delay must be an integer >= 0 \(inner steps\), got -1"),
         ({"delay": PERIOD + 1}, "delay must be at most the period, 4 inner steps, .*: got 5"),
         ({"delay": 0.5}, "delay must be an integer"),
+        ({"delay": "automatic"}, "delay must be an integer >= 0 .* or \"auto\", got 'automatic'"),
+        ({"delay": "auto", "fragments": PERIOD + 1}, "fragments must be at most the period"),
         ({"fragments": 0}, r"fragments must be an integer >= 1"),
         ({"fragments": PERIOD + 1}, "fragments must be at most the period, 4 inner steps.*: got 5"),
         ({"fragments": 3}, "fragments=3: the model has 2 trained parameters"),

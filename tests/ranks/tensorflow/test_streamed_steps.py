@@ -33,6 +33,19 @@ def test_slowmo_equals_the_reference(delay: int, blend: float | None, graph: boo
 
 
 @pytest.mark.parametrize("graph", [False, True])
+def test_a_delay_that_is_chosen_equals_the_reference(graph: bool) -> None:
+    optimizer = lt.SlowMo(
+        keras.optimizers.SGD(RATE), period=PERIOD, slow_momentum=0.6, base_buffers="maintain", delay="auto"
+    )
+    steps = 7 * PERIOD + 1
+    found = Vector(START, optimizer, graph).train(QUADRATIC, lt.rank(), steps)
+    chosen = optimizer.report()["delay"]
+    rule = (1.0, 0.6, 0.0, "maintain", False, lambda number: chosen if number >= 5 else PERIOD, None)
+    expected = reference.delayed_slowmo(lt.size(), steps, START, QUADRATIC, PERIOD, lambda step: RATE, *rule)
+    assert_allclose(found, expected[lt.rank()], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", [False, True])
 def test_diloco_in_fragments_equals_the_reference(graph: bool) -> None:
     parts = [keras.Variable(START[:3], dtype="float64"), keras.Variable(START[3:], dtype="float64")]
     optimizer = lt.DiLoCo(keras.optimizers.SGD(RATE), period=4, outer_lr=0.7, outer_momentum=0.9, delay=2, fragments=2)

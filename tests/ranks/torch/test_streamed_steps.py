@@ -29,6 +29,18 @@ def test_slowmo_equals_the_reference(delay: int, blend: float | None) -> None:
     assert (report["delay"], report["fragments"], report["rounds"]) == (delay, 1, STEPS // PERIOD)
 
 
+def test_a_delay_that_is_chosen_is_shown() -> None:
+    model = vector()
+    optimizer = lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.6, delay="auto")
+    train_vector(optimizer, model, 4 * PERIOD)
+    assert optimizer.report()["delay"] is None
+    train_vector(optimizer, model, PERIOD)
+    delays = lt.allgather_object(optimizer.report()["delay"])
+    assert delays == [delays[0]] * lt.size()
+    assert delays[0] in range(PERIOD + 1)
+    assert delays[0] == 0 or optimizer.report()["is_overlapped"]
+
+
 class TwoVectors(torch.nn.Module):
     def __init__(self) -> None:
         super().__init__()

@@ -1,0 +1,41 @@
+"""The choice of a delay from measured times."""
+
+from math import nan
+
+import numpy as np
+import pytest
+
+from lentando.optimizers.rules.delay_choice import MEASURED, DelayChoice, hiding_delay
+
+
+@pytest.mark.parametrize(
+    ("average_seconds", "step_seconds", "expected"),
+    [
+        (0.0, 0.1, 0), (1e-9, 0.1, 1), (0.5, 0.5, 1), (0.75, 0.25, 3), (0.76, 0.25, 4), (9.0, 0.25, 8), (1.0, 0.0, 8),
+        (0.0, 0.0, 0),
+    ],
+)  # fmt: skip
+def test_the_smallest_delay_that_hides_the_average(average_seconds: float, step_seconds: float, expected: int) -> None:
+    found = hiding_delay(average_seconds, step_seconds, longest=8)
+    assert found == expected
+    hides = [delay for delay in range(9) if average_seconds <= delay * step_seconds]
+    assert found == min(hides, default=8)
+
+
+@pytest.mark.parametrize("fragments", [1, 2])
+def test_the_first_average_of_each_fragment_is_left_out(fragments: int) -> None:
+    choice = DelayChoice(fragments)
+    times = [9.0] * fragments + [1.0, 3.0, 2.0] * fragments
+    for number, seconds in enumerate(times):
+        assert np.isnan(choice.longest_seconds()), number
+        choice.add(seconds)
+    assert len(times) == fragments * (1 + MEASURED)
+    assert choice.longest_seconds() == 3.0
+
+
+def test_the_slowest_average_and_the_fastest_steps_decide() -> None:
+    choice = DelayChoice(1)
+    assert choice.choose(np.array([nan, 1.0]), np.array([0.1, 0.1]), longest=12) is None
+    assert choice.choose(np.array([1.0, 1.0]), np.array([0.1, nan]), longest=12) is None
+    assert choice.choose(np.array([0.5, 1.0]), np.array([0.3, 0.25]), longest=12) == 4
+    assert choice.choose(np.array([9.0, 9.0]), np.array([0.3, 0.25]), longest=12) == 4  # for the rest of the run
