@@ -105,3 +105,18 @@ def test_a_process_set_normalizes_its_own_batches() -> None:
             torch.testing.assert_close(layer(own), nn.BatchNorm1d(4).double()(own))
     finally:
         lt.remove_process_set(alone)
+
+
+@pytest.mark.filterwarnings("default")  # of torch's compiler, about itself
+def test_compiled_layer_gives_the_same() -> None:
+    """PyTorch compiles what is around it."""
+    inputs = batch_of(lt.rank(), (5,))
+    model = nn.Sequential(lt.SyncBatchNorm(4), nn.ReLU()).double()
+    twin = copy.deepcopy(model)
+    torch.compiler.reset()
+    compiled = torch.compile(model, backend="eager")
+    for _ in range(2):
+        found, expected = compiled(inputs), twin(inputs)
+        assert torch.equal(found, expected)
+    assert torch.equal(model[0].running_mean, twin[0].running_mean)
+    torch.compiler.reset()
