@@ -7,7 +7,7 @@ from typing import Any, Generic, Protocol, TypeVar
 from lentando.comm.summation import Summation
 from lentando.comm.transport import Transport
 
-__all__ = ["Call", "Handle", "ZeroCall", "tensor_name"]
+__all__ = ["Call", "Executor", "Handle", "ZeroCall", "tensor_name"]
 
 _log = logging.getLogger("lentando")
 
@@ -55,34 +55,43 @@ def tensor_name(call: Call[Any]) -> str:
     return f"{call.operation}.{call.name}" if call.name else call.operation
 
 
+class Executor(Protocol):
+    """What executes the operations of handles."""
+
+    def wait_for(self, handle: "Handle[Any]") -> None:
+        """Wait until the operation of a handle is complete."""
+
+    def poll_for(self, handle: "Handle[Any]") -> None:
+        """Called before each ``poll`` of a handle that is not complete yet."""
+
+    def note_seen(self) -> None:
+        """Called when the program notices that an operation is complete."""
+
+
 class Handle(Generic[R]):
     """An operation that was submitted. Any thread may wait for it, as often as it likes.
 
     The operation is executed whether or not its handle is kept. An error that is never raised is logged.
 
+    A program may submit hundreds of operations in each step, and every object that lives until they are complete brings
+    Python's next garbage collection nearer: a handle makes no others.
+
     Args:
         key: name by which the ranks match the operation.
-        wait: waits until the handle that it is given is complete.
-        poll: called before each ``poll``; None if other threads complete the handle.
-        see: called when the program notices that the operation is complete.
+        executor: executes the operation.
+        call: the operation; None for ``join``, which is none.
 
     Attributes:
         key: name by which the ranks match the operation.
+        call: the operation, which is released once it is complete.
         is_seen: whether the program has noticed that the operation is complete.
     """
 
-    def __init__(
-        self,
-        key: str,
-        wait: "Callable[[Handle[Any]], None]",
-        poll: "Callable[[Handle[Any]], None] | None" = None,
-        see: Callable[[], None] | None = None,
-    ) -> None:
+    def __init__(self, key: str, executor: Executor, call: Call[R] | None = None) -> None:
         self.key = key
+        self.call = call
         self.is_seen = False
-        self._see = see
-        self._poll = poll
-        self._wait = wait
+        self._executor = executor
         self._result: R
         self._error: Exception | None = None
         self._is_complete = self._is_raised = False
@@ -102,8 +111,8 @@ class Handle(Generic[R]):
         Raises:
             MismatchError: on every rank, over such a backend, if some rank does something else.
         """
-        if self._poll is not None and not self._is_complete:
-            self._poll(self)
+        if not self._is_complete:
+            self._executor.poll_for(self)
         if self._is_complete:
             self._note_seen()
         return self._is_complete
@@ -122,7 +131,7 @@ class Handle(Generic[R]):
             TransportError: on every rank, if the operation has failed on one of them, or if a rank has died.
         """
         if not self._is_complete:
-            self._wait(self)
+            self._executor.wait_for(self)
         self._note_seen()
         if self._error is not None:
             self._is_raised = True
@@ -131,13 +140,14 @@ class Handle(Generic[R]):
 
     def _note_seen(self) -> None:
         self.is_seen = True
-        if self._see is not None:
-            self._see()
+        self._executor.note_seen()
 
     def succeed(self, result: R) -> None:
         """Record the result. Called by the thread that has executed the operation."""
+        self.call = None
         self._result, self._is_complete = result, True
 
     def fail(self, error: Exception) -> None:
         """Record the error that ``wait`` raises."""
+        self.call = None
         self._error, self._is_complete = error, True

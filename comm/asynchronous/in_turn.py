@@ -32,7 +32,7 @@ class OperationsInTurn:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
-        self._in_flight: dict[str, tuple[Handle[Any], Call[Any]]] = {}
+        self._in_flight: dict[str, Handle[Any]] = {}
         self._unnamed = 0
         self._polled: set[str] = set()
 
@@ -52,8 +52,8 @@ class OperationsInTurn:
         if key in self._in_flight:
             raise name_in_use(numbers_of(transport)[transport.rank], key)
         self._unnamed += not call.name
-        handle: Handle[R] = Handle(key, self._wait, self._poll)
-        self._in_flight[key] = handle, call
+        handle: Handle[R] = Handle(key, self, call)
+        self._in_flight[key] = handle
         if transport.size == 1:
             self._execute(key)
         return handle
@@ -88,13 +88,17 @@ class OperationsInTurn:
         """Let the operations in flight raise an error."""
         self._fail_all(MismatchError("the operation was not executed: the job has ended, and no rank waited for it"))
 
-    def _poll(self, handle: Handle[Any]) -> None:
+    def poll_for(self, handle: Handle[Any]) -> None:
         """Wait from the second call on: a program that polls until the operation is complete must come to its end."""
         if handle.key in self._polled:
-            self._wait(handle)
+            self.wait_for(handle)
         self._polled.add(handle.key)
 
-    def _wait(self, handle: Handle[Any]) -> None:
+    def note_seen(self) -> None:
+        """Do nothing: an operation that is complete has left its name free."""
+
+    def wait_for(self, handle: Handle[Any]) -> None:
+        """Execute what all ranks have submitted, until the operation of a handle is complete."""
         while not handle.is_complete:
             with turn(self._transport):
                 self._meet(handle)
@@ -103,7 +107,7 @@ class OperationsInTurn:
         """Exchange with all ranks, which wait too, what they have submitted, and execute what all have."""
         transport = self._transport
         agree(transport, Intent(Event.ASYNCHRONOUS), lambda: f"waits for the asynchronous operation {handle.key!r}")
-        mine = [handle.key, {key: call.description for key, (_, call) in self._in_flight.items()}]
+        mine = [handle.key, {key: _call_of(submitted).description for key, submitted in self._in_flight.items()}]
         by_rank: list[Any] = allgather_object(transport, mine)
         submitted: list[dict[str, str]] = [keys for _, keys in by_rank]
         ready = [key for key in submitted[0] if all(key in keys for keys in submitted)]
@@ -116,7 +120,7 @@ class OperationsInTurn:
                 if error is not None:
                     raise error
             else:
-                self._in_flight.pop(key)[0].fail(MismatchError(problem))
+                self._in_flight.pop(key).fail(MismatchError(problem))
         if not ready:
             names = {name for keys in submitted for name in keys}
             having = {name: [rank for rank, keys in enumerate(submitted) if name in keys] for name in names}
@@ -124,16 +128,16 @@ class OperationsInTurn:
             self._fail_all(MismatchError(deadlock(texts, numbers_of(transport))))
 
     def _fail_all(self, error: MismatchError) -> None:
-        for handle, _ in self._in_flight.values():
+        for handle in self._in_flight.values():
             handle.fail(error)
         self._in_flight.clear()
 
     def _execute(self, key: str) -> Exception | None:
         """Execute an operation. Returns its error if other ranks may not have got it, which must not continue."""
-        handle, call = self._in_flight.pop(key)
+        handle = self._in_flight.pop(key)
         self._polled.discard(key)
         try:
-            handle.succeed(call.execute(self._transport))
+            handle.succeed(_call_of(handle).execute(self._transport))
         except Exception as error:  # noqa: BLE001 - wait() raises it
             handle.fail(error)
             return None if isinstance(error, LentandoError) and not isinstance(error, TransportError) else error
@@ -142,3 +146,8 @@ class OperationsInTurn:
             handle.fail(TransportError(f"rank {number} was interrupted in {key!r} by {type(error).__name__}"))
             raise
         return None
+
+
+def _call_of(handle: Handle[R]) -> Call[R]:
+    assert handle.call is not None  # it is in flight
+    return handle.call

@@ -44,7 +44,7 @@ class NamesInUse:
     def __init__(self, transport: Transport) -> None:
         self._turns = job_of(transport).get(Turns)
         self._seen = 0
-        self._held: dict[str, tuple[ReferenceType[Handle[Any]], tuple[int, int]]] = {}
+        self._held: dict[str, tuple[ReferenceType[Handle[Any]], int]] = {}
         self._clear_at = CLEARED_FROM
 
     def __len__(self) -> int:
@@ -70,5 +70,6 @@ class NamesInUse:
         self._seen += 1
 
     @property
-    def _now(self) -> tuple[int, int]:
-        return self._seen, self._turns.ended
+    def _now(self) -> int:
+        """A number that grows with every call by which the program may have noticed that operations are complete."""
+        return self._seen + self._turns.ended

@@ -10,7 +10,6 @@ import threading
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 from lentando.comm import timeline
@@ -43,14 +42,6 @@ UNNAMED = "noname"
 """Operations without a name are matched by this name and their number."""
 
 
-@dataclass(frozen=True)
-class _Entry:
-    """An operation in flight on this rank."""
-
-    handle: Handle[Any]
-    call: Call[Any]
-
-
 class NegotiatedOperations:
     """The asynchronous operations of one rank.
 
@@ -77,8 +68,8 @@ class NegotiatedOperations:
         # Guarded by the condition.
         self._changed = threading.Condition()
         self._is_driving = False
-        self._in_flight: dict[str, _Entry] = {}
-        self._unsent: list[tuple[str, str]] = []
+        self._in_flight: dict[str, Handle[Any]] = {}
+        self._unsent: list[Handle[Any]] = []
         self._unsent_since = 0.0
         self._unnamed = 0
         self._names = NamesInUse(transport)
@@ -96,20 +87,19 @@ class NegotiatedOperations:
             TransportError: if an earlier asynchronous operation has failed in a way that ends them all.
         """
         self._require_parent()
-        description = call.description
         with self._changed:
             self._require_usable()
             key = tensor_name(call) if call.name else f"{UNNAMED}.{self._unnamed}"
             if key in self._in_flight or self._names.is_held(key):
                 raise name_in_use(self._number, key)
             self._unnamed += not call.name
-            handle: Handle[R] = Handle(key, self._wait, see=self._names.see)
+            handle: Handle[R] = Handle(key, self, call)
             if call.name:
                 self._names.hold(key, handle)
-            self._in_flight[key] = _Entry(handle, call)
+            self._in_flight[key] = handle
             if not self._unsent:
                 self._unsent_since = time.monotonic()
-            self._unsent.append((key, description))
+            self._unsent.append(handle)
             self._waits.add_user(threading.get_ident())
             recording = timeline.active  # another thread may stop it
             if recording is not None:
@@ -127,7 +117,7 @@ class NegotiatedOperations:
             a handle, whose result is the rank that was the last to call it: its number in the job.
         """
         self._require_parent()
-        handle: Handle[int] = Handle("join", self._wait)
+        handle: Handle[int] = Handle("join", self)
         with self._changed:
             self._require_usable()
             self._announcements["join"] = self._joining.begin(handle, zeros)
@@ -207,7 +197,8 @@ class NegotiatedOperations:
                 "operations or wait for them"
             )
 
-    def _wait(self, handle: Handle[Any]) -> None:
+    def wait_for(self, handle: Handle[Any]) -> None:
+        """Wait until the operation of a handle is complete."""
         self._require_parent()
         thread = threading.get_ident()
         with watched(self._transport, "an asynchronous operation"), self._changed:
@@ -218,6 +209,13 @@ class NegotiatedOperations:
                     self._changed.wait()
             finally:
                 self._waits.end(thread)
+
+    def poll_for(self, handle: Handle[Any]) -> None:
+        """Do nothing: the thread completes handles."""
+
+    def note_seen(self) -> None:
+        """Note that the program knows that an operation is complete."""
+        self._names.see()
 
     def _ensure_driving(self) -> None:
         """Let the thread work. The caller holds the lock."""
@@ -281,12 +279,16 @@ class NegotiatedOperations:
                 recording = timeline.active
                 if recording is not None:
                     recording.mark_cycle()
-                message["submit"] = [self._negotiation.encode(*pair) for pair in self._unsent]
-                self._unsent.clear()
+                unsent, self._unsent = self._unsent, []
+                message["submit"] = [self._encoded(handle) for handle in unsent]
             new_round = self._joining.new_round()
             if new_round is not None:
                 message["round"] = new_round
         return message
+
+    def _encoded(self, handle: Handle[Any]) -> Any:
+        assert handle.call is not None  # nothing is complete before it is sent
+        return self._negotiation.encode(handle.key, handle.call.description)
 
     def _follow(self, decision: Message) -> None:
         self._waits.forget_report()
@@ -301,7 +303,7 @@ class NegotiatedOperations:
                 if self._rank in absent:
                     self._count_unnamed(key)
                 else:
-                    self._in_flight.pop(key).handle.fail(MismatchError(text))
+                    self._in_flight.pop(key).fail(MismatchError(text))
             if "joined" in decision:
                 self._joining.succeed(decision["joined"])
             if "end" in decision:
@@ -316,25 +318,28 @@ class NegotiatedOperations:
             self._unnamed = max(self._unnamed, int(number) + 1)
 
     def _run(self, operations: list[tuple[str, str]], absent: list[list[int]]) -> None:
-        entries: list[_Entry] = []
+        handles: list[Handle[Any]] = []
+        calls: list[Call[Any]] = []
         recording = timeline.active
         with self._changed:
             for (key, description), without in zip(operations, absent, strict=True):
                 if self._rank in without:  # this rank has joined, and may have submitted a later one of this name
                     self._count_unnamed(key)
-                    entry = _Entry(Handle(key, self._wait), self._joining.zeros(description))
+                    handle: Handle[Any] = Handle(key, self, self._joining.zeros(description))
                 else:
-                    entry = self._in_flight[key]
-                entries.append(entry)
+                    handle = self._in_flight[key]
+                assert handle.call is not None
+                handles.append(handle)
+                calls.append(handle.call)
                 if recording is not None:
-                    recording.finish(f"NEGOTIATE_{entry.call.operation.upper()}", key)
+                    recording.finish(f"NEGOTIATE_{handle.call.operation.upper()}", key)
         self._pace.reset()
         self._running = operations
-        for done, outcomes in self._execution.run([entry.call for entry in entries]):
+        for done, outcomes in self._execution.run(calls):
             with self._changed:
                 for number, outcome in zip(done, outcomes, strict=True):
-                    handle = entries[number].handle
-                    if self._in_flight.get(handle.key) is entries[number]:
+                    handle = handles[number]
+                    if self._in_flight.get(handle.key) is handle:
                         del self._in_flight[handle.key]
                     if isinstance(outcome, Exception):
                         handle.fail(outcome)
@@ -379,8 +384,8 @@ class NegotiatedOperations:
 
     def _fail_all(self, error_of: Callable[[str], Exception], error_of_join: Exception) -> None:
         """Let all operations in flight, and join(), raise an error. The caller holds the lock."""
-        for key, entry in self._in_flight.items():
-            entry.handle.fail(error_of(key))
+        for key, handle in self._in_flight.items():
+            handle.fail(error_of(key))
         self._in_flight.clear()
         self._joining.fail(error_of_join)
         self._changed.notify_all()

@@ -1,7 +1,7 @@
 """Collectives that combine the arrays of all ranks element by element."""
 
 import json
-from functools import lru_cache
+from functools import lru_cache, partial
 from math import prod
 from typing import Any
 
@@ -91,15 +91,16 @@ def allreduce_call(
     factors = float(prescale_factor), float(postscale_factor)
     arguments, description = _described_call(array.shape, array.dtype, op, *factors)
     numbers = as_numbers(array)
-
-    def execute(transport: Transport, agree: Agree) -> None:
-        agree()
-        scale(numbers, factors[0])
-        combine(transport, numbers, op)
-        scale(numbers, factors[1])
-
+    execute = partial(_combine_scaled, numbers, op, factors)
     summation = summation_of([numbers], op, factors)
-    return Collective("allreduce", arguments, name, process_set, execute, [array], summation, description)
+    return Collective("allreduce", arguments, name, process_set, execute, (array,), summation, description)
+
+
+def _combine_scaled(numbers: Array, op: Op, factors: tuple[float, float], transport: Transport, agree: Agree) -> None:
+    agree()
+    scale(numbers, factors[0])
+    combine(transport, numbers, op)
+    scale(numbers, factors[1])
 
 
 @lru_cache(maxsize=8192)  # of a training loop, in which the same calls are made again and again

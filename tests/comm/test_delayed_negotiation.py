@@ -230,10 +230,22 @@ def test_poll_frees_a_name() -> None:
     assert on_ranks(2, program) == [2.0] * 2
 
 
+class Noting:
+    """An executor of operations that are complete, which notes that the program has seen it."""
+
+    def __init__(self, names: NamesInUse) -> None:
+        self.note_seen = names.see
+
+    def wait_for(self, handle: Handle[Any]) -> None:
+        raise AssertionError("the operation is complete")
+
+    poll_for = wait_for
+
+
 def test_names_that_are_free_again_are_forgotten() -> None:
-    transport = SingleTransport()
-    names = NamesInUse(transport)
-    handles = [Handle[None](str(number), lambda _: None, see=names.see) for number in range(3 * CLEARED_FROM)]
+    names = NamesInUse(SingleTransport())
+    executor = Noting(names)
+    handles = [Handle[None](str(number), executor) for number in range(3 * CLEARED_FROM)]
     for number, handle in enumerate(handles):
         names.hold(handle.key, handle)
         if number > 0:

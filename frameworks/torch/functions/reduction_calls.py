@@ -1,6 +1,7 @@
 """Calls that combine tensors of all ranks, alone or in groups, in place or with a gradient."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -58,7 +59,11 @@ def allreduce_of(
         name=name,
         process_set=process_set,
     )
-    return TensorCall(collective, lambda _: store(tensor, host))
+    return TensorCall(collective, partial(_stored, tensor, host))
+
+
+def _stored(tensor: torch.Tensor, host: torch.Tensor, _: None) -> torch.Tensor:
+    return store(tensor, host)
 
 
 def grouped_allreduce_of(
