@@ -29,7 +29,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check quick test faults cases docs horovod horovod-tests c10d-tests lint style types words imports parity gpu bench wheel constraints clean
+.PHONY: help demo check quick test test-all faults cases docs horovod horovod-tests c10d-tests lint style types words imports parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -45,9 +45,12 @@ check: $(READY) ## linters, type check, doctests and the quick tests of a single
 quick: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'not ranks and not slow and not alone' --numprocesses $(WORKERS)
 
-test: lint ## linters, type check and the test suite (a quarter of an hour; LENTANDO_TESTS=all: every combination)
+test: lint ## linters, type check and the test suite (a quarter of an hour)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
+
+test-all: export LENTANDO_TESTS := all
+test-all: test ## the same with every combination of launchers, methods and numbers of ranks (three quarters of an hour)
 
 faults: $(READY) ## fault injection on real jobs: kill ranks, fill disks, flip bytes (half an hour)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults

@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from case_selection import selected_cases
 from launchers import HOROVOD_GLOO, HOROVOD_MPI, OPEN_MPI, WITH_MPICH, Launcher
 from launching import Job
 
@@ -24,6 +25,21 @@ LAUNCHERS_WORDS = {
 """What a launcher writes when a rank has died, before it kills the others, which are then not asked."""
 LEFT = (HOROVOD_GLOO, WITH_MPICH)
 """Launchers that take a rank which leaves with status 0 for one that has done its work."""
+CASES = selected_cases(
+    [
+        (OPEN_MPI, "gossip", "killed"),
+        (OPEN_MPI, "gradients", "crashed"),
+        (WITH_MPICH, "gradients", "left"),
+        (HOROVOD_GLOO, "gossip", "killed"),
+        (HOROVOD_GLOO, "gradients", "left"),
+        (HOROVOD_MPI, "gradients", "crashed"),
+    ],
+    [
+        (launcher, method, kind)
+        for launcher in (OPEN_MPI, WITH_MPICH, HOROVOD_GLOO, HOROVOD_MPI)
+        for method, kind in (("gossip", "killed"), ("gradients", "left"), ("gradients", "crashed"))
+    ],
+)
 SAME = "Horovod failed: a rank has died, or has left the job without the others."
 
 
@@ -54,10 +70,7 @@ def died(launcher: Launcher, folder: Path, method: str, kind: str, seed: str) ->
     return job, rank, ended - float(moments[0])
 
 
-@pytest.mark.parametrize(("method", "kind"), [("gossip", "killed"), ("gradients", "left"), ("gradients", "crashed")])
-@pytest.mark.parametrize(
-    "launcher", [OPEN_MPI, WITH_MPICH, HOROVOD_GLOO, HOROVOD_MPI], ids=lambda launcher: launcher.name
-)
+@pytest.mark.parametrize(("launcher", "method", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
 def test_death_of_a_rank_ends_the_job_and_leaves_a_checkpoint(
     launcher: Launcher, method: str, kind: str, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from case_selection import selected_cases
 from elastic_numbers import DIMENSION, METHODS, RANKS, RATE, SEEN, STEPS, start
 from launchers import MPICH
 from launching import Job, find_mpirun, launch, mpirun
@@ -66,19 +67,24 @@ def check_living(job: Job, living: list[int]) -> list[dict[str, Any]]:
     ("method", "kill", "living"),
     [
         ("localsgd", ["0:broadcast:1"], [1, 2, 3]),  # while the optimizer is made
-        ("localsgd", ["2:vote:14"], [0, 1, 3]),  # while the end is evaluated
         ("slowmo", ["0:exchange:9"], [1, 2, 3]),  # inside an outer step
         ("slowmo", ["1:vote:5", "2:repair:1"], [0, 3]),  # the second while the first is left out
         ("slowmo", ["0:allgather:9", "3:allgather:9"], [1, 2]),  # two at once
-        ("slowmo", ["3:step:22", "0:step:30"], [1, 2]),  # one after the other, during inner steps
         ("allreduce", ["0:allreduce:12", "2:vote:20"], [1, 3]),
-        ("sgp", ["0:exchange:30"], [1, 2, 3]),
         ("osgp", ["2:exchange:25", "0:exchange:31"], [1, 3]),
-        ("dpsgd", ["1:step:11"], [0, 2, 3]),
         ("slowmo over sgp", ["0:vote:4", "1:exchange:40", "3:repair:2"], [2]),  # all but one
-        ("slowmo over osgp", ["3:any:60"], [0, 1, 2]),
-        ("slowmo without average", ["0:step:18"], [1, 2, 3]),
-        ("adacomm", ["0:vote:4"], [1, 2, 3]),
+        *selected_cases(
+            [],
+            [
+                ("localsgd", ["2:vote:14"], [0, 1, 3]),  # while the end is evaluated
+                ("slowmo", ["3:step:22", "0:step:30"], [1, 2]),  # one after the other, during inner steps
+                ("sgp", ["0:exchange:30"], [1, 2, 3]),
+                ("dpsgd", ["1:step:11"], [0, 2, 3]),
+                ("slowmo over osgp", ["3:any:60"], [0, 1, 2]),
+                ("slowmo without average", ["0:step:18"], [1, 2, 3]),
+                ("adacomm", ["0:vote:4"], [1, 2, 3]),
+            ],
+        ),
     ],
 )
 def test_ranks_that_live_continue_together(method: str, kill: list[str], living: list[int]) -> None:
@@ -294,9 +300,14 @@ lt.barrier()
     ("framework", "flags", "kill", "living"),
     [
         ("torch", ["--base", "osgp"], ["0:exchange:40", "2:repair:1"], [1, 3]),
-        ("torch", ["--algorithm", "allreduce"], ["1:allreduce:30"], [0, 2, 3]),
         ("tensorflow", ["--base-buffers", "average"], ["0:vote:9"], [1, 2, 3]),
-        ("tensorflow", ["--algorithm", "adacomm", "--base", "sgp"], ["3:exchange:70"], [0, 1, 2]),
+        *selected_cases(
+            [],
+            [
+                ("torch", ["--algorithm", "allreduce"], ["1:allreduce:30"], [0, 2, 3]),
+                ("tensorflow", ["--algorithm", "adacomm", "--base", "sgp"], ["3:exchange:70"], [0, 1, 2]),
+            ],
+        ),
     ],
 )
 def test_training_continues(framework: str, flags: list[str], kill: list[str], living: list[int]) -> None:
@@ -311,7 +322,7 @@ def test_training_continues(framework: str, flags: list[str], kill: list[str], l
         assert one["losses"][-1] < one["losses"][0] / 3
 
 
-@pytest.mark.parametrize(("victim", "living"), [(0, [1, 2]), (1, [0, 2])])
+@pytest.mark.parametrize(("victim", "living"), [(0, [1, 2]), *selected_cases([], [(1, [0, 2])])])
 def test_checkpoints_succeed_although_ranks_die(tmp_path: Path, victim: int, living: list[int]) -> None:
     """One dies in the save, rank 3 in the load. Rank 0 is the one that makes the folder and writes the manifest."""
     program = """

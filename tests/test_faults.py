@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from case_selection import selected_cases
 
 PROGRAM = Path(__file__).parent / "faults"
 
@@ -19,7 +20,7 @@ def faults(*arguments: str, seconds: float = 280) -> "subprocess.CompletedProces
     ("only", "options", "cases"),
     [
         ("torch/slowmo/[!k]", ["--stop-seconds", "3"], 8),
-        ("torch/osgp/kill", ["--jobs", "1", "--ranks", "4", "--kills", "3"], 4),
+        *selected_cases([], [("torch/osgp/kill", ["--jobs", "1", "--ranks", "4", "--kills", "3"], 4)]),
     ],
 )
 def test_promises_are_kept(only: str, options: list[str], cases: int) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from case_selection import selected_cases
 from launchers import HOROVOD_GLOO, LAUNCHERS, OPEN_MPI, TORCHRUN, WITH_MPICH, Launcher
 from launching import PYTEST, RANKS
 
@@ -51,12 +52,10 @@ def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: di
     [
         (WITH_MPICH, 3, "comm"),
         (HOROVOD_GLOO, 3, "comm"),
-        (HOROVOD_GLOO, 2, "optimizers"),
         (HOROVOD_GLOO, 2, "torch/test_gossip.py"),
-        (TORCHRUN, 1, "comm"),
         (TORCHRUN, 3, "comm"),
-        (TORCHRUN, 2, "optimizers"),
         (TORCHRUN, 3, "torch/test_gossip.py"),
+        *selected_cases([], [(HOROVOD_GLOO, 2, "optimizers"), (TORCHRUN, 2, "optimizers"), (TORCHRUN, 1, "comm")]),
     ],
     ids=lambda value: getattr(value, "name", None),
 )

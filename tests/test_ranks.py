@@ -10,15 +10,17 @@ from launching import PYTEST, RANKS, mpirun
 
 FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test_*.py")})
 SIZES = {
-    "tensorflow": selected_cases([1, 2], [1, 2, 3]),
-    "torch": [1, 3],
+    "tensorflow": selected_cases([2], [1, 2, 3]),
+    "torch": selected_cases([3], [1, 2, 3]),
     "c10d": selected_cases([1, 3], [1, 2, 3, 5, 8]),
-    "optimizers": selected_cases([1, 2, 3, 5], [1, 2, 3, 5, 8]),
+    "optimizers": selected_cases([1, 2, 5], [1, 2, 3, 5, 8]),
+    "comm": selected_cases([1, 2, 3, 5], [1, 2, 3, 5, 8]),
     "trainers": selected_cases([2], [1, 2, 3]),
 }
-"""For folders whose ranks take long: what they call is tested with more ranks in the others. Five have all that eight
-would add, three strides of the exponential graphs; TensorFlow's three would share the cores with another test's."""
-JOBS = [(folder, size) for folder in FOLDERS for size in SIZES.get(folder, [1, 2, 3, 5, 8])]
+"""Five ranks have all that eight would add, three strides of the exponential graphs. Folders whose ranks take long to
+start run with one number of ranks: what they call is tested with the others in ``comm`` and ``optimizers``, and with
+one rank in tests that need no launcher."""
+JOBS = [(folder, size) for folder in FOLDERS for size in SIZES.get(folder, [1, 2, 3, 5])]
 
 
 @pytest.mark.timeout(900)  # a test that hangs in there ends much sooner, and says where

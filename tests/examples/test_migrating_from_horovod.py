@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+from case_selection import selected_cases
 from launchers import HOROVOD_GLOO, OPEN_MPI, Launcher
 
 FOLDER = Path(__file__).parents[2] / "examples/migrating_from_horovod"
@@ -43,7 +44,10 @@ def accuracy(launcher: Launcher, script: str, *arguments: str) -> float:
     return float(found)
 
 
-@pytest.mark.parametrize("script", ["lentando_torch.py", "slowmo_torch.py", "lentando_keras.py", "slowmo_keras.py"])
+@pytest.mark.parametrize(
+    "script",
+    ["slowmo_torch.py", "slowmo_keras.py", *selected_cases([], ["lentando_torch.py", "lentando_keras.py"])],
+)
 def test_changed_scripts_train(script: str) -> None:
     """Not ``horovod_keras.py``: Horovod 0.28.1 cannot be built against this TensorFlow, and does not know Keras 3."""
     assert accuracy(OPEN_MPI, script) > 0.88

@@ -1,4 +1,4 @@
-"""Products of settings of which `make test` tries a part, and `LENTANDO_TESTS=all make test` everything."""
+"""Products of settings of which `make test` tries a part, and `make test-all` everything: see CONTRIBUTING.md."""
 
 import os
 from typing import TypeVar

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from case_selection import selected_cases
 from launching import mpirun
 
 PROGRAM = """
@@ -33,7 +34,7 @@ print("done", optimizer.report()["rounds"])
 """
 
 
-@pytest.mark.parametrize("method", ["slowmo", "allreduce"])
+@pytest.mark.parametrize("method", selected_cases(["allreduce"], ["slowmo", "allreduce"]))
 def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: str) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
     job = mpirun(2, str(tmp_path / "program.py"), method, "fewer", timeout_seconds=120)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from case_selection import selected_cases
 from launching import mpirun
 
 PROGRAM = """
@@ -35,6 +36,7 @@ def fail():
 
 """
 METHODS = ["slowmo", "allreduce"]
+WHERE_BOTH_FAIL_ALIKE = selected_cases(["slowmo"], METHODS)
 
 
 def run(tmp_path: Path, ending: str, method: str, size: int = 3) -> Any:
@@ -63,7 +65,7 @@ def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: 
     assert job.seconds < 60  # most of it to start, on a machine that is busy
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHERE_BOTH_FAIL_ALIKE)
 def test_rank_that_raises_takes_the_job_down(tmp_path: Path, method: str) -> None:
     ending = "train(5)\nif lt.rank() == 2: fail()\ntrain(1000000)"
     check_that_the_failure_has_ended(run(tmp_path, ending, method))
@@ -93,7 +95,7 @@ train(1000000)
     assert "rank 1 failed (RuntimeError) and ends the job" in job.output
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", WHERE_BOTH_FAIL_ALIKE)
 def test_rank_that_raises_inside_join_takes_the_job_down(tmp_path: Path, method: str) -> None:
     ending = """
 with lt.join(optimizer):

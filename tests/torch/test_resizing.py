@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from case_selection import selected_cases
 from launching import mpirun
 from numpy.testing import assert_allclose, assert_array_equal
 from resized_training import FEATURES, LAST, MOMENTUM, RATE, ROUND, SLOW_MOMENTUM, batch, left, whole
@@ -30,7 +31,7 @@ def four(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[1, 2, 3, 5])
+@pytest.fixture(scope="module", params=selected_cases([3, 5], [1, 2, 3, 5]))
 def continued(request: pytest.FixtureRequest, four: Path) -> tuple[Path, int]:
     run(request.param, "load", four, WANTED)
     return four, request.param

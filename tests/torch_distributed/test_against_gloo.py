@@ -15,12 +15,13 @@ from typing import Any
 
 import pytest
 import torch
+from case_selection import selected_cases
 from launching import Job, launch, mpirun
 from safetensors.torch import load_file
 
 PROGRAM = Path(__file__).parents[1] / "support/torch_distributed"
 TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
-SIZES = (2, 3)
+SIZES = selected_cases((2,), (2, 3))
 SECONDS = 200
 TOLERANCES: dict[str, Any] = {
     "ddp.float16_messages": {"rtol": 1e-2, "atol": 1e-3},
