@@ -3,6 +3,7 @@
 
 PYTHON ?= python3# only creates .venv
 RANKS := 4
+ALONE = $(shell grep -rl --include='test_*.py' 'mark.alone' tests)# whose tests run while no other test runs
 WORKERS := 2# number of tests that make test runs at a time
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
@@ -46,7 +47,7 @@ quick: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'not ranks and not slow and not alone' --numprocesses $(WORKERS)
 
 test: lint ## linters, type check and the test suite (a quarter of an hour)
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone $(ALONE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 
 test-all: export LENTANDO_TESTS := all

@@ -13,7 +13,7 @@ from launching import Job
 
 PROGRAM = str(Path(__file__).parent / "launchers/dies.py")
 SIZE = 3
-SECONDS = 10.0
+SECONDS = 30.0
 """In which everything must have ended after the death."""
 
 LAUNCHERS_WORDS = {

@@ -11,7 +11,7 @@ from launchers import HOROVOD_GLOO, OPEN_MPI, WITH_MPICH, Launcher
 from launching import Job, launch, mpirun
 
 JOIN = "from lentando.comm import world; world.init(); print('IS IN', world.rank(), world.size())"
-SECONDS = 25.0
+SECONDS = 50.0
 """In which a job that cannot work must have ended."""
 
 

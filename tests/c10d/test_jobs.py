@@ -120,6 +120,7 @@ def test_group_of_one_process_needs_no_mpi() -> None:
     assert run.returncode == 0, run.stderr
 
 
+@pytest.mark.alone
 def test_exception_in_a_group_of_one_process_is_the_only_thing_that_it_reports() -> None:
     program = BEGIN + INIT + "print('raised', time.time(), flush=True)\nraise ValueError('broken')\n"
     environment = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}

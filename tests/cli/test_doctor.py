@@ -116,7 +116,7 @@ def test_two_ranks_that_meet_are_well() -> None:
     places = [facts["place"] for facts in reported["ranks"].values()]
     assert [(place["transport"], place["rank"], place["size"]) for place in places] == [("mpi", 0, 2), ("mpi", 1, 2)]
     assert [test["is_right"] for test in reported["transports"]["mpi"]] == [True, True]
-    assert all(0 < test["seconds"] < 10 for test in reported["transports"]["mpi"])
+    assert all(0 < test["seconds"] < 60 for test in reported["transports"]["mpi"])
     assert reported["probe"]["end"] == "left"
     ranks = [facts["environment"]["OMPI_COMM_WORLD_RANK"] for facts in reported["ranks"].values()]
     assert ranks == ["0", "1"]

@@ -4,7 +4,7 @@ import pytest
 from launchers import HOROVOD_GLOO
 from launching import Job
 
-SECONDS = 20.0
+SECONDS = 50.0
 """In which a job must have ended when one of its ranks cannot continue."""
 
 BEGIN = """

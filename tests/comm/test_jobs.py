@@ -6,7 +6,7 @@ import sys
 
 from launching import mpirun
 
-SECONDS = 10.0
+SECONDS = 50.0
 """In which a job must have ended when one of its ranks cannot continue."""
 
 BEGIN = """
@@ -21,7 +21,7 @@ ROUND = "agree(world.transport(), Intent(Event.ROUND, round=3), lambda: 'begins 
 
 
 def test_rank_that_raises_ends_the_job_with_its_reason() -> None:
-    job = mpirun(3, "-c", BEGIN + "if rank == 1: raise ValueError('boom')\n" + ROUND, timeout_seconds=30)
+    job = mpirun(3, "-c", BEGIN + "if rank == 1: raise ValueError('boom')\n" + ROUND, timeout_seconds=60)
     assert job.status not in (0, None)
     assert "ValueError: boom" in job.output
     assert "Lentando: rank 1 failed (ValueError) and ends the job" in job.output
@@ -39,7 +39,7 @@ if os.environ["OMPI_COMM_WORLD_RANK"] != "1":
     nccl_binding.NCCLBinding.problem = lambda self: None
 world.init()
 """
-    job = mpirun(3, "-c", program, timeout_seconds=30, environment={"LENTANDO_TRANSPORT": "nccl"})
+    job = mpirun(3, "-c", program, timeout_seconds=60, environment={"LENTANDO_TRANSPORT": "nccl"})
     assert job.status not in (0, None)
     found = "ranks 0 and 2: nothing is missing; rank 1: CuPy or nccl4py cannot be loaded"
     assert job.output.count(f"LaunchError: NCCL cannot be used: {found}") == 3, job.output
@@ -48,14 +48,14 @@ world.init()
 
 def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> None:
     wait = "world.transport().exchange([], [(1, np.empty(1))]).wait()\n"
-    job = mpirun(3, "-c", BEGIN + "if rank == 1: raise ValueError('boom')\n" + wait, timeout_seconds=30)
+    job = mpirun(3, "-c", BEGIN + "if rank == 1: raise ValueError('boom')\n" + wait, timeout_seconds=60)
     assert job.status not in (0, None)
     assert "ValueError: boom" in job.output
     assert job.seconds < SECONDS
 
 
 def test_rank_that_ends_before_a_round_is_named_on_every_rank() -> None:
-    job = mpirun(3, "-c", BEGIN + "if rank == 2: sys.exit()\n" + ROUND, timeout_seconds=30)
+    job = mpirun(3, "-c", BEGIN + "if rank == 2: sys.exit()\n" + ROUND, timeout_seconds=60)
     assert job.status not in (0, None)
     found = "ranks 0 and 1: begins round 3; rank 2: has ended (shutdown, or the end of the program)"
     assert job.output.count(f"MismatchError: the ranks are not about to do the same thing. {found}.") == 3
@@ -74,14 +74,14 @@ def test_status_of_one_rank_is_that_of_the_job() -> None:
 
 
 def test_rank_that_exits_with_a_status_before_a_round_ends_the_job() -> None:
-    job = mpirun(3, "-c", BEGIN + "if rank == 1: sys.exit(3)\n" + ROUND, timeout_seconds=30)
+    job = mpirun(3, "-c", BEGIN + "if rank == 1: sys.exit(3)\n" + ROUND, timeout_seconds=60)
     assert job.status not in (0, None)
     assert "rank 1: has ended" in job.output
     assert job.seconds < SECONDS
 
 
 def test_rank_that_disappears_ends_the_job() -> None:
-    job = mpirun(3, "-c", BEGIN + "import os\nif rank == 1: os._exit(9)\n" + ROUND, timeout_seconds=30)
+    job = mpirun(3, "-c", BEGIN + "import os\nif rank == 1: os._exit(9)\n" + ROUND, timeout_seconds=60)
     assert job.status not in (0, None)
     assert job.seconds < SECONDS
 

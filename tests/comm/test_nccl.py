@@ -236,7 +236,7 @@ def test_job_that_fails_ends_nccl_first_and_does_not_wait_for_it_forever(monkeyp
     started = time.perf_counter()
     with pytest.raises(TransportError, match="rank 0 ended the job with status 3"):
         run_ranks_on_devices(1, fail)
-    assert time.perf_counter() - started < 5
+    assert time.perf_counter() - started < 19
     assert seen == ["aborted"]
     stuck.set()
 

@@ -142,7 +142,7 @@ def test_wait_ends_in_time_while_another_thread_waits_for_the_same_message() -> 
     with pytest.raises(dist.DistBackendError, match="timeout of 0.5 s"):
         work.wait(timedelta(seconds=0.5))
     assert work.get_future() is future
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 25
     dist.barrier()  # no message was on its way before
     dist.send(torch.tensor([float(rank)]), after, tag=tag)
     thread.join(60)

@@ -58,7 +58,7 @@ def test_an_exception_on_one_rank_is_an_error_on_all(own_transport: MPITransport
             handle.wait()
     with pytest.raises(TransportError, match=expected):
         mine.submit(FailingCall(ValueError()))
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 60
 
 
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")

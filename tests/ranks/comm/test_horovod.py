@@ -48,9 +48,9 @@ def test_ranks_that_take_no_part_hold_up_no_exchange(transport: Transport) -> No
             assert received[0] == step
         seconds = time.perf_counter() - started
     else:
-        time.sleep(3)
+        time.sleep(6)
         seconds = 0.0
-    assert transport.allgather(np.array([seconds])).max() < 2.5
+    assert transport.allgather(np.array([seconds])).max() < 5.5
 
 
 def test_error_of_horovods_is_translated(transport: Transport) -> None:
