@@ -89,6 +89,7 @@ from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOption
 from lentando.optimizers.rules.period import Decision, FixedPeriod, Period, PeriodSetting, PostLocal, RoundSummary
 from lentando.optimizers.rules.settings import BaseBuffers, Settings
 from lentando.optimizers.rules.slow_momentum import SlowMomentum
+from lentando.optimizers.rules.unequal_period import RoundSeconds, StepsByRank
 from lentando.optimizers.rules.wire import WireDtype
 
 __all__ = [
@@ -151,11 +152,13 @@ __all__ = [
     "RankLostError",
     "ReplicaOptimizer",
     "Ring",
+    "RoundSeconds",
     "RoundSummary",
     "Settings",
     "SimulationError",
     "SlowMomentum",
     "StaticExponential",
+    "StepsByRank",
     "Stochasticity",
     "StopHandle",
     "Sum",

@@ -35,8 +35,13 @@ class ReplicaOptimizer:
 
     @property
     def period(self) -> int | None:
-        """Inner steps of the current round, the same on all ranks; None if there are no outer steps."""
+        """Inner steps of the current round on this rank; None if there are no outer steps."""
         return self._ready_replica().period
+
+    @property
+    def rounds(self) -> int:
+        """Number of outer steps taken, the same on all ranks."""
+        return self._ready_replica().rounds
 
     @property
     def schedule(self) -> Period | None:

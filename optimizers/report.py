@@ -16,6 +16,7 @@ from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.timing import Timing, known
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
+from lentando.optimizers.rules.unequal_period import equalising_steps, unequal_of
 
 __all__ = ["report_of"]
 
@@ -43,7 +44,9 @@ def report_of(replica: Replica) -> dict[str, Any]:
       this rank (Y).
     - ``compute_seconds_by_rank``, ``compute_deviation_seconds_by_rank``: the same of all ranks, as of the last control
       message.
-    - ``stragglers``: ranks that are slower permanently.
+    - ``stragglers``: ranks that are slower permanently. ``equalising_steps``: inner steps of each rank with which a
+      round with as many steps in total would end on all ranks at the same time, for ``StepsByRank``; None for gossip
+      and averages of gradients.
     - ``delay_seconds``: duration of an outer step, or without those of an average of gradients, once all ranks have
       reached it (D); with ``delay``, of the part of it that is not hidden. ``delay_ratio``: D / Y.
       ``latency_seconds``: duration of a control message.
@@ -61,10 +64,12 @@ def report_of(replica: Replica) -> dict[str, Any]:
         by_rank = None
     steps = timing.steps
     measured = timing.step_seconds / steps if steps else None
-    predicted = saved = slow = None
+    predicted = saved = slow = equalising = None
     if by_rank is not None:
         slow = stragglers(by_rank, timing.deviation_by_rank, round(timing.compute.steps))
         predicted = _predicted_seconds(timing, by_rank, base, replica.period)
+        if replica.period is not None and not base.communicates and min(by_rank) > 0:
+            equalising = equalising_steps(by_rank, _steps_in_total(replica))
         synchronous = _synchronous_seconds(timing, by_rank)
         if synchronous is not None and measured is not None:
             saved = 0.0 if base.averages_gradients else (synchronous - measured) * steps
@@ -90,6 +95,7 @@ def report_of(replica: Replica) -> dict[str, Any]:
         "compute_seconds_by_rank": by_rank,
         "compute_deviation_seconds_by_rank": list(map(known, timing.deviation_by_rank)) if by_rank else None,
         "stragglers": slow,
+        "equalising_steps": equalising,
         "delay_seconds": delay,
         "latency_seconds": known(timing.message.seconds),
         "delay_ratio": delay / compute_seconds if delay and compute_seconds > 0 else None,
@@ -99,6 +105,12 @@ def report_of(replica: Replica) -> dict[str, Any]:
         "predicted_seconds_per_step": predicted,
         "seconds_saved": saved,
     }
+
+
+def _steps_in_total(replica: Replica) -> int:
+    """Steps of all ranks in a round."""
+    period = unequal_of(replica.progress.period)
+    return (replica.period or 1) * replica.transport.size if period is None else sum(period.steps_by_rank)
 
 
 def _delay_of(replica: Replica) -> int | None:

@@ -132,8 +132,8 @@ class Channel:
         step = progress.inner_steps
         if progress.is_joined:
             subject ^= JOINED
-            if event is Event.ROUND:
-                step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
+        if progress.has_unequal_rounds or (progress.is_joined and event is Event.ROUND):
+            step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
         numbers |= self._attached(event)
 
         def describe() -> str:

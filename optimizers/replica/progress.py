@@ -20,6 +20,7 @@ class Progress:
     Args:
         clock: returns the time in seconds.
         period: schedule of the outer steps; None if there are none.
+        has_unequal_rounds: whether the ranks may take unequally many steps in a round, by the period.
 
     Attributes:
         inner_steps: optimizer steps taken; on uneven data, by the rank that took most of them in each round.
@@ -45,6 +46,7 @@ class Progress:
 
     clock: Callable[[], float]
     period: Period | None = None
+    has_unequal_rounds: bool = False
     inner_steps: int = 0
     rounds: int = 0
     decisions: list[Decision] = field(default_factory=list)

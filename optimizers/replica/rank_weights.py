@@ -14,7 +14,7 @@ from lentando.comm.numbering import in_words, number_of
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.rules.movement_penalty import rank_factors
+from lentando.optimizers.rules.movement_penalty import normalized_factors, rank_factors
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.partial_average import PartialAverage
 
@@ -104,7 +104,10 @@ class RankWeights:
             )
             self._warn_of(found, norms)
             work = np.where(found, 0.0, work)
-        factors = rank_factors(work, norms, penalty)
+        if settings.weighting == "normalized":
+            factors = rank_factors((work > 0).astype(np.float64), norms, penalty) * normalized_factors(work)
+        else:
+            factors = rank_factors(work, norms, penalty)
         if (factors == 1).all():
             return
         rank, count = transport.rank, int((factors > 0).sum())
@@ -126,9 +129,9 @@ class RankWeights:
         """What this rank has done in the round; NaN if it is not known."""
         progress = self._progress
         taken = progress.steps - progress.steps_along
-        if self._setup.settings.weighting == "steps":
-            return taken
-        return progress.samples if progress.steps_with_samples == taken else nan
+        if self._setup.settings.weighting == "samples":
+            return progress.samples if progress.steps_with_samples == taken else nan
+        return taken
 
     def _warn_of(self, found: Array, norms: Array) -> None:
         transport = self._setup.transport

@@ -36,6 +36,7 @@ from lentando.optimizers.rules.non_finite import NonFinite
 from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
+from lentando.optimizers.rules.unequal_period import unequal_of
 
 __all__ = ["Replica"]
 
@@ -86,7 +87,12 @@ class Replica(BetweenSteps):
         self.transport, self.framework, self.settings = transport, framework, setup.settings
         self.averages_gradients = settings.base.averages_gradients
         self._virtual_time = transport if isinstance(transport, VirtualTime) else None
-        progress = self.progress = Progress(transport.clock, period, norms=NormHistory(transport.size))
+        unequal = unequal_of(period)
+        if unequal is not None:
+            unequal.bind(transport.rank, transport.size)
+        progress = self.progress = Progress(
+            transport.clock, period, unequal is not None, norms=NormHistory(transport.size)
+        )
         timing = self.timing = Timing(transport)
         costs = self.costs = Costs(transport, progress, timing)
         non_finite = self.non_finite = NonFinite(transport, settings.on_nonfinite)

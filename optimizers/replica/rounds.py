@@ -165,9 +165,9 @@ class Rounds:
             loss, rate = mean_loss(by_rank["loss"]), float(by_rank["rate"].mean())
             seconds = float(by_rank["seconds"][0])
             weights_set_on = self._weights.set_on
-            if self._uneven.has_ended_anywhere:
-                if not self._uneven.active:
-                    return None
+            if self._uneven.has_ended_anywhere and not self._uneven.active:
+                return None
+            if self._uneven.has_ended_anywhere or progress.has_unequal_rounds:
                 rates = self._uneven.settle_round(rates)
                 rate = sum(rates) / len(rates)
             share = self._uneven.share()

@@ -22,6 +22,7 @@ from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOption
 from lentando.optimizers.rules.period import needs_loss, participant_of
 from lentando.optimizers.rules.settings import Settings
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
+from lentando.optimizers.rules.unequal_period import unequal_of
 
 __all__ = ["Setup"]
 
@@ -177,6 +178,11 @@ class Setup:
                 settings.algorithm,
                 self.constants,
                 settings.wire_dtype,
+            )
+        if unequal_of(period) is not None and is_elastic(transport):
+            raise ConfigurationError(
+                f"{settings.period!r} is not possible in an elastic job (init(elastic=True)), because its numbers of "
+                "steps belong to the ranks that began: give a number of steps as period"
             )
         if not isinstance(settings.outer, OuterAlgorithm):
             if settings.averages_movements and is_elastic(transport):

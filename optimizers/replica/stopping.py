@@ -116,9 +116,11 @@ class Stopping:
     def _steps_between_checks(self) -> int | None:
         """Return the steps between messages that are sent only for this.
 
-        None inside ``join``, where the ranks have taken unequally many steps.
+        None inside ``join`` and in unequal rounds, where the ranks have taken unequally many steps.
         """
-        return None if self.handle is None or self._progress.is_joined else self.handle.every
+        if self.handle is None or self._progress.is_joined or self._progress.has_unequal_rounds:
+            return None
+        return self.handle.every
 
     def _ask(self, action: str) -> None:
         transaction(self._transport, lambda: self._channel.agree(Event.STOP, action))

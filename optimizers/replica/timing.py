@@ -68,9 +68,10 @@ class _ComputeTime:
     steps: float = 0.0
     mean_seconds: float = nan
     squares: float = 0.0
+    latest_seconds: float = nan
 
     def add(self, seconds: float, steps: int) -> None:
-        mean = seconds / steps
+        mean = self.latest_seconds = seconds / steps
         if self.samples >= MEMORY_SAMPLES:
             self.samples, self.steps, self.squares = self.samples / 2, self.steps / 2, self.squares / 2
         self.samples += 1
@@ -202,11 +203,12 @@ class Timing:
             self._delays[current.kind].add(seconds - current.agreed_seconds)
 
     def contribute(self, event: Event) -> Mapping[str, float]:
-        """Attach mean and deviation of this rank's compute time, and the duration of its last message, in seconds."""
+        """Attach this rank's compute times of a step, and the duration of its last message, in seconds."""
         self._message_began = self._clock()
         return {
             "compute_seconds": self.compute.mean_seconds,
             "compute_deviation_seconds": self.compute.deviation_seconds,
+            "latest_compute_seconds": self.compute.latest_seconds,
             "agreed_seconds": self._agreed_seconds,
         }
 

@@ -9,9 +9,9 @@ from lentando.comm.checks import check_choice, check_integer, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["MovementPenalty", "NormHistory", "Weighting", "rank_factors"]
+__all__ = ["MovementPenalty", "NormHistory", "Weighting", "normalized_factors", "rank_factors"]
 
-Weighting: TypeAlias = Literal["equal", "steps", "samples"]
+Weighting: TypeAlias = Literal["equal", "steps", "samples", "normalized"]
 """By what an outer average weights the movements of the ranks."""
 NormWeights: TypeAlias = Literal["inverse", "softmax"]
 
@@ -119,6 +119,26 @@ class NormHistory:
             self._mean, self._variance, self._count = (
                 np.array(state[name], np.float64) for name in ("mean", "variance", "count")
             )
+
+
+def normalized_factors(steps: Array) -> Array:
+    """Factor of each rank's movement with which every gradient counts the same, and none is lost to slow ranks.
+
+    A rank that has taken s_i steps has moved by the sum of s_i gradients. The mean over ranks of s_max / mean(s) times
+    their movements is s_max times the mean of all gradients: the average moves as far as the rank with the most steps.
+    This is FedNova's normalized average (Wang et al., NeurIPS 2020, arXiv 2007.07481) with weights p_i by steps, and
+    s_max as effective number of steps.
+
+    Args:
+        steps: steps of each rank in the round; 0 for a rank that does not count. At least one is > 0.
+
+    Example:
+        >>> normalized_factors(np.array([12, 12, 12, 4])).tolist()
+        [1.2, 1.2, 1.2, 1.2]
+    """
+    counting = steps > 0
+    factors: Array = np.where(counting, steps.max() / steps[counting].mean(), 0.0)
+    return factors
 
 
 def rank_factors(work: Array, norms: Array | None, penalty: MovementPenalty | None) -> Array:

@@ -25,7 +25,8 @@ class PartialAverage:
         is_over_debiased: whether the average is over de-biased parameters z (push-sum), because those of some rank are
             missing, and not over the biased x.
         weight: number by which the movement of this rank is multiplied, > 0; the mean of those of the active ranks is
-            1. Only an average of movements takes others than 1 (``lentando.optimizers.rules.movement_average``).
+            1, without clipping and normalized weights. Only an average of movements takes others than 1
+            (``lentando.optimizers.rules.movement_average``).
         in_full: whether numbers are sent in full precision and unweighted, because the program has set weights.
     """
 

@@ -23,6 +23,7 @@ from lentando.optimizers.rules.non_finite import OnNonFinite
 from lentando.optimizers.rules.outer_rule import OuterRule
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import FixedPeriod, Period, PeriodSetting, as_period, needs_loss, participant_of
+from lentando.optimizers.rules.unequal_period import unequal_of
 from lentando.optimizers.rules.wire import WireDtype, check_wire_dtype
 
 __all__ = ["CHANGEABLE", "DESCRIPTION_VERSION", "BaseBuffers", "Settings"]
@@ -48,7 +49,8 @@ class Settings:
             ``SGP()``, ``OSGP()`` or ``DPSGD()``.
         outer: outer rule that each outer step applies to the exact average: ``SlowMomentum(...)`` or ``OuterSGD(...)``;
             None adopts the average. An ``OuterAlgorithm`` takes outer steps of its own kind.
-        period: inner steps between two outer steps, or a ``Period``; None for no outer steps.
+        period: inner steps between two outer steps, or a ``Period``; None for no outer steps. With
+            ``RoundSeconds(...)`` or ``StepsByRank(...)`` fast ranks take more of them than slow ones.
         base_buffers: what an outer step does to the base optimizer's state: "reset" makes it that of a new optimizer,
             "maintain" leaves it, "average" averages its buffers over the ranks. "auto" is the choice of SlowMo's
             authors: "maintain" for optimizers that divide by a running mean of squared gradients, which would have to
@@ -88,9 +90,12 @@ class Settings:
             bit-identical after each outer step, and statistics are sent in full. Each rank keeps 10 + 12 / n
             more bytes for each parameter of float32 ("int8"; 9 + 12 / n with "int4").
         weighting: weights of the movements of the ranks in outer steps: "equal"; "steps", their inner steps of the
-            round, which differ inside ``join``; or "samples", the sum of ``step(samples=...)`` in the round, as in
-            FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629, algorithm 1). A rank of weight 0 adopts the average
-            of the others. Statistics are averaged equally over the ranks with a weight > 0. Each rank keeps
+            round, which differ inside ``join`` and with ``RoundSeconds`` or ``StepsByRank``; or "samples", the sum of
+            ``step(samples=...)`` in the round, as in FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629,
+            algorithm 1). "normalized" multiplies all movements by the most steps of a rank divided by their mean, so
+            that every gradient counts the same and the average moves as far as the rank with the most steps
+            (FedNova, Wang et al., NeurIPS 2020, arXiv 2007.07481). A rank of weight 0 adopts the average of the
+            others. Statistics are averaged equally over the ranks with a weight > 0. Each rank keeps
             12 + 4 / n more bytes for each parameter of float32, and none more than with a ``wire_dtype``, if there is
             one.
         movement_penalty: ``MovementPenalty(...)``, which keeps the movement of one bad rank from spoiling the average;
@@ -151,6 +156,8 @@ class Settings:
             raise ConfigurationError("exact_average=False without an outer rule would make the outer step do nothing")
         if self.streaming.is_needed:
             self._check_streaming()
+        if unequal_of(self.make_period()) is not None:
+            self._check_unequal()
 
     def _check_streaming(self) -> None:
         """Refuse what does not go together with delay, fragments and blend."""
@@ -171,6 +178,9 @@ class Settings:
             ),
             "with base_buffers='reset', which would reset all of the base optimizer with every fragment: use "
             "'maintain'": self.fragments > 1 and self.base_buffers == "reset",
+            f"with {self.period!r}, whose rounds have unequal numbers of steps: use delay=0": (
+                unequal_of(period) is not None
+            ),
             "with weighting or movement_penalty, which need outer steps that wait for the average": bool(
                 self._given("weighting", "movement_penalty")
             ),
@@ -180,6 +190,16 @@ class Settings:
         for reason, is_refused in reasons.items():
             if is_refused:
                 raise ConfigurationError(f"{given} is not possible {reason}")
+
+    def _check_unequal(self) -> None:
+        """Refuse what does not go together with rounds in which the ranks take unequally many steps."""
+        reasons = {
+            f"over {self.base!r}, whose ranks communicate at each step: use LocalSGD()": self.base.communicates,
+            "with exact_average=False, where no rank waits for another: give a number of steps": not self.exact_average,
+        }
+        for reason, is_refused in reasons.items():
+            if is_refused:
+                raise ConfigurationError(f"{self.period!r} is not possible {reason}")
 
     @property
     def streaming(self) -> Streaming:

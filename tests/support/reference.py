@@ -297,6 +297,42 @@ def delayed_slowmo(
     return x
 
 
+def unequal_slowmo(
+    rounds: int,
+    start: Vector,
+    gradient: Gradient,
+    steps: Callable[[int], Sequence[int]],
+    learning_rate: float,
+    alpha: float,
+    beta: float,
+    weighting: str,
+) -> Vector:
+    """SlowMo over plain SGD in rounds of unequal numbers of steps; shape (dimension,), equal on all workers.
+
+    Args:
+        steps: number of steps of each worker in a round, of which the number is given, from 0. The steps that a worker
+            is given for its gradients are counted by the worker that takes most of them.
+        weighting: "equal"; "steps", by these numbers; or "normalized": as many mean gradients as the most steps.
+    """
+    anchor, u, first = start.copy(), np.zeros_like(start), 0
+    for number in range(rounds):
+        ends = []
+        for worker, count in enumerate(steps(number)):
+            x = anchor.copy()
+            for step in range(first, first + count):
+                x = x - learning_rate * gradient(worker, step, x)
+            ends.append(x)
+        first += max(steps(number))
+        moved = (
+            anchor - np.average(ends, axis=0, weights=steps(number) if weighting == "steps" else None)
+        ) / learning_rate
+        if weighting == "normalized":
+            moved = max(steps(number)) * sum(anchor - end for end in ends) / sum(steps(number)) / learning_rate
+        u = beta * u + moved
+        anchor = anchor - alpha * learning_rate * u
+    return anchor
+
+
 def streaming_diloco(
     workers: int,
     steps: int,
