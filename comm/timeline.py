@@ -187,6 +187,7 @@ def start(transport: Transport, path: str | Path, mark_cycles: bool = False) -> 
     if transport.rank:
         own = own.with_name(f"{own.stem}.rank{transport.rank}{own.suffix}")
     try:
+        own.parent.mkdir(parents=True, exist_ok=True)
         active = Timeline(own, transport.rank, clock, mark_cycles, link_seconds)
     except OSError as error:
         raise ConfigurationError(f"rank {transport.rank} cannot write the timeline {own}: {error.strerror}") from error

@@ -41,7 +41,7 @@ def timeline(
     verdict = judge(times, [trace.link_us for trace in traces])
     merged = output or folder / "merged.json"
     try:
-        merged.write_text(json.dumps([*_events(traces), *_arrows(met)]))
+        merged.write_text(json.dumps(sorted([*_events(traces), *_arrows(met)], key=_place_in_time)))
     except OSError as error:
         raise ConfigurationError(f"cannot write {merged}: {error.strerror}") from error
     if as_json:
@@ -78,10 +78,16 @@ def _arrows(met: Sequence[Meeting]) -> Iterator[dict[str, Any]]:
     for number, meeting in enumerate(met):
         source = meeting.spans[meeting.last]
         for rank, span in enumerate(meeting.spans):
-            if rank != meeting.last and meeting.waited_us(rank) > 0:
-                about = {"name": "waited for", "cat": "waiting", "id": f"{number}.{rank}"}
-                yield {**about, "ph": "s", "ts": source.began, **_place(source.event)}
-                yield {**about, "ph": "f", "bp": "e", "ts": min(meeting.complete_us, span.ended), **_place(span.event)}
+            # In gossip, a rank may leave before the last one comes: it has not waited for that one.
+            if rank != meeting.last and span.began < meeting.complete_us <= span.ended:
+                about = {"name": "waited for", "cat": "waiting", "id": f"{number}.{rank}", "ts": meeting.complete_us}
+                yield {**about, "ph": "s", **_place(source.event)}
+                yield {**about, "ph": "f", "bp": "e", **_place(span.event)}
+
+
+def _place_in_time(event: dict[str, Any]) -> tuple[float, float]:
+    """By the beginning; of spans that begin together, the outer one comes first."""
+    return event["ts"], -event.get("dur", 0.0)
 
 
 def _place(event: dict[str, Any]) -> dict[str, Any]:
