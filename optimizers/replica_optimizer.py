@@ -12,7 +12,7 @@ from lentando.optimizers.replica import BaseState, Replica
 from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.period import Period
 from lentando.optimizers.rules.settings import Settings
-from lentando.optimizers.run_log import RunLog
+from lentando.optimizers.run_log import Logger, RunLog
 from lentando.optimizers.summary import summary_of
 
 __all__ = ["ReplicaOptimizer", "check_not_wrapped"]
@@ -184,14 +184,17 @@ class ReplicaOptimizer:
         replica = self._ready_replica()
         return summary_of(replica.transport, report_of(replica))
 
-    def open_log(self, folder: "str | PathLike[str]") -> RunLog:
+    def open_log(self, folder: "str | PathLike[str]", *, to: Logger | None = None) -> RunLog:
         """Open a log of this run, to which ``write(loss=...)`` adds lines; ``lentando report`` draws it. Collective.
 
         Args:
             folder: folder of the run, which is created. Rank 0 writes ``run.jsonl`` there, or continues it.
+            to: where rank 0 writes each line, too: a ``SummaryWriter`` of TensorBoard, or a function that takes a dict
+                of numbers and the inner step, such as ``run.log`` of W&B or ``mlflow.log_metrics``. The names of the
+                optimizer's own numbers begin with "lentando/" there. Other ranks may leave it out.
 
         Raises:
-            ConfigurationError: on every rank, if rank 0 cannot write there.
+            ConfigurationError: on every rank, if rank 0 cannot write there, or ``to`` is neither.
             MismatchError: on every rank, if one of them does something else.
 
         Example:
@@ -207,7 +210,9 @@ class ReplicaOptimizer:
         """
         replica = self._ready_replica()
         seconds = replica.progress.seconds
-        return RunLog(replica.transport, folder, repr(self), self.report, seconds, self.consensus_distance)
+        topology = getattr(self._settings.base, "topology", None)
+        distance = self.consensus_distance
+        return RunLog(replica.transport, folder, repr(self), self.report, seconds, distance, topology, to)
 
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of the replica's state for ``roll_back``. Elastic states save it with the base optimizer's."""

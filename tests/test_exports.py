@@ -41,6 +41,7 @@ OWN_NAMES = {
         "LentandoCallback",
         "MetricAverageCallback",
         "PartialDistributedGradientTape",
+        "RunLogCallback",
         "SyncBatchNormalization",
         "broadcast_global_variables",
         "broadcast_object_fn",

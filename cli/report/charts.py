@@ -2,20 +2,23 @@
 
 import io
 from collections.abc import Sequence
+from math import cos, pi, sin
 from typing import TYPE_CHECKING
 
 from lentando.cli.figures import new_figure
 from lentando.cli.report.logs import Run
+from lentando.comm.topology.picture import draw_messages
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["bars_by_rank", "line_chart"]
+__all__ = ["bars_by_rank", "line_chart", "topology_picture"]
 
 GREY = "#808080"
 """Colour of axes and text, which contrasts with white and with black."""
 SIZE_INCHES = (5, 3.2)
+PANEL_INCHES = 2.5
 
 
 def line_chart(runs: Sequence[Run], across: str, up: str, label: str, scale: float = 1.0) -> str | None:
@@ -31,14 +34,17 @@ def line_chart(runs: Sequence[Run], across: str, up: str, label: str, scale: flo
     Returns:
         The chart, or None if no run has both numbers.
     """
-    lines = [(run.name, *points) for run in runs if (points := run.points(across, up))[0]]
+    lines = [(color, run.name, *run.points(across, up)) for color, run in enumerate(runs)]
+    lines = [line for line in lines if line[2]]
     if not lines:
         return None
     figure = new_figure("lentando report", SIZE_INCHES)
     axes = figure.subplots()
-    for name, x, y in lines:
+    for color, name, x, y in lines:
         plot = axes.step if up == "period" else axes.plot
-        plot([scale * value for value in x], y, marker="." if len(x) < 30 else None, label=name)
+        plot([scale * value for value in x], y, marker="." if len(x) < 30 else None, label=name, color=f"C{color % 10}")
+    if up == "period":
+        axes.set_ylim(bottom=0)
     axes.set(xlabel=label, ylabel=up.replace("_", " "))
     if len(runs) > 1:
         axes.legend(frameon=False, labelcolor=GREY)
@@ -66,6 +72,35 @@ def bars_by_rank(run: Run) -> str | None:
     return _svg(figure, axes)
 
 
+def topology_picture(run: Run) -> str | None:
+    """Draw who sends to whom: one circle of ranks for each step of gossip, or one that shows an average of all.
+
+    Args:
+        run: the run.
+
+    Returns:
+        The picture, or None if a rank trains alone.
+    """
+    if run.ranks < 2:
+        return None
+    columns = min(len(run.sends), 2) or 1
+    rows = -(-len(run.sends) // columns) or 1
+    figure = new_figure("lentando report", (PANEL_INCHES * max(columns, 1.6), PANEL_INCHES * rows))
+    panels = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for panel in panels:
+        panel.set_axis_off()
+    for step, (panel, sends) in enumerate(zip(panels, run.sends, strict=False)):
+        draw_messages(panel, run.ranks, sends, "C0")
+        if run.steps_until_repeated > 1:
+            panel.set_title(f"step {step + 1} of {run.steps_until_repeated}", fontsize="small", color=GREY)
+    if not run.sends:
+        draw_messages(panels[0], run.ranks, [], "C0")
+        for angle in (2 * pi * rank / run.ranks for rank in range(run.ranks)):
+            panels[0].plot([0, sin(angle)], [0, cos(angle)], color="C0", alpha=0.7, zorder=1)
+        panels[0].text(0, 0, "mean", ha="center", va="center", bbox={"boxstyle": "round", "color": "C0"}, color="white")
+    return _as_svg(figure)
+
+
 def _svg(figure: "Figure", axes: "Axes") -> str:
     axes.tick_params(colors=GREY)
     axes.xaxis.label.set_color(GREY)
@@ -74,6 +109,10 @@ def _svg(figure: "Figure", axes: "Axes") -> str:
         spine.set_color(GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(visible=True, alpha=0.2, color=GREY)
+    return _as_svg(figure)
+
+
+def _as_svg(figure: "Figure") -> str:
     text = io.StringIO()
     figure.savefig(text, format="svg", transparent=True, metadata={"Date": None})
     drawn = text.getvalue()

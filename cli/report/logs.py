@@ -1,7 +1,7 @@
 """The logs that ``optimizer.open_log`` writes, as columns of numbers."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,12 +21,16 @@ class Run:
         method: the optimizer, as it describes itself.
         ranks: number of ranks.
         lines: what was written, oldest first.
+        sends: sender and receiver of each message, by step of gossip; empty where ranks average alone.
+        steps_until_repeated: number of steps after which gossip uses the same graphs again.
     """
 
     name: str
     method: str
     ranks: int
     lines: list[dict[str, float]]
+    sends: Sequence[Sequence[Sequence[int]]] = ()
+    steps_until_repeated: int = 1
 
     def points(self, across: str, up: str) -> tuple[list[float], list[float]]:
         """Return two columns, without the lines in which one of them is unknown.
@@ -52,7 +56,11 @@ def read_run(folder: Path) -> Run:
     try:
         found: list[dict[str, Any]] = [*_complete(file.read_text().splitlines())]
         headers = [line for line in found if "method" in line]
-        run = Run(folder.resolve().name, headers[-1]["method"], headers[-1]["ranks"], _lines(found))
+        header = headers[-1]
+        about = {name: header[name] for name in ("sends", "steps_until_repeated") if name in header}
+        for rank in (rank for sends in about.get("sends", []) for message in sends for rank in message):
+            range(header["ranks"]).index(rank)
+        run = Run(folder.resolve().name, header["method"], header["ranks"], _lines(found), **about)
     except OSError as error:
         raise ConfigurationError(
             f"{file} cannot be read ({error.strerror}): optimizer.open_log({str(folder)!r}).write(loss=...) writes it"

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from html import escape
 
 from lentando.cli.quantities import format_bytes, format_seconds
-from lentando.cli.report.charts import bars_by_rank, line_chart
+from lentando.cli.report.charts import bars_by_rank, line_chart, topology_picture
 from lentando.cli.report.logs import Run
 from lentando.optimizers.run_log import TAKEN
 
@@ -67,7 +67,12 @@ def _charts(runs: Sequence[Run]) -> list[tuple[str, str | None]]:
     consensus = line_chart(runs, "step", "consensus_distance", "inner steps")
     found.append(("distance between the replicas", consensus))
     found += [(f"compute time by rank, {run.name}", bars_by_rank(run)) for run in runs]
+    found += [(f"who {_exchange(run)}, {run.name}", topology_picture(run)) for run in runs]
     return found
+
+
+def _exchange(run: Run) -> str:
+    return "sends to whom" if run.sends else "averages with whom"
 
 
 def _table(runs: Sequence[Run]) -> str:

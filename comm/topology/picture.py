@@ -1,5 +1,6 @@
 """Pictures of a sequence of graphs. Only ``draw`` loads matplotlib."""
 
+from collections.abc import Iterable, Sequence
 from math import ceil, cos, pi, sin
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -11,7 +12,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["draw"]
+__all__ = ["draw", "draw_messages"]
 
 MOST_PANELS = 12
 PANEL_INCHES = 3.0
@@ -49,36 +50,44 @@ def draw(graphs: _Graphs, path: str | Path | None = None) -> "Figure":
     for panel in panels:
         panel.set_axis_off()
     for panel, step in zip(figure.axes, steps, strict=False):
-        _draw_step(panel, graphs, step)
+        sends = [(rank, to) for rank in range(graphs.size) for to, _ in graphs.peers(rank, step).out_neighbors]
+        draw_messages(panel, graphs.size, sends, f"C{step % 10}")
+        panel.set_title(f"step {step}", fontsize="small")
     figure.suptitle(str(graphs).replace(": ", "\n"), fontsize="small")
     if path is not None:
         figure.savefig(path)
     return figure
 
 
-def _draw_step(panel: "Axes", graphs: _Graphs, step: int) -> None:
-    size = graphs.size
-    angles = [pi / 2 - 2 * pi * rank / size for rank in range(size)]  # clockwise from the top
+def draw_messages(panel: "Axes", size: int, sends: Iterable[Sequence[int]], color: str) -> None:
+    """Draw the ranks on a circle, clockwise from the top, and an arrow for each message.
+
+    Args:
+        panel: where to draw; its axes are switched off.
+        size: number of ranks; they are numbered up to 64.
+        sends: sender and receiver of each message.
+        color: colour of the arrows.
+    """
+    panel.set_axis_off()
+    angles = [pi / 2 - 2 * pi * rank / size for rank in range(size)]
     positions = [(cos(angle), sin(angle)) for angle in angles]
-    for rank, position in enumerate(positions):
-        for receiver, _ in graphs.peers(rank, step).out_neighbors:
-            panel.annotate(
-                "",
-                xy=positions[receiver],
-                xytext=position,
-                arrowprops={
-                    "arrowstyle": "-|>",
-                    "color": f"C{step % 10}",
-                    "alpha": 0.7,
-                    "shrinkA": 7,
-                    "shrinkB": 7,
-                    "connectionstyle": "arc3,rad=0.12",  # separates the two directions of an edge
-                },
-            )
+    for sender, receiver in sends:
+        panel.annotate(
+            "",
+            xy=positions[receiver],
+            xytext=positions[sender],
+            arrowprops={
+                "arrowstyle": "-|>",
+                "color": color,
+                "alpha": 0.7,
+                "shrinkA": 7,
+                "shrinkB": 7,
+                "connectionstyle": "arc3,rad=0.12",  # separates the two directions of an edge
+            },
+        )
     across, up = zip(*positions, strict=True)
     panel.scatter(across, up, s=160, color="white", edgecolors="black", zorder=3)
     if size <= 64:
         for rank, (x, y) in enumerate(positions):
             panel.text(x, y, str(rank), ha="center", va="center", fontsize=7, zorder=4)
     panel.set(xlim=(-1.2, 1.2), ylim=(-1.2, 1.2), aspect="equal")
-    panel.set_title(f"step {step}", fontsize="small")

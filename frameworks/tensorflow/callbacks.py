@@ -1,6 +1,7 @@
 """Keras callbacks: Horovod's where they still apply, one that evaluates the average, and one that logs metrics."""
 
 from contextlib import AbstractContextManager
+from os import PathLike
 from typing import Any
 
 import keras
@@ -8,6 +9,7 @@ import tensorflow as tf
 
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
+from lentando.optimizers.run_log import Logger, RunLog
 from lentando.tensorflow.names import by_number, by_number_alone
 from lentando.tensorflow.optimizer import DistributedOptimizer
 from lentando.tensorflow.state_variables import native
@@ -18,6 +20,7 @@ __all__ = [
     "BroadcastGlobalVariablesCallback",
     "LentandoCallback",
     "MetricAverageCallback",
+    "RunLogCallback",
 ]
 
 
@@ -184,6 +187,56 @@ class LentandoCallback(keras.callbacks.Callback):  # type: ignore[misc]
         if logs is not None and isinstance(self.model.optimizer, DistributedOptimizer):
             report = self.model.optimizer.report(flat=True)
             logs.update({f"{self.prefix}{name}": value for name, value in report.items()})
+
+
+class RunLogCallback(keras.callbacks.Callback):  # type: ignore[misc]
+    """Write a line to the log of the run after each epoch of ``fit``: ``lentando report`` draws it.
+
+    A line contains the logs of the epoch, as means over ranks, and what the optimizer reports: ``optimizer.open_log``.
+    Collective: every rank uses it.
+
+    Args:
+        folder: folder of the run, which is created.
+        with_consensus: whether to add the distance between the replicas, which costs an average each time.
+        to: where rank 0 writes each line, too: a ``SummaryWriter``, or a function that takes a dict of numbers and the
+            inner step, such as ``run.log`` of W&B or ``mlflow.log_metrics``. Other ranks may leave it out.
+
+    Raises:
+        ConfigurationError: when an epoch ends, on every rank, if a metric has a name that the log uses itself, if rank
+            0 cannot write, or if the optimizer of the model is not one of Lentando's.
+
+    Example:
+        >>> import keras, numpy as np, tempfile, lentando.tensorflow as lt
+        >>> lt.init()
+        >>> model = keras.Sequential([keras.Input((2,)), keras.layers.Dense(1)])
+        >>> model.compile(optimizer=lt.SlowMo(keras.optimizers.SGD(0.1), model=model), loss="mse")
+        >>> folder = tempfile.mkdtemp()
+        >>> x, y = np.ones((4, 2), "float32"), np.ones((4, 1), "float32")
+        >>> history = model.fit(x, y, epochs=2, verbose=0, callbacks=[lt.RunLogCallback(folder)])
+        >>> with open(f"{folder}/run.jsonl") as log:
+        ...     len(log.readlines())  # the method, and one line for each epoch
+        3
+        >>> lt.shutdown()
+    """
+
+    def __init__(
+        self, folder: "str | PathLike[str]", *, with_consensus: bool = False, to: Logger | None = None
+    ) -> None:
+        super().__init__()
+        self._folder, self._with_consensus, self._to = folder, with_consensus, to
+        self._log: RunLog | None = None
+        self._optimizer: Any = None
+
+    def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
+        """Write the line. Collective."""
+        optimizer = self.model.optimizer
+        if not isinstance(optimizer, DistributedOptimizer):
+            raise ConfigurationError(f"a log of a run needs an optimizer of Lentando's, got {type(optimizer).__name__}")
+        if self._log is None or optimizer is not self._optimizer:
+            self._optimizer = optimizer
+            self._log = optimizer.open_log(self._folder, to=self._to)
+        numbers = {name: float(value) for name, value in (logs or {}).items()}
+        self._log.write(with_consensus=self._with_consensus, **numbers)
 
 
 def _is_variable(value: Any) -> bool:

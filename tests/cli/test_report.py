@@ -6,7 +6,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import numpy as np
 import pytest
+from chromium import Page, chromium
 
 from lentando.cli.app import run
 from lentando.cli.report.logs import read_run
@@ -64,6 +66,56 @@ def test_the_page_compares_runs_and_needs_nothing_from_elsewhere(
     assert "<script" not in text
 
 
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+    """A browser, and the address of a page that compares a run of gossip with one of averages, on 4 ranks each."""
+    folders = [tmp_path_factory.mktemp("pages") / name for name in ("gossip", "local")]
+    for folder, gossip in zip(folders, (True, False), strict=True):
+        sends = {"sends": [[[0, 1], [1, 0]], [[0, 2], [1, 3]]], "steps_until_repeated": 2} if gossip else {}
+        lines = [
+            {"step": step, "seconds": step / 2, "bytes_sent": 1e6 * step, "rounds": step, "waiting_seconds": 0.1}
+            | {"loss": 1 / step, "consensus_distance": 0.1, "period": None if gossip else 4}
+            | {f"compute_seconds_by_rank/{rank}": 0.1 * (rank + 1) for rank in range(4)}
+            for step in range(1, 6)
+        ]
+        header = {"method": "DistributedOptimizer(" + "argument=value, " * 20 + ")", "ranks": 4, **sends}
+        folder.mkdir()
+        (folder / "run.jsonl").write_text("".join(json.dumps(line) + "\n" for line in (header, *lines)))
+    with chromium() as page:
+        assert run(["report", *map(str, folders)]) == 0
+        yield page, (folders[0] / "report.html").as_uri()
+
+
+FIGURES = """[...document.querySelectorAll("figure")].map(figure => {
+    const box = figure.querySelector("svg").getBoundingClientRect()
+    return {name: figure.innerText, x: box.x + scrollX, y: box.y + scrollY, width: box.width, height: box.height}
+})"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1200])
+def test_a_browser_shows_every_figure_on_a_phone_and_on_a_screen(
+    pages: tuple[Page, str], width: int, scheme: str
+) -> None:
+    page, address = pages
+    page.show(width, 800, scheme)
+    page.open(address)
+    assert page.errors == []
+    assert page.evaluate("document.documentElement.scrollWidth") <= width  # nothing to scroll sideways
+    background = page.picture({"x": 0, "y": 0, "width": 2, "height": 2})[0, 0]
+    assert background.mean() > 0.9 if scheme == "light" else background.mean() < 0.2
+    figures = page.evaluate(FIGURES)
+    assert len(figures) == 3 + 2 + 2 + 2
+    assert {figure.pop("name") for figure in figures} >= {"who sends to whom, gossip", "who averages with whom, local"}
+    for figure in figures:
+        assert figure["width"] > 250
+        picture = page.picture(figure)
+        drawn = np.abs(picture - background).max(axis=-1)
+        assert (drawn > 0.2).mean() > 0.01  # lines and text that contrast with the page
+        assert (np.ptp(picture, axis=-1) > 0.3).mean() > 0.001  # and colour
+
+
 def test_a_resumed_run_replaces_what_it_repeats_and_adds_up_its_bytes(tmp_path: Path) -> None:
     header = {"method": "SlowMo()", "ranks": 2}
     first = [{"step": step, "bytes_sent": 10 * step, "loss": float(step)} for step in (1, 2, 3)]
@@ -88,6 +140,7 @@ def test_unknown_numbers_are_left_out(tmp_path: Path) -> None:
         ("[1]}", "is no log of a run"),
         ("{}\n", "is no log of a run"),
         ('{"method": "SlowMo()", "ranks": 1}\n', "contains no numbers yet"),
+        ('{"method": "SlowMo()", "ranks": 2, "sends": [[[0, 2]]]}\n', "is no log of a run"),
     ],
 )
 def test_a_folder_without_a_log_is_refused(

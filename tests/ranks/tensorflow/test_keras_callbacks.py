@@ -1,5 +1,6 @@
 """Horovod's Keras callbacks, step by step against formulas in NumPy."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -187,3 +188,26 @@ def test_best_model_is_kept(tmp_path: Path) -> None:
     model.compile(keras.optimizers.SGD(RATE), "mse")
     model.fit(ones, ones, epochs=1, verbose=0, callbacks=[whole])
     assert keras.saving.load_model(tmp_path / "best.keras").get_weights() == model.get_weights()
+
+
+def test_each_epoch_is_a_line_in_the_log_of_the_run(shared_path: Path) -> None:
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False)])
+    model.compile(lt.SlowMo(keras.optimizers.SGD(RATE), model=model, period=2), "mse")
+    written: list[int] = []
+    callback = lt.RunLogCallback(shared_path, with_consensus=True, to=lambda _numbers, step: written.append(step))
+    for _ in range(2):  # the same log, whatever the number of calls
+        x = np.full([BATCHES, 1], 1.0 + lt.rank())
+        model.fit(x, x, batch_size=1, epochs=2, verbose=0, callbacks=[callback])
+    header, *lines = [json.loads(line) for line in (shared_path / "run.jsonl").read_text().splitlines()]
+    assert header["ranks"] == lt.size()
+    assert [line["step"] for line in lines] == [BATCHES * epoch for epoch in (1, 2, 3, 4)]
+    assert lines[-1]["loss"] < lines[0]["loss"]
+    assert "consensus_distance" in lines[-1]
+    assert written == ([line["step"] for line in lines] if lt.rank() == 0 else [])
+
+
+def test_a_log_needs_an_optimizer_of_lentando(shared_path: Path) -> None:
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1)])
+    model.compile("sgd", "mse")
+    with pytest.raises(lt.ConfigurationError, match="needs an optimizer of Lentando's, got SGD"):
+        model.fit(np.ones([1, 1]), np.ones([1, 1]), verbose=0, callbacks=[lt.RunLogCallback(shared_path)])

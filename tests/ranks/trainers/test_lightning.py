@@ -1,5 +1,7 @@
 """Lightning's Trainer with ``LentandoStrategy``: the steps of a loop without it, checkpoints, metrics, wrong uses."""
 
+import csv
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +16,7 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import lentando.torch as lt
-from lentando.torch.lightning import LentandoStrategy
+from lentando.torch.lightning import LentandoStrategy, RunLogCallback
 
 pytestmark = pytest.mark.filterwarnings("default")  # Lightning warns about much that is of no interest here
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
@@ -295,6 +297,22 @@ def test_rank_0_alone_writes(folder: Path) -> None:
     lt.barrier()
     assert len(list(folder.rglob("metrics.csv"))) == 1
     assert (lightning.pytorch.utilities.rank_zero_only(lambda: True)() is True) == (lt.rank() == 0)
+    lt.barrier()
+
+
+def test_each_epoch_is_a_line_in_the_log_of_the_run_and_in_the_loggers(folder: Path) -> None:
+    callback = RunLogCallback(folder / "run", with_consensus=True)
+    fitted = trainer(folder, epochs=2, logger=CSVLogger(folder), callbacks=[callback])
+    fitted.fit(Classifier(), loader(), loader(shuffle=False))
+    lt.barrier()
+    header, *lines = [json.loads(line) for line in (folder / "run" / "run.jsonl").read_text().splitlines()]
+    assert header["ranks"] == lt.size()
+    assert [line["step"] for line in lines] == [fitted.global_step // 2, fitted.global_step]
+    assert all(0 < line["accuracy"] <= 1 and line["consensus_distance"] >= 0 for line in lines)
+    (file,) = folder.rglob("metrics.csv")
+    with file.open() as rows:
+        found = [row["lentando/rounds"] for row in csv.DictReader(rows) if row["lentando/rounds"]]
+    assert [float(rounds) for rounds in found] == [line["rounds"] for line in lines]
     lt.barrier()
 
 
