@@ -96,9 +96,9 @@ class StepsByRank:
 class RoundSeconds:
     """Rounds of a given time: fast ranks take more inner steps in a round than slow ones, and none waits for another.
 
-    This is the schedule of A-EDiT (Cheng et al., ICLR 2025, arXiv 2412.07210). The ranks agree without any message of
-    its own: the control message at the end of a round carries how long a step took on each rank, and all ranks derive
-    from it how many steps of each rank fit into the next round,
+    This is the schedule of A-EDiT (Cheng et al., ICLR 2025, arXiv 2412.07210). No step needs a message: the control
+    message at the end of a round carries how long a step took on each rank, and all ranks derive from it how many steps
+    of each rank fit into the next round,
 
         steps of rank i = floor(max(seconds, max_j Y_j) / Y_i)
 
@@ -120,6 +120,7 @@ class RoundSeconds:
         ConfigurationError: if a value is out of its range.
 
     Example:
+        >>> import numpy as np
         >>> period = RoundSeconds(1.2)
         >>> period.bind(rank=1, size=2)
         >>> period.steps()
