@@ -40,27 +40,27 @@ def test_failure_on_one_rank_ends_the_job_with_its_traceback() -> None:
     assert "rank 2 of 3: call of tests/ranks/harness/one_rank_fails.py::test_last_rank_fails failed" in job.output
     assert "this rank fails" in job.output
     assert "written before the failure" in job.output
-    assert job.seconds < 50
+    assert job.seconds < 100
 
 
 def test_hang_on_one_rank_ends_the_job_with_its_traceback() -> None:
     job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_hangs.py"), environment={"LENTANDO_TEST_SECONDS": "2"})
     assert job.status not in (0, None)
     assert "test_last_rank_waits_for_a_message_that_no_rank_sends" in job.output
-    assert job.seconds < 50
+    assert job.seconds < 100
 
 
 def test_crash_of_one_rank_ends_the_job() -> None:
     job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_crashes.py"))
     assert job.status not in (0, None)
-    assert job.seconds < 50
+    assert job.seconds < 100
 
 
 def test_file_that_one_rank_cannot_import_ends_the_job() -> None:
     job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_lacks_a_test.py"))
     assert job.status not in (0, None)
     assert "this rank cannot import the file" in job.output
-    assert job.seconds < 50
+    assert job.seconds < 100
 
 
 def test_job_that_hangs_is_stopped_with_all_its_ranks(tmp_path: Path) -> None:

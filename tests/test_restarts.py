@@ -48,4 +48,4 @@ def test_death_without_a_restart_ends_the_job(tmp_path: Path) -> None:
     assert job.status not in (0, None), job.output
     assert "ended with weights" not in job.output
     assert "Signal 9 (SIGKILL)" in job.output
-    assert job.seconds < 60
+    assert job.seconds < 150

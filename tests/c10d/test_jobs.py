@@ -45,7 +45,7 @@ def test_no_argument_is_needed_and_groups_can_be_made_again() -> None:
 def test_end_of_a_program_that_does_not_destroy_its_group_and_has_messages_in_flight() -> None:
     found = job(2, INIT + ONE_SUM + "work = dist.irecv(torch.empty(3), 1 - rank)\nprint('end', flush=True)\n")
     assert found.status == 0, found.output
-    assert found.seconds < 60
+    assert found.seconds < 90
 
 
 def test_ranks_that_torch_distributed_numbers_otherwise(tmp_path: Path) -> None:
@@ -173,7 +173,7 @@ def test_rank_that_leaves_is_an_error_on_the_others_long_before_the_timeout(fail
     """
     found = job(3, INIT + ONE_SUM + textwrap.dedent(program))
     assert found.status not in (0, None), found.output
-    assert found.seconds < 60
+    assert found.seconds < 90
     assert found.output.count("caught") == 2, found.output
     assert message in found.output
 

@@ -4,7 +4,7 @@ import pytest
 from launchers import HOROVOD_GLOO
 from launching import Job
 
-SECONDS = 50.0
+SECONDS = 90.0
 """In which a job must have ended when one of its ranks cannot continue."""
 
 BEGIN = """
@@ -26,7 +26,7 @@ WRITE = r"sys.stdout.write(f'done {world.rank()} of {world.size()}\n')" + "\n"
 
 
 def job(program: str, size: int = 2) -> Job:
-    return HOROVOD_GLOO.run(size, "-c", program, timeout_seconds=60)
+    return HOROVOD_GLOO.run(size, "-c", program, timeout_seconds=120)
 
 
 def ends_well(program: str) -> None:

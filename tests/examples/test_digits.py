@@ -15,7 +15,7 @@ TENSORFLOW = str(EXAMPLES / "digits_tensorflow.py")
 
 def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
     job = mpirun(
-        4, EXAMPLE, "--compare", "--seeds", "1", "--epochs", "6", "--report", str(tmp_path), timeout_seconds=120
+        4, EXAMPLE, "--compare", "--seeds", "1", "--epochs", "6", "--report", str(tmp_path), timeout_seconds=200
     )
     assert job.status == 0, job.output
     assert job.output.count("0/6 [00:00<?, ?epoch/s]") == 3  # the start of one progress bar per training: rank 0's
@@ -123,4 +123,4 @@ def test_bad_flag_ends_every_rank_with_a_reason() -> None:
     job = mpirun(3, EXAMPLE, "--period", "0")
     assert job.status not in (0, None)
     assert job.output.count("ConfigurationError: period must be an integer >= 1") == 3
-    assert job.seconds < 60
+    assert job.seconds < 100

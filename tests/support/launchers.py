@@ -47,7 +47,7 @@ class Launcher:
         self,
         size: int,
         *arguments: str,
-        timeout_seconds: float = 60.0,
+        timeout_seconds: float = 120.0,
         environment: Mapping[str, str | None] | None = None,
     ) -> Job:
         """``python ARGUMENTS`` on ``size`` ranks; skips the test if the launcher is missing."""

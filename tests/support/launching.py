@@ -37,7 +37,7 @@ class Job:
 
 
 def mpirun(
-    size: int, *arguments: str, timeout_seconds: float = 60.0, environment: dict[str, str | None] | None = None
+    size: int, *arguments: str, timeout_seconds: float = 120.0, environment: dict[str, str | None] | None = None
 ) -> Job:
     """Run ``python ARGUMENTS`` on ``size`` ranks: ``mpirun(4, "-c", "print('hello')", timeout_seconds=10)``.
 

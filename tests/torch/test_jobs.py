@@ -62,7 +62,7 @@ def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: 
     assert job.output.count("MismatchError: the ranks are not about to do the same thing") == 3
     assert ("after 12 steps and 2 rounds" if method == "slowmo" else "after 10 steps") in job.output
     assert "rank 1: has ended (shutdown, or the end of the program)" in job.output
-    assert job.seconds < 60  # most of it to start, on a machine that is busy
+    assert job.seconds < 100  # most of it to start, on a machine that is busy
 
 
 @pytest.mark.parametrize("method", WHERE_BOTH_FAIL_ALIKE)
@@ -151,4 +151,4 @@ for step in range(100000):
     assert job.status not in (0, None)
     assert "ConfigurationError: inner step 1 on rank 1 came without its training loss" in job.output
     assert "rank 1 failed (ConfigurationError) and ends the job" in job.output
-    assert job.seconds < 60  # most of it to start, on a machine that is busy
+    assert job.seconds < 100  # most of it to start, on a machine that is busy
