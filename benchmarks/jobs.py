@@ -14,7 +14,17 @@ from typing import Any
 from measuring import Sample
 from tqdm import tqdm
 
-__all__ = ["HOROVOD_OVER_MPI", "OURS", "HostGroup", "alternate", "found_here", "run_on", "take_turns"]
+__all__ = [
+    "HOROVOD_OVER_MPI",
+    "OURS",
+    "HostGroup",
+    "alternate",
+    "found_here",
+    "program_on",
+    "run_job",
+    "run_on",
+    "take_turns",
+]
 
 HERE = Path(__file__).parent
 BIN = Path(sys.executable).parent
@@ -107,9 +117,14 @@ def found_here() -> list[str]:
     return [name for name, there in here.items() if there]
 
 
+def program_on(ranks: int, program: str, arguments: Sequence[str]) -> list[str]:
+    """The command that runs a program of this folder on ranks of this machine."""
+    return [str(BIN / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
+
+
 def run_on(ranks: int, program: str, arguments: Sequence[str]) -> None:
-    """A program of this folder, on ranks of this machine; it prints its results."""
-    command = [str(BIN / "mpirun"), "-np", str(ranks), sys.executable, str(HERE / program), *arguments]
+    """Run a program of this folder on ranks of this machine; it prints its results."""
+    command = program_on(ranks, program, arguments)
     subprocess.run(command, env={**ENVIRONMENT, **os.environ}, timeout=JOB_SECONDS, check=True)
 
 
@@ -125,7 +140,7 @@ def take_turns(
     with tqdm(total=repeats * len(libraries), desc=str(group), leave=False) as progress:
         for repeat in range(repeats):
             for name in libraries if repeat % 2 else reversed(libraries):
-                by_library[name].append(_run(group.command(name, program, arguments[name])))
+                by_library[name].append(run_job(group.command(name, program, arguments[name])))
                 progress.update()
     return by_library
 
@@ -141,9 +156,14 @@ def alternate(
     }
 
 
-def _run(command: Sequence[str]) -> dict[str, Any]:
+def run_job(command: Sequence[str], limit_seconds: float = JOB_SECONDS) -> dict[str, Any]:
+    """The JSON that a job prints.
+
+    Raises:
+        SystemExit: with all output of the job, if it fails.
+    """
     done = subprocess.run(
-        command, env={**ENVIRONMENT, **os.environ}, capture_output=True, text=True, timeout=JOB_SECONDS, check=False
+        command, env={**ENVIRONMENT, **os.environ}, capture_output=True, text=True, timeout=limit_seconds, check=False
     )
     report = re.search(r"\{.*\}", done.stdout)  # horovodrun writes the rank in front
     if done.returncode or report is None:

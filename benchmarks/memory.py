@@ -2,8 +2,9 @@
 
     mpirun -np 4 python benchmarks/memory.py
     mpirun -np 4 python benchmarks/memory.py --base sgp --size 400MB
-    mpirun -np 4 python benchmarks/memory.py --delay 1
-    mpirun -np 4 python benchmarks/memory.py --wire-dtype int8
+    mpirun -np 4 python benchmarks/memory.py --delay 1 --wire-dtype int8
+    mpirun -np 4 python benchmarks/memory.py --weighting samples
+    python benchmarks/run.py memory                                   # all options, each in a job of its own
 
 A rank's memory is its proportional set size (Linux): what ranks share counts once, divided among them.
 """
@@ -11,6 +12,7 @@ A rank's memory is its proportional set size (Linux): what ranks share counts on
 import argparse
 import ctypes
 import gc
+import json
 from pathlib import Path
 
 import destinations
@@ -23,7 +25,7 @@ from torch import nn
 import lentando.torch as lt
 
 PERIOD = 2
-CODED_BITS = {"int8": 8.125, "int4": 4.125}
+CODED_BITS = {"int8": 8.125, "int4": 4.125, None: 32}
 """Bits of a parameter in a message."""
 BASES = {"local": lt.LocalSGD, "sgp": lt.SGP, "osgp": lt.OSGP}
 
@@ -42,7 +44,10 @@ def main() -> None:
     parser.add_argument("--size", type=number_of_bytes, default="100MB", help="of the model (default %(default)s)")
     parser.add_argument("--base", choices=BASES, default="local", help="what SlowMo is over (default %(default)s)")
     parser.add_argument("--delay", type=int, default=0, help="of the outer steps (default %(default)s)")
-    parser.add_argument("--wire-dtype", choices=CODED_BITS, help="of the outer steps, without a delay")
+    parser.add_argument("--fragments", type=int, default=1, help="of the model (default %(default)s)")
+    parser.add_argument("--wire-dtype", choices=["int8", "int4"], help="of the outer steps")
+    parser.add_argument("--weighting", choices=["equal", "samples"], default="equal", help="(default %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the numbers alone")
     parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the table to FILE")
     options = parser.parse_args()
     lt.init()
@@ -51,11 +56,11 @@ def main() -> None:
     model = nn.ModuleList(nn.Linear(options.size // 4 // layers, 1, bias=False) for _ in range(layers))
     sgd = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
 
-    def train(optimizer: torch.optim.Optimizer, steps: int) -> None:
+    def train(optimizer: torch.optim.Optimizer, steps: int, **of_a_step: int) -> None:
         for _ in range(steps):
             for parameter in model.parameters():
                 parameter.grad = torch.ones_like(parameter)
-            optimizer.step()
+            optimizer.step(**of_a_step)
 
     train(sgd, 2)
     comm.Barrier()
@@ -67,27 +72,50 @@ def main() -> None:
         period=PERIOD,
         slow_momentum=0.5,
         delay=options.delay,
+        fragments=options.fragments,
         wire_dtype=options.wire_dtype,
+        weighting=options.weighting,
     )
-    train(optimizer, 2 * PERIOD + 1)  # one more step than two rounds, which creates the base state again
+    # One more step than two rounds and the delay, which creates the base state again.
+    train(optimizer, 2 * PERIOD + options.delay + 1, **({} if options.weighting == "equal" else {"samples": 1}))
     comm.Barrier()
     copies = comm.allgather((used_bytes() - before) / options.size)
     where = facts(comm)
     if comm.rank == 0:
-        # Anchor and slow momentum, which are sharded without a delay, and the base state that is created again; with a
-        # delay the contribution and its sum as well.
-        goal = 4 + 1 if options.delay else 2 / comm.size + 1
-        method = f"SlowMo over {options.base}{f' with delay {options.delay}' if options.delay else ''}"
-        if options.wire_dtype:
-            # The whole anchor and the error; this rank's shards of anchor, momentum, sum and two errors; messages.
-            goal = 2 + 5 / comm.size + (2 - 1 / comm.size) * CODED_BITS[options.wire_dtype] / 32 + 1
-            method += f", {options.wire_dtype}"
-        rows = [[method, f"{max(copies):.2f}", f"{min(copies):.2f}", f"{goal:.2f}"]]
-        names = "2 + 5/n + messages + 1" if options.wire_dtype else "4 + 1" if options.delay else "2/n + 1"
-        header = ["method", "copies, largest rank", "smallest rank", names]
-        caption = f"Copies of a model of {in_words(options.size)} in float32, beyond SGD with momentum. {where}."
-        report(f"{table(header, rows)}\n\n{caption}", options.markdown)
+        goal = expected(options, comm.size)
+        if options.json:
+            print(json.dumps({"largest": max(copies), "smallest": min(copies), "expected": goal}), flush=True)
+        else:
+            rows = [[method(options), f"{max(copies):.2f}", f"{min(copies):.2f}", f"{goal:.2f}"]]
+            caption = f"Copies of a model of {in_words(options.size)} in float32, beyond SGD with momentum. {where}."
+            header = ["SlowMo", "copies, largest rank", "smallest rank", "expected"]
+            report(f"{table(header, rows)}\n\n{caption}", options.markdown)
     lt.shutdown()
+
+
+def expected(options: argparse.Namespace, size: int) -> float:
+    """Copies of the parameters that SlowMo over Local SGD should take on each rank."""
+    is_coded = options.wire_dtype is not None
+    messages = 2 * CODED_BITS[options.wire_dtype] / 32
+    if options.delay or options.fragments > 1:
+        # Anchor, contribution, sum, momentum; errors, also those of this rank's part of the mean, and the sum of this.
+        return 4 + (1 + messages + 2 / size if is_coded else 0)
+    shards = 3 / size  # anchor, momentum and sum
+    if is_coded or options.weighting != "equal":
+        shards += 1 + messages + (1 + 2 / size if is_coded else 0)  # anchor, and errors of this rank and of its shard
+    return shards
+
+
+def method(options: argparse.Namespace) -> str:
+    """The options that are not the defaults, in words."""
+    chosen = {
+        "delay": options.delay or None,
+        "fragments": options.fragments if options.fragments > 1 else None,
+        "wire_dtype": options.wire_dtype,
+        "weighting": options.weighting if options.weighting != "equal" else None,
+    }
+    words = ", ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
+    return f"over {options.base}{f', {words}' if words else ''}"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@
                                                         torch.distributed, 2 and 4 ranks on this machine
     sudo python benchmarks/run.py c10d_links            the same on 4 hosts, each behind a link of 1 Gbit/s
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
-    python benchmarks/run.py memory                     what SlowMo takes beyond its base optimizer, 2 and 4 ranks
+    python benchmarks/run.py memory                     what options of SlowMo take besides, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
 
 Peers are what is here of Open MPI, MPICH (`make horovod` installs it), Gloo (torch.distributed) and Horovod. No two of
@@ -29,7 +29,7 @@ from pathlib import Path
 
 import destinations
 from all_reduce import in_words, numbers_of_bytes
-from jobs import HOROVOD_OVER_MPI, OURS, HostGroup, alternate, found_here, run_on, take_turns
+from jobs import HOROVOD_OVER_MPI, OURS, HostGroup, alternate, found_here, program_on, run_job, run_on, take_turns
 from measuring import Sample, machine, report, table
 
 MB = 1_000_000
@@ -47,7 +47,11 @@ PAIRS = {
 """Our methods, and the peers' that do the same."""
 CHANNELS = 88
 RATIO = 4.0
-"""Of the seconds that an all-reduce takes to those that an iteration computes, on the way to a loss."""
+"""Of the seconds that an all-reduce takes to those that an iteration computes, on the way to a loss (``--ratio``)."""
+INT8 = 4 * 8 / 8.125
+"""Times fewer bytes of an average in 8 bits, than in float32."""
+HIDES = 1.1
+"""Of the iterations that an average takes at least: the delay of outer steps that hides it."""
 
 
 def all_reduces(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
@@ -107,10 +111,13 @@ def iterations(options: argparse.Namespace, group: HostGroup, libraries: Sequenc
     """A table of training iterations by method and library."""
     from peers.iterations import ALONE, ALONE_WITH_GOSSIP, BUCKET_MB, FLOOR, ITERATIONS, WITH_GOSSIP
 
-    seconds = options.compute_seconds or group.limit_seconds(MODEL_BYTES)
-    gossip_seconds = options.compute_seconds or group.link_seconds(MODEL_BYTES)
+    ratio = options.ratio or 1.0
+    seconds = options.compute_seconds or group.limit_seconds(MODEL_BYTES) / ratio
+    gossip_seconds = options.compute_seconds or group.link_seconds(MODEL_BYTES) / ratio
     given = ["--compute-seconds", f"{seconds:.6f}", "--gossip-seconds", f"{gossip_seconds:.6f}"]
     given += ["--layers", str(LAYERS)]
+    if options.methods is not None:
+        given += ["--methods", *options.methods]
     with_methods = [name for name in libraries if name in (OURS, "Gloo", "Horovod")]
     by_library = alternate(group, with_methods, "iterations.py", dict.fromkeys(with_methods, given), options.repeats)
     ours = by_library.pop(OURS)
@@ -128,8 +135,8 @@ def iterations(options: argparse.Namespace, group: HostGroup, libraries: Sequenc
     header = ["method", "by", "iteration", "of compute alone", "Lentando times faster"]
     caption = (
         f"a mean of {ITERATIONS} iterations, one round of SlowMo. The model has {in_words(MODEL_BYTES)}, the "
-        f"buckets of AllReduce(overlap) and of DDP {BUCKET_MB} MB. An iteration "
-        f"computes for as long as the link takes at least, and a bit more: {1e3 * seconds:.0f} ms (all-reduce), with "
+        f"buckets of AllReduce(overlap) and of DDP {BUCKET_MB} MB. The link takes at least {ratio:g} times as long as "
+        f"an iteration computes: {1e3 * seconds:.0f} ms and a bit more (all-reduce), with "
         f"gossip {1e3 * gossip_seconds:.0f} ms, one message (slept, so that sharing cores counts little)."
     )
     publish(options, group, table(header, rows), caption)
@@ -142,8 +149,11 @@ def loss(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]
     if "Gloo" not in libraries:
         raise SystemExit("the loss to be reached is that of PyTorch's DDP over Gloo, which is not here")
     size = sum(4 * parameter.numel() for parameter in Network(CHANNELS, 0.0).parameters())
-    seconds = options.compute_seconds or group.limit_seconds(size) / RATIO
+    ratio = options.ratio or RATIO
+    seconds = options.compute_seconds or group.limit_seconds(size) / ratio
     given = ["--compute-seconds", f"{seconds:.6f}", "--width", str(CHANNELS)]
+    delays = [min(PERIOD, math.ceil(HIDES * ratio / times)) for times in (1, INT8)]
+    given += ["--delay", str(delays[0]), "--int8-delay", str(delays[1])]
     by_library = take_turns(group, [OURS, "Gloo"], "loss.py", dict.fromkeys([OURS, "Gloo"], given), options.repeats)
     jobs = [theirs | ours for theirs, ours in zip(by_library["Gloo"], by_library[OURS], strict=True)]
     goals = [job["DDP"][-1][1] for job in jobs]
@@ -160,14 +170,14 @@ def loss(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]
         else:
             rows.append([method, OURS, str(sample), f"{sample.times_faster_than(reached['DDP']):.2f}"])
     caption = (
-        f"until all replicas have a training loss of {statistics.median(goals):.3f}, where synchronous SGD (DDP) "
+        f"until the replicas have a training loss of {statistics.median(goals):.3f}, where synchronous SGD (DDP) "
         f"ended. A convolutional network of {in_words(size)} learns digits; an iteration computes for "
         f"{1e3 * seconds:.3g} ms (what the computation leaves of that is slept), an all-reduce takes the link "
-        f"{1e3 * group.limit_seconds(size):.3g} ms at least. SlowMo has a period of {PERIOD}."
+        f"{1e3 * group.limit_seconds(size):.3g} ms at least, {ratio:g} times as long. SlowMo has a period of {PERIOD}."
     )
     publish(options, group, table(["method", "by", "time to the loss", "times sooner than DDP"], rows), caption)
     if options.results is not None:
-        draw_loss(group, jobs[-1], goals[-1], options.results / f"loss_{group.ranks}_ranks.png")
+        draw_loss(group, jobs[-1], goals[-1], options.results / f"loss_{group.ranks}_ranks_ratio_{ratio:g}.png")
 
 
 def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
@@ -222,6 +232,18 @@ def c10d(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]
     publish(options, group, table(header, rows), caption)
 
 
+def memory(options: argparse.Namespace, group: HostGroup, _: Sequence[str]) -> None:
+    """A table of the memory that options of SlowMo take; no times, so that each is measured once."""
+    rows = []
+    for given in MEMORY_OPTIONS:
+        found = run_job(program_on(group.ranks, "memory.py", [*given, "--json"]))
+        words = " ".join(given).replace("--", "")
+        rows.append([words, *(f"{found[figure]:.2f}" for figure in ("largest", "smallest", "expected"))])
+    text = table(["SlowMo over Local SGD", "copies, largest rank", "smallest rank", "expected"], rows)
+    about = f"Copies of a model of 100 MB in float32, beyond SGD with momentum. {group}. {machine()}."
+    report(f"{text}\n\n{about}", options.results and options.results / "memory.md")
+
+
 def _seconds_until(goal: float, curve: Sequence[tuple[float, float]]) -> float:
     return next((seconds for seconds, loss in curve if loss <= goal), math.inf)
 
@@ -270,7 +292,17 @@ def draw(group: HostGroup, found: Mapping[int, Mapping[str, Sample]], file: Path
     figure.savefig(file)
 
 
-ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod, "c10d": c10d}
+MEMORY_OPTIONS = (
+    [],
+    ["--delay", "1"],
+    ["--delay", "1", "--fragments", "2"],
+    ["--wire-dtype", "int8"],
+    ["--wire-dtype", "int4"],
+    ["--delay", "1", "--wire-dtype", "int8"],
+    ["--weighting", "samples"],
+)
+"""Options of ``memory.py``."""
+ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod, "c10d": c10d, "memory": memory}
 OVER_LINKS = {
     "links": (all_reduces, 1e9),
     "iterations": (iterations, 1e9),
@@ -280,7 +312,6 @@ OVER_LINKS = {
 """What is measured on hosts, and the bits per second of their links."""
 IN_ONE_JOB = {
     "step": ("step_overhead.py", (1, 4)),
-    "memory": ("memory.py", (2, 4)),
     "tensors": ("ordinary_tensors.py", (2, 4)),
 }
 """What is measured in one job, with or without peers: the program, and the numbers of ranks on this machine."""
@@ -298,10 +329,14 @@ def main() -> None:
         type=numbers_of_bytes,
         help="of the buffer that is all-reduced (default 1MB,25MB,100MB; over links 25MB)",
     )
-    parser.add_argument("--compute-seconds", type=float, help="of an iteration (default: as long as its all-reduce)")
+    parser.add_argument("--compute-seconds", type=float, help="of an iteration (default: by --ratio)")
+    parser.add_argument(
+        "--ratio", type=float, help="time of an all-reduce / time of an iteration's computation (default 1, for loss 4)"
+    )
     parser.add_argument(
         "--libraries", type=lambda text: text.split(","), help="which peers (default: all that are here)"
     )
+    parser.add_argument("--methods", nargs="+", help="of iterations (default: all; compute alone in any case)")
     parser.add_argument("--repeats", type=int, default=7, help="jobs of each library, in turn (default %(default)s)")
     parser.add_argument(
         "--results", type=destinations.folder, metavar="FOLDER", help="append the table there, and draw the pictures"

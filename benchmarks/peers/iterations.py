@@ -24,15 +24,17 @@ from torch import nn
 PERIOD = 12
 ITERATIONS = PERIOD
 """Among them is one outer step: one average begins, and one is adopted."""
-WARM_UP = PERIOD + 4
+WARM_UP = 2 * PERIOD + 4
+"""The first average of a model is slower than others: it opens connections, and memory is new."""
 BUCKET_MB = 2
 """Of ours and of DDP's. Their defaults of 25 MB would leave hardly more than one to so small a model."""
 DELAYED = {
     "SlowMo(delay=2)": {"delay": 2},
     "SlowMo(delay=12)": {"delay": PERIOD},
     "SlowMo(delay=3, fragments=4)": {"delay": 3, "fragments": 4},
+    "SlowMo(int8, delay=4)": {"delay": 4, "wire_dtype": "int8"},
 }
-"""Outer steps that hide behind so many iterations: with 2, an average that takes as long as an iteration or less."""
+"""Outer steps that hide behind so many iterations: an average that takes as long as an iteration hides behind 2."""
 ALONE, ALONE_WITH_GOSSIP = "compute alone", "compute alone, for gossip"
 FLOOR = "bare MPI, as OSGP sends"
 WITH_GOSSIP = (ALONE_WITH_GOSSIP, "SGP", "OSGP", FLOOR)
@@ -142,7 +144,7 @@ def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]
 
     lt.init()
 
-    def delayed(model: nn.Module, **options: int) -> Any:
+    def delayed(model: nn.Module, **options: Any) -> Any:
         return lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.5, **options)
 
     methods: dict[str, Callable[[nn.Module], Any]] = {
@@ -207,6 +209,7 @@ def main() -> None:
     parser.add_argument("library", choices=LIBRARIES)
     parser.add_argument("--compute-seconds", type=float, required=True, help="what an iteration computes at least")
     parser.add_argument("--gossip-seconds", type=float, help="the same, for gossip (default: as long)")
+    parser.add_argument("--methods", nargs="+", help="which to time (default: all of the library; compute alone too)")
     parser.add_argument("--layers", type=int, default=6, help="of 1 MB each (default %(default)s)")
     options = parser.parse_args()
     torch.manual_seed(1)
@@ -216,7 +219,11 @@ def main() -> None:
         lambda with_gossip: Model(options.layers, gossip_seconds if with_gossip else options.compute_seconds)
     )
     found = {}
+    chosen = set(steps if options.methods is None else options.methods)
+    chosen |= {ALONE} | ({ALONE_WITH_GOSSIP} if chosen & set(WITH_GOSSIP) else set())
     for name, step in steps.items():
+        if name not in chosen:
+            continue
         for _ in range(WARM_UP):
             step()
         slowest(0.0)

@@ -5,7 +5,8 @@
 A small convolutional network learns scikit-learn's handwritten digits. Every library begins with the same weights,
 takes the same batches in the same order, and the same learning rate. An iteration computes for a given time, in
 forward and in backward: the rest is slept, as if it ran on a device, and the ranks did not share cores. Prints a line
-of JSON: for each method, seconds and training loss, as often as all replicas were equal.
+of JSON: for each method, seconds and training loss as often as the replicas have adopted an average. With a delay they
+are not equal then: the loss is the mean of theirs.
 """
 
 import argparse
@@ -27,7 +28,7 @@ PERIOD = 12
 POINT_STEPS = 12
 """Steps between two points of a curve, for who has equal replicas after each."""
 Step = Callable[[torch.Tensor, torch.Tensor], bool]
-"""Trains on a batch; whether all replicas are equal now."""
+"""Trains on a batch; returns whether the replicas have just adopted an average."""
 
 
 class Pace:
@@ -44,7 +45,7 @@ class Pace:
         time.sleep(max(0.0, self._started + share * self._seconds - time.perf_counter()))
 
 
-class _Paced(torch.autograd.Function):
+class Paced(torch.autograd.Function):
     """Identity that is passed when its time has come, on the way there and on the way back."""
 
     @staticmethod
@@ -82,7 +83,7 @@ class Network(nn.Module):
         count = len(self.blocks)
         for number, block in enumerate(self.blocks):
             there, back = (number + 1) / 3 / count, 1 / 3 + 2 / 3 * (count - number) / count
-            images = _Paced.apply(block(images), self._pace, there, back)
+            images = Paced.apply(block(images), self._pace, there, back)
         return images
 
 
@@ -109,11 +110,14 @@ class Digits:
             yield self.images[chosen], self.labels[chosen]
 
     def loss(self, network: Network, parameters: torch.Tensor, rank: int, size: int) -> torch.Tensor:
-        """By a network with these parameters, of this rank's equal share."""
+        """The loss of this rank's replica, with these parameters, over the next rank's equal share.
+
+        With a delay, replicas have moved on their own since the average, by their own share.
+        """
         nn.utils.vector_to_parameters(parameters, network.blocks.parameters())
-        own = self._share(rank, size)
+        share = self._share((rank + 1) % size, size)
         with torch.no_grad():
-            return nn.functional.cross_entropy(network.blocks(self.images[own]), self.labels[own])
+            return nn.functional.cross_entropy(network.blocks(self.images[share]), self.labels[share])
 
     def _share(self, rank: int, size: int) -> Any:
         length = len(self.labels) // size * size
@@ -133,39 +137,52 @@ def backward(model: nn.Module, optimizer: Any, images: torch.Tensor, labels: tor
 
 
 class Lentando:
-    """The methods of ours that send less. They may take more steps."""
+    """The methods of ours that send less. They may take more steps.
 
-    methods = ("SlowMo", "AdaComm")
+    Args:
+        options: options of this program.
+    """
+
     longer = 1.3
 
-    def __init__(self, compute_seconds: float) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         import lentando.torch as lt
 
         lt.init()
-        self._lt, self._interval = lt, 100 * compute_seconds
-        self.rank, self.size, self.barrier = lt.rank(), lt.size(), lt.barrier
+        self._lt, self._interval = lt, 100 * options.compute_seconds
+        self.rank, self.barrier = lt.rank(), lt.barrier
+        self.size = lt.size()
+        self._options: dict[str, dict[str, Any]] = {
+            "SlowMo": {},
+            f"SlowMo(delay={options.delay})": {"delay": options.delay},
+            "SlowMo(int8)": {"wire_dtype": "int8"},
+            f"SlowMo(int8, delay={options.int8_delay})": {"wire_dtype": "int8", "delay": options.int8_delay},
+        }
+        self.methods = (*self._options, "AdaComm")
 
     def mean(self, each: torch.Tensor) -> torch.Tensor:
         found: torch.Tensor = self._lt.allreduce(each)
         return found
 
     def training(self, method: str, network: Network) -> Step:
-        if method == "SlowMo":
-            optimizer = self._lt.SlowMo(sgd(network), model=network, period=PERIOD, slow_momentum=0.5)
-        else:
+        if method == "AdaComm":
             optimizer = self._lt.AdaComm(
                 sgd(network), model=network, initial_period=32, interval_seconds=self._interval
             )
-        left = optimizer.period
+        else:
+            optimizer = self._lt.SlowMo(
+                sgd(network), model=network, period=PERIOD, slow_momentum=0.5, **self._options[method]
+            )
+        left = optimizer.period + self._options.get(method, {}).get("delay", 0)
 
         def step(images: torch.Tensor, labels: torch.Tensor) -> bool:
             nonlocal left
             optimizer.step(loss=backward(network, optimizer, images, labels))
             left -= 1
-            is_average = left == 0
-            if is_average:
+            is_adopted = left == 0
+            if is_adopted:
                 left = optimizer.period
-            return is_average
+            return is_adopted
 
         return step
 
@@ -176,7 +193,7 @@ class Gloo:
     methods = ("DDP",)
     longer = 1.0
 
-    def __init__(self, compute_seconds: float) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         import torch.distributed as dist
 
         dist.init_process_group("gloo")
@@ -210,9 +227,11 @@ def main() -> None:
     parser.add_argument("--compute-seconds", type=float, required=True, help="what an iteration computes at least")
     parser.add_argument("--width", type=int, default=88, help="channels of the first convolution (default %(default)s)")
     parser.add_argument("--steps", type=int, default=168, help="of synchronous SGD (default %(default)s)")
+    parser.add_argument("--delay", type=int, default=5, help="of SlowMo's outer steps (default %(default)s)")
+    parser.add_argument("--int8-delay", type=int, default=2, help="the same with int8 (default %(default)s)")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    library, digits = LIBRARIES[options.library](options.compute_seconds), Digits()
+    library, digits = LIBRARIES[options.library](options), Digits()
     curves = {}
     for method in library.methods:
         network = Network(options.width, options.compute_seconds)

@@ -70,13 +70,16 @@ def peer(program: str, library: str, *arguments: str) -> dict[str, Any]:
     """What a job of two ranks says."""
     command = [*LAUNCHERS[library], str(ROOT / "benchmarks/peers" / program), library, *arguments]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 
 
-@pytest.mark.parametrize(("library", "methods"), [("lentando", ("SlowMo", "AdaComm")), ("gloo", ("DDP",))])
+OURS = ("SlowMo", "SlowMo(delay=5)", "SlowMo(int8)", "SlowMo(int8, delay=2)", "AdaComm")
+
+
+@pytest.mark.parametrize(("library", "methods"), [("lentando", OURS), ("gloo", ("DDP",))])
 def test_training_until_a_loss_reports_when_it_was_where(library: str, methods: tuple[str, ...]) -> None:
     curves = peer("loss.py", library, "--compute-seconds", "0.002", "--width", "16", "--steps", "64")
     assert tuple(curves) == methods
@@ -91,6 +94,46 @@ def test_iteration_takes_no_less_than_it_computes() -> None:
     assert {"AllReduce", "AllReduce(overlap)", "SlowMo", "SGP", "OSGP"} < set(found)
     for name, seconds in found.items():
         assert seconds > (0.02 if "AllReduce" in name or name in ("SlowMo", "compute alone") else 0.01)
+
+
+def test_iterations_of_a_chosen_method_are_timed_with_computing_alone() -> None:
+    chosen = ["--methods", "SlowMo(delay=12)", "--compute-seconds", "0.005", "--layers", "2"]
+    found = peer("iterations.py", "lentando", *chosen)
+    assert list(found) == ["compute alone", "SlowMo(delay=12)"]
+
+
+SMALL = ["--width", "16", "--layers", "1", "--batch-size", "2", "--period", "4", "--steps", "12"]
+
+
+def test_a_language_model_is_trained_by_each_library_alike() -> None:
+    by_ddp = peer("language.py", "gloo", *SMALL)
+    by_steps = peer("language.py", "lentando", *SMALL, "--every-step")
+    by_rounds = peer("language.py", "lentando", *SMALL, "--delay", "1")
+    assert by_steps["loss"] == pytest.approx(by_ddp["loss"], rel=1e-3)  # the same weights, batches and average
+    assert by_rounds["loss"] < by_rounds["points"][0][3]  # it has learned since the first round
+    parameters = by_ddp["parameters"]
+    for found, averages in ((by_ddp, 12), (by_steps, 12), (by_rounds, 3)):
+        assert found["bytes_sent"] == pytest.approx(averages * 4 * parameters, rel=0.02)  # of 2 ranks
+        assert [steps for steps, *_ in found["points"]] == [4, 8, 12]
+
+
+def test_runs_that_are_kept_are_not_repeated_and_end_in_a_table_and_a_picture(tmp_path: Path) -> None:
+    runs, results = tmp_path / "runs", tmp_path / "results"
+    command = [sys.executable, str(ROOT / "benchmarks/quantized.py"), "--seeds", "0", "1", "--runs", str(runs)]
+    command += ["--methods", "DDP", "SlowMo", "--workers", "2", "--results", str(results)]
+    runs.mkdir()
+    for method, loss, sent in (("every-step", 2.0, 64_000_000), ("", 2.2, 4_000_000)):
+        for seed in (0, 1):
+            name = "_".join(filter(None, ["simulated_workers_2_seed", str(seed), "steps_144", method]))
+            points = [[16, 1.0, sent // 2, loss + 1], [32, 2.0, sent, loss]]
+            found = {"loss": loss + 0.01 * seed, "bytes_sent": sent, "parameters": 1, "points": points}
+            (runs / f"{name}.json").write_text(json.dumps(found))
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
+    assert done.returncode == 0, done.stderr
+    table = " ".join((results / "quantized.md").read_text().split())
+    assert "| SlowMo | 2.2050 | 0.0071 | +0.00 % | 4.00 | 16.0 |" in table
+    assert (results / "quantized.png").exists()
+    assert len(list(runs.iterdir())) == 4
 
 
 def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
