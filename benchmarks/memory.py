@@ -96,10 +96,10 @@ def main() -> None:
 def expected(options: argparse.Namespace, size: int) -> float:
     """Copies of the parameters that SlowMo over Local SGD should take on each rank."""
     is_coded = options.wire_dtype is not None
-    messages = 2 * CODED_BITS[options.wire_dtype] / 32
+    messages = (2 - 1 / size) * CODED_BITS[options.wire_dtype] / 32  # of all parts, and of all ranks' own part
     if options.delay or options.fragments > 1:
-        # Anchor, contribution, sum, momentum; errors, also those of this rank's part of the mean, and the sum of this.
-        return 4 + (1 + messages + 2 / size if is_coded else 0)
+        # Anchor, contribution, sum, momentum; two errors, and the sum of this rank's part.
+        return 4 + (2 + messages + 1 / size if is_coded else 0)
     shards = 3 / size  # anchor, momentum and sum
     if is_coded or options.weighting != "equal":
         shards += 1 + messages + (1 + 2 / size if is_coded else 0)  # anchor, and errors of this rank and of its shard

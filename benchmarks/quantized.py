@@ -106,7 +106,8 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Run]]], file: Path) -> None:
         panel.set(xlabel="MB sent by a rank" if column == 2 else "seconds", xscale="log", title=where)
         panel.grid(alpha=0.3)
     axes[0][0].set_ylabel("validation loss")
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
+    lines = axes[0][0].get_legend_handles_labels()
+    figure.legend(*lines, loc="outside lower center", ncols=2 * len(panels), fontsize="small")
     figure.savefig(file)
 
 

@@ -177,7 +177,8 @@ def loss(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]
     )
     publish(options, group, table(["method", "by", "time to the loss", "times sooner than DDP"], rows), caption)
     if options.results is not None:
-        draw_loss(group, jobs[-1], goals[-1], options.results / f"loss_{group.ranks}_ranks_ratio_{ratio:g}.png")
+        name = f"loss_{group.ranks}_ranks{'' if ratio == RATIO else f'_ratio_{ratio:g}'}.png"
+        draw_loss(group, jobs[-1], goals[-1], options.results / name)
 
 
 def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
@@ -237,7 +238,7 @@ def memory(options: argparse.Namespace, group: HostGroup, _: Sequence[str]) -> N
     rows = []
     for given in MEMORY_OPTIONS:
         found = run_job(program_on(group.ranks, "memory.py", [*given, "--json"]))
-        words = " ".join(given).replace("--", "")
+        words = " ".join(given).replace("--", "") or "defaults"
         rows.append([words, *(f"{found[figure]:.2f}" for figure in ("largest", "smallest", "expected"))])
     text = table(["SlowMo over Local SGD", "copies, largest rank", "smallest rank", "expected"], rows)
     about = f"Copies of a model of 100 MB in float32, beyond SGD with momentum. {group}. {machine()}."
