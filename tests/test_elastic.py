@@ -430,7 +430,7 @@ def test_launcher_that_ends_the_job_with_a_rank_is_refused() -> None:
 
 @pytest.mark.skipif(not (MPICH / "mpiexec").exists(), reason=f"no {MPICH}/mpiexec")
 def test_mpich_is_refused() -> None:
-    job = launch([str(MPICH / "mpiexec"), "-n", "2", str(MPICH / "python"), "-c", REFUSED], 30)
+    job = launch([str(MPICH / "mpiexec"), "-n", "2", str(MPICH / "python"), "-c", REFUSED], 120)
     assert job.status not in (0, None)
     assert "elastic=True needs an MPI whose ranks survive the death of others (ULFM), got MPICH" in job.output
 
@@ -453,7 +453,7 @@ def test_transport_that_ends_with_a_rank_is_refused(monkeypatch: pytest.MonkeyPa
 
 
 def test_program_that_was_started_alone_may_say_that_it_is_elastic() -> None:
-    job = launch([sys.executable, "-c", f"{REFUSED}\nprint(world.size())"], 30)
+    job = launch([sys.executable, "-c", f"{REFUSED}\nprint(world.size())"], 120)
     assert (job.status, job.output) == (0, "1\n")
 
 

@@ -11,14 +11,14 @@ from launchers import HOROVOD_GLOO, OPEN_MPI, WITH_MPICH, Launcher
 from launching import Job, launch, mpirun
 
 JOIN = "from lentando.comm import world; world.init(); print('IS IN', world.rank(), world.size())"
-SECONDS = 50.0
+SECONDS = 90.0
 """In which a job that cannot work must have ended."""
 
 
 def mistake(launcher: Launcher, python: str, **environment: str) -> Job:
     """Start two ranks with the Python of another launcher's environment."""
     launcher.need()
-    job = launch([*launcher.command, "2", *launcher.options, python, "-c", JOIN], 60, environment)
+    job = launch([*launcher.command, "2", *launcher.options, python, "-c", JOIN], 120, environment)
     assert job.status not in (0, None), job.output
     assert "IS IN" not in job.output
     assert job.seconds < SECONDS
@@ -53,7 +53,7 @@ def test_launcher_inside_another_launcher() -> None:
     """Each of mpirun's ranks starts a job of MPICH's: two jobs of three, not one of six."""
     WITH_MPICH.need()
     inner = [*WITH_MPICH.command, "3", WITH_MPICH.python, "-c", JOIN]
-    job = launch([*OPEN_MPI.command, "2", *inner], 60)
+    job = launch([*OPEN_MPI.command, "2", *inner], 120)
     assert job.status not in (0, None), job.output
     assert "IS IN" not in job.output
     assert "two launchers started this process and disagree" in job.output
@@ -77,7 +77,7 @@ def test_horovods_variables_without_horovodrun() -> None:
         [sys.executable, "-c", JOIN],
         env={**os.environ, "HOROVOD_RANK": "0", "HOROVOD_SIZE": "4",
              "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"},
-        capture_output=True, text=True, timeout=60, check=False,
+        capture_output=True, text=True, timeout=120, check=False,
     )  # fmt: skip
     assert run.returncode == 1
     assert "LaunchError: horovodrun promises 4 ranks (HOROVOD_SIZE=4), but Horovod sees 1" in run.stderr
@@ -95,7 +95,7 @@ def test_wait_may_have_no_end() -> None:
 
 
 def test_rank_that_never_comes_to_init_ends_the_job() -> None:
-    late = f"import time; from mpi4py import MPI\nif MPI.COMM_WORLD.rank: time.sleep(50)\n{JOIN}"
+    late = f"import time; from mpi4py import MPI\nif MPI.COMM_WORLD.rank: time.sleep(110)\n{JOIN}"
     job = OPEN_MPI.run(2, "-c", late, environment={"LENTANDO_JOIN_SECONDS": "2"})
     assert job.status not in (0, None), job.output
     assert "Lentando: rank 0 on " in job.output
@@ -110,11 +110,11 @@ def test_interface_that_does_not_route_ends_the_job() -> None:
     """Each host has a loopback interface of its own, which leads to no other host."""
     if os.geteuid() != 0:
         pytest.skip("network namespaces need root")
-    probe = subprocess.run([*CLUSTER, "true"], capture_output=True, text=True, timeout=60, check=False)
+    probe = subprocess.run([*CLUSTER, "true"], capture_output=True, text=True, timeout=120, check=False)
     if probe.returncode:
         pytest.skip(f"this machine does not let root make network namespaces: {probe.stderr.strip()}")
     command = [*OPEN_MPI.command, "2", "--mca", "btl_tcp_if_include", "lo", sys.executable, "-c", JOIN]
-    job = launch([*CLUSTER, *command], 60, {"LENTANDO_JOIN_SECONDS": "5"})
+    job = launch([*CLUSTER, *command], 120, {"LENTANDO_JOIN_SECONDS": "5"})
     assert job.status not in (0, None), job.output
     assert "IS IN" not in job.output
     assert re.search(r"Lentando: rank [01] on h[01] has waited 5 s for the other ranks to join", job.output)

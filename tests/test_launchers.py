@@ -21,7 +21,7 @@ SIZE = 3
 def simulated() -> dict[str, Any]:
     """What the program computes when it is started alone."""
     run = subprocess.run(
-        [sys.executable, PROGRAM, "--simulate", str(SIZE)], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, PROGRAM, "--simulate", str(SIZE)], capture_output=True, text=True, timeout=120, check=True
     )
     return results(run.stdout)
 

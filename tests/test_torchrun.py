@@ -66,7 +66,7 @@ def by_hand(program: str, size: int, **environment: str) -> list["subprocess.Com
 def test_torchrun_that_mpirun_has_started_counts() -> None:
     """The ranks inherit the variables of mpirun, which says that there is one."""
     torchrun = [*TORCHRUN.command, "2", *TORCHRUN.options, TORCHRUN.python]
-    job = launch([*OPEN_MPI.command, "1", *torchrun, "-c", BEGIN + "lt.init()" + SUM], 60)
+    job = launch([*OPEN_MPI.command, "1", *torchrun, "-c", BEGIN + "lt.init()" + SUM], 120)
     assert job.status == 0, job.output
     assert done(job.output) == [f"done {rank} of 2 over torch" for rank in range(2)]
 
@@ -213,7 +213,7 @@ def test_torch_can_be_chosen_and_names_what_is_missing() -> None:
         env={**os.environ, "LENTANDO_TRANSPORT": "torch"},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert run.returncode == 1

@@ -16,7 +16,7 @@ CLUSTER = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/cluster")
 
 
 def cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*CLUSTER, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([*CLUSTER, *arguments], capture_output=True, text=True, timeout=120, check=False)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -165,7 +165,7 @@ def test_kept_cluster_takes_commands_until_it_is_ended() -> None:
 def test_other_users_are_informed_that_it_takes_root() -> None:
     # No rank, in a user namespace, who may read what root may.
     done = subprocess.run(
-        ["unshare", "--user", *CLUSTER, "run", "--", "true"], capture_output=True, text=True, timeout=60, check=False
+        ["unshare", "--user", *CLUSTER, "run", "--", "true"], capture_output=True, text=True, timeout=120, check=False
     )
     assert done.returncode == 2
     assert "need root: sudo python benchmarks/cluster" in done.stderr

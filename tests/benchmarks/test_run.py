@@ -48,7 +48,7 @@ def test_results_that_cannot_be_written_are_an_error_before_the_work(tmp_path: P
     assert done.returncode == 2
     assert "cannot be made: File exists" in done.stderr
     command = [sys.executable, str(ROOT / "benchmarks/consensus.py"), "--plot", str(tmp_path)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 2
     assert "is not a file that can be written" in done.stderr
 
@@ -139,7 +139,7 @@ def test_runs_that_are_kept_are_not_repeated_and_end_in_a_table_and_a_picture(tm
 def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
     file = tmp_path / "step.md"
     command = [sys.executable, str(ROOT / "benchmarks/step_overhead.py"), "--steps", "50", "--markdown", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "| 100        | " in file.read_text()
     assert file.read_text().strip() in done.stdout

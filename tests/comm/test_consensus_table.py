@@ -35,7 +35,7 @@ def test_prints_writes_and_draws(tmp_path: Path) -> None:
 
 def test_refuses_a_world_of_one() -> None:
     found = subprocess.run(
-        [sys.executable, str(SCRIPT), "--sizes", "1"], capture_output=True, text=True, check=False, timeout=60
+        [sys.executable, str(SCRIPT), "--sizes", "1"], capture_output=True, text=True, check=False, timeout=120
     )
     assert found.returncode == 2
     assert "at least 2 ranks" in found.stderr

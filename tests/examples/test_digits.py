@@ -87,7 +87,7 @@ def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
     assert min(summary["accuracy"] for summary in found.values()) >= 0.95
     assert found["slowmo"]["rounds"] == 6 * 22 // 12
     table = [sys.executable, str(EXAMPLES / "digits_table.py"), str(tmp_path), str(tmp_path)]
-    printed = subprocess.run(table, capture_output=True, text=True, timeout=60, check=True).stdout
+    printed = subprocess.run(table, capture_output=True, text=True, timeout=120, check=True).stdout
     assert "4 ranks, 1 seed" in printed
     assert f"{found['slowmo']['accuracy']:.4f}" in printed
 
@@ -112,7 +112,7 @@ def test_alone_it_runs_without_a_launcher(tmp_path: Path) -> None:
         cwd=tmp_path,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=120,
         check=False,
     )
     assert run.returncode == 0, run.stderr

@@ -81,5 +81,5 @@ try:
 except lt.ConfigurationError as error:
     print(error)
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert "TensorFlow 2 is needed" in finished.stdout, finished.stderr

@@ -112,7 +112,7 @@ def test_equal_steps_end_well(tmp_path: Path) -> None:
 
 
 def python(program: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_use_before_init_is_refused() -> None:

@@ -189,7 +189,7 @@ for options in ({{"every": 0}}, {{"every": True}}):
     except lt.ConfigurationError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "only in the main thread" in done.stdout
     assert done.stdout.count("every must be an integer >= 1") == 2
