@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from lentando.comm import operations
-from lentando.comm.asynchronous import Handle, close_operations, negotiated, open_operations
+from lentando.comm.asynchronous import Handle, close_operations, open_operations, submissions
 from lentando.comm.asynchronous.in_turn import OperationsInTurn
 from lentando.comm.errors import MismatchError, TransportError
 from lentando.comm.operations import Sum, collective
@@ -110,7 +110,7 @@ class Recording(threading.local):
 
 def test_a_timeline_may_be_stopped_at_any_time(monkeypatch: pytest.MonkeyPatch) -> None:
     recording = Recording()
-    for module in (negotiated, collective):
+    for module in (submissions, collective):
         monkeypatch.setattr(module, "timeline", recording)
 
     def program(transport: ThreadTransport) -> int:
