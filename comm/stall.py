@@ -10,21 +10,17 @@ import json
 import logging
 import os
 import sys
-import sysconfig
 import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
-from types import FrameType
 from typing import Any, Protocol
 
-import lentando
 from lentando.comm.capabilities import SideChannel
-from lentando.comm.errors import ConfigurationError, ranks_of
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.job import job_of
-from lentando.comm.numbering import in_words, subset_in_words
+from lentando.comm.stall_report import program_line, report
 from lentando.comm.transport import Transport
 
 __all__ = [
@@ -256,7 +252,9 @@ class StallInspector:
         self._question, self._reported_at = None, now
         present = [rank for rank, answer in question.answers.items() if answer["waits_in"] == wait.operation]
         if min([*present, self.transport.rank]) == self.transport.rank:  # one rank reports for all that wait here
-            _log.warning("%s", self._report(wait, now - wait.since, question))
+            answers = {**question.answers, self.transport.rank: self._answer()}
+            seconds, can_ask = now - wait.since, self._channel is not None
+            _log.warning("%s", report(self.transport, wait.operation, seconds, answers, can_ask))
         elif now - wait.since < shutdown + LAST_RESORT_SECONDS:
             return
         if is_over:
@@ -291,74 +289,5 @@ class StallInspector:
             "seconds": 0.0 if wait is None else time.monotonic() - wait.since,
             "last": self._last,
             "submitted": [] if self.submitting is None else self.submitting.names_in_flight()[:SUBMITTED_NAMES],
-            "at": _user_line(sys._current_frames().get(self._main)),  # noqa: SLF001 - documented by Python
+            "at": program_line(sys._current_frames().get(self._main)),  # noqa: SLF001 - documented by Python
         }
-
-    def _report(self, wait: _Wait, seconds: float, question: _Question) -> str:
-        answers = {**question.answers, self.transport.rank: self._answer()}
-        present = sorted(rank for rank, answer in answers.items() if answer["waits_in"] == wait.operation)
-        have = "has" if len(present) == 1 else "have"
-        lines = self._lines_of(answers, present)
-        operation = f"{wait.operation}{subset_in_words(self.transport)}"
-        text = f"{in_words(self.transport, present)} {have} waited for {seconds:.0f} s in {operation} ({lines})"
-        if self._channel is None:
-            return f"{text}. Transport {self.transport.name!r} has no way to find out which ranks are missing"
-        missing = [
-            f"{in_words(self.transport, [rank])} {_status(answers.get(rank))}"
-            for rank in range(self.transport.size)
-            if rank not in present
-        ]
-        text += self._not_submitted_by_all(answers)
-        if not missing:
-            return f"{text}. All ranks have reached this operation, but the network or the backend makes no progress"
-        return f"{text}. Missing: {'; '.join(missing)}"
-
-    def _not_submitted_by_all(self, answers: dict[int, dict[str, Any]]) -> str:
-        """Which ranks have not submitted operations that others have submitted; empty without such operations."""
-        by_name = ranks_of((rank, name) for rank, answer in sorted(answers.items()) for name in answer["submitted"])
-        texts = []
-        for name, ranks in by_name.items():
-            absent = [rank for rank in range(self.transport.size) if rank not in ranks]
-            if absent:
-                have, lack = (in_words(self.transport, each) for each in (ranks, absent))
-                texts.append(f"{name!r} was submitted by {have}, not by {lack}")
-        more = f"; and {len(texts) - 5} more" if len(texts) > 5 else ""
-        return f". Asynchronous operations: {'; '.join(texts[:5])}{more}" if texts else ""
-
-    def _lines_of(self, answers: dict[int, dict[str, Any]], ranks: Sequence[int]) -> str:
-        """The line of the user's program that each of these ranks executes, grouped by line."""
-        by_line = ranks_of((rank, answers[rank]["at"]) for rank in ranks)
-        if len(by_line) == 1:
-            return f"at {next(iter(by_line))}"
-        return "; ".join(f"{in_words(self.transport, same)} at {line}" for line, same in by_line.items())
-
-
-def _status(answer: dict[str, Any] | None) -> str:
-    if answer is None:
-        return "does not answer: its process is stopped, dead or unreachable"
-    if answer["waits_in"] is not None:
-        return f"has waited for {answer['seconds']:.0f} s in {answer['waits_in']}, at {answer['at']}"
-    return f"is at {answer['at']}, after {answer['last']}"
-
-
-_LIBRARIES = tuple(
-    {
-        folder
-        for path in (*(path for name, path in sysconfig.get_paths().items() if "lib" in name), *lentando.__path__)
-        for folder in (path, str(Path(path).resolve()))
-    }
-)
-
-
-def _user_line(frame: FrameType | None) -> str:
-    """File, line and function of the innermost frame of the user's program, outside all libraries."""
-    while frame is not None:
-        if not _is_library(frame.f_code.co_filename):
-            return f"{frame.f_code.co_filename}:{frame.f_lineno} in {frame.f_code.co_name}"
-        frame = frame.f_back
-    return "no line of the program"  # which has ended
-
-
-def _is_library(path: str) -> bool:
-    """Whether a file belongs to Lentando, Python or an installed package."""
-    return path.startswith(("<frozen", *_LIBRARIES))
