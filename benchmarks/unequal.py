@@ -51,8 +51,8 @@ class Way:
 
 def ways(step_seconds: float) -> dict[str, Way]:
     """The ways to train, by name."""
-    slow: dict[str, Any] = {"base": lt.LocalSGD(), "outer": lt.SlowMomentum(1.0, 0.5), "base_buffers": "reset"}
-    by_seconds = {**slow, "period": lt.RoundSeconds(PERIOD * step_seconds)}
+    slow: dict[str, Any] = {"base": lt.LocalSGD(), "outer": lt.SlowMomentum(1.0, 0.5), "base_buffers": "maintain"}
+    by_seconds = {**slow, "period": lt.RoundSeconds(PERIOD * step_seconds, initial_steps=2)}
     return {
         SYNCHRONOUS: Way(4, {"base": lt.AllReduce()}),
         EQUAL: Way(4, {**slow, "period": PERIOD}),
@@ -82,7 +82,7 @@ def training(options: argparse.Namespace, way: Way, seed: int, rounds: int, enou
     def train(*_: Any) -> Curve:
         torch.manual_seed(seed)
         model = nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10)).double()
-        sgd = torch.optim.SGD(model.parameters(), lr=options.learning_rate, momentum=0.9)
+        sgd = torch.optim.SGD(model.parameters(), lr=options.learning_rate)
         optimizer = lt.DistributedOptimizer(sgd, model=model, **way.settings)
         own = torch.arange(lt.rank(), len(labels), lt.size())
         generator = torch.Generator().manual_seed(1000 * seed + lt.rank())
@@ -151,8 +151,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--rounds", type=int, default=20, help=f"{PERIOD} steps each, of synchronous SGD")
     parser.add_argument("--step-seconds", type=float, default=0.1, help="time of a step of the fast workers")
-    parser.add_argument("--learning-rate", type=float, default=0.05)
-    parser.add_argument("--batch", type=int, default=32)
+    parser.add_argument("--learning-rate", type=float, default=0.3)
+    parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--markdown", type=destinations.file, help="file to write the table to")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
@@ -169,7 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     where = "real ranks, by the clock" if options.real else "simulated, in virtual time"
     summary = (
         f"Four workers ({where}), a step of {1e3 * options.step_seconds:g} ms, three times as long on one of them. A "
-        "network of 2,410 parameters learns digits by SGD with momentum; SlowMo with slow momentum 0.5, period "
+        "network of 2,410 parameters learns digits by SGD; SlowMo with slow momentum 0.5, period "
         f"{PERIOD}, or rounds of {PERIOD * options.step_seconds:g} s. The loss is that of synchronous SGD after "
         f"{PERIOD * options.rounds} steps. {machine()}"
     )

@@ -53,7 +53,7 @@ def report_of(replica: Replica) -> dict[str, Any]:
     - ``exchange_seconds``: duration of a gossip step, waiting included.
     - ``waiting_seconds``: total time spent waiting for slower ranks, as far as control messages show it.
     - ``seconds_per_step``: duration of a step, everything included. ``predicted_seconds_per_step``: the same by the
-      delay model; None for gossip, whose delay cannot be separated from waiting.
+      delay model; None for gossip, whose delay cannot be separated from waiting, and for unequal rounds.
     - ``seconds_saved``: time saved so far compared with synchronous SGD, by the delay model.
     """
     timing, base = replica.timing, replica.settings.base
@@ -67,7 +67,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
     predicted = saved = slow = equalising = None
     if by_rank is not None:
         slow = stragglers(by_rank, timing.deviation_by_rank, round(timing.compute.steps))
-        predicted = _predicted_seconds(timing, by_rank, base, replica.period)
+        if not replica.progress.has_unequal_rounds:
+            predicted = _predicted_seconds(timing, by_rank, base, replica.period)
         if replica.period is not None and not base.communicates and min(by_rank) > 0:
             equalising = equalising_steps(by_rank, _steps_in_total(replica))
         synchronous = _synchronous_seconds(timing, by_rank)
