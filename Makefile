@@ -30,7 +30,7 @@ unexport PYTHONHOME PYTHONPATH MPI4PY_LIBMPI MPI4PY_MPIABI
 # With this variable, every rank of every test would compile what it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo check quick test test-all faults cases docs horovod horovod-tests c10d-tests lint style types words imports parity gpu bench wheel constraints clean
+.PHONY: help demo check quick test test-all faults cases data docs horovod horovod-tests c10d-tests lint style types words imports parity gpu bench wheel constraints clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9-]*\):.*## \(.*\)/make \1\t\2/p' Makefile | expand -t 20
@@ -59,6 +59,17 @@ faults: $(READY) ## fault injection on real jobs: kill ranks, fill disks, flip b
 cases: $(READY) ## run a folder of small programs that check themselves: make cases CASES=FOLDER
 	@test -n "$(CASES)" || { echo 'no folder given: make cases CASES=FOLDER' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cases.py "$(CASES)"
+
+data: data/fashion-mnist ## Fashion-MNIST for examples/cifar, from Debian's package dataset-fashion-mnist, without root
+
+data/fashion-mnist:
+	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "this is no Debian or Ubuntu: copy the four" \
+		"files of Fashion-MNIST (train-images-idx3-ubyte.gz, ...) to $@" >&2; exit 2; }
+	mkdir -p data/package
+	cd data/package && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb . || { \
+		echo "the package dataset-fashion-mnist cannot be fetched: try apt-get update first" >&2; exit 2; }
+	mv data/package/usr/share/datasets/fashion-mnist $@
+	rm -r data/package
 
 docs: $(READY) ## the documentation site, in runs/site; a warning, such as a broken link, is an error
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . runs/site
