@@ -17,6 +17,8 @@ RUN_BY = {
     r".*examples/lightning_trainer\.py .*": "tests/torch/test_lightning.py",
     r"python examples/ray_train\.py .*": "tests/torch/test_ray.py",
     r"mpirun -np 4 python examples/ddp_within_nodes\.py .*": "tests/torch_distributed/test_ddp_within_nodes.py",
+    r"python examples/cifar/effect\.py .*": "tests/examples/test_cifar.py",
+    r"mpirun -np 32 python examples/cifar/train_(torch|keras)\.py .*": "tests/examples/test_cifar.py",
     r"lentando plan .*": "tests/test_documented_commands.py",
     r"mpirun -np 4 lentando measure .*": "tests/cli/test_commands.py",
     r"lentando report .*": "tests/cli/test_report.py",
@@ -27,6 +29,7 @@ RUN_BY = {
 """Pattern of each command, and the file whose tests run it, or the same with other numbers."""
 NOT_RUN = {
     r"make (demo|check|c10d-tests|horovod-tests).*": "they are the test suite, or take minutes; CI runs their parts",
+    r"make data": "tests have no network",
     r"pip install .*": "tests have no network; tests/test_packaging.py installs the wheel",
     r"git clone .*": "tests have no network",
     r"\. \.venv/bin/activate.*": "the tests run in that environment",

@@ -1,0 +1,158 @@
+"""The recipes of examples/cifar, started as a user starts them, on small datasets in the published formats."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import image_archives as made
+import pytest
+from launching import Job, mpirun
+
+ROOT = Path(__file__).parents[2]
+TORCH, KERAS = (str(ROOT / "examples" / "cifar" / f"train_{framework}.py") for framework in ("torch", "keras"))
+EFFECT = str(ROOT / "examples" / "cifar" / "effect.py")
+KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
+SMALL = (
+    "--any-size",
+    "--model",
+    "resnet8",
+    "--batch-size",
+    "4",
+    "--workers",
+    "4",
+    "--warmup-epochs",
+    "1",
+    "--no-progress",
+)
+SHORT = ("--epochs", "2", "--lr", "0.1", "--reduction", "ring")
+
+
+LIMIT_SECONDS = 250.0
+
+
+def alone(*command: str, timeout_seconds: float = LIMIT_SECONDS) -> str:
+    run = subprocess.run(
+        [sys.executable, *command], capture_output=True, text=True, timeout=timeout_seconds, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def weights(output: str) -> str:
+    (found,) = re.findall(r"weights (\w{8})", output)
+    return str(found)
+
+
+def finished(job: Job) -> str:
+    assert job.status == 0, job.output
+    return job.output
+
+
+@pytest.mark.parametrize("recipe", [TORCH, KERAS])
+def test_help_and_list_end_at_once(recipe: str) -> None:
+    shown = alone(recipe, "--help")
+    assert "--preset" in shown
+    assert "lentando report" in shown
+    listed = alone(recipe, "--list")
+    assert re.search(r"slowmo-cifar10: resnet18 on cifar10, 32 ranks x 128 images", listed)
+    assert re.search(r"--row sgp-slowmo +sgp; period 12; .*94\.32 %", listed)
+    assert "adacomm-resnet50-cifar100" in listed
+
+
+def test_torch_ranks_learn_as_simulated_ones_and_resume_bit_identically(tmp_path: Path) -> None:
+    """OSGP with SlowMo, with messages in flight when rank 2 is killed in the middle of the second epoch."""
+    made.write_cifar10_binary(tmp_path, per_file=24)
+    common = [*SMALL, *SHORT, "--epochs", "6", "--row", "osgp-slowmo", "--period", "3", "--data", str(tmp_path)]
+    output = tmp_path / "whole"
+    whole = finished(mpirun(4, TORCH, *common, "--output", str(output), timeout_seconds=LIMIT_SECONDS))
+    results: dict[str, Any] = json.loads((output / "results.json").read_text())
+    assert results["steps"] == 6 * 8
+    assert results["rounds"] == 6 * 8 // 3
+    assert results["history"][-1]["loss"] < results["history"][0]["loss"] / 1.5
+    assert results["accuracy"] > 0.25
+    simulated = alone(TORCH, *common, "--simulate", "4")
+    assert weights(simulated) == weights(whole) == results["weights"]
+
+    saving = [*common, "--output", str(tmp_path / "killed"), "--save-every", "1"]
+    killed = mpirun(4, KILLED, "2", "12", TORCH, *saving, timeout_seconds=LIMIT_SECONDS)
+    assert killed.status not in (0, None)
+    resumed = finished(mpirun(4, TORCH, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    assert re.search(r"resumed in epoch 2 after [1-4] steps", resumed)
+    assert weights(resumed) == weights(whole)
+
+    other = [sys.executable, TORCH, *saving, "--resume", "--seed", "1", "--simulate", "4"]
+    refused = subprocess.run(other, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert refused.returncode == 1
+    assert "is of a run with other settings" in refused.stderr
+
+
+def test_keras_ranks_learn_and_resume_bit_identically(tmp_path: Path) -> None:
+    made.write_fashion_mnist(tmp_path)
+    common = [*SMALL, *SHORT, "--dataset", "fashion-mnist", "--row", "local-sgd-slowmo", "--period", "5"]
+    common += ["--epochs", "3", "--data", str(tmp_path)]
+    whole = finished(mpirun(2, KERAS, *common, "--output", str(tmp_path / "whole"), timeout_seconds=LIMIT_SECONDS))
+    results: dict[str, Any] = json.loads((tmp_path / "whole" / "results.json").read_text())
+    assert results["steps"] == 3 * 13
+    assert results["history"][-1]["loss"] < results["history"][0]["loss"]
+    saving = [*common, "--output", str(tmp_path / "killed"), "--save-every", "4"]
+    killed = mpirun(2, KILLED, "1", "20", KERAS, *saving, timeout_seconds=LIMIT_SECONDS)
+    assert killed.status not in (0, None)
+    resumed = finished(mpirun(2, KERAS, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    assert "resumed in epoch 2 after 4 steps" in resumed
+    assert weights(resumed) == weights(whole)
+
+
+def test_keras_ranks_train_in_the_simulator(tmp_path: Path) -> None:
+    made.write_cifar10_binary(tmp_path)
+    common = [*SMALL, "--row", "sgp", "--epochs", "1", "--data", str(tmp_path)]
+    assert "accuracy" in alone(KERAS, *common, "--simulate", "2")
+
+
+@pytest.mark.parametrize("row", ["adacomm", "sync-decay"])
+def test_vgg_16_trains_on_cifar_100_by_the_rows_of_adacomm(row: str, tmp_path: Path) -> None:
+    """At full width, on the python version, with a learning rate for 24 images."""
+    made.write_cifar100_python(tmp_path)
+    shown = alone(
+        TORCH, "--preset", "adacomm-vgg16-cifar100", "--row", row, "--data", str(tmp_path), "--any-size",
+        "--batch-size", "6", "--epochs", "1", "--lr", "0.01", "--simulate", "2", "--no-progress",
+    )  # fmt: skip
+    assert re.search(r"epoch 1: loss [45]\.\d+, test_loss", shown)
+
+
+def test_missing_and_cut_data_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
+    missing = mpirun(3, TORCH, "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    assert missing.status not in (0, None)
+    reason = "rank 0, 1, 2: .* holds no CIFAR-10: get it from https://www.cs.toronto.edu/~kriz/cifar.html, so that"
+    assert len(re.findall(reason, missing.output)) == 3, missing.output
+    file = made.write_cifar10_binary(tmp_path) / "test_batch.bin"
+    file.write_bytes(file.read_bytes()[:-1])
+    cut = mpirun(3, TORCH, "--data", str(tmp_path), "--any-size", timeout_seconds=LIMIT_SECONDS)
+    assert cut.status not in (0, None)
+    assert len(re.findall("rank 0, 1, 2: .*test_batch.bin: its 122919 bytes are not a whole number", cut.output)) == 3
+    assert "Traceback" not in missing.output + cut.output
+
+
+def test_the_effect_is_shown_in_parts(tmp_path: Path) -> None:
+    made.write_fashion_mnist(tmp_path, count=130)
+    output = tmp_path / "effect"
+    common = [EFFECT, "--output", str(output), "--data", str(tmp_path), "--any-size", "--limit", "128", "--seeds"]
+    row = "osgp-slowmo-12"
+    assert re.search(rf"\| {row} \| 1 \| \d\.\d+ \| \d+\.\d+ % \| 1 \|", alone(*common, "3", "--rows", row))
+    file = output / f"{row}-seed3.json"
+    first = file.stat().st_mtime_ns
+    assert re.search(rf"\| {row} \| 2 \| .* ± .* ± ", alone(*common, "3", "4", "--rows", row))
+    assert file.stat().st_mtime_ns == first  # it was not trained again
+    assert row in alone(*common, "5", "--table")
+
+
+def test_wrong_flags_are_refused() -> None:
+    for flags, reason in (
+        (["--row", "nothing"], "slowmo-cifar10 has no row nothing: choose from ar-sgd, "),
+        (["--resume"], "need --output"),
+    ):
+        run = subprocess.run([sys.executable, TORCH, *flags], capture_output=True, text=True, timeout=60, check=False)
+        assert run.returncode == 2
+        assert reason in run.stderr
