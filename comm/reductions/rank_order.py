@@ -4,7 +4,7 @@ Backends and rings add the values of an element in an order that depends on its 
 buffer. Here it is always ((x_0 + x_1) + x_2) + ..., so that arrays may be summed one by one or together in one buffer
 with bit-identical results. Three algorithms form this sum: small buffers are gathered and summed by every rank; where
 all ranks can access each other's memory, each sums a part for all (``StagedSums``, or ``NodeReduction`` of a buffer
-that lies there); otherwise the parts are exchanged, with the traffic of a ring and two rounds of messages.
+that lies there); otherwise the parts are exchanged (``DirectSums``).
 """
 
 from collections.abc import Sequence
@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.capabilities import shares_memory
-from lentando.comm.flat import blocks
-from lentando.comm.reductions import ring_schedule
+from lentando.comm.reductions.direct import DirectSums
 from lentando.comm.reductions.node import NodeMemory, NodeReduction, open_node_memory
 from lentando.comm.reductions.reduction import quiet, store
 from lentando.comm.reductions.staged import staged_sums
@@ -38,6 +37,7 @@ class RankOrderSums:
 
     def __init__(self, transport: Transport) -> None:
         self._transport = transport
+        self._direct = DirectSums(transport)
         self._scratch: dict[str, tuple[Array, NodeMemory | None]] = {}
 
     def sum_packed(self, arrays: Sequence[Array], dtype: np.dtype[Any], *, mean: bool) -> Array:
@@ -61,8 +61,8 @@ class RankOrderSums:
         values = buffer[:elements]
         np.concatenate(arrays, out=values)
         if memory is None:
-            self._exchange(values)
-            return self._divided(values, mean)
+            self._direct.all_reduce(values, mean=mean)
+            return values
         parts = [other[:elements] for other in memory.buffers]
         same = NodeMemory(memory.nodes, parts, memory.barrier)
         NodeReduction(self._transport, values, same, in_rank_order=True).all_reduce(mean)
@@ -76,8 +76,7 @@ class RankOrderSums:
         elif staged is not None:
             staged.all_reduce(self._transport, array, mean=mean)
         else:
-            self._exchange(array)
-            self._divided(array, mean)
+            self._direct.all_reduce(array, mean=mean)
 
     def _divided(self, total: Array, mean: bool) -> Array:
         store(total, total, self._transport.size if mean else 1)
@@ -90,29 +89,6 @@ class RankOrderSums:
             for other in by_rank[1:]:
                 np.add(total, other, out=total)
         return total
-
-    def _exchange(self, array: Array) -> None:
-        transport, size = self._transport, self._transport.size
-        parts = [array[ring_schedule.chunk(rank, size, array.size)] for rank in range(size)]
-        mine = parts[transport.rank]
-        others = [rank for rank in range(size) if rank != transport.rank]
-        received: Array = np.empty((size, mine.size), array.dtype)
-        transport.exchange(
-            [(rank, parts[rank]) for rank in others if parts[rank].size],
-            [(rank, received[rank]) for rank in others if mine.size],
-            overlap=False,
-        ).wait()
-        received[transport.rank] = mine
-        with quiet():
-            for block in blocks(mine):
-                total = received[0, block]
-                for rank in range(1, size):
-                    np.add(total, received[rank, block], out=total if rank < size - 1 else mine[block])
-        transport.exchange(
-            [(rank, mine) for rank in others if mine.size],
-            [(rank, parts[rank]) for rank in others if parts[rank].size],
-            overlap=False,
-        ).wait()
 
     def _open(self, nbytes: int, dtype: np.dtype[Any]) -> tuple[Array, NodeMemory | None]:
         """A buffer of at least this size, in memory that all ranks can access if possible. Collective."""

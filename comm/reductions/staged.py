@@ -6,7 +6,7 @@ read once and written once. While a rank copies one piece in, it forms its part 
 copies out the one before that, so that a piece costs a single barrier.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -48,13 +48,22 @@ class StagedSums:
         self._first = 0
         self._scratch: Array = np.empty(PIECE_BYTES, np.uint8)
 
-    def all_reduce(self, transport: Transport, array: Array, *, mean: bool = False) -> None:
+    def all_reduce(
+        self,
+        transport: Transport,
+        array: Array,
+        *,
+        mean: bool = False,
+        first_barrier: Callable[[], object] | None = None,
+    ) -> None:
         """Replace an array by its sum, or mean, over ranks, bit-identical on every rank.
 
         Args:
             transport: the transport, a ``SharedNode``. It is not kept: these sums are a part of its job.
             array: one-dimensional contiguous array in host memory, of real floating-point numbers or integers.
             mean: whether the sum is divided by the number of ranks.
+            first_barrier: what waits for all ranks once the first piece is staged, if they exchange something else in
+                it; by default the barrier of the node. The array is changed after it.
         """
         longest = PIECE_BYTES // array.dtype.itemsize
         pieces = [
@@ -69,7 +78,9 @@ class StagedSums:
         barrier = cast(SharedNode, transport).node_barrier
         with quiet():
             for stage in range(len(pieces) + PIECES - 1):
-                if stage:
+                if stage == 1 and first_barrier is not None:
+                    first_barrier()
+                elif stage:
                     barrier()
                 if stage >= 2:
                     pieces[stage - 2].copy_out()

@@ -5,17 +5,15 @@ from contextlib import ExitStack
 from datetime import timedelta
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
 from torch.distributed import DistBackendError
 
+from lentando.c10d.comparison import Comparison
 from lentando.c10d.order import Order
 from lentando.c10d.waiting import Waiting
 from lentando.c10d.work import CollectiveWork
-from lentando.comm.agreement import fingerprint
 from lentando.comm.capabilities import Interruptible
-from lentando.comm.errors import LentandoError, grouped_by_rank
-from lentando.comm.objects import allgather_object
+from lentando.comm.errors import LentandoError
 from lentando.comm.transport import Transport
 
 __all__ = ["Calls", "Execute"]
@@ -39,6 +37,7 @@ class Calls:
         timeout: the same.
         count: number of operations that were submitted.
         has_failed: whether one had failed when the group was closed.
+        comparison: the comparison of the operation that is being executed.
     """
 
     def __init__(self, transport: Transport, failure: Callable[[], str | None], timeout: timedelta) -> None:
@@ -46,7 +45,8 @@ class Calls:
         self.count = 0
         self.has_failed = False
         self._transport = transport
-        self._waiting = Waiting(failure)
+        self._waiting = Waiting(failure, spins=transport.local_size == transport.size)
+        self.comparison = Comparison(transport)
         if isinstance(transport, Interruptible):
             transport.while_waiting = self._waiting
         self._order = Order("lentando-c10d")
@@ -54,7 +54,14 @@ class Calls:
         self._is_closed = False
 
     def submit(
-        self, operation: str, arguments: list[Any], execute: Execute, outputs: Sequence[torch.Tensor], opts: Any
+        self,
+        operation: str,
+        arguments: list[Any],
+        execute: Execute,
+        outputs: Sequence[torch.Tensor],
+        opts: Any,
+        *,
+        compares_late: bool = False,
     ) -> CollectiveWork:
         """Submit a call, which is executed after those that were submitted before.
 
@@ -64,6 +71,7 @@ class Calls:
             execute: function that moves the data.
             outputs: the tensors that it fills.
             opts: options of torch.distributed, with a timeout and whether the caller waits at once; None for defaults.
+            compares_late: whether ``execute`` ends the comparison itself, before it changes a tensor.
         """
         description = f"{operation}({', '.join(map(str, arguments))})"
         is_default = opts is None or opts.timeout < timedelta(0)
@@ -72,7 +80,7 @@ class Calls:
         self.count += 1
 
         def run() -> None:
-            self._execute([operation, *arguments], description, execute, timeout)
+            self._execute([operation, *arguments], description, execute, timeout, compares_late)
 
         self._order.submit(work, run, at_once=opts is not None and not opts.asyncOp)
         return work
@@ -101,13 +109,17 @@ class Calls:
         """
         self._broken = self._broken or reason
 
-    def _execute(self, call: list[Any], description: str, execute: Execute, timeout_seconds: float) -> None:
+    def _execute(
+        self, call: list[Any], description: str, execute: Execute, timeout_seconds: float, compares_late: bool
+    ) -> None:
         if self._broken is not None:
             raise DistBackendError(f"{description} is not possible any more: {self._broken}")
         rank, size = self._transport.rank, self._transport.size
         self._waiting.begin(f"{description} on rank {rank} of {size}", timeout_seconds)
         try:
-            self._agree(call, description)
+            self.comparison.begin(call, description)
+            if not compares_late:
+                self.comparison.end()
             with ExitStack() as stack:
                 execute(stack)
         except BaseException as error:  # whatever it is, this rank may be out of step with the others
@@ -116,19 +128,3 @@ class Calls:
             if isinstance(error, DistBackendError) or not isinstance(error, Exception):
                 raise
             raise DistBackendError(f"{description} has failed on rank {rank} of {size}: {reason}") from error
-
-    def _agree(self, call: list[Any], description: str) -> None:
-        """Compare a call between ranks, before data move.
-
-        Raises:
-            DistBackendError: on every rank, with the calls of all, if they differ.
-        """
-        if self._transport.size == 1:
-            return
-        prints = self._transport.allgather(np.array([fingerprint(call)], np.int64))
-        if (prints != prints[0]).any():
-            by_rank = grouped_by_rank(allgather_object(self._transport, description))
-            raise DistBackendError(
-                f"the ranks of the group are not about to do the same thing. {by_rank}. Every rank must call the same "
-                "operations in the same order, with tensors of the same number of elements and dtype"
-            )

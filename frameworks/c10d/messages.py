@@ -207,7 +207,7 @@ class Messages:
 
     def _waiting_for(self, action: str) -> Callable[[float | None], Waiting]:
         def begin(seconds: float | None) -> Waiting:
-            waiting = Waiting(self._failure)
+            waiting = Waiting(self._failure, spins=self._transport.local_size == self._transport.size)
             limit = self._timeout().total_seconds() if seconds is None else seconds
             waiting.begin(f"{action} on rank {self._transport.rank} of {self._transport.size}", limit)
             return waiting

@@ -11,7 +11,7 @@ from lentando.c10d.endings import GRACE_SECONDS
 from lentando.c10d.job import opened_job
 from lentando.c10d.waiting import LOOK_SECONDS
 
-__all__ = ["end_with_process"]
+__all__ = ["end_with_process", "keep"]
 
 
 class _Ends(Protocol):
@@ -23,6 +23,7 @@ class _Ends(Protocol):
 
 
 _open: WeakSet[_Ends] = WeakSet()
+_kept: list[_Ends] = []
 _pids: list[int] = []
 
 
@@ -32,6 +33,11 @@ def end_with_process(group: _Ends) -> None:
     if not _pids:
         _pids.append(os.getpid())
         atexit.register(_end)  # later than MPI's end was registered, and therefore called before it
+
+
+def keep(group: _Ends) -> None:
+    """Keep a group, with its memory, as long as the process lives."""
+    _kept.append(group)
 
 
 def _end() -> None:

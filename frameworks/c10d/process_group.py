@@ -18,7 +18,7 @@ from lentando.c10d.memory import check_tensors, dtype_of, readable, writable
 from lentando.c10d.messages import Messages, MessageWork, check_tag
 from lentando.c10d.monitored import monitored_barrier
 from lentando.c10d.named_group import NamedGroup
-from lentando.c10d.process_end import end_with_process
+from lentando.c10d.process_end import end_with_process, keep
 from lentando.c10d.reducing import Reducing
 from lentando.c10d.sparse import all_reduce_sparse, check_sparse
 from lentando.c10d.work import CollectiveWork
@@ -43,7 +43,7 @@ class LentandoProcessGroup(NamedGroup):
         self._members = members
         self._calls = Calls(self._transport, members.endings.found, timeout)
         self._messages = Messages(members.messages, members.endings.found, lambda: self._calls.timeout)
-        self._reducing = Reducing(self._transport)
+        self._reducing = Reducing(self._transport, self._calls.comparison)
         end_with_process(self)
 
     def get_group_store(self) -> Store:
@@ -69,10 +69,10 @@ class LentandoProcessGroup(NamedGroup):
         ops = self._ops("allreduce", tensors, opts)
 
         def execute(stack: ExitStack) -> None:
-            for tensor, op in zip(tensors, ops, strict=True):
-                self._reducing.all_reduce(writable(tensor, stack), op)
+            self._reducing.all_reduce([writable(tensor, stack) for tensor in tensors], ops)
 
-        return self._calls.submit("allreduce", [*ops, *described(tensors)], execute, tensors, opts)
+        arguments = [*ops, *described(tensors)]
+        return self._calls.submit("allreduce", arguments, execute, tensors, opts, compares_late=True)
 
     allreduce_coalesced = allreduce
 
@@ -82,10 +82,10 @@ class LentandoProcessGroup(NamedGroup):
         is_root = self.rank() == opts.rootRank
 
         def execute(stack: ExitStack) -> None:
-            for tensor, op in zip(tensors, ops, strict=True):
-                self._reducing.all_reduce(writable(tensor, stack) if is_root else readable(tensor).copy(), op)
+            self._reducing.all_reduce([writable(t, stack) if is_root else readable(t).copy() for t in tensors], ops)
 
-        return self._calls.submit("reduce", [opts.rootRank, *ops, *described(tensors)], execute, tensors, opts)
+        arguments = [opts.rootRank, *ops, *described(tensors)]
+        return self._calls.submit("reduce", arguments, execute, tensors, opts, compares_late=True)
 
     def broadcast(self, tensors: Any, opts: Any) -> CollectiveWork:
         """Fill each tensor with the root's."""
@@ -270,8 +270,8 @@ class LentandoProcessGroup(NamedGroup):
     def shutdown(self) -> None:
         """Leave the group, after the operations that were submitted."""
         self.end("has destroyed the group")
-        if not self._calls.has_failed:  # MPI may still use the memory of an operation that has failed
-            self._members.close()
+        # MPI may still use the memory of an operation that has failed.
+        keep(self) if self._calls.has_failed else self._members.close()
 
     def end(self, what: str) -> None:
         """Leave the group, and let the other members know what this rank has done, as the rest of a sentence."""

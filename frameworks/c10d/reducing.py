@@ -1,15 +1,19 @@
-"""All-reduce of ordinary tensors. Between nodes, reductions are planned once and kept, on memory of their own."""
+"""All-reduces of ordinary tensors, by the algorithm that suits their size and the places of the ranks."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from lentando.c10d.arithmetic import reduce_array
+from lentando.c10d.comparison import Comparison
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import plan_reduction
-from lentando.comm.dtypes import is_floating
+from lentando.comm.dtypes import accumulator_dtype, is_floating
 from lentando.comm.operations.combining import as_numbers
+from lentando.comm.reductions.direct import IN_ONE_ROUND_BYTES, DirectSums
 from lentando.comm.reductions.reduction import Reduction
+from lentando.comm.reductions.staged import STAGED_FROM_BYTES, staged_sums
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
 
@@ -19,6 +23,11 @@ PLANNED_FROM_BYTES = 256 * 1024
 """Shorter arrays take longer to plan than to reduce."""
 PLANS = 64
 """Number of lengths whose plans are kept. Models have a few dozens of buckets."""
+DIRECT_PART_BYTES = 1024 * 1024
+"""Ranks behind links of their own send to each other directly if the part of each is not longer: a longer one keeps the
+links busy on a ring, which does not let several ranks send to the same one."""
+DIRECT_RANKS = 16
+"""With more ranks, too many would send to the same one at the same time."""
 
 
 @dataclass
@@ -32,37 +41,80 @@ class _Planned:
 class Reducing:
     """The all-reduces of one group on this rank.
 
-    Within a node, ``lentando.comm.collectives.all_reduce`` carries arrays of any memory. Between nodes, a tensor is
-    copied into memory of this object, whose reduction is planned once: within each node through shared memory, between
-    nodes by a pipelined ring. The copies cost little compared to the links.
+    Ranks send small arrays to each other directly. Within a node, sums of large ones pass through shared staging
+    memory. Ranks that have a node each also exchange medium arrays directly, and sum large ones on a pipelined ring.
+    If there are several nodes of several ranks, large arrays are copied into memory of this object, whose reduction is
+    planned once: within each node through shared memory, between nodes by a ring. MPI carries everything else.
 
     Args:
         transport: transport of the group, for the thread that executes operations.
+        comparison: the comparison of the present call, which is ended before an array is changed. Where ranks wait for
+            each other anyway, it takes the place of that.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, comparison: Comparison) -> None:
+        self._comparison = comparison
         self._transport = transport
+        self._is_one_node = transport.local_size == transport.size
+        self._is_alone = False
+        self._is_open = False
+        self._direct = DirectSums(transport)
+        self._direct_up_to = 0
         self._memory: Array = np.empty(0, np.uint8)
         self._planned: dict[tuple[int, str], _Planned] = {}
 
-    def all_reduce(self, array: Array, op: str) -> None:
-        """Combine an array over all ranks, in place. Collective.
+    def all_reduce(self, arrays: Sequence[Array], ops: Sequence[str]) -> None:
+        """Combine arrays over all ranks, in place, and end the comparison of the call. Collective.
 
         Args:
-            array: one-dimensional, contiguous array.
-            op: a name that ``arithmetic.name_of`` has returned for its dtype.
+            arrays: one-dimensional, contiguous arrays.
+            ops: a name that ``arithmetic.name_of`` has returned for its dtype, for each.
         """
-        array = as_numbers(array)
+        if not self._is_open:  # what the ranks share is opened by all of them together
+            self._comparison.end()
+            self._open()
+        for array, op in zip(arrays, ops, strict=True):
+            if array.size:
+                self._reduce(as_numbers(array), op)
+        self._comparison.end()
+
+    def _open(self) -> None:
+        """Find out how the ranks are distributed over nodes, and open staging memory. Collective."""
+        transport = self._transport
+        self._is_alone = bool((transport.allgather(np.array([transport.local_size])) == 1).all())
+        self._direct_up_to = IN_ONE_ROUND_BYTES // transport.size
+        if self._is_one_node:
+            self._direct_up_to = STAGED_FROM_BYTES - 1
+        elif self._is_alone and transport.size <= DIRECT_RANKS:
+            self._direct_up_to = DIRECT_PART_BYTES * transport.size
+        staged_sums(transport, np.empty(STAGED_FROM_BYTES, np.uint8))
+        self._is_open = True
+
+    def _reduce(self, array: Array, op: str) -> None:
         is_sum = op == "SUM" or (op == "AVG" and is_floating(array.dtype))
-        is_one_node = self._transport.local_size == self._transport.size
-        if array.size == 0:
+        is_mean, compare = op == "AVG", self._comparison.end
+        if is_sum and array.nbytes <= self._direct_up_to and accumulator_dtype(array.dtype) == array.dtype:
+            self._comparison.send()
+            self._direct.all_reduce(array, mean=is_mean, first_barrier=compare)
             return
-        if is_one_node or not is_sum or array.nbytes < PLANNED_FROM_BYTES:
+        staged = staged_sums(self._transport, array) if is_sum else None
+        if staged is not None:
+            first_barrier = compare if self._comparison.is_pending else None
+            staged.all_reduce(self._transport, array, mean=is_mean, first_barrier=first_barrier)
+            return
+        if self._is_one_node or not is_sum or array.nbytes < PLANNED_FROM_BYTES:
+            compare()
             reduce_array(self._transport, array, op)
             return
+        if self._is_alone:
+            compare()
+            plan_reduction(self._transport, array, "ring").all_reduce(is_mean)
+            return
         planned = self._plan(array)
+        self._comparison.send()
         np.copyto(planned.memory, array)
-        planned.reduction.all_reduce(op == "AVG")
+        compare()
+        planned.reduction.all_reduce(is_mean)
         np.copyto(array, planned.memory)
 
     def _plan(self, array: Array) -> _Planned:
@@ -72,6 +124,7 @@ class Reducing:
             self._memory = new(array.nbytes, np.dtype(np.uint8))
         key = array.size, array.dtype.name
         if key not in self._planned:
+            self._comparison.end()  # all ranks plan together
             if len(self._planned) >= PLANS:
                 del self._planned[next(iter(self._planned))]
             memory = self._memory[: array.nbytes].view(array.dtype)

@@ -9,7 +9,7 @@ from torch.distributed import DistBackendError
 __all__ = ["Waiting"]
 
 SPIN_SECONDS = 5e-4
-"""The processor is only yielded for this time after the start of a wait; then the thread sleeps between polls."""
+"""The processor is only yielded for this time after the start of a wait that spins; then the thread sleeps."""
 WORK_SECONDS = 1e-4
 """If a longer time has passed since the last poll, data have moved: what the rank waits for now is something else."""
 PAUSES = ((0.02, 5e-5), (1.0, 5e-4), (float("inf"), 5e-3))
@@ -23,10 +23,14 @@ class Waiting:
 
     Args:
         failure: returns what has happened on another rank for which it will never arrive; None if nothing is known.
+        spins: whether the first polls of a wait follow each other without a pause. Within a node, messages take
+            less time than a pause. Between nodes they take longer, and a thread that has slept is preferred by the
+            scheduler when it wakes up: on a busy processor, one that yields loses whole time slices.
     """
 
-    def __init__(self, failure: Callable[[], str | None]) -> None:
+    def __init__(self, failure: Callable[[], str | None], *, spins: bool) -> None:
         self._failure = failure
+        self._spin_seconds = SPIN_SECONDS if spins else 0.0
         self._description = ""
         self._started = self._limit = 0.0
         self._wait_started = self._last_poll = 0.0
@@ -74,7 +78,7 @@ class Waiting:
             failed = self._failure()
             if failed is not None:
                 raise DistBackendError(f"{self._description} cannot be completed: {failed}")
-        if waited < SPIN_SECONDS:
+        if waited < self._spin_seconds:
             os.sched_yield()
             return
         time.sleep(next(pause for until, pause in PAUSES if waited < until))

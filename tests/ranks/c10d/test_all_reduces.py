@@ -1,0 +1,105 @@
+"""All-reduces by each of the ways that sizes and places of ranks choose, and calls that differ between ranks."""
+
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch.distributed import DistBackendError, ReduceOp
+
+from lentando.c10d import reducing
+from lentando.c10d.waiting import Waiting
+
+LENGTHS = (7, 30_001, 2_000_003)
+"""Elements of float32: what one round of messages carries, two rounds, and several pieces of staging memory."""
+PLACES = ("one node", "a node each", "a node each, a ring")
+
+
+@pytest.fixture(params=PLACES)
+def placed(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """A new group; as if each of its ranks were alone on a node, if so named: this machine is one node."""
+    made: Any = dist.new_group(list(range(dist.get_world_size())), timeout=timedelta(seconds=30))
+    if request.param != "one node":
+        monkeypatch.setattr(made._transport, "local_size", 1)
+        monkeypatch.setattr(made._reducing, "_is_one_node", dist.get_world_size() == 1)
+    if request.param == "a node each, a ring":
+        monkeypatch.setattr(reducing, "DIRECT_PART_BYTES", 1)
+    yield made
+    dist.destroy_process_group(made)
+
+
+def terms(length: int, dtype: torch.dtype = torch.float32) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(length)
+    return [torch.randn(length, generator=generator).to(dtype) for _ in range(dist.get_world_size())]
+
+
+@pytest.mark.parametrize("length", LENGTHS)
+def test_sums_and_means_are_equal_on_all_ranks(placed: Any, length: int) -> None:
+    """Within rounding of the sum in double precision: a ring adds in an order of its own."""
+    for dtype in (torch.float32, torch.bfloat16):
+        for op in (ReduceOp.SUM, ReduceOp.AVG):
+            by_rank = terms(length, dtype)
+            tensor = by_rank[dist.get_rank()].clone()
+            dist.all_reduce(tensor, op, group=placed)
+            *_, total = accumulate(each.double() for each in by_rank)
+            expected = total / len(by_rank) if op == ReduceOp.AVG else total
+            tolerance = 1e-5 if dtype is torch.float32 else 1e-2
+            torch.testing.assert_close(tensor.double(), expected, rtol=tolerance, atol=tolerance)
+            everywhere = [torch.empty_like(tensor) for _ in by_rank]
+            dist.all_gather(everywhere, tensor)
+            assert all(torch.equal(each, tensor) for each in everywhere)
+
+
+def test_several_tensors_in_one_call_and_several_calls_in_flight(placed: Any) -> None:
+    """The first call of a group opens what its ranks share; in later ones, the first tensor is compared on its way."""
+    size = dist.get_world_size()
+    lengths = (0, 300_001, 5, 500_000, 300_001)
+    for _ in range(3):
+        works, filled = [], []
+        for value in (1.0, 2.0, 3.0):
+            tensors = [torch.full((length,), value) for length in lengths]
+            works.append(placed.allreduce(tensors))
+            filled.append((tensors, value * size))
+        for work in works:
+            work.wait()
+        for tensors, total in filled:
+            assert all((tensor == total).all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("length", LENGTHS[1:])
+@pytest.mark.parametrize("is_first", [True, False])
+def test_calls_that_differ_are_an_error_before_tensors_change(placed: Any, length: int, is_first: bool) -> None:
+    """On every rank at once, although the data are on their way."""
+    rank, size = dist.get_rank(), dist.get_world_size()
+    if size == 1:
+        return
+    if not is_first:
+        for each in LENGTHS:
+            dist.all_reduce(torch.ones(each), group=placed)
+    tensor = torch.ones(length)
+    options: Any = dist.BroadcastOptions()
+    if rank == size - 1:
+        work = placed.broadcast([tensor], options)
+    else:
+        work = placed.allreduce([tensor[:-1] if rank == 0 and size > 2 else tensor])
+    with pytest.raises(DistBackendError, match="not about to do the same thing") as error:
+        work.wait()
+    assert (tensor == 1).all()
+    assert re.search(rf"broadcast\(0, {length} x float32\)", str(error.value))
+    with pytest.raises(DistBackendError, match="not possible any more"):
+        dist.barrier(group=placed)
+
+
+def test_waits_between_nodes_sleep_from_the_first_poll(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thread that yields a busy processor loses time slices, which a link would be idle for."""
+    slept: list[float] = []
+    monkeypatch.setattr("lentando.c10d.waiting.time.sleep", slept.append)
+    for spins in (True, False):
+        waiting = Waiting(lambda: None, spins=spins)
+        waiting.begin("a call", 10.0)
+        waiting()
+        assert bool(slept) is not spins
