@@ -144,8 +144,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def report(text: str, markdown: Path | None) -> None:
-    """Print, and append to a file if there is one."""
+    """Print, and append to a file if there is one. A new file begins with a title."""
     print(f"\n{text}")
     if markdown is not None:
+        title = "" if markdown.exists() else f"# Measurements: {markdown.stem}\n\n"
         with markdown.open("a") as file:
+            file.write(title)
             file.write(f"{text}\n\n")

@@ -1,6 +1,7 @@
 """DistributedDataParallel within each node, and SlowMo between the nodes.
 
     mpirun -np 4 python examples/ddp_within_nodes.py --ranks-per-node 2
+    torchrun --nproc-per-node 4 examples/ddp_within_nodes.py --ranks-per-node 2
 
 Gradients are averaged over the ranks of a node at each step. Once in a period, ranks of equal number within their nodes
 average parameters: each of these groups has the same values, and computes the same outer step.
@@ -11,7 +12,6 @@ import argparse
 import torch
 import torch.distributed as dist
 
-import lentando.c10d  # noqa: F401 - registers the backend
 import lentando.torch as lt
 
 parser = argparse.ArgumentParser()
@@ -19,7 +19,10 @@ parser.add_argument("--ranks-per-node", type=int, help="default: as many as this
 options = parser.parse_args()
 
 lt.init()
-dist.init_process_group("lentando")
+if not dist.is_initialized():  # under torchrun, init() has made a group over Gloo
+    import lentando.c10d  # noqa: F401 - registers the backend
+
+    dist.init_process_group("lentando")
 count = options.ranks_per_node or lt.local_size()
 node, _ = dist.new_subgroups(count)
 between = [lt.add_process_set(range(local, lt.size(), count)) for local in range(count)]

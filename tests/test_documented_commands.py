@@ -16,7 +16,7 @@ RUN_BY = {
     r".*examples/(hugging_face_trainer|accelerate_loop)\.py .*": "tests/torch/test_hugging_face.py",
     r".*examples/lightning_trainer\.py .*": "tests/torch/test_lightning.py",
     r"python examples/ray_train\.py .*": "tests/torch/test_ray.py",
-    r"mpirun -np 4 python examples/ddp_within_nodes\.py .*": "tests/torch_distributed/test_ddp_within_nodes.py",
+    r"(mpirun|torchrun) .*examples/ddp_within_nodes\.py .*": "tests/torch_distributed/test_ddp_within_nodes.py",
     r"python examples/cifar/effect\.py .*": "tests/examples/test_cifar.py",
     r"mpirun -np 32 python examples/cifar/train_(torch|keras)\.py .*": "tests/examples/test_cifar.py",
     r"lentando plan .*": "tests/test_documented_commands.py",

@@ -4,8 +4,9 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 import torch
-from launching import mpirun
+from launchers import OPEN_MPI, TORCHRUN, Launcher
 from numpy.typing import NDArray
 
 EXAMPLE = Path(__file__).parents[2] / "examples/ddp_within_nodes.py"
@@ -13,12 +14,15 @@ NODES, RANKS_PER_NODE = 2, 2
 LEARNING_RATE, MOMENTUM, SLOW_MOMENTUM, PERIOD, STEPS = 0.1, 0.9, 0.5, 4, 24
 
 
-def test_each_half_does_what_it_should() -> None:
-    job = mpirun(NODES * RANKS_PER_NODE, str(EXAMPLE), "--ranks-per-node", str(RANKS_PER_NODE), timeout_seconds=250)
+@pytest.mark.parametrize("launcher", [OPEN_MPI, TORCHRUN], ids=lambda launcher: launcher.name)
+def test_each_half_does_what_it_should(launcher: Launcher) -> None:
+    """Over backend lentando, and over Gloo."""
+    arguments = (str(EXAMPLE), "--ranks-per-node", str(RANKS_PER_NODE))
+    job = launcher.run(NODES * RANKS_PER_NODE, *arguments, timeout_seconds=250)
     assert job.status == 0, job.output
     found = {
         int(rank): np.fromstring(f"{weights}, {bias}", sep=", ")
-        for rank, weights, bias in re.findall(r"rank (\d): weights \[(.*)\], bias (\S+)", job.output)
+        for rank, weights, bias in re.findall(r"rank (\d): weights \[([^]]*)\], bias ([-+.e\d]+)", job.output)
     }
     assert set(found) == set(range(NODES * RANKS_PER_NODE)), job.output
     for rank, values in found.items():
