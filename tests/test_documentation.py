@@ -1,6 +1,7 @@
 """The files, functions and commands that the documentation names exist."""
 
 import ast
+import json
 import re
 from functools import cache
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 from launching import mpirun
 from pages import PAGES, ROOT, blocks
+
+from lentando.cli.app import run
 
 FOLDERS = ("comm", "optimizers", "frameworks", "cli", "examples", "benchmarks", "tests", "docs", ".ci")
 OF_OTHERS = {"train.py", "train_lentando.py"}
@@ -84,22 +87,42 @@ def test_the_readme_is_one_page() -> None:
     assert len((ROOT / "README.md").read_text().split()) <= 900
 
 
-def test_the_script_of_the_readme_trains(tmp_path: Path) -> None:
+def check_what_was_recorded(folder: Path) -> None:
+    """The commands of the quick start draw the log, and merge the timelines of all ranks."""
+    assert run(["timeline", str(folder / "runs/timeline")]) == 0
+    assert {event["pid"] for event in json.loads((folder / "runs/timeline/merged.json").read_text())} == {0, 1}
+    assert run(["report", str(folder / "runs/first")]) == 0
+    assert "loss against time" in (folder / "runs/first/report.html").read_text()
+
+
+def test_the_script_of_the_readme_trains_and_shows_what_it_did_as_the_quick_start_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pytest.importorskip("torch")
     (script,) = blocks(ROOT / "README.md", "python")
+    before, after = blocks(ROOT / "docs/quick_start.md", "python")[1].splitlines()
+    script = script.replace("for epoch", f"{before}\nfor epoch").replace("with optimizer", f"    {after}\nwith optimizer")
     program = tmp_path / "train.py"
     program.write_text(script)
-    job = mpirun(2, str(program), timeout_seconds=120)
+    monkeypatch.chdir(tmp_path)
+    job = mpirun(2, str(program), timeout_seconds=240, environment={"LENTANDO_TIMELINE": "runs/timeline"})
     assert job.status == 0, job.output
     accuracies = dict(re.findall(r"^(\d) (0\.\d+)$", job.output, re.MULTILINE))
     assert set(accuracies) == {"0", "1"}
     assert min(map(float, accuracies.values())) > 0.9
+    check_what_was_recorded(tmp_path)
 
 
-def test_the_example_for_keras_trains() -> None:
+def test_the_example_for_keras_trains_and_shows_what_it_did(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tensorflow")
-    job = mpirun(2, str(ROOT / "examples" / "minimal_keras.py"), timeout_seconds=120)
+    (callbacks,) = re.findall(r"`(callbacks=.*?)` in `fit`", (ROOT / "docs/quick_start.md").read_text())
+    program = tmp_path / "train.py"
+    script = (ROOT / "examples" / "minimal_keras.py").read_text()
+    program.write_text(script.replace("verbose=2 if", f"{callbacks}, verbose=2 if"))
+    monkeypatch.chdir(tmp_path)
+    job = mpirun(2, str(program), timeout_seconds=240, environment={"LENTANDO_TIMELINE": "runs/timeline"})
     assert job.status == 0, job.output
     accuracies = [float(accuracy) for accuracy in re.findall(r"accuracy (0\.\d+) on its shard", job.output)]
     assert len(accuracies) == 2
     assert min(accuracies) > 0.9
+    check_what_was_recorded(tmp_path)

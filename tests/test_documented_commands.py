@@ -9,7 +9,7 @@ from pages import LAUNCHING, PAGES, ROOT, commands
 from lentando.cli.app import run
 
 RUN_BY = {
-    r"mpirun -np [24] python train\.py": "tests/test_documentation.py",  # the script of the README
+    r"(LENTANDO_TIMELINE=runs/timeline )?mpirun -np [24] python train\.py": "tests/test_documentation.py",
     r"mpirun -np 4 python examples/digits_torch\.py .*": "tests/examples/test_digits.py",
     r"python examples/digits_torch\.py .*--simulate .*": "tests/examples/test_digits.py",
     r"mpirun -np 4 python examples/minimal_keras\.py": "tests/test_documentation.py",
@@ -32,6 +32,7 @@ NOT_RUN = {
     r"make data": "tests have no network",
     r"pip install .*": "tests have no network; tests/test_packaging.py installs the wheel",
     r"git clone .*": "tests have no network",
+    r"export (OMPI_|PRTE_).*": "Makefile and tests/support/launching.py set the same variables",
     r"\. \.venv/bin/activate.*": "the tests run in that environment",
     r"sudo python benchmarks/.*": "takes minutes, and needs root",
     r"(mpirun|horovodrun) .*-np 32 .*": "takes minutes; tests/test_launchers.py starts fewer ranks in the same way",
