@@ -101,7 +101,9 @@ def test_the_script_of_the_readme_trains_and_shows_what_it_did_as_the_quick_star
     pytest.importorskip("torch")
     (script,) = blocks(ROOT / "README.md", "python")
     before, after = blocks(ROOT / "docs/quick_start.md", "python")[1].splitlines()
-    script = script.replace("for epoch", f"{before}\nfor epoch").replace("with optimizer", f"    {after}\nwith optimizer")
+    script = script.replace("for epoch", f"{before}\nfor epoch").replace(
+        "with optimizer", f"    {after}\nwith optimizer"
+    )
     program = tmp_path / "train.py"
     program.write_text(script)
     monkeypatch.chdir(tmp_path)
