@@ -68,13 +68,19 @@ def compute_seconds(group: HostGroup) -> float:
 def losses_and_bytes(by_method: Mapping[str, Sequence[Run]], is_timed: bool) -> str:
     """A table: a row for each method."""
     sent = {method: runs[0]["bytes_sent"] for method, runs in by_method.items()}
-    full = statistics.mean(run["loss"] for run in by_method["SlowMo"])  # in full precision, and at once
+    full = statistics.mean(run["loss"] for run in by_method["SlowMo"]) if "SlowMo" in by_method else None
     rows = []
     for method, runs in by_method.items():
         losses = [run["loss"] for run in runs]
         spread = f"{statistics.stdev(losses):.4f}" if len(losses) > 1 else ""
         mean = statistics.mean(losses)
-        row = [method, f"{mean:.4f}", spread, f"{100 * (mean / full - 1):+.2f} %", f"{sent[method] / 1e6:.2f}"]
+        row = [
+            method,
+            f"{mean:.4f}",
+            spread,
+            f"{100 * (mean / full - 1):+.2f} %" if full else "",
+            f"{sent[method] / 1e6:.2f}",
+        ]
         row.append(f"{sent['DDP'] / sent[method]:.1f}" if "DDP" in sent else "")
         if is_timed:
             row.append(f"{min(run['points'][-1][1] for run in runs):.1f}")
