@@ -104,6 +104,8 @@ def draw(found: Mapping[str, Mapping[str, Sequence[Run]]], file: Path) -> None:
         for method, runs in found[where].items():
             points = list(zip(*(run["points"] for run in runs), strict=True))
             across = [min(point[column] for point in same) for same in points]
+            if column == 2:  # each round sends the same, some of it after its end
+                across = [runs[0]["bytes_sent"] * (number + 1) / len(points) for number in range(len(points))]
             losses = [[point[3] for point in same] for same in points]
             unit = 1e6 if column == 2 else 1
             x = [each / unit for each in across]
