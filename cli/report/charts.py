@@ -40,14 +40,21 @@ def line_chart(runs: Sequence[Run], across: str, up: str, label: str, scale: flo
         return None
     figure = new_figure("lentando report", SIZE_INCHES)
     axes = figure.subplots()
-    for color, name, x, y in lines:
+    drawn = []
+    for color, _, x, y in lines:
         plot = axes.step if up == "period" else axes.plot
-        plot([scale * value for value in x], y, marker="." if len(x) < 30 else None, label=name, color=f"C{color % 10}")
+        marker = "." if len(x) < 30 else None
+        drawn += plot([scale * value for value in x], y, marker=marker, color=f"C{color % 10}")
     if up == "period":
         axes.set_ylim(bottom=0)
     axes.set(xlabel=label, ylabel=up.replace("_", " "))
+    axes.yaxis.label.set_parse_math(False)
     if len(runs) > 1:
-        axes.legend(frameon=False, labelcolor=GREY)
+        # Names are set afterwards, as they are: matplotlib leaves out labels that begin with _, and reads $ as TeX.
+        legend = axes.legend(drawn, ["run"] * len(drawn), frameon=False, labelcolor=GREY)
+        for text, (_, name, _, _) in zip(legend.get_texts(), lines, strict=True):
+            text.set_parse_math(False)
+            text.set_text(name)
     return _svg(figure, axes)
 
 

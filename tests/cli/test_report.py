@@ -116,6 +116,21 @@ def test_a_browser_shows_every_figure_on_a_phone_and_on_a_screen(
         assert (np.ptp(picture, axis=-1) > 0.3).mean() > 0.001  # and colour
 
 
+def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
+    r"""Not as TeX, of which $\none$ is an error; and those that begin with _ are part of the legend, too."""
+    folders = [tmp_path / name for name in ("lr$\\none$<b>", "_second")]
+    for folder in folders:
+        folder.mkdir()
+        line = {"step": 1, "seconds": 1, "bytes_sent": 1, "rounds": 1, "waiting_seconds": 0, "a$\\none$<b>": 1.0}
+        header = {"method": "SlowMo()", "ranks": 2}
+        (folder / "run.jsonl").write_text("".join(json.dumps(written) + "\n" for written in (header, line)))
+    assert run(["report", *map(str, folders)]) == 0
+    page = (folders[0] / "report.html").read_text()
+    for name in ("lr$\\none$", "_second"):
+        assert len(re.findall(f"<!-- {re.escape(name)}", page)) == 3  # as matplotlib notes what it has drawn as curves
+    assert "$<b>" not in page
+
+
 def test_a_resumed_run_replaces_what_it_repeats_and_adds_up_its_bytes(tmp_path: Path) -> None:
     header = {"method": "SlowMo()", "ranks": 2}
     first = [{"step": step, "bytes_sent": 10 * step, "loss": float(step)} for step in (1, 2, 3)]
