@@ -68,18 +68,19 @@ def read_binary(content: bytes, label_bytes: int) -> Part:
 
 def read_python(content: bytes, labels_key: bytes) -> Part:
     """A pickled dict of an array of pixels and a list of labels, read without running it."""
-    pixels, labels, last = b"", [], b""
+    pixels, labels, last, by_columns = b"", [], b"", False
     for opcode, argument, _ in pickletools.genops(content):
         if isinstance(argument, str | bytes):
             last = argument if isinstance(argument, bytes) else argument.encode("latin-1")
             pixels = max(pixels, last, key=len)  # the longest string of the file
         elif opcode.name.startswith("BININT") and last == labels_key:
             labels.append(argument)
-        elif opcode.name == "NEWTRUE":  # an array in Fortran's order: no published file has one
-            raise ValueError("it contains an array that is not in C's order")
+        elif opcode.name == "NEWTRUE":  # the only flag of such a file: the array is in Fortran's order
+            by_columns = True
     if not labels or len(pixels) != len(labels) * np.prod(PIXELS) or max(labels) > 255:
         raise ValueError(f"it holds {len(labels)} labels and {len(pixels)} bytes of pixels")
-    return np.frombuffer(pixels, np.uint8).reshape(-1, *PIXELS), np.array(labels, np.uint8)
+    images = np.frombuffer(pixels, np.uint8).reshape((len(labels), -1), order="F" if by_columns else "C")
+    return images.reshape(-1, *PIXELS), np.array(labels, np.uint8)
 
 
 def read_idx(content: bytes) -> Bytes:
@@ -196,7 +197,7 @@ DATASETS = {
         partial(_read_cifar, 10), 10, (50_000, 10_000), (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
     ),
     "cifar100": Dataset(
-        partial(_read_cifar, 100), 100, (50_000, 10_000), (0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762)
+        partial(_read_cifar, 100), 100, (50_000, 10_000), (0.5071, 0.4865, 0.4409), (0.2673, 0.2564, 0.2762)
     ),
     "fashion-mnist": Dataset(_read_fashion_mnist, 10, (60_000, 10_000), (0.2190,), (0.3318,)),
 }

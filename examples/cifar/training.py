@@ -56,7 +56,7 @@ def load_data(lt: Any, options: argparse.Namespace) -> Data:
     data, problem = None, None
     try:
         data = load(options.recipe.dataset, options.data, any_size=options.any_size)
-    except DataError as error:
+    except (DataError, OSError) as error:
         problem = str(error)
     by_rank = lt.allgather_object(problem)
     ranks_of: dict[str, list[int]] = {}

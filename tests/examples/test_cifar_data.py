@@ -3,8 +3,9 @@
 import pickle  # noqa: TID251 - of what these tests made themselves
 import sys
 import tarfile
+from argparse import Namespace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import image_archives as made
 import numpy as np
@@ -18,6 +19,7 @@ try:
     import archives
     import loader
     import recipes
+    import training
 finally:
     sys.path.remove(FOLDER)
 
@@ -49,6 +51,22 @@ def test_made_python_files_are_pickles_of_arrays() -> None:
     read = archives.read_python(content, b"fine_labels")
     np.testing.assert_array_equal(read[0].reshape(7, -1), loaded[b"data"])
     assert read[1].tolist() == loaded[b"fine_labels"] == labels.tolist()
+
+
+def test_an_array_in_fortrans_order_is_read_by_columns() -> None:
+    pixels, labels = made.images(7)
+    array = np.asfortranarray(pixels.reshape(7, -1))
+    content = pickle.dumps({"data": array, "labels": labels.tolist()}, protocol=2)
+    np.testing.assert_array_equal(archives.read_python(content, b"labels")[0], pixels)
+
+
+def test_a_folder_that_cannot_be_read_ends_all_ranks(tmp_path: Path) -> None:
+    """The name is too long: root could read a folder without permissions."""
+    recipe = recipes.PRESETS["slowmo-cifar10"]["sgp"]
+    options = Namespace(recipe=recipe, data=tmp_path / ("x" * 300), any_size=False, limit=None)
+    others = SimpleNamespace(allgather_object=lambda problem: [problem, None])
+    with pytest.raises(SystemExit, match="rank 0: .*File name too long"):
+        training.load_data(others, options)
 
 
 def test_a_pickle_that_runs_a_program_is_not_run(tmp_path: Path) -> None:
