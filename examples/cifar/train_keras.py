@@ -80,6 +80,10 @@ def _channels_last(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Train on the rank that calls it. Returns the results."""
     lt.init()
+    gpus = tf.config.list_physical_devices("GPU")
+    if gpus and not options.simulate:  # by default, TensorFlow takes the whole memory of all of them
+        tf.config.set_visible_devices(gpus[lt.local_rank() % len(gpus)], "GPU")
+        tf.config.experimental.set_memory_growth(gpus[lt.local_rank() % len(gpus)], True)
     data = load_data(lt, options)
     return train(lt, KerasLearner(options, data), data, options)
 

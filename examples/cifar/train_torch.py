@@ -30,6 +30,8 @@ class TorchLearner:
         recipe = options.recipe
         gpus = torch.cuda.device_count()
         self._device = torch.device("cuda", lt.local_rank() % gpus) if gpus else torch.device("cpu")
+        if gpus:
+            torch.cuda.set_device(self._device)  # NCCL and CUDA-aware MPI send from the current device
         self._model = models.build(recipe.model, data.train[0].shape[1], data.classes, options.seed).to(self._device)
         sgd = torch.optim.SGD(
             self._model.parameters(), recipe.lr, recipe.momentum,
