@@ -11,7 +11,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,8 +37,8 @@ SECONDS = 60
 class Page:
     """A page of a running Chromium."""
 
-    def __init__(self, commands: int, replies: int) -> None:
-        self._commands, self._replies = commands, replies
+    def __init__(self, commands: int, replies: int, log: Path) -> None:
+        self._commands, self._replies, self._log = commands, replies, log
         self._sent, self._buffer = 0, b""
         self._session: str | None = None
         self.errors: list[str] = []
@@ -85,8 +85,9 @@ class Page:
         if self._session is not None:
             message["sessionId"] = self._session
         text = json.dumps(message).encode() + b"\0"
-        while text:
-            text = text[os.write(self._commands, text) :]
+        with suppress(BrokenPipeError):  # if Chromium has ended, which _receive finds
+            while text:
+                text = text[os.write(self._commands, text) :]
         while (reply := self._receive()).get("id") != self._sent:
             pass
         assert "error" not in reply, (method, reply["error"])
@@ -97,9 +98,9 @@ class Page:
         end = time.monotonic() + SECONDS
         while b"\0" not in self._buffer:
             ready, _, _ = select.select([self._replies], [], [], max(0.0, end - time.monotonic()))
-            assert ready, f"Chromium has not answered for {SECONDS} s"
+            assert ready, f"Chromium has not answered for {SECONDS} s: {self._log.read_text()}"
             received = os.read(self._replies, 1 << 20)
-            assert received, "Chromium has ended"
+            assert received, f"Chromium has ended: {self._log.read_text()}"
             self._buffer += received
         text, _, self._buffer = self._buffer.partition(b"\0")
         message: dict[str, Any] = json.loads(text)
@@ -134,7 +135,7 @@ def chromium() -> Iterator[Page]:
         os.close(to_read)
         os.close(to_write)
         try:
-            yield Page(commands, replies)
+            yield Page(commands, replies, log)
         finally:
             os.killpg(browser.pid, signal.SIGKILL)
             browser.wait()
