@@ -65,6 +65,7 @@ data: data/fashion-mnist ## Fashion-MNIST for examples/cifar, from Debian's pack
 data/fashion-mnist:
 	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "this is no Debian or Ubuntu: copy the four" \
 		"files of Fashion-MNIST (train-images-idx3-ubyte.gz, ...) to $@" >&2; exit 2; }
+	rm -rf data/package
 	mkdir -p data/package
 	cd data/package && apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb . || { \
 		echo "the package dataset-fashion-mnist cannot be fetched: try apt-get update first" >&2; exit 2; }
