@@ -21,7 +21,7 @@ def train(folder: Path, *deaths: str, restarts: int = 2) -> Job:
 
 def weights(job: Job) -> set[str]:
     """The checksums of the final weights, of which every rank prints one."""
-    found = re.findall(r"rank \d of 2 ended with weights (\w+)", job.output)
+    found = re.findall(r"rank \d of 2 ended with weights ([0-9a-f]{8})", job.output)
     assert len(found) == 2, job.output
     return set(found)
 

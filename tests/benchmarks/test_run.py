@@ -26,7 +26,8 @@ def test_peers_take_turns_and_end_in_a_table_and_pictures(tmp_path: Path) -> Non
         "node", "--sizes", "64KB,1MB", "--repeats", "2", "--libraries", "Open MPI,Gloo", "--results", str(results)
     )
     assert done.returncode == 0, done.stderr
-    table = (results / "node.md").read_text()
+    title, table = (results / "node.md").read_text().split("\n", 1)
+    assert title == "# Measurements: node"
     assert table.strip() in done.stdout
     for line in ("| float32 buffer | ", "| 64 KB ", "| 1 MB ", "2 ranks on one node. ", "4 ranks on one node. "):
         assert line in table
@@ -142,7 +143,9 @@ def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stderr
     assert "| 100        | " in file.read_text()
-    assert file.read_text().strip() in done.stdout
+    title, table = file.read_text().split("\n", 1)
+    assert title == "# Measurements: step"
+    assert table.strip() in done.stdout
 
 
 def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPatch) -> None:
