@@ -35,11 +35,11 @@ def timeline(
     The merged trace opens in https://ui.perfetto.dev and in chrome://tracing. Arrows lead from the rank that reached a
     communication last to the ranks that waited for it.
     """
-    traces = read_traces(folder)
+    merged = output or folder / "merged.json"
+    traces = read_traces(folder, merged)
     met = meetings(traces)
     times = times_of(traces, met)
     verdict = judge(times, [trace.link_us for trace in traces])
-    merged = output or folder / "merged.json"
     try:
         merged.write_text(json.dumps(sorted([*_events(traces), *_arrows(met)], key=_place_in_time)))
     except OSError as error:

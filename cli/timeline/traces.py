@@ -49,16 +49,18 @@ class Trace:
     link_us: float | None = None
 
 
-def read_traces(folder: Path) -> list[Trace]:
+def read_traces(folder: Path, merged: Path) -> list[Trace]:
     """Read all traces of a folder, ordered by rank.
 
     Args:
         folder: folder that contains the files of one job.
+        merged: file that is not one of them, from an earlier call: that of a single rank looks like one.
 
     Raises:
         ConfigurationError: if there are none, or one cannot be read or is of another job.
     """
-    traces = [trace for file in sorted(folder.glob("*.json")) if (trace := _read(file)) is not None]
+    files = [file for file in sorted(folder.glob("*.json")) if file.resolve() != merged.resolve()]
+    traces = [trace for file in files if (trace := _read(file)) is not None]
     if not traces:
         raise ConfigurationError(
             f"{folder} contains no timeline: expected files such as timeline.json and timeline.rank1.json, which "

@@ -140,7 +140,9 @@ def judge(times: Sequence[RankTimes], links_us: Sequence[float | None] = ()) -> 
         links_us: time in microseconds of a message from the previous rank to each rank; None where it is not known.
     """
     total = max((own.total for own in times), default=0.0)
-    if len(times) < 2 or total == 0.0:
+    if len(times) == 1:
+        return Verdict("There is nothing to compare: the job has one rank.")
+    if total == 0.0:
         return Verdict("There is nothing to compare: the traces contain fewer than two common communications.")
     slowest = max(range(len(times)), key=lambda rank: times[rank].awaited)
     waiting = sum(own.waiting for own in times) / len(times)

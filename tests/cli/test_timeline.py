@@ -132,3 +132,14 @@ def test_a_missing_rank_is_refused(recorded: Path, tmp_path: Path, capsys: pytes
         (tmp_path / name).write_text((recorded / name).read_text())
     assert run(["timeline", str(tmp_path)]) == 2
     assert "timelines of ranks [0, 2]" in capsys.readouterr().err
+
+
+def test_one_rank_alone_has_nothing_to_compare_as_often_as_it_is_asked(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The merged trace of the first call is not taken for that of a second rank."""
+    job = mpirun(1, PROGRAM, "0", environment={"LENTANDO_TIMELINE": str(tmp_path)})
+    assert job.status == 0, job.output
+    first = report(capsys, str(tmp_path))
+    assert first["verdict"]["sentence"] == "There is nothing to compare: the job has one rank."
+    assert report(capsys, str(tmp_path)) == first
