@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from lentando.cli.report.logs import read_run
+from lentando.cli.report.logs import read_runs
 from lentando.cli.report.page import render
 from lentando.comm.errors import ConfigurationError
 
@@ -29,7 +29,7 @@ def report(
     The page shows each number against steps, seconds and bytes, the period, the distance between the replicas, and the
     compute time of each rank.
     """
-    page = render([read_run(folder) for folder in folders])
+    page = render(read_runs(folders))
     path = output or folders[0] / "report.html"
     try:
         path.write_text(page)

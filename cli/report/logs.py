@@ -2,14 +2,14 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.run_log import FILE_NAME
 
-__all__ = ["Run", "read_run"]
+__all__ = ["Run", "read_run", "read_runs"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Run:
     """One run.
 
     Attributes:
-        name: name of its folder.
+        name: name of its folder, or more of the path, in which runs that are compared differ.
         method: the optimizer, as it describes itself.
         ranks: number of ranks.
         lines: what was written, oldest first.
@@ -41,6 +41,21 @@ class Run:
         """
         known = [(line[across], line[up]) for line in self.lines if None not in (line.get(across), line.get(up))]
         return [x for x, _ in known], [y for _, y in known]
+
+
+def read_runs(folders: Sequence[Path]) -> list[Run]:
+    """Read the logs of runs, whose names are the ends of their folders' paths in which they differ.
+
+    Args:
+        folders: folders that contain ``run.jsonl``.
+
+    Raises:
+        ConfigurationError: as ``read_run``.
+    """
+    paths = [folder.resolve().parts for folder in folders]
+    different = len(set(paths))
+    count = next(count for count in range(1, max(map(len, paths)) + 1) if len({p[-count:] for p in paths}) == different)
+    return [replace(read_run(folder), name=str(Path(*p[-count:]))) for folder, p in zip(folders, paths, strict=True)]
 
 
 def read_run(folder: Path) -> Run:

@@ -11,7 +11,7 @@ import pytest
 from chromium import Page, chromium
 
 from lentando.cli.app import run
-from lentando.cli.report.logs import read_run
+from lentando.cli.report.logs import read_run, read_runs
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +129,16 @@ def test_names_are_drawn_as_they_are(tmp_path: Path) -> None:
     for name in ("lr$\\none$", "_second"):
         assert len(re.findall(f"<!-- {re.escape(name)}", page)) == 3  # as matplotlib notes what it has drawn as curves
     assert "$<b>" not in page
+
+
+def test_runs_in_folders_of_one_name_have_different_names(tmp_path: Path) -> None:
+    folders = [tmp_path / name for name in ("torch/slowmo", "keras/slowmo")]
+    for folder in folders:
+        folder.mkdir(parents=True)
+        (folder / "run.jsonl").write_text('{"method": "SlowMo()", "ranks": 2}\n{"step": 1, "bytes_sent": 0}\n')
+    assert [read.name for read in read_runs(folders)] == ["torch/slowmo", "keras/slowmo"]
+    assert [read.name for read in read_runs([*folders, folders[0]])] == ["torch/slowmo", "keras/slowmo", "torch/slowmo"]
+    assert [read.name for read in read_runs(folders[:1])] == ["slowmo"]
 
 
 def test_a_resumed_run_replaces_what_it_repeats_and_adds_up_its_bytes(tmp_path: Path) -> None:
