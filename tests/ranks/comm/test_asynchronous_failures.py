@@ -79,7 +79,7 @@ def test_a_forked_child_neither_submits_nor_waits() -> None:
 @pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
 def test_a_forked_child_does_not_wait_for_a_lock_that_another_thread_had() -> None:
     locked, is_over = threading.Event(), threading.Event()
-    changed = operations_of(world.transport())._changed  # type: ignore[attr-defined]  # that of its thread
+    changed = operations_of(world.transport())._submissions.changed  # type: ignore[attr-defined]  # that of its thread
 
     def hold() -> None:
         with changed:
