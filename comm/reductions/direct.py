@@ -11,7 +11,7 @@ import numpy as np
 from lentando.comm.flat import blocks
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import quiet, store
-from lentando.comm.transport import Array, Transport
+from lentando.comm.transport import Array, Request, Transport
 
 __all__ = ["IN_ONE_ROUND_BYTES", "DirectSums"]
 
@@ -32,6 +32,7 @@ class DirectSums:
         self._transport = transport
         self._others = [rank for rank in range(transport.size) if rank != transport.rank]
         self._scratch: Array = np.empty(0, np.uint8)
+        self._sending: Request | None = None
 
     def all_reduce(self, array: Array, *, mean: bool, first_barrier: Callable[[], object] | None = None) -> None:
         """Replace an array by its sum or mean over ranks, bit-identical on every rank.
@@ -39,8 +40,8 @@ class DirectSums:
         Args:
             array: one-dimensional contiguous array. Sums are formed in its dtype.
             mean: whether the sum is divided by the number of ranks.
-            first_barrier: called when the first messages are on their way. The array is changed after it, if it does
-                not raise an error.
+            first_barrier: called when the first messages are on their way, if the ranks compare their calls meanwhile.
+                Messages are received, and the array is changed, after it, if it does not raise an error.
         """
         transport, size = self._transport, self._transport.size
         is_whole = array.nbytes * size <= IN_ONE_ROUND_BYTES
@@ -48,15 +49,18 @@ class DirectSums:
         parts = [whole if is_whole else ring_schedule.chunk(rank, size, array.size) for rank in range(size)]
         mine = array[parts[transport.rank]]
         received = self._received(mine)
-        request = transport.exchange(
-            [(rank, array[parts[rank]]) for rank in self._others if array[parts[rank]].size],
-            [(rank, received[rank]) for rank in self._others if mine.size],
-            TAG,
-            overlap=False,
-        )
-        if first_barrier is not None:
+        sends = [(rank, array[parts[rank]]) for rank in self._others if array[parts[rank]].size]
+        receives = [(rank, received[rank]) for rank in self._others if mine.size]
+        if first_barrier is None:
+            transport.exchange(sends, receives, TAG, overlap=False).wait()
+        else:
+            # Nothing is received before all ranks are known to send the same length: Open MPI 5 writes what is longer
+            # than a receive beyond its end. If there is an error, MPI may still read the array, which is kept for that.
+            self._sending = transport.exchange(sends, [], TAG, overlap=False)
             first_barrier()
-        request.wait()
+            transport.exchange([], receives, TAG, overlap=False).wait()
+            self._sending.wait()
+            self._sending = None
         received[transport.rank] = mine
         self._add_up(received, mine, size if mean else 1)
         if not is_whole:

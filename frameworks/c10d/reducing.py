@@ -93,13 +93,13 @@ class Reducing:
     def _reduce(self, array: Array, op: str) -> None:
         is_sum = op == "SUM" or (op == "AVG" and is_floating(array.dtype))
         is_mean, compare = op == "AVG", self._comparison.end
+        first_barrier = compare if self._comparison.is_pending else None
         if is_sum and array.nbytes <= self._direct_up_to and accumulator_dtype(array.dtype) == array.dtype:
             self._comparison.send()
-            self._direct.all_reduce(array, mean=is_mean, first_barrier=compare)
+            self._direct.all_reduce(array, mean=is_mean, first_barrier=first_barrier)
             return
         staged = staged_sums(self._transport, array) if is_sum else None
         if staged is not None:
-            first_barrier = compare if self._comparison.is_pending else None
             staged.all_reduce(self._transport, array, mean=is_mean, first_barrier=first_barrier)
             return
         if self._is_one_node or not is_sum or array.nbytes < PLANNED_FROM_BYTES:
