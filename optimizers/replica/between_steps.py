@@ -16,6 +16,7 @@ from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import load_state, state_of
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
+from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
 
 __all__ = ["BaseState", "BetweenSteps"]
@@ -35,6 +36,7 @@ class BetweenSteps(ABC):
     _trained: TrainedParameters
     _weights: Weights
     _rounds: Rounds
+    _uneven: UnevenData
 
     @abstractmethod
     def _check_weights(self, has_stepped: bool = False) -> None:
@@ -105,6 +107,8 @@ class BetweenSteps(ABC):
         self.follow_changes()
         self.timing.pause()
         self._weights.restart()
+        if progress.has_unequal_rounds:
+            self._uneven.settle_round(progress.mean_rates())
         if base_state == "reset":
             self.framework.reset_optimizer()
         progress.forget_losses()

@@ -188,6 +188,21 @@ def test_averaged_evaluates_in_the_middle_of_a_round(transport: Transport) -> No
         assert_allclose(worker.model.x, transport.allgather(own).mean(axis=0), **EXACT)
 
 
+def test_a_restart_in_the_middle_of_a_round(transport: Transport) -> None:
+    """The ranks have taken unequally many steps, and count on from the most of them."""
+    steps = steps_of(transport.size)
+    worker = worker_of(transport, StepsByRank(steps))
+    run_rounds(worker, 1)
+    worker.run(steps[transport.rank] - 1)
+    own = worker.model.x.copy()
+    worker.replica.restart()
+    assert_allclose(worker.model.x, transport.allgather(own).mean(axis=0), **EXACT)
+    assert worker.replica.inner_steps == 2 * max(steps) - 1
+    run_rounds(worker, 2)
+    assert worker.replica.inner_steps == 3 * max(steps) - 1
+    assert_array_equal(transport.allgather(worker.model.x), np.tile(worker.model.x, (transport.size, 1)))
+
+
 def test_after_synchronous_steps(transport: Transport) -> None:
     steps = steps_of(transport.size)
     worker = worker_of(transport, PostLocal(2, StepsByRank(steps)))
