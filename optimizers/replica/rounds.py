@@ -20,6 +20,7 @@ from lentando.optimizers.rules.describe import describe
 from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps, decides_alike
+from lentando.optimizers.rules.unequal_period import unequal_of
 
 __all__ = ["FormedAverage", "Rounds"]
 
@@ -101,11 +102,13 @@ class Rounds:
         """
         self._progress.begin_round(len(self._setup.framework.learning_rates()))
         if self._compares_periods:
-            steps = self._progress.steps_in_round
-            action = f"begins a round of {steps!r} inner steps, as the period's steps() has returned, of"
+            unequal = unequal_of(self._progress.period)
+            steps = self._progress.steps_in_round if unequal is None else list(unequal.steps_by_rank)
+            source = "steps() has" if unequal is None else "steps_by_rank has"
+            action = f"begins a round of {steps!r} inner steps, as the period's {source} returned, of"
             subject = fingerprint(["period", describe(steps)])
             self._channel.together(lambda: self._channel.agree(Event.PERIOD, action, subject=subject))
-            check_steps("what steps() of the period returns", steps, 1)
+            check_steps("what steps() of the period returns", self._progress.steps_in_round, 1)
 
     def end(self) -> bool:
         """Take the outer step and begin the next round. Collective if there is an average.

@@ -169,13 +169,14 @@ class RoundSeconds:
             return
         latest = by_rank["latest_compute_seconds"].tolist()
         self._step_seconds = [_moved(*pair) for pair in zip(self._step_seconds, latest, strict=True)]
-        self._measured += 1
+        self._measured += not all(map(isnan, self._step_seconds))  # the very first step is not measured
 
     def update(self, summary: RoundSummary) -> Decision | None:
-        if any(isnan(seconds) for seconds in self._step_seconds):
+        known = [seconds for seconds in self._step_seconds if not isnan(seconds)]
+        if not known:
             return None
-        longest = max(self.seconds, *self._step_seconds)
-        steps_by_rank = [
+        longest = max(self.seconds, *known)
+        steps_by_rank = [  # a rank that has hardly any batches (inside ``join``) has not been measured
             floor(longest / seconds * (1 + ROUNDING)) if seconds > 0 else self.initial_steps
             for seconds in self._step_seconds
         ]

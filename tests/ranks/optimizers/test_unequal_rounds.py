@@ -203,6 +203,34 @@ def test_a_restart_in_the_middle_of_a_round(transport: Transport) -> None:
     assert_array_equal(transport.allgather(worker.model.x), np.tile(worker.model.x, (transport.size, 1)))
 
 
+class OwnRounds(RoundSeconds):
+    """A class that does not say that its decisions cannot differ: the ranks compare them."""
+
+
+@pytest.mark.parametrize("period", [PostLocal(3, RoundSeconds(1.25, measured_rounds=1)), OwnRounds(1.25)], ids=str)
+def test_the_first_round_that_can_be_measured_decides(period: Any) -> None:
+    """The very first step is not measured, and a round of this step alone does not count."""
+
+    def train(over: Transport) -> int | None:
+        worker = worker_of(over, period)
+        run_rounds(worker, 5)
+        return worker.replica.period
+
+    assert simulate(train, 3, compute=Compute(0.1, stragglers={1: 3.0})) == [12, 4, 12]
+
+
+def test_a_rank_with_hardly_any_batches_does_not_keep_the_others_from_measuring() -> None:
+    """Inside join: rank 1 has one batch, whose time is not measured."""
+
+    def train(over: Transport) -> Any:
+        worker = worker_of(over, RoundSeconds(0.8))
+        worker.run_joined(1 if over.rank == 1 else 4 + 2 * 8)
+        assert isinstance(worker.replica.progress.period, RoundSeconds)
+        return worker.replica.rounds, worker.replica.progress.period.steps_by_rank
+
+    assert simulate(train, 3, compute=Compute(0.1)) == [(3, [8, 4, 8])] * 3
+
+
 def test_after_synchronous_steps(transport: Transport) -> None:
     steps = steps_of(transport.size)
     worker = worker_of(transport, PostLocal(2, StepsByRank(steps)))
