@@ -93,7 +93,7 @@ class Replica(BetweenSteps):
         progress = self.progress = Progress(
             transport.clock, period, unequal is not None, norms=NormHistory(transport.size)
         )
-        timing = self.timing = Timing(transport)
+        timing = self.timing = Timing(transport, shares_latest=unequal is not None)
         costs = self.costs = Costs(transport, progress, timing)
         non_finite = self.non_finite = NonFinite(transport, settings.on_nonfinite)
         channel = self._channel = Channel(setup, progress)

@@ -103,6 +103,7 @@ class Timing:
 
     Args:
         transport: transport whose clock is used; virtual in a simulation.
+        shares_latest: whether messages also carry the compute time of the latest steps, for a period that follows it.
 
     Attributes:
         is_started: whether the first step, which sets up what later ones use, is over.
@@ -114,7 +115,7 @@ class Timing:
         deviation_by_rank: standard deviations of them in seconds.
     """
 
-    def __init__(self, transport: Transport) -> None:
+    def __init__(self, transport: Transport, shares_latest: bool = False) -> None:
         self.is_started = False
         self.communication_seconds = 0.0
         self.waiting_seconds = 0.0
@@ -123,6 +124,7 @@ class Timing:
         self.compute_by_rank: list[float] = []
         self.deviation_by_rank: list[float] = []
         self._clock = transport.clock
+        self._shares_latest = shares_latest
         self._delays: dict[Kind, _Mean] = {kind: _Mean() for kind in _WAITS}
         self._agreed_seconds = nan
         self._message_began = nan
@@ -205,11 +207,12 @@ class Timing:
     def contribute(self, event: Event) -> Mapping[str, float]:
         """Attach this rank's compute times of a step, and the duration of its last message, in seconds."""
         self._message_began = self._clock()
+        latest = {"latest_compute_seconds": self.compute.latest_seconds} if self._shares_latest else {}
         return {
             "compute_seconds": self.compute.mean_seconds,
             "compute_deviation_seconds": self.compute.deviation_seconds,
-            "latest_compute_seconds": self.compute.latest_seconds,
             "agreed_seconds": self._agreed_seconds,
+            **latest,
         }
 
     def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
