@@ -11,7 +11,7 @@ import numpy as np
 from lentando.comm.flat import blocks
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import quiet, store
-from lentando.comm.transport import Array, Request, Transport
+from lentando.comm.transport import Array, Transport
 
 __all__ = ["IN_ONE_ROUND_BYTES", "DirectSums"]
 
@@ -32,7 +32,6 @@ class DirectSums:
         self._transport = transport
         self._others = [rank for rank in range(transport.size) if rank != transport.rank]
         self._scratch: Array = np.empty(0, np.uint8)
-        self._sending: Request | None = None
 
     def all_reduce(self, array: Array, *, mean: bool, first_barrier: Callable[[], object] | None = None) -> None:
         """Replace an array by its sum or mean over ranks, bit-identical on every rank.
@@ -55,12 +54,11 @@ class DirectSums:
             transport.exchange(sends, receives, TAG, overlap=False).wait()
         else:
             # Nothing is received before all ranks are known to send the same length: Open MPI 5 writes what is longer
-            # than a receive beyond its end. If there is an error, MPI may still read the array, which is kept for that.
-            self._sending = transport.exchange(sends, [], TAG, overlap=False)
+            # than a receive beyond its end.
+            sending = transport.exchange(sends, [], TAG, overlap=False)
             first_barrier()
             transport.exchange([], receives, TAG, overlap=False).wait()
-            self._sending.wait()
-            self._sending = None
+            sending.wait()
         received[transport.rank] = mine
         self._add_up(received, mine, size if mean else 1)
         if not is_whole:

@@ -51,6 +51,7 @@ class Calls:
             transport.while_waiting = self._waiting
         self._order = Order("lentando-c10d")
         self._broken: str | None = None
+        self._error: BaseException | None = None
         self._is_closed = False
 
     def submit(
@@ -123,6 +124,7 @@ class Calls:
             with ExitStack() as stack:
                 execute(stack)
         except BaseException as error:  # whatever it is, this rank may be out of step with the others
+            self._error = error  # its traceback keeps the memory which MPI may still read, or fill with late messages
             reason = str(error) if isinstance(error, LentandoError | DistBackendError) else repr(error)
             self.fail(reason)
             if isinstance(error, DistBackendError) or not isinstance(error, Exception):

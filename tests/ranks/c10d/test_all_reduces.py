@@ -1,7 +1,10 @@
 """All-reduces by each of the ways that sizes and places of ranks choose, and calls that differ between ranks."""
 
+import gc
 import re
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from itertools import accumulate
 from typing import Any
@@ -105,6 +108,30 @@ def test_longer_messages_of_calls_that_differ_are_not_received(placed: Any) -> N
             dist.all_reduce(torch.ones(50_000 if dist.get_rank() == 0 else 10_000), group=placed)
     dist.barrier()  # MPI makes progress with whatever is in flight
     assert (guarded == 9).all()
+
+
+def test_messages_that_arrive_after_a_timeout_fill_no_memory_of_other_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    group: Any = dist.new_group(list(range(dist.get_world_size())))
+    dist.all_reduce(torch.ones(1), group=group)
+    is_late = dist.get_rank() > 0
+    add_up = group._reducing._direct._add_up
+
+    def add_up_late(*arguments: Any) -> None:
+        time.sleep(1.5)
+        add_up(*arguments)
+
+    if is_late:
+        monkeypatch.setattr(group._reducing._direct, "_add_up", add_up_late)
+    options: Any = dist.AllreduceOptions()
+    options.timeout = timedelta(seconds=5.0 if is_late else 0.5)
+    dist.barrier()
+    with suppress(DistBackendError):  # rank 0 has a timeout while the second round of messages is due
+        group.allreduce([torch.ones(60_000)], options).wait()
+    gc.collect()
+    others = [torch.full((60_000,), 7.0) for _ in range(4)]
+    dist.barrier()
+    assert all((other == 7).all() for other in others)
+    dist.destroy_process_group(group)
 
 
 def test_waits_between_nodes_sleep_from_the_first_poll(monkeypatch: pytest.MonkeyPatch) -> None:
