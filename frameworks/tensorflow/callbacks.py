@@ -193,7 +193,8 @@ class RunLogCallback(keras.callbacks.Callback):  # type: ignore[misc]
     """Write a line to the log of the run after each epoch of ``fit``: ``lentando report`` draws it.
 
     A line contains the logs of the epoch, as means over ranks, and what the optimizer reports: ``optimizer.open_log``.
-    Collective: every rank uses it.
+    Collective: every rank uses it, with the same number of epochs; not inside ``lt.join``, where the epochs of the
+    ranks end at different times.
 
     Args:
         folder: folder of the run, which is created.

@@ -44,7 +44,7 @@ class StepsByRank:
     """A given number of inner steps in every round on each rank.
 
     ``optimizer.report()["equalising_steps"]`` proposes such numbers from what a run has measured. Restrictions are
-    those of ``RoundSeconds``.
+    those of ``RoundSeconds``, and a checkpoint can be resumed on the same number of ranks only.
 
     Args:
         steps_by_rank: number of inner steps between exact averages on each rank, each at least 1.
