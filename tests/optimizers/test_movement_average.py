@@ -458,7 +458,7 @@ PENALTY = MovementPenalty(clip_norm=1.0)
     ("settings", "text"),
     [
         ({"wire_dtype": "int3"}, "wire_dtype must be 'bfloat16', 'float16', 'int8', 'int4' or None"),
-        ({"weighting": "time"}, "weighting must be one of 'equal', 'steps', 'samples', got 'time'"),
+        ({"weighting": "time"}, "weighting must be one of 'equal', 'steps', 'samples', 'normalized', got 'time'"),
         ({"movement_penalty": 3.0}, r"movement_penalty must be MovementPenalty\(...\) or None, got 3.0"),
         (
             {"wire_dtype": "int8", "period": None, "base": SGP()},
