@@ -171,6 +171,22 @@ def test_one_rank_becomes_three(tmp_path: Path) -> None:
         assert stated.endswith("gossip (begins again: w = 1, nothing in flight)" if "gp" in method else "nothing")
 
 
+def test_one_rank_with_coded_outer_steps_becomes_two(tmp_path: Path) -> None:
+    """It has sent nothing, so that there are no errors yet: they begin at zero."""
+    method = "slowmo in int8"
+    wanted = [f"{method}:{STEPS[0]}"]
+    run(1, "save", tmp_path, wanted)
+    run(2, "load", tmp_path, wanted)
+    before, after = left(tmp_path, f"{method} {STEPS[0]} on 1"), left(tmp_path, f"{method} {STEPS[0]} on 2")
+    for name, array in before[0].items():
+        if name.startswith(("model", "optimizer")):
+            for arrays in after:
+                assert_array_equal(arrays[name], array, err_msg=name)
+    for arrays in after:
+        assert not arrays["errors 0"].any()
+        assert not arrays["shard_errors 0"].any()
+
+
 def test_two_ranks_with_coded_outer_steps_become_three(tmp_path: Path) -> None:
     """What rounding has left out is not lost: errors of the ranks begin with their mean, those of shards are cut."""
     method = "slowmo in int8"
