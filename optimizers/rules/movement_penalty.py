@@ -30,7 +30,8 @@ class MovementPenalty:
 
     Args:
         clip_norm: bound of G_i, > 0: a longer movement is multiplied by clip_norm / G_i. The average does not move
-            farther, either, unless ``weighting="normalized"`` multiplies it afterwards. (EDiT bounds the norm of the average, which leaves its direction to the longest movement.)
+            farther, either, unless ``weighting="normalized"`` multiplies it afterwards. (EDiT bounds the norm
+            of the average, which leaves its direction to the longest movement.)
         norm_weights: weights by the norms: "softmax", EDiT's exp(-G_i) / sum_j exp(-G_j), which depends on the scale of
             the parameters; or "inverse", 1 / G_i, with which every rank moves the average equally far. They multiply
             those of ``weighting``.
