@@ -9,6 +9,7 @@ from lentando.cli.options import Dtype, quantity
 from lentando.cli.quantities import format_bandwidth, format_bytes, format_seconds, parse_count
 from lentando.cli.tables import print_table
 from lentando.comm import world
+from lentando.comm.long_work import announced_if_long
 from lentando.optimizers.measure import measure_delays
 from lentando.optimizers.planning import Measurement, measurement_line
 
@@ -40,7 +41,8 @@ def measure(
     mpirun -np 4 lentando measure --parameters 25.6M --json > cluster.jsonl
     """
     world.init()
-    measured = measure_delays(world.transport(), parameters, dtype.value, repeats)
+    with announced_if_long(f"measuring averages and gossip, {repeats} times each", world.rank()):
+        measured = measure_delays(world.transport(), parameters, dtype.value, repeats)
     if world.rank() == 0:
         if as_json:
             typer.echo(json.dumps(measurement_line(measured), allow_nan=False))

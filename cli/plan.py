@@ -12,6 +12,7 @@ from lentando.cli.planned_job import JobOptions, PlannedJob, planned_job
 from lentando.cli.predictions import Prediction, Recommendation, predict, recommend
 from lentando.cli.quantities import format_bytes, format_seconds, parse_seconds, parse_share
 from lentando.cli.tables import print_table
+from lentando.comm.long_work import announced_if_long
 from lentando.optimizers.planning import Problem, mean_seconds
 
 __all__ = ["plan"]
@@ -83,8 +84,9 @@ def plan(described: JobOptions, wanted: PredictionOptions, loss: LossOptions) ->
     """
     job = planned_job(described)
     periods = sorted(set(wanted.period or PERIODS))
-    predictions = predict(job.compute, job.size, job.delays, periods, wanted.staleness, job.is_gossip_known)
-    recommended = recommend(job.compute, job.size, job.delays, wanted.overhead, loss.problem())
+    with announced_if_long(f"predicting the steps of {job.size} workers"):
+        predictions = predict(job.compute, job.size, job.delays, periods, wanted.staleness, job.is_gossip_known)
+        recommended = recommend(job.compute, job.size, job.delays, wanted.overhead, loss.problem())
     if wanted.as_json:
         typer.echo(json.dumps(_document(job, predictions, recommended), allow_nan=False))
     else:

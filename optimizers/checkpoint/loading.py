@@ -9,6 +9,7 @@ from typing import Any, get_args
 from lentando.comm.agreement import Event
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError
+from lentando.comm.long_work import announced_if_long
 from lentando.comm.objects import broadcast_object
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint.collective import run_on_all_ranks
@@ -81,7 +82,9 @@ def load(
     by_name = _mappings_of(mapping, trainings)
     folder = folders.checked_path(path)
     first = next(iter(trainings.values()))
-    resumed = transaction(first.replica.transport, lambda: _load(trainings, folder, by_name, optimizer_state))
+    transport = first.replica.transport
+    with announced_if_long(f"loading the checkpoint in {folder}", transport.rank):
+        resumed = transaction(transport, lambda: _load(trainings, folder, by_name, optimizer_state))
     return first.from_plain(resumed)
 
 

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from lentando.comm.agreement import Event
 from lentando.comm.elastic import transaction
 from lentando.comm.errors import CheckpointError, ConfigurationError, RankLostError, grouped_by_rank
+from lentando.comm.long_work import announced_if_long
 from lentando.comm.numbering import numbers_of
 from lentando.optimizers.checkpoint import folder as folders
 from lentando.optimizers.checkpoint.collective import run_on_all_ranks
@@ -83,7 +84,8 @@ def save(
     folder = folders.checked_path(path)
     transport = next(iter(trainings.values())).replica.transport
     # A new object for each attempt: after ranks have died, another one may be rank 0.
-    return transaction(transport, lambda: _Saving(trainings, folder, keep).save(extra))
+    with announced_if_long(f"saving a checkpoint to {folder}", transport.rank):
+        return transaction(transport, lambda: _Saving(trainings, folder, keep).save(extra))
 
 
 class _Saving:
