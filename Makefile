@@ -46,12 +46,12 @@ check: $(READY) ## linters, type check, doctests and the quick tests of a single
 quick: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'not ranks and not slow and not alone' --numprocesses $(WORKERS)
 
-test: lint ## linters, type check and the test suite (some 20 minutes on two cores)
+test: lint ## linters, type check and the test suite (half an hour on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone $(ALONE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 
 test-all: export LENTANDO_TESTS := all
-test-all: test ## the same with every combination of launchers, methods and numbers of ranks (40 minutes)
+test-all: test ## the same with every combination of launchers, methods and numbers of ranks (an hour)
 
 faults: $(READY) ## fault injection on real jobs: kill ranks, fill disks, flip bytes (half an hour)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/faults
