@@ -83,18 +83,23 @@ class Handle(Generic[R]):
 
     Attributes:
         key: name by which the ranks match the operation.
-        call: the operation, which is released once it is complete.
         is_seen: whether the program has noticed that the operation is complete.
     """
 
     def __init__(self, key: str, executor: Executor, call: Call[R] | None = None) -> None:
         self.key = key
-        self.call = call
         self.is_seen = False
+        self._call = call
         self._executor = executor
         self._result: R
         self._error: Exception | None = None
         self._is_complete = self._is_raised = False
+
+    @property
+    def call(self) -> Call[R]:
+        """The operation, as long as it is not complete: it is released then."""
+        assert self._call is not None, f"{self.key} is complete"
+        return self._call
 
     def __del__(self) -> None:
         if self._error is not None and not self._is_raised:
@@ -144,10 +149,10 @@ class Handle(Generic[R]):
 
     def succeed(self, result: R) -> None:
         """Record the result. Called by the thread that has executed the operation."""
-        self.call = None
+        self._call = None
         self._result, self._is_complete = result, True
 
     def fail(self, error: Exception) -> None:
         """Record the error that ``wait`` raises."""
-        self.call = None
+        self._call = None
         self._error, self._is_complete = error, True

@@ -107,7 +107,7 @@ class OperationsInTurn:
         """Exchange with all ranks, which wait too, what they have submitted, and execute what all have."""
         transport = self._transport
         agree(transport, Intent(Event.ASYNCHRONOUS), lambda: f"waits for the asynchronous operation {handle.key!r}")
-        mine = [handle.key, {key: _call_of(submitted).description for key, submitted in self._in_flight.items()}]
+        mine = [handle.key, {key: submitted.call.description for key, submitted in self._in_flight.items()}]
         by_rank: list[Any] = allgather_object(transport, mine)
         submitted: list[dict[str, str]] = [keys for _, keys in by_rank]
         ready = [key for key in submitted[0] if all(key in keys for keys in submitted)]
@@ -137,7 +137,7 @@ class OperationsInTurn:
         handle = self._in_flight.pop(key)
         self._polled.discard(key)
         try:
-            handle.succeed(_call_of(handle).execute(self._transport))
+            handle.succeed(handle.call.execute(self._transport))
         except Exception as error:  # noqa: BLE001 - wait() raises it
             handle.fail(error)
             return None if isinstance(error, LentandoError) and not isinstance(error, TransportError) else error
@@ -146,8 +146,3 @@ class OperationsInTurn:
             handle.fail(TransportError(f"rank {number} was interrupted in {key!r} by {type(error).__name__}"))
             raise
         return None
-
-
-def _call_of(handle: Handle[R]) -> Call[R]:
-    assert handle.call is not None  # it is in flight
-    return handle.call

@@ -206,7 +206,6 @@ class NegotiatedOperations:
         return has_progress
 
     def _encoded(self, handle: Handle[Any]) -> Any:
-        assert handle.call is not None  # nothing is complete before it is sent
         return self._negotiation.encode(handle.key, handle.call.description)
 
     def _follow(self, decision: Message) -> None:

@@ -222,7 +222,6 @@ class Submissions:
                     handle: Handle[Any] = Handle(key, executor, self.joining.zeros(description))
                 else:
                     handle = self._in_flight[key]
-                assert handle.call is not None
                 handles.append(handle)
                 calls.append(handle.call)
                 if recording is not None:
