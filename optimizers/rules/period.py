@@ -10,6 +10,7 @@ from lentando.comm.errors import ConfigurationError
 __all__ = [
     "Decision",
     "FixedPeriod",
+    "LastingPeriod",
     "Period",
     "PeriodSetting",
     "PostLocal",
@@ -106,8 +107,22 @@ class Period(Protocol):
 PeriodSetting: TypeAlias = "int | Period | None"
 
 
+class LastingPeriod:
+    """The methods of a period whose rounds always have the same lengths."""
+
+    def update(self, summary: RoundSummary) -> None:
+        """Take no note of a round: there is nothing to decide."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """An empty dict: no future period depends on what has happened."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue as always: there is no state to load."""
+
+
 @dataclass(frozen=True)
-class FixedPeriod:
+class FixedPeriod(LastingPeriod):
     """The same number of inner steps in every round.
 
     Args:
@@ -131,15 +146,6 @@ class FixedPeriod:
 
     def steps(self) -> int:
         return int(self.period)
-
-    def update(self, summary: RoundSummary) -> None:
-        return
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        return
 
 
 @dataclass

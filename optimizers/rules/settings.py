@@ -4,7 +4,7 @@ Base optimizer, base algorithm, outer step and communication period are independ
 is one combination of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import isnan
@@ -187,9 +187,7 @@ class Settings:
             "with on_nonfinite='skip', because a rank would continue with values that are not finite until it adopts "
             "the average: use 'raise'": self.on_nonfinite == "skip",
         }
-        for reason, is_refused in reasons.items():
-            if is_refused:
-                raise ConfigurationError(f"{given} is not possible {reason}")
+        _refuse(given, reasons)
 
     def _check_unequal(self) -> None:
         """Refuse what does not go together with rounds in which the ranks take unequally many steps."""
@@ -197,9 +195,7 @@ class Settings:
             f"over {self.base!r}, whose ranks communicate at each step: use LocalSGD()": self.base.communicates,
             "with exact_average=False, where no rank waits for another: give a number of steps": not self.exact_average,
         }
-        for reason, is_refused in reasons.items():
-            if is_refused:
-                raise ConfigurationError(f"{self.period!r} is not possible {reason}")
+        _refuse(repr(self.period), reasons)
 
     @property
     def streaming(self) -> Streaming:
@@ -299,3 +295,10 @@ class Settings:
     def make_period(self) -> Period | None:
         """The period as a schedule, None if there are no outer steps."""
         return None if self.period is None else as_period(self.period)
+
+
+def _refuse(given: str, reasons: Mapping[str, bool]) -> None:
+    """Raise a ConfigurationError with the first reason that applies, if one does."""
+    for reason, is_refused in reasons.items():
+        if is_refused:
+            raise ConfigurationError(f"{given} is not possible {reason}")

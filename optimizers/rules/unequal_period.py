@@ -9,7 +9,7 @@ from lentando.comm.agreement import Event
 from lentando.comm.checks import check_integer, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
-from lentando.optimizers.rules.period import Decision, Period, PostLocal, RoundSummary, check_steps
+from lentando.optimizers.rules.period import Decision, LastingPeriod, Period, PostLocal, RoundSummary, check_steps
 
 __all__ = ["RoundSeconds", "StepsByRank", "UnequalPeriod", "equalising_steps", "unequal_of"]
 
@@ -40,7 +40,7 @@ class UnequalPeriod(Protocol):
 
 
 @dataclass
-class StepsByRank:
+class StepsByRank(LastingPeriod):
     """A given number of inner steps in every round on each rank.
 
     ``optimizer.report()["equalising_steps"]`` proposes such numbers from what a run has measured. Restrictions are
@@ -81,15 +81,6 @@ class StepsByRank:
 
     def steps(self) -> int:
         return int(self.steps_by_rank[self._rank])
-
-    def update(self, summary: RoundSummary) -> None:
-        return
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        return
 
 
 @dataclass
