@@ -9,7 +9,8 @@ import tensorflow as tf
 
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
-from lentando.optimizers.run_log import Logger, RunLog
+from lentando.optimizers.epoch_log import EpochLog
+from lentando.optimizers.run_log import Logger
 from lentando.tensorflow.names import by_number, by_number_alone
 from lentando.tensorflow.optimizer import DistributedOptimizer
 from lentando.tensorflow.state_variables import native
@@ -224,20 +225,11 @@ class RunLogCallback(keras.callbacks.Callback):  # type: ignore[misc]
         self, folder: "str | PathLike[str]", *, with_consensus: bool = False, to: Logger | None = None
     ) -> None:
         super().__init__()
-        self._folder, self._with_consensus, self._to = folder, with_consensus, to
-        self._log: RunLog | None = None
-        self._optimizer: Any = None
+        self._log = EpochLog(folder, with_consensus, to)
 
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the line. Collective."""
-        optimizer = self.model.optimizer
-        if not isinstance(optimizer, DistributedOptimizer):
-            raise ConfigurationError(f"a log of a run needs an optimizer of Lentando's, got {type(optimizer).__name__}")
-        if self._log is None or optimizer is not self._optimizer:
-            self._optimizer = optimizer
-            self._log = optimizer.open_log(self._folder, to=self._to)
-        numbers = {name: float(value) for name, value in (logs or {}).items()}
-        self._log.write(with_consensus=self._with_consensus, **numbers)
+        self._log.write(self.model.optimizer, logs or {})
 
 
 def _is_variable(value: Any) -> bool:

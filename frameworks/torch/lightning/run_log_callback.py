@@ -1,13 +1,10 @@
 """``RunLogCallback``: a log of each epoch of Lightning's Trainer, for ``lentando report`` and for its loggers."""
 
-from functools import partial
 from os import PathLike
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from lentando.comm.errors import ConfigurationError
-from lentando.optimizers.run_log import RunLog
-from lentando.torch.optimizer import DistributedOptimizer
+from lentando.optimizers.epoch_log import EpochLog
 
 __all__ = ["RunLogCallback"]
 
@@ -35,22 +32,15 @@ class RunLogCallback(Callback):
 
     def __init__(self, folder: "str | PathLike[str]", *, with_consensus: bool = False) -> None:
         super().__init__()
-        self._folder, self._with_consensus = folder, with_consensus
-        self._log: RunLog | None = None
-        self._optimizer: DistributedOptimizer | None = None
+        self._trainer: Trainer | None = None
+        self._log = EpochLog(folder, with_consensus, self._write_to_loggers)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the line. Collective."""
-        optimizer = trainer.optimizers[0]
-        if not isinstance(optimizer, DistributedOptimizer):
-            raise ConfigurationError(f"a log of a run needs an optimizer of Lentando's, got {type(optimizer).__name__}")
-        if self._log is None or optimizer is not self._optimizer:
-            self._optimizer = optimizer
-            self._log = optimizer.open_log(self._folder, to=partial(_log_to, trainer))
-        metrics = {name: float(value) for name, value in trainer.callback_metrics.items()}
-        self._log.write(with_consensus=self._with_consensus, **metrics)
+        self._trainer = trainer
+        self._log.write(trainer.optimizers[0], trainer.callback_metrics)
 
-
-def _log_to(trainer: Trainer, numbers: dict[str, float], step: int) -> None:
-    for logger in trainer.loggers:  # they write on rank 0 alone
-        logger.log_metrics(numbers, step)
+    def _write_to_loggers(self, numbers: dict[str, float], step: int) -> None:
+        assert self._trainer is not None
+        for logger in self._trainer.loggers:  # they write on rank 0 alone
+            logger.log_metrics(numbers, step)
