@@ -172,8 +172,4 @@ def _first_messages(topology: Topology, size: int) -> dict[str, Any]:
     """Who sends to whom in the first steps of gossip, as JSON, and after how many steps this repeats."""
     graphs = topology.for_size(size)
     steps = range(graphs.lead_steps, graphs.lead_steps + min(graphs.period_steps, MOST_GRAPHS))
-    sends = [
-        [[rank, receiver] for rank in range(size) for receiver, _ in graphs.peers(rank, step).out_neighbors]
-        for step in steps
-    ]
-    return {"sends": sends, "steps_until_repeated": graphs.period_steps}
+    return {"sends": [graphs.messages(step) for step in steps], "steps_until_repeated": graphs.period_steps}

@@ -78,6 +78,10 @@ class GraphSequence(ABC):
         """Return the neighbours and shares of ``rank`` at ``step`` >= 0."""
         return self.peers_in(rank, self.phase(step))
 
+    def messages(self, step: int) -> list[tuple[int, int]]:
+        """Return the sender and the receiver of each message of ``step`` >= 0."""
+        return [(rank, receiver) for rank in range(self.size) for receiver, _ in self.peers(rank, step).out_neighbors]
+
     def mixing_matrix(self, step: int = 0) -> NDArray[np.float64]:
         """Return P of ``step``, shape ``(size, size)``: ``P[i, j]`` is the share of j's message that i receives."""
         return self._matrix(self.phase(step))

@@ -88,11 +88,10 @@ def check_connected(graphs: GraphSequence) -> None:
     steps = range(graphs.lead_steps, graphs.lead_steps + graphs.period_steps)
     receivers: list[set[int]] = [set() for _ in range(graphs.size)]
     senders: list[set[int]] = [set() for _ in range(graphs.size)]
-    for rank in range(graphs.size):
-        for step in steps:
-            for receiver, _ in graphs.peers(rank, step).out_neighbors:
-                receivers[rank].add(receiver)
-                senders[receiver].add(rank)
+    for step in steps:
+        for sender, receiver in graphs.messages(step):
+            receivers[sender].add(receiver)
+            senders[receiver].add(sender)
     for rank in sorted(set(range(graphs.size)) - _reached_from_zero(receivers)):
         raise ConfigurationError(_disconnected(graphs, source=0, unreached=rank))
     for rank in sorted(set(range(graphs.size)) - _reached_from_zero(senders)):

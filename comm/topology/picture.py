@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.topology.peers import Peers
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -25,7 +24,7 @@ class _Graphs(Protocol):
     period_steps: int
     lead_steps: int
 
-    def peers(self, rank: int, step: int) -> Peers: ...
+    def messages(self, step: int) -> Sequence[tuple[int, int]]: ...
 
 
 def draw(graphs: _Graphs, path: str | Path | None = None) -> "Figure":
@@ -50,8 +49,7 @@ def draw(graphs: _Graphs, path: str | Path | None = None) -> "Figure":
     for panel in panels:
         panel.set_axis_off()
     for panel, step in zip(figure.axes, steps, strict=False):
-        sends = [(rank, to) for rank in range(graphs.size) for to, _ in graphs.peers(rank, step).out_neighbors]
-        draw_messages(panel, graphs.size, sends, f"C{step % 10}")
+        draw_messages(panel, graphs.size, graphs.messages(step), f"C{step % 10}")
         panel.set_title(f"step {step}", fontsize="small")
     figure.suptitle(str(graphs).replace(": ", "\n"), fontsize="small")
     if path is not None:
