@@ -20,7 +20,7 @@ from typing import Any
 import destinations
 import numpy as np
 import torch
-from measuring import machine
+from measuring import machine, table
 from torch import nn
 from torch.nn import functional
 
@@ -165,14 +165,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(1)
     found = measure(options)
     reference = found.get(EQUAL)
-    table = [
-        "| way | seconds to the loss, by seed | times sooner than equal periods |",
-        "|---|---|---|",
+    rows = [
+        [
+            name,
+            ", ".join(f"{one:.1f}" for one in seconds),
+            "" if reference is None else f"{median(np.divide(reference, seconds)):.2f}",
+        ]
+        for name, seconds in found.items()
     ]
-    for name, seconds in found.items():
-        each = ", ".join(f"{one:.1f}" for one in seconds)
-        sooner = "" if reference is None else f"{median(np.divide(reference, seconds)):.2f}"
-        table.append(f"| {name} | {each} | {sooner} |")
+    compared = table(["way", "seconds to the loss, by seed", "times sooner than equal periods"], rows)
     where = "real ranks, by the clock" if options.real else "simulated, in virtual time"
     summary = (
         f"Four workers ({where}), a step of {1e3 * options.step_seconds:g} ms, three times as long on one of them. A "
@@ -182,7 +183,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         f"{machine()}"
     )
     if options.markdown is not None:
-        options.markdown.write_text("\n".join(["# One slow worker", "", summary, "", CHOSEN, "", *table, ""]))
+        options.markdown.write_text(f"# One slow worker\n\n{summary}\n\n{CHOSEN}\n\n{compared}\n")
 
 
 if __name__ == "__main__":
