@@ -25,6 +25,8 @@ import pytest
 from lentando.comm.launch import detect_launch
 
 os.environ.pop("COLUMNS", None)  # xdist gives its workers a width, to which programs that tests start would wrap pages
+# print() with several arguments would write each of them alone, and the lines of two ranks would run together.
+os.environ.pop("PYTHONUNBUFFERED", None)
 collect_ignore = [] if detect_launch() else ["ranks"]
 
 TESTS = Path(__file__).parent
