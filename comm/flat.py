@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from math import prod
+from math import isfinite, prod
 from typing import Any
 
 import numpy as np
@@ -192,9 +192,11 @@ def all_finite(array: Array) -> bool:
     if array.dtype.itemsize == 2 and is_on_host(array):  # NumPy would convert them one by one
         infinity = np.array(np.inf, array.dtype).view(np.uint16)
         return all(int((array[block].view(np.uint16) & 0x7FFF).max()) < infinity for block in blocks(array))
-    # A sum is not finite if any of its terms is not. It can also overflow; only then every element is checked.
-    with np.errstate(over="ignore", invalid="ignore"):
+    if not is_on_host(array):
+        # A sum is not finite if any of its terms is not. It can also overflow; only then every element is checked.
         return bool(np.isfinite(array.sum())) or bool(np.isfinite(array).all())
+    with np.errstate(invalid="ignore"):  # both extremes are NaN if an element is
+        return all(isfinite(array[block].min()) and isfinite(array[block].max()) for block in blocks(array))
 
 
 def build_layouts(entries: Iterable[Entry]) -> list[FlatLayout]:
