@@ -100,8 +100,9 @@ def expected(options: argparse.Namespace, size: int) -> float:
     if options.delay or options.fragments > 1:
         # Anchor, contribution, sum, momentum; two errors, and the sum of this rank's part.
         return 4 + (2 + messages + 1 / size if is_coded else 0)
-    shards = 3 / size  # anchor, momentum and sum
-    if is_coded or options.weighting != "equal":
+    is_plain = not is_coded and options.weighting == "equal"  # then nothing is kept of the sum within a node
+    shards = (2 if is_plain else 3) / size  # anchor, momentum and sum
+    if not is_plain:
         shards += 1 + messages + (1 + 2 / size if is_coded else 0)  # anchor, and errors of this rank and of its shard
     return shards
 

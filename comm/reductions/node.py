@@ -6,8 +6,9 @@ that part, so the ranks wait for each other only at the start and at the end. Be
 that own the same part: a link carries 2(N - 1)/N of the buffer for N nodes, however many ranks a node has.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 
@@ -22,6 +23,8 @@ from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, Message, Request, Transport
 
 __all__ = ["NodeMemory", "NodeReduction", "open_node_memory"]
+
+Tag = TypeVar("Tag")
 
 
 @dataclass(frozen=True)
@@ -130,6 +133,48 @@ class NodeReduction:
             self._sum_node()
             self._between.reduce_and_divide(divisor)
             self._distribute()
+
+    @property
+    def is_within_node(self) -> bool:
+        """Whether all ranks are on this node, so that ``visit_sum`` and ``replace`` may be called."""
+        return self._between is None
+
+    def visit_sum(self, each: Each) -> None:
+        """Form the sum of this rank's shard like ``reduce_scatter``, and keep nothing of it.
+
+        To read all terms again takes no longer than to write the sum to memory and to read it back.
+
+        Args:
+            each: function that is called once with every block of the sum, while it is in the cache.
+        """
+        self._barrier()  # all ranks have written their values
+        with quiet():
+            for block in blocks(self._part):
+                each(self._total(block))
+
+    def replace(self, cut: Iterable[tuple[slice, Tag]], change: Callable[[slice, Tag, Array], object]) -> None:
+        """Form the sum of this rank's shard again, change the shard, and give every rank the result, block by block.
+
+        Args:
+            cut: blocks of the shard, counted from its start, each with something that ``change`` needs to know.
+            change: writes the new values of a block to the shard of this rank's buffer. It is called with the block,
+                what came with it, and the sum of its elements, which may be overwritten.
+        """
+        self._barrier()  # no rank needs the previous values of this rank's part any more
+        for block, tag in cut:
+            with quiet():
+                total = self._total(block)
+            change(block, tag, total)
+            for target in self._neighbors:
+                np.copyto(target[block], self._part[block])
+        self._end()
+
+    def _total(self, block: slice) -> Array:
+        """The sum of some elements of this rank's part over the node, in scratch memory of the length of a block."""
+        terms = [values[block] for values in self._values]
+        total = self._sum[: terms[0].size]
+        add_up(terms, total)
+        return total
 
     def _sum_node(self, each: Each | None = None) -> None:
         """Sum this rank's part over the node, into scratch memory, in blocks that stay in the cache meanwhile."""

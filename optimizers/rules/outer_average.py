@@ -7,13 +7,15 @@ every rank the new values of all parts (``distribute``). ``ExactAverage`` sends 
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.elastic import is_elastic
 from lentando.comm.flat import all_finite
+from lentando.comm.reductions.node import NodeReduction
 from lentando.comm.reductions.none import NoReduction
 from lentando.comm.reductions.reduction import Each, Reduction
 from lentando.comm.reductions.whole import WholeReduction
@@ -22,6 +24,8 @@ from lentando.optimizers.rules.constant_statistics import Constant, is_finite_bu
 from lentando.optimizers.rules.partial_average import PartialAverage
 
 __all__ = ["ExactAverage", "OuterAverage", "plan_outer_average"]
+
+Tag = TypeVar("Tag")
 
 
 class OuterAverage(ABC):
@@ -34,6 +38,28 @@ class OuterAverage(ABC):
 
     shard: slice
     is_rounded: bool = False
+
+    @property
+    def is_formed_twice(self) -> bool:
+        """Whether ``is_finite`` and ``replace`` may take the places of ``mean`` and ``distribute``."""
+        return False
+
+    def is_finite(self) -> bool:
+        """Whether the sum of this rank's shard is finite. Nothing is kept."""
+        raise NotImplementedError
+
+    def replace(
+        self, divisor: int, cut: Iterable[tuple[slice, Tag]], change: Callable[[slice, Tag, Array], object]
+    ) -> None:
+        """Form the mean of this rank's shard, change the shard, and give every rank the result, block by block.
+
+        Args:
+            divisor: number by which the sum is divided.
+            cut: blocks of the shard, counted from its start, each with something that ``change`` needs to know.
+            change: writes the new values of a block to this rank's shard of the buffer. It is called with the block,
+                what came with it, and the mean of its elements, which may be overwritten.
+        """
+        raise NotImplementedError
 
     def begin_round(self, anchor: Array, *, forget_errors: bool = False) -> None:
         """Note the values from which the buffer begins to move, which are equal on all ranks.
@@ -109,6 +135,33 @@ class ExactAverage(OuterAverage):
     def __init__(self, reduction: Reduction) -> None:
         self._reduction = reduction
         self.shard = reduction.shard
+
+    @property
+    def is_formed_twice(self) -> bool:
+        return isinstance(self._reduction, NodeReduction) and self._reduction.is_within_node
+
+    def is_finite(self) -> bool:
+        assert isinstance(self._reduction, NodeReduction)
+        found = True
+
+        def look(total: Array) -> None:
+            nonlocal found
+            found = found and all_finite(total)
+
+        self._reduction.visit_sum(look)
+        return found
+
+    def replace(
+        self, divisor: int, cut: Iterable[tuple[slice, Tag]], change: Callable[[slice, Tag, Array], object]
+    ) -> None:
+        assert isinstance(self._reduction, NodeReduction)
+
+        def divide_and_change(block: slice, tag: Tag, total: Array) -> None:
+            if divisor != 1:
+                np.true_divide(total, divisor, out=total)
+            change(block, tag, total)
+
+        self._reduction.replace(cut, divide_and_change)
 
     def reduce(self, each: Each | None = None, partial_average: PartialAverage | None = None) -> Array:
         return self._reduction.reduce_scatter(each)

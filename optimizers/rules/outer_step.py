@@ -8,7 +8,7 @@ In an elastic job every rank holds all shards instead, so that no momentum is lo
 before all ranks have the average. The messages have the same bytes, and the numbers are bit-identical.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import hypot
 from typing import Any
 
@@ -204,7 +204,8 @@ class _Shard:
         # New memory for every step would cost more than the arithmetic, because the system clears each page of it.
         longest = next(blocks(self._own), slice(0, 0)).stop
         self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
-        self._mean: Array = self._own
+        self._mean: Array | None = None  # while it is kept, between ``reduce`` and ``step``
+        self._divisor = 1
         self._left_out: list[tuple[Array, Array]] = []
         self.reset_anchor()
 
@@ -219,17 +220,22 @@ class _Shard:
         self.average.begin_round(self.buffer.array, forget_errors=True)
 
     def adopt(self) -> None:
-        self._module.copyto(self._own, self._mean, casting="same_kind")
-        self.average.distribute()
+        self._replace(lambda elements, _, mean: self._module.copyto(self._own[elements], mean, casting="same_kind"))
         self.reset_anchor(forget_momentum=True)
         self._left_out = []
 
     def reduce(self, divisor: int, partial_average: PartialAverage | None) -> bool:
         """Form the mean of this shard, and leave the buffer as it is. Returns whether the mean is finite.
 
+        Within a node the mean is not kept: ``step`` forms it again, which takes less time than writing it to memory and
+        reading it back.
+
         Where this rank does not count, its buffer is zero from then on, until ``step`` or ``abort_average``: in
         between, neighbours may read it.
         """
+        self._mean, self._divisor = None, divisor
+        if self.average.is_formed_twice and partial_average is None and not self._constants.exist:
+            return self.average.is_finite()
         constants = []
         if self._constants.exist:  # before elements are set to zero
             constants = self._constants.within(self.buffer, self.average.shard)
@@ -253,21 +259,33 @@ class _Shard:
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean, and distribute the result."""
-        if self._rule is None or self.anchor is None:
-            self._module.copyto(self._own, self._mean, casting="same_kind")
-        else:
-            for elements, group in blocks_by_group(self._own, self._ranges):
-                self._step_block(elements, None if group is None else learning_rates[group])
-        self.average.distribute()
+        self._replace(
+            lambda elements, group, mean: self._step_block(
+                elements, None if group is None else learning_rates[group], mean
+            )
+        )
         if self.average.is_rounded and self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
         self.average.begin_round(self.buffer.array)
         self._left_out = []
 
-    def _step_block(self, elements: slice, learning_rate: float | None) -> None:
+    def _replace(self, change: Callable[[slice, int | None, Array], object]) -> None:
+        """Let ``change`` write to this shard, given elements, their group and their mean, and distribute the result."""
+        cut = blocks_by_group(self._own, self._ranges)
+        if self._mean is None:
+            self.average.replace(self._divisor, cut, change)
+            return
+        for elements, group in cut:
+            change(elements, group, self._mean[elements])
+        self.average.distribute()
+
+    def _step_block(self, elements: slice, learning_rate: float | None, mean: Array) -> None:
         """Make all passes over elements that fit the cache; ``learning_rate`` is None for statistics."""
-        assert self._rule is not None and self.anchor is not None
-        anchor, mean, own = self.anchor[elements], self._mean[elements], self._own[elements]
+        own = self._own[elements]
+        if self._rule is None or self.anchor is None:
+            self._module.copyto(own, mean, casting="same_kind")
+            return
+        anchor = self.anchor[elements]
         slow = None if self.slow_buffer is None else self.slow_buffer[elements]
         step_block(self._rule, anchor, slow, mean, learning_rate, self._scratch)
         self._module.copyto(own, anchor, casting="same_kind")

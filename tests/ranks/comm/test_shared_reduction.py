@@ -15,6 +15,7 @@ from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm.collectives import plan_reduction
 from lentando.comm.dtypes import bfloat16
+from lentando.comm.errors import NonFiniteError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.reductions import plan
 from lentando.comm.reductions.backend import BackendReduction
@@ -138,18 +139,55 @@ def test_auto_leaves_small_ones_to_the_backend(several: Transport, monkeypatch: 
     assert plans(SHARED_FROM_BYTES_IF_SLOW) == [BackendReduction, NodeReduction]
 
 
-def test_outer_step_through_it_equals_the_ring_s(several: Transport, monkeypatch: pytest.MonkeyPatch) -> None:
+def of_two_groups(elements: int, dtype: DTypeLike) -> FlatBuffer:
+    """Parameters of two groups, and a statistic, in shared memory."""
+    name, third = np.dtype(dtype).name, elements // 3
+    sizes = {0: third, 1: third, None: elements - 2 * third}
+    (layout,) = build_layouts([Entry(f"part {group}", (size,), name, group) for group, size in sizes.items()])
+    return FlatBuffer(layout, shared=True)
+
+
+@pytest.mark.parametrize("elements", [1003, 300_001])
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_outer_step_through_it_equals_the_ring_s(
+    several: Transport, monkeypatch: pytest.MonkeyPatch, dtype: DTypeLike, elements: int
+) -> None:
+    """Within a node the mean is formed twice, and handed out block by block: after steps, and after ``adopt``."""
     monkeypatch.setattr(plan, "SHARED_FROM_BYTES", 0)
     results = []
     for algorithm in ("auto", "ring"):
-        buffer = flat(1003, is_shared=True)
+        buffer = of_two_groups(elements, dtype)
         outer = OuterStep(several, [buffer], SlowMomentum(0.9, 0.6), algorithm=algorithm)  # type: ignore[arg-type]
         outer.reset_anchor()
-        for step in range(5):
-            buffer.array += np.sin(np.arange(1003) * (several.rank + 1) + step).astype(np.float32)
-            outer.run([0.1])
-        results.append(buffer.array.copy())
-    assert results[0].tobytes() == results[1].tobytes()
+        for step in range(4):
+            buffer.array += np.sin(np.arange(elements) * (several.rank + 1) + step).astype(dtype)
+            if step == 2:
+                outer.average()
+                outer.adopt()
+            else:
+                outer.run([0.1, 0.3])
+        results.append(buffer.array.tobytes())
+    assert results[0] == results[1]
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf, 3e38])
+def test_no_parameter_changes_if_the_average_is_not_finite(
+    several: Transport, monkeypatch: pytest.MonkeyPatch, bad: float
+) -> None:
+    """One rank finds it in its part of the sum, also if the sum overflows."""
+    monkeypatch.setattr(plan, "SHARED_FROM_BYTES", 0)
+    buffer = of_two_groups(200_000, np.float32)
+    outer = OuterStep(several, [buffer], SlowMomentum(0.9, 0.6))
+    buffer.array[:] = several.rank
+    if several.rank == 0 or bad == 3e38:
+        buffer.array[199_990] = bad
+    before = buffer.array.copy()
+    with pytest.raises(NonFiniteError):
+        outer.run([0.1, 0.1])
+    np.testing.assert_array_equal(buffer.array, before)
+    buffer.array[199_990] = 0
+    outer.run([0.1, 0.1])
+    assert len(bits_on_each_rank(several, buffer.array)) == 1
 
 
 def test_memory_is_not_kept_once_the_plan_is_gone(several: Transport) -> None:
