@@ -17,13 +17,14 @@ import numpy as np
 
 from lentando.comm.capabilities import Notices
 from lentando.comm.errors import MismatchError, grouped_by_rank
+from lentando.comm.job import job_of
 from lentando.comm.join_rounds import count_cancelled_joins
-from lentando.comm.notices import count_optimizer, neighbors_of, optimizers_of
+from lentando.comm.notices import Neighbors, count_optimizer, optimizers_of
 from lentando.comm.numbering import numbers_of, subset_in_words
 from lentando.comm.objects import allgather_object
 from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
-from lentando.comm.turns import SAME_CALLS, same_call_elsewhere
+from lentando.comm.turns import SAME_CALLS, Turns
 
 __all__ = [
     "COLUMNS",
@@ -188,7 +189,8 @@ def agree(
     """
     if len(numbers) > COLUMNS:
         raise ValueError(f"a control message holds at most {COLUMNS} numbers, got {len(numbers)}: {', '.join(numbers)}")
-    neighbors = neighbors_of(transport)
+    job = job_of(transport)
+    neighbors, turns = job.find(Neighbors), job.find(Turns)
     if intent.event is Event.CONSTRUCT:
         count_optimizer(transport)
     is_announced = neighbors is not None and (intent.event not in _WITHIN_TRAINING or optimizers_of(transport) > 1)
@@ -198,7 +200,7 @@ def agree(
     row[:_COMPARED] = intent.event, intent.round, intent.step, intent.subject
     row[_COMPARED : _COMPARED + len(numbers)] = [*numbers.values()]
     row[-1] = is_announced
-    other_thread = same_call_elsewhere(transport, intent)
+    other_thread = None if turns is None else turns.set_content(intent)
     if other_thread is not None:
         row[0] = -1 - intent.event  # not the value of any event: all ranks must see it, whatever their threads do
     with nullcontext() if intent.event is Event.JOIN else watched(transport, _WORDS[intent.event]):

@@ -21,7 +21,6 @@ __all__ = [
     "count_optimizer",
     "exchanges_begun",
     "forget_neighbors",
-    "neighbors_of",
     "optimizers_of",
     "watch_neighbors",
 ]
@@ -106,11 +105,6 @@ def watch_neighbors(transport: Transport, ranks: Iterable[int]) -> Neighbors | N
     return neighbors
 
 
-def neighbors_of(transport: Transport) -> Neighbors | None:
-    """Return the last result of ``watch_neighbors``, None if it has not been called."""
-    return job_of(transport).find(Neighbors)
-
-
 def forget_neighbors(transport: Transport) -> None:
     """Remove all neighbours, after the ranks were renumbered and all messages were dropped."""
     job_of(transport).drop(Neighbors)
@@ -128,5 +122,5 @@ def optimizers_of(transport: Transport) -> int:
 
 def exchanges_begun(transport: Transport) -> int:
     """Return how many exchanges with neighbours this rank has begun."""
-    neighbors = neighbors_of(transport)
+    neighbors = job_of(transport).find(Neighbors)
     return 0 if neighbors is None else neighbors.begun

@@ -14,7 +14,7 @@ from lentando.comm.errors import MismatchError
 from lentando.comm.job import drop_from_all_jobs, job_of
 from lentando.comm.transport import Transport
 
-__all__ = ["SAME_CALLS", "Turns", "same_call_elsewhere", "turn"]
+__all__ = ["SAME_CALLS", "Turns", "turn"]
 
 SAME_CALLS = (
     "two threads of one rank make the same call at the same time, so that they cannot be matched with the calls of "
@@ -88,7 +88,14 @@ class Turns:
         return True
 
     def set_content(self, content: Hashable) -> str | None:
-        """Set the content of the current call. Returns the name of a thread that makes the same call, or None."""
+        """Set the content of this thread's call, if it has a turn.
+
+        Args:
+            content: value that is equal for calls that ranks cannot distinguish.
+
+        Returns:
+            The name of another thread that makes the same call at the same time, or None.
+        """
         call = self.current
         if call is None or call.thread != threading.get_ident():
             return None
@@ -123,7 +130,7 @@ def turn(transport: Transport, content: Hashable = None) -> Iterator[None]:
 
     Args:
         transport: transport that is used within the context.
-        content: value that is equal for calls that ranks cannot distinguish, as passed to ``same_call_elsewhere``; None
+        content: value that is equal for calls that ranks cannot distinguish, as passed to ``Turns.set_content``; None
             if it is not known yet.
 
     Raises:
@@ -138,17 +145,3 @@ def turn(transport: Transport, content: Hashable = None) -> Iterator[None]:
         raise
     if turns.leave(call) and call.same_in is not None:
         raise MismatchError(f"{SAME_CALLS}. Rank {transport.rank}: threads {call.thread_name!r} and {call.same_in!r}")
-
-
-def same_call_elsewhere(transport: Transport, content: Hashable) -> str | None:
-    """Set the content of this thread's call, if it has a turn.
-
-    Args:
-        transport: transport that the call uses.
-        content: value that is equal for calls that ranks cannot distinguish.
-
-    Returns:
-        the name of another thread that makes the same call at the same time, or None.
-    """
-    turns = job_of(transport).find(Turns)
-    return None if turns is None else turns.set_content(content)

@@ -13,7 +13,7 @@ from lentando.comm.elastic import transaction
 from lentando.comm.errors import LentandoError, MismatchError
 from lentando.comm.job import job_of
 from lentando.comm.testing import ThreadTransport, run_ranks
-from lentando.comm.turns import Turns, same_call_elsewhere, turn
+from lentando.comm.turns import Turns, turn
 
 
 def in_thread(function: Callable[[], Any], name: str) -> "Outcome":
@@ -151,7 +151,7 @@ def test_a_turn_ends_with_the_error_of_what_was_done_in_it() -> None:
     with pytest.raises(ZeroDivisionError), turn(transport):
         1 / 0  # noqa: B018
     with turn(transport, "again"):
-        assert same_call_elsewhere(transport, "again") is None
+        assert job_of(transport).get(Turns).set_content("again") is None
     assert in_thread(lambda: total(transport, 1.0), "another").wait().result == 1.0
 
 
