@@ -12,14 +12,12 @@ from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.foreign_memory import array_at
 from lentando.comm.transport import Array
-from lentando.optimizers.loss_argument import as_number, not_one_number
 from lentando.torch.local_tensors import address
 
 __all__ = [
     "as_array",
     "as_device_array",
     "as_tensor",
-    "detached_loss",
     "dtype_name",
     "is_plain",
     "new_tensor",
@@ -162,19 +160,6 @@ def new_tensor(array: Array) -> torch.Tensor:
 def dtype_name(tensor: torch.Tensor) -> str:
     """The name of a tensor's dtype in NumPy's spelling, such as ``"float32"``."""
     return str(tensor.dtype).removeprefix("torch.")
-
-
-def detached_loss(loss: Any) -> Any:
-    """Return a loss that can be added up: a number if reading it costs nothing, otherwise a scalar on the device.
-
-    Raises:
-        ConfigurationError: if it is not a single number.
-    """
-    if not isinstance(loss, torch.Tensor):
-        return as_number(loss)
-    if loss.numel() != 1:
-        raise not_one_number(loss.shape)
-    return loss.item() if loss.is_cpu else loss.detach()
 
 
 def to_plain(value: Any, where: str = "the object") -> Any:

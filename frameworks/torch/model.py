@@ -66,7 +66,7 @@ class TorchModel:
         self.module = model
         self._sparse_as_dense = sparse_as_dense
         self._trained = Parameters(optimizer, model, named_parameters)
-        self._unaveraged = Unaveraged()
+        self._unaveraged = Unaveraged({})
         layouts = self.next_layouts()
         device = device_of(self._parameters)
         self._kind_of_memory = device, placement_on(device, takes_device_arrays, staged), shares_memory
@@ -80,6 +80,7 @@ class TorchModel:
     def _allocate(self, layouts: Sequence[FlatLayout]) -> None:
         """Allocate the flat tensors, and move the parameters into them."""
         self._memory = [FlatMemory(layout, *self._kind_of_memory) for layout in layouts]
+        self._on_device = [memory for memory in self._memory if memory.placement != "host"]
         self.buffers: Sequence[FlatBuffer] = [memory.buffer for memory in self._memory]
         self._homes: dict[str, int] = {}
         self._is_resized = False
@@ -171,7 +172,7 @@ class TorchModel:
         with torch.no_grad():
             for name, tensor in self._rest().items():
                 store_parts(name, tensor, given)
-        self._unaveraged.note(self._rest())
+        self._unaveraged = Unaveraged(self._rest())
 
     def _rest(self) -> dict[str, torch.Tensor]:
         """The tensors that are not averaged: frozen parameters and integer buffers."""
@@ -196,13 +197,16 @@ class TorchModel:
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is None and self._has_its_shape(entry, statistics):
                     memory.view(number, statistics[entry.name]).copy_(statistics[entry.name])
+        for memory in self._on_device:
             memory.load()
-        self._unaveraged.warn_of_changes(self._rest)
+        if self._unaveraged.exist:
+            self._unaveraged.warn_of_changes(self._rest())
 
     def store(self) -> None:
         statistics = self._statistics()
-        for memory in self._memory:
+        for memory in self._on_device:
             memory.store()
+        for memory in self._memory:
             for number, entry in enumerate(memory.layout.entries):
                 if entry.group is None and self._has_its_shape(entry, statistics):
                     write(statistics[entry.name], memory.view(number, statistics[entry.name]))
@@ -274,7 +278,7 @@ class TorchModel:
 
     def _check_unchanged(self) -> None:
         for name, parameter in self._parameters.items():
-            if address(parameter) != self._homes[name]:
+            if parameter.data_ptr() != self._homes[name]:  # once wrapped, a parameter has memory of its own
                 raise ConfigurationError(
                     f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: "
                     "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model before "

@@ -1,7 +1,7 @@
 """The tensors of a model that are sent from rank 0 and saved, but not averaged, as plain dense tensors."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 import torch
 
@@ -59,28 +59,28 @@ class Unaveraged:
     """Warns of floating-point tensors that cannot be averaged (float8, sparse) but change while the model is trained.
 
     Those that do not change stay equal on all ranks.
+
+    Args:
+        tensors: the tensors of the model that are not averaged, by name. Copies of the float8 and sparse ones are kept.
+
+    Attributes:
+        exist: whether there are such tensors.
     """
 
-    def __init__(self) -> None:
-        self._noted: dict[str, dict[str, torch.Tensor]] = {}
-
-    def note(self, tensors: Mapping[str, torch.Tensor]) -> None:
-        """Keep copies of the present values of float8 and sparse tensors."""
+    def __init__(self, tensors: Mapping[str, torch.Tensor]) -> None:
         self._noted = {
             name: {part: values.detach().clone() for part, values in parts_of(name, tensor).items()}
             for name, tensor in tensors.items()
             if (tensor.layout is not torch.strided or (tensor.is_floating_point() and tensor.element_size() == 1))
         }
+        self.exist = bool(self._noted)
 
-    def warn_of_changes(self, tensors: Callable[[], Mapping[str, torch.Tensor]]) -> None:
+    def warn_of_changes(self, now: Mapping[str, torch.Tensor]) -> None:
         """Warn once of each tensor that has changed, because the ranks have different values from now on.
 
         Args:
-            tensors: function that returns the present tensors by name; called only if copies are kept.
+            now: the present tensors by name.
         """
-        if not self._noted:
-            return
-        now = tensors()
         for name, noted in list(self._noted.items()):
             parts = parts_of(name, now[name]) if name in now else {}
             if all(part in parts and torch.equal(values, parts[part]) for part, values in noted.items()):

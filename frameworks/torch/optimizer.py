@@ -14,6 +14,7 @@ from lentando.comm.process_sets import ProcessSet, global_process_set, transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.horovod_arguments import check_groups, wire_dtype_of, with_reduction
 from lentando.optimizers.keyword_arguments import takes_arguments_of
+from lentando.optimizers.loss_argument import as_number, not_one_number
 from lentando.optimizers.methods import SettingsArguments
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wrapped
@@ -21,11 +22,9 @@ from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
 from lentando.torch.checkpoint_state import TorchTraining
 from lentando.torch.compression import Compression, Compressor
-from lentando.torch.convert import detached_loss, to_plain, to_torch
 from lentando.torch.description import short_description
 from lentando.torch.grad_scaler import have_finite_gradients, unscale
 from lentando.torch.gradient_averages import GradientAverages
-from lentando.torch.inner_optimizers import inner_states, load_with_inner
 from lentando.torch.model import TorchModel
 from lentando.torch.parameters import check_named_parameters
 from lentando.torch.trainer_check import check_trainer
@@ -37,9 +36,6 @@ if TYPE_CHECKING:
 __all__ = ["DistributedOptimizer"]
 
 NamedParameters = Iterable[tuple[str, torch.Tensor]]
-
-INNER = "lentando inner optimizers"
-"""Key in a state dict for the states of optimizers that the base optimizer holds, where its own state lacks them."""
 
 
 @takes_arguments_of(Settings, SettingsArguments)
@@ -160,9 +156,11 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         replica = self._replica
         if closure is not None:
             self._check_joinable("step(closure), which may average gradients several times in a step,")
-        overflow = self.found_inf is not None and unscale(self.param_groups, self.found_inf, self._grad_scale())
+        overflow = self.found_inf is not None and unscale(
+            self.param_groups, self.found_inf, getattr(self, "grad_scale", None)
+        )
         if loss is not None:
-            loss = detached_loss(loss)
+            loss = _detached(loss)
             if not overflow or replica.needs_loss:  # the loss of a step that is not taken may well be infinite
                 replica.record_loss(loss)
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
@@ -208,7 +206,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         self._check_joinable("synchronize()")
         if not self._replica.averages_gradients:
             return loss
-        own_loss = None if loss is None else float(detached_loss(loss))
+        own_loss = None if loss is None else float(_detached(loss))
         # Deferred because only step() can see whether a GradScaler is in use, which expects occasional overflow.
         mean_loss, _ = self._gradients.average(own_loss, overflow=False, defer=True)
         self._gradients_are_averaged = True
@@ -243,51 +241,9 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         with self._gradients.paused():
             yield
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return the base optimizer's state dict with one more entry, ``"lentando"``, for the state of the replica.
-
-        If the base optimizer holds other optimizers (SAM, a list of optimizers) whose state its own state dict lacks,
-        their states are in a further entry. Each rank has a state of its own (slow momentum is sharded, momenta are
-        local) and saves it itself. ``torch.load(..., weights_only=True)`` reads it.
-        """
-        self._run_hooks("before state_dict")
-        packed = self._base_optimizer.state_dict()
-        state = {**packed, "lentando": to_torch(self._replica.state_dict())}
-        if inner := inner_states(self._base_optimizer, packed):
-            state[INNER] = inner
-        return self._replaced_by_hooks("after state_dict", state)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue from a ``state_dict()``, bit-identically once the state of the model has been loaded too.
-
-        Raises:
-            ConfigurationError: if the state belongs to another rank, model, method or world size.
-        """
-        state_dict = self._replaced_by_hooks("before load", state_dict.copy())
-        if "lentando" not in state_dict:
-            raise ConfigurationError(
-                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from the "
-                "state of a plain optimizer, load it into that optimizer before wrapping it"
-            )
-        self._replica.load_state_dict(to_plain(state_dict["lentando"]))
-        base = {key: value for key, value in state_dict.items() if key not in ("lentando", INNER)}
-        load_with_inner(self._base_optimizer, base, state_dict.get(INNER, {}))
-        self._run_hooks("after load")
-
     def training(self) -> TorchTraining:
         """Return the state of model, optimizer and replica in the form that checkpoints save and load."""
         return TorchTraining(self._replica, self._model)
-
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a parameter group to the base optimizer, with the values of rank 0 on all ranks.
-
-        Collective: every rank calls it between the same two steps.
-
-        Raises:
-            MismatchError: on every rank, if the ranks add different groups or are not about to do the same thing.
-        """
-        self._base_optimizer.add_param_group(param_group)
-        self._replica.follow_changes()
 
     @property
     def _parameter_names(self) -> dict[torch.Tensor, str]:
@@ -304,10 +260,6 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         self._gradients.check_none_in_flight()
         return self._gradients.paused()
 
-    def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
-        with self._replica.weights_changed_by(f"{name}()"):
-            return method()
-
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         self._model.flat_gradients.scatter()
         if not overflow:
@@ -316,10 +268,6 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             self._base_optimizer.step()
             self._model.set_learning_rates(rates_here)
         return True
-
-    def _grad_scale(self) -> torch.Tensor | None:
-        """The factor that ``GradScaler`` has left to divide by; None if the user has called ``scaler.unscale_()``."""
-        return getattr(self, "grad_scale", None)
 
     def _check_joinable(self, call: str) -> None:
         if self._replica.joined and self._replica.averages_gradients:
@@ -337,16 +285,29 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
                 loss = closure()
             if record and loss is not None:
                 record = False  # of several calls in a step, the first is at the parameters that the step begins with
-                self._replica.record_loss(detached_loss(loss))
+                self._replica.record_loss(_detached(loss))
             if self._gradients_are_averaged:  # by the closure, which has called synchronize(), for example to clip them
                 self._gradients_are_averaged = False
                 self._replica.gradients.settle_deferred(expected=False)
             elif self._replica.averages_gradients:
                 # The mean loss, so that an optimizer that decides by the loss (LBFGS) decides the same on all ranks.
-                return self._gradients.average(None if loss is None else float(detached_loss(loss)), overflow=False)[0]
+                return self._gradients.average(None if loss is None else float(_detached(loss)), overflow=False)[0]
             return loss
 
         return observed
+
+
+def _detached(loss: Any) -> Any:
+    """Return a loss that can be added up: a number if reading it costs nothing, otherwise a scalar on the device.
+
+    Raises:
+        ConfigurationError: if it is not a single number.
+    """
+    if not isinstance(loss, torch.Tensor):
+        return as_number(loss)
+    if loss.numel() != 1:
+        raise not_one_number(loss.shape)
+    return loss.item() if loss.is_cpu else loss.detach()
 
 
 # With this mark torch puts no profiler scope around step(), which would need attributes that its constructor makes.

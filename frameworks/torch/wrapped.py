@@ -8,9 +8,14 @@ import torch
 from torch.utils.hooks import RemovableHandle
 
 from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.replica import Replica
+from lentando.torch.convert import to_plain, to_torch
+from lentando.torch.inner_optimizers import inner_states, load_with_inner
 
 __all__ = ["WrappedOptimizer"]
 
+INNER = "lentando inner optimizers"
+"""Key in a state dict for the states of optimizers that the base optimizer holds, where its own state lacks them."""
 MODES = ("train", "eval")
 """Methods of optimizers whose weights differ between training and evaluation (schedulefree)."""
 
@@ -18,11 +23,15 @@ Hooks = OrderedDict[int, Callable[..., Any]]
 
 
 class WrappedOptimizer(torch.optim.Optimizer):
-    """Forwards the public attributes of ``torch.optim.Optimizer`` to the base optimizer. Subclasses define ``step``.
+    """Forwards the public attributes of ``torch.optim.Optimizer`` to the base optimizer.
+
+    Subclasses define ``step``, and the replica, whose state is a part of the state dict.
 
     Args:
         optimizer: the base optimizer.
     """
+
+    _replica: Replica
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         # super().__init__() is not called: it would make a second list of parameter groups, and put a second profiler
@@ -72,6 +81,48 @@ class WrappedOptimizer(torch.optim.Optimizer):
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Reset the gradients of all parameters, as the base optimizer does."""
         self._base_optimizer.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a parameter group to the base optimizer, with the values of rank 0 on all ranks.
+
+        Collective: every rank calls it between the same two steps.
+
+        Raises:
+            MismatchError: on every rank, if the ranks add different groups or are not about to do the same thing.
+        """
+        self._base_optimizer.add_param_group(param_group)
+        self._replica.follow_changes()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the base optimizer's state dict with one more entry, ``"lentando"``, for the state of the replica.
+
+        If the base optimizer holds other optimizers (SAM, a list of optimizers) whose state its own state dict lacks,
+        their states are in a further entry. Each rank has a state of its own (slow momentum is sharded, momenta are
+        local) and saves it itself. ``torch.load(..., weights_only=True)`` reads it.
+        """
+        self._run_hooks("before state_dict")
+        packed = self._base_optimizer.state_dict()
+        state = {**packed, "lentando": to_torch(self._replica.state_dict())}
+        if inner := inner_states(self._base_optimizer, packed):
+            state[INNER] = inner
+        return self._replaced_by_hooks("after state_dict", state)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Continue from a ``state_dict()``, bit-identically once the state of the model has been loaded too.
+
+        Raises:
+            ConfigurationError: if the state belongs to another rank, model, method or world size.
+        """
+        state_dict = self._replaced_by_hooks("before load", state_dict.copy())
+        if "lentando" not in state_dict:
+            raise ConfigurationError(
+                "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from the "
+                "state of a plain optimizer, load it into that optimizer before wrapping it"
+            )
+        self._replica.load_state_dict(to_plain(state_dict["lentando"]))
+        base = {key: value for key, value in state_dict.items() if key not in ("lentando", INNER)}
+        load_with_inner(self._base_optimizer, base, state_dict.get(INNER, {}))
+        self._run_hooks("after load")
 
     def register_step_pre_hook(self, hook: Any) -> RemovableHandle:
         """Register a hook that is called before each step of the base optimizer."""
@@ -130,7 +181,8 @@ class WrappedOptimizer(torch.optim.Optimizer):
 
     def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
         """Call the method ``train`` or ``eval`` of the base optimizer, which changes the weights."""
-        return method()
+        with self._replica.weights_changed_by(f"{name}()"):
+            return method()
 
     def __reduce_ex__(self, protocol: Any) -> NoReturn:
         """Refuse ``copy.copy``, ``copy.deepcopy`` and pickling, also of a scheduler that holds this optimizer.
