@@ -1,7 +1,7 @@
-"""What a replica does between two steps: it follows changes of the model, evaluates, restarts, saves and loads."""
+"""What a replica does between two steps: it reports, follows changes, evaluates, restarts, saves, loads, and joins."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -10,14 +10,18 @@ from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.framework import ChangingFramework, Framework
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.evaluation import Evaluation
+from lentando.optimizers.replica.gradients import Gradients
+from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.state import load_state, state_of
+from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
-from lentando.optimizers.replica.uneven_data import UnevenData
+from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
 from lentando.optimizers.replica.weights import Weights
+from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 
 __all__ = ["BaseState", "BetweenSteps"]
 
@@ -38,9 +42,46 @@ class BetweenSteps(ABC):
     _rounds: Rounds
     _uneven: UnevenData
 
+    stopping: Stopping
+    gradients: Gradients
+    _mixing: Mixing
+
     @abstractmethod
     def _check_weights(self, has_stepped: bool = False) -> None:
         """Check whether the program has set weights."""
+
+    @abstractmethod
+    def _start(self) -> None:
+        """Begin the very first step."""
+
+    @abstractmethod
+    def _count(self, steps: int, rate_sums: Sequence[float]) -> None:
+        """Count steps that were taken, with the sums of their learning rates, one per parameter group."""
+
+    @property
+    def inner_steps(self) -> int:
+        """Optimizer steps taken; on uneven data, by the rank that took most of them in each round."""
+        return self.progress.inner_steps
+
+    @property
+    def rounds(self) -> int:
+        """Number of outer steps taken."""
+        return self.progress.rounds
+
+    @property
+    def period(self) -> int | None:
+        """Inner steps of the current round, None if there are no outer steps."""
+        return self.progress.steps_in_round
+
+    @property
+    def joined(self) -> bool:
+        """Whether the ranks may have unequal numbers of batches; see ``join``."""
+        return self.progress.is_joined
+
+    @property
+    def base(self) -> AlgorithmHooks:
+        """The hooks of the base algorithm; replaced after ranks have died, or when other parameters are trained."""
+        return self.setup.base
 
     def follow_changes(self) -> None:
         """Train what the model and the optimizer now ask to be trained. Collective if that has changed.
@@ -131,6 +172,28 @@ class BetweenSteps(ABC):
         if self.progress.is_in_step or self.progress.is_joined:
             where = "in the middle of a step" if self.progress.is_in_step else "inside join"
             raise ConfigurationError(f"{action} is not possible {where}: call it between steps, outside join")
+
+    @contextmanager
+    def join(self, step_along: StepAlong) -> Iterator[None]:
+        """Let ranks have unequal numbers of batches inside the block; see ``lentando.optimizers.join``.
+
+        Args:
+            step_along: takes a step with averaged gradients; called only if the base algorithm averages gradients.
+        """
+        progress, timing, uneven = self.progress, self.timing, self._uneven
+        self.evaluation.refuse("join")
+        with uneven.block():
+            yield
+            progress.has_ended = True
+            timing.pause()
+            if not progress.has_started:
+                progress.start_clock()
+                self._start()
+            self._check_weights()
+            uneven.take_part(self.gradients, self._mixing, self._rounds, self.stopping, step_along, self._count)
+            timing.resume()
+            self.framework.watch.mark()
+        self.stopping.stop_if_agreed(automatic=False)
 
     @contextmanager
     def weights_changed_by(self, action: str) -> Iterator[None]:

@@ -2,7 +2,7 @@
 
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 from zlib import crc32
@@ -14,6 +14,7 @@ from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.job import job_of
 from lentando.comm.numbering import number_of
 from lentando.comm.transport import Array, as_bytes
+from lentando.comm.turns import turn
 from lentando.optimizers.fixed_state import fixed_state_of
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
@@ -22,7 +23,7 @@ __all__ = ["Channel"]
 
 T = TypeVar("T")
 
-_NAMES_OF_CALLS = ("has_overflowed", "is_finite", "loss", "rate", "seconds")
+_NAMES_OF_CALLS = ("has_overflowed", "is_finite", "loss", "rate", "seconds", "weights_set")
 """Names of all numbers that ``Channel.agree`` is called with. No participant may use them, for whatever event."""
 _EVENTS = (
     Event.GRADIENTS, Event.ROUND, Event.PERIOD, Event.STEP, Event.EVALUATE,
@@ -63,7 +64,9 @@ class Channel:
     def __init__(self, setup: Setup, progress: Progress) -> None:
         self._setup = setup
         self._progress = progress
+        self._is_elastic = is_elastic(setup.transport)
         self._participants: tuple[Participant, ...] = ()
+        self._waiting: tuple[Participant, ...] = ()
         self._start_checksum = 0
         # The number keeps models of equal layout, such as those of a GAN, from being averaged with each other when
         # ranks take the steps of their optimizers in different orders.
@@ -72,19 +75,34 @@ class Channel:
         self._number = self._replicas.number
         self._identity = fingerprint(["replica", self._number])
 
-    def add(self, *participants: Participant) -> None:
+    def add(self, *participants: Participant, waiting: bool = False) -> None:
         """Let policies take part in all messages from now on, in this order. All ranks add the same ones.
 
         Args:
             *participants: the policies. One that sends messages itself refers to this channel by ``weakref.proxy``:
                 a cycle would keep the model of a dropped optimizer in memory until garbage is collected.
+            waiting: whether they take part only after ``attach``. Their numbers are reserved.
 
         Raises:
             ConfigurationError: if two policies attach numbers of the same name, or more numbers than a message holds.
         """
-        self._participants += participants
+        if waiting:
+            self._waiting += participants
+        else:
+            self._participants += participants
         for event in _EVENTS:
-            self._attached(event)
+            self._attached(event, (*self._waiting, *self._all_participants()))
+
+    def attach(self, participant: Participant) -> None:
+        """Let a policy that was waiting take part from now on. All ranks call it between the same two messages."""
+        if participant in self._waiting:
+            self._waiting = tuple(other for other in self._waiting if other is not participant)
+            self._participants += (participant,)
+
+    def detach(self, participant: Participant) -> None:
+        """Let a policy wait again. All ranks call it between the same two messages."""
+        self._participants = tuple(other for other in self._participants if other is not participant)
+        self._waiting += (participant,)
 
     def expect_start(self) -> None:
         """Let the next message check that training starts from the same parameters on all ranks.
@@ -127,14 +145,15 @@ class Channel:
         setup, progress = self._setup, self._progress
         checksum = self._start_checksum
         subject ^= setup.subject ^ self._identity ^ checksum
-        if not is_elastic(setup.transport):  # there the message may be repeated, with ranks that have not sent it yet
-            self.forget_start()
+        if not self._is_elastic:  # there the message may be repeated, with ranks that have not sent it yet
+            self._start_checksum = 0
         step = progress.inner_steps
         if progress.is_joined:
             subject ^= JOINED
         if progress.has_unequal_rounds or (progress.is_joined and event is Event.ROUND):
             step -= progress.steps  # where the round began: ranks may have taken unequally many steps in it
-        numbers |= self._attached(event)
+        participants = self._all_participants()
+        numbers |= self._attached(event, participants)
 
         def describe() -> str:
             since = f"{STARTED} {checksum:08x}" if checksum else f"{progress.rounds} rounds"
@@ -149,7 +168,7 @@ class Channel:
             if len(set(re.findall(rf"{STARTED} (\w+)", str(error)))) < 2:
                 raise
             raise MismatchError(f"{error}. {DIFFERENT_START}") from None
-        for participant in self._all_participants():
+        for participant in participants:
             participant.receive(event, by_rank)
         return by_rank
 
@@ -158,15 +177,15 @@ class Channel:
         base = self._setup.base_participant
         return self._participants if base is None else (*self._participants, base)
 
-    def _attached(self, event: Event) -> dict[str, float]:
-        """The numbers that all participants attach to a message.
+    def _attached(self, event: Event, participants: Iterable[Participant]) -> dict[str, float]:
+        """The numbers that these participants attach to a message.
 
         Raises:
             ConfigurationError: if they cannot be attached to one message.
         """
         attached: dict[str, float] = {}
         owners = dict.fromkeys(_NAMES_OF_CALLS, "the replica itself")
-        for participant in self._all_participants():
+        for participant in participants:
             owner = type(participant).__name__
             for name, number in participant.contribute(event).items():
                 if name in owners:
@@ -190,6 +209,10 @@ class Channel:
             attempt: runs the operation; see ``lentando.comm.elastic.transaction``.
             undo: restores what ``attempt`` has changed, if ranks have died meanwhile.
         """
-        result = transaction(self._setup.transport, attempt, undo)
-        self.forget_start()
+        if self._is_elastic:
+            result = transaction(self._setup.transport, attempt, undo)
+        else:
+            with turn(self._setup.transport):
+                result = attempt()
+        self._start_checksum = 0
         return result

@@ -9,12 +9,12 @@ from lentando.comm.elastic import in_place
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
-from lentando.optimizers.replica.progress import Progress, mean_loss
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.timing import Costs
 from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
-from lentando.optimizers.rules.non_finite import NonFinite, Verdict, first_non_finite, loss_to_send
+from lentando.optimizers.rules.non_finite import NonFinite, Verdict, first_non_finite, loss_to_send, mean_loss
 
 __all__ = ["AveragedLoss", "Gradients"]
 
@@ -74,7 +74,7 @@ class Gradients:
 
         def attempt() -> AveragedLoss:
             by_rank = self._agree(own_loss, has_overflowed, found)
-            self._weights.compare()
+            self._weights.compare(ranks_where(by_rank["weights_set"]))
             verdict = self._deferred_error = None
             try:
                 verdict = self._judge(by_rank, step, found)
@@ -110,7 +110,7 @@ class Gradients:
             by_rank = self._agree()
             if not self._uneven.active:
                 return None
-            self._weights.compare()
+            self._weights.compare(ranks_where(by_rank["weights_set"]))
             verdict = self._judge(by_rank, self._progress.inner_steps + 1)
             rates = self._uneven.rates_of_active()
             self._setup.framework.load()  # on a device, what follows is then in order with the framework
@@ -142,6 +142,7 @@ class Gradients:
             loss=loss,
             has_overflowed=has_overflowed,
             is_finite=self._non_finite.is_clean(found),
+            weights_set=self._setup.framework.watch.found,
         )
 
     def _judge(self, by_rank: Mapping[str, Array], step: int, found: str | None = None) -> Verdict | None:

@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from math import isnan, nan
 from typing import Any
 
-from lentando.comm.transport import Array
 from lentando.optimizers.rules.movement_penalty import NormHistory
-from lentando.optimizers.rules.non_finite import loss_to_send
 from lentando.optimizers.rules.period import Decision, Period
 
-__all__ = ["Progress", "mean_loss"]
+__all__ = ["Progress"]
 
 
 @dataclass
@@ -94,26 +91,15 @@ class Progress:
         self.steps_in_round = self.due = None if self.period is None else self.period.steps()
         self.rate_sums = [0.0] * groups
 
-    def count(self, steps: int, rate_sums: Sequence[float]) -> None:
-        """Count steps that were taken.
+    def for_earlier_groups(self, steps: int, rate_sums: Sequence[float]) -> list[float]:
+        """Adapt sums of learning rates to groups that were added or removed during a round.
+
+        The buffers follow such a change only at the end of the round. A new group counts as if it had had its rate from
+        the start of the round; a removed one keeps its mean.
 
         Args:
-            steps: number of steps.
-            rate_sums: sums of their learning rates, one per parameter group.
-        """
-        if len(rate_sums) != len(self.rate_sums):
-            rate_sums = self._for_earlier_groups(steps, rate_sums)
-        self.inner_steps += steps
-        self.steps += steps
-        self.latest_rates = tuple(rate_sums) if steps == 1 else [total / steps for total in rate_sums]
-        sums = self.rate_sums
-        for group, rate in enumerate(rate_sums):
-            sums[group] += rate
-
-    def _for_earlier_groups(self, steps: int, rate_sums: Sequence[float]) -> list[float]:
-        """Adapt sums to groups that were added or removed during a round: the buffers follow only at its end.
-
-        A new group counts as if it had had its rate from the start of the round; a removed one keeps its mean.
+            steps: number of steps whose learning rates were added up.
+            rate_sums: the sums, one for each of the present parameter groups.
         """
         known = len(self.rate_sums)
         for total in rate_sums[known:]:
@@ -121,28 +107,10 @@ class Progress:
         gone = [total / max(self.steps, 1) * steps for total in self.rate_sums[len(rate_sums) :]]
         return [*rate_sums, *gone]
 
-    def is_due(self) -> bool:
-        """Whether an outer step is due, or a part of one."""
-        return self.steps == self.due
-
     def mean_rates(self) -> list[float]:
         """Return the mean learning rates of the round so far, one per parameter group."""
         return [total / max(self.steps, 1) for total in self.rate_sums]
 
-    def mean_loss(self) -> float:
-        """Return the mean loss of the round so far, as a control message carries it."""
-        return loss_to_send(float(self.loss_sum) / self.loss_count if self.loss_count else None)
-
     def forget_losses(self) -> None:
         """Drop the losses of the round, which an outer step has used."""
         self.loss_sum, self.loss_count = 0.0, 0
-
-
-def mean_loss(losses: Array) -> float:
-    """Return the mean of the ranks' losses, NaN if no rank has one.
-
-    Args:
-        losses: one per rank, as control messages carry them: NaN for a rank without a loss.
-    """
-    known = [float(loss) for loss in losses if not isnan(loss)]
-    return sum(known) / len(known) if known else nan

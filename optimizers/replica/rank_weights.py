@@ -31,16 +31,17 @@ class RankWeights:
         progress: steps and samples of the replica.
 
     Attributes:
+        is_needed: whether the method needs weights; only then this takes part in control messages.
         left_out: number of rounds in which this rank's movement was an outlier.
         norm: norm of this rank's movement in the last round; NaN if it is not measured.
     """
 
     def __init__(self, setup: Setup, progress: Progress) -> None:
+        self.is_needed = setup.settings.averages_movements
         self.left_out = 0
         self.norm = nan
         self._setup = setup
         self._progress = progress
-        self._is_needed = setup.settings.averages_movements
         self._share: PartialAverage | None = None
 
     def record_samples(self, samples: float, count: int = 1) -> None:
@@ -61,7 +62,7 @@ class RankWeights:
 
     def contribute(self, event: Event) -> Mapping[str, float]:
         """Attach what this rank has done in the round, and how far it has moved."""
-        if event is not Event.ROUND or not self._is_needed:
+        if event is not Event.ROUND:
             return {}
         numbers = {}
         settings, outer = self._setup.settings, self._setup.outer
@@ -73,12 +74,14 @@ class RankWeights:
 
     def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
         """Decide the weights from the numbers of all ranks."""
-        if event is not Event.ROUND or not self._is_needed:
+        if event is not Event.ROUND:
             return
         self._share = None
         settings, transport = self._setup.settings, self._setup.transport
         in_full = bool(by_rank["weights_set"].any())
-        counting = (by_rank["is_active"] != 0) & (by_rank["is_finite"] != 0)
+        counting = by_rank["is_finite"] != 0
+        if self._progress.is_joined:
+            counting &= by_rank["is_active"] != 0
         if in_full:
             self._share = PartialAverage(True, transport.size, transport.size, in_full=True)
             return

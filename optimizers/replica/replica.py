@@ -1,8 +1,7 @@
 """The order of a training step: what happens around each step of the base optimizer."""
 
 import copy
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 from lentando.comm.capabilities import VirtualTime
@@ -28,9 +27,8 @@ from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.streamed_rounds import StreamedRounds
 from lentando.optimizers.replica.timing import Costs, Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
-from lentando.optimizers.replica.uneven_data import StepAlong, UnevenData
+from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
-from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks
 from lentando.optimizers.rules.movement_penalty import NormHistory
 from lentando.optimizers.rules.non_finite import NonFinite
 from lentando.optimizers.rules.period import needs_loss, participant_of
@@ -97,14 +95,16 @@ class Replica(BetweenSteps):
         costs = self.costs = Costs(transport, progress, timing)
         non_finite = self.non_finite = NonFinite(transport, settings.on_nonfinite)
         channel = self._channel = Channel(setup, progress)
-        comparison = RankComparison(transport, setup.settings.rates_may_differ, progress)
         stopping = self.stopping = Stopping(transport, progress, channel, timing)
-        uneven = self._uneven = UnevenData(setup, progress, timing)
+        uneven = self._uneven = UnevenData(setup, progress, channel, timing)
         weights = self._weights = Weights(setup, channel, non_finite)
         rank_weights = self.rank_weights = RankWeights(setup, progress)
-        channel.add(
-            timing, comparison, stopping, uneven, weights, rank_weights
-        )  # timing first: it measures the whole message
+        channel.add(timing)  # the first: it measures the whole message
+        channel.add(stopping, uneven, waiting=True)
+        if transport.size > 1:
+            channel.add(RankComparison(transport, setup.settings.rates_may_differ, progress))
+        if rank_weights.is_needed:
+            channel.add(rank_weights)
         if settings.delay == "auto":
             channel.add(DelayAgreement(setup, progress))
         participant = None if period is None else participant_of(period)
@@ -121,31 +121,6 @@ class Replica(BetweenSteps):
         enlist(transport, self)
         self._rounds.begin()
         last_look.begin(transport, self)
-
-    @property
-    def inner_steps(self) -> int:
-        """Optimizer steps taken; on uneven data, by the rank that took most of them in each round."""
-        return self.progress.inner_steps
-
-    @property
-    def rounds(self) -> int:
-        """Number of outer steps taken."""
-        return self.progress.rounds
-
-    @property
-    def period(self) -> int | None:
-        """Inner steps of the current round, None if there are no outer steps."""
-        return self.progress.steps_in_round
-
-    @property
-    def joined(self) -> bool:
-        """Whether the ranks may have unequal numbers of batches; see ``join``."""
-        return self.progress.is_joined
-
-    @property
-    def base(self) -> AlgorithmHooks:
-        """The hooks of the base algorithm; replaced after ranks have died, or when other parameters are trained."""
-        return self.setup.base
 
     def record_loss(self, loss: Any, count: int = 1) -> None:
         """Add the training loss of a step.
@@ -246,10 +221,10 @@ class Replica(BetweenSteps):
             if settings.base.mixes_parameters:
                 self._mixing.mix()
             progress.is_in_step = False
-            progress.count(count, rate_sums)
+            self._count(count, rate_sums)
             if not self.timing.is_started:
                 self.timing.start(progress.inner_steps)
-            if progress.is_due():
+            if progress.steps == progress.due:
                 self._rounds.end()
             elif settings.base.mixes_parameters and not setup.has_common_rounds:
                 self._trained.follow()
@@ -270,31 +245,17 @@ class Replica(BetweenSteps):
         check = None if self.stopping.handle is None else self.stopping.steps_until_check()
         return check if due is None else due if check is None else min(due, check)
 
-    @contextmanager
-    def join(self, step_along: StepAlong) -> Iterator[None]:
-        """Let ranks have unequal numbers of batches inside the block; see ``lentando.optimizers.join``.
-
-        Args:
-            step_along: takes a step with averaged gradients; called only if the base algorithm averages gradients.
-        """
-        progress, timing, uneven = self.progress, self.timing, self._uneven
-        self.evaluation.refuse("join")
-        uneven.check_joinable()
-        progress.is_joined = True
-        try:
-            yield
-            progress.has_ended = True
-            timing.pause()
-            if not progress.has_started:
-                progress.start_clock()
-                self._start()
-            self._check_weights()
-            uneven.take_part(self.gradients, self._mixing, self._rounds, self.stopping, step_along)
-            timing.resume()
-            self.framework.watch.mark()
-        finally:
-            progress.is_joined = progress.has_ended = False
-        self.stopping.stop_if_agreed(automatic=False)
+    def _count(self, steps: int, rate_sums: Sequence[float]) -> None:
+        """Count steps that were taken, with the sums of their learning rates, one per parameter group."""
+        progress = self.progress
+        if len(rate_sums) != len(progress.rate_sums):
+            rate_sums = progress.for_earlier_groups(steps, rate_sums)
+        progress.inner_steps += steps
+        progress.steps += steps
+        progress.latest_rates = tuple(rate_sums) if steps == 1 else [total / steps for total in rate_sums]
+        sums = progress.rate_sums
+        for group, rate in enumerate(rate_sums):
+            sums[group] += rate
 
     def _start(self) -> None:
         """Begin the very first step."""

@@ -4,11 +4,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from lentando.comm.agreement import Event, fingerprint
+from lentando.comm.agreement import Event, fingerprint, ranks_where
 from lentando.comm.errors import MismatchError, NonFiniteError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.channel import Channel
-from lentando.optimizers.replica.progress import Progress, mean_loss
+from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rank_weights import RankWeights
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.timing import Costs
@@ -17,7 +17,7 @@ from lentando.optimizers.replica.uneven_data import UnevenData
 from lentando.optimizers.replica.weights import Weights
 from lentando.optimizers.rules.base_buffers import average
 from lentando.optimizers.rules.describe import describe
-from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite
+from lentando.optimizers.rules.non_finite import NonFinite, first_non_finite, loss_to_send, mean_loss
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.period import Decision, RoundSummary, check_steps, decides_alike
 from lentando.optimizers.rules.unequal_period import unequal_of
@@ -117,7 +117,8 @@ class Rounds:
             Whether there was an outer step: inside ``join`` there is none if no rank has taken a step in this round.
         """
         setup, progress = self._setup, self._progress
-        self._trained.follow()
+        if self._trained.have_changed():
+            self._trained.follow()
         with self._costs.of("outer", progress.inner_steps):
             if setup.has_common_rounds or setup.settings.base_buffers == "average":
                 formed = self._channel.together(self._form, self._abort)
@@ -151,9 +152,11 @@ class Rounds:
         """
         setup, progress = self._setup, self._progress
         rates = progress.mean_rates()
-        rate, loss, seconds = sum(rates) / len(rates), progress.mean_loss(), progress.seconds()
+        rate, seconds = sum(rates) / len(rates), progress.seconds()
+        loss = loss_to_send(float(progress.loss_sum) / progress.loss_count if progress.loss_count else None)
         share: PartialAverage | None = None
-        weights_set_on: Sequence[int] = [setup.transport.rank] if setup.framework.watch.found else []
+        are_weights_set = setup.framework.watch.found
+        weights_set_on: Sequence[int] = [setup.transport.rank] if are_weights_set else []
         setup.framework.load()
         found = first_non_finite(setup.framework.buffers, constants=setup.constants) if self._non_finite.skips else None
         if setup.has_common_rounds:
@@ -164,16 +167,18 @@ class Rounds:
                 rate=rate,
                 seconds=seconds,
                 is_finite=self._non_finite.is_clean(found),
+                weights_set=are_weights_set,
             )
             loss, rate = mean_loss(by_rank["loss"]), float(by_rank["rate"].mean())
             seconds = float(by_rank["seconds"][0])
-            weights_set_on = self._weights.set_on
+            weights_set_on = ranks_where(by_rank["weights_set"])
             if self._uneven.has_ended_anywhere and not self._uneven.active:
                 return None
             if self._uneven.has_ended_anywhere or progress.has_unequal_rounds:
                 rates = self._uneven.settle_round(rates)
                 rate = sum(rates) / len(rates)
-            share = self._uneven.share()
+            if progress.is_joined:
+                share = self._uneven.share()
             verdict = self._non_finite.judge(
                 by_rank,
                 f"outer step {progress.rounds + 1}",
@@ -184,7 +189,8 @@ class Rounds:
             )
             if verdict is not None:
                 loss, share = verdict.loss, verdict.partial_average or share
-            share = self._rank_weights.share(share)
+            if self._rank_weights.is_needed:
+                share = self._rank_weights.share(share)
         try:
             buffers = self._average(share)
         except (NonFiniteError, MismatchError) as error:
@@ -199,11 +205,12 @@ class Rounds:
         """Average the parameters, and the base optimizer's buffers if they are to be averaged: returns those."""
         setup = self._setup
         assert setup.outer is not None
-        if setup.outer.communicates and setup.outer.leaves_ranks_equal:
-            self._is_prepared = True
-            setup.base.prepare_average(share)
-        elif setup.outer.communicates:
-            setup.base.outer_average.wait_in_flight()
+        if setup.outer.communicates and not setup.is_averaged_as_it_is:
+            if setup.outer.leaves_ranks_equal:
+                self._is_prepared = True
+                setup.base.prepare_average(share)
+            else:
+                setup.base.outer_average.wait_in_flight()
         setup.outer.average(share)
         if setup.settings.base_buffers != "average":
             return None
@@ -230,10 +237,11 @@ class Rounds:
             self._weights.warn(formed.weights_set_on, self._progress.rounds + 1)
         else:
             setup.outer.step(formed.rates)
-        if setup.outer.leaves_ranks_equal:
-            setup.base.outer_average.adopt_consensus()
-        else:
-            setup.base.outer_average.rebase_on_model()
+        if not setup.is_averaged_as_it_is:
+            if setup.outer.leaves_ranks_equal:
+                setup.base.outer_average.adopt_consensus()
+            else:
+                setup.base.outer_average.rebase_on_model()
         setup.framework.store()
         if formed.buffers is not None:
             setup.framework.store_optimizer_buffers(formed.buffers)

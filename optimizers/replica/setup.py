@@ -16,6 +16,7 @@ from lentando.optimizers.fixed_state import check_fixed_state
 from lentando.optimizers.framework import Framework, MeasuringFramework
 from lentando.optimizers.replica.equal_start import check_equal, share_not_averaged
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks, hooks_of
+from lentando.optimizers.rules.base_algorithm import OuterAverageHooks
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_step import OuterStep
 from lentando.optimizers.rules.outer_stepping import OuterAlgorithm, OuterOptions, OuterStepping
@@ -49,6 +50,8 @@ class Setup:
         subject: fingerprint of model and method, equal on all ranks.
         base: hooks of the bound base algorithm; replaced when the ranks plan again.
         base_participant: the base algorithm, if it takes part in control messages, else None.
+        is_averaged_as_it_is: whether exact averages are of the buffers as they are: the base algorithm has nothing to
+            do before and after them.
         outer: the outer step; None if there are none.
         has_common_rounds: whether all ranks end their rounds together, because outer steps communicate.
         constants: statistics in which values that are not finite do no harm.
@@ -58,6 +61,7 @@ class Setup:
     subject: int
     base: AlgorithmHooks
     base_participant: Participant | None
+    is_averaged_as_it_is: bool
 
     def __init__(
         self, transport: Transport, framework: Framework, settings: Settings, optimizers_may_differ: bool = False
@@ -156,6 +160,7 @@ class Setup:
     def _use(self, base: AlgorithmHooks) -> None:
         self.base = base
         self.base_participant = base.steps if isinstance(base.steps, Participant) else None
+        self.is_averaged_as_it_is = not isinstance(base.steps, OuterAverageHooks)
 
     def _use_outer(self, outer: OuterStepping | None) -> None:
         self.outer = outer

@@ -1,4 +1,4 @@
-"""Stopping on a signal: every control message carries whether a rank has received one, so that all ranks stop together.
+"""Stopping on a signal: control messages carry whether a rank has received one, so that all ranks stop together.
 
 A batch system that wants the machines back sends SIGTERM to all ranks or to some, never at the same instant. All ranks
 receive the flag with the same message, and save after the same step (``lentando.optimizers.replica.save_on_signal``).
@@ -58,7 +58,7 @@ class RequestedStop(StopHandle, Protocol):
 
 
 class Stopping:
-    """The ranks' agreement to stop: every control message carries whether a rank has received a signal.
+    """The ranks' agreement to stop: once it is asked for, all control messages carry whether a rank has got a signal.
 
     Args:
         transport: transport that connects the ranks that train together.
@@ -90,6 +90,7 @@ class Stopping:
         """Let every control message from now on carry whether a rank has received a signal. Collective."""
         self._ask("prepares to save on signals")
         self.handle = handle
+        self._channel.attach(self)
 
     def steps_until_check(self) -> int | None:
         """Return the steps until the next message that is sent only for this, None if there is none."""

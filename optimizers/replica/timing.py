@@ -292,7 +292,8 @@ class Costs:
     @contextmanager
     def of(self, kind: Kind, step: int) -> Iterator[None]:
         """Count what the communication inside the block costs. Arguments are those of ``Timing.begin``."""
-        before = self._transport.traffic.copy()
+        traffic = self._transport.traffic
+        bytes_before, messages_before = traffic.bytes_sent, traffic.messages + traffic.collectives
         recording = timeline.active
         since = 0.0 if recording is None else recording.now()
         if not self._progress.has_ended:
@@ -301,11 +302,10 @@ class Costs:
             with watched(self._transport, f"{_WAITS[kind]} {step}"):
                 yield
         finally:
-            after = self._transport.traffic
             if not self._progress.has_ended:
                 self._timing.end()
+            sent = traffic.bytes_sent - bytes_before
             if recording is not None:
-                sent = after.bytes_sent - before.bytes_sent
                 recording.span(_RECORDED[kind], since, {"inner step": step, "bytes sent": sent})
-            self.bytes_sent += after.bytes_sent - before.bytes_sent
-            self.messages += after.messages + after.collectives - before.messages - before.collectives
+            self.bytes_sent += sent
+            self.messages += traffic.messages + traffic.collectives - messages_before

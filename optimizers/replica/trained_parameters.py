@@ -8,7 +8,7 @@ Parameters that leave get the mean too, so that they are equal on all ranks.
 """
 
 import logging
-from collections.abc import Iterable, Sequence, Set
+from collections.abc import Callable, Iterable, Sequence, Set
 from dataclasses import dataclass, replace
 from zlib import crc32
 
@@ -73,6 +73,9 @@ class TrainedParameters:
         channel: sends the control messages.
         timing: does not count the time that a change takes.
         last_look: check at the end of training, which needs the new buffers.
+
+    Attributes:
+        have_changed: returns whether something has changed on this rank since the buffers were laid out.
     """
 
     def __init__(self, setup: Setup, progress: Progress, channel: Channel, timing: Timing, last_look: LastLook) -> None:
@@ -83,13 +86,17 @@ class TrainedParameters:
         self._last_look = last_look
         self._named: set[str] = set()  # in a warning
         # Checked once: isinstance with a protocol takes longer than the rest of a small step.
-        self._changing = setup.framework if isinstance(setup.framework, ChangingFramework) else None
+        framework = setup.framework
+        self.have_changed: Callable[[], bool] = (
+            framework.has_changed if isinstance(framework, ChangingFramework) else lambda: False
+        )
 
     def pending(self) -> Change | None:
         """Return what has changed on this rank since the buffers were laid out, None if nothing has."""
-        framework = self._changing
-        if framework is None or not framework.has_changed():
+        if not self.have_changed():
             return None
+        framework = self._setup.framework
+        assert isinstance(framework, ChangingFramework)
         if is_elastic(self._setup.transport):
             raise ConfigurationError(
                 "in an elastic job (init(elastic=True)), parameters cannot be frozen, unfrozen, added or removed after "

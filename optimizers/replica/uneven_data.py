@@ -3,9 +3,10 @@
 Averages are over the ranks that take the step, and by their learning rates.
 """
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeAlias, overload, runtime_checkable
+from weakref import proxy
 
 import numpy as np
 
@@ -14,6 +15,7 @@ from lentando.comm.agreement import Event
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
+from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
 from lentando.optimizers.replica.stopping import Stopping
@@ -112,6 +114,7 @@ class UnevenData:
     Args:
         setup: transport, framework and method of the replica.
         progress: progress of the replica.
+        channel: its messages carry whether ranks have run out of batches, inside ``join``.
         timing: leaves out steps that were counted and not taken.
 
     Attributes:
@@ -120,13 +123,12 @@ class UnevenData:
         has_ended_anywhere: whether a rank had run out of batches.
     """
 
-    def __init__(self, setup: Setup, progress: Progress, timing: Timing) -> None:
-        self.is_active = True
-        self.active = setup.transport.size
-        self.has_ended_anywhere = False
+    def __init__(self, setup: Setup, progress: Progress, channel: Channel, timing: Timing) -> None:
         self._setup = setup
         self._progress = progress
+        self._channel: Channel = proxy(channel)  # see ``Channel.add``
         self._timing = timing
+        self._forget()
 
     def contribute(self, event: Event) -> Mapping[str, float]:
         """Attach whether this rank's values count, and whether it has run out of batches."""
@@ -143,7 +145,7 @@ class UnevenData:
     @property
     def is_partial(self) -> bool:
         """Whether the values of some ranks do not count."""
-        return self.active != self._setup.transport.size
+        return self._progress.is_joined and self.active != self._setup.transport.size
 
     def share(self) -> PartialAverage | None:
         """Return this rank's share in an average over some of the ranks, None if the values of all ranks count."""
@@ -180,12 +182,7 @@ class UnevenData:
         leading: list[float] = by_rank[int(by_rank[:, 0].argmax()), 2:].tolist()
         return leading
 
-    def check_joinable(self) -> None:
-        """Check that ranks may have unequal numbers of batches.
-
-        Raises:
-            ConfigurationError: if they may not.
-        """
+    def _check_joinable(self) -> None:
         setup, settings = self._setup, self._setup.settings
         if is_elastic(self._setup.transport):
             raise ConfigurationError(
@@ -209,6 +206,29 @@ class UnevenData:
                 "leave join out"
             )
 
+    @contextmanager
+    def block(self) -> Iterator[None]:
+        """Let ranks have unequal numbers of batches inside the block. Every rank enters and leaves it.
+
+        Raises:
+            ConfigurationError: if they may not.
+        """
+        self._check_joinable()
+        self._progress.is_joined = True
+        self._channel.attach(self)
+        try:
+            yield
+        finally:
+            self._channel.detach(self)
+            self._progress.is_joined = self._progress.has_ended = False
+            self._forget()
+
+    def _forget(self) -> None:
+        """Let the values of all ranks count, as outside of ``join``."""
+        self.is_active = True
+        self.active = self._setup.transport.size
+        self.has_ended_anywhere = False
+
     def take_part(
         self,
         gradients: GradientAverage,
@@ -216,6 +236,7 @@ class UnevenData:
         rounds: OuterSteps,
         stopping: Stopping,
         step_along: StepAlong,
+        count: Callable[[int, Sequence[float]], None],
     ) -> None:
         """Take part in the steps and rounds of the other ranks until none has a batch left. Collective.
 
@@ -225,21 +246,28 @@ class UnevenData:
             rounds: outer steps.
             stopping: stops this rank after a step, if the ranks have agreed to stop.
             step_along: takes a step with the averaged gradients; see ``StepAlong``.
+            count: counts steps with the sums of their learning rates.
         """
         settings, progress = self._setup.settings, self._progress
         if not settings.base.averages_gradients and not settings.base.mixes_parameters:
             while rounds.end():
                 stopping.stop_if_agreed(automatic=False)
             return
-        while self._step(gradients, mixing, step_along):
-            if progress.is_due():
+        while self._step(gradients, mixing, step_along, count):
+            if progress.steps == progress.due:
                 rounds.end()
             stopping.stop_if_agreed(automatic=False)
         if self._setup.has_common_rounds and progress.steps:
             rounds.end()
         self._setup.wait_in_flight()
 
-    def _step(self, gradients: GradientAverage, mixing: ParameterMixing, step_along: StepAlong) -> bool:
+    def _step(
+        self,
+        gradients: GradientAverage,
+        mixing: ParameterMixing,
+        step_along: StepAlong,
+        count: Callable[[int, Sequence[float]], None],
+    ) -> bool:
         """Take part in a step of the other ranks. Returns whether there was one."""
         base = self._setup.settings.base
         rates: Sequence[float] | None = None
@@ -255,7 +283,7 @@ class UnevenData:
             rates = mixing.mix_with_others(rates)
         if rates is None:
             return False
-        self._progress.count(1, rates)
+        count(1, rates)
         self._progress.steps_along += 1
         self._timing.skip(1)
         return True

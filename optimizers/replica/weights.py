@@ -1,12 +1,11 @@
 """Weights that the program has set between steps, and a new round that begins from the present weights."""
 
 import logging
-from collections.abc import Mapping, Sequence
-from weakref import proxy
+from collections.abc import Sequence
 
 import numpy as np
 
-from lentando.comm.agreement import Event, ranks_where
+from lentando.comm.agreement import Event
 from lentando.comm.array_module import copy_into
 from lentando.comm.elastic import in_place, without_vote
 from lentando.comm.errors import MismatchError
@@ -29,25 +28,13 @@ class Weights:
         setup: transport, framework and method of the replica.
         channel: sends the control messages.
         non_finite: policy for values that are not finite.
-
-    Attributes:
-        set_on: ranks whose weights the program has set, as of the last average of gradients or outer step.
     """
 
     def __init__(self, setup: Setup, channel: Channel, non_finite: NonFinite) -> None:
-        self.set_on: list[int] = []
         self._setup = setup
-        self._channel: Channel = proxy(channel)  # see ``Channel.add``
+        self._channel = channel
         self._non_finite = non_finite
         self._is_continued = False  # whether gossip continues from the weights that were set
-
-    def contribute(self, event: Event) -> Mapping[str, float]:
-        """Attach whether the program has set weights of this rank, where that matters."""
-        return {"weights_set": event in (Event.GRADIENTS, Event.ROUND) and self._setup.framework.watch.found}
-
-    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
-        """Remember the ranks whose weights the program has set."""
-        self.set_on = ranks_where(by_rank["weights_set"])
 
     def continue_gossip_if_set(self) -> None:
         """Let gossip continue from the weights of this rank, if the program has set them since this was last called."""
@@ -59,15 +46,18 @@ class Weights:
                 watch.reset()
                 self._is_continued = False
 
-    def compare(self) -> None:
+    def compare(self, ranks: Sequence[int]) -> None:
         """Check that all ranks still have the same weights in synchronous training, if the program has set some.
 
         Collective, after the control message of an average of gradients.
 
+        Args:
+            ranks: ranks whose weights the program has set.
+
         Raises:
             MismatchError: on every rank, if the ranks now have different weights.
         """
-        setup, ranks = self._setup, self.set_on
+        setup = self._setup
         if not ranks or setup.outer is not None or setup.settings.base.mixes_parameters:
             return  # the next outer step averages them, as gossip does
         setup.framework.load()

@@ -20,7 +20,16 @@ from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.partial_average import PartialAverage
 
-__all__ = ["ADVICE", "NonFinite", "OnNonFinite", "Verdict", "error_of_average", "first_non_finite", "loss_to_send"]
+__all__ = [
+    "ADVICE",
+    "NonFinite",
+    "OnNonFinite",
+    "Verdict",
+    "error_of_average",
+    "first_non_finite",
+    "loss_to_send",
+    "mean_loss",
+]
 
 _log = logging.getLogger("lentando")
 
@@ -78,6 +87,16 @@ def error_of_average(
 def loss_to_send(loss: float | None) -> float:
     """A loss as a control message contains it: NaN stands for no loss, and infinity for a loss that is NaN."""
     return nan if loss is None else inf if isnan(loss) else loss
+
+
+def mean_loss(losses: Array) -> float:
+    """Return the mean of the ranks' losses, NaN if no rank has one.
+
+    Args:
+        losses: one per rank, as control messages contain them: NaN for a rank without a loss.
+    """
+    known = [float(loss) for loss in losses if not isnan(loss)]
+    return sum(known) / len(known) if known else nan
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from lentando.optimizers.replica.progress import mean_loss
-from lentando.optimizers.rules.non_finite import loss_to_send
+from lentando.optimizers.rules.non_finite import loss_to_send, mean_loss
 
 
 def test_loss_is_the_mean_over_the_ranks_that_have_one() -> None:
