@@ -1,4 +1,4 @@
-"""Background threads that communicate while the main thread computes.
+"""Work in the background: threads that communicate while the main thread computes.
 
 Each thread has a transport of its own, which connects the same ranks, and does its work in the order in which it was
 given. Threads with the same number therefore exchange messages with each other only: all ranks give each of them the
@@ -10,17 +10,60 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from queue import SimpleQueue
 from threading import Thread
-from typing import Any, TypeAlias, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 from weakref import finalize
 
 from lentando.comm.thread_transports import Loan, borrow_transports
 from lentando.comm.transport import Traffic, Transport
 
-__all__ = ["BackgroundThreads", "start_background_threads"]
+__all__ = [
+    "BackgroundThreads",
+    "BackgroundWork",
+    "Outcome",
+    "VirtualBackground",
+    "start_background_threads",
+    "start_background_work",
+]
 
 T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
 
 _Work: TypeAlias = "tuple[Future[Any], Callable[[], Any]]"
+
+
+class Outcome(Protocol[T_co]):
+    """What a function in the background returns; a ``Future``, for example."""
+
+    def done(self) -> bool:
+        """Whether the function has ended."""
+
+    def result(self) -> T_co:
+        """Wait, and return what the function has returned, or raise its exception."""
+
+    def exception(self) -> BaseException | None:
+        """Wait, and return its exception, None if it has none."""
+
+
+class BackgroundWork(Protocol):
+    """Calls functions in the background; ``BackgroundThreads`` contains the descriptions."""
+
+    @property
+    def transports(self) -> Sequence[Transport]:
+        """A transport for each thread."""
+
+    def submit(self, thread: int, work: Callable[[], T]) -> Outcome[T]:
+        """Let a thread call a function, after those that it was given before."""
+
+    def count_traffic(self, traffic: Traffic) -> None:
+        """Move what the threads have sent to other counters."""
+
+
+@runtime_checkable
+class VirtualBackground(Protocol):
+    """A simulated transport whose rank can work in the background, in virtual time."""
+
+    def start_background(self) -> BackgroundWork:
+        """Background with one thread. Collective."""
 
 
 class BackgroundThreads:
@@ -85,6 +128,13 @@ def start_background_threads(transport: Transport, count: int, name: str) -> Bac
     """
     loans = borrow_transports(transport, count)
     return BackgroundThreads(loans, name) if loans else None
+
+
+def start_background_work(transport: Transport, name: str) -> BackgroundWork | None:
+    """One background thread, which is a virtual one in a simulation. Arguments and result as in the function above."""
+    if isinstance(transport, VirtualBackground):
+        return transport.start_background()
+    return start_background_threads(transport, 1, name)
 
 
 def _run(queue: "SimpleQueue[_Work | None]", loan: Loan) -> None:

@@ -114,7 +114,7 @@ class Collectives:
         """
         collective = self._join(task, "broadcast", array, root)
         source = self._members[root]
-        if task is source:
+        if task.rank == source.rank:
             collective.result = array.copy()
         try:
             self._leave(task, collective)

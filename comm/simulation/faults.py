@@ -16,6 +16,7 @@ __all__ = [
     "MessageFault",
     "MessageFaults",
     "Pause",
+    "Pauses",
     "RankFault",
     "RankFaults",
     "Slow",
@@ -187,6 +188,23 @@ class MessageFaults:
         return late_seconds, copies
 
 
+class Pauses:
+    """The pauses of a rank that have not begun; a copy is for what the rank does in the background.
+
+    Args:
+        pauses: all of them.
+    """
+
+    def __init__(self, pauses: Sequence[Pause]) -> None:
+        self._pauses = pauses
+
+    def seconds(self, now: float) -> float:
+        """Return how long the rank pauses before the operation that it is about to begin at time ``now``."""
+        begun = [pause for pause in self._pauses if pause.at_seconds <= now]
+        self._pauses = [pause for pause in self._pauses if pause not in begun]
+        return sum(pause.seconds for pause in begun)
+
+
 class RankFaults:
     """The faults of one rank of a running simulation.
 
@@ -202,15 +220,9 @@ class RankFaults:
         self._at_messages = {death.at_message for death in deaths}
         self._in_collectives = {death.in_collective for death in deaths}
         self._in_repairs = {death.in_repair for death in deaths}
-        self._pauses = [fault for fault in of_rank if isinstance(fault, Pause)]
+        self.pauses = Pauses([fault for fault in of_rank if isinstance(fault, Pause)])
         self.slowness = prod(fault.factor for fault in of_rank if isinstance(fault, Slow))
         self._messages = self._collectives = self._repairs = 0
-
-    def pause_seconds(self, now: float) -> float:
-        """Return how long the rank pauses before the operation that it is about to begin at time ``now``."""
-        begun = [pause for pause in self._pauses if pause.at_seconds <= now]
-        self._pauses = [pause for pause in self._pauses if pause not in begun]
-        return sum(pause.seconds for pause in begun)
 
     def messages_before_death(self, count: int) -> int | None:
         """Return how many of the next ``count`` messages are sent before the rank dies; None if all of them."""

@@ -1,7 +1,7 @@
 """The scheduler: resumes virtual ranks and runs events in the order of virtual time. It knows nothing of messages.
 
-Events of the same moment run in this order: deaths, arrivals, resumed ranks (lowest first), polling ranks. So the order
-is the same in every run.
+Events of the same moment run in this order: deaths, arrivals, resumed ranks (lowest first, then what they do in the
+background), polling ranks. So the order is the same in every run.
 """
 
 from collections.abc import Callable
@@ -28,6 +28,7 @@ class Scheduler:
 
     def __init__(self, on_switch: Callable[[int], None] | None = None) -> None:
         self.tasks: list[Task] = []
+        self._background: list[Task] = []
         self._events: list[tuple[float, int, int, Any]] = []
         self._sequence = 0
         self._polling: list[Task] = []
@@ -38,10 +39,22 @@ class Scheduler:
         self._is_over = False
 
     def add(self, work: Callable[[], Any]) -> Task:
-        """Return a new task that runs ``work`` from time 0."""
-        task = Task(len(self.tasks), lambda: self._run_task(task, work))
+        """Return a new task that runs ``work`` from time 0: a rank."""
+        rank = len(self.tasks)
+        task = Task(rank, rank, lambda: self._run_task(task, work), self._hub)
         self.tasks.append(task)
-        heappush(self._events, (0.0, _RESUME, task.rank, task))
+        heappush(self._events, (0.0, _RESUME, task.order, task))
+        return task
+
+    def add_background(self, program: Task, work: Callable[[], Any]) -> Task:
+        """Return a new task of a rank that runs ``work`` from the present time on, until the rank dies.
+
+        The simulation does not wait for its end. Called by the task that runs the rank's program.
+        """
+        order = len(self.tasks) + len(self._background)
+        task = Task(program.rank, order, lambda: self._run_task(task, work), self._hub)
+        self._background.append(task)
+        heappush(self._events, (program.clock, _RESUME, task.order, task))
         return task
 
     def at(self, time: float, event: Callable[[float], None]) -> None:
@@ -51,7 +64,7 @@ class Scheduler:
 
     def kill(self, task: Task, time: float) -> None:
         """End a task by a death at ``time``."""
-        heappush(self._events, (time, _DEATH, task.rank, task))
+        heappush(self._events, (time, _DEATH, task.order, task))
 
     def on_death(self, callback: Callable[[Task, float], None]) -> None:
         """Call ``callback`` with each task that dies and the time of its death."""
@@ -68,7 +81,7 @@ class Scheduler:
             self._run()
         finally:
             self._is_over = True
-            for task in self.tasks:
+            for task in (*self.tasks, *self._background):
                 if not task.greenlet.dead:
                     self._enter(task)
                     task.greenlet.throw(GreenletExit)
@@ -90,7 +103,7 @@ class Scheduler:
             # A polling task is resumed after an event. That another task polls is no event.
             if polling and kind != _POLL and not (events and events[0][0] <= time):
                 for task in polling:
-                    heappush(events, (max(time, task.clock), _POLL, task.rank, task))
+                    heappush(events, (max(time, task.clock), _POLL, task.order, task))
                 polling.clear()
         if any(task.ended is None for task in self.tasks):
             raise deadlock(self.tasks)
@@ -100,7 +113,7 @@ class Scheduler:
     def advance(self, task: Task, until: float) -> None:
         """Advance the clock of the task to ``until``. Tasks whose clocks are lower run meanwhile."""
         self.check_alive(task)
-        entry = (until, _RESUME, task.rank, task)
+        entry = (until, _RESUME, task.order, task)
         if self._events and self._events[0] < entry:
             heappush(self._events, entry)
             self._hub.switch()
@@ -126,10 +139,10 @@ class Scheduler:
         if not task.blocked:
             return
         task.waiting, task.blocked = None, False
-        heappush(self._events, (time, _RESUME, task.rank, task))
+        heappush(self._events, (time, _RESUME, task.order, task))
 
     def die(self, task: Task) -> NoReturn:
-        """End the task, which is running, by a death now."""
+        """End the rank of the task, which is running, by a death now."""
         self._record_death(task, task.clock)
         raise GreenletExit
 
@@ -158,11 +171,14 @@ class Scheduler:
             self._enter(task)
             task.greenlet.throw(GreenletExit)
 
-    def _record_death(self, task: Task, time: float) -> None:
-        task.ended, task.died = f"died at {time:g} s", True
-        task.waiting, task.blocked = None, False
+    def _record_death(self, dead: Task, time: float) -> None:
+        """Note the death of a rank, one of whose tasks has died."""
+        rank = self.tasks[dead.rank]
+        for task in (rank, *(task for task in self._background if task.rank == dead.rank)):
+            task.ended, task.died = f"died at {time:g} s", True
+            task.waiting, task.blocked = None, False
         for callback in self._death_callbacks:
-            callback(task, time)
+            callback(rank, time)
 
     def _raise_failure(self, task: Task, error: BaseException) -> NoReturn:
         if isinstance(error, KeyboardInterrupt):

@@ -1,4 +1,4 @@
-"""A virtual rank as a greenlet with a clock, and what it can wait for."""
+"""What a virtual rank does, as a greenlet with a clock, and what it can wait for."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -29,26 +29,28 @@ class Wait(ABC):
 
 @final
 class Task:
-    """One virtual rank: a greenlet with a clock.
+    """The program of a virtual rank, or what it does in the background: a greenlet with a clock.
 
     Attributes:
         rank: number of the rank when the simulation began.
-        clock: virtual time of the rank, in seconds.
+        order: place among the tasks that are resumed at the same time; differs between tasks.
+        clock: virtual time of the task, in seconds.
         waiting: operation that the rank waits for; None while it can run.
         blocked: whether only ``Scheduler.wake`` resumes the rank.
-        ended: end of the rank as a verb phrase ("died at 2 s"); None while it lives.
+        ended: end of the task as a verb phrase ("died at 2 s"); None while it lives.
         died: whether the rank ended by a death.
         result: value that the rank's function returned.
     """
 
-    __slots__ = ("blocked", "clock", "died", "ended", "greenlet", "rank", "result", "waiting")
+    __slots__ = ("blocked", "clock", "died", "ended", "greenlet", "order", "rank", "result", "waiting")
 
-    def __init__(self, rank: int, run: Callable[[], Any]) -> None:
+    def __init__(self, rank: int, order: int, run: Callable[[], Any], hub: Any) -> None:
         self.rank = rank
+        self.order = order
         self.clock = 0.0
         self.waiting: Wait | None = None
         self.blocked = False
         self.ended: str | None = None
         self.died = False
         self.result: Any = None
-        self.greenlet = greenlet(run)
+        self.greenlet = greenlet(run, hub)

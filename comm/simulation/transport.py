@@ -1,12 +1,14 @@
 """The transport of a virtual rank."""
 
 from collections.abc import Sequence
+from copy import copy
 from typing import NoReturn
 
 from lentando.comm.errors import ConfigurationError, SimulationError, TransportError
+from lentando.comm.simulation.background import BackgroundTask
 from lentando.comm.simulation.collectives import Collectives
 from lentando.comm.simulation.exchange import SimulatedExchange
-from lentando.comm.simulation.faults import RankFaults
+from lentando.comm.simulation.faults import Pauses, RankFaults
 from lentando.comm.simulation.messages import Mail
 from lentando.comm.simulation.scheduler import Scheduler
 from lentando.comm.simulation.step_times import StepTimes
@@ -54,6 +56,7 @@ class SimulatedTransport:
         self.traffic = Traffic()
         self._scheduler, self._mail, self._collectives, self._times = scheduler, mail, collectives, times
         self._faults = faults
+        self._pauses = faults.pauses
         self._task: Task
 
     def bind(self, task: Task) -> None:
@@ -112,8 +115,15 @@ class SimulatedTransport:
         """The transport of some of the ranks, as ``Subsets.for_ranks`` returns it."""
         self.barrier()
         self._subsets += 1
-        if self.rank not in ranks:
-            return None
+        return self._subset(ranks, self._pauses) if self.rank in ranks else None
+
+    def start_background(self) -> BackgroundTask:
+        """Background of this rank, as ``VirtualBackground.start_background`` returns it. Collective; takes no time."""
+        self._subsets += 1
+        transport = self._subset(range(self.size), copy(self._pauses))  # a pause stops program and background
+        return BackgroundTask(self._scheduler, self._task, transport)
+
+    def _subset(self, ranks: Sequence[int], pauses: Pauses) -> "_SubsetTransport":
         initial_ranks = [self._initial_rank(rank) for rank in ranks]
         transport = _SubsetTransport(
             ranks.index(self.rank),
@@ -125,7 +135,7 @@ class SimulatedTransport:
             self._times,
             self._faults,
         )
-        transport.number(initial_ranks, self._task)
+        transport.number(initial_ranks, self._task, pauses)
         return transport
 
     def leave_notice(self, peer: int, number: int) -> None:
@@ -184,7 +194,7 @@ class SimulatedTransport:
         self._scheduler.kill(self._task, self._task.clock)
 
     def _pause(self) -> None:
-        seconds = self._faults.pause_seconds(self._task.clock)
+        seconds = self._pauses.seconds(self._task.clock)
         if seconds:
             self._scheduler.advance(self._task, self._task.clock + seconds)
 
@@ -203,9 +213,10 @@ class SimulatedTransport:
 class _SubsetTransport(SimulatedTransport):
     """The transport of a virtual rank in a subset of the ranks. It shares the clock of the rank."""
 
-    def number(self, initial_ranks: Sequence[int], task: Task) -> None:
-        """Set the numbers that the members had when the simulation began, and the task. Called once."""
+    def number(self, initial_ranks: Sequence[int], task: Task, pauses: Pauses) -> None:
+        """Set the numbers that the members had when the simulation began, the task and its pauses. Called once."""
         self.bind(task)
+        self._pauses = pauses
         self._initial_ranks = initial_ranks
         node = task.rank // self._node_size
         on_node = [rank for rank in initial_ranks if rank // self._node_size == node]

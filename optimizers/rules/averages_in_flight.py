@@ -1,10 +1,9 @@
 """Averages that are formed by a background thread, until their results are taken."""
 
 from collections.abc import Callable
-from concurrent.futures import Future
 from math import nan
 
-from lentando.comm.background import BackgroundThreads
+from lentando.comm.background import BackgroundWork, Outcome
 from lentando.comm.transport import Traffic
 
 __all__ = ["AveragesInFlight"]
@@ -27,7 +26,7 @@ class AveragesInFlight:
 
     def __init__(
         self,
-        threads: BackgroundThreads | None,
+        threads: BackgroundWork | None,
         fragments: int,
         clock: Callable[[], float],
         note: Callable[[float], None] | None = None,
@@ -38,7 +37,7 @@ class AveragesInFlight:
         self._clock = clock
         self._note = note
         self._clock_of_thread = clock if threads is None else threads.transports[0].clock
-        self._futures: list[Future[bool] | None] = [None] * fragments
+        self._futures: list[Outcome[bool] | None] = [None] * fragments
 
     @property
     def are_formed(self) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.array_module import is_on_host
-from lentando.comm.background import start_background_threads
+from lentando.comm.background import start_background_work
 from lentando.comm.collectives import Algorithm
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
@@ -92,7 +92,7 @@ class StreamedOuterStep(OuterStepping):
         self._buffers = buffers
         self._constants = constants or Constants(transport.size)
         cut = cut_layouts([buffer.layout for buffer in buffers], streaming.fragments)
-        threads = start_background_threads(transport, 1, "lentando-outer") if streaming.delay else None
+        threads = start_background_work(transport, "lentando-outer") if streaming.delay else None
         over = threads.transports[0] if threads else transport
         self.is_overlapped = threads is not None
         self._arrays = FragmentArrays(buffers, rule, is_coded=wire_dtype is not None)
