@@ -1,7 +1,7 @@
 """The choice of ``delay="auto"``: the fewest inner steps behind which the measured average hides."""
 
 from collections.abc import Sequence
-from math import ceil, inf, nan
+from math import ceil, inf, isnan, nan
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ class DelayChoice:
         self.chosen: int | None = None
         self._fragments = fragments
         self._seconds: list[float] = []
+        self._step_seconds = nan
 
     def add(self, seconds: float) -> None:
         """Note an average that has been formed.
@@ -63,6 +64,9 @@ class DelayChoice:
     def choose(self, average_seconds: Array, step_seconds: Sequence[float] | Array, longest: int) -> int | None:
         """Choose, if all ranks have measured enough. The ranks choose alike, because all give the same numbers.
 
+        The time of a step is that of the call before, if it was known then, which is part of the state: a run that is
+        resumed between the last average that is measured and the choice chooses as if it had not been interrupted.
+
         Args:
             average_seconds: what ``longest_seconds`` has returned on each rank.
             step_seconds: mean compute time of an inner step on each rank; NaN where it is not known.
@@ -71,15 +75,21 @@ class DelayChoice:
         Returns:
             the delay; None if it cannot be chosen yet.
         """
-        are_known = not np.isnan([*average_seconds, *step_seconds]).any()
-        if self.chosen is None and are_known:
-            self.chosen = hiding_delay(float(max(average_seconds)), float(min(step_seconds)), longest)
+        if self.chosen is None:
+            latest, before = float(np.min(step_seconds)), self._step_seconds  # NaN if it is not known on all ranks
+            known = latest if isnan(before) else before
+            if not (np.isnan(average_seconds).any() or isnan(known)):
+                self.chosen = hiding_delay(float(max(average_seconds)), known, longest)
+            self._step_seconds = before if isnan(latest) else latest
         return self.chosen
 
     def state_dict(self) -> dict[str, Any]:
-        """What has been chosen, and measured by this rank."""
-        return {"chosen": self.chosen, "seconds": list(self._seconds)}
+        """What has been chosen, and measured until then."""
+        step_seconds = None if isnan(self._step_seconds) else self._step_seconds
+        return {"chosen": self.chosen, "seconds": list(self._seconds), "step_seconds": step_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         self.chosen, self._seconds = state["chosen"], list(state["seconds"])
+        step_seconds = state.get("step_seconds")  # earlier checkpoints are without
+        self._step_seconds = nan if step_seconds is None else step_seconds

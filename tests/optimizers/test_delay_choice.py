@@ -35,7 +35,25 @@ def test_the_first_average_of_each_fragment_is_left_out(fragments: int) -> None:
 
 def test_the_slowest_average_and_the_fastest_steps_decide() -> None:
     choice = DelayChoice(1)
-    assert choice.choose(np.array([nan, 1.0]), np.array([0.1, 0.1]), longest=12) is None
     assert choice.choose(np.array([1.0, 1.0]), np.array([0.1, nan]), longest=12) is None
     assert choice.choose(np.array([0.5, 1.0]), np.array([0.3, 0.25]), longest=12) == 4
     assert choice.choose(np.array([9.0, 9.0]), np.array([0.3, 0.25]), longest=12) == 4  # for the rest of the run
+
+
+def test_a_resumed_choice_is_that_of_the_run_before() -> None:
+    """Whatever the steps take now, and while their time is not known."""
+    choice = DelayChoice(1)
+    assert choice.choose(np.array([nan, 1.0]), np.array([0.5, 0.25]), longest=12) is None
+    state = choice.state_dict()
+    for steps in ([0.25, 0.3], [0.01, 0.01], [nan, 0.2]):
+        resumed = DelayChoice(1)
+        resumed.load_state_dict(state)
+        assert resumed.choose(np.array([0.5, 1.0]), np.array(steps), longest=12) == 4
+    assert choice.choose(np.array([0.5, 1.0]), np.array([0.01, 0.01]), longest=12) == 4
+
+
+def test_a_state_of_an_earlier_version_has_no_time_of_a_step() -> None:
+    choice = DelayChoice(1)
+    choice.load_state_dict({"chosen": None, "seconds": [9.0, 1.0, 1.0, 1.0]})
+    assert choice.choose(np.array([choice.longest_seconds()]), np.array([nan]), longest=12) is None
+    assert choice.choose(np.array([choice.longest_seconds()]), np.array([0.5]), longest=12) == 2
