@@ -79,6 +79,7 @@ from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.adasum import AdasumDeltas
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm, BoundAlgorithm
+from lentando.optimizers.rules.co2_momentum import CO2Momentum
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
@@ -107,6 +108,7 @@ __all__ = [
     "BaseState",
     "BipartiteExponential",
     "BoundAlgorithm",
+    "CO2Momentum",
     "CheckpointError",
     "Circulant",
     "Complete",

@@ -9,6 +9,7 @@ from lentando.comm.collectives import Algorithm
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.co2_momentum import CO2Momentum
 from lentando.optimizers.rules.fragments import Delay
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
@@ -74,6 +75,8 @@ class SlowMoArguments(StreamingArguments, total=False):
     nesterov: bool
     exact_average: bool
     base_buffers: BaseBuffers
+    gap_penalty: float
+    momentum_clip: float | None
 
 
 class DiLoCoArguments(StreamingArguments, total=False):
@@ -115,6 +118,8 @@ def slowmo(
     nesterov: bool = False,
     exact_average: bool = True,
     base_buffers: BaseBuffers = "auto",
+    gap_penalty: float = 1.0,
+    momentum_clip: float | None = None,
     **common: "Unpack[StreamingArguments]",
 ) -> Settings:
     """Return the settings of SlowMo.
@@ -140,6 +145,9 @@ def slowmo(
         base_buffers: what an outer step does to the base optimizer's state. "auto", the paper's choice, is "maintain"
             for optimizers with second moments (Adam, RMSprop, ...) and "reset" for others (SGD, ...). "maintain" leaves
             the state, "reset" makes it that of a new optimizer, "average" averages it over the ranks.
+        gap_penalty: CO2's staleness gap penalty, >= 1, by which the distance that a round has moved is divided, for
+            averages that are late (``delay=period``). ``CO2Momentum`` contains the equations.
+        momentum_clip: CO2's limit of each element of the slow momentum, > 0, in units of a gradient; None for no limit.
         **common: the other arguments of ``Settings``.
 
     Raises:
@@ -148,8 +156,12 @@ def slowmo(
     Example:
         >>> slowmo(period=24).outer
         SlowMomentum(slow_lr=1.0, slow_momentum=0.5, nesterov=False)
+        >>> slowmo(delay=12, gap_penalty=2.0).outer
+        CO2Momentum(slow_lr=1.0, slow_momentum=0.5, nesterov=False, gap_penalty=2.0, momentum_clip=None)
     """
     outer = SlowMomentum(slow_lr, slow_momentum, nesterov)
+    if gap_penalty != 1 or momentum_clip is not None:
+        outer = CO2Momentum(slow_lr, slow_momentum, nesterov, gap_penalty, momentum_clip)
     return Settings(base, outer, period, base_buffers, exact_average, **common)
 
 

@@ -272,10 +272,12 @@ def delayed_slowmo(
     nesterov: bool,
     delay: int | Callable[[int], int],
     blend: float | None,
+    gap_penalty: float = 1.0,
+    momentum_clip: float = np.inf,
 ) -> Vector:
     """SlowMo over Local SGD whose average is adopted ``delay`` steps late; shape (workers, dimension).
 
-    The delay may depend on the number of the round that contributes, from 1.
+    The delay may depend on the number of the round that contributes, from 1. The last two are CO2's.
     """
     delay_of = delay if callable(delay) else lambda number: delay
     x, m = np.tile(start, (workers, 1)), np.zeros((workers, start.size))
@@ -289,8 +291,8 @@ def delayed_slowmo(
                 contributed, due = x.copy(), step + 1 + delay_of((step + 1) // period)
                 gamma = float(np.mean([learning_rates(k) for k in range(step + 1 - period, step + 1)]))
             if step + 1 == due:
-                moved = (anchor - contributed.mean(axis=0)) / gamma
-                u, due = beta * u + moved, -1
+                moved = (anchor - contributed.mean(axis=0)) / gamma / gap_penalty
+                u, due = np.clip(beta * u + moved, -momentum_clip, momentum_clip), -1
                 anchor = anchor - alpha * gamma * (beta * u + moved if nesterov else u)
                 x = anchor + (x - contributed) if blend is None else blend * x + (1 - blend) * anchor
                 m = np.zeros_like(m) if buffers == "reset" else m

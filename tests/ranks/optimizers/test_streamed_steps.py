@@ -20,6 +20,7 @@ from lentando.optimizers.report import report_of
 from lentando.optimizers.rules.adacomm import AdaptivePeriod
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
+from lentando.optimizers.rules.co2_momentum import CO2Momentum
 from lentando.optimizers.rules.gossip import SGP
 from lentando.optimizers.rules.local_sgd import LocalSGD
 from lentando.optimizers.rules.outer_sgd import OuterSGD
@@ -78,6 +79,24 @@ def test_slowmo_with_delay_equals_the_reference(
     assert_allclose(everyones(transport, worker.model.x), expected, **EXACT)
 
 
+@pytest.mark.parametrize(("penalty", "clip", "beta"), [(2.0, 0.9, 0.6), (1.5, None, 0.0)])
+def test_co2_equals_the_reference(transport: Transport, penalty: float, clip: float | None, beta: float) -> None:
+    """Averages that are a round old, their penalty, and momenta that are clipped, some of them."""
+    steps = 5 * PERIOD + 1
+    outer = CO2Momentum(0.8, beta, gap_penalty=penalty, momentum_clip=clip)
+    worker = trained(transport, steps, outer=outer, delay=PERIOD)
+    expected = reference.delayed_slowmo(
+        transport.size, steps, START, QUADRATIC, PERIOD, changing, 0.8, beta, 0.0, "reset", False, PERIOD, None,
+        gap_penalty=penalty, momentum_clip=np.inf if clip is None else clip,
+    )  # fmt: skip
+    assert_allclose(everyones(transport, worker.model.x), expected, **EXACT)
+    if clip is not None:
+        assert worker.replica.setup.outer is not None
+        momenta = np.abs(worker.replica.setup.outer.state_dict()["slow_buffers"]["flat"][0])
+        assert momenta.max() == clip
+        assert momenta.min() < clip
+
+
 FIRST_WITH_CHOSEN_DELAY = 5
 """The outer step whose control message carries three measured averages after the first one of every rank."""
 
@@ -105,19 +124,29 @@ def test_a_delay_that_is_chosen_equals_the_reference(transport: Transport) -> No
 
 @pytest.mark.parametrize("settings", [{}, {"fragments": 2}, {"fragments": 2, "blend": 0.5}], ids=str)
 def test_a_chosen_delay_continues_bit_identically(transport: Transport, settings: dict[str, Any]) -> None:
-    """From a state at any step after the choice; before it, the run that resumes has measured as much as the first."""
+    """From a state of the round before the choice on. From earlier ones, the choice falls into the same round."""
     worker = trained(transport, 0, delay="auto", **settings)
     saved: list[tuple[Array, dict[str, Any]]] = []
     for _ in range(7 * PERIOD):
         saved.append((worker.model.x.copy(), copied(worker.replica.state_dict())))
         worker.run(1)
-    for step in range((FIRST_WITH_CHOSEN_DELAY + 1) * PERIOD, 7 * PERIOD):
+    measured = (FIRST_WITH_CHOSEN_DELAY - 1) * PERIOD + 1  # from here on, all averages that count are in the state
+    for step in (1, PERIOD, 2 * PERIOD + 1, *range(measured, 7 * PERIOD)):
         x, state = saved[step]
         resumed = trained(transport, 0, delay="auto", **settings)
         resumed.model.x[:] = x
         resumed.replica.load_state_dict(state)
+        if step < measured:
+            resumed.run((FIRST_WITH_CHOSEN_DELAY - 1) * PERIOD - step)
+            assert report_of(resumed.replica)["delay"] is None
+            resumed.run(PERIOD)
+            delays = everyones(transport, np.array([report_of(resumed.replica)["delay"]], float))
+            assert set(delays.flat) <= set(range(PERIOD + 1))
+            assert len(set(delays.flat)) == 1
+            continue
+        resumed.run(7 * PERIOD - step)
         assert report_of(resumed.replica)["delay"] == report_of(worker.replica)["delay"]
-        assert_array_equal(resumed.run(7 * PERIOD - step), worker.model.x)
+        assert_array_equal(resumed.model.x, worker.model.x)
 
 
 @pytest.mark.parametrize("settings", [{"delay": 0, "blend": 0.0}, {"delay": 0, "blend": 0.0, "base_buffers": "reset"}])

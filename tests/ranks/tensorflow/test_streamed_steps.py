@@ -33,6 +33,18 @@ def test_slowmo_equals_the_reference(delay: int, blend: float | None, graph: boo
 
 
 @pytest.mark.parametrize("graph", [False, True])
+def test_co2_equals_the_reference(graph: bool) -> None:
+    optimizer = lt.SlowMo(
+        keras.optimizers.SGD(RATE), period=PERIOD, slow_momentum=0.6, base_buffers="maintain", delay=PERIOD,
+        gap_penalty=2.0, momentum_clip=0.5,
+    )  # fmt: skip
+    found = Vector(START, optimizer, graph).train(QUADRATIC, lt.rank(), STEPS)
+    rule = (1.0, 0.6, 0.0, "maintain", False, PERIOD, None, 2.0, 0.5)
+    expected = reference.delayed_slowmo(lt.size(), STEPS, START, QUADRATIC, PERIOD, lambda step: RATE, *rule)
+    assert_allclose(found, expected[lt.rank()], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("graph", [False, True])
 def test_a_delay_that_is_chosen_equals_the_reference(graph: bool) -> None:
     optimizer = lt.SlowMo(
         keras.optimizers.SGD(RATE), period=PERIOD, slow_momentum=0.6, base_buffers="maintain", delay="auto"

@@ -1,5 +1,6 @@
 """Outer steps with delay, fragments and blend in PyTorch: against the reference, and with what else a program does."""
 
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,22 @@ def test_slowmo_equals_the_reference(delay: int, blend: float | None) -> None:
     assert_allclose(train_vector(optimizer, model, STEPS), expected[lt.rank()], rtol=0, atol=1e-13)
     report = optimizer.report()
     assert (report["delay"], report["fragments"], report["rounds"]) == (delay, 1, STEPS // PERIOD)
+
+
+def test_co2_equals_the_reference_and_resumes_bit_identically() -> None:
+    settings: dict[str, Any] = {"period": PERIOD, "slow_momentum": 0.6, "delay": PERIOD, "base_buffers": "reset"}
+    settings |= {"gap_penalty": 2.0, "momentum_clip": 0.5}
+    model = vector()
+    optimizer = lt.SlowMo(sgd(model), model=model, **settings)
+    found = train_vector(optimizer, model, STEPS)
+    rule = (1.0, 0.6, 0.9, "reset", False, PERIOD, None, 2.0, 0.5)
+    expected = reference.delayed_slowmo(lt.size(), STEPS, START, QUADRATIC, PERIOD, lambda step: RATE, *rule)
+    assert_allclose(found, expected[lt.rank()], rtol=0, atol=1e-13)
+    resumed = vector()
+    again = lt.SlowMo(sgd(resumed), model=resumed, **settings)
+    resumed.load_state_dict(model.state_dict())
+    again.load_state_dict(deepcopy(optimizer.state_dict()))  # PyTorch would share its tensors
+    assert_array_equal(train_vector(again, resumed, STEPS), train_vector(optimizer, model, STEPS))
 
 
 def test_a_delay_that_is_chosen_is_shown() -> None:
