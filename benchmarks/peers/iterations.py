@@ -22,9 +22,9 @@ import torch
 from torch import nn
 
 PERIOD = 12
-ITERATIONS = PERIOD
-"""Among them is one outer step: one average begins, and one is adopted."""
-WARM_UP = 2 * PERIOD + 4
+ITERATIONS = 2 * PERIOD
+"""Two whole rounds: two averages begin, and two are adopted."""
+WARM_UP = 2 * PERIOD
 """The first average of a model is slower than others: it opens connections, and memory is new."""
 BUCKET_MB = 2
 """Of ours and of DDP's. Their defaults of 25 MB would leave hardly more than one to so small a model."""
@@ -39,6 +39,8 @@ ALONE, ALONE_WITH_GOSSIP = "compute alone", "compute alone, for gossip"
 FLOOR = "bare MPI, as OSGP sends"
 WITH_GOSSIP = (ALONE_WITH_GOSSIP, "SGP", "OSGP", FLOOR)
 Step = Callable[[], object]
+Begin = Callable[[], Step]
+"""Makes a model and its optimizer, which may exchange their values: only those that are timed are made."""
 Make = Callable[[bool], nn.Module]
 """Makes a model, which computes for as long as gossip sends or as an all-reduce takes."""
 
@@ -139,7 +141,7 @@ class BareExchange:
         return [memory[start : start + 64_000] for start in range(0, memory.size, 64_000)]
 
 
-def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
+def lentando(make: Make) -> tuple[int, dict[str, Begin], Callable[[float], float]]:
     import lentando.torch as lt
 
     lt.init()
@@ -160,14 +162,19 @@ def lentando(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]
         "SGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.SGP()),
         "OSGP": lambda model: lt.DistributedOptimizer(sgd(model), model=model, base=lt.OSGP()),
     }
-    steps: dict[str, Step] = {}
-    for name, wrap in methods.items():
+
+    def begin(name: str) -> Step:
         model = make(name in WITH_GOSSIP)
-        steps[name] = training(model, wrap(model))
-    return lt.rank(), steps, lambda seconds: float(lt.allreduce(torch.tensor(seconds), op=lt.Max))
+        return training(model, methods[name](model))
+
+    return (
+        lt.rank(),
+        {name: partial(begin, name) for name in methods},
+        lambda seconds: float(lt.allreduce(torch.tensor(seconds), op=lt.Max)),
+    )
 
 
-def gloo(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
+def gloo(make: Make) -> tuple[int, dict[str, Begin], Callable[[float], float]]:
     import torch.distributed as dist
     from torch.distributed.algorithms.model_averaging.averagers import PeriodicModelAverager
     from torch.distributed.optim import PostLocalSGDOptimizer
@@ -180,24 +187,32 @@ def gloo(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
         dist.all_reduce(longest, dist.ReduceOp.MAX)
         return float(longest)
 
-    parallel, local = DistributedDataParallel(make(False), bucket_cap_mb=BUCKET_MB), make(False)
-    averaged = PostLocalSGDOptimizer(sgd(local), PeriodicModelAverager(period=PERIOD))
-    steps = {"DDP": training(parallel, sgd(parallel)), "PostLocalSGD": training(local, averaged)}
-    return dist.get_rank(), steps, slowest
+    def parallel() -> Step:
+        model = DistributedDataParallel(make(False), bucket_cap_mb=BUCKET_MB)
+        return training(model, sgd(model))
+
+    def averaged() -> Step:
+        model = make(False)
+        return training(model, PostLocalSGDOptimizer(sgd(model), PeriodicModelAverager(period=PERIOD)))
+
+    return dist.get_rank(), {"DDP": parallel, "PostLocalSGD": averaged}, slowest
 
 
-def horovod(make: Make) -> tuple[int, dict[str, Step], Callable[[float], float]]:
+def horovod(make: Make) -> tuple[int, dict[str, Begin], Callable[[float], float]]:
     import horovod.torch as hvd
 
     hvd.init()
-    model = make(False)
-    optimizer = hvd.DistributedOptimizer(sgd(model), named_parameters=model.named_parameters())
-    hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+
+    def begin() -> Step:
+        model = make(False)
+        optimizer = hvd.DistributedOptimizer(sgd(model), named_parameters=model.named_parameters())
+        hvd.broadcast_parameters(model.state_dict(), root_rank=0)
+        return training(model, optimizer)
 
     def slowest(seconds: float) -> float:
         return float(hvd.allreduce(torch.tensor([seconds], dtype=torch.float64), op=hvd.Max, name="slowest"))
 
-    return hvd.rank(), {"Horovod": training(model, optimizer)}, slowest
+    return hvd.rank(), {"Horovod": begin}, slowest
 
 
 LIBRARIES = {"lentando": lentando, "gloo": gloo, "horovod": horovod}
@@ -215,18 +230,21 @@ def main() -> None:
     torch.manual_seed(1)
     torch.set_num_threads(1)
     gossip_seconds = options.gossip_seconds or options.compute_seconds
-    rank, steps, slowest = LIBRARIES[options.library](
+    rank, methods, slowest = LIBRARIES[options.library](
         lambda with_gossip: Model(options.layers, gossip_seconds if with_gossip else options.compute_seconds)
     )
-    found = {}
-    chosen = set(steps if options.methods is None else options.methods)
+    found, steps = {}, []
+    chosen = set(methods if options.methods is None else options.methods)
     chosen |= {ALONE} | ({ALONE_WITH_GOSSIP} if chosen & set(WITH_GOSSIP) else set())
-    for name, step in steps.items():
+    for name, begin in methods.items():
         if name not in chosen:
             continue
+        steps.append(step := begin())  # and kept until the end
+        slowest(0.0)
         for _ in range(WARM_UP):
             step()
-        slowest(0.0)
+        # Ranks do not wait for each other here: while an average is in flight, small messages queue behind it, so that
+        # ranks would start at different times, and the first of them would wait for the last at the next outer step.
         started = time.perf_counter()
         for _ in range(ITERATIONS):
             step()
