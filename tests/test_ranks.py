@@ -23,6 +23,7 @@ one rank in tests that need no launcher."""
 JOBS = [(folder, size) for folder in FOLDERS for size in SIZES.get(folder, [1, 2, 3, 5])]
 
 
+@pytest.mark.long
 @pytest.mark.timeout(900)  # a test that hangs in there ends much sooner, and says where
 @pytest.mark.parametrize(("folder", "size"), JOBS)
 def test_tests_that_need_ranks_pass(folder: str, size: int) -> None:
