@@ -1,25 +1,25 @@
 """Count the files whose functions run in one ``SlowMo.step()`` of PyTorch, between outer steps and at an outer step.
 
 Run on one rank, or on two: ``mpirun -np 2 python .ci/count_step.py``. Rank 0 prints the files of this project, with the
-functions of each; the files that the training loss passes through, from ``step(loss=...)`` to the period (on one rank,
-where the mean over the ranks is the loss itself); and how many methods ``Replica`` has. Function calls are recorded
-with ``sys.setprofile``. ``tests/torch/test_step_files.py`` checks the counts.
+functions of each; the files that handle the training loss, from ``step(loss=...)`` to the period (on one rank, where
+the mean over the ranks is the loss itself); and how many methods ``Replica`` has. Function calls are recorded with
+``sys.setprofile``. ``tests/torch/test_step_files.py`` checks the counts.
 """
 
 import inspect
 import sys
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from types import CodeType, FrameType
 from typing import Any
 
-import numpy as np
 import torch
 
 import lentando
 import lentando.torch as lt
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica.between_steps import BetweenSteps
+from lentando.optimizers.rules.period import RoundSummary
 
 PERIOD = 4
 LOSS = 0.7109375
@@ -36,7 +36,7 @@ FilesOfFunctions = dict[str, set[str]]
 
 
 def functions_called(function: Callable[[], object]) -> tuple[FilesOfFunctions, FilesOfFunctions]:
-    """Names of functions of this project that a call runs, by file: all, and those that the loss passes through."""
+    """Names of functions of this project that a call runs, by file: all, and those that handle the loss."""
     codes: set[CodeType] = set()
     with_loss: set[CodeType] = set()
 
@@ -53,11 +53,9 @@ def functions_called(function: Callable[[], object]) -> tuple[FilesOfFunctions, 
 
 
 def _holds_loss(value: object) -> bool:
-    if isinstance(value, Mapping):
-        return any(map(_holds_loss, value.values()))
-    if isinstance(value, np.ndarray) and value.dtype == np.float64:
-        return bool((value == LOSS).any())
-    return isinstance(value, float) and value in (LOSS, PERIOD * LOSS)
+    """Whether this is the loss of a step or of a round, or a summary of the round, not a message with all numbers."""
+    loss = value.loss if isinstance(value, RoundSummary) else value
+    return isinstance(loss, float) and loss in (LOSS, PERIOD * LOSS)
 
 
 def _by_file(codes: Iterable[CodeType]) -> FilesOfFunctions:
@@ -97,7 +95,7 @@ def main() -> None:
             _report("at an outer step" if number == 3 * PERIOD else "between outer steps", files)
     if lt.rank() == 0:
         if lt.size() == 1:
-            _report("the loss passes through", of_loss)
+            _report("with the loss", of_loss)
         for kind in (Replica, BetweenSteps):
             own = vars(kind).values()
             methods = sum(inspect.isfunction(item) for item in own)

@@ -110,6 +110,12 @@ class FlatLayout:
                 ranges.append(Range(offset, offset + entry.size, entry.group))
         return ranges
 
+    def ranges_within(self, part: slice) -> list[Range]:
+        """The parts of ``ranges`` that lie in a part of the buffer, counted from its start."""
+        start, stop = part.start, part.stop
+        cut = [Range(max(r.start, start) - start, min(r.stop, stop) - start, r.group) for r in self.ranges]
+        return [r for r in cut if r.start < r.stop]
+
     def entry_at(self, index: int) -> Entry:
         """The entry that element ``index`` belongs to."""
         if not 0 <= index < self.size:

@@ -10,7 +10,7 @@ from lentando.comm.flat import FlatBuffer, FlatLayout, blocks
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_average import OuterAverage, plan_outer_average
-from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group, step_block
+from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.whole_movement_average import WholeMovementAverage
 from lentando.optimizers.rules.wire import WireDtype, wire_of
@@ -205,8 +205,10 @@ class _Part:
         for elements, group in blocks_by_group(self.own, self.contribution.layout.ranges):
             anchor = self.anchor[elements]
             slow = None if self.slow_buffer is None else self.slow_buffer[elements]
-            rate = None if group is None else learning_rates[group]
-            step_block(rule, anchor, slow, self._mean[elements], rate, self._scratch)
+            if rule is None or group is None:
+                np.copyto(anchor, self._mean[elements])
+            else:
+                rule.step(anchor, slow, self._mean[elements], learning_rates[group], self._scratch)
             if anchor.dtype != self.own.dtype:  # rounded like the parameters that will move from it
                 np.copyto(anchor, anchor.astype(self.own.dtype))
         self.average.begin_round(self.anchor, forget_errors=as_it_is)

@@ -3,13 +3,12 @@
 from collections.abc import Iterator, Sequence
 from typing import Protocol
 
-from lentando.comm.array_module import array_module
 from lentando.comm.checks import check_flag, is_number
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import Range, blocks
 from lentando.comm.transport import Array
 
-__all__ = ["OuterRule", "blocks_by_group", "check_outer_arguments", "step_block"]
+__all__ = ["OuterRule", "blocks_by_group", "check_outer_arguments"]
 
 
 class OuterRule(Protocol):
@@ -58,30 +57,6 @@ def blocks_by_group(array: Array, ranges: Sequence[Range]) -> Iterator[tuple[sli
     for part in ranges:
         for block in blocks(array[part.start : part.stop]):
             yield slice(part.start + block.start, min(part.start + block.stop, part.stop)), part.group
-
-
-def step_block(
-    rule: OuterRule | None,
-    anchor: Array,
-    slow_buffer: Array | None,
-    mean: Array,
-    learning_rate: float | None,
-    scratch: Array | None,
-) -> None:
-    """Step from an anchor through a mean, in place: all passes over elements that fit the cache.
-
-    Args:
-        rule: outer rule; None adopts the mean.
-        anchor: elements of the anchor, which become those of the next round.
-        slow_buffer: momentum of the rule, None if it has none.
-        mean: elements of the mean; may be overwritten.
-        learning_rate: learning rate of the elements' parameter group; None for statistics, which adopt the mean.
-        scratch: memory for the rule.
-    """
-    if rule is None or learning_rate is None:
-        array_module(anchor).copyto(anchor, mean)
-    else:
-        rule.step(anchor, slow_buffer, mean, learning_rate, scratch)
 
 
 def check_outer_arguments(

@@ -9,6 +9,7 @@ before all ranks have the average. The messages have the same bytes, and the num
 """
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from math import hypot
 from typing import Any
 
@@ -19,14 +20,14 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.flat import FlatBuffer, Range, blocks
+from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
 from lentando.optimizers.rules.movement_average import MovementAverage
 from lentando.optimizers.rules.non_finite import error_of_average
 from lentando.optimizers.rules.outer_average import OuterAverage, plan_outer_average
-from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group, step_block
+from lentando.optimizers.rules.outer_rule import OuterRule, blocks_by_group
 from lentando.optimizers.rules.outer_stepping import OuterStepping
 from lentando.optimizers.rules.partial_average import PartialAverage
 from lentando.optimizers.rules.wire import WireDtype, wire_of
@@ -195,14 +196,15 @@ class _Shard:
         self._rule = rule
         self._module = array_module(buffer.array)
         self._own = buffer.array[average.shard]
-        self._ranges = _ranges_within(buffer.layout.ranges, average.shard)
+        self._ranges = buffer.layout.ranges_within(average.shard)
+        self._cut = list(blocks_by_group(self._own, self._ranges))
         dtype = accumulator_dtype(buffer.array.dtype)
         self.anchor: Array | None = None if rule is None else self._module.empty(self._own.size, dtype)
         self.slow_buffer: Array | None = None
         if rule is not None and rule.keeps_momentum:
             self.slow_buffer = self._module.zeros(self._own.size, dtype)
         # New memory for every step would cost more than the arithmetic, because the system clears each page of it.
-        longest = next(blocks(self._own), slice(0, 0)).stop
+        longest = max((elements.stop - elements.start for elements, _ in self._cut), default=0)
         self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
         self._mean: Array | None = None  # while it is kept, between ``reduce`` and ``step``
         self._divisor = 1
@@ -259,11 +261,7 @@ class _Shard:
 
     def step(self, learning_rates: Sequence[float]) -> None:
         """Apply the rule to the mean, and distribute the result."""
-        self._replace(
-            lambda elements, group, mean: self._step_block(
-                elements, None if group is None else learning_rates[group], mean
-            )
-        )
+        self._replace(partial(self._step_block, learning_rates))
         if self.average.is_rounded and self.anchor is not None:
             self._module.copyto(self.anchor, self._own)
         self.average.begin_round(self.buffer.array)
@@ -271,23 +269,25 @@ class _Shard:
 
     def _replace(self, change: Callable[[slice, int | None, Array], object]) -> None:
         """Let ``change`` write to this shard, given elements, their group and their mean, and distribute the result."""
-        cut = blocks_by_group(self._own, self._ranges)
         if self._mean is None:
-            self.average.replace(self._divisor, cut, change)
+            self.average.replace(self._divisor, self._cut, change)
             return
-        for elements, group in cut:
+        for elements, group in self._cut:
             change(elements, group, self._mean[elements])
         self.average.distribute()
 
-    def _step_block(self, elements: slice, learning_rate: float | None, mean: Array) -> None:
-        """Make all passes over elements that fit the cache; ``learning_rate`` is None for statistics."""
+    def _step_block(self, learning_rates: Sequence[float], elements: slice, group: int | None, mean: Array) -> None:
+        """Make all passes over elements that fit the cache. Statistics, which have no group, adopt the mean."""
         own = self._own[elements]
         if self._rule is None or self.anchor is None:
             self._module.copyto(own, mean, casting="same_kind")
             return
         anchor = self.anchor[elements]
         slow = None if self.slow_buffer is None else self.slow_buffer[elements]
-        step_block(self._rule, anchor, slow, mean, learning_rate, self._scratch)
+        if group is None:
+            self._module.copyto(anchor, mean)
+        else:
+            self._rule.step(anchor, slow, mean, learning_rates[group], self._scratch)
         self._module.copyto(own, anchor, casting="same_kind")
         if own.dtype != anchor.dtype:
             # The next round starts from numbers of the model's dtype, and its movement is measured from them.
@@ -297,11 +297,3 @@ class _Shard:
 def _by_name(found: Sequence[dict[str, Array | None]]) -> dict[str, list[Array | None]]:
     """Arrays that each buffer has under the same names, as a list for each name."""
     return {name: [arrays[name] for arrays in found] for name in found[0]} if found else {}
-
-
-def _ranges_within(ranges: Sequence[Range], shard: slice) -> list[Range]:
-    """The parts of the ranges that lie in a shard, counted from the shard's start."""
-    cut = [
-        Range(max(r.start, shard.start) - shard.start, min(r.stop, shard.stop) - shard.start, r.group) for r in ranges
-    ]
-    return [r for r in cut if r.start < r.stop]
