@@ -1,12 +1,16 @@
-"""The exchanges of gossip: planned once, with memory for the messages of all steps that may be in flight."""
+"""The exchanges of gossip: planned once, with memory for the messages of all steps that may be in flight.
+
+Between ranks of a node nothing is sent where one can read the memory of the other (``NeighborMemory``).
+"""
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from lentando.comm.array_module import is_on_host
 from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
+from lentando.comm.neighbor_memory import NeighborMemory, open_neighbor_memory
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.rules.flat_state import flat_state
@@ -17,6 +21,8 @@ __all__ = ["GossipExchanges", "Outgoing"]
 
 GOSSIP_TAG = 1
 """Tag that separates gossip from the messages of ring reductions, which have tag 0."""
+ALIGNMENT_BYTES = 64
+"""Messages in the memory of a node begin at a multiple of so many bytes."""
 
 
 class GossipExchanges:
@@ -52,9 +58,19 @@ class GossipExchanges:
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         neighbors = {peer for p in peers for peer, _ in (*p.out_neighbors, *p.in_neighbors)}
         self._exchanges = NeighborExchanges(transport, neighbors)
-        shares = max((len({share for _, share in p.out_neighbors}) for p in peers), default=0)
-        degree = max((len(p.in_neighbors) for p in peers), default=0)
-        self._slots = [_Slot(like, wire, shares, degree) for _ in range(staleness + 1)]
+        self._like, self._wire = like, wire
+        shares = max((len(_distinct_shares(p)) for p in peers), default=0)
+        self._stride = GossipMessage.size_bytes(like, wire)
+        self._stride += -self._stride % ALIGNMENT_BYTES
+        self._node: NeighborMemory | None = None
+        if not self._is_on_device:
+            self._node = open_neighbor_memory(transport, staleness + 1, shares * self._stride)
+        self._on_node = frozenset[int]() if self._node is None else self._node.neighbors
+        degree = max((sum(peer not in self._on_node for peer, _ in p.in_neighbors) for p in peers), default=0)
+        self._slots = [self._make_slot(number, shares, degree) for number in range(staleness + 1)]
+        self._read: dict[tuple[int, int, int], GossipMessage] = {}
+        self._used: list[_Expected] = []
+        self._begun = self._count = 0
         self.in_flight: deque[_Expected] = deque()
 
     def next_messages(self, step: int) -> "Outgoing":
@@ -64,38 +80,77 @@ class GossipExchanges:
         """
         peers = self._graphs.peers(self._transport.rank, step)
         slot = self._slots[step % len(self._slots)]
-        if slot.request is not None:  # this rank received its own messages long ago; its out-neighbours may be behind
-            self._exchanges.wait(
-                slot.request,
-                slot.exchange,
-                slot.receivers,
-                lambda ranks: in_gossip(self._transport, ranks, step + 1, sending=True),
-            )
-        messages = dict(zip(dict.fromkeys(share for _, share in peers.out_neighbors), slot.sent, strict=False))
+        # This rank received its own messages long ago; its out-neighbours may be behind. Those of this node use a
+        # message by the time at which they begin the exchange of the last step that this rank has taken.
+        for request, exchange in ((slot.sending, slot.exchange), (slot.reading, self._begun)):
+            if request is not None:
+                self._exchanges.wait(
+                    request,
+                    exchange,
+                    slot.receivers,
+                    lambda ranks: in_gossip(self._transport, ranks, step + 1, sending=True),
+                )
+        slot.sending = slot.reading = None
+        messages = dict(zip(_distinct_shares(peers), slot.sent, strict=False))
         return Outgoing(step, peers, messages)
 
     def exchange(self, outgoing: "Outgoing") -> None:
         """Begin to send the messages of a step, and to receive those of the in-neighbours."""
-        slot, peers = self._slots[outgoing.step % len(self._slots)], outgoing.peers
-        sends = [(peer, part) for peer, share in peers.out_neighbors for part in outgoing.messages[share].parts]
-        received = slot.received[: len(peers.in_neighbors)]
+        number = outgoing.step % len(self._slots)
+        slot, peers, on_node = self._slots[number], outgoing.peers, self._on_node
+        sends = [
+            (peer, part)
+            for peer, share in peers.out_neighbors
+            if peer not in on_node
+            for part in outgoing.messages[share].parts
+        ]
+        from_afar = iter(slot.received)
+        received = [
+            self._message_of(peer, outgoing.step) if peer in on_node else next(from_afar)
+            for peer, _ in peers.in_neighbors
+        ]
         sources = [peer for peer, _ in peers.in_neighbors]
-        receives = [(peer, part) for peer, m in zip(sources, received, strict=True) for part in m.parts]
+        receives = [
+            (peer, part) for peer, m in zip(sources, received, strict=True) if peer not in on_node for part in m.parts
+        ]
         overlap = self._staleness > 0
-        slot.exchange, slot.receivers = self._exchanges.begin(), [peer for peer, _ in peers.out_neighbors]
-        if self._is_on_device:
-            slot.receivers += sources
-        arrival: Request | None
+        slot.receivers = [peer for peer, _ in peers.out_neighbors]
+        slot.exchange = self._begun = self._exchanges.begin()
+        self._count += 1
+        arrivals: list[Request] = []
         if self._is_on_device:  # all messages of a step are one exchange there, for the reason that DeviceArrays gives
-            arrival = slot.request = self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)
+            slot.receivers += sources
+            arrivals = [self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)]
+            slot.sending = arrivals[0]
         else:  # two exchanges, so that waiting for what arrives does not include waiting until what was sent is taken
-            arrival = self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap) if receives else None
-            # This rank may compute next while the out-neighbours still wait for the rest of its message.
-            slot.request = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True) if sends else None
-        self.in_flight.append(_Expected(outgoing.step, arrival, received, sources, slot.exchange))
+            if receives:
+                arrivals.append(self._transport.exchange([], receives, GOSSIP_TAG, overlap=overlap))
+            if sends:
+                # This rank may compute next while the out-neighbours still wait for the rest of its message.
+                slot.sending = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True)
+            if self._node is not None:
+                arrivals += self._publish(self._node, number, outgoing)
+        self.in_flight.append(_Expected(outgoing.step, arrivals, received, sources, slot.exchange, self._count))
+
+    def _publish(self, node: NeighborMemory, number: int, outgoing: "Outgoing") -> list[Request]:
+        """Let neighbours of this node read the messages of a step. Returns the request of theirs, if there are any."""
+        slot, peers = self._slots[number], outgoing.peers
+        to = [(peer, share) for peer, share in peers.out_neighbors if peer in self._on_node]
+        sources = [peer for peer, _ in peers.in_neighbors if peer in self._on_node]
+        if to:
+            node.publish(number, self._count)
+            slot.reading = node.released([peer for peer, _ in to], number, self._count)
+        for _, share in to:
+            self._transport.traffic.messages += 1
+            self._transport.traffic.bytes_sent += outgoing.messages[share].parts[0].nbytes
+        node.sending[:] = [each.sending for each in self._slots if each.sending is not None]
+        return [node.published(sources, number, self._count)] if sources else []
 
     def take(self, due: int) -> list[GossipMessage]:
-        """The messages to be used now: those that have arrived, and all of steps up to ``due``, after waiting."""
+        """The messages to be used now: those that have arrived, and all of steps up to ``due``, after waiting.
+
+        They are valid until ``release``.
+        """
         taken: list[GossipMessage] = []
         remaining: deque[_Expected] = deque()
         for expected in self.in_flight:
@@ -107,8 +162,14 @@ class GossipExchanges:
             for peer, message in zip(expected.sources, expected.received, strict=True):
                 message.check(peer, expected.step)
                 taken.append(message)
+            self._used.append(expected)
         self.in_flight = remaining
         return taken
+
+    def release(self) -> None:
+        """Let neighbours write to the memory of messages that were taken before: they have been used."""
+        while self._used:
+            self._release(self._used.pop())
 
     def state(self) -> list[dict[str, Any]]:
         """Content of the messages in flight, for ``state_dict``. Waits for them, and leaves them in flight."""
@@ -121,24 +182,55 @@ class GossipExchanges:
 
     def load_state(self, pending: Sequence[dict[str, Any]]) -> None:
         """Replace the messages in flight by saved ones."""
-        self.in_flight.clear()
+        while self.in_flight:
+            self._release(self.in_flight.pop())
         for saved in pending:
-            step = saved["number"]
-            slot = self._slots[step % len(self._slots)]
-            received = slot.received[: len(saved["messages"])]
+            step, received = saved["number"], [GossipMessage(self._like, self._wire) for _ in saved["messages"]]
             for message, content in zip(received, saved["messages"], strict=True):
                 message.restore(step, content["weight"], content["shares"]["flat"])
             sources = [peer for peer, _ in self._graphs.peers(self._transport.rank, step).in_neighbors]
-            self.in_flight.append(_Expected(step, None, received, sources, 0))
+            self.in_flight.append(_Expected(step, [], received, sources, 0, 0))
 
     def _wait_for(self, expected: "_Expected") -> None:
-        if expected.arrival is not None:
+        for arrival in expected.arrivals:
             self._exchanges.wait(
-                expected.arrival,
+                arrival,
                 expected.exchange,
                 expected.sources,
                 lambda ranks: in_gossip(self._transport, ranks, expected.step + 1, sending=False),
             )
+
+    def _release(self, expected: "_Expected") -> None:
+        """Let neighbours of this node write to the memory of these messages, unless they are saved ones."""
+        if self._node is not None and expected.count:
+            for peer in expected.sources:
+                if peer in self._on_node:
+                    self._node.release(peer, expected.step % len(self._slots), expected.count)
+
+    def _message_of(self, peer: int, step: int) -> GossipMessage:
+        """The message of a neighbour of this node to this rank, in the neighbour's memory."""
+        assert self._node is not None
+        theirs = self._graphs.peers(peer, step)
+        place = _distinct_shares(theirs).index(dict(theirs.out_neighbors)[self._transport.rank])
+        number = step % len(self._slots)
+        key = peer, number, place
+        if key not in self._read:
+            self._read[key] = self._message_in(self._node.slot(peer, number), place)
+        return self._read[key]
+
+    def _message_in(self, slot: Array, place: int) -> GossipMessage:
+        """Message number ``place`` in the memory of a slot."""
+        start = place * self._stride
+        size_bytes = GossipMessage.size_bytes(self._like, self._wire)
+        return GossipMessage(self._like, self._wire, slot[start : start + size_bytes])
+
+    def _make_slot(self, number: int, shares: int, degree: int) -> "_Slot":
+        """Memory for ``shares`` messages to be sent, and ``degree`` from other nodes."""
+        received = [GossipMessage(self._like, self._wire) for _ in range(degree)]
+        if self._node is None:
+            return _Slot([GossipMessage(self._like, self._wire) for _ in range(shares)], received)
+        own = self._node.slot(self._transport.rank, number)
+        return _Slot([self._message_in(own, place) for place in range(shares)], received)
 
 
 @dataclass(frozen=True)
@@ -156,15 +248,25 @@ class Outgoing:
     messages: dict[float, GossipMessage]
 
 
+@dataclass
 class _Slot:
-    """Memory for the messages of one step, used again when no step in flight needs it."""
+    """Memory for the messages of one step, used again when no step in flight needs it.
 
-    def __init__(self, like: Sequence[Array], wire: Wire, shares: int, degree: int) -> None:
-        self.sent = [GossipMessage(like, wire) for _ in range(shares)]
-        self.received = [GossipMessage(like, wire) for _ in range(degree)]
-        self.request: Request | None = None
-        self.exchange = 0
-        self.receivers: list[int] = []
+    Attributes:
+        sent: messages that this rank sends, one for each different share.
+        received: messages that ranks of other nodes send.
+        sending: request that is complete when ranks of other nodes no longer need ``sent``; None if there are none.
+        reading: the same for ranks of this node.
+        exchange: number of the exchange among all of this rank's exchanges.
+        receivers: ranks that receive the messages.
+    """
+
+    sent: list[GossipMessage]
+    received: list[GossipMessage]
+    sending: Request | None = None
+    reading: Request | None = None
+    exchange: int = 0
+    receivers: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -173,17 +275,24 @@ class _Expected:
 
     Attributes:
         step: number of the gossip step.
-        arrival: request that is complete when all of them have arrived; None if they have arrived already.
+        arrivals: requests that are complete when all of them have arrived; none if they have arrived already.
         received: memory that they fill.
         sources: ranks that send them.
         exchange: number of the exchange among all of this rank's exchanges.
+        count: number of the exchange among those of this object, from 1; 0 if the messages were saved.
     """
 
     step: int
-    arrival: Request | None
+    arrivals: list[Request]
     received: list[GossipMessage]
     sources: list[int]
     exchange: int
+    count: int
 
     def has_arrived(self) -> bool:
-        return self.arrival is None or self.arrival.test()
+        return all(arrival.test() for arrival in self.arrivals)
+
+
+def _distinct_shares(peers: Peers) -> list[float]:
+    """The different shares that the out-neighbours of a rank get, in the order of its messages."""
+    return list(dict.fromkeys(share for _, share in peers.out_neighbors))

@@ -24,19 +24,21 @@ class GossipMessage:
     Args:
         like: buffers of x.
         wire: coding of the shares.
+        memory: ``size_bytes(like, wire)`` bytes of memory, such as that of another rank; new memory by default.
 
     Attributes:
         parts: arrays that are sent or received.
         shares: coded share of each buffer.
     """
 
-    def __init__(self, like: Sequence[Array], wire: Wire) -> None:
+    def __init__(self, like: Sequence[Array], wire: Wire, memory: Array | None = None) -> None:
         # Eight-byte numbers first, so that each share lies at a multiple of its size.
         ordered = sorted(range(len(like)), key=lambda number: -wire.alignment_bytes(like[number]))
         lengths = [wire.size_bytes(x) for x in like]
         header_bytes, size_bytes = 8 * HEADER, sum(lengths)
         if all(map(is_on_host, like)):
-            memory = np.zeros(header_bytes + size_bytes, np.uint8)
+            if memory is None:
+                memory = np.zeros(header_bytes + size_bytes, np.uint8)
             header, memory_of_shares = memory[:header_bytes], memory[header_bytes:]
             self.parts = [memory]
         else:
@@ -50,6 +52,11 @@ class GossipMessage:
             by_number[number] = wire.share_in(memory_of_shares[start : start + lengths[number]], like[number])
             start += lengths[number]
         self.shares = [by_number[number] for number in range(len(like))]
+
+    @staticmethod
+    def size_bytes(like: Sequence[Array], wire: Wire) -> int:
+        """Bytes of a message in host memory."""
+        return 8 * HEADER + sum(wire.size_bytes(x) for x in like)
 
     @property
     def weight(self) -> float:

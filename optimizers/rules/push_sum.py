@@ -52,7 +52,6 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
 
     Attributes:
         weight: the push-sum weight w.
-        biased: the biased parameters x, one one-dimensional array per buffer, in float32 at least.
         round: number of gossip steps taken.
         exchanges: exchanges of messages with the neighbours.
     """
@@ -73,14 +72,16 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self._is_weighted = weighted
         self._wire = wire or wire_of(None)
         self._model = [buffer.parameters for buffer in parameters]
-        self.biased = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
+        self._x = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
+        self._is_in_model = False  # whether the model holds x where it has the same dtype, because w is 1
+        self._factor = 1.0  # by which x has yet to be multiplied
         self.weight = 1.0
         self._dropped_weight = 0.0  # part of w that ``drop_non_finite`` has taken away
         self._steps_without_weight = 0
         self.round = 0
         self._begun_exchanges = 0
         self._most_begun = 0
-        self.exchanges = GossipExchanges(transport, graphs, self.biased, self._wire, staleness, deterministic)
+        self.exchanges = GossipExchanges(transport, graphs, self._x, self._wire, staleness, deterministic)
         self.adopt_consensus()
 
     def after_step(self) -> None:
@@ -102,6 +103,17 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
             self._mix(arrived=self.exchanges.take(self.round), show=True)
         self.round += 1
 
+    @property
+    def biased(self) -> Sequence[Array]:
+        """The biased parameters x, one one-dimensional array per buffer, in float32 at least."""
+        for x, now in zip(self._x, self._values(), strict=True):
+            if now is not x:
+                array_module(x).copyto(x, now)
+            if self._factor != 1:
+                np.multiply(x, self._factor, out=x)
+        self._is_in_model, self._factor = False, 1.0
+        return self._x
+
     # Around an outer average
 
     def wait_in_flight(self) -> None:
@@ -109,8 +121,9 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
 
     def prepare_average(self) -> None:
         self.wait_in_flight()
-        for x, z in zip(self.biased, self._model, strict=True):
-            array_module(z).copyto(z, x, casting="same_kind")
+        for x, z in zip(self._current(), self._model, strict=True):
+            if x is not z:
+                array_module(z).copyto(z, x, casting="same_kind")
             if self._dropped_weight:
                 z[...] = nan  # the mean of all x is wrong while this rank's x is missing
 
@@ -118,27 +131,37 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self._mix(show=True)
 
     def adopt_consensus(self) -> None:
-        for x, z in zip(self.biased, self._model, strict=True):
-            array_module(x).copyto(x, z)
         self.weight, self._dropped_weight = 1.0, 0.0
+        self._take_from_model()
 
     def rebase_on_model(self) -> None:
-        for x, z in zip(self.biased, self._model, strict=True):
-            np.multiply(z, self.weight, out=x)
+        self._take_from_model()
+
+    def _take_from_model(self) -> None:
+        self._is_in_model, self._factor = self.weight == 1, 1.0
+        for x, now, z in zip(self._x, self._values(), self._model, strict=True):
+            if now is not z:
+                np.multiply(z, self.weight, out=x)
 
     # State
 
     def state_dict(self) -> dict[str, Any]:
         in_flight = self.exchanges.state()
-        state = {"round": self.round, "weight": self.weight, "biased": flat_state(self.biased), "under_way": in_flight}
+        state = {
+            "round": self.round,
+            "weight": self.weight,
+            "biased": flat_state(self._current()),
+            "under_way": in_flight,
+        }
         return {**state, "lost": self._dropped_weight} if self._dropped_weight else state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.round = self._begun_exchanges = state["round"]
         self._most_begun = 0
         self.weight, self._dropped_weight = state["weight"], state.get("lost", 0.0)
-        for x, saved in zip(self.biased, state["biased"]["flat"], strict=True):
+        for x, saved in zip(self._x, state["biased"]["flat"], strict=True):
             copy_into(x, saved)
+        self._is_in_model, self._factor = False, 1.0
         self.exchanges.load_state(state["under_way"])
 
     def prepared_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
@@ -191,6 +214,14 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self.round = self._begun_exchanges = begun_exchanges
         self._most_begun = most_begun
 
+    def _values(self) -> list[Array]:
+        """Values of x, not yet multiplied by the factor: in the model, or in memory of its own."""
+        return [z if self._is_in_model and x.dtype == z.dtype else x for x, z in zip(self._x, self._model, strict=True)]
+
+    def _current(self) -> Sequence[Array]:
+        """Values of x, to be read only."""
+        return self._values() if self._factor == 1 else self.biased
+
     def _mix(
         self,
         moved: bool = False,
@@ -200,12 +231,17 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
     ) -> None:
         """Do everything between two waits, in one pass over memory.
 
+        While w is 1, x is what the model holds, and is not written anywhere else. What x is multiplied by when shares
+        of it have left is left to the next pass, unless the model has to show the result.
+
         Args:
             moved: whether the base optimizer has moved z. x is moved as far: its step has the plain learning rate.
-            arrived: messages to add to x and w.
+            arrived: messages to add to x and w. Their memory is released.
             outgoing: messages to fill with shares of x and w, which leave this rank.
             show: whether to put z = x / w into the model.
         """
+        if moved and (self._factor != 1 or (self._is_in_model and self.weight != 1)):
+            _ = self.biased  # an error came between the passes of a step, or the weight was set
         before = self.weight
         if self._is_weighted:
             for message in arrived:
@@ -222,26 +258,46 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
                 message.write_header(self.round, share * self.weight)
             if self._is_weighted:
                 self.weight *= kept
-        for number, (whole_x, whole_z) in enumerate(zip(self.biased, self._model, strict=True)):
+        factor, show = self._factor, show and bool(self.weight)
+        is_deferred = outgoing is not None and self._wire.is_exact and not show
+        self._factor = kept if is_deferred else 1.0
+        in_model = self._is_in_model if not moved else before == 1
+        if show:
+            self._is_in_model = self.weight == 1
+        elif arrived or factor != 1 or restored != 1 or (outgoing is not None and not is_deferred):
+            self._is_in_model = False
+        else:
+            self._is_in_model = in_model
+        for number, (whole_x, whole_z) in enumerate(zip(self._x, self._model, strict=True)):
+            is_same = whole_x.dtype == whole_z.dtype
             for block in blocks(whole_x):
                 x, z = whole_x[block], whole_z[block]
-                now = _moved(x, z, before) if moved else x
+                target = z if is_same and show and self._is_in_model else x
+                now = _moved(x, z, before) if moved else z if is_same and in_model else x
+                if factor != 1:
+                    now = np.multiply(now, factor, out=target)
                 for message in arrived:
-                    now = np.add(now, message.shares[number].read(block), out=x)
+                    now = np.add(now, message.shares[number].read(block), out=target)
                 if restored != 1:
-                    now = np.multiply(now, restored, out=x)
+                    now = np.multiply(now, restored, out=target)
                 if shares and not self._wire.is_exact:
                     sent = [
                         message.shares[number].write(block, now, share) * copies[share]
                         for share, message in shares.items()
                     ]
-                    np.subtract(now, sum(sent[1:], start=sent[0]), out=x)
+                    now = np.subtract(now, sum(sent[1:], start=sent[0]), out=target)
                 elif outgoing is not None:
                     for share, message in shares.items():
                         message.shares[number].write(block, now, share)
-                    np.multiply(now, kept, out=x)
-                if show and self.weight:
-                    _show(x, z, self.weight)
+                    if not is_deferred:
+                        now = np.multiply(now, kept, out=target)
+                if show:
+                    if now is not target:
+                        array_module(x).copyto(target, now)
+                    if target is x:
+                        _show(x, z, self.weight)
+        if arrived:
+            self.exchanges.release()
 
 
 def _moved(x: Array, z: Array, weight: float) -> Array:
