@@ -13,6 +13,7 @@
                                                         torch.distributed, 2 and 4 ranks on this machine
     sudo python benchmarks/run.py c10d_links            the same on 4 hosts, each behind a link of 1 Gbit/s
     python benchmarks/run.py gossip                     what gossip adds to SGD, 2 and 4 ranks on this machine
+    python benchmarks/run.py fit                        what a batch of Keras's fit costs besides, on 1 and 2 ranks
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
     python benchmarks/run.py memory                     what options of SlowMo take besides, 2 and 4 ranks
     python benchmarks/run.py node --results benchmarks/results
@@ -316,6 +317,7 @@ OVER_LINKS = {
 IN_ONE_JOB = {
     "step": ("step_overhead.py", (1, 4)),
     "gossip": ("gossip_on_node.py", (2, 4)),
+    "fit": ("fit_overhead.py", (1, 2)),
     "tensors": ("ordinary_tensors.py", (2, 4)),
 }
 """What is measured in one job, with or without peers: the program, and the numbers of ranks on this machine."""

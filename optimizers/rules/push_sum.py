@@ -9,15 +9,15 @@ Gehrke, FOCS 2003; Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push", I
 
 from collections import Counter
 from collections.abc import Sequence
-from math import nan
+from math import frexp, nan
 from typing import Any
 
 import numpy as np
 
-from lentando.comm.array_module import array_module, copy_into
+from lentando.comm.array_module import array_module, copy_into, is_on_host
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.flat import FlatBuffer, blocks
+from lentando.comm.flat import BLOCK, FlatBuffer, blocks
 from lentando.comm.numbering import number_of
 from lentando.comm.topology import GraphSequence
 from lentando.comm.transport import Array, Transport
@@ -73,6 +73,9 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self._wire = wire or wire_of(None)
         self._model = [buffer.parameters for buffer in parameters]
         self._x = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
+        # New memory for each block would cost as much as the arithmetic. On a device a block is a whole buffer.
+        longest = {x.dtype: min(BLOCK, max(x.size for x in self._x)) for x in self._x if is_on_host(x)}
+        self._scratch: dict[Any, Array] = {dtype: np.empty(size, dtype) for dtype, size in longest.items()}
         self._is_in_model = False  # whether the model holds x where it has the same dtype, because w is 1
         self._factor = 1.0  # by which x has yet to be multiplied
         self.weight = 1.0
@@ -273,7 +276,7 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
             for block in blocks(whole_x):
                 x, z = whole_x[block], whole_z[block]
                 target = z if is_same and show and self._is_in_model else x
-                now = _moved(x, z, before) if moved else z if is_same and in_model else x
+                now = _moved(x, z, before, self._scratch.get(x.dtype)) if moved else z if is_same and in_model else x
                 if factor != 1:
                     now = np.multiply(now, factor, out=target)
                 for message in arrived:
@@ -300,11 +303,12 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
             self.exchanges.release()
 
 
-def _moved(x: Array, z: Array, weight: float) -> Array:
+def _moved(x: Array, z: Array, weight: float, scratch: Array | None = None) -> Array:
     """x, moved as far as the base optimizer has moved z."""
     if weight == 1 and x.dtype == z.dtype:
         return z
-    before = np.divide(x, weight).astype(z.dtype, copy=False)  # exactly what ``_show`` has put there
+    before = _divide(x, weight, None if scratch is None else scratch[: x.size])
+    before = before.astype(z.dtype, copy=False)  # exactly what ``_show`` has put there
     if x.dtype == z.dtype:
         np.add(x, np.subtract(z, before, out=before), out=x)
     else:
@@ -317,6 +321,15 @@ def _show(x: Array, z: Array, weight: float) -> None:
     if weight == 1:
         array_module(z).copyto(z, x, casting="same_kind")
     elif x.dtype == z.dtype:
-        np.divide(x, weight, out=z)
+        _divide(x, weight, z)
     else:
         array_module(z).copyto(z, x / weight, casting="same_kind")
+
+
+def _divide(x: Array, weight: float, out: Array | None) -> Array:
+    """Return x / w, in ``out`` if that is given. For a power of 2 it multiplies, which is faster and as exact."""
+    if frexp(weight)[0] == 0.5:
+        quotient: Array = np.multiply(x, 1 / weight, out=out)
+    else:
+        quotient = np.divide(x, weight, out=out)
+    return quotient
