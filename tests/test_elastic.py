@@ -300,10 +300,10 @@ lt.barrier()
     ("framework", "flags", "kill", "living"),
     [
         ("torch", ["--base", "osgp"], ["0:exchange:40", "2:repair:1"], [1, 3]),
-        ("tensorflow", ["--base-buffers", "average"], ["0:vote:9"], [1, 2, 3]),
         *selected_cases(
             [],
             [
+                ("tensorflow", ["--base-buffers", "average"], ["0:vote:9"], [1, 2, 3]),
                 ("torch", ["--algorithm", "allreduce"], ["1:allreduce:30"], [0, 2, 3]),
                 ("tensorflow", ["--algorithm", "adacomm", "--base", "sgp"], ["3:exchange:70"], [0, 1, 2]),
             ],

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import pytest
+from case_selection import thoroughly
 from launchers import OPEN_MPI, WITH_MPICH, Launcher, has_torch
 
 TORCH = """
@@ -59,6 +60,7 @@ def test_torch(tmp_path: Path, launcher: Launcher, ranks: int, size: str, ending
     check(launcher, ranks, program, size, ending)
 
 
+@thoroughly
 def test_keras(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(KERAS)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from case_selection import selected_cases
 
 ROOT = Path(__file__).parents[2]
 
@@ -80,7 +81,7 @@ def peer(program: str, library: str, *arguments: str) -> dict[str, Any]:
 OURS = ("SlowMo", "SlowMo(delay=5)", "SlowMo(int8)", "SlowMo(int8, delay=2)", "AdaComm")
 
 
-@pytest.mark.parametrize(("library", "methods"), [("lentando", OURS), ("gloo", ("DDP",))])
+@pytest.mark.parametrize(("library", "methods"), [("lentando", OURS), *selected_cases([], [("gloo", ("DDP",))])])
 def test_training_until_a_loss_reports_when_it_was_where(library: str, methods: tuple[str, ...]) -> None:
     curves = peer("loss.py", library, "--compute-seconds", "0.002", "--width", "16", "--steps", "64")
     assert tuple(curves) == methods
@@ -158,7 +159,7 @@ def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPat
     assert (len(shapes), sum(map(math.prod, shapes))) == (161, 25_557_032)  # as torchvision's has
 
 
-@pytest.mark.parametrize("backend", ["lentando", "gloo"])
+@pytest.mark.parametrize("backend", selected_cases(["lentando"], ["lentando", "gloo"]))
 def test_backends_of_torch_distributed_report_the_same_figures(backend: str) -> None:
     found = peer("c10d.py", backend, "--sizes", "64000", "--layers", "2")
     loops = ["layers", "160 tensors"]

@@ -9,6 +9,7 @@ from typing import Any
 
 import image_archives as made
 import pytest
+from case_selection import selected_cases, thoroughly
 from launching import Job, mpirun
 
 ROOT = Path(__file__).parents[2]
@@ -62,6 +63,7 @@ def test_help_and_list_end_at_once(recipe: str) -> None:
     assert "adacomm-resnet50-cifar100" in listed
 
 
+@pytest.mark.long
 def test_torch_ranks_learn_as_simulated_ones_and_resume_bit_identically(tmp_path: Path) -> None:
     """OSGP with SlowMo, with messages in flight when rank 2 is killed in the middle of the second epoch."""
     made.write_cifar10_binary(tmp_path, per_file=24)
@@ -89,6 +91,7 @@ def test_torch_ranks_learn_as_simulated_ones_and_resume_bit_identically(tmp_path
     assert "is of a run with other settings" in refused.stderr
 
 
+@pytest.mark.long
 def test_keras_ranks_learn_and_resume_bit_identically(tmp_path: Path) -> None:
     made.write_fashion_mnist(tmp_path)
     common = [*SMALL, *SHORT, "--dataset", "fashion-mnist", "--row", "local-sgd-slowmo", "--period", "5"]
@@ -105,13 +108,14 @@ def test_keras_ranks_learn_and_resume_bit_identically(tmp_path: Path) -> None:
     assert weights(resumed) == weights(whole)
 
 
+@thoroughly
 def test_keras_ranks_train_in_the_simulator(tmp_path: Path) -> None:
     made.write_cifar10_binary(tmp_path)
     common = [*SMALL, "--row", "sgp", "--epochs", "1", "--data", str(tmp_path)]
     assert "accuracy" in alone(KERAS, *common, "--simulate", "2")
 
 
-@pytest.mark.parametrize("row", ["adacomm", "sync-decay"])
+@pytest.mark.parametrize("row", selected_cases(["adacomm"], ["adacomm", "sync-decay"]))
 def test_vgg_16_trains_on_cifar_100_by_the_rows_of_adacomm(row: str, tmp_path: Path) -> None:
     """At full width, on the python version, with a learning rate for 24 images."""
     made.write_cifar100_python(tmp_path)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from case_selection import thoroughly
 from launching import mpirun
 from numpy.testing import assert_allclose, assert_array_equal
 from resized_training import LAST, ROUND, left, whole
@@ -94,6 +95,7 @@ def test_training_continues_to_the_same_loss(method: str, folder: Path) -> None:
     assert found["loss"] == pytest.approx(expected, rel=0.05)
 
 
+@thoroughly
 def test_two_ranks_of_tensorflow_continue_from_three_of_pytorch(tmp_path: Path) -> None:
     """Names, axes and the number of ranks change at once."""
     found = []

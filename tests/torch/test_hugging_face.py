@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from case_selection import thoroughly
 from launching import Job, launch, mpirun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -67,6 +68,7 @@ def test_trainer_resumes_and_saves_the_average(tmp_path: Path) -> None:
     assert any((replicas[0][name] != replicas[1][name]).any() for name in expected)
 
 
+@thoroughly
 @pytest.mark.timeout(450)
 def test_accelerate_resumes(tmp_path: Path) -> None:
     from safetensors.torch import load_file

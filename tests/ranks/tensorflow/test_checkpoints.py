@@ -165,17 +165,19 @@ def resumes_bit_identically(make: Callable[[int], KerasRun], path: Path, moments
 
 EVERY_STEP = range(2 * ROUND + 1)
 """Of two rounds, and the first of a third."""
-THOROUGH = selected_cases(["allreduce", "osgp", "slowmo", "adacomm over osgp"], [*methods()])
+THOROUGH = ["allreduce", "osgp", "slowmo", "adacomm over osgp"]
 """Resumed at every step; the others right after an outer step and inside a round. What a method keeps is saved by code
 that knows no framework, and resumed at every step for all of them in PyTorch."""
+RESUMED = [
+    *((method, "sgd") for method in selected_cases([*THOROUGH, "diloco in fragments"], [*methods()])),
+    *selected_cases([], [("slowmo", "adam"), ("bmuf", "adam")]),
+    ("slowmo over osgp", "adam"),
+]
 
 
-@pytest.mark.parametrize(
-    ("method", "base"),
-    [*((method, "sgd") for method in methods()), ("slowmo", "adam"), ("bmuf", "adam"), ("slowmo over osgp", "adam")],
-)
+@pytest.mark.parametrize(("method", "base"), RESUMED)
 def test_tensorflow_resumes_bit_identically(method: str, base: str, shared_path: Path) -> None:
-    moments = EVERY_STEP if method in THOROUGH else (ROUND, ROUND + 2)
+    moments = EVERY_STEP if method in selected_cases(THOROUGH, [*methods()]) else (ROUND, ROUND + 2)
     resumes_bit_identically(lambda seed: KerasRun(method, base, seed, model=small_model), shared_path, moments)
 
 
