@@ -14,25 +14,25 @@ opcodes are read as a list (``pickletools``), which runs none of them, and the p
 
 import gzip
 import pickletools
+import sys
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+sys.path.append(str(Path(__file__).parents[1]))
+from recipe_loop import DataError
+
 CIFAR_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 PIXELS = (3, 32, 32)
 Bytes = NDArray[np.uint8]
 Part = tuple[Bytes, Bytes]
 """Images of shape (count, channels, 32, 32), and labels of shape (count,)."""
-
-
-class DataError(Exception):
-    """The data is missing or damaged. The message says what to do."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,15 @@ class Data:
     classes: int
     mean: tuple[float, ...]
     deviation: tuple[float, ...]
+
+    @property
+    def channels(self) -> int:
+        return int(self.train[0].shape[1])
+
+    def limited(self, count: int | None) -> "Data":
+        """The same with the first training images only."""
+        images, labels = self.train
+        return replace(self, train=(images[:count], labels[:count]))
 
 
 @dataclass(frozen=True)

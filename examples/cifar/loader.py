@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 from archives import Part
@@ -11,10 +12,10 @@ from numpy.typing import NDArray
 PADDING = 4
 
 Batch = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Normalized images of shape (count, channels, 32, 32), and labels of shape (count,)."""
+"""Normalized images of shape (count, channels, height, width), and labels of shape (count,)."""
 
 
-class Loader:
+class Shards:
     """Batches of one rank.
 
     Each epoch is a permutation of all images, the same on every rank, and is cut into steps times ranks batches, whose
@@ -22,19 +23,19 @@ class Loader:
     contains depends on the seed, epoch, step and rank alone, so that the position within an epoch is a number.
 
     Args:
-        part: images as uint8 of shape (count, channels, 32, 32), and labels.
+        count: number of images.
         mean: mean of the pixels of each channel, of white = 1.
         deviation: their standard deviation.
         batch_size: most images in a batch of a rank.
         rank: number of this rank.
         size: number of ranks.
         seed: seed of order and augmentation.
-        augment: whether to shuffle, crop (from a border of 4 zeros) and flip.
+        augment: whether to shuffle the images and to change each at random.
     """
 
     def __init__(
         self,
-        part: Part,
+        count: int,
         mean: tuple[float, ...],
         deviation: tuple[float, ...],
         *,
@@ -44,17 +45,17 @@ class Loader:
         seed: int = 0,
         augment: bool = True,
     ) -> None:
-        self._images, self._labels = part
+        self._count = count
         self._scale = (1 / 255 / np.array(deviation, np.float32)).reshape(-1, 1, 1)
         self._shift = (np.array(mean, np.float32) / np.array(deviation, np.float32)).reshape(-1, 1, 1)
         self._rank, self._size, self._seed, self._augment = rank, size, seed, augment
-        self.steps = -(-len(self._labels) // (batch_size * size))
-        if len(self._labels) < self.steps * size:
-            raise ValueError(f"{len(self._labels)} images are too few for {size} ranks and batches of {batch_size}")
+        self.steps = -(-count // (batch_size * size))
+        if count < self.steps * size:
+            raise ValueError(f"{count} images are too few for {size} ranks and batches of {batch_size}")
 
     def indices(self, epoch: int) -> list[NDArray[np.int64]]:
         """For each step of an epoch, the numbers of this rank's images."""
-        order = np.arange(len(self._labels))
+        order = np.arange(self._count)
         if self._augment:
             order = np.random.default_rng([self._seed, epoch]).permutation(order)
         return np.array_split(order, self.steps * self._size)[self._rank :: self._size]
@@ -75,13 +76,34 @@ class Loader:
                 yield batch
 
     def _batch(self, epoch: int, step: int, chosen: NDArray[np.int64]) -> Batch:
-        images = self._images[chosen]
-        if self._augment:
-            images = augmented(images, np.random.default_rng([self._seed, epoch, step, self._rank]))
+        raise NotImplementedError
+
+    def _normalized(self, images: NDArray[np.uint8]) -> NDArray[np.float32]:
         normalized = images.astype(np.float32)
         normalized *= self._scale
         normalized -= self._shift
-        return normalized, self._labels[chosen].astype(np.int64)
+        return normalized
+
+
+class Loader(Shards):
+    """Batches of one rank, of images in memory, cropped from a border of 4 zeros and flipped at random.
+
+    Args:
+        part: images as uint8 of shape (count, channels, 32, 32), and labels.
+        mean: mean of the pixels of each channel, of white = 1.
+        deviation: their standard deviation.
+        **shard: the other arguments of ``Shards``.
+    """
+
+    def __init__(self, part: Part, mean: tuple[float, ...], deviation: tuple[float, ...], **shard: Any) -> None:
+        self._images, self._labels = part
+        super().__init__(len(self._labels), mean, deviation, **shard)
+
+    def _batch(self, epoch: int, step: int, chosen: NDArray[np.int64]) -> Batch:
+        images = self._images[chosen]
+        if self._augment:
+            images = augmented(images, np.random.default_rng([self._seed, epoch, step, self._rank]))
+        return self._normalized(images), self._labels[chosen].astype(np.int64)
 
 
 def augmented(images: NDArray[np.uint8], generator: np.random.Generator) -> NDArray[np.uint8]:

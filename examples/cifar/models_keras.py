@@ -4,11 +4,12 @@ keras.applications has networks of these names for 224 x 224: their first layers
 Paddings, BatchNorm's momentum and epsilon are those of ``models_torch.py``.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import keras
 from keras import layers
-from recipes import VGG16
+from recipes import VGG6, VGG16
 
 
 def _normalized(images: Any) -> Any:
@@ -47,9 +48,9 @@ def _resnet(
     return layers.GlobalAveragePooling2D()(features)
 
 
-def _vgg(images: Any) -> Any:
+def _vgg(images: Any, plan: Sequence[int | str]) -> Any:
     features = images
-    for entry in VGG16:
+    for entry in plan:
         if isinstance(entry, int):
             features = layers.Conv2D(entry, 3, padding="same")(features)
             features = layers.ReLU()(_normalized(features))
@@ -58,10 +59,17 @@ def _vgg(images: Any) -> Any:
     return layers.Flatten()(features)
 
 
-def build(name: str, channels: int, classes: int, seed: int) -> keras.Model:
-    """Build a network: resnet18, resnet50, vgg16, or resnet8, a small one for CPUs that begins with stride 2."""
+def build(name: str, channels: int, classes: int, seed: int, pixels: int = 32) -> keras.Model:
+    """Build a network: resnet18, resnet50, vgg16, or for CPUs resnet8, which begins with stride 2, or vgg6.
+
+    ResNet-50 for larger images, resnet50-imagenet, is that of keras.applications.
+    """
     keras.utils.set_random_seed(seed)
-    images = keras.Input((32, 32, channels))
+    if name == "resnet50-imagenet":
+        return keras.applications.ResNet50(
+            weights=None, input_shape=(pixels, pixels, channels), classes=classes, classifier_activation=None
+        )
+    images = keras.Input((pixels, pixels, channels))
     if name == "resnet8":
         features = _resnet(images, width=8, blocks=(1, 1, 1), first_stride=2)
     elif name == "resnet18":
@@ -69,6 +77,6 @@ def build(name: str, channels: int, classes: int, seed: int) -> keras.Model:
     elif name == "resnet50":
         features = _resnet(images, width=64, blocks=(3, 4, 6, 3), bottleneck=True)
     else:
-        assert name == "vgg16", name
-        features = _vgg(images)
+        assert name in ("vgg6", "vgg16"), name
+        features = _vgg(images, VGG6 if name == "vgg6" else VGG16)
     return keras.Model(images, layers.Dense(classes)(features))

@@ -3,8 +3,10 @@
 torchvision's networks of these names are for 224 x 224: their first layers would leave 8 x 8 of a CIFAR image.
 """
 
+from collections.abc import Sequence
+
 import torch
-from recipes import VGG16
+from recipes import VGG6, VGG16
 from torch import nn
 
 
@@ -51,10 +53,10 @@ def _resnet(
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(inputs, classes))
 
 
-def _vgg(channels: int, classes: int) -> nn.Sequential:
+def _vgg(channels: int, classes: int, plan: Sequence[int | str]) -> nn.Sequential:
     layers: list[nn.Module] = []
     inputs = channels
-    for entry in VGG16:
+    for entry in plan:
         if isinstance(entry, int):
             layers += [
                 nn.Conv2d(inputs, entry, 3, padding=1),
@@ -67,14 +69,32 @@ def _vgg(channels: int, classes: int) -> nn.Sequential:
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(inputs, classes))
 
 
+class Scores(nn.Module):
+    """ResNet-50 of Transformers, which returns its scores alone."""
+
+    def __init__(self, channels: int, classes: int) -> None:
+        from transformers import ResNetConfig, ResNetForImageClassification  # takes seconds
+
+        super().__init__()
+        self.network = ResNetForImageClassification(ResNetConfig(num_channels=channels, num_labels=classes))
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.network(images).logits
+
+
 def build(name: str, channels: int, classes: int, seed: int) -> nn.Module:
-    """Build a network: resnet18, resnet50, vgg16, or resnet8, a small one for CPUs that begins with stride 2."""
+    """Build a network: resnet18, resnet50, vgg16, or for CPUs resnet8, which begins with stride 2, or vgg6.
+
+    ResNet-50 for larger images, resnet50-imagenet, is that of Transformers.
+    """
     torch.manual_seed(seed)
+    if name == "resnet50-imagenet":
+        return Scores(channels, classes)
     if name == "resnet8":
         return _resnet(channels, classes, width=8, blocks=(1, 1, 1), first_stride=2)
     if name == "resnet18":
         return _resnet(channels, classes, width=64, blocks=(2, 2, 2, 2))
     if name == "resnet50":
         return _resnet(channels, classes, width=64, blocks=(3, 4, 6, 3), bottleneck=True)
-    assert name == "vgg16", name
-    return _vgg(channels, classes)
+    assert name in ("vgg6", "vgg16"), name
+    return _vgg(channels, classes, VGG6 if name == "vgg6" else VGG16)

@@ -17,7 +17,6 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import keras
 import models_keras as models
 import tensorflow as tf
-from archives import Data
 from command_line import arguments
 from loader import Batch
 from training import load_data, train
@@ -29,16 +28,15 @@ from lentando.comm import simulate
 class KerasLearner:
     """A network, SGD with Nesterov momentum, and the method of the row around it."""
 
-    def __init__(self, options: argparse.Namespace, data: Data) -> None:
+    def __init__(self, options: argparse.Namespace, channels: int, classes: int) -> None:
         recipe = options.recipe
-        channels = data.train[0].shape[1]
-        self._model = models.build(recipe.model, channels, data.classes, options.seed)
+        self._model = models.build(recipe.model, channels, classes, options.seed, recipe.pixels)
         self._weight_decay = recipe.weight_decay
         sgd = keras.optimizers.SGD(recipe.lr, recipe.momentum, nesterov=recipe.momentum > 0)
         self.optimizer = recipe.optimizer(lt, sgd, self._model, options.reduction)
         self.optimizer.build(self._model.trainable_variables)
         # Batches of an epoch differ in size by 1: one graph takes all of them.
-        signature = [tf.TensorSpec((None, 32, 32, channels)), tf.TensorSpec((None,), tf.int64)]
+        signature = [tf.TensorSpec((None, recipe.pixels, recipe.pixels, channels)), tf.TensorSpec((None,), tf.int64)]
         self._train = tf.function(self._train_on, input_signature=signature)
         self._count = tf.function(self._evaluate, input_signature=signature)
 
@@ -85,7 +83,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
         tf.config.set_visible_devices(gpus[lt.local_rank() % len(gpus)], "GPU")
         tf.config.experimental.set_memory_growth(gpus[lt.local_rank() % len(gpus)], True)
     data = load_data(lt, options)
-    return train(lt, KerasLearner(options, data), data, options)
+    return train(lt, KerasLearner(options, data.channels, data.classes), data, options)
 
 
 if __name__ == "__main__":

@@ -13,7 +13,6 @@ from typing import Any
 
 import models_torch as models
 import torch
-from archives import Data
 from command_line import arguments
 from loader import Batch
 from torch import nn
@@ -26,13 +25,13 @@ from lentando.comm import simulate
 class TorchLearner:
     """A network, SGD with Nesterov momentum, and the method of the row around it."""
 
-    def __init__(self, options: argparse.Namespace, data: Data) -> None:
+    def __init__(self, options: argparse.Namespace, channels: int, classes: int) -> None:
         recipe = options.recipe
         gpus = torch.cuda.device_count()
         self._device = torch.device("cuda", lt.local_rank() % gpus) if gpus else torch.device("cpu")
         if gpus:
             torch.cuda.set_device(self._device)  # NCCL and CUDA-aware MPI send from the current device
-        self._model = models.build(recipe.model, data.train[0].shape[1], data.classes, options.seed).to(self._device)
+        self._model = models.build(recipe.model, channels, classes, options.seed).to(self._device)
         sgd = torch.optim.SGD(
             self._model.parameters(), recipe.lr, recipe.momentum,
             weight_decay=recipe.weight_decay, nesterov=recipe.momentum > 0,
@@ -71,7 +70,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
     lt.init()
     torch.set_num_threads(max(1, torch.get_num_threads() // lt.local_size()))  # ranks share the cores
     data = load_data(lt, options)
-    return train(lt, TorchLearner(options, data), data, options)
+    return train(lt, TorchLearner(options, data.channels, data.classes), data, options)
 
 
 if __name__ == "__main__":

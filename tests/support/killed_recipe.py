@@ -1,6 +1,6 @@
-"""Runs a recipe of examples/cifar as a rank of mpirun: ``killed_recipe.py RANK BATCHES SCRIPT ARGUMENTS ...``.
+"""Runs a recipe of examples/ as a rank of mpirun: ``killed_recipe.py RANK BATCHES SCRIPT ARGUMENTS ...``.
 
-That rank kills itself when its loader is asked for another batch after so many.
+That rank kills itself when it is about to train on another batch after so many.
 """
 
 import os
@@ -15,20 +15,25 @@ from kill_points import die
 
 rank, batches, script = int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]
 sys.argv = sys.argv[3:]
-sys.path.insert(0, str(Path(script).parent))
+sys.path[:0] = [str(Path(script).parent), str(Path(script).parents[1])]
 
-from loader import Loader  # noqa: E402 - in the folder of the recipe
+import recipe_loop  # noqa: E402 - what all recipes share
 
-given = count(1)
-original = Loader.batches
-
-
-def limited(self: Loader, *arguments: Any) -> Iterator[Any]:
-    for batch in original(self, *arguments):
-        if next(given) > batches and int(os.environ["OMPI_COMM_WORLD_RANK"]) == rank:
-            die()
-        yield batch
+original = recipe_loop.train
 
 
-Loader.batches = limited  # type: ignore[method-assign]
+def limited(lt: Any, course: Any, options: Any) -> Any:
+    given, whole = count(1), course.batches
+
+    def until_killed(*arguments: Any) -> Iterator[Any]:
+        for batch in whole(*arguments):
+            if next(given) > batches and int(os.environ["OMPI_COMM_WORLD_RANK"]) == rank:
+                die()
+            yield batch
+
+    course.batches = until_killed
+    return original(lt, course, options)
+
+
+recipe_loop.train = limited
 runpy.run_path(script, run_name="__main__")
