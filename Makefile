@@ -60,7 +60,7 @@ cases: $(READY) ## run a folder of small programs that check themselves: make ca
 	@test -n "$(CASES)" || { echo 'no folder given: make cases CASES=FOLDER' >&2; exit 2; }
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/python tests/cases.py "$(CASES)"
 
-data: data/fashion-mnist ## Fashion-MNIST for examples/cifar, from Debian's package dataset-fashion-mnist, without root
+data: data/fashion-mnist data/gettext-en-de ## images and text for the papers' recipes, from Debian's packages, without root
 
 data/fashion-mnist:
 	@command -v apt-get >/dev/null && command -v dpkg >/dev/null || { echo "this is no Debian or Ubuntu: copy the four" \
@@ -71,6 +71,19 @@ data/fashion-mnist:
 		echo "the package dataset-fashion-mnist cannot be fetched: try apt-get update first" >&2; exit 2; }
 	mv data/package/usr/share/datasets/fashion-mnist $@
 	rm -r data/package
+
+data/gettext-en-de: | $(READY)
+	@command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || { echo "this is no Debian or Ubuntu: copy" \
+		"train.en, train.de, valid.en, valid.de, test.en, test.de, one sentence a line, to $@" >&2; exit 2; }
+	rm -rf data/packages $@
+	mkdir -p data/packages
+	cd data/packages && apt-get download $$(apt-cache pkgnames | grep -Fx "$$($(CURDIR)/$(BIN)/python \
+		$(CURDIR)/examples/translation/catalogues.py --names)") || { \
+		echo "the packages cannot be fetched: try apt-get update first" >&2; exit 2; }
+	$(BIN)/python examples/translation/catalogues.py --packages data/packages --output data/packages/pairs
+	$(BIN)/python examples/translation/vocabulary.py --data data/packages/pairs --size 4000
+	mv data/packages/pairs $@
+	rm -r data/packages
 
 docs: $(READY) ## the documentation site, in runs/site; a warning, such as a broken link, is an error
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going -c docs . runs/site

@@ -1,0 +1,124 @@
+"""The recipe of examples/translation, started as a user starts it, on a toy language in the real format."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from launching import Job, mpirun
+from parallel_texts import write_parallel_text
+
+ROOT = Path(__file__).parents[2]
+FOLDER = ROOT / "examples" / "translation"
+TORCH = str(FOLDER / "train_torch.py")
+KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
+SMALL = (
+    "--model",
+    "tiny",
+    "--batch-tokens",
+    "64",
+    "--epochs",
+    "4",
+    "--warmup-steps",
+    "8",
+    "--lr",
+    "0.02",
+    "--beam",
+    "2",
+)
+LIMIT_SECONDS = 250.0
+
+
+def alone(*command: str) -> str:
+    run = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+def weights(output: str) -> str:
+    (found,) = re.findall(r"weights (\w{8})", output)
+    return str(found)
+
+
+def finished(job: Job) -> str:
+    assert job.status == 0, job.output
+    return job.output
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Toy text, with the vocabulary that the recipe's own command makes of it."""
+    folder = write_parallel_text(tmp_path_factory.mktemp("text"))
+    made = alone(str(FOLDER / "vocabulary.py"), "--data", str(folder), "--size", "60")
+    assert f"{folder / 'vocabulary.model'}: 60 sub-words" in made
+    return folder
+
+
+def test_help_and_list_end_at_once() -> None:
+    shown = alone(TORCH, "--help")
+    assert "--batch-tokens" in shown
+    assert "lentando report" in shown
+    listed = alone(TORCH, "--list")
+    assert re.search(r"slowmo-wmt16: big Transformer, 8 ranks x 25000 sub-words", listed)
+    assert re.search(r"--row sgp-slowmo +sgp; period 48; slow momentum 0.6; moments: maintain; .*27\.84", listed)
+
+
+def test_ranks_learn_as_simulated_ones_and_resume_bit_identically(text: Path, tmp_path: Path) -> None:
+    """OSGP with SlowMo and dropout, with messages in flight when rank 2 is killed in the middle of the second epoch."""
+    common = [*SMALL, "--row", "osgp-slowmo", "--period", "3", "--reduction", "ring", "--dropout", "0.1"]
+    common += ["--no-progress", "--data", str(text)]
+    simulated = alone(TORCH, *common, "--simulate", "4")
+    losses = [float(loss) for loss in re.findall(r"epoch \d: loss ([\d.]+)", simulated)]
+    assert len(losses) == 4
+    assert losses[-1] < losses[0] - 0.5
+    assert re.search(r"valid bleu \d+\.\d+, test loss \d\.\d+, test bleu \d+\.\d+, weights", simulated)
+    assert re.search(r"test 1: .*\n  reference: \w+", simulated)
+
+    saving = [*common, "--output", str(tmp_path), "--save-every", "1"]
+    killed = mpirun(4, KILLED, "2", "14", TORCH, *saving, timeout_seconds=LIMIT_SECONDS)
+    assert killed.status not in (0, None)
+    resumed = finished(mpirun(4, TORCH, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    assert re.search(r"resumed in epoch 2 after [1-4] steps", resumed)
+    assert weights(resumed) == weights(simulated)
+
+    with (text / "train.en").open("a") as english, (text / "train.de").open("a") as german:
+        english.write("one\n")
+        german.write("eins\n")
+    other = [sys.executable, TORCH, *saving, "--resume", "--simulate", "4"]
+    refused = subprocess.run(other, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert refused.returncode == 1
+    assert "is of a run with other settings" in refused.stderr
+
+
+def test_missing_and_unequal_text_ends_every_rank_with_one_sentence(tmp_path: Path) -> None:
+    missing = mpirun(3, TORCH, "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    assert missing.status not in (0, None)
+    assert len(re.findall(r"rank 0, 1, 2: .* holds no parallel text: .*train\.en, .*one sentence", missing.output)) == 3
+    write_parallel_text(tmp_path)
+    alone(str(FOLDER / "vocabulary.py"), "--data", str(tmp_path), "--size", "60")
+    file = tmp_path / "valid.de"
+    file.write_bytes(file.read_bytes()[: file.read_bytes().rindex(b"\n", 0, -1) + 1])
+    unequal = mpirun(3, TORCH, "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    assert unequal.status not in (0, None)
+    assert (
+        len(re.findall(r"rank 0, 1, 2: .*valid\.en has 12 lines and .*valid\.de has 11: line N", unequal.output)) == 3
+    )
+    assert "Traceback" not in missing.output + unequal.output
+
+
+def test_impossible_sizes_of_a_vocabulary_are_refused(text: Path) -> None:
+    command = [sys.executable, str(FOLDER / "vocabulary.py"), "--size", "5000", "--data"]
+    for folder, reason in ((text, r"error: Vocabulary size too high \(5000\)\. .* <= \d+"), (text / "none", "no file")):
+        run = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60, check=False)
+        assert run.returncode == 2
+        assert re.search(reason, run.stderr), run.stderr
+
+
+def test_the_effect_is_shown_in_parts(text: Path, tmp_path: Path) -> None:
+    command = [str(FOLDER / "translation_effect.py"), "--output", str(tmp_path), "--data", str(text)]
+    row = "local-adam-slowmo-reset"
+    small = ["--model", "tiny", "--epochs", "1", "--batch-tokens", "90", "--beam", "1", "--seeds", "2", "--rows", row]
+    shown = alone(*command, *small)
+    assert re.search(rf"\| `{row}` \|  \| \d\.\d+ \| \d\.\d+ \| \d+\.\d+ \| 0 \| 1 \|", shown), shown
+    assert (tmp_path / f"{row}-seed2.json").exists()
