@@ -16,6 +16,8 @@
     python benchmarks/run.py fit                        what a batch of Keras's fit costs besides, on 1 and 2 ranks
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
     python benchmarks/run.py memory                     what options of SlowMo take besides, 2 and 4 ranks
+    python benchmarks/run.py papers                     the papers' experiments on simulated workers; hours, in parts:
+                                                        see python benchmarks/run.py papers --help
     python benchmarks/run.py node --results benchmarks/results
 
 Peers are what is here of Open MPI, MPICH (`make horovod` installs it), Gloo (torch.distributed) and Horovod. No two of
@@ -26,10 +28,12 @@ does meets all. A ratio above 1 says that Lentando was faster.
 import argparse
 import math
 import statistics
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import destinations
+import papers
 from all_reduce import in_words, numbers_of_bytes
 from jobs import HOROVOD_OVER_MPI, OURS, HostGroup, alternate, found_here, program_on, run_job, run_on, take_turns
 from measuring import Sample, machine, report, table
@@ -325,8 +329,11 @@ IN_ONE_JOB = {
 
 def main() -> None:
     assert __doc__ is not None
+    if sys.argv[1:2] == ["papers"]:  # has other options
+        papers.main(sys.argv[2:])
+        return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *IN_ONE_JOB))
+    parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *IN_ONE_JOB, "papers"))
     parser.add_argument("--hosts", type=int, default=4, help="behind links (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")

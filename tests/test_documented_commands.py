@@ -19,6 +19,12 @@ RUN_BY = {
     r"(mpirun|torchrun) .*examples/ddp_within_nodes\.py .*": "tests/torch_distributed/test_ddp_within_nodes.py",
     r"python examples/cifar/effect\.py .*": "tests/examples/test_cifar.py",
     r"mpirun -np 32 python examples/cifar/train_(torch|keras)\.py .*": "tests/examples/test_cifar.py",
+    r"python examples/cifar/adacomm_effect\.py .*": "tests/examples/test_cifar.py",
+    r"python examples/cifar/jpeg_loader\.py .*": "tests/examples/test_imagenet.py",
+    r"(mpirun -np 8 )?python examples/translation/(train_torch|translation_effect|vocabulary)\.py .*": (
+        "tests/examples/test_translation.py"
+    ),
+    r"python benchmarks/run\.py papers.*": "tests/examples/test_cifar.py",
     r"lentando plan .*": "tests/test_documented_commands.py",
     r"mpirun -np 4 lentando measure .*": "tests/cli/test_commands.py",
     r"lentando report .*": "tests/cli/test_report.py",

@@ -15,6 +15,7 @@ from launching import Job, mpirun
 ROOT = Path(__file__).parents[2]
 TORCH, KERAS = (str(ROOT / "examples" / "cifar" / f"train_{framework}.py") for framework in ("torch", "keras"))
 EFFECT = str(ROOT / "examples" / "cifar" / "effect.py")
+ADACOMM = str(ROOT / "examples" / "cifar" / "adacomm_effect.py")
 KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
 SMALL = (
     "--any-size",
@@ -142,14 +143,23 @@ def test_missing_and_cut_data_end_every_rank_with_one_sentence(tmp_path: Path) -
 def test_the_effect_is_shown_in_parts(tmp_path: Path) -> None:
     made.write_fashion_mnist(tmp_path, count=130)
     output = tmp_path / "effect"
-    common = [EFFECT, "--output", str(output), "--data", str(tmp_path), "--any-size", "--limit", "128", "--seeds"]
+    common = [EFFECT, "--output", str(output), "--data", str(tmp_path), "--any-size", "--limit", "128"]
+    common += ["--epochs", "3", "--seeds"]
     row = "osgp-slowmo-12"
-    assert re.search(rf"\| {row} \| 1 \| \d\.\d+ \| \d+\.\d+ % \| 1 \|", alone(*common, "3", "--rows", row))
+    assert re.search(
+        rf"\| `{row}` \| .*93\.74 % \| \d\.\d+ \| \d+\.\d+ % \| 0 \| 1 \|", alone(*common, "3", "--rows", row)
+    )
     file = output / f"{row}-seed3.json"
     first = file.stat().st_mtime_ns
-    assert re.search(rf"\| {row} \| 2 \| .* ± .* ± ", alone(*common, "3", "4", "--rows", row))
+    assert re.search(rf"\| `{row}` \| .* ± .* ± .* \| 2 \|", alone(*common, "3", "4", "--rows", row))
     assert file.stat().st_mtime_ns == first  # it was not trained again
     assert row in alone(*common, "5", "--table")
+    other = [sys.executable, *common, "5", "--lr", "0.2"]
+    refused = subprocess.run(other, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert refused.returncode == 1
+    assert re.search(
+        r"holds runs with other settings: .*'lr': 0\.1.*, not .*'lr': 0\.2.*another folder", refused.stderr
+    )
 
 
 def test_wrong_flags_are_refused() -> None:
@@ -160,3 +170,39 @@ def test_wrong_flags_are_refused() -> None:
         run = subprocess.run([sys.executable, TORCH, *flags], capture_output=True, text=True, timeout=60, check=False)
         assert run.returncode == 2
         assert reason in run.stderr
+
+
+def test_the_effect_of_adacomm_is_timed_in_parts(tmp_path: Path) -> None:
+    made.write_fashion_mnist(tmp_path, count=128)
+    output = tmp_path / "adacomm"
+    common = [ADACOMM, "--output", str(output), "--data", str(tmp_path), "--any-size", "--steps", "40", "--seeds", "1"]
+    rows = ["tau-1-at-4", "tau-16-at-4", "adacomm-at-4", "adacomm-block-momentum-decay-at-0.2"]
+    shown = alone(*common, "--rows", *rows)
+    assert re.search(r"D/Y = 4, learning rate fixed, against tau-1; seeds 1:\n\n\| method \| final loss", shown), shown
+    assert re.search(r"\| tau-1 \| \d\.\d+ \| \+0\.0 % \|.*\| 1 \|", shown), shown
+    assert re.search(r"AdaComm's periods by its formula on the recorded losses of seed 1: 64", shown)
+    runs = {row: json.loads((output / f"{row}-seed1.json").read_text()) for row in rows}
+    # Synchronous SGD takes 40 steps of 1 + 4 s; a method that averages every 16 steps takes 1 + 4 / 16 s for each.
+    assert runs["tau-1-at-4"]["steps"] in (40, 48)
+    assert runs["tau-16-at-4"]["seconds"] / runs["tau-16-at-4"]["steps"] == pytest.approx(1.25, rel=0.02)
+    assert runs["adacomm-block-momentum-decay-at-0.2"]["periods"] == [[0.0, 4]]
+
+
+def test_experiments_are_driven_in_parts(tmp_path: Path) -> None:
+    made.write_fashion_mnist(tmp_path, count=130)
+    driver = [str(ROOT / "benchmarks" / "run.py"), "papers", "--only", "images", "--runs", str(tmp_path / "runs")]
+    driver += ["--rows", "ar-sgd", "bmuf-12", "--seeds", "0", "1"]
+    given = ["--", "--data", str(tmp_path), "--any-size", "--limit", "128", "--epochs", "2"]
+    remaining = alone(*driver, "--remaining", *given)
+    assert "images: ar-sgd (0), bmuf-12 (0), ar-sgd (1), bmuf-12 (1)\n4 runs missing, about " in remaining
+    alone(EFFECT, "--output", str(tmp_path / "runs" / "images"), "--rows", "ar-sgd", "--seeds", "0", "1", *given[1:])
+    shown = alone(*driver, "--jobs", "2", *given)
+    assert "2 runs missing" in shown
+    assert "0 runs missing" in shown
+    page = tmp_path / "page.md"
+    page.write_text("before\n<!-- images -->\nold\n<!-- end of images -->\nafter\n")
+    alone(*driver, "--tables", str(page), *given)
+    rows = r"\| row \| .*\| `ar-sgd` \|.*\| 2 \|\n\| `bmuf-12` \|.*"
+    pattern = rf"before\n<!-- images -->\n\n{rows}\n\n<!-- end of images -->\nafter\n"
+    assert re.fullmatch(pattern, page.read_text(), re.DOTALL), page.read_text()
+    assert "images: complete" in alone(*driver, "--remaining", *given)
