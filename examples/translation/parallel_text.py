@@ -79,10 +79,16 @@ class Pairs:
         """Length of the longer side of each pair."""
         return np.maximum(self.source.lengths, self.target.lengths)
 
+    def only(self, chosen: NDArray[np.int64]) -> "Pairs":
+        return Pairs(self.source.only(chosen), self.target.only(chosen))
+
     def up_to(self, length: int) -> "Pairs":
         """The pairs that are not longer."""
-        chosen = np.flatnonzero(self.lengths <= length)
-        return self if len(chosen) == len(self) else Pairs(self.source.only(chosen), self.target.only(chosen))
+        return self.only(np.flatnonzero(self.lengths <= length))
+
+    def sample(self, count: int) -> "Pairs":
+        """About so many pairs at equal distances, or all of them if there are not more."""
+        return self.only(np.arange(0, len(self), max(1, len(self) // count)))
 
 
 @dataclass(frozen=True)

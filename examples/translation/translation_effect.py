@@ -52,7 +52,7 @@ def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, Any]:
 
 
 SHARED = {
-    "model": "small", "batch_tokens": 400, "epochs": 3, "lr": 2e-3, "warmup_steps": 200, "max_length": 60, "beam": 4,
+    "model": "mini", "batch_tokens": 400, "epochs": 3, "lr": 3e-3, "warmup_steps": 200, "max_length": 60, "beam": 4,
     "slow_momentum": 0.6,
 }  # fmt: skip
 """What all rows share, and flags of these names change."""

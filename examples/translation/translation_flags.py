@@ -24,7 +24,7 @@ def arguments(description: str) -> argparse.Namespace:
     add("--target", default="de", metavar="ENDING", help="of their translations (default: de)")
     add("--beam", type=positive, default=4, metavar="N", help="translations that are followed at a time (default: 4)")
     change = parser.add_argument_group("changes to the row").add_argument
-    change("--model", choices=SHAPES, help="small is one for CPUs, tiny for tests")
+    change("--model", choices=SHAPES, help="small and mini are for CPUs, tiny is for tests")
     change("--batch-tokens", type=positive, metavar="N", help="most sub-words per step and rank, on either side")
     change("--epochs", type=positive, metavar="N", help="passes over the training text")
     change("--lr", type=float, metavar="RATE", help="highest learning rate")
