@@ -91,6 +91,12 @@ def ways(step_seconds: float) -> dict[str, Way]:
     }
 
 
+def chosen_ways(options: argparse.Namespace) -> dict[str, Way]:
+    """The ways of the command line, and synchronous SGD, whose loss is the goal."""
+    wanted = ways(options.step_seconds)
+    return {name: way for name, way in wanted.items() if name == SYNCHRONOUS or name in (options.ways or list(wanted))}
+
+
 def shard(labels: torch.Tensor, data: str, rank: int, workers: int) -> torch.Tensor:
     """Numbers of the images of a worker. Without the slow worker, no worker has its shard."""
     if data == "alike":
@@ -177,7 +183,7 @@ def compare(options: argparse.Namespace, data: str) -> dict[str, Found]:
     def run(way: Way, seed: int, rate: float) -> Curve:
         return curve_of(options, way, training(options, way, data, seed, rate, goals.get(seed, -inf)))
 
-    for name, way in ways(options.step_seconds).items():
+    for name, way in chosen_ways(options).items():
         is_goal = name == SYNCHRONOUS
         scores = {}
         for rate in options.learning_rates:
@@ -195,8 +201,8 @@ def compare(options: argparse.Namespace, data: str) -> dict[str, Found]:
 def run_for_real(options: argparse.Namespace) -> None:
     """Train once in each way on the ranks of this job, and print the times."""
     lt.init()
-    for name, way in ways(options.step_seconds).items():
-        if way.workers == lt.size() and name != SYNCHRONOUS and (options.ways is None or name in options.ways):
+    for name, way in chosen_ways(options).items():
+        if way.workers == lt.size() and name != SYNCHRONOUS:
             curve = curve_of(options, way, training(options, way, options.data, 0, options.learning_rate, options.loss))
             if lt.rank() == 0:
                 last, loss = curve[-1][0], curve[-1][1]
@@ -212,8 +218,10 @@ def rows_of(found: dict[str, Found]) -> list[list[str]]:
     """Rows of a table: a way each."""
 
     def sooner(name: str, reference: str) -> str:
+        if name == SYNCHRONOUS or reference not in found:
+            return ""
         own, other = (median(found[each].seconds) for each in (name, reference))
-        if name == SYNCHRONOUS or own == inf:
+        if own == inf:
             return ""
         return "other never" if other == inf else f"{other / own:.2f}"
 
@@ -259,7 +267,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--markdown", type=destinations.file, help="file to write the tables to")
     parser.add_argument("--real", action="store_true", help="train once on the ranks of this job, by the clock")
-    parser.add_argument("--ways", nargs="+", help="in which real ranks train (default: all but synchronous SGD)")
+    parser.add_argument("--ways", nargs="+", metavar="WAY", help="by their names in the table (default: all)")
     parser.add_argument("--learning-rate", type=float, default=0.45, help="of real ranks (default %(default)s)")
     parser.add_argument("--loss", type=float, default=0.12, help="that real ranks are to reach (default %(default)s)")
     options = parser.parse_args(arguments)
