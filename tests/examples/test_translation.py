@@ -11,7 +11,7 @@ from parallel_texts import write_parallel_text
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "translation"
-TORCH = str(FOLDER / "train_torch.py")
+TORCH, KERAS = (str(FOLDER / f"train_{framework}.py") for framework in ("torch", "keras"))
 KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
 SMALL = (
     "--model",
@@ -122,3 +122,20 @@ def test_the_effect_is_shown_in_parts(text: Path, tmp_path: Path) -> None:
     shown = alone(*command, *small)
     assert re.search(rf"\| `{row}` \|  \| \d\.\d+ \| \d\.\d+ \| \d+\.\d+ \| 0 \| 1 \|", shown), shown
     assert (tmp_path / f"{row}-seed2.json").exists()
+
+
+def test_keras_ranks_learn_and_resume_bit_identically(text: Path, tmp_path: Path) -> None:
+    common = [*SMALL, "--beam", "1", "--epochs", "2", "--batch-tokens", "90", "--row", "local-adam-slowmo-average"]
+    common += ["--period", "3", "--reduction", "ring", "--dropout", "0.1", "--no-progress", "--data", str(text)]
+    whole = finished(mpirun(2, KERAS, *common, timeout_seconds=LIMIT_SECONDS))
+    first, second = re.findall(r"epoch \d: loss ([\d.]+)", whole)
+    assert float(second) < float(first)
+    saving = [*common, "--output", str(tmp_path), "--save-every", "2"]
+    killed = mpirun(2, KILLED, "1", "17", KERAS, *saving, timeout_seconds=LIMIT_SECONDS)
+    assert killed.status not in (0, None)
+    resumed = finished(mpirun(2, KERAS, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    assert re.search(r"resumed in epoch [12] after \d+ steps", resumed)
+    assert weights(resumed) == weights(whole)
+    command = [sys.executable, KERAS, *common, "--beam", "2"]
+    refused = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert "in Keras, translations are greedy: pass --beam 1" in refused.stderr
