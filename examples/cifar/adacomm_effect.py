@@ -26,7 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from archives import Data, load
+from archives import Data, DataError, load
 from loader import Loader
 from recipes import PRESETS, Recipe
 from train_torch import TorchLearner
@@ -203,7 +203,10 @@ def main() -> None:
     torch.set_num_threads(1)
     if not options.table:
         settings = {"limit": options.limit, "steps": options.steps}
-        run_missing(options, settings, lambda row, seed: run(row, seed, options))
+        try:
+            run_missing(options, settings, lambda row, seed: run(row, seed, options))
+        except DataError as error:
+            raise SystemExit(str(error)) from None
     print(table(options.output))
 
 
