@@ -60,7 +60,9 @@ class CountedSteps:
         self._replica = replica
         self._model = model
         self._reporting = reporting
-        self._sums = tf.Variable(tf.zeros(6, tf.float64), trainable=False, name="steps_rates_losses_samples_counted")
+        self._zeros = tf.zeros(6, tf.float64)
+        self._sums = tf.Variable(self._zeros, trainable=False, name="steps_rates_losses_samples_counted")
+        self._last_due = NEVER
         self._due = tf.Variable(NEVER, trainable=False, dtype=tf.float64, name="steps_until_due")
         self._begun = tf.Variable(initial_value=False, trainable=False, name="begun")
         self._others = [*others, self._sums, self._due, self._begun]
@@ -72,7 +74,7 @@ class CountedSteps:
         if not self._graph_exists:
             return
         count, rate_sum, loss_sum, loss_count, samples, steps_with_samples = self._sums.numpy().tolist()
-        self._sums.assign(tf.zeros(6, tf.float64))
+        self._sums.assign(self._zeros)
         replica = self._replica()
         if loss_count:
             record_loss(replica, self._model, loss_sum, int(loss_count))
@@ -85,12 +87,15 @@ class CountedSteps:
     def refresh(self) -> None:
         """Update the number of steps that graphs may take without a report. Called whenever it may have changed."""
         if self._graph_exists:
-            due = self._replica().steps_until_due()
-            self._due.assign(NEVER if due is None else float(due))
+            steps = self._replica().steps_until_due()
+            due = NEVER if steps is None else float(steps)
+            if due != self._last_due:  # an assignment takes longer than the rest
+                self._last_due = due
+                self._due.assign(due)
 
     def restart(self) -> None:
         """Discard the counted steps, because the replica's state is being replaced."""
-        self._sums.assign(tf.zeros(6, tf.float64))
+        self._sums.assign(self._zeros)
         self._begun.assign(value=False)
 
     def ask_before_next_step(self) -> None:
