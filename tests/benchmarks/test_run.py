@@ -149,6 +149,31 @@ def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
     assert table.strip() in done.stdout
 
 
+def test_what_gossip_adds_goes_into_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "gossip.md"
+    command = ["mpirun", "-np", "2", sys.executable, str(ROOT / "benchmarks/gossip_on_node.py"), "--size", "4MB"]
+    done = subprocess.run(
+        [*command, "--batch", "2", "--repeats", "1", "--markdown", str(file)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    rows = [line.split("|")[1].strip() for line in file.read_text().splitlines() if line.startswith("|")]
+    assert [row for row in rows if not row.startswith("-")] == ["method", "SGD alone", "SGP", "OSGP", "D-PSGD"]
+
+
+def test_what_fit_takes_besides_goes_into_a_table(tmp_path: Path) -> None:
+    file = tmp_path / "fit.md"
+    command = [sys.executable, str(ROOT / "benchmarks/fit_overhead.py"), "--repeats", "1", "--epochs", "1"]
+    done = subprocess.run(
+        [*command, "--batches", "3", "--markdown", str(file)], capture_output=True, text=True, check=False, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    assert "| synchronous SGD             |" in file.read_text()
+
+
 def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(ROOT / "benchmarks")
     found = peer("horovod_loops.py", "lentando", "--iterations", "2")
