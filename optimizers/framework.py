@@ -8,7 +8,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.weight_watch import WeightWatch
 
-__all__ = ["ChangingFramework", "CoveringFramework", "Framework", "MeasuringFramework"]
+__all__ = ["ChangingFramework", "CoveringFramework", "Framework", "LeavingFramework", "MeasuringFramework"]
 
 
 class Framework(Protocol):
@@ -71,6 +71,17 @@ class CoveringFramework(Framework, Protocol):
 
     def left_out(self) -> Sequence[str]:
         """Names of the model's trainable parameters that no wrapped optimizer has: they are never averaged."""
+
+
+@runtime_checkable
+class LeavingFramework(Protocol):
+    """An optional protocol of adapters, which can leave large gradients where the backward pass has put them."""
+
+    def gradient_parts(self) -> Sequence[Sequence[Array]]:
+        """For each of ``gradients``, arrays which hold its elements, one after the other.
+
+        They are parts of the flat buffer, and gradients in memory of their own, which may be changed there.
+        """
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ import numpy as np
 
 from lentando.comm.capabilities import SharedNode
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.flat import blocks
+from lentando.comm.flat import BLOCK, blocks
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store
@@ -22,7 +22,7 @@ from lentando.comm.reductions.ring import DEFAULT_SEGMENTS, RingReduction, Segme
 from lentando.comm.shared_memory import export_handle, import_handle
 from lentando.comm.transport import Array, Message, Request, Transport
 
-__all__ = ["NodeMemory", "NodeReduction", "open_node_memory"]
+__all__ = ["NodeMemory", "NodeReduction", "add_up", "note_first_non_finite", "open_node_memory"]
 
 Tag = TypeVar("Tag")
 
@@ -91,7 +91,8 @@ class NodeReduction:
         *,
         in_rank_order: bool = False,
     ) -> None:
-        self._traffic = transport.traffic
+        self._transport, self._traffic = transport, transport.traffic
+        self._buffer_size = buffer.size
         node = next(node for node in memory.nodes if transport.rank in node)
         local_rank, count = node.index(transport.rank), len(node)
         self._size = transport.size
@@ -99,11 +100,14 @@ class NodeReduction:
         part = ring_schedule.shard(local_rank, count, buffer.size)
         # In the ring's order: a part is summed starting with the next rank, and ending with this one.
         first = 0 if in_rank_order else local_rank + 1
-        self._values = [memory.buffers[(first + step) % count][part] for step in range(count)]
+        order = [(first + step) % count for step in range(count)]
+        self._values = [memory.buffers[number][part] for number in order]
+        self._ranks = [node[number] for number in order]
         self._part = buffer[part]
         self._neighbors = [values[part] for number, values in enumerate(memory.buffers) if number != local_rank]
         self._crossing_bytes = 2 * (count - 1) * self._part.nbytes  # read from neighbours' memory, and written there
         self._sum: Array = np.empty(self._part.size, accumulator_dtype(buffer.dtype))
+        self._is_finite: Array = np.empty(min(BLOCK, part.stop - part.start), np.bool_)
         self._between: RingReduction | None = None
         self.shard = part
         if len(memory.nodes) > 1:
@@ -128,7 +132,9 @@ class NodeReduction:
     def all_reduce(self, mean: bool) -> None:
         divisor = self._size if mean else 1
         if self._between is None:
+            self._barrier()  # all ranks have written their values
             self._reduce_in_place(divisor)
+            self._end()
         else:
             self._sum_node()
             self._between.reduce_and_divide(divisor)
@@ -136,7 +142,7 @@ class NodeReduction:
 
     @property
     def is_within_node(self) -> bool:
-        """Whether all ranks are on this node, so that ``visit_sum`` and ``replace`` may be called."""
+        """Whether all ranks are on this node, so that the methods that follow may be called."""
         return self._between is None
 
     def visit_sum(self, each: Each) -> None:
@@ -176,6 +182,26 @@ class NodeReduction:
         add_up(terms, total)
         return total
 
+    def all_reduce_and_search(self, mean: bool) -> Array:
+        """Replace the buffer by its sum, or mean, over ranks, and find the ranks whose values were not finite.
+
+        Each rank searches its part of the sum while it is in the cache, and the terms only where the sum is not finite.
+        The result is exchanged in place of the last barrier. There is no first one: the caller has exchanged a message
+        with all ranks since it wrote the buffer, and so have they.
+
+        Args:
+            mean: whether the sum is divided by the number of ranks.
+
+        Returns:
+            By rank the index of its first element that was not finite, the size of the buffer if all were finite; equal
+            on all ranks.
+        """
+        firsts = np.full(self._size, self._buffer_size, np.int64)
+        self._reduce_in_place(self._size if mean else 1, firsts)
+        self._transport.allreduce(firsts, "min")  # no rank writes here any more
+        self._count()
+        return firsts
+
     def _sum_node(self, each: Each | None = None) -> None:
         """Sum this rank's part over the node, into scratch memory, in blocks that stay in the cache meanwhile."""
         self._barrier()  # all ranks have written their values
@@ -186,19 +212,26 @@ class NodeReduction:
                 if each is not None:
                     each(total)
 
-    def _reduce_in_place(self, divisor: int) -> None:
-        """Replace this rank's part by its sum, on every rank of the node."""
-        self._barrier()  # all ranks have written their values
-        is_narrow = self._sum.dtype != self._part.dtype
+    def _reduce_in_place(self, divisor: int, firsts: Array | None = None) -> None:
+        """Replace this rank's part by its sum, on every rank of the node.
+
+        Args:
+            divisor: what the sum is divided by.
+            firsts: indices, by rank, of the first element of the buffer that is not finite, to be lowered; None if the
+                sum is not searched.
+        """
+        # A sum in scratch memory, which stays in the cache, leaves the terms as they are until it has been searched.
+        is_apart = firsts is not None or self._sum.dtype != self._part.dtype
         with quiet():
             for block in blocks(self._part):
                 values = [part[block] for part in self._values]
-                total = self._sum[: values[0].size] if is_narrow else values[0]
+                total = self._sum[: values[0].size] if is_apart else values[0]
                 add_up(values, total)
+                if firsts is not None and not np.isfinite(total, out=self._is_finite[: total.size]).all():
+                    note_first_non_finite(firsts, self._ranks, values, self.shard.start + block.start)
                 store(total, values[0], divisor)
                 for target in values[1:]:
                     np.copyto(target, values[0])
-        self._end()
 
     def _distribute(self) -> None:
         """Write this rank's part into the memory of its neighbours."""
@@ -209,6 +242,9 @@ class NodeReduction:
 
     def _end(self) -> None:
         self._barrier()  # no rank writes here any more: the caller may read and write
+        self._count()
+
+    def _count(self) -> None:
         self._traffic.count_collective(self._crossing_bytes)
 
 
@@ -221,6 +257,21 @@ def add_up(terms: Sequence[Array], total: Array) -> None:
         np.copyto(total, first)
     for term in others:
         np.add(total, term, out=total)
+
+
+def note_first_non_finite(firsts: Array, ranks: Sequence[int], terms: Sequence[Array], start: int) -> None:
+    """Lower the numbers of each rank's first element that is not finite.
+
+    Args:
+        firsts: these numbers by rank.
+        ranks: ranks that the terms belong to.
+        terms: values of these ranks.
+        start: number of the first of the values.
+    """
+    for rank, values in zip(ranks, terms, strict=True):
+        is_bad = ~np.isfinite(values)
+        if is_bad.any():
+            firsts[rank] = min(int(firsts[rank]), start + int(is_bad.argmax()))
 
 
 class _Counterparts:

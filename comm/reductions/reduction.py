@@ -55,6 +55,9 @@ def visit(total: Array, each: Each | None) -> None:
 
 def store(total: Array, out: Array, divisor: int) -> None:
     """``out = total / divisor``, rounded once to the dtype of ``out``."""
+    if divisor != 1 and total is not out and total.dtype == out.dtype:
+        np.true_divide(total, divisor, out=out)  # one pass less
+        return
     if divisor != 1:
         np.true_divide(total, divisor, out=total)
     if total is not out:

@@ -17,7 +17,7 @@ from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.job import job_of
 from lentando.comm.reductions import ring_schedule
-from lentando.comm.reductions.node import add_up, open_node_memory
+from lentando.comm.reductions.node import add_up, note_first_non_finite, open_node_memory
 from lentando.comm.reductions.reduction import quiet, store
 from lentando.comm.shared_memory import shared_zeros
 from lentando.comm.transport import Array, Transport
@@ -33,7 +33,7 @@ STAGED_FROM_BYTES = 256 * 1024
 
 
 class StagedSums:
-    """Sums over the ranks of one transport, in the order of the ranks: ((x_0 + x_1) + x_2) + ...
+    """Sums over the ranks of one transport, in the order of the ranks, ((x_0 + x_1) + x_2) + ..., or of a ring.
 
     Args:
         rank: number of this rank.
@@ -67,28 +67,73 @@ class StagedSums:
         """
         longest = PIECE_BYTES // array.dtype.itemsize
         pieces = [
-            _Piece(self._rank, array[start : start + longest], self._slots[(self._first + number) % PIECES])
+            self._piece([array[start : start + longest]], number)
             for number, start in enumerate(range(0, array.size, longest))
         ]
+        barrier = cast(SharedNode, transport).node_barrier
+        self._pass_through(transport, pieces, mean, first_barrier or barrier, barrier)
+
+    def all_reduce_and_search(self, transport: Transport, arrays: Sequence[Array], *, mean: bool) -> Array:
+        """Replace arrays by their sums, or means, over ranks, and find the ranks whose values were not finite.
+
+        Each rank searches its part of the sum while it is in the cache, and the terms only where the sum is not finite.
+        Sums are formed in the order of ``RingReduction`` of one buffer that contains all arrays.
+
+        Args:
+            transport: the transport, a ``SharedNode``. It is not kept.
+            arrays: one-dimensional contiguous arrays of one dtype, of floating-point numbers, which do not overlap.
+                Ranks may cut the same number of elements into other arrays.
+            mean: whether the sum is divided by the number of ranks.
+
+        Returns:
+            By rank the number of its first element that was not finite, the number of all elements if all were finite;
+            equal on all ranks.
+        """
+        elements = sum(array.size for array in arrays)
+        firsts = np.full(self._size, elements, np.int64)
+        longest, pieces = PIECE_BYTES // arrays[0].dtype.itemsize, list[_Piece]()
+        for leader in range(self._size):
+            chunk = ring_schedule.chunk(leader, self._size, elements)
+            for start in range(chunk.start, chunk.stop, longest):
+                parts = _cut(arrays, start, min(start + longest, chunk.stop))
+                pieces.append(self._piece(parts, len(pieces), leader, start, firsts))
+        barrier = cast(SharedNode, transport).node_barrier
+        self._pass_through(transport, pieces, mean, barrier, lambda: transport.allreduce(firsts, "min"))
+        return firsts
+
+    def _piece(
+        self, parts: Sequence[Array], number: int, leader: int = 0, start: int = 0, firsts: Array | None = None
+    ) -> "_Piece":
+        staging = self._slots[(self._first + number) % PIECES]
+        return _Piece(self._rank, parts, staging, leader, start, firsts)
+
+    def _pass_through(
+        self,
+        transport: Transport,
+        pieces: "Sequence[_Piece]",
+        mean: bool,
+        first_barrier: Callable[[], object],
+        last_barrier: Callable[[], object],
+    ) -> None:
+        """Let pieces pass through the staging memory, and count what is sent."""
         # The memory of a piece is used again for the third piece after it, also if that belongs to the next array: all
         # ranks have passed a barrier since they have copied it out.
         self._first = (self._first + len(pieces)) % PIECES
         divisor = self._size if mean else 1
-        scratch = self._scratch_for(array.dtype)
         barrier = cast(SharedNode, transport).node_barrier
         with quiet():
             for stage in range(len(pieces) + PIECES - 1):
-                if stage == 1 and first_barrier is not None:
-                    first_barrier()
-                elif stage:
-                    barrier()
+                if stage:
+                    (first_barrier if stage == 1 else last_barrier if stage == len(pieces) + 1 else barrier)()
                 if stage >= 2:
                     pieces[stage - 2].copy_out()
                 if 1 <= stage <= len(pieces):
-                    pieces[stage - 1].add_up(divisor, scratch)
+                    piece = pieces[stage - 1]
+                    piece.add_up(divisor, self._scratch_for(piece.dtype))
                 if stage < len(pieces):
                     pieces[stage].copy_in()
-        transport.traffic.count_collective(2 * array.nbytes * (self._size - 1) // self._size)
+        nbytes = sum(piece.nbytes for piece in pieces)
+        transport.traffic.count_collective(2 * nbytes * (self._size - 1) // self._size)
 
     def _scratch_for(self, dtype: np.dtype[Any]) -> Array | None:
         """Memory for sums that are formed in another dtype than that of the array."""
@@ -99,42 +144,82 @@ class StagedSums:
 
 
 class _Piece:
-    """A piece of an array, and the staging memory that it passes through.
+    """A piece of what is summed, and the staging memory that it passes through.
 
     Args:
         rank: number of this rank.
-        values: the piece; read and replaced by its sum.
+        parts: the piece, as one or several arrays; read and replaced by their sums.
         staging: staging memory of each rank, by rank.
+        leader: the rank with whose values each sum begins.
+        start: number of the first element, of all that are summed.
+        firsts: numbers, by rank, of the first element that is not finite, to be lowered; None if the sum is not
+            searched.
     """
 
-    def __init__(self, rank: int, values: Array, staging: Sequence[Array]) -> None:
-        size = len(staging)
-        shared = [memory[: values.nbytes].view(values.dtype) for memory in staging]
-        parts = [ring_schedule.chunk(number, size, values.size) for number in range(size)]
-        mine = parts[rank]
-        self._mine, self._total = values[mine], shared[rank][mine]
-        self._terms = [self._mine if number == rank else memory[mine] for number, memory in enumerate(shared)]
-        others = [number for number in range(size) if number != rank]
-        around = (slice(0, mine.start), slice(mine.stop, values.size))
-        self._in = [(shared[rank][part], values[part]) for part in around if part.stop > part.start]
-        self._out = [(values[parts[number]], shared[number][parts[number]]) for number in others]
+    def __init__(
+        self,
+        rank: int,
+        parts: Sequence[Array],
+        staging: Sequence[Array],
+        leader: int,
+        start: int,
+        firsts: Array | None,
+    ) -> None:
+        size, self.dtype = len(staging), parts[0].dtype
+        elements = sum(part.size for part in parts)
+        self.nbytes = elements * self.dtype.itemsize
+        self._rank, self._firsts = rank, firsts
+        self._order = [(leader + step) % size for step in range(size)]
+        self._shared = [memory[: self.nbytes].view(self.dtype) for memory in staging]
+        self._in: list[tuple[slice, Array]] = []
+        self._mine: list[tuple[slice, Array]] = []
+        self._out: list[tuple[int, slice, Array]] = []
+        for number in range(size):
+            chunk = ring_schedule.chunk(number, size, elements)
+            at = chunk.start
+            for part in _cut(parts, chunk.start, chunk.stop):
+                where = slice(at, at + part.size)
+                at += part.size
+                if number == rank:
+                    self._mine.append((where, part))
+                else:
+                    self._in.append((where, part))
+                    self._out.append((number, where, part))
+        self._start = start
 
     def copy_in(self) -> None:
         """Copy what other ranks sum."""
-        for staged, values in self._in:
-            np.copyto(staged, values)
+        staged = self._shared[self._rank]
+        for where, values in self._in:
+            np.copyto(staged[where], values)
 
     def add_up(self, divisor: int, scratch: Array | None) -> None:
         """Sum this rank's part over the ranks, and store the result in the staging memory and in the array."""
-        total = self._total if scratch is None else scratch[: self._total.size]
-        add_up(self._terms, total)
-        store(total, self._total, divisor)
-        np.copyto(self._mine, self._total)
+        for where, values in self._mine:
+            terms = [values if rank == self._rank else self._shared[rank][where] for rank in self._order]
+            staged = self._shared[self._rank][where]
+            total = staged if scratch is None else scratch[: staged.size]
+            add_up(terms, total)
+            if self._firsts is not None and not np.isfinite(total).all():
+                note_first_non_finite(self._firsts, self._order, terms, self._start + where.start)
+            store(total, staged, divisor)
+            np.copyto(values, staged)
 
     def copy_out(self) -> None:
         """Copy what other ranks have summed."""
-        for values, staged in self._out:
-            np.copyto(values, staged)
+        for number, where, values in self._out:
+            np.copyto(values, self._shared[number][where])
+
+
+def _cut(arrays: Sequence[Array], start: int, stop: int) -> list[Array]:
+    """Elements ``start`` to ``stop`` of arrays that follow each other."""
+    found, begin = [], 0
+    for array in arrays:
+        end = begin + array.size
+        if end > start and begin < stop:
+            found.append(array[max(0, start - begin) : stop - begin])
+        begin = end
+    return found
 
 
 class _Opened:

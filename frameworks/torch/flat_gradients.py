@@ -1,12 +1,15 @@
 """Flat tensors that hold the gradients of a PyTorch model while they are averaged."""
 
 from collections.abc import Mapping, Sequence
+from typing import TypeGuard
 
 import torch
 
+from lentando.comm.transport import Array
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
-from lentando.torch.local_tensors import address, copy_into, set_gradient
+from lentando.torch.large_gradients import LargeGradients
+from lentando.torch.local_tensors import addresses, copy_into, set_gradient
 
 __all__ = ["TorchGradients"]
 
@@ -26,6 +29,8 @@ class TorchGradients(FlatGradients):
         memory: flat memory of the gradients, one for each dtype.
         views: the part of the flat memory for the gradient of each parameter, by name: tensors of the parameter's
             shape, each with a storage of its own.
+        in_place: large gradients that have stayed where the backward pass has put them, by number: arrays before they
+            are averaged, and None after that.
     """
 
     def __init__(
@@ -43,21 +48,40 @@ class TorchGradients(FlatGradients):
         }
         presence = [of_dtype.view(len(of_dtype.layout.entries) - 1, of_dtype.flat) for of_dtype in self.memory]
         super().__init__(layouts, views, presence)
+        self._trained = [parameters[name] for name in views]
+        self._homes = list(views.values())
+        self._presence = presence
+        self._addresses = addresses(self._homes)
+        self._large = LargeGradients(self.memory, self._homes)
+        self.in_place: dict[int, Array | None] = {}
+        self._addresses_in_use = frozenset(self._addresses) - {0}  # of parameters without elements
 
-    def gather(self, are_copied: bool = False) -> None:
+    def gather(self, are_copied: bool = False, in_place: bool = False) -> None:
         """Copy the gradients of the model into the flat memory, with a note of which parameters have one.
 
         Args:
             are_copied: whether the flat memory already holds the gradients, so that only the note is written.
+            in_place: whether large gradients may stay where the backward pass has put them, so that ``parts`` has them.
         """
-        gradients = {name: self.parameters[name].grad for name in self.views}
-        sparse = {name: given for name, given in gradients.items() if given is not None and given.is_sparse}
-        gradients |= {name: given.to_dense() if self._sparse_as_dense else None for name, given in sparse.items()}
-        if not are_copied:
-            are_copied = all(_copy_together(memory, gradients) for memory in self.memory)
-        self.put(gradients, are_copied=are_copied, sparse=sparse)
+        given = [parameter.grad for parameter in self._trained]
+        self.in_place = dict(self._large.found_in(given)) if in_place else {}
+        if _all_dense(given) and (are_copied or self._copy_together(given)):
+            for presence in self._presence:
+                presence.fill_(1)
+        else:
+            self._put_one_by_one(dict(zip(self.views, given, strict=True)), are_copied)
         for memory in self.memory:
             memory.load()
+
+    @property
+    def names_in_place(self) -> set[str]:
+        """Names of the parameters whose gradients have stayed where the backward pass has put them."""
+        names = list(self.views)
+        return {names[number] for number in self.in_place}
+
+    def parts(self) -> list[list[Array]]:
+        """Arrays that hold the gradients, one after the other, for each flat memory: parts of it, and large ones."""
+        return self._large.parts({number: each for number, each in self.in_place.items() if each is not None})
 
     def scatter(self) -> list[str]:
         """Give the averaged gradients to the model, as tensors over the flat memory.
@@ -65,15 +89,52 @@ class TorchGradients(FlatGradients):
         Returns:
             Names of the parameters whose gradients are sparse on some rank, which remain to be averaged.
         """
+        self.in_place = dict.fromkeys(self.in_place)  # the gradients are the model's again, which may free them
         for memory in self.memory:
             memory.store()
+        if all(bool((presence > 0).all()) for presence in self._presence):
+            for number, (parameter, view) in enumerate(zip(self._trained, self._homes, strict=True)):
+                if number not in self.in_place:
+                    set_gradient(parameter, view)
+            return []
         sparse = self.sparse()
-        for name, view in self.taken().items():
+        for number, (name, view) in enumerate(self.taken().items()):
+            if number in self.in_place:
+                continue
             if name not in sparse:
                 set_gradient(self.parameters[name], view)
             elif self._sparse_as_dense:
                 set_gradient(self.parameters[name], self.views[name].to_sparse(min(1, self.views[name].dim())))
         return [] if self._sparse_as_dense else sparse
+
+    def _copy_together(self, given: Sequence[torch.Tensor]) -> bool:
+        """Copy gradients by one operation, which takes a fraction of the time for small ones.
+
+        Args:
+            given: gradient of each parameter, dense.
+
+        Returns:
+            False, and nothing is copied, if some gradients lie in the flat memory, and others do not.
+        """
+        found = addresses(given)
+        if found == self._addresses:
+            return True
+        if not self._addresses_in_use.isdisjoint(found):
+            return False
+        homes = self._homes
+        if self.in_place:
+            copied = [number for number in range(len(given)) if number not in self.in_place]
+            given, homes = [given[number] for number in copied], [homes[number] for number in copied]
+        if homes:
+            with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
+                torch._foreach_copy_(homes, list(given))
+        return True
+
+    def _put_one_by_one(self, gradients: dict[str, torch.Tensor | None], are_copied: bool) -> None:
+        gradients |= {name: self.views[name] for name in self.names_in_place}  # so that nothing is copied
+        sparse = {name: each for name, each in gradients.items() if each is not None and each.is_sparse}
+        gradients |= {name: each.to_dense() if self._sparse_as_dense else None for name, each in sparse.items()}
+        self.put(gradients, are_copied=are_copied, sparse=sparse)
 
     def copy(self, view: torch.Tensor, values: torch.Tensor) -> None:
         """Copy values into a part of the flat memory, unless it holds them already."""
@@ -84,25 +145,6 @@ class TorchGradients(FlatGradients):
         return torch.tensor(values, dtype=like.dtype)
 
 
-def _copy_together(memory: FlatMemory, gradients: Mapping[str, torch.Tensor | None]) -> bool:
-    """Copy gradients into their flat memory by one operation, which takes a fraction of the time for small ones.
-
-    Args:
-        memory: flat memory of the gradients of one dtype.
-        gradients: the gradients by name.
-
-    Returns:
-        False, and nothing is copied, if a gradient is missing, lies in flat memory or has another order of elements.
-    """
-    flat, parts = memory.flat, []
-    start, end = address(flat), address(flat) + flat.nbytes
-    for entry in memory.layout.entries[:-1]:
-        gradient = gradients[entry.name]
-        if gradient is None or entry.order != "C" or gradient.dtype != flat.dtype or not gradient.is_contiguous():
-            return False
-        if start <= address(gradient) < end or gradient.device != flat.device:
-            return False
-        parts.append(gradient.view(-1))
-    with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
-        torch.cat(parts, out=flat[: memory.layout.offsets[-1]])
-    return True
+def _all_dense(gradients: Sequence[torch.Tensor | None]) -> TypeGuard[Sequence[torch.Tensor]]:
+    """Return whether every parameter has a gradient, and none is sparse."""
+    return not any(gradient is None or gradient.is_sparse for gradient in gradients)

@@ -47,12 +47,12 @@ class GradientAverages:
         self._follow_buckets()
         gradients = self._model.flat_gradients
         if self._overlap is None or self._replica.joined:
-            gradients.gather()
+            gradients.gather(in_place=self._replica.gradients.may_stay)
         else:
             gradients.gather(are_copied=self._overlap.finish())
         averaged = self._replica.average_gradients(loss, overflow, defer=defer)
         if sparse := gradients.scatter():
-            average_sparse(self._replica, gradients.parameters, sparse)
+            average_sparse(self._replica, gradients.parameters, sparse, gradients.names_in_place)
         return averaged.loss, bool(averaged.overflowed)
 
     def paused(self) -> AbstractContextManager[object]:

@@ -7,12 +7,15 @@ from memory that FSDP keeps for itself. Such tensors would have to be copied int
 and ``store`` of the framework (``model.py``).
 """
 
+from collections.abc import Sequence
+
 import torch
 
 from lentando.comm.errors import ConfigurationError
 
 __all__ = [
     "address",
+    "addresses",
     "as_complex",
     "as_real",
     "copy_into",
@@ -34,6 +37,14 @@ def address(tensor: torch.Tensor) -> int:
         return tensor.data_ptr()
     except (RuntimeError, ValueError):  # sparse tensors, wrappers, parameters of lazy modules
         return 0
+
+
+def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
+    """Return the ``address`` of each tensor, faster."""
+    try:
+        return list(map(torch.Tensor.data_ptr, tensors))
+    except (RuntimeError, ValueError):
+        return list(map(address, tensors))
 
 
 def is_same_memory(tensor: torch.Tensor, other: torch.Tensor) -> bool:

@@ -155,6 +155,9 @@ class TorchModel:
     def gradients(self) -> Sequence[FlatBuffer]:
         return [memory.buffer for memory in self.flat_gradients.memory]
 
+    def gradient_parts(self) -> Sequence[Sequence[Array]]:
+        return self.flat_gradients.parts()
+
     @cached_property
     def flat_gradients(self) -> TorchGradients:
         """The flat tensors in which gradients are averaged, allocated when they are first needed."""

@@ -1,6 +1,6 @@
 """Sparse gradients (of embeddings), averaged by gathering the rows that the ranks have."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,9 @@ from lentando.torch.local_tensors import set_gradient
 __all__ = ["average_sparse", "gather_rows"]
 
 
-def average_sparse(replica: Replica, parameters: Mapping[str, torch.Tensor], names: Sequence[str]) -> None:
+def average_sparse(
+    replica: Replica, parameters: Mapping[str, torch.Tensor], names: Sequence[str], averaged_in_place: Collection[str]
+) -> None:
     """Replace sparse gradients by their mean over all ranks, or by their sum if the base algorithm forms sums.
 
     Collective. A rank where a parameter has no gradient counts as zeros, and a dense one is converted.
@@ -25,9 +27,12 @@ def average_sparse(replica: Replica, parameters: Mapping[str, torch.Tensor], nam
         replica: replica that the model belongs to.
         parameters: parameters by name.
         names: names of the parameters whose gradients are sparse on some rank, the same on all ranks.
+        averaged_in_place: names of the parameters whose gradients on this rank are dense, and were averaged already
+            where the backward pass has put them.
 
     Raises:
-        ConfigurationError: inside ``join``, and with ``on_nonfinite="skip"``, which are not possible with them.
+        ConfigurationError: on every rank, if one of them is among ``averaged_in_place`` on some rank; inside ``join``,
+            and with ``on_nonfinite="skip"``, which are not possible with sparse gradients.
         NonFiniteError: on every rank, if the average is not finite.
     """
     settings, transport = replica.settings, replica.transport
@@ -38,6 +43,13 @@ def average_sparse(replica: Replica, parameters: Mapping[str, torch.Tensor], nam
         )
     divisor = 1 if getattr(settings.base, "op", None) is Sum else transport.size
     with replica.costs.of("gradients", replica.inner_steps + 1):
+        is_lost = np.array([name in averaged_in_place for name in names])
+        if (by_rank := transport.allgather(is_lost)).any():
+            name = names[int(by_rank.any(axis=0).argmax())]
+            raise ConfigurationError(
+                f"the gradient of parameter {name!r} is sparse on some ranks and dense on others: use "
+                "sparse_as_dense=True"
+            )
         averaged = transaction(transport, lambda: _gathered(transport, [parameters[name] for name in names]))
     for name, gradient in zip(names, averaged, strict=True):
         if not gradient.values().isfinite().all():

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import nan
 
+import numpy as np
+
 from lentando.comm.agreement import Event, ranks_where
-from lentando.comm.elastic import in_place
+from lentando.comm.elastic import in_place, is_elastic
 from lentando.comm.errors import NonFiniteError
 from lentando.comm.transport import Array
+from lentando.optimizers.framework import LeavingFramework
 from lentando.optimizers.replica.channel import Channel
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
@@ -65,26 +68,58 @@ class Gradients:
         self._deferred_error: NonFiniteError | None = None
         self._copies: list[Array] = []  # in an elastic job
 
+    @property
+    def may_stay(self) -> bool:
+        """Whether large gradients need not be copied into the flat buffers, the same on all ranks."""
+        setup = self._setup
+        return (
+            self._searches_in_sum
+            and not self._progress.is_joined
+            and setup.base.search.takes_parts
+            and isinstance(setup.framework, LeavingFramework)
+        )
+
+    @property
+    def _searches_in_sum(self) -> bool:
+        """Whether gradients are searched while they are summed, not before, the same on all ranks."""
+        setup = self._setup
+        return setup.base.search.can_search and not self._non_finite.skips and not is_elastic(setup.transport)
+
     def average(self, loss: float | None, has_overflowed: bool, is_scaled: bool, defer: bool) -> AveragedLoss:
         """Average the gradients of a step that has begun. Arguments and errors are those of ``average_gradients``."""
         setup = self._setup
         step = self._progress.inner_steps + 1
-        found = None if has_overflowed or is_scaled else first_non_finite(setup.framework.gradients)
+        is_searched = not (has_overflowed or is_scaled)
+        searches = self._searches_in_sum
+        framework = setup.framework
+        parts = framework.gradient_parts() if self.may_stay and isinstance(framework, LeavingFramework) else None
+        found = first_non_finite(setup.framework.gradients) if is_searched and not searches else None
         own_loss = nan if has_overflowed or is_scaled else loss_to_send(loss)
 
         def attempt() -> AveragedLoss:
             by_rank = self._agree(own_loss, has_overflowed, found)
             self._weights.compare(ranks_where(by_rank["weights_set"]))
             verdict = self._deferred_error = None
-            try:
-                verdict = self._judge(by_rank, step, found)
-            except NonFiniteError as error:
-                if not defer:
-                    raise
-                self._deferred_error = error
+
+            def judge(by_rank: Mapping[str, Array], found: str | None) -> None:
+                nonlocal verdict
+                try:
+                    verdict = self._judge(by_rank, step, found)
+                except NonFiniteError as error:
+                    if not defer:
+                        raise
+                    self._deferred_error = error
+
+            judge(by_rank, found)
             if self._uneven.is_partial:
                 self._uneven.rates_of_active()
-            self._average(verdict)
+            if searches and verdict is None and not self._uneven.is_partial:
+                by_search = setup.base.search.average_and_search(parts)
+                if is_searched and self._deferred_error is None and any(by_search):
+                    are_finite = np.array([name is None for name in by_search])
+                    judge({**by_rank, "is_finite": are_finite}, by_search[setup.transport.rank])
+            else:
+                self._average(verdict)
             return AveragedLoss(
                 mean_loss(by_rank["loss"]) if verdict is None else verdict.loss, ranks_where(by_rank["has_overflowed"])
             )

@@ -12,6 +12,7 @@ from lentando.optimizers.rules.base_algorithm import (
     OuterAverageHooks,
     Recoverable,
     Resizable,
+    SearchesGradients,
     StatefulAlgorithm,
 )
 from lentando.optimizers.rules.gradient_buckets import BucketCoverage, OverlapsGradients
@@ -26,6 +27,7 @@ OPTIONAL_PROTOCOLS: tuple[type, ...] = (
     Recoverable,
     Resizable,
     OverlapsGradients,
+    SearchesGradients,
 )
 
 
@@ -41,6 +43,7 @@ class AlgorithmHooks:
         recovery: begins again after ranks have died.
         resizing: continues a saved state on another number of ranks.
         overlap: averages gradients during the backward pass.
+        search: finds gradients that are not finite while it averages them.
     """
 
     steps: BoundAlgorithm
@@ -50,6 +53,7 @@ class AlgorithmHooks:
     recovery: Recoverable
     resizing: Resizable
     overlap: OverlapsGradients
+    search: SearchesGradients
 
     def prepare_average(self, partial_average: PartialAverage | None = None) -> None:
         """Make the buffers ready for an exact average.
@@ -88,6 +92,7 @@ def hooks_of(bound: BoundAlgorithm) -> AlgorithmHooks:
         bound if isinstance(bound, Recoverable) else _BeginsAgain(outer_average),
         bound if isinstance(bound, Resizable) else _RefusesState(name),
         bound if isinstance(bound, OverlapsGradients) else _NoOverlap(),
+        bound if isinstance(bound, SearchesGradients) else _NoSearch(),
     )
 
 
@@ -185,3 +190,12 @@ class _NoOverlap:
 
     def finish_buckets(self, agreed: BucketCoverage) -> None:
         return
+
+
+class _NoSearch:
+    """Gradients are searched before they are averaged."""
+
+    can_search = takes_parts = False
+
+    def average_and_search(self, parts: Sequence[Sequence[Array]] | None = None) -> Sequence[str | None]:
+        raise NotImplementedError

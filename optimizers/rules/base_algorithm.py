@@ -10,6 +10,7 @@ A ``BoundAlgorithm`` needs the two step hooks only. Everything else is optional,
 - ``DropsNonFinite``: parameters are mixed, and a rank's NaN can be kept from its neighbours.
 - ``Recoverable``: ranks may have begun unequal numbers of message exchanges when one of them dies.
 - ``Resizable``: a saved state can be continued on another number of ranks.
+- ``SearchesGradients``: gradients that are not finite are found while they are averaged.
 - ``lentando.optimizers.rules.gradient_buckets.OverlapsGradients``: gradients are averaged during the backward pass.
 - ``lentando.comm.agreement.Participant``: the algorithm attaches numbers to the control messages, and receives those of
   all ranks.
@@ -33,8 +34,13 @@ __all__ = [
     "OuterAverageHooks",
     "Recoverable",
     "Resizable",
+    "SearchesGradients",
     "StatefulAlgorithm",
 ]
+
+
+LARGE_ELEMENTS = 64 * 1024
+"""Gradients of at least so many elements may stay where they are computed, if the base algorithm permits it."""
 
 
 class BaseAlgorithm(Protocol):
@@ -176,4 +182,33 @@ class Resizable(Protocol):
 
         Raises:
             ConfigurationError: if the algorithm cannot continue from it.
+        """
+
+
+@runtime_checkable
+class SearchesGradients(Protocol):
+    """Finds gradients that are not finite while it averages them, which saves a pass over memory.
+
+    By default each rank searches its gradients before the average.
+    """
+
+    @property
+    def can_search(self) -> bool:
+        """Whether ``average_and_search`` is possible, the same on all ranks."""
+
+    @property
+    def takes_parts(self) -> bool:
+        """Whether ``average_and_search`` is faster if large gradients are not copied, the same on all ranks."""
+
+    def average_and_search(self, parts: Sequence[Sequence[Array]] | None = None) -> Sequence[str | None]:
+        """Average the gradients in place over all ranks, as ``average_gradients`` does.
+
+        All ranks have exchanged a message since their gradients were complete.
+
+        Args:
+            parts: for each gradient buffer, arrays that hold its elements one after the other; None on all ranks, if
+                these are the buffers.
+
+        Returns:
+            By rank the name of the first parameter whose gradient was not finite, None if all were; equal on all ranks.
         """

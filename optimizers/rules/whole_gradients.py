@@ -1,5 +1,6 @@
 """The average or sum of all gradients at once, buffer by buffer, which may be sent in 16 bits."""
 
+import os
 from collections.abc import Sequence
 
 import numpy as np
@@ -8,8 +9,10 @@ from lentando.comm.array_module import array_module
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.flat import FlatBuffer
+from lentando.comm.reductions.node import NodeReduction
+from lentando.comm.reductions.staged import StagedSums, staged_sums
 from lentando.comm.transport import Array, Transport
-from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
+from lentando.optimizers.rules.base_algorithm import LARGE_ELEMENTS, BoundAlgorithm, SearchesGradients
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
 from lentando.optimizers.rules.rounding import rounded_into
 from lentando.optimizers.rules.wire import WireDtype
@@ -17,7 +20,7 @@ from lentando.optimizers.rules.wire import WireDtype
 __all__ = ["WholeGradients"]
 
 
-class WholeGradients(BoundAlgorithm):
+class WholeGradients(BoundAlgorithm, SearchesGradients):
     """Reduces the gradients of all parameters, after the backward pass.
 
     Args:
@@ -38,12 +41,14 @@ class WholeGradients(BoundAlgorithm):
         wire_dtype: WireDtype | None,
         predivide_factor: float,
     ) -> None:
-        self._size = transport.size
+        self._transport, self._size = transport, transport.size
         self._gradients = gradients
         self._is_sum = is_sum
         self._predivide_factor = predivide_factor
         self._sent = [_sent(buffer.array, wire_dtype) for buffer in gradients]
         self._reductions = [plan_reduction(transport, array, algorithm) for array in self._sent]
+        self._staged = [_staged(transport, buffer) for buffer in gradients]
+        self._searching = [each for each in self._reductions if isinstance(each, NodeReduction) and each.is_within_node]
 
     def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
         for buffer, sent, reduction in zip(self._gradients, self._sent, self._reductions, strict=True):
@@ -65,6 +70,41 @@ class WholeGradients(BoundAlgorithm):
                 array *= partial_average.active_ranks
             elif self._is_sum and is_rounded:
                 array *= self._size
+
+    @property
+    def can_search(self) -> bool:
+        is_changed = self._predivide_factor != 1 or any(
+            sent is not buffer.array for buffer, sent in zip(self._gradients, self._sent, strict=True)
+        )
+        return not is_changed and len(self._searching) == len(self._reductions)
+
+    @property
+    def takes_parts(self) -> bool:
+        return self.can_search and any(staged is not None for staged in self._staged)
+
+    def average_and_search(self, parts: Sequence[Sequence[Array]] | None = None) -> Sequence[str | None]:
+        names: list[str | None] = [None] * self._size
+        for number, buffer in enumerate(self._gradients):
+            staged, is_mean = self._staged[number], not self._is_sum
+            if parts is None or staged is None:
+                firsts = self._searching[number].all_reduce_and_search(is_mean)
+            else:
+                firsts = staged.all_reduce_and_search(self._transport, parts[number], mean=is_mean)
+            for rank, first in enumerate(firsts.tolist()):
+                if names[rank] is None and first < buffer.array.size:
+                    names[rank] = buffer.layout.entry_at(first).name
+        return names
+
+
+def _staged(transport: Transport, buffer: FlatBuffer) -> StagedSums | None:
+    """Sums of gradients that stay where they are, if that is faster than to copy them. Collective.
+
+    Where ranks share cores, each pass of a piece through the staging memory costs more than it saves.
+    """
+    has_large = any(entry.size >= LARGE_ELEMENTS for entry in buffer.layout.entries)
+    if not has_large or transport.local_size > (os.cpu_count() or 1):
+        return None
+    return staged_sums(transport, buffer.array)
 
 
 def _sent(array: Array, wire_dtype: WireDtype | None) -> Array:
