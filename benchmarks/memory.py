@@ -1,9 +1,10 @@
-"""Memory that SlowMo takes beyond its base optimizer, in copies of the parameters.
+"""Memory that SlowMo and synchronous SGD take beyond the base optimizer, in copies of the parameters.
 
     mpirun -np 4 python benchmarks/memory.py
     mpirun -np 4 python benchmarks/memory.py --base sgp --size 400MB
     mpirun -np 4 python benchmarks/memory.py --delay 1 --wire-dtype int8
     mpirun -np 4 python benchmarks/memory.py --weighting samples
+    mpirun -np 4 python benchmarks/memory.py --base all-reduce        # synchronous SGD, without outer steps
     python benchmarks/run.py memory                                   # all options, each in a job of its own
 
 A rank's memory is its proportional set size (Linux): what ranks share counts once, divided among them.
@@ -13,7 +14,9 @@ import argparse
 import ctypes
 import gc
 import json
+import os
 from pathlib import Path
+from typing import Any
 
 import destinations
 import torch
@@ -27,7 +30,8 @@ import lentando.torch as lt
 PERIOD = 2
 CODED_BITS = {"int8": 8.125, "int4": 4.125, None: 32}
 """Bits of a parameter in a message."""
-BASES = {"local": lt.LocalSGD, "sgp": lt.SGP, "osgp": lt.OSGP}
+SYNCHRONOUS = "all-reduce"
+BASES = {SYNCHRONOUS: lt.AllReduce, "local": lt.LocalSGD, "sgp": lt.SGP, "osgp": lt.OSGP}
 
 
 def used_bytes() -> int:
@@ -65,17 +69,20 @@ def main() -> None:
     train(sgd, 2)
     comm.Barrier()
     before = used_bytes()
-    optimizer = lt.SlowMo(
-        sgd,
-        model=model,
-        base=BASES[options.base](),
-        period=PERIOD,
-        slow_momentum=0.5,
-        delay=options.delay,
-        fragments=options.fragments,
-        wire_dtype=options.wire_dtype,
-        weighting=options.weighting,
-    )
+    slow: dict[str, Any] = {
+        "period": PERIOD,
+        "slow_momentum": 0.5,
+        "delay": options.delay,
+        "fragments": options.fragments,
+        "wire_dtype": options.wire_dtype,
+        "weighting": options.weighting,
+    }
+    base = BASES[options.base]()
+    optimizer: lt.DistributedOptimizer
+    if options.base == SYNCHRONOUS:
+        optimizer = lt.DistributedOptimizer(sgd, model=model, base=base)
+    else:
+        optimizer = lt.SlowMo(sgd, model=model, base=base, **slow)
     # One more step than two rounds and the delay, which creates the base state again.
     train(optimizer, 2 * PERIOD + options.delay + 1, **({} if options.weighting == "equal" else {"samples": 1}))
     comm.Barrier()
@@ -88,13 +95,15 @@ def main() -> None:
         else:
             rows = [[method(options), f"{max(copies):.2f}", f"{min(copies):.2f}", f"{goal:.2f}"]]
             caption = f"Copies of a model of {in_words(options.size)} in float32, beyond SGD with momentum. {where}."
-            header = ["SlowMo", "copies, largest rank", "smallest rank", "expected"]
+            header = ["method", "copies, largest rank", "smallest rank", "expected"]
             report(f"{table(header, rows)}\n\n{caption}", options.markdown)
     lt.shutdown()
 
 
 def expected(options: argparse.Namespace, size: int) -> float:
-    """Copies of the parameters that SlowMo over Local SGD should take on each rank."""
+    """Copies of the parameters that SlowMo over Local SGD, or synchronous SGD, should take on each rank."""
+    if options.base == SYNCHRONOUS:
+        return 0 if size <= (os.cpu_count() or 1) else 1  # gradients stay where they are, or are copied
     is_coded = options.wire_dtype is not None
     messages = (2 - 1 / size) * CODED_BITS[options.wire_dtype] / 32  # of all parts, and of all ranks' own part
     if options.delay or options.fragments > 1:
@@ -116,7 +125,9 @@ def method(options: argparse.Namespace) -> str:
         "weighting": options.weighting if options.weighting != "equal" else None,
     }
     words = ", ".join(f"{name}={value}" for name, value in chosen.items() if value is not None)
-    return f"over {options.base}{f', {words}' if words else ''}"
+    if options.base == SYNCHRONOUS:
+        return "synchronous SGD"
+    return f"SlowMo over {options.base}{f', {words}' if words else ''}"
 
 
 if __name__ == "__main__":

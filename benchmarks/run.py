@@ -8,6 +8,8 @@
                                                         4 times as long as they compute
     python benchmarks/run.py horovod                    loops of Horovod's users, under Horovod and under Lentando,
                                                         2 and 4 ranks on this machine
+    python benchmarks/run.py synchronous                synchronous SGD against DDP, Horovod and computing alone,
+                                                        2 and 4 ranks on this machine
     python benchmarks/run.py tensors                    lt.allreduce_ of ordinary tensors against MPI_Allreduce and Gloo
     python benchmarks/run.py c10d                       all-reduce and DistributedDataParallel over backends of
                                                         torch.distributed, 2 and 4 ranks on this machine
@@ -15,7 +17,8 @@
     python benchmarks/run.py gossip                     what gossip adds to SGD, 2 and 4 ranks on this machine
     python benchmarks/run.py fit                        what a batch of Keras's fit costs besides, on 1 and 2 ranks
     python benchmarks/run.py step                       what step() adds to the bare optimizer's, on 1 and 4 ranks
-    python benchmarks/run.py memory                     what options of SlowMo take besides, 2 and 4 ranks
+    python benchmarks/run.py memory                     what options of SlowMo, and synchronous SGD, take besides,
+                                                        2 and 4 ranks
     python benchmarks/run.py papers                     the papers' experiments on simulated workers; hours, in parts:
                                                         see python benchmarks/run.py papers --help
     python benchmarks/run.py node --results benchmarks/results
@@ -214,6 +217,33 @@ def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[s
     )
 
 
+def synchronous(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
+    """A table of iterations of synchronous SGD by model and library, and of other methods on many small parameters."""
+    from peers.synchronous import ALONE, MODELS, SYNCHRONOUS
+
+    names = [name for name in (OURS, "Gloo", "Horovod", HOROVOD_OVER_MPI) if name.split()[0] in libraries]
+    by_library = alternate(group, names, "synchronous.py", dict.fromkeys(names, ()), options.repeats)
+    ours = by_library[OURS]
+    rows = []
+    for loop in ours:
+        model, _, method = loop.rpartition(", ")
+        peers = [by_library[name][f"{model}, {SYNCHRONOUS}"] for name in names[1:]]
+        best = min(peers, key=lambda sample: sample.median, default=ours[loop])
+        is_alone = method == ALONE
+        of_alone = "" if is_alone else f"{ours[f'{model}, {ALONE}'].times_faster_than(ours[loop]):.2f}"
+        theirs = [str(by_library[name].get(loop, "")) for name in names[1:]]
+        faster = f"{ours[loop].times_faster_than(best):.2f}" if method == SYNCHRONOUS else ""
+        rows.append([loop, str(ours[loop]), *theirs, of_alone, faster])
+    header = ["loop", OURS, *("DDP over Gloo" if name == "Gloo" else name for name in names[1:])]
+    header += ["of compute alone", "times faster than the best"]
+    caption = (
+        f"each a mean of many iterations on the slowest rank. {', '.join(MODELS)}: as benchmarks/peers/synchronous.py "
+        "makes them. Synchronous SGD: all settings are the defaults, of DDP and Horovod, too. Of compute alone: the "
+        "time of an iteration / that of the bare optimizer on the same ranks. Medians of the pairs."
+    )
+    publish(options, group, table(header, rows), caption)
+
+
 def c10d(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
     """A table of all-reduces and of training by DistributedDataParallel, over backends of torch.distributed."""
     names = [name for name in (OURS, "Gloo", "Horovod") if name in libraries]
@@ -245,9 +275,9 @@ def memory(options: argparse.Namespace, group: HostGroup, _: Sequence[str]) -> N
     rows = []
     for given in MEMORY_OPTIONS:
         found = run_job(program_on(group.ranks, "memory.py", [*given, "--json"]))
-        words = " ".join(given).replace("--", "") or "defaults"
+        words = "synchronous SGD" if "--base" in given else " ".join(given).replace("--", "") or "defaults"
         rows.append([words, *(f"{found[figure]:.2f}" for figure in ("largest", "smallest", "expected"))])
-    text = table(["SlowMo over Local SGD", "copies, largest rank", "smallest rank", "expected"], rows)
+    text = table(["SlowMo over Local SGD, by options", "copies, largest rank", "smallest rank", "expected"], rows)
     about = f"Copies of a model of 100 MB in float32, beyond SGD with momentum. {group}. {machine()}."
     report(f"{text}\n\n{about}", options.results and options.results / "memory.md")
 
@@ -308,9 +338,10 @@ MEMORY_OPTIONS = (
     ["--wire-dtype", "int4"],
     ["--delay", "1", "--wire-dtype", "int8"],
     ["--weighting", "samples"],
+    ["--base", "all-reduce"],
 )
 """Options of ``memory.py``."""
-ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod, "c10d": c10d, "memory": memory}
+ON_THIS_MACHINE = {"node": all_reduces, "horovod": horovod, "synchronous": synchronous, "c10d": c10d, "memory": memory}
 OVER_LINKS = {
     "links": (all_reduces, 1e9),
     "iterations": (iterations, 1e9),

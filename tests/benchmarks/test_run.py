@@ -184,6 +184,13 @@ def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPat
     assert (len(shapes), sum(map(math.prod, shapes))) == (161, 25_557_032)  # as torchvision's has
 
 
+def test_loops_of_synchronous_sgd_run_with_lentando() -> None:
+    found = peer("synchronous.py", "lentando", "--iterations", "1", "--models", "5,000 parameters")
+    methods = ["compute alone", "synchronous SGD", "overlap=True", "SlowMo", "SGP"]
+    assert list(found) == [f"5,000 parameters, {method}" for method in methods]
+    assert all(seconds > 0 for seconds in found.values())
+
+
 @pytest.mark.parametrize("backend", selected_cases(["lentando"], ["lentando", "gloo"]))
 def test_backends_of_torch_distributed_report_the_same_figures(backend: str) -> None:
     found = peer("c10d.py", backend, "--sizes", "64000", "--layers", "2")
