@@ -101,8 +101,8 @@ class Replica(BetweenSteps):
         rank_weights = self.rank_weights = RankWeights(setup, progress)
         channel.add(timing)  # the first: it measures the whole message
         channel.add(stopping, uneven, waiting=True)
-        if transport.size > 1:
-            channel.add(RankComparison(transport, setup.settings.rates_may_differ, progress))
+        comparison = RankComparison(transport, setup.settings.rates_may_differ, progress)
+        channel.add(comparison, waiting=transport.size == 1)
         if rank_weights.is_needed:
             channel.add(rank_weights)
         if settings.delay == "auto":
