@@ -1,16 +1,14 @@
 """The distributed optimizer for Keras: a wrapper around the user's optimizer that trains one of the replicas."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 import keras
-import numpy as np
 import tensorflow as tf
 
-from lentando.comm import operations
 from lentando.comm.capabilities import shares_memory
-from lentando.comm.errors import CheckpointError, ConfigurationError
+from lentando.comm.errors import ConfigurationError
 from lentando.comm.operations import Average, Op
 from lentando.comm.process_sets import ProcessSet, global_process_set, transport_of
 from lentando.comm.transports.single import SingleTransport
@@ -18,16 +16,12 @@ from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.horovod_arguments import wire_dtype_of, with_reduction
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.methods import SettingsArguments
-from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.state import copied
-from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wrapped
+from lentando.optimizers.replica_optimizer import check_not_wrapped
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
 from lentando.tensorflow.backward_passes import BackwardPasses
 from lentando.tensorflow.base_optimizer import BaseOptimizer, as_optimizer
-from lentando.tensorflow.checkpoint_state import KerasTraining
 from lentando.tensorflow.compression import Compression, Compressor
-from lentando.tensorflow.convert import as_tensor
 from lentando.tensorflow.counted_steps import check_loss
 from lentando.tensorflow.description import describe_optimizer, short_description
 from lentando.tensorflow.environment import check_environment
@@ -37,6 +31,7 @@ from lentando.tensorflow.model import KerasModel
 from lentando.tensorflow.original_errors import convert_errors_of
 from lentando.tensorflow.precision import warn_of_rounded_betas
 from lentando.tensorflow.python_calls import check_can_wait, unconverted
+from lentando.tensorflow.replica_optimizer import HiddenModel, KerasReplicaOptimizer
 from lentando.tensorflow.saved_optimizer import SavesBaseOptimizer
 from lentando.tensorflow.state_variables import native
 from lentando.tensorflow.steps import Steps
@@ -50,7 +45,7 @@ __all__ = ["DistributedOptimizer"]
 
 @keras.saving.register_keras_serializable("lentando")
 @takes_arguments_of(Settings, SettingsArguments)
-class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
+class DistributedOptimizer(KerasReplicaOptimizer, SavesBaseOptimizer):
     """A Keras optimizer whose model is one of the job's replicas.
 
     Wraps any Keras 3 optimizer and is one itself: in ``model.compile`` and ``fit``, in a ``tf.function`` and in an
@@ -144,12 +139,10 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         self._settings = method
         does_reset = method.for_optimizer(describe_optimizer(optimizer)).base_buffers == "reset"
         self._base = BaseOptimizer(optimizer, does_reset or method.on_nonfinite == "skip", self._iterations)
-        self._hidden = _Hidden(model)
+        self._hidden = HiddenModel(model)
         self._local = LocalVariables(lambda: world.size, scale_local_gradients)
         self._passes = backward_passes_per_step, average_aggregated_gradients
         self._base_optimizer = optimizer
-        self._model: KerasModel
-        self._steps: Steps
         self._scaled_loss: tuple[Any, Any] | None = None
         if model is not None:
             convert_errors_of(model)
@@ -288,113 +281,13 @@ class DistributedOptimizer(ReplicaOptimizer, SavesBaseOptimizer):
         self._scaled_loss = _current_graph(), loss
         return self._base_optimizer.scale_loss(loss)
 
-    def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
-        """Replace the weights by this rank's moving average, if the base optimizer keeps one. ``fit`` ends with it.
-
-        Args:
-            var_list: variables of the model.
-
-        Raises:
-            NonFiniteError: on this rank alone, if its weights are not finite and no outer step would report it.
-        """
-        if self.built and self._steps.replica is not None:
-            self._steps.replica.evaluation.check_finite("fit")
-        self._base_optimizer.finalize_variable_values(var_list)
-
-    def state_dict(self) -> dict[str, Any]:
-        """This rank's state that is needed to continue, in addition to the weights and ``optimizer.variables``."""
-        return {"iterations": int(self._iterations), "replica": copied(self._ready_replica().state_dict())}
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore the state that ``state_dict()`` returned, after the weights and ``optimizer.variables``.
-
-        Args:
-            state_dict: result of ``state_dict()`` on this rank.
-
-        Raises:
-            ConfigurationError: if the state is from another rank, model, method or world size.
-        """
-        replica = self._ready_replica()
-        self._steps.counted.restart()
-        replica.load_state_dict(state_dict["replica"])
-        self._iterations.assign(state_dict["iterations"])
-        self._steps.counted.refresh()
-
-    def snapshot(self) -> dict[str, Any]:
-        """Return a copy of the replica's state and the count of steps and backward passes for ``roll_back``."""
-        sums = [np.array(variable.numpy()) for variable in self._steps.accumulated]
-        return {"replica": super().snapshot(), "iterations": int(self._iterations), "accumulated": sums}
-
-    def roll_back(self, snapshot: Mapping[str, Any]) -> None:
-        """Return to a ``snapshot()`` of this rank; the caller restores the weights and the base optimizer's state."""
-        self._steps.counted.restart()
-        self._iterations.assign(snapshot["iterations"])
-        for variable, value in zip(self._steps.accumulated, snapshot["accumulated"], strict=True):
-            variable.assign(as_tensor(value))
-        super().roll_back(snapshot["replica"])
-        self._steps.counted.refresh()
-
-    def adopt_rank_0(self) -> None:
-        """Continue from weights and base optimizer state that have been broadcast from rank 0. Collective."""
-        self._steps.counted.settle()
-        self._iterations.assign(operations.broadcast_object(int(self._iterations), 0, "steps of the optimizer"))
-        super().adopt_rank_0()
-        self._steps.counted.ask_before_next_step()
-
-    def training(self) -> KerasTraining:
-        """What checkpoints save and restore of model, optimizer and replica."""
-        if self._mapping is not None:
-            raise CheckpointError(
-                "a job whose ranks run different frameworks (mapping=) cannot be saved as a whole yet: save the model "
-                "of each rank by the means of its framework"
-            )
-        replica = self._ready_replica()
-        return KerasTraining(
-            replica, self._model, self._base, self._hidden.model, self._iterations, self._steps.counted
-        )
-
-    def _ready_replica(self) -> Replica:
-        if not self.built:
-            raise ConfigurationError(
-                "the optimizer has not been built: take a step first, call build(model.trainable_variables), or wrap "
-                "it with model= after the model has been built"
-            )
-        return self._steps.ready_replica()
-
-    def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
-        # ``overflow`` is never set: a ``LossScaleOptimizer`` finds it in the averaged gradients, equally on all ranks.
-        return self._steps.take_along(rates)
-
     def _describe_base(self) -> str:
         return short_description(self._base_optimizer)
-
-    def _report_steps(self) -> None:
-        self._steps.counted.settle()
-
-    def _weights_exchanged(self) -> None:
-        self._steps.counted.ask_before_next_step()
-
-    def _refresh(self) -> None:
-        self._steps.counted.refresh()
-
-    def _check_resettable(self) -> None:
-        if not self._base.resets:
-            raise ConfigurationError(
-                "restart(base_state='reset') needs the initial values of the base optimizer, which are kept with "
-                "base_buffers='reset' and on_nonfinite='skip' only: wrap it with one of these"
-            )
 
     def _loss_given_to_scale(self) -> Any | None:
         """The loss that was passed to ``scale_loss`` for this step, in the same graph; None if there is none."""
         noted, self._scaled_loss = self._scaled_loss, None
         return noted[1] if noted is not None and noted[0] is _current_graph() else None
-
-
-class _Hidden:
-    """Holds the model where Keras does not find it when it saves and loads the parts of an optimizer."""
-
-    def __init__(self, model: keras.Model | None) -> None:
-        self.model = model
 
 
 def _current_graph() -> Any:
