@@ -16,6 +16,7 @@ def faults(*arguments: str, seconds: float = 280) -> "subprocess.CompletedProces
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("only", "options", "cases"),
     [

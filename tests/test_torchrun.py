@@ -71,6 +71,7 @@ def test_torchrun_that_mpirun_has_started_counts() -> None:
     assert done(job.output) == [f"done {rank} of 2 over torch" for rank in range(2)]
 
 
+@pytest.mark.long
 def test_every_algorithm_trains_the_same_model_as_under_mpirun(tmp_path: Path) -> None:
     """Bit for bit, with and without a default process group of the program, where our ring adds, in one order."""
     options = [

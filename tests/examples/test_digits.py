@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import pytest
 from launching import mpirun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -13,6 +14,7 @@ EXAMPLE = str(EXAMPLES / "digits_torch.py")
 TENSORFLOW = str(EXAMPLES / "digits_tensorflow.py")
 
 
+@pytest.mark.long
 def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
     job = mpirun(
         4, EXAMPLE, "--compare", "--seeds", "1", "--epochs", "6", "--report", str(tmp_path), timeout_seconds=200
@@ -43,6 +45,7 @@ def summaries(folder: Path) -> dict[str, dict[str, Any]]:
     return {line["algorithm"]: line for line in lines if "summary" in line}
 
 
+@pytest.mark.long
 def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
     """The same training function, unchanged: bit-identical. The ring adds in one order everywhere."""
     algorithms = ["sgp", "dpsgd", "osgp", "slowmo", "adacomm"]
@@ -77,6 +80,7 @@ def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
     assert f"seed 0: {', '.join(map(str, periods))}" in job.output
 
 
+@pytest.mark.long
 def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
     flags = ["--compare", "--seeds", "1", "--epochs", "6", "--no-table", "--report", str(tmp_path)]
     job = mpirun(4, TENSORFLOW, *flags, timeout_seconds=200)
@@ -92,6 +96,7 @@ def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
     assert f"{found['slowmo']['accuracy']:.4f}" in printed
 
 
+@pytest.mark.long
 def test_real_and_simulated_keras_ranks_train_alike(tmp_path: Path) -> None:
     """Graphs on real ranks, eager steps in the simulation: equal up to the order of additions inside TensorFlow."""
     common = [TENSORFLOW, "--algorithm", "osgp", "--deterministic", "--epochs", "4", "--reduction", "ring", "--report"]

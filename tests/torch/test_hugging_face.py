@@ -48,6 +48,7 @@ def check(job: Job) -> None:
     assert job.status == 0, job.output
 
 
+@pytest.mark.long
 @pytest.mark.timeout(450)
 def test_trainer_resumes_and_saves_the_average(tmp_path: Path) -> None:
     from safetensors.numpy import load_file

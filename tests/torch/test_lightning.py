@@ -23,6 +23,7 @@ def check(job: Job) -> None:
     assert "rank 1 of 2: loss" in job.output
 
 
+@pytest.mark.long
 @pytest.mark.timeout(400)
 def test_torchrun_resumes_what_mpirun_began(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
