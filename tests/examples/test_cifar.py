@@ -92,7 +92,7 @@ def test_torch_ranks_learn_as_simulated_ones_and_resume_bit_identically(tmp_path
     assert "is of a run with other settings" in refused.stderr
 
 
-@pytest.mark.long
+@thoroughly
 def test_keras_ranks_learn_and_resume_bit_identically(tmp_path: Path) -> None:
     made.write_fashion_mnist(tmp_path)
     common = [*SMALL, *SHORT, "--dataset", "fashion-mnist", "--row", "local-sgd-slowmo", "--period", "5"]

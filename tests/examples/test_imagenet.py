@@ -9,6 +9,7 @@ from pathlib import Path
 import image_files_made as made
 import numpy as np
 import pytest
+from case_selection import thoroughly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import mpirun
@@ -135,6 +136,7 @@ def test_images_are_cut_as_they_should(shards: image_files.FileData) -> None:
     assert middle.size == (7, 7)
 
 
+@thoroughly
 def test_ranks_learn_from_shards_and_resume_bit_identically(tmp_path: Path) -> None:
     made.write_shards(tmp_path)
     common = [*SMALL, *SHORT, "--row", "sgp-slowmo", "--period", "2", "--data", str(tmp_path)]
