@@ -15,6 +15,7 @@ from lentando.comm.array_module import is_on_host
 from lentando.comm.capabilities import SharedNode, shares_memory
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
+from lentando.comm.flat import blocks
 from lentando.comm.job import job_of
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.node import add_up, note_first_non_finite, open_node_memory
@@ -26,6 +27,8 @@ __all__ = ["StagedSums", "staged_sums"]
 
 PIECE_BYTES = 1024 * 1024
 """A piece of each rank: the longer it is, the fewer barriers; the shorter, the more of it stays in the cache."""
+LONG_PIECE_BYTES = 8 * 1024 * 1024
+"""A piece of gradients: each barrier is a wait for the slowest rank, and data loaders may take its core for a while."""
 PIECES = 3
 """Pieces that are in the staging memory at once."""
 STAGED_FROM_BYTES = 256 * 1024
@@ -37,16 +40,15 @@ class StagedSums:
 
     Args:
         rank: number of this rank.
-        buffers: staging memory of ``PIECES * PIECE_BYTES`` bytes of each rank, by rank.
+        buffers: staging memory of each rank, by rank, in bytes: room for ``PIECES`` pieces.
     """
 
     def __init__(self, rank: int, buffers: Sequence[Array]) -> None:
         self._rank, self._size = rank, len(buffers)
-        self._slots = [
-            [buffer[slot * PIECE_BYTES : (slot + 1) * PIECE_BYTES] for buffer in buffers] for slot in range(PIECES)
-        ]
+        length = self._piece_bytes = buffers[0].size // PIECES
+        self._slots = [[buffer[slot * length : (slot + 1) * length] for buffer in buffers] for slot in range(PIECES)]
         self._first = 0
-        self._scratch: Array = np.empty(PIECE_BYTES, np.uint8)
+        self._scratch: Array = np.empty(length, np.uint8)
 
     def all_reduce(
         self,
@@ -65,7 +67,7 @@ class StagedSums:
             first_barrier: what waits for all ranks once the first piece is staged, if they exchange something else in
                 it; by default the barrier of the node. The array is changed after it.
         """
-        longest = PIECE_BYTES // array.dtype.itemsize
+        longest = self._piece_bytes // array.dtype.itemsize
         pieces = [
             self._piece([array[start : start + longest]], number)
             for number, start in enumerate(range(0, array.size, longest))
@@ -91,7 +93,7 @@ class StagedSums:
         """
         elements = sum(array.size for array in arrays)
         firsts = np.full(self._size, elements, np.int64)
-        longest, pieces = PIECE_BYTES // arrays[0].dtype.itemsize, list[_Piece]()
+        longest, pieces = self._piece_bytes // arrays[0].dtype.itemsize, list[_Piece]()
         for leader in range(self._size):
             chunk = ring_schedule.chunk(leader, self._size, elements)
             for start in range(chunk.start, chunk.stop, longest):
@@ -196,14 +198,17 @@ class _Piece:
     def add_up(self, divisor: int, scratch: Array | None) -> None:
         """Sum this rank's part over the ranks, and store the result in the staging memory and in the array."""
         for where, values in self._mine:
-            terms = [values if rank == self._rank else self._shared[rank][where] for rank in self._order]
-            staged = self._shared[self._rank][where]
-            total = staged if scratch is None else scratch[: staged.size]
-            add_up(terms, total)
-            if self._firsts is not None and not np.isfinite(total).all():
-                note_first_non_finite(self._firsts, self._order, terms, self._start + where.start)
-            store(total, staged, divisor)
-            np.copyto(values, staged)
+            for block in blocks(values):
+                at = slice(where.start + block.start, min(where.start + block.stop, where.stop))
+                shared, own = [memory[at] for memory in self._shared], values[block]
+                terms = [own if rank == self._rank else shared[rank] for rank in self._order]
+                staged = shared[self._rank]
+                total = staged if scratch is None else scratch[: staged.size]
+                add_up(terms, total)
+                if self._firsts is not None and not np.isfinite(total).all():
+                    note_first_non_finite(self._firsts, self._order, terms, self._start + at.start)
+                store(total, staged, divisor)
+                np.copyto(own, staged)
 
     def copy_out(self) -> None:
         """Copy what other ranks have summed."""
@@ -223,17 +228,19 @@ def _cut(arrays: Sequence[Array], start: int, stop: int) -> list[Array]:
 
 
 class _Opened:
-    """The staging memory of a transport; ``sums`` is None if some rank cannot access that of another one."""
+    """The sums of a transport, by the length of their pieces; None if some rank cannot access the memory of another."""
 
-    sums: StagedSums | None
+    def __init__(self) -> None:
+        self.sums: dict[int, StagedSums | None] = {}
 
 
-def staged_sums(transport: Transport, array: Array) -> StagedSums | None:
+def staged_sums(transport: Transport, array: Array, piece_bytes: int = PIECE_BYTES) -> StagedSums | None:
     """The sums over a transport by which arrays in ordinary memory are reduced. Collective at the first call.
 
     Args:
         transport: transport that connects the ranks.
         array: array to be summed, equal on all ranks in size and dtype.
+        piece_bytes: length of a piece in bytes.
 
     Returns:
         None, on all ranks alike, if ranks are on several nodes or cannot access each other's memory, if a rank may die,
@@ -243,8 +250,8 @@ def staged_sums(transport: Transport, array: Array) -> StagedSums | None:
         return None
     if not is_on_host(array) or array.nbytes < STAGED_FROM_BYTES or is_elastic(transport):
         return None
-    opened = job_of(transport).get(_Opened)
-    if not hasattr(opened, "sums"):
-        memory = open_node_memory(transport, shared_zeros(PIECES * PIECE_BYTES, np.dtype(np.uint8)))
-        opened.sums = None if memory is None else StagedSums(transport.rank, memory.buffers)
-    return opened.sums
+    opened = job_of(transport).get(_Opened).sums
+    if piece_bytes not in opened:
+        memory = open_node_memory(transport, shared_zeros(PIECES * piece_bytes, np.dtype(np.uint8)))
+        opened[piece_bytes] = None if memory is None else StagedSums(transport.rank, memory.buffers)
+    return opened[piece_bytes]

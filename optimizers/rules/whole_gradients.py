@@ -10,7 +10,7 @@ from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.reductions.node import NodeReduction
-from lentando.comm.reductions.staged import StagedSums, staged_sums
+from lentando.comm.reductions.staged import LONG_PIECE_BYTES, StagedSums, staged_sums
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.base_algorithm import LARGE_ELEMENTS, BoundAlgorithm, SearchesGradients
 from lentando.optimizers.rules.partial_average import PartialAverage, mean_over_some
@@ -104,7 +104,7 @@ def _staged(transport: Transport, buffer: FlatBuffer) -> StagedSums | None:
     has_large = any(entry.size >= LARGE_ELEMENTS for entry in buffer.layout.entries)
     if not has_large or transport.local_size > (os.cpu_count() or 1):
         return None
-    return staged_sums(transport, buffer.array)
+    return staged_sums(transport, buffer.array, LONG_PIECE_BYTES)
 
 
 def _sent(array: Array, wire_dtype: WireDtype | None) -> Array:
