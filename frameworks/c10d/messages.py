@@ -4,7 +4,7 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from datetime import timedelta
-from typing import Any, TypeAlias
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch._C._distributed_c10d import Work
@@ -14,18 +14,25 @@ from torch.futures import Future
 from lentando.c10d.futures import ResultFuture
 from lentando.c10d.memory import check_tensors, readable, writable
 from lentando.c10d.progress import Progress
+from lentando.c10d.receives import Receive, Receives, pieces_of
 from lentando.c10d.waiting import Waiting
 from lentando.c10d.work import NO_LIMIT
 from lentando.comm.errors import LentandoError
-from lentando.comm.transport import Request, Transport
+from lentando.comm.transport import Transport, as_bytes
 
 __all__ = ["TAGS", "MessageWork", "Messages", "check_tag"]
 
 TAGS = 32_767
 """Number of tags that programs can use: every MPI has one more, which ``monitored`` uses."""
 
-Start: TypeAlias = Callable[[], tuple[int, Request] | None]
-"""Starts to exchange a message, and returns the rank that sends it; None as long as this is not known."""
+
+class _Exchange(Protocol):
+    def test(self) -> bool:
+        """Whether a message has been sent or received; raises the error of one that cannot be."""
+
+
+Start: TypeAlias = Callable[[], tuple[int, _Exchange] | None]
+"""Starts to exchange a message, and returns the rank that sends it; None as long as nothing is to be received."""
 
 
 class MessageWork(Work):
@@ -55,7 +62,7 @@ class MessageWork(Work):
         self._tensors = list(tensors)
         self._source = source
         self._lock = threading.Lock()
-        self._request: Request | None = None
+        self._request: _Exchange | None = None
         self._is_over = False
         self._error: Exception | None = None
         self._future: ResultFuture | None = None
@@ -149,6 +156,7 @@ class Messages:
         self._failure = failure
         self._timeout = timeout
         self._progress = Progress()
+        self._receives = Receives()
         self._starting = threading.Lock()
         self._is_closed = False
 
@@ -156,8 +164,11 @@ class Messages:
         """Start to send a tensor to a rank of the group."""
         tensor = _only(tensors, "send")
 
-        def start() -> tuple[int, Request]:
-            return self._transport.rank, self._transport.exchange([(peer, readable(tensor))], [], tag, overlap=False)
+        def start() -> tuple[int, _Exchange]:
+            pieces = pieces_of(as_bytes(readable(tensor)), self._transport.longest_message(peer))
+            return self._transport.rank, self._transport.exchange(
+                [(peer, piece) for piece in pieces], [], tag, overlap=False
+            )
 
         return self._started(start, f"send to rank {peer}", lambda: None, tensors, self._transport.rank)
 
@@ -171,13 +182,15 @@ class Messages:
         """
         tensor = _only(tensors, "recv")
         stack = ExitStack()
-        array = writable(tensor, stack)
+        receive = Receive(self._transport, as_bytes(writable(tensor, stack)), peer, tag)
+        with self._starting:
+            self._receives.add(receive)
 
-        def start() -> tuple[int, Request] | None:
-            sender = self._transport.sender_of_next(tag) if peer is None else peer
-            if sender is None:
+        def start() -> tuple[int, _Exchange] | None:
+            self._receives.advance()
+            if self._receives.is_waiting(receive) or receive.source is None:
                 return None
-            return sender, self._transport.exchange([], [(sender, array)], tag, overlap=False)
+            return receive.source, receive
 
         whom = "any rank" if peer is None else f"rank {peer}"
         source = -1 if peer is None else peer
@@ -192,9 +205,9 @@ class Messages:
     def _started(
         self, start: Start, action: str, finish: Callable[[], object], tensors: Sequence[torch.Tensor], source: int
     ) -> MessageWork:
-        def start_alone() -> tuple[int, Request] | None:
-            # Between the question who sends next and the receive of that message, no other receive may take it. The
-            # pieces of a long message must not be mixed with those of another one either.
+        def start_alone() -> tuple[int, _Exchange] | None:
+            # Between the question for the next message and its receive, no other receive may take it. The pieces of a
+            # long message must not be mixed with those of another one either.
             with self._starting:
                 if self._is_closed:
                     raise DistBackendError(f"{action} is not possible any more: this rank has left the group")

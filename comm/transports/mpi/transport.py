@@ -195,11 +195,22 @@ class MPITransport:
             everyone.Free()
         return transport
 
-    def sender_of_next(self, tag: int) -> int | None:
-        """The rank whose message with this tag an exchange would receive next, None if none has arrived."""
+    def next_message(self, tag: int, source: int | None) -> tuple[int, int] | None:
+        """Source and bytes of the message that an exchange would receive next, None if none has arrived.
+
+        Args:
+            tag: tag of the message.
+            source: rank that sends; None for any.
+        """
         status = MPI.Status()
         with self._translated_errors:
-            return status.Get_source() if self._comm.Iprobe(MPI.ANY_SOURCE, tag, status) else None
+            if not self._comm.Iprobe(MPI.ANY_SOURCE if source is None else source, tag, status):
+                return None
+        return status.Get_source(), status.Get_count(MPI.BYTE)
+
+    def longest_message(self, peer: int) -> int:
+        """Limit of the bytes of one message to or from a peer; longer arrays are cut."""
+        return min(longest_elements(1), self._piece_bytes[peer])
 
     def send_nowait(self, peer: int, content: bytes) -> None:
         assert self._side_channel is not None
@@ -292,7 +303,7 @@ class MPITransport:
         memory, longest = as_bytes(array), longest_elements(1)
         # MPI's pipeline from a GPU needs long messages. MPI reports a peer that does not exist.
         if is_on_host(array) and 0 <= peer < self.size:
-            longest = min(longest, self._piece_bytes[peer])
+            longest = self.longest_message(peer)
         return [memory] if memory.size <= longest else list(pieces(memory, longest))
 
 

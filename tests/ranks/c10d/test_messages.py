@@ -105,14 +105,14 @@ def test_several_receives_from_whichever_rank_sends_take_a_message_each(monkeypa
     size, tag = dist.get_world_size(), 11
     group: Any = dist.group.WORLD
     transport: Any = group._messages._transport
-    sender_of_next = transport.sender_of_next
+    next_message = transport.next_message
 
-    def find_slowly(tag: int) -> int | None:
-        sender: int | None = sender_of_next(tag)
+    def find_slowly(tag: int, source: int | None) -> tuple[int, int] | None:
+        found: tuple[int, int] | None = next_message(tag, source)
         time.sleep(0.002)  # time for the other thread to find the same message
-        return sender
+        return found
 
-    monkeypatch.setattr(transport, "sender_of_next", find_slowly)
+    monkeypatch.setattr(transport, "next_message", find_slowly)
     for number in range(10):
         values = [number * size + sender for sender in range(1, size)] * 3
         received = [torch.zeros(1, dtype=torch.int64) for _ in values] if rank == 0 else []
@@ -149,3 +149,64 @@ def test_wait_ends_in_time_while_another_thread_waits_for_the_same_message() -> 
     assert not thread.is_alive()
     future.wait()
     assert received.item() == before
+
+
+@pytest.mark.parametrize("longest", [None, 4000])
+@pytest.mark.parametrize(("sent", "expected"), [(LONG, 1000), (1500, 1000), (2000, 1000), (LONG, LONG - 1), (3, 0)])
+def test_message_that_is_too_long_is_refused_before_memory_is_written(
+    monkeypatch: pytest.MonkeyPatch, sent: int, expected: int, longest: int | None
+) -> None:
+    """Open MPI 5 would write a longer one beyond the end; between nodes, MPI carries a long one in pieces."""
+    rank, after, before = neighbors()
+    if longest is not None:
+        transport: Any = dist.group.WORLD._messages._transport  # type: ignore[union-attr]
+        monkeypatch.setattr(transport, "longest_message", lambda peer: longest)
+    tag = 20 if longest is None else 21 + (sent + 2 * expected) % 999  # pieces of a refused message may stay
+    guarded = torch.full((LONG + 1000,), 9.0)
+    sending = dist.isend(torch.full((sent,), float(rank)), after, tag=tag)
+    with pytest.raises(dist.DistBackendError, match=rf"rank {rank} receives into a tensor of {4 * expected} bytes"):
+        dist.recv(guarded[:expected], before, tag=tag)
+    assert (guarded[expected:] == 9).all()
+    if longest is None:  # the message is still there
+        assert (guarded == 9).all()
+        dist.recv(guarded[:sent], before, tag=tag)
+        assert (guarded[:sent] == before).all()
+        assert sending is not None
+        sending.wait()
+    dist.barrier()
+
+
+@pytest.mark.parametrize("longest", [None, 4000])
+@pytest.mark.parametrize("sent", [0, 1, 1000, 1500])
+def test_shorter_message_fills_the_first_elements(
+    monkeypatch: pytest.MonkeyPatch, sent: int, longest: int | None
+) -> None:
+    """As over gloo. The one after it is not mixed with it."""
+    rank, after, before = neighbors()
+    if longest is not None:
+        transport: Any = dist.group.WORLD._messages._transport  # type: ignore[union-attr]
+        monkeypatch.setattr(transport, "longest_message", lambda peer: longest)
+    for value in (rank + 1.0, -rank - 1.0):
+        sending = dist.isend(torch.full((sent,), value), after, tag=14)
+        received = torch.zeros(3000)
+        dist.recv(received, before, tag=14)
+        assert sending is not None
+        sending.wait()
+        assert (received[:sent] == (before + 1 if value > 0 else -before - 1)).all()
+        assert (received[sent:] == 0).all()
+    dist.barrier()
+
+
+def test_receives_take_messages_in_the_order_of_their_start() -> None:
+    """Whichever is waited for first, and although they look for messages only when they are asked."""
+    _, after, before = neighbors()
+    first, second, third = (torch.empty(2) for _ in range(3))
+    works = [dist.irecv(first, before, tag=13), dist.irecv(second, tag=13), dist.irecv(third, before, tag=13)]
+    dist.barrier()
+    for value in range(3):
+        dist.send(torch.full((2,), float(value)), after, tag=13)
+    for work in reversed(works):
+        assert work is not None
+        work.wait()
+    assert [tensor[0].item() for tensor in (first, second, third)] == [0, 1, 2]
+    dist.barrier()
