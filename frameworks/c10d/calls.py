@@ -32,6 +32,7 @@ class Calls:
         transport: transport of the group, used by one thread at a time.
         failure: as for ``Waiting``.
         timeout: default limit of the duration of an operation.
+        progress: as for ``Order``.
 
     Attributes:
         timeout: the same.
@@ -40,7 +41,13 @@ class Calls:
         comparison: the comparison of the operation that is being executed.
     """
 
-    def __init__(self, transport: Transport, failure: Callable[[], str | None], timeout: timedelta) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        failure: Callable[[], str | None],
+        timeout: timedelta,
+        progress: Callable[[], object] | None = None,
+    ) -> None:
         self.timeout = timeout
         self.count = 0
         self.has_failed = False
@@ -49,7 +56,8 @@ class Calls:
         self.comparison = Comparison(transport)
         if isinstance(transport, Interruptible):
             transport.while_waiting = self._waiting
-        self._order = Order("lentando-c10d")
+        self._begun: list[Any] | None = None
+        self._order = Order("lentando-c10d", progress)
         self._broken: str | None = None
         self._error: BaseException | None = None
         self._is_closed = False
@@ -63,6 +71,7 @@ class Calls:
         opts: Any,
         *,
         compares_late: bool = False,
+        send_ahead: Callable[[], object] | None = None,
     ) -> CollectiveWork:
         """Submit a call, which is executed after those that were submitted before.
 
@@ -73,6 +82,8 @@ class Calls:
             outputs: the tensors that it fills.
             opts: options of torch.distributed, with a timeout and whether the caller waits at once; None for defaults.
             compares_late: whether ``execute`` ends the comparison itself, before it changes a tensor.
+            send_ahead: sends what ``execute`` would send first, if that can be done while the operation before it waits
+                for its last messages. It waits for nothing, and changes nothing.
         """
         description = f"{operation}({', '.join(map(str, arguments))})"
         is_default = opts is None or opts.timeout < timedelta(0)
@@ -80,11 +91,23 @@ class Calls:
         work = CollectiveWork(description, outputs, timeout, lambda: self._order.progressed)
         self.count += 1
 
-        def run() -> None:
-            self._execute([operation, *arguments], description, execute, timeout, compares_late)
+        call = [operation, *arguments]
 
-        self._order.submit(work, run, at_once=opts is not None and not opts.asyncOp)
+        def run() -> None:
+            self._execute(call, description, execute, timeout, compares_late)
+
+        def begin() -> None:
+            if self._broken is None and send_ahead is not None:
+                self._begun = call
+                self.comparison.begin(call, description)
+                send_ahead()
+
+        self._order.submit(work, run, at_once=opts is not None and not opts.asyncOp, send_ahead=begin)
         return work
+
+    def send_next_ahead(self) -> None:
+        """Called by an operation that has nothing more to send, and waits for messages only."""
+        self._order.send_ahead()
 
     def close(self) -> bool:
         """End the thread, after what was submitted; after ``CLOSING_SECONDS``, end what is still waiting by an error.
@@ -118,7 +141,9 @@ class Calls:
         rank, size = self._transport.rank, self._transport.size
         self._waiting.begin(f"{description} on rank {rank} of {size}", timeout_seconds)
         try:
-            self.comparison.begin(call, description)
+            if self._begun is not call:
+                self.comparison.begin(call, description)
+            self._begun = None
             if not compares_late:
                 self.comparison.end()
             with ExitStack() as stack:

@@ -6,8 +6,10 @@ The numbers that torch.distributed gives to ranks need not be those of MPI. Only
 import json
 import time
 import zlib
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import TYPE_CHECKING, cast
 
 from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed import DistBackendError
@@ -19,6 +21,9 @@ from lentando.comm.startup_timeout import startup_timeout
 from lentando.comm.transport import Transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.comm.transports.torch_distributed.meeting import RanksMissingError, agree_on_name
+
+if TYPE_CHECKING:
+    from lentando.comm.transports.mpi import MPITransport
 
 __all__ = ["Members", "open_members"]
 
@@ -41,6 +46,14 @@ class Members:
     messages: Transport
     collectives: Transport
     endings: Endings
+
+    @property
+    def progress(self) -> Callable[[], object] | None:
+        """Lets messages of ``collectives`` continue; None within a node, where none is left behind."""
+        if self.collectives.local_size == self.collectives.size:
+            return None
+        transport = cast("MPITransport", self.collectives)
+        return lambda: transport.next_message(0, None)  # every call of MPI does
 
     def close(self) -> None:
         """Release the transports. Messages in flight still arrive."""

@@ -41,9 +41,9 @@ class LentandoProcessGroup(NamedGroup):
         self._transport = members.collectives
         super().__init__(self._transport.rank, self._transport.size)
         self._members = members
-        self._calls = Calls(self._transport, members.endings.found, timeout)
+        self._calls = Calls(self._transport, members.endings.found, timeout, members.progress)
         self._messages = Messages(members.messages, members.endings.found, lambda: self._calls.timeout)
-        self._reducing = Reducing(self._transport, self._calls.comparison)
+        self._reducing = Reducing(self._transport, self._calls.comparison, self._calls.send_next_ahead)
         end_with_process(self)
 
     def get_group_store(self) -> Store:
@@ -71,8 +71,19 @@ class LentandoProcessGroup(NamedGroup):
         def execute(stack: ExitStack) -> None:
             self._reducing.all_reduce([writable(tensor, stack) for tensor in tensors], ops)
 
-        arguments = [*ops, *described(tensors)]
-        return self._calls.submit("allreduce", arguments, execute, tensors, opts, compares_late=True)
+        def send_ahead() -> None:
+            self._reducing.send_ahead(readable(tensors[0]), ops[0])
+
+        is_simple = all(tensor.is_contiguous() for tensor in tensors)
+        return self._calls.submit(
+            "allreduce",
+            [*ops, *described(tensors)],
+            execute,
+            tensors,
+            opts,
+            compares_late=True,
+            send_ahead=send_ahead if is_simple else None,
+        )
 
     allreduce_coalesced = allreduce
 

@@ -1,6 +1,6 @@
 """All-reduces of ordinary tensors, by the algorithm that suits their size and the places of the ranks."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -50,10 +50,12 @@ class Reducing:
         transport: transport of the group, for the thread that executes operations.
         comparison: the comparison of the present call, which is ended before an array is changed. Where ranks wait for
             each other anyway, it takes the place of that.
+        send_next_ahead: called when a call has nothing more to send: lets the next one send what it can.
     """
 
-    def __init__(self, transport: Transport, comparison: Comparison) -> None:
+    def __init__(self, transport: Transport, comparison: Comparison, send_next_ahead: Callable[[], None]) -> None:
         self._comparison = comparison
+        self._send_next_ahead = send_next_ahead
         self._transport = transport
         self._is_one_node = transport.local_size == transport.size
         self._is_alone = False
@@ -73,10 +75,17 @@ class Reducing:
         if not self._is_open:  # what the ranks share is opened by all of them together
             self._comparison.end()
             self._open()
-        for array, op in zip(arrays, ops, strict=True):
-            if array.size:
-                self._reduce(as_numbers(array), op)
-        self._comparison.end()
+        filled = [(as_numbers(array), op) for array, op in zip(arrays, ops, strict=True) if array.size]
+        for number, (array, op) in enumerate(filled, 1):
+            self._reduce(array, op, self._send_next_ahead if number == len(filled) else None)
+        if not filled:
+            self._comparison.end()
+
+    def send_ahead(self, array: Array, op: str) -> None:
+        """Send what ``all_reduce`` would send first. Nothing is waited for."""
+        if self._is_open and array.size and self._is_direct(as_numbers(array), op):
+            self._comparison.send()
+            self._direct.send_ahead(as_numbers(array))
 
     def _open(self) -> None:
         """Find out how the ranks are distributed over nodes, and open staging memory. Collective."""
@@ -90,13 +99,16 @@ class Reducing:
         staged_sums(transport, np.empty(STAGED_FROM_BYTES, np.uint8))
         self._is_open = True
 
-    def _reduce(self, array: Array, op: str) -> None:
-        is_sum = op == "SUM" or (op == "AVG" and is_floating(array.dtype))
-        is_mean, compare = op == "AVG", self._comparison.end
+    def _is_direct(self, array: Array, op: str) -> bool:
+        is_short = array.nbytes <= self._direct_up_to
+        return _is_sum(array, op) and is_short and accumulator_dtype(array.dtype) == array.dtype
+
+    def _reduce(self, array: Array, op: str, all_is_sent: Callable[[], None] | None) -> None:
+        is_sum, is_mean, compare = _is_sum(array, op), op == "AVG", self._comparison.end
         first_barrier = compare if self._comparison.is_pending else None
-        if is_sum and array.nbytes <= self._direct_up_to and accumulator_dtype(array.dtype) == array.dtype:
+        if self._is_direct(array, op):
             self._comparison.send()
-            self._direct.all_reduce(array, mean=is_mean, first_barrier=first_barrier)
+            self._direct.all_reduce(array, mean=is_mean, first_barrier=first_barrier, all_is_sent=all_is_sent)
             return
         staged = staged_sums(self._transport, array) if is_sum else None
         if staged is not None:
@@ -130,3 +142,7 @@ class Reducing:
             memory = self._memory[: array.nbytes].view(array.dtype)
             self._planned[key] = _Planned(memory, plan_reduction(self._transport, memory))
         return self._planned[key]
+
+
+def _is_sum(array: Array, op: str) -> bool:
+    return op == "SUM" or (op == "AVG" and is_floating(array.dtype))

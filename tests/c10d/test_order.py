@@ -1,0 +1,78 @@
+"""The order of the operations of one rank: what is sent ahead, and what continues after an operation."""
+
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+
+from lentando.c10d.order import Order
+from lentando.c10d.work import CollectiveWork
+
+
+@pytest.fixture
+def polls() -> list[str]:
+    """The threads that have let messages continue."""
+    return []
+
+
+@pytest.fixture
+def order(polls: list[str]) -> Iterator[Order]:
+    made = Order("ordered", lambda: polls.append(threading.current_thread().name))
+    yield made
+    assert made.close(10.0)
+
+
+def work(name: str) -> CollectiveWork:
+    return CollectiveWork(name, [], 10.0, time.monotonic)
+
+
+def test_next_operation_sends_ahead_once_while_the_one_before_it_waits(order: Order) -> None:
+    happened: list[str] = []
+    begun, all_are_submitted = threading.Event(), threading.Event()
+
+    def first() -> None:
+        begun.set()
+        assert all_are_submitted.wait(10.0)
+        happened.append("first")
+        order.send_ahead()
+        order.send_ahead()
+        happened.append("first ends")
+
+    works = [work(name) for name in ("first", "second", "third")]
+    order.submit(works[0], first, at_once=False)
+    assert begun.wait(10.0)
+    order.submit(
+        works[1], lambda: happened.append("second"), at_once=False, send_ahead=lambda: happened.append("ahead")
+    )
+    order.submit(works[2], lambda: happened.append("third"), at_once=True)
+    all_are_submitted.set()
+    for each in works:
+        each.wait()
+    assert happened == ["first", "ahead", "first ends", "second", "third"]
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_messages_continue_after_an_operation_for_as_long_as_it_took(
+    order: Order, polls: list[str], at_once: bool
+) -> None:
+    done = work("operation")
+    order.submit(done, lambda: time.sleep(0.3), at_once=at_once)
+    done.wait()
+    deadline = time.monotonic() + 10.0
+    while len(polls) < 3 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert set(polls) == {"ordered"}
+    time.sleep(0.6)
+    count = len(polls)
+    time.sleep(0.1)
+    assert len(polls) == count
+
+
+def test_nothing_continues_within_a_node() -> None:
+    order = Order("ordered")
+    done = work("operation")
+    order.submit(done, lambda: None, at_once=True)
+    done.wait()
+    assert order.close(10.0)
+    assert "ordered" not in {thread.name for thread in threading.enumerate()}
