@@ -13,7 +13,7 @@ from lentando.optimizers.planning import (
     stragglers,
 )
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.replica.timing import Timing, known
+from lentando.optimizers.replica.timing import Kind, Timing
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 from lentando.optimizers.rules.unequal_period import equalising_steps, unequal_of
@@ -57,7 +57,7 @@ def report_of(replica: Replica) -> dict[str, Any]:
     - ``seconds_saved``: time saved so far compared with synchronous SGD, by the delay model.
     """
     timing, base = replica.timing, replica.settings.base
-    delay = timing.delay_seconds("outer" if replica.period is not None else "gradients")
+    delay = _delay_seconds(timing, "outer" if replica.period is not None else "gradients")
     compute_seconds = timing.compute.mean_seconds
     by_rank = list(timing.compute_by_rank) or None
     if by_rank is not None and any(map(isnan, by_rank)):
@@ -90,17 +90,17 @@ def report_of(replica: Replica) -> dict[str, Any]:
         "decisions": [dict(vars(decision)) for decision in replica.progress.decisions],
         "left_out": replica.non_finite.left_out,
         "outlier_rounds": replica.rank_weights.left_out,
-        "movement_norm": known(replica.rank_weights.norm),
-        "compute_seconds": known(compute_seconds),
-        "compute_deviation_seconds": known(timing.compute.deviation_seconds),
+        "movement_norm": _known(replica.rank_weights.norm),
+        "compute_seconds": _known(compute_seconds),
+        "compute_deviation_seconds": _known(timing.compute.deviation_seconds),
         "compute_seconds_by_rank": by_rank,
-        "compute_deviation_seconds_by_rank": list(map(known, timing.deviation_by_rank)) if by_rank else None,
+        "compute_deviation_seconds_by_rank": list(map(_known, timing.deviation_by_rank)) if by_rank else None,
         "stragglers": slow,
         "equalising_steps": equalising,
         "delay_seconds": delay,
-        "latency_seconds": known(timing.message.seconds),
+        "latency_seconds": _known(timing.message.seconds),
         "delay_ratio": delay / compute_seconds if delay and compute_seconds > 0 else None,
-        "exchange_seconds": timing.delay_seconds("gossip", with_message=False),
+        "exchange_seconds": _delay_seconds(timing, "gossip", with_message=False),
         "waiting_seconds": timing.waiting_seconds,
         "seconds_per_step": measured,
         "predicted_seconds_per_step": predicted,
@@ -121,7 +121,7 @@ def _delay_of(replica: Replica) -> int | None:
 
 def _average_seconds(replica: Replica) -> float | None:
     outer = replica.setup.outer
-    return known(outer.average_seconds) if isinstance(outer, StreamedOuterStep) else None
+    return _known(outer.average_seconds) if isinstance(outer, StreamedOuterStep) else None
 
 
 def _is_overlapped(replica: Replica) -> bool | None:
@@ -133,7 +133,7 @@ def _predicted_seconds(
     timing: Timing, by_rank: Sequence[float], base: BaseAlgorithm, period: int | None
 ) -> float | None:
     """Return the delay model's time per step of this method; None for gossip, whose delay includes waiting."""
-    gradients, outer = timing.delay_seconds("gradients"), timing.delay_seconds("outer")
+    gradients, outer = _delay_seconds(timing, "gradients"), _delay_seconds(timing, "outer")
     if base.mixes_parameters or (base.averages_gradients and gradients is None) or (period and outer is None):
         return None
     compute, size = as_compute(by_rank, timing.deviation_by_rank), len(by_rank)
@@ -149,9 +149,26 @@ def _synchronous_seconds(timing: Timing, by_rank: Sequence[float]) -> float | No
     Their average is then assumed to take as long as an outer step without its control message. For small models that is
     too long: with the backend's all-reduce, reduce-scatter and all-gather together take longer than one all-reduce.
     """
-    delay = timing.delay_seconds("gradients")
+    delay = _delay_seconds(timing, "gradients")
     if delay is None:
-        delay = timing.delay_seconds("outer", with_message=False)
+        delay = _delay_seconds(timing, "outer", with_message=False)
     if delay is None:
         return None
     return expected_maximum_seconds(as_compute(by_rank, timing.deviation_by_rank), len(by_rank)) + delay
+
+
+def _delay_seconds(timing: Timing, kind: Kind, *, with_message: bool = True) -> float | None:
+    """How long a communication takes once all ranks have reached it, None if that is not known yet.
+
+    Args:
+        timing: measured times.
+        kind: purpose of the communication.
+        with_message: whether to include its control message.
+    """
+    message = timing.message.seconds
+    return _known(timing.delays[kind].seconds + (message if with_message and not isnan(message) else 0.0))
+
+
+def _known(seconds: float) -> float | None:
+    """A time, None in place of NaN."""
+    return None if isnan(seconds) else seconds

@@ -20,7 +20,7 @@ from lentando.comm.stall import watched
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.replica.progress import Progress
 
-__all__ = ["Costs", "Kind", "Timing", "known"]
+__all__ = ["Costs", "Kind", "Timing"]
 
 Kind: TypeAlias = Literal["gradients", "gossip", "outer"]
 """Purpose of a communication."""
@@ -110,6 +110,7 @@ class Timing:
         communication_seconds: time of all communication so far, waiting included.
         waiting_seconds: the part of it spent waiting for slower ranks, as far as control messages show it.
         compute: compute times of this rank's steps.
+        delays: durations of communications, by purpose, once all ranks have reached them; without control messages.
         message: durations of a control message once all ranks have reached it.
         compute_by_rank: mean compute times in seconds, by rank, as of the last message.
         deviation_by_rank: standard deviations of them in seconds.
@@ -125,7 +126,7 @@ class Timing:
         self.deviation_by_rank: list[float] = []
         self._clock = transport.clock
         self._shares_latest = shares_latest
-        self._delays: dict[Kind, _Mean] = {kind: _Mean() for kind in _WAITS}
+        self.delays: dict[Kind, _Mean] = {kind: _Mean() for kind in _WAITS}
         self._agreed_seconds = nan
         self._message_began = nan
         self._current: _Communication | None = None
@@ -202,7 +203,7 @@ class Timing:
         seconds = self._ended_at - current.began
         self.communication_seconds += seconds
         if self.is_started and current.is_usual:
-            self._delays[current.kind].add(seconds - current.agreed_seconds)
+            self.delays[current.kind].add(seconds - current.agreed_seconds)
 
     def contribute(self, event: Event) -> Mapping[str, float]:
         """Attach this rank's compute times of a step, and the duration of its last message, in seconds."""
@@ -252,21 +253,6 @@ class Timing:
         """Leave out steps that were counted and not taken by this rank."""
         self._first_step += steps
         self._last_step += steps
-
-    def delay_seconds(self, kind: Kind, *, with_message: bool = True) -> float | None:
-        """Return how long a communication takes once all ranks have reached it, None if that is not known yet.
-
-        Args:
-            kind: purpose of the communication.
-            with_message: whether to include its control message.
-        """
-        seconds = self._delays[kind].seconds
-        return known(seconds + (self.message.seconds if with_message and not isnan(self.message.seconds) else 0.0))
-
-
-def known(seconds: float) -> float | None:
-    """Return a time, None in place of NaN."""
-    return None if isnan(seconds) else seconds
 
 
 class Costs:
