@@ -39,7 +39,7 @@ class Experiment:
 EXPERIMENTS = {
     "images": Experiment("cifar/effect.py", 3),
     "translation": Experiment("translation/translation_effect.py", 6),
-    "adacomm": Experiment("cifar/adacomm_effect.py", 1),
+    "adacomm": Experiment("cifar/adacomm_effect.py", 1.5),
 }
 
 

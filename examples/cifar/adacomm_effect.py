@@ -47,6 +47,8 @@ RATIOS = (4.0, 0.2)
 INTERVAL_SECONDS = 150.0
 POINTS = 100
 """Points of a curve, at most."""
+CHECK_STEPS = 16
+"""Steps after which the ranks compare their clocks with the time that they have."""
 MEASURED = 1024
 """Training images whose loss is a point."""
 MILESTONES = (0.5, 0.75)
@@ -102,7 +104,7 @@ def loader_of(data: Data, seed: int) -> Loader:
 def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> Course:
     """Train on every rank until the time is over. Returns the course that rank 0 recorded."""
     ratio, decays, recipe = ROWS[row]
-    limit = options.steps * (1 + ratio)
+    limit = CHECK_STEPS * math.ceil(options.steps / CHECK_STEPS) * (1 + ratio)
     lt.init()
     learner, clock = learner_of(recipe, seed, data), transport().clock
     part = data.train[0][:MEASURED], data.train[1][:MEASURED]
@@ -131,7 +133,7 @@ def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> Cours
             ends, period = course.steps + after, after
             if lt.rank() == 0 and seconds >= course.curve[-1][0] + limit / POINTS:
                 course.curve.append((seconds, loss()))
-            if course.steps >= checked + 16:  # rarely, because it sends a message
+            if course.steps >= checked + CHECK_STEPS:  # rarely, because it sends a message
                 checked, course.seconds = course.steps, lt.broadcast_object(seconds)
                 if course.seconds >= 0.999 * limit:  # messages of a few bytes take time, too
                     if lt.rank() == 0 and seconds > course.curve[-1][0]:

@@ -64,6 +64,7 @@ def test_help_and_list_end_at_once() -> None:
     assert re.search(r"--row sgp-slowmo +sgp; period 48; slow momentum 0.6; moments: maintain; .*27\.84", listed)
 
 
+@pytest.mark.long
 def test_ranks_learn_as_simulated_ones_and_resume_bit_identically(text: Path, tmp_path: Path) -> None:
     """OSGP with SlowMo and dropout, with messages in flight when rank 2 is killed in the middle of the second epoch."""
     common = [*SMALL, "--row", "osgp-slowmo", "--period", "3", "--reduction", "ring", "--dropout", "0.1"]
@@ -124,6 +125,7 @@ def test_the_effect_is_shown_in_parts(text: Path, tmp_path: Path) -> None:
     assert (tmp_path / f"{row}-seed2.json").exists()
 
 
+@pytest.mark.long
 def test_keras_ranks_learn_and_resume_bit_identically(text: Path, tmp_path: Path) -> None:
     common = [*SMALL, "--beam", "1", "--epochs", "2", "--batch-tokens", "90", "--row", "local-adam-slowmo-average"]
     common += ["--period", "3", "--reduction", "ring", "--dropout", "0.1", "--no-progress", "--data", str(text)]
@@ -136,6 +138,6 @@ def test_keras_ranks_learn_and_resume_bit_identically(text: Path, tmp_path: Path
     resumed = finished(mpirun(2, KERAS, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
     assert re.search(r"resumed in epoch [12] after \d+ steps", resumed)
     assert weights(resumed) == weights(whole)
-    command = [sys.executable, KERAS, *common, "--beam", "2"]
+    command = [sys.executable, KERAS, "--beam", "2", "--data", str(text)]
     refused = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert "in Keras, translations are greedy: pass --beam 1" in refused.stderr
