@@ -2,11 +2,11 @@
 
 import re
 
-import pytest
+from case_selection import thoroughly
 from launching import PYTEST, RANKS, mpirun
 
 
-@pytest.mark.long
+@thoroughly
 def test_both_frameworks_give_the_same_weights() -> None:
     job = mpirun(2, *PYTEST, str(RANKS / "parity/both_frameworks.py"), timeout_seconds=280)
     assert job.status == 0, job.output

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from case_selection import thoroughly
 from launching import mpirun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -80,6 +81,7 @@ def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
     assert f"seed 0: {', '.join(map(str, periods))}" in job.output
 
 
+@thoroughly
 @pytest.mark.long
 def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
     flags = ["--compare", "--seeds", "1", "--epochs", "6", "--no-table", "--report", str(tmp_path)]
