@@ -18,6 +18,7 @@ from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, 
 from lentando.comm.transports.mpi.device_memory import is_cuda_aware, synchronize
 from lentando.comm.transports.mpi.exchange import POLL_SECONDS, MPIExchange, PollingRequest, ProgressThread
 from lentando.comm.transports.mpi.finalization import end_at_finalize, forget
+from lentando.comm.transports.mpi.side_messages import SideMessages
 from lentando.comm.transports.mpi.translated_errors import TranslatedErrors
 
 __all__ = ["OPS", "BackgroundMPITransport", "MPITransport"]
@@ -32,11 +33,8 @@ own message: two ranks that send to each other then alternate, at half the speed
 MPI's limit is 64 KiB, its header included.
 """
 
-NOTICE_TAG = 32_768
-"""Tag of notices, above all tags of ``exchange``."""
 
-
-class MPITransport:
+class MPITransport(SideMessages):
     """The ranks of an MPI communicator.
 
     The communicator is duplicated, so that messages of Lentando cannot be mixed up with those of the program.
@@ -56,7 +54,6 @@ class MPITransport:
 
     def __init__(self, comm: MPI.Intracomm | None = None) -> None:
         self._translated_errors = TranslatedErrors(self._translate)
-        self._comm: MPI.Intracomm
         self.same_node: Sequence[int]
         ranks = (MPI.COMM_WORLD if comm is None else comm).Dup()
         self._node = ranks.Split_type(MPI.COMM_TYPE_SHARED)
@@ -66,10 +63,8 @@ class MPITransport:
         self.takes_device_arrays = bool(cuda_aware[0])
         self.traffic = Traffic()
         self._progress = ProgressThread() if MPI.Query_thread() == MPI.THREAD_MULTIPLE else None
-        self._side_channel: MPI.Intracomm | None = None
         self._others: list[MPITransport] = []
-        self._side_sends: list[MPI.Request] = []
-        self._notices: list[MPI.Request] = []
+        super().__init__()
         refuse_in_children(self)
         end_at_finalize(self)
 
@@ -155,11 +150,6 @@ class MPITransport:
         self._comm.Abort(status)
         raise SystemExit(status)  # MPI_Abort does not return
 
-    def open_side_channel(self) -> bool:
-        if MPI.Query_thread() == MPI.THREAD_MULTIPLE and self._side_channel is None:
-            self._side_channel = self._comm.Dup()
-        return self._side_channel is not None
-
     def for_thread(self) -> Transport | None:
         if MPI.Query_thread() != MPI.THREAD_MULTIPLE:
             return None
@@ -195,58 +185,9 @@ class MPITransport:
             everyone.Free()
         return transport
 
-    def next_message(self, tag: int, source: int | None) -> tuple[int, int] | None:
-        """Source and bytes of the message that an exchange would receive next, None if none has arrived.
-
-        Args:
-            tag: tag of the message.
-            source: rank that sends; None for any.
-        """
-        status = MPI.Status()
-        with self._translated_errors:
-            if not self._comm.Iprobe(MPI.ANY_SOURCE if source is None else source, tag, status):
-                return None
-        return status.Get_source(), status.Get_count(MPI.BYTE)
-
     def longest_message(self, peer: int) -> int:
         """Limit of the bytes of one message to or from a peer; longer arrays are cut."""
         return min(longest_elements(1), self._piece_bytes[peer])
-
-    def send_nowait(self, peer: int, content: bytes) -> None:
-        assert self._side_channel is not None
-        with self._translated_errors:
-            self._side_sends = [request for request in self._side_sends if not request.Test()]
-            self._side_sends.append(self._side_channel.Isend((content, MPI.BYTE), peer))
-
-    def receive_nowait(self) -> tuple[int, bytes] | None:
-        assert self._side_channel is not None
-        status = MPI.Status()
-        with self._translated_errors:
-            if not self._side_channel.Iprobe(status=status):
-                return None
-            content = bytearray(status.Get_count(MPI.BYTE))
-            self._side_channel.Recv((content, MPI.BYTE), status.Get_source())
-        return status.Get_source(), bytes(content)
-
-    def has_sent_all(self) -> bool:
-        with self._translated_errors:
-            self._side_sends = [request for request in self._side_sends if not request.Test()]
-        return not self._side_sends
-
-    def leave_notice(self, peer: int, number: int) -> None:
-        with self._translated_errors:
-            self._notices = [request for request in self._notices if not request.Test()]
-            self._notices.append(self._comm.Isend(np.array([number], np.int64), peer, NOTICE_TAG))
-
-    def read_notice(self, peer: int) -> int | None:
-        with self._translated_errors:
-            return self.take_notice(peer) if self._comm.Iprobe(peer, NOTICE_TAG) else None
-
-    def take_notice(self, peer: int) -> int:
-        notice = np.zeros(1, np.int64)
-        with self._translated_errors:
-            self._comm.Recv(notice, peer, NOTICE_TAG)
-        return int(notice[0])
 
     def close(self) -> None:
         for other in self._others:
