@@ -26,6 +26,7 @@ from mpi4py import MPI
 from torch import nn
 
 import lentando.torch as lt
+from lentando.comm.reductions.staged import LONG_PIECE_BYTES, PIECES
 
 PERIOD = 2
 CODED_BITS = {"int8": 8.125, "int4": 4.125, None: 32}
@@ -103,7 +104,8 @@ def main() -> None:
 def expected(options: argparse.Namespace, size: int) -> float:
     """Copies of the parameters that SlowMo over Local SGD, or synchronous SGD, should take on each rank."""
     if options.base == SYNCHRONOUS:
-        return 0 if size <= (os.cpu_count() or 1) else 1  # gradients stay where they are, or are copied
+        # Gradients stay where they are, and pass through staging memory; or they are copied.
+        return PIECES * LONG_PIECE_BYTES / options.size if size <= (os.cpu_count() or 1) else 1
     is_coded = options.wire_dtype is not None
     messages = (2 - 1 / size) * CODED_BITS[options.wire_dtype] / 32  # of all parts, and of all ranks' own part
     if options.delay or options.fragments > 1:
