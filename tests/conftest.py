@@ -28,7 +28,6 @@ from lentando.comm.launch import detect_launch
 os.environ.pop("COLUMNS", None)  # xdist gives its workers a width, to which programs that tests start would wrap pages
 # print() with several arguments would write each of them alone, and the lines of two ranks would run together.
 os.environ.pop("PYTHONUNBUFFERED", None)
-os.environ.setdefault("PYTHONPATH", str(Path(__file__).parent / "support/start"))  # see the file in there
 collect_ignore = [] if detect_launch() else ["ranks"]
 
 TESTS = Path(__file__).parent
