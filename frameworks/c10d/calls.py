@@ -9,6 +9,7 @@ import torch
 from torch.distributed import DistBackendError
 
 from lentando.c10d.comparison import Comparison
+from lentando.c10d.memory import overlap
 from lentando.c10d.order import Order
 from lentando.c10d.waiting import Waiting
 from lentando.c10d.work import CollectiveWork
@@ -57,6 +58,7 @@ class Calls:
         if isinstance(transport, Interruptible):
             transport.while_waiting = self._waiting
         self._begun: list[Any] | None = None
+        self._filling: Sequence[torch.Tensor] = ()
         self._order = Order("lentando-c10d", progress)
         self._broken: str | None = None
         self._error: BaseException | None = None
@@ -94,10 +96,15 @@ class Calls:
         call = [operation, *arguments]
 
         def run() -> None:
-            self._execute(call, description, execute, timeout, compares_late)
+            self._filling = outputs
+            try:
+                self._execute(call, description, execute, timeout, compares_late)
+            finally:
+                self._filling = ()
 
         def begin() -> None:
-            if self._broken is None and send_ahead is not None:
+            # What the present operation has yet to fill may be what this one is to send.
+            if self._broken is None and send_ahead is not None and not overlap(self._filling, outputs):
                 self._begun = call
                 self.comparison.begin(call, description)
                 send_ahead()

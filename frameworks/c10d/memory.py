@@ -11,7 +11,7 @@ from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.foreign_memory import array_at
 from lentando.comm.transport import Array
 
-__all__ = ["check_tensors", "dtype_of", "readable", "writable"]
+__all__ = ["check_tensors", "dtype_of", "overlap", "readable", "writable"]
 
 FOR_OTHER_DEVICES = 'group = new_group(backend="nccl"), and DistributedDataParallel(model, process_group=group)'
 
@@ -67,6 +67,27 @@ def dtype_of(tensor: torch.Tensor) -> np.dtype[Any]:
         return numpy_dtype(str(tensor.dtype).removeprefix("torch."))
     except TypeError:
         return np.dtype(f"u{tensor.element_size()}")
+
+
+def overlap(some: Sequence[torch.Tensor], others: Sequence[torch.Tensor]) -> bool:
+    """Whether one of some tensors lies in the same memory as one of others, wholly or partly, or between its elements.
+
+    Example:
+        >>> values = torch.zeros(10)
+        >>> overlap([values[:5]], [values[5:]]), overlap([values[:5]], [torch.zeros(1), values[4:]])
+        (False, True)
+    """
+    extents = [_extent(other) for other in others]
+    return any(begin < stop and start < end for begin, end in map(_extent, some) for start, stop in extents)
+
+
+def _extent(tensor: torch.Tensor) -> tuple[int, int]:
+    """Address of the first byte of a tensor, and of the byte after its last one."""
+    begin = tensor.data_ptr()
+    if tensor.numel() == 0:
+        return begin, begin
+    last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    return begin, begin + (last + 1) * tensor.element_size()
 
 
 def _flat(tensor: torch.Tensor) -> Array:

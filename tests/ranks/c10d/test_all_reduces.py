@@ -17,6 +17,7 @@ from torch.distributed import DistBackendError, ReduceOp
 
 from lentando.c10d import reducing
 from lentando.c10d.waiting import Waiting
+from lentando.comm.reductions import direct
 
 LENGTHS = (7, 30_001, 2_000_003)
 """Elements of float32: what one round of messages carries, two rounds, and several pieces of staging memory."""
@@ -72,6 +73,34 @@ def test_several_tensors_in_one_call_and_several_calls_in_flight(placed: Any) ->
             work.wait()
         for tensors, total in filled:
             assert all((tensor == total).all() for tensor in tensors)
+
+
+@pytest.mark.parametrize("length", [7, 1500])
+def test_calls_in_flight_with_the_same_memory_follow_each_other(
+    placed: Any, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the first call still receives is not sent ahead for the second one, which adds up the sums of the first."""
+    size, count = dist.get_world_size(), 6
+    tensor = torch.ones(length)
+    # Messages so short that MPI copies them at once, as it does with longer ones between nodes.
+    monkeypatch.setattr(direct, "IN_ONE_ROUND_BYTES", 0)
+    if dist.get_rank() == 0:  # the others wait for its sums
+        add_up = placed._reducing._direct._add_up
+
+        def add_up_late(*arguments: Any) -> None:
+            time.sleep(0.01)
+            add_up(*arguments)
+
+        monkeypatch.setattr(placed._reducing._direct, "_add_up", add_up_late)
+    works = [
+        dist.all_reduce(tensor[number % 2 :], group=placed, async_op=True)  # the same memory, and most of it
+        for number in range(count)
+    ]
+    for work in works:
+        assert work is not None
+        work.wait()
+    assert (tensor[1:] == size**count).all()
+    assert tensor[0] == size ** (count // 2)
 
 
 @pytest.mark.parametrize("length", LENGTHS[1:])
