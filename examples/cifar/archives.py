@@ -19,7 +19,7 @@ import tarfile
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -48,6 +48,14 @@ class Data:
     @property
     def channels(self) -> int:
         return int(self.train[0].shape[1])
+
+    @cached_property
+    def checksum(self) -> str:
+        """Of all images and labels, to compare whether ranks and runs have the same."""
+        total = 0
+        for array in (*self.train, *self.test):
+            total = zlib.crc32(np.ascontiguousarray(array), total)
+        return f"{total:08x}"
 
     def limited(self, count: int | None) -> "Data":
         """The same with the first training images only."""

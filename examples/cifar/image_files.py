@@ -18,7 +18,7 @@ import sys
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import NamedTuple
 from zlib import crc32
@@ -97,8 +97,9 @@ class FileData:
         """The same with the first training images only."""
         return replace(self, train=self.train.first(count))
 
+    @cached_property
     def checksum(self) -> str:
-        """Of what is in the index, apart from the folder, to compare whether ranks have the same images."""
+        """Of what is in the index, apart from the folder, to compare whether ranks and runs have the same images."""
         total = 0
         for part in (self.train, self.test):
             names = "\n".join(Path(file).name for file in part.files).encode()
@@ -124,7 +125,9 @@ def _shard(file: Path) -> Iterator[Place]:
     labels: dict[str, int] = {}
     with tarfile.open(file, "r:") as shard:
         for member in shard:
-            name, _, ending = member.name.partition(".")
+            folder, slash, file_name = member.name.rpartition("/")
+            name, _, ending = file_name.partition(".")
+            name = folder + slash + name  # a folder's name may have dots, as in ./0001.jpg
             if f".{ending.lower()}" in SUFFIXES:
                 images[name] = member.offset_data, member.size
             elif ending == "cls" and (content := shard.extractfile(member)) is not None:

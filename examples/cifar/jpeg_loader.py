@@ -31,6 +31,8 @@ from PIL import Image, UnidentifiedImageError
 AREA = (0.08, 1.0)
 SHAPE = (3 / 4, 4 / 3)
 ATTEMPTS = 10
+FORMATS = ("JPEG", "PNG")
+"""A file of ImageNet, n02105855_2933.JPEG, is a PNG file."""
 
 
 class JpegLoader(Shards):
@@ -68,13 +70,15 @@ class JpegLoader(Shards):
     def _image(self, epoch: int, number: int) -> NDArray[np.uint8]:
         """An image as bytes of shape (3, pixels, pixels)."""
         try:
-            with Image.open(io.BytesIO(self._files.read(number)), formats=["JPEG"]) as image:
+            with Image.open(io.BytesIO(self._files.read(number)), formats=FORMATS) as image:
                 if self._augment:
                     cut = _randomly_cut(image, self._pixels, np.random.default_rng([self._seed, epoch, number]))
                 else:
                     cut = _middle(image, self._pixels)
                 return np.asarray(cut.convert("RGB")).transpose(2, 0, 1)
-        except (OSError, UnidentifiedImageError) as error:
+        except UnidentifiedImageError as error:
+            raise DataError(f"{self._files.name(number)} is no JPEG file, or is damaged. Copy it again") from error
+        except (OSError, Image.DecompressionBombError) as error:
             raise DataError(f"{self._files.name(number)} is damaged: {error}. Copy it again") from error
 
 

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
-from archives import Part
+from archives import DataError, Part
 from numpy.typing import NDArray
 
 PADDING = 4
@@ -31,6 +31,9 @@ class Shards:
         size: number of ranks.
         seed: seed of order and augmentation.
         augment: whether to shuffle the images and to change each at random.
+
+    Raises:
+        DataError: if there are too few images for so many ranks.
     """
 
     def __init__(
@@ -51,7 +54,7 @@ class Shards:
         self._rank, self._size, self._seed, self._augment = rank, size, seed, augment
         self.steps = -(-count // (batch_size * size))
         if count < self.steps * size:
-            raise ValueError(f"{count} images are too few for {size} ranks and batches of {batch_size}")
+            raise DataError(f"{count} images are too few for {size} ranks and batches of {batch_size}")
 
     def indices(self, epoch: int) -> list[NDArray[np.int64]]:
         """For each step of an epoch, the numbers of this rank's images."""

@@ -36,11 +36,14 @@ class Learner(Protocol):
 
 def load_data(lt: Any, options: argparse.Namespace) -> AnyData:
     """Read the dataset. If a rank cannot, all of them end with its reason. Collective."""
-    if options.recipe.dataset == "imagenet":
-        files = recipe_loop.read_together(lt, lambda: image_files.load(options.data, any_size=options.any_size))
-        recipe_loop.compare(lt, files.checksum(), f"images in {options.data}")
-        return files.limited(options.limit)
-    data = recipe_loop.read_together(lt, lambda: load(options.recipe.dataset, options.data, any_size=options.any_size))
+
+    def read() -> AnyData:
+        if options.recipe.dataset == "imagenet":
+            return image_files.load(options.data, any_size=options.any_size)
+        return load(options.recipe.dataset, options.data, any_size=options.any_size)
+
+    data = recipe_loop.read_together(lt, read)
+    recipe_loop.compare(lt, data.checksum, f"images in {options.data}")
     return data.limited(options.limit)
 
 
@@ -56,13 +59,18 @@ class ImageCourse:
                 return JpegLoader(part, **shard, **given, pixels=recipe.pixels, threads=options.threads)
             return Loader(part, **shard, **given)
 
-        shuffled = loader(data.train, batch_size=recipe.batch_size, seed=options.seed)
-        self._in_order = loader(data.train, batch_size=TEST_BATCH, augment=False)
-        self._tests = loader(data.test, batch_size=TEST_BATCH, augment=False)
+        def loaders() -> tuple[Shards, Shards, Shards]:
+            return (
+                loader(data.train, batch_size=recipe.batch_size, seed=options.seed),
+                loader(data.train, batch_size=TEST_BATCH, augment=False),
+                loader(data.test, batch_size=TEST_BATCH, augment=False),
+            )
+
+        shuffled, self._in_order, self._tests = recipe_loop.read_together(lt, loaders)
         self._lt, self._learner, self._recipe = lt, learner, recipe
         self.optimizer, self.weights = learner.optimizer, learner.weights
         self.epochs, self.steps, self.batches = recipe.epochs, shuffled.steps, shuffled.batches
-        self.settings = f"{recipe}, seed {options.seed}, limit {options.limit}"
+        self.settings = f"{recipe}, seed {options.seed}, images {data.checksum}"
 
     def train_on(self, batch: Batch, epoch: int, step: int) -> Any:
         rate = self._recipe.learning_rate(epoch, step, self.steps, self._lt.size())

@@ -69,6 +69,21 @@ def test_a_folder_that_cannot_be_read_ends_all_ranks(tmp_path: Path) -> None:
         training.load_data(others, options)
 
 
+def test_ranks_with_different_images_end(tmp_path: Path) -> None:
+    """And a run does not continue with other images."""
+    made.write_cifar10_binary(tmp_path)
+    recipe = recipes.PRESETS["slowmo-cifar10"]["sgp"]
+    options = Namespace(recipe=recipe, data=tmp_path, any_size=True, limit=None)
+    checksum = archives.load("cifar10", tmp_path, any_size=True).checksum
+    others = SimpleNamespace(allgather_object=lambda mine: [mine, None if mine is None else "00000000"])
+    with pytest.raises(SystemExit, match=rf"differ between the ranks, by checksum rank 0: {checksum}, rank 1: 0{{8}}"):
+        training.load_data(others, options)
+    file = tmp_path / "cifar-10-batches-bin" / "test_batch.bin"
+    file.write_bytes(file.read_bytes()[:-1] + b"x")
+    archives.load.cache_clear()
+    assert archives.load("cifar10", tmp_path, any_size=True).checksum != checksum
+
+
 def test_a_pickle_that_runs_a_program_is_not_run(tmp_path: Path) -> None:
     class Hostile:
         def __reduce__(self) -> tuple[object, tuple[str]]:
@@ -150,7 +165,7 @@ def test_ranks_share_each_epoch_without_loss_or_repetition(
 ) -> None:
     steps = -(-count // (batch_size * size))
     if count < steps * size:
-        with pytest.raises(ValueError, match="too few"):
+        with pytest.raises(archives.DataError, match="too few"):
             loader_of(count, 0, size, batch_size)
         return
     by_rank = [loader_of(count, rank, size, batch_size, seed).indices(epoch) for rank in range(size)]

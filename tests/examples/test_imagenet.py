@@ -2,8 +2,10 @@
 
 import json
 import re
+import struct
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import image_files_made as made
@@ -158,6 +160,48 @@ def test_a_cut_image_is_named_when_it_is_read(tmp_path: Path) -> None:
     loader = loader_of(image_files.load(tmp_path, any_size=True).train, 0, 1)
     with pytest.raises(image_files.DataError, match=r"0004\.JPEG is damaged: image file is truncated.*Copy it again"):
         list(loader.batches(0))
+
+
+def test_images_that_are_no_jpeg_files_or_too_large(tmp_path: Path) -> None:
+    """One of ImageNet's files is a PNG file of the name of a JPEG file."""
+    first, second = (made.write_folder(tmp_path) / "train" / "n1" / f"000{number}.JPEG" for number in (1, 4))
+    with jpeg_loader.Image.open(first) as image:
+        image.load()
+        image.save(first, "PNG")
+    files = image_files.load(tmp_path, any_size=True).train
+    assert sum(len(labels) for _, labels in loader_of(files, 0, 1).batches(0)) == 24
+    content = second.read_bytes()
+    size = content.index(b"\xff\xc0") + 5
+    for damaged, reason in (
+        (content[:size] + struct.pack(">2H", 30_000, 30_000) + content[size + 4 :], "damaged: .*900000000 pixels"),
+        (b"text" + content[4:], "no JPEG file, or is damaged"),
+    ):
+        second.write_bytes(damaged)
+        with pytest.raises(image_files.DataError, match=rf"0004\.JPEG is {reason}.*Copy it again"):
+            list(loader_of(files, 0, 1).batches(0))
+
+
+def test_shards_that_tar_makes_of_a_folder(tmp_path: Path) -> None:
+    """Their names begin with ./, and folders may have dots."""
+    made.write_shards(tmp_path)
+    for file in tmp_path.glob("*.tar"):
+        with tarfile.open(file) as plain:
+            members = [(member, plain.extractfile(member)) for member in plain]
+            with tarfile.open(file.with_suffix(".new"), "w") as archive:
+                for member, content in members:
+                    member.name = f"./v1.0/{member.name}"
+                    archive.addfile(member, content)
+        file.with_suffix(".new").replace(file)
+    data = image_files.load(tmp_path, any_size=True)
+    assert sorted(map(data.train.read, range(24))) == sorted(map(made.jpeg, range(24)))
+
+
+def test_too_few_images_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
+    made.write_folder(tmp_path)
+    few = mpirun(2, TORCH, *SMALL, "--limit", "1", "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    assert few.status not in (0, None)
+    assert len(re.findall("rank 0, 1: 1 images are too few for 2 ranks and batches of 3", few.output)) == 2, few.output
+    assert "Traceback" not in few.output
 
 
 def test_keras_trains_on_records(tmp_path: Path) -> None:
