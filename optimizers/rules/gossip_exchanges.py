@@ -81,9 +81,11 @@ class GossipExchanges:
         """
         peers = self._graphs.peers(self._transport.rank, step)
         slot = self._slots[step % len(self._slots)]
-        # This rank received its own messages long ago; its out-neighbours may be behind. Those of this node use a
-        # message by the time at which they begin the exchange of the last step that this rank has taken.
-        for request, exchange in ((slot.sending, slot.exchange), (slot.reading, self._begun)):
+        # This rank received its own messages long ago; its out-neighbours may be behind. Those of this node have used a
+        # message when they begin the exchange of the last step that this rank has taken, or, if none is in flight
+        # after a step, the exchange that follows it.
+        used_by = self._begun + (self._staleness == 0)
+        for request, exchange in ((slot.sending, slot.exchange), (slot.reading, used_by)):
             if request is not None:
                 self._exchanges.wait(
                     request,
@@ -171,8 +173,9 @@ class GossipExchanges:
 
     def release(self) -> None:
         """Let neighbours write to the memory of messages that were taken before: they have been used."""
-        while self._used:
-            self._release(self._used.pop())
+        for expected in self._used:
+            self._release(expected)
+        self._used.clear()
 
     def state(self) -> list[dict[str, Any]]:
         """Content of the messages in flight, for ``state_dict``. Waits for them, and leaves them in flight."""
@@ -185,14 +188,16 @@ class GossipExchanges:
 
     def load_state(self, pending: Sequence[dict[str, Any]]) -> None:
         """Replace the messages in flight by saved ones."""
-        while self.in_flight:
-            self._release(self.in_flight.pop())
+        loaded: deque[_Expected] = deque()
         for saved in pending:
             step, received = saved["number"], [GossipMessage(self._like, self._wire) for _ in saved["messages"]]
             for message, content in zip(received, saved["messages"], strict=True):
                 message.restore(step, content["weight"], content["shares"]["flat"])
             sources = [peer for peer, _ in self._graphs.peers(self._transport.rank, step).in_neighbors]
-            self.in_flight.append(_Expected(step, [], received, sources, 0, 0))
+            loaded.append(_Expected(step, [], received, sources, 0, 0))
+        for expected in self.in_flight:  # not before: the saved content may be in the memory of neighbours
+            self._release(expected)
+        self.in_flight = loaded
 
     def _wait_for(self, expected: "_Expected") -> None:
         for arrival in expected.arrivals:

@@ -5,14 +5,16 @@ import sys
 import time
 from typing import Any
 
+import networkx as nx
 import numpy as np
 import pytest
+from numpy_model import Worker
 
 from lentando.comm import neighbor_memory
-from lentando.comm.errors import TransportError
+from lentando.comm.errors import MismatchError, TransportError
 from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.neighbor_memory import NeighborMemory, open_neighbor_memory
-from lentando.comm.topology import Complete, PPeerExponential, Ring
+from lentando.comm.topology import Complete, FromGraph, PPeerExponential, Ring
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules import gossip_exchanges
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
@@ -105,3 +107,40 @@ def test_a_rank_does_not_wait_for_a_process_that_has_ended(several: Transport, m
     with pytest.raises(TransportError, match=f"the process of rank {other} has ended"):
         memory.published([other], 0, 1).wait()
     several.barrier()
+
+
+@pytest.mark.parametrize("base", [SGP, OSGP])
+def test_whoever_waits_to_be_read_by_a_rank_that_has_given_up_gets_an_error(
+    several: Transport, request: pytest.FixtureRequest, base: Any
+) -> None:
+    """The last rank of a path takes fewer steps; the one before it waits for its message, and is waited for."""
+    if several.size < 3 or several.name != "mpi":
+        pytest.skip("a path of two ranks, or no transport that may be left in any state")
+    transport = request.getfixturevalue("own_transport")
+    path = base(FromGraph(nx.path_graph(several.size)))
+    worker = Worker(transport, lambda _, step, x: x + step, np.ones(5), lambda _: 0.1, base=path)
+    with pytest.raises(MismatchError, match="the ranks are not about to do the same thing"):
+        worker.run(3 if several.rank == several.size - 1 else 6)
+        with worker.replica.averaged():
+            pass
+
+
+def test_saved_messages_are_read_before_neighbors_may_write_to_them(
+    several: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every rank writes to its memory at once when it may."""
+    buffers = [FlatBuffer(layout) for layout in build_layouts([Entry("a", (1000,), "float32", 0)])]
+    buffers[0].array[:] = several.rank + 1
+    gossip: Any = OSGP(Ring(), deterministic=True).bind(several, buffers, [])
+    gossip.after_step()
+
+    def release_and_lose(memory: NeighborMemory, rank: int, slot: int, number: int) -> None:
+        several.barrier()  # all ranks have as many neighbours
+        memory.slot(several.rank, slot)[:] = 255
+
+    saved = gossip.state_dict()
+    sent = [share.copy() for message in saved["under_way"][0]["messages"] for share in message["shares"]["flat"]]
+    monkeypatch.setattr(NeighborMemory, "release", release_and_lose)
+    gossip.load_state_dict(saved)
+    loaded = [share for message in gossip.exchanges.in_flight[0].received for share in message.whole_shares()]
+    assert [share.tobytes() for share in loaded] == [share.tobytes() for share in sent]
