@@ -11,6 +11,7 @@ from typing import TypeAlias
 from torch.distributed import DistBackendError
 
 from lentando.c10d.work import CollectiveWork
+from lentando.comm.errors import LentandoError
 
 __all__ = ["Order"]
 
@@ -145,6 +146,8 @@ class Order:
             if self._executing.acquire(blocking=False):  # otherwise an operation on the caller's thread does it
                 try:
                     self._progress()
+                except LentandoError:  # the thread has to live: the next operation raises it in the thread that waits
+                    self._progress_until = 0.0
                 finally:
                     self._executing.release()
         return self._queue.get()

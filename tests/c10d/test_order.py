@@ -3,11 +3,13 @@
 import threading
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 
 import pytest
 
 from lentando.c10d.order import Order
 from lentando.c10d.work import CollectiveWork
+from lentando.comm.errors import TransportError
 
 
 @pytest.fixture
@@ -67,6 +69,21 @@ def test_messages_continue_after_an_operation_for_as_long_as_it_took(
     count = len(polls)
     time.sleep(0.1)
     assert len(polls) == count
+
+
+def test_operations_follow_although_messages_cannot_continue() -> None:
+    tried = threading.Event()
+
+    def fail() -> None:
+        tried.set()
+        raise TransportError("the job has ended")
+
+    order, first, second = Order("ordered", fail), work("first"), work("second")
+    order.submit(first, lambda: time.sleep(0.1), at_once=False)
+    assert tried.wait(10.0)
+    order.submit(second, lambda: None, at_once=False)
+    assert second.wait(timedelta(seconds=5))
+    assert order.close(10.0)
 
 
 def test_nothing_continues_within_a_node() -> None:
