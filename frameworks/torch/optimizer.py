@@ -148,6 +148,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         Raises:
             MismatchError: on every rank, if the ranks are not at the same step.
             NonFiniteError: on every rank, if parameters, gradients or the loss of one of them are not finite.
+                Parameters are unchanged; gradients may hold their average, which is not finite.
             ConfigurationError: if the wrapped parameters were replaced, if the loss is needed and missing, or for a
                 closure with ``AllReduce`` inside ``join``.
         """

@@ -72,18 +72,18 @@ class Gradients:
     def may_stay(self) -> bool:
         """Whether large gradients need not be copied into the flat buffers, the same on all ranks."""
         setup = self._setup
-        return (
-            self._searches_in_sum
-            and not self._progress.is_joined
-            and setup.base.search.takes_parts
-            and isinstance(setup.framework, LeavingFramework)
-        )
+        return self._searches_in_sum and setup.base.search.takes_parts and isinstance(setup.framework, LeavingFramework)
 
     @property
     def _searches_in_sum(self) -> bool:
         """Whether gradients are searched while they are summed, not before, the same on all ranks."""
         setup = self._setup
-        return setup.base.search.can_search and not self._non_finite.skips and not is_elastic(setup.transport)
+        return (
+            setup.base.search.can_search
+            and not self._progress.is_joined  # the average may be over some of the ranks
+            and not self._non_finite.skips
+            and not is_elastic(setup.transport)
+        )
 
     def average(self, loss: float | None, has_overflowed: bool, is_scaled: bool, defer: bool) -> AveragedLoss:
         """Average the gradients of a step that has begun. Arguments and errors are those of ``average_gradients``."""
@@ -113,7 +113,7 @@ class Gradients:
             judge(by_rank, found)
             if self._uneven.is_partial:
                 self._uneven.rates_of_active()
-            if searches and verdict is None and not self._uneven.is_partial:
+            if searches:
                 by_search = setup.base.search.average_and_search(parts)
                 if is_searched and self._deferred_error is None and any(by_search):
                     are_finite = np.array([name is None for name in by_search])
@@ -193,6 +193,7 @@ class Gradients:
             by_rank,
             f"average of gradients of inner step {step}",
             None if found is None else words,
+            consequence="the step is not taken",
             is_active=self._uneven.is_active,
             is_lasting=lasting is not None,
         )

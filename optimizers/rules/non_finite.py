@@ -166,6 +166,7 @@ class NonFinite:
         by_rank: Mapping[str, Array],
         operation: str,
         found: str | None = None,
+        consequence: str = "nothing was averaged",
         is_active: bool = True,
         is_mixed: bool = False,
         is_lasting: bool = False,
@@ -177,6 +178,7 @@ class NonFinite:
             by_rank: numbers of all ranks from the message: ``is_finite``, and ``loss`` if they have losses.
             operation: description of the average, for messages.
             found: description of this rank's first values that are not finite; None if there are none.
+            consequence: what follows from values that are not finite, for the error message.
             is_active: whether this rank's numbers would count.
             is_mixed: whether the base algorithm mixes parameters, as in ``PartialAverage``.
             is_lasting: whether nothing that follows would make this rank's values finite again.
@@ -207,7 +209,7 @@ class NonFinite:
         finite = [is_finite for _, is_finite, _, _ in reports]
         active = [is_finite and counts for _, is_finite, counts, _ in reports]
         if not self.skips:
-            raise self.error(f"{operation}: not all values are finite, so nothing was averaged. {listed}. {ADVICE}")
+            raise self.error(f"{operation}: not all values are finite, so {consequence}. {listed}. {ADVICE}")
         if not any(active):
             raise self.error(f"{operation}: no rank has finite values that could be averaged. {listed}. {ADVICE}")
         if any(lasts for *_, lasts in reports):

@@ -106,6 +106,23 @@ def test_ended_ranks_step_along_averaged_gradients_at_the_others_learning_rates(
     assert optimizer.param_groups[0]["lr"] == (changing(own - 1) if own else 0.5)
 
 
+@pytest.mark.skipif(lt.size() == 1, reason="no rank is without batches")
+def test_gradients_that_are_not_finite_are_an_error_where_a_rank_has_no_batch() -> None:
+    model = net()
+    optimizer = lt.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+    def train_on_nothing_finite() -> None:
+        with lt.join(optimizer):
+            for _ in range(lt.rank()):
+                model(torch.full((6, 8), float("nan"))).sum().backward()
+                optimizer.step()
+
+    with pytest.raises(lt.NonFiniteError, match="the gradient of 'first.weight' is not finite"):
+        train_on_nothing_finite()
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+
+
 @pytest.mark.parametrize("name", ["Adam", "RMSprop", "Adagrad"])
 def test_state_of_the_optimizer_is_everybodys_after_averaged_gradients(name: str) -> None:
     """So that the next epoch continues with the same replicas."""
