@@ -29,8 +29,8 @@ class TorchGradients(FlatGradients):
         memory: flat memory of the gradients, one for each dtype.
         views: the part of the flat memory for the gradient of each parameter, by name: tensors of the parameter's
             shape, each with a storage of its own.
-        in_place: large gradients that have stayed where the backward pass has put them, by number: arrays before they
-            are averaged, and None after that.
+        in_place: large gradients that have stayed where the backward pass has put them, by number, while they are
+            averaged.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class TorchGradients(FlatGradients):
         self._homes = list(views.values())
         self._presence = presence
         self._addresses = addresses(self._homes)
-        self._large = LargeGradients(self.memory, self._homes)
-        self.in_place: dict[int, Array | None] = {}
+        self._large = LargeGradients(self.memory, self._homes, memory)
+        self.in_place: dict[int, Array] = {}
         self._addresses_in_use = frozenset(self._addresses) - {0}  # of parameters without elements
 
     def gather(self, are_copied: bool = False, in_place: bool = False) -> None:
@@ -64,7 +64,7 @@ class TorchGradients(FlatGradients):
             in_place: whether large gradients may stay where the backward pass has put them, so that ``parts`` has them.
         """
         given = [parameter.grad for parameter in self._trained]
-        self.in_place = dict(self._large.found_in(given)) if in_place else {}
+        self.in_place = self._large.found_in(given) if in_place else {}
         if _all_dense(given) and (are_copied or self._copy_together(given)):
             for presence in self._presence:
                 presence.fill_(1)
@@ -81,7 +81,7 @@ class TorchGradients(FlatGradients):
 
     def parts(self) -> list[list[Array]]:
         """Arrays that hold the gradients, one after the other, for each flat memory: parts of it, and large ones."""
-        return self._large.parts({number: each for number, each in self.in_place.items() if each is not None})
+        return self._large.parts(self.in_place)
 
     def scatter(self) -> list[str]:
         """Give the averaged gradients to the model, as tensors over the flat memory.
@@ -89,7 +89,6 @@ class TorchGradients(FlatGradients):
         Returns:
             Names of the parameters whose gradients are sparse on some rank, which remain to be averaged.
         """
-        self.in_place = dict.fromkeys(self.in_place)  # the gradients are the model's again, which may free them
         for memory in self.memory:
             memory.store()
         if all(bool((presence > 0).all()) for presence in self._presence):

@@ -50,9 +50,12 @@ class GradientAverages:
             gradients.gather(in_place=self._replica.gradients.may_stay)
         else:
             gradients.gather(are_copied=self._overlap.finish())
-        averaged = self._replica.average_gradients(loss, overflow, defer=defer)
-        if sparse := gradients.scatter():
-            average_sparse(self._replica, gradients.parameters, sparse, gradients.names_in_place)
+        try:
+            averaged = self._replica.average_gradients(loss, overflow, defer=defer)
+            if sparse := gradients.scatter():
+                average_sparse(self._replica, gradients.parameters, sparse, gradients.names_in_place)
+        finally:
+            gradients.in_place.clear()  # they are the model's again, which may free them
         return averaged.loss, bool(averaged.overflowed)
 
     def paused(self) -> AbstractContextManager[object]:

@@ -20,11 +20,15 @@ class LargeGradients:
     Args:
         memory: flat memory of the gradients, one for each dtype.
         homes: the part of the flat memory for each gradient.
+        parameters: flat memory of the parameters.
     """
 
-    def __init__(self, memory: Sequence[FlatMemory], homes: Sequence[torch.Tensor]) -> None:
+    def __init__(
+        self, memory: Sequence[FlatMemory], homes: Sequence[torch.Tensor], parameters: Sequence[FlatMemory]
+    ) -> None:
         self._memory = memory
         self._homes = homes
+        self._taken = [_place(each.flat) for each in (*memory, *parameters)]
         self._large = [number for number, home in enumerate(homes) if home.numel() >= LARGE_ELEMENTS]
 
     def found_in(self, given: Sequence[torch.Tensor | None]) -> dict[int, Array]:
@@ -38,8 +42,11 @@ class LargeGradients:
         for number in self._large:
             gradient = given[number]
             if gradient is not None and _may_stay(gradient, self._homes[number]):
+                place = start, end = _place(gradient)
+                if any(start < taken_end and taken_start < end for taken_start, taken_end in self._taken):
+                    continue  # what a program has put there has another use, too
                 found[number] = as_array(gradient.as_strided((gradient.numel(),), (1,)))
-                places.append((address(gradient), address(gradient) + gradient.nbytes))
+                places.append(place)
         places.sort()
         if any(end > start for (_, end), (start, _) in pairwise(places)):
             return {}  # parameters share a gradient, which must not be reduced twice
@@ -74,5 +81,10 @@ def _may_stay(gradient: torch.Tensor, home: torch.Tensor) -> bool:
         and gradient.dtype == home.dtype
         and not gradient.is_complex()
         and gradient.stride() == home.stride()
-        and address(gradient) not in (0, address(home))
+        and address(gradient) != 0
     )
+
+
+def _place(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses where the memory of a contiguous tensor begins and ends."""
+    return address(tensor), address(tensor) + tensor.nbytes

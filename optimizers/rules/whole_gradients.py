@@ -48,6 +48,9 @@ class WholeGradients(BoundAlgorithm, SearchesGradients):
         self._sent = [_sent(buffer.array, wire_dtype) for buffer in gradients]
         self._reductions = [plan_reduction(transport, array, algorithm) for array in self._sent]
         self._staged = [_staged(transport, buffer) for buffer in gradients]
+        self._takes_parts = any(self._staged) and all(
+            staged is not None or not _has_large(buffer) for staged, buffer in zip(self._staged, gradients, strict=True)
+        )
         self._searching = [each for each in self._reductions if isinstance(each, NodeReduction) and each.is_within_node]
 
     def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
@@ -80,7 +83,7 @@ class WholeGradients(BoundAlgorithm, SearchesGradients):
 
     @property
     def takes_parts(self) -> bool:
-        return self.can_search and any(staged is not None for staged in self._staged)
+        return self.can_search and self._takes_parts
 
     def average_and_search(self, parts: Sequence[Sequence[Array]] | None = None) -> Sequence[str | None]:
         names: list[str | None] = [None] * self._size
@@ -101,10 +104,13 @@ def _staged(transport: Transport, buffer: FlatBuffer) -> StagedSums | None:
 
     Where ranks share cores, each pass of a piece through the staging memory costs more than it saves.
     """
-    has_large = any(entry.size >= LARGE_ELEMENTS for entry in buffer.layout.entries)
-    if not has_large or transport.local_size > (os.cpu_count() or 1):
+    if not _has_large(buffer) or transport.local_size > (os.cpu_count() or 1):
         return None
     return staged_sums(transport, buffer.array, LONG_PIECE_BYTES)
+
+
+def _has_large(buffer: FlatBuffer) -> bool:
+    return any(entry.size >= LARGE_ELEMENTS for entry in buffer.layout.entries)
 
 
 def _sent(array: Array, wire_dtype: WireDtype | None) -> Array:

@@ -9,7 +9,6 @@ from operation_checks import bits_on_each_rank
 from ring_reference import along_the_ring, values_by_rank
 
 from lentando.comm.dtypes import bfloat16
-from lentando.comm.reductions import staged
 from lentando.comm.reductions.node import NodeReduction, open_node_memory
 from lentando.comm.reductions.staged import PIECES, StagedSums
 from lentando.comm.shared_memory import shared_zeros
@@ -23,8 +22,7 @@ Search = Callable[[Array, bool], tuple[Array, Array]]
 
 
 @pytest.fixture(params=["shared", "staged"])
-def search(request: pytest.FixtureRequest, several: Transport, monkeypatch: pytest.MonkeyPatch) -> Search:
-    monkeypatch.setattr(staged, "PIECE_BYTES", PIECE_BYTES)
+def search(request: pytest.FixtureRequest, several: Transport) -> Search:
     memory = open_node_memory(several, shared_zeros(PIECES * PIECE_BYTES, np.dtype(np.uint8)))
     assert memory is not None
     sums = StagedSums(several.rank, memory.buffers)

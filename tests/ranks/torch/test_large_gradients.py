@@ -56,9 +56,11 @@ def assert_averaged(model: nn.Module, own: list[torch.Tensor | None], divisor: i
         assert all(torch.equal(other, parameter.grad) for other in lt.allgather_object(parameter.grad))
 
 
-def stay(optimizer: lt.DistributedOptimizer) -> int:
+def stay(model: nn.Module, optimizer: lt.DistributedOptimizer) -> int:
     """Number of gradients that stayed where they were in the last step."""
-    return len(optimizer._model.flat_gradients.in_place)
+    homes = optimizer._model.flat_gradients.views
+    given = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return sum(gradient.data_ptr() != homes[name].data_ptr() for name, gradient in given.items())
 
 
 def test_they_stay_where_they_are_and_are_averaged() -> None:
@@ -72,7 +74,7 @@ def test_they_stay_where_they_are_and_are_averaged() -> None:
         optimizer.step()
         assert_averaged(model, own)
         if optimizer._replica.gradients.may_stay:  # over transports with shared memory
-            assert stay(optimizer) == 2
+            assert stay(model, optimizer) == 2
             assert model.first.weight.grad.data_ptr() == before
 
 
@@ -150,6 +152,52 @@ def test_a_gradient_that_two_parameters_share_is_averaged_once() -> None:
     assert (model.second.weight.grad == total).all()
 
 
+def test_a_gradient_in_memory_of_another_use_is_copied() -> None:
+    """One in the flat memory, at the place of another gradient; and one that is the parameter itself."""
+    model = Net()
+    optimizer = wrapped(model, op=lt.Sum)
+    home = optimizer._model.flat_gradients.views["first.weight"]
+    home.fill_(float(lt.rank() + 1))
+    model.first.weight.grad = home.detach()
+    model.second.weight.grad = home.detach().view(260, 300)
+    optimizer.step()
+    total = sum(range(1, lt.size() + 1))
+    assert (model.first.weight.grad == total).all()
+    assert (model.second.weight.grad == total).all()
+    before = model.first.weight.detach().clone()
+    model.first.weight.grad = model.first.weight.detach()
+    optimizer._gradients.average(None, False)
+    assert torch.equal(model.first.weight, before)
+
+
+def test_large_gradients_of_two_dtypes() -> None:
+    """Those of 16 bits are fewer bytes than what is staged."""
+    first, second = nn.Linear(300, 300), nn.Linear(300, 300).to(torch.bfloat16)
+    model = nn.ModuleList([first, second])
+    optimizer = wrapped(model)
+    for parameter in model.parameters():
+        parameter.grad = torch.full_like(parameter, float(2 * lt.rank()))
+    optimizer.step()
+    for parameter in model.parameters():
+        assert parameter.grad is not None
+        assert (parameter.grad == lt.size() - 1).all()
+
+
+def test_a_rank_without_batches_takes_the_gradients_of_the_others() -> None:
+    """Although those of its own last step stayed where they were."""
+    model = Net()
+    optimizer = wrapped(model)
+    backward(model)
+    optimizer.step()
+    with lt.join(optimizer):
+        for step in range(1, 1 + 2 * lt.rank()):
+            optimizer.zero_grad()
+            backward(model, step)
+            optimizer.step()
+    for parameter in model.parameters():
+        assert all(torch.equal(other, parameter) for other in lt.allgather_object(parameter.detach()))
+
+
 @several
 @pytest.mark.parametrize("name", ["first.weight", "second.bias"])
 def test_a_value_that_is_not_finite_is_named_on_every_rank(name: str) -> None:
@@ -161,7 +209,8 @@ def test_a_value_that_is_not_finite_is_named_on_every_rank(name: str) -> None:
         gradient = model.get_parameter(name).grad
         assert gradient is not None
         gradient.view(-1)[-1] = float("inf")
-    with pytest.raises(lt.NonFiniteError, match=f"rank {lt.size() - 1}: the gradient of '{name}' is not finite"):
+    expected = f"so the step is not taken.* rank {lt.size() - 1}: the gradient of '{name}' is not finite"
+    with pytest.raises(lt.NonFiniteError, match=expected):
         optimizer.step()
     assert all(torch.equal(mine, earlier) for mine, earlier in zip(model.parameters(), before, strict=True))
     optimizer.zero_grad()
@@ -180,7 +229,7 @@ def test_on_request_values_that_are_not_finite_are_left_out() -> None:
         model.first.weight.grad[0, 0] = float("nan")
         own = [None for _ in own]
     optimizer.step()
-    assert stay(optimizer) == 0
+    assert stay(model, optimizer) == 0
     assert_averaged(model, own, divisor=lt.size() - 1)
 
 
