@@ -38,8 +38,12 @@ def test_different_models_are_refused_on_every_rank(kind: str) -> None:
 
 @pytest.mark.parametrize(
     "replace",
-    [lambda model: model.double(), lambda model: setattr(model.weight, "data", model.weight.data.clone())],
-    ids=["converted", "rebound"],
+    [
+        lambda model: model.double(),
+        lambda model: setattr(model.weight, "data", model.weight.data.clone()),
+        lambda model: torch.utils.swap_tensors(model.weight, nn.Parameter(model.weight.detach().to_sparse())),
+    ],
+    ids=["converted", "rebound", "swapped for one without memory"],
 )
 def test_replaced_parameters_are_noticed_at_the_first_step_and_at_each_round(replace: Callable[[Any], Any]) -> None:
     first = nn.Linear(4, 1)
