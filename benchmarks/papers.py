@@ -16,6 +16,7 @@ a folder of runs holds those of one kind. --tables replaces what stands between 
 import argparse
 import json
 import re
+import shlex
 import statistics
 import subprocess
 import sys
@@ -62,9 +63,7 @@ class Runs:
         return self._output("--table").strip()
 
     def run(self, row: str, seed: str) -> None:
-        subprocess.run(
-            [*self._command, *self._given, "--rows", row, "--seeds", seed], check=True, stdout=subprocess.DEVNULL
-        )
+        self._output("--rows", row, "--seeds", seed)
 
     def seconds(self, row: str) -> float:
         """About how long a run of a row takes: as long as others of it, or else of other rows."""
@@ -73,9 +72,11 @@ class Runs:
         return statistics.fmean(alike or timed.values() or [60 * EXPERIMENTS[self.name].minutes])
 
     def _output(self, *arguments: str) -> str:
-        return subprocess.run(
-            [*self._command, *self._given, *arguments], check=True, stdout=subprocess.PIPE, text=True
-        ).stdout
+        """What the program prints. Its errors appear as they are."""
+        run = subprocess.run([*self._command, *self._given, *arguments], check=False, stdout=subprocess.PIPE, text=True)
+        if run.returncode:
+            raise SystemExit(f"{shlex.join(map(str, run.args))} ended with status {run.returncode}")
+        return run.stdout
 
 
 def in_words(seconds: float) -> str:
@@ -84,6 +85,8 @@ def in_words(seconds: float) -> str:
 
 def write_tables(file: Path, experiments: Sequence[Runs]) -> None:
     """Replace the tables in a file of text, each between two comments that name its experiment."""
+    if not file.is_file():
+        raise SystemExit(f"there is no file {file}, into which the tables could go")
     text = file.read_text()
     for runs in experiments:
         begin, end = f"<!-- {runs.name} -->\n", f"<!-- end of {runs.name} -->"
@@ -114,6 +117,8 @@ def main(arguments: Sequence[str]) -> None:
     options = parser.parse_args(arguments)
     if (options.rows or options.given) and len(options.only) > 1:
         parser.error("--rows and arguments of a program need --only with one experiment")
+    if options.jobs < 1:
+        parser.error("--jobs must be at least 1")
     experiments = [Runs(name, options) for name in options.only]
     if options.tables is not None:
         write_tables(options.tables, experiments)

@@ -7,6 +7,7 @@ killed, started again, cut into parts (``--rows``, ``--seeds``), and worked on b
 import argparse
 import fcntl
 import json
+import os
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -83,7 +84,7 @@ def run_missing(
         raise SystemExit(
             f"{options.output} holds runs with other settings: {found}, not {wanted}. Choose another folder"
         )
-    about.write_text(json.dumps(wanted) + "\n")
+    _write(about, wanted)
     for row, seed in missing:
         file = file_of(options.output, row, seed)
         with file.with_suffix(".lock").open("w") as lock:
@@ -95,10 +96,15 @@ def run_missing(
                 began = time.perf_counter()
                 results = {**train(row, seed), "row": row, "seed": seed}
                 results["run_seconds"] = time.perf_counter() - began
-                unfinished = file.with_suffix(".part")
-                unfinished.write_text(json.dumps(results) + "\n")
-                unfinished.replace(file)
+                _write(file, results)
             file.with_suffix(".lock").unlink(missing_ok=True)
+
+
+def _write(file: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON so that other processes find all of it or nothing."""
+    unfinished = file.with_suffix(f".{os.getpid()}.part")
+    unfinished.write_text(json.dumps(content) + "\n")
+    unfinished.replace(file)
 
 
 def table(folder: Path, rows: Mapping[str, str], columns: Sequence[Column]) -> str:
@@ -112,6 +118,8 @@ def table(folder: Path, rows: Mapping[str, str], columns: Sequence[Column]) -> s
     headings = ["row", "paper", *(column.heading for column in columns), "seeds"]
     lines = [f"| {' | '.join(headings)} |", "|---" * len(headings) + "|"]
     by_row = {row: runs_of(folder, row) for row in rows}
+    if not any(by_row.values()):
+        return "No run has been completed yet."
     lines += [
         f"| `{row}` | {rows[row]} | {' | '.join(column.cell(runs) for column in columns)} | {len(runs)} |"
         for row, runs in by_row.items()

@@ -33,6 +33,7 @@ TEST = ("hugin-data", "kmail")
 WORDS = (3, 60)
 TIMES_LONGER = 2.5
 """How many times longer one side may be than the other, in characters."""
+CHARSET = re.compile(r"charset=([-\w]+)")
 CATALOGUE = re.compile(r"/de(_DE)?/(LC_MESSAGES/)?[^/]*\.mo$")
 MARKUP = re.compile(r"[<>{}\\^|@\x00-\x1f]|https?:|\S{40}")
 
@@ -49,6 +50,7 @@ def read_catalogue(content: bytes) -> Iterator[tuple[str, str]]:
         order = ">"
     else:
         raise ValueError("it does not begin as a catalogue")
+    charset = "utf-8"
     try:
         count, originals, translations = struct.unpack_from(f"{order}3I", content, 8)
         for number in range(count):
@@ -57,13 +59,17 @@ def read_catalogue(content: bytes) -> Iterator[tuple[str, str]]:
                 length, begin = struct.unpack_from(f"{order}2I", content, table + 8 * number)
                 if begin + length > len(content):
                     raise ValueError(f"message {number} lies beyond its end")
-                sides.append(content[begin : begin + length].decode().split("\0"))
+                sides.append(content[begin : begin + length].decode(charset).split("\0"))
             original, translated = sides
-            if original != [""]:  # that is the header
+            if original == [""]:  # the header, which comes first
+                charset = found[1] if (found := CHARSET.search(translated[0])) else charset
+            else:
                 original[0] = original[0].rpartition("\x04")[2]  # without its context
                 yield from zip(original, translated, strict=False)  # languages differ in their number of plural forms
     except struct.error as error:
         raise ValueError("it ends early") from error
+    except LookupError as error:
+        raise ValueError(f"its text is in {charset}, which Python does not know") from error
 
 
 def cleaned(text: str) -> str:
@@ -95,8 +101,12 @@ def pairs_of(package: Path) -> list[tuple[str, str]]:
             for member in files:
                 if CATALOGUE.search(member.name) and (file := files.extractfile(member)) is not None:
                     found += read_catalogue(file.read())
+            while process.stdout is not None and process.stdout.read(1 << 20):  # to the end, so that it can finish
+                pass
     except (tarfile.TarError, ValueError) as error:
         raise SystemExit(f"{package} is damaged, download it again: {error}") from error
+    if process.returncode:
+        raise SystemExit(f"{package} is damaged, download it again: dpkg-deb ended with status {process.returncode}")
     pairs = [(cleaned(english), cleaned(german)) for english, german in found]
     return [pair for pair in pairs if is_sentence_pair(*pair)]
 

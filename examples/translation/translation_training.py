@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-import sacrebleu
 from numpy.typing import NDArray
-from parallel_text import Pairs, ParallelText, load
+from parallel_text import DataError, Pairs, ParallelText, load
+from sacrebleu.metrics import BLEU
 from token_batches import Batch, TokenBatches
 from translation_recipes import Recipe
 
@@ -67,15 +67,15 @@ class TranslationCourse:
         shard = {"rank": self._lt.rank(), "size": self._lt.size()}
         self._shuffled = TokenBatches(train, batch_tokens=recipe.batch_tokens, **shard, seed=options.seed)
 
-        def in_order(pairs: Pairs) -> TokenBatches:
+        def in_order(name: str, pairs: Pairs) -> TokenBatches:
             longest = max(recipe.batch_tokens, int(pairs.lengths.max(initial=0)))
-            return TokenBatches(pairs, batch_tokens=longest, **shard, shuffle=False)
+            try:
+                return TokenBatches(pairs, batch_tokens=longest, **shard, shuffle=False)
+            except DataError as error:
+                raise DataError(f"{name}: {error}") from error
 
-        self._parts = {
-            "training": in_order(train.sample(MEASURED)),
-            "valid": in_order(self.text.valid),
-            "test": in_order(self.text.test),
-        }
+        parts = {"training": train.sample(MEASURED), "valid": self.text.valid, "test": self.text.test}
+        self._parts = {name: in_order(name, pairs) for name, pairs in parts.items()}
         return self.text
 
     def begin(self, translator: Translator) -> None:
@@ -119,7 +119,10 @@ class TranslationCourse:
         by_number = sorted(pair for theirs in self._lt.allgather_object(mine) for pair in theirs)
         translated = self.text.vocabulary.decode([subwords for _, subwords in by_number])
         references = self.text.references[part]
+        metric = BLEU()
+        score = float(metric.corpus_score(translated, [references]).score)
         if self._lt.rank() == 0:
             for number in range(min(EXAMPLES, len(references))):
                 print(f"{part} {number + 1}: {translated[number]}\n  reference: {references[number]}", flush=True)
-        return float(sacrebleu.corpus_bleu(translated, [references]).score)
+            print(f"{part}: BLEU by sacrebleu, {metric.get_signature()}", flush=True)
+        return score

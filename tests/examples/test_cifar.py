@@ -193,6 +193,11 @@ def test_experiments_are_driven_in_parts(tmp_path: Path) -> None:
     driver = [str(ROOT / "benchmarks" / "run.py"), "papers", "--only", "images", "--runs", str(tmp_path / "runs")]
     driver += ["--rows", "ar-sgd", "bmuf-12", "--seeds", "0", "1"]
     given = ["--", "--data", str(tmp_path), "--any-size", "--limit", "128", "--epochs", "2"]
+    wrong = [sys.executable, *driver[:-6], "--rows", "nothing", "--remaining"]
+    refused = subprocess.run(wrong, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
+    assert "argument --rows: invalid choice: 'nothing'" in refused.stderr
+    assert re.search(r"effect\.py .* ended with status 2\n$", refused.stderr), refused.stderr
+    assert "Traceback" not in refused.stderr
     remaining = alone(*driver, "--remaining", *given)
     assert "images: ar-sgd (0), bmuf-12 (0), ar-sgd (1), bmuf-12 (1)\n4 runs missing, about " in remaining
     alone(EFFECT, "--output", str(tmp_path / "runs" / "images"), "--rows", "ar-sgd", "--seeds", "0", "1", *given[1:])

@@ -3,6 +3,8 @@
 import fcntl
 import sys
 from argparse import Namespace
+from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,20 @@ def test_complete_runs_are_kept_and_others_are_done_later(tmp_path: Path) -> Non
     ]
     with pytest.raises(SystemExit, match=r"holds runs with other settings: \{'lr': 1\}, not \{'lr': 2\}"):
         recipe_effect.run_missing(options(tmp_path, "a"), {"lr": 2}, train)
+
+
+def test_processes_that_begin_together_read_whole_settings(tmp_path: Path) -> None:
+    assert recipe_effect.table(tmp_path, {"a": ""}, COLUMNS) == "No run has been completed yet."
+    settings = {"lr": list(range(20_000))}  # long, so that writing takes a while
+    recipe_effect.run_missing(options(tmp_path), settings, lambda row, seed: {})
+    again = partial(recipe_effect.run_missing, options(tmp_path), settings, lambda row, seed: {})
+    others = [get_context("fork").Process(target=lambda: [again() for _ in range(20)]) for _ in range(2)]
+    for process in others:
+        process.start()
+    for process in others:
+        process.join()
+    assert [process.exitcode for process in others] == [0, 0]
+    assert [file.name for file in tmp_path.iterdir()] == ["settings.json"]
 
 
 def test_a_run_of_another_process_is_left_to_it(tmp_path: Path) -> None:

@@ -75,6 +75,7 @@ def test_ranks_learn_as_simulated_ones_and_resume_bit_identically(text: Path, tm
     assert losses[-1] < losses[0] - 0.5
     assert re.search(r"valid bleu \d+\.\d+, test loss \d\.\d+, test bleu \d+\.\d+, weights", simulated)
     assert re.search(r"test 1: .*\n  reference: \w+", simulated)
+    assert re.search(r"test: BLEU by sacrebleu, nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", simulated)
 
     saving = [*common, "--output", str(tmp_path), "--save-every", "1"]
     killed = mpirun(4, KILLED, "2", "14", TORCH, *saving, timeout_seconds=LIMIT_SECONDS)

@@ -2,6 +2,8 @@
 
 import gettext
 import io
+import os
+import re
 import shutil
 import struct
 import subprocess
@@ -216,12 +218,12 @@ def test_rows_are_the_methods_of_their_names(name: str, row: translation_recipes
         assert (f"base_buffers='{strategy}'" in shown) == name.endswith(f"-{strategy}")
 
 
-def catalogue(messages: dict[str, str], order: str = "<") -> bytes:
+def catalogue(messages: dict[str, str], order: str = "<", charset: str = "utf-8") -> bytes:
     """A compiled catalogue, as msgfmt writes it."""
     begin = 28 + 16 * len(messages)
     tables, texts = b"", b""
     for side in (sorted(messages), [messages[key] for key in sorted(messages)]):
-        for text in map(str.encode, side):
+        for text in (each.encode(charset) for each in side):
             tables += struct.pack(f"{order}2I", len(text), begin + len(texts))
             texts += text + b"\0"
     header = struct.pack(f"{order}7I", 0x950412DE, 0, len(messages), 28, 28 + 8 * len(messages), 0, 0)
@@ -247,6 +249,16 @@ def test_catalogues_are_read_as_gettext_reads_them(order: str) -> None:
         "%d file was found": theirs.ngettext("%d file was found", "%d files were found", 1),
         "%d files were found": theirs.ngettext("%d file was found", "%d files were found", 2),
     }
+
+
+def test_catalogues_are_decoded_by_their_header() -> None:
+    for charset in ("ISO-8859-1", "latin1", "UTF-8"):
+        messages = {"": f"Content-Type: text/plain; charset={charset}\n", "Open it": "Öffnen"}
+        content = catalogue(messages, charset=charset)
+        assert list(catalogues.read_catalogue(content)) == [("Open it", "Öffnen")]
+    unknown = catalogue({"": "Content-Type: text/plain; charset=CHARSET\n", "Open it": "Oeffnen"})
+    with pytest.raises(ValueError, match="its text is in CHARSET, which Python does not know"):
+        list(catalogues.read_catalogue(unknown))
 
 
 def test_cut_catalogues_are_refused() -> None:
@@ -310,6 +322,14 @@ def test_packages_become_parallel_text(tmp_path: Path) -> None:
     shown = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60).stdout
     assert "apt: 1 pairs" in shown
     assert (tmp_path / "text" / "train.de").read_text() == "c ist für dich\n"
+    failing = tmp_path / "programs" / "dpkg-deb"  # a disk that fails cannot be had here
+    failing.parent.mkdir()
+    failing.write_text(f'#!/bin/sh\n{shutil.which("dpkg-deb")} "$@"\nexit 2\n')
+    failing.chmod(0o755)
+    path = {"PATH": f"{failing.parent}:{os.environ['PATH']}"}
+    failed = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60, env=os.environ | path)
+    assert failed.returncode == 1
+    assert re.search(r"apt_1_all\.deb is damaged, .*: dpkg-deb ended with status 2", failed.stderr), failed.stderr
     package = tmp_path / "apt_1_all.deb"
     package.write_bytes(package.read_bytes()[:-200])
     cut = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
