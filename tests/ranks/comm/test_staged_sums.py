@@ -3,14 +3,12 @@
 from itertools import accumulate, pairwise
 
 import numpy as np
-import pytest
 from numpy.typing import DTypeLike
 from operation_checks import bits_on_each_rank
 from ring_reference import values_by_rank
 
 from lentando.comm.collectives import all_reduce
 from lentando.comm.dtypes import accumulator_dtype, bfloat16
-from lentando.comm.reductions import staged
 from lentando.comm.reductions.node import open_node_memory
 from lentando.comm.reductions.staged import PIECES, STAGED_FROM_BYTES, StagedSums, staged_sums
 from lentando.comm.shared_memory import shared_zeros
@@ -39,11 +37,8 @@ def given(transport: Transport, dtype: DTypeLike, elements: int) -> list[Array]:
     return values_by_rank(transport.size, elements, dtype)
 
 
-def test_arrays_are_summed_in_the_order_of_ranks_bit_identically(
-    several: Transport, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_arrays_are_summed_in_the_order_of_ranks_bit_identically(several: Transport) -> None:
     """One after the other through the same memory, of different dtypes and lengths: none sees values of another."""
-    monkeypatch.setattr(staged, "PIECE_BYTES", PIECE_BYTES)
     memory = open_node_memory(several, shared_zeros(PIECES * PIECE_BYTES, np.dtype(np.uint8)))
     assert memory is not None
     sums = StagedSums(several.rank, memory.buffers)
