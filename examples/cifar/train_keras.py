@@ -1,4 +1,4 @@
-"""Train a row of the papers' tables on CIFAR-10, CIFAR-100 or Fashion-MNIST, in Keras.
+"""Train a row of the papers' tables on CIFAR-10, CIFAR-100, ImageNet or Fashion-MNIST, in Keras.
 
 The rows, the data and the flags are described in README.md:
 

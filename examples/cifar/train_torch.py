@@ -1,4 +1,4 @@
-"""Train a row of the papers' tables on CIFAR-10, CIFAR-100 or Fashion-MNIST, in PyTorch.
+"""Train a row of the papers' tables on CIFAR-10, CIFAR-100, ImageNet or Fashion-MNIST, in PyTorch.
 
 The rows, the data and the flags are described in README.md:
 
