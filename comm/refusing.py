@@ -25,6 +25,7 @@ class Refusing:
 
     allreduce = broadcast = allgather = barrier = node_barrier = exchange
     for_ranks = for_thread = open_side_channel = leave_notice = read_notice = take_notice = vote = repair = exchange
+    next_message = exchange
 
     def close(self) -> None:
         """Release nothing: there is nothing left to release."""

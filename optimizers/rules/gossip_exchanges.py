@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from lentando.comm.array_module import is_on_host
-from lentando.comm.closed import ended, is_closed
+from lentando.comm.closed import is_closed
+from lentando.comm.forked import is_forked
 from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
 from lentando.comm.neighbor_memory import NeighborMemory, open_neighbor_memory
 from lentando.comm.topology import GraphSequence, Peers
@@ -137,8 +138,8 @@ class GossipExchanges:
 
     def _publish(self, node: NeighborMemory, number: int, outgoing: "Outgoing") -> list[Request]:
         """Let neighbours of this node read the messages of a step. Returns the request of theirs, if there are any."""
-        if is_closed(self._transport):  # the memory could still be written
-            raise ended(self._transport.rank)
+        if is_closed(self._transport) or is_forked(self._transport):  # the memory could still be written
+            self._transport.exchange([], [])  # raises the error that an exchange between nodes would raise
         slot, peers = self._slots[number], outgoing.peers
         to = [(peer, share) for peer, share in peers.out_neighbors if peer in self._on_node]
         sources = [peer for peer, _ in peers.in_neighbors if peer in self._on_node]

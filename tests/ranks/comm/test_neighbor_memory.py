@@ -8,6 +8,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from forking import succeeds_in_child
 from numpy_model import Worker
 
 from lentando.comm import neighbor_memory
@@ -148,3 +149,17 @@ def test_saved_messages_are_read_before_neighbors_may_write_to_them(
     gossip.load_state_dict(saved)
     loaded = [share for message in gossip.exchanges.in_flight[0].received for share in message.whole_shares()]
     assert [share.tobytes() for share in loaded] == [share.tobytes() for share in sent]
+
+
+@pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
+def test_a_forked_child_does_not_gossip(several: Transport) -> None:
+    buffers = [FlatBuffer(layout) for layout in build_layouts([Entry("a", (1000,), "float32", 0)])]
+    gossip: Any = SGP(Ring()).bind(several, buffers, [])
+    gossip.after_step()
+
+    def refused() -> None:
+        with pytest.raises(TransportError, match="made by fork"):
+            gossip.after_step()
+
+    assert succeeds_in_child(refused)
+    gossip.after_step()
