@@ -281,11 +281,7 @@ class TorchModel:
 
     def _check_unchanged(self) -> None:
         for name, parameter in self._parameters.items():
-            try:
-                is_at_home = parameter.data_ptr() == self._homes[name]
-            except (RuntimeError, ValueError):  # a tensor without memory has taken its place
-                is_at_home = False
-            if not is_at_home:
+            if address(parameter) != self._homes[name]:
                 raise ConfigurationError(
                     f"parameter {name!r} no longer uses the memory that it had when the optimizer was wrapped: "
                     "model.to(), .half(), or an assignment to .data has replaced it. Move and convert the model before "

@@ -104,7 +104,7 @@ class Period(Protocol):
         """Continue from ``state_dict()`` of an earlier run."""
 
 
-PeriodSetting: TypeAlias = "int | Period | None"
+PeriodSetting: TypeAlias = int | Period | None
 
 
 class LastingPeriod:

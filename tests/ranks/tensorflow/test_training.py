@@ -14,6 +14,7 @@ from numpy.testing import assert_allclose
 import lentando.tensorflow as lt
 from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.transport import Transport
+from lentando.optimizers.replica import Replica
 
 DIMENSION = 13
 START = np.linspace(-1, 1, DIMENSION)
@@ -197,10 +198,8 @@ def test_graph_of_local_steps_enters_python_only_when_the_outer_step_is_due(
     optimizer = lt.SlowMo(sgd(), period=48)
     trained = vector(optimizer, "graph")
     reported = []
-    original = lt.optimizer.Replica.after_steps
-    monkeypatch.setattr(
-        lt.optimizer.Replica, "after_steps", lambda self, n, rates: (reported.append(n), original(self, n, rates))
-    )
+    original = Replica.after_steps
+    monkeypatch.setattr(Replica, "after_steps", lambda self, n, rates: (reported.append(n), original(self, n, rates)))
     silent = 0
     for _ in range(96):
         before = transport.traffic.copy()
