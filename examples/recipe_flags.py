@@ -15,6 +15,14 @@ def positive(text: str) -> int:
     return number
 
 
+def share(text: str) -> float:
+    """A number from 0 on that is less than 1."""
+    number = float(text)
+    if not 0 <= number < 1:
+        raise argparse.ArgumentTypeError(f"{number} is not at least 0 and less than 1")
+    return number
+
+
 def common(description: str, presets: Mapping[str, Any], row: str, data: str) -> argparse.ArgumentParser:
     """Return a parser of what every recipe takes: the row and the run, not what changes the row.
 

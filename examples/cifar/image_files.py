@@ -129,6 +129,8 @@ def _shard(file: Path) -> Iterator[Place]:
             name, _, ending = file_name.partition(".")
             name = folder + slash + name  # a folder's name may have dots, as in ./0001.jpg
             if f".{ending.lower()}" in SUFFIXES:
+                if name in images:
+                    raise ValueError(f"it has two images with the name {name}")
                 images[name] = member.offset_data, member.size
             elif ending == "cls" and (content := shard.extractfile(member)) is not None:
                 labels[name] = int(content.read())

@@ -1,9 +1,9 @@
 """Train a row of SlowMo's WMT'16 table on parallel text, in Keras.
 
-The rows, the data and the flags are described in README.md. Translations are greedy: --beam must be 1.
+The rows, the data and the flags are described in README.md. Translations are greedy.
 
     python examples/translation/train_keras.py --list
-    mpirun -np 8 python examples/translation/train_keras.py --row sgp-slowmo --data ~/wmt16 --beam 1 --output runs/sgp
+    mpirun -np 8 python examples/translation/train_keras.py --row sgp-slowmo --data ~/wmt16 --output runs/sgp
     mpirun -np 8 python examples/translation/train_keras.py ... --resume    # after a crash, from the last checkpoint
     lentando report runs/sgp    # figures, as one HTML page
 """
@@ -113,7 +113,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     assert __doc__ is not None
-    flags = arguments(__doc__)
+    flags = arguments(__doc__, beam=1)
     if flags.beam != 1:
         raise SystemExit("in Keras, translations are greedy: pass --beam 1")
     if not tf.config.list_physical_devices("GPU"):  # ranks share the cores

@@ -122,7 +122,7 @@ def main(options: argparse.Namespace) -> dict[str, Any]:
 
 if __name__ == "__main__":
     assert __doc__ is not None
-    flags = arguments(__doc__)
+    flags = arguments(__doc__, beam=4)
     if flags.simulate:
         simulate(lambda: main(flags), size=flags.simulate)
     else:

@@ -196,6 +196,15 @@ def test_shards_that_tar_makes_of_a_folder(tmp_path: Path) -> None:
     assert sorted(map(data.train.read, range(24))) == sorted(map(made.jpeg, range(24)))
 
 
+def test_two_images_of_one_name_in_a_shard_are_refused(tmp_path: Path) -> None:
+    made.write_shards(tmp_path)
+    with tarfile.open(tmp_path / "train-00001.tar", "a") as archive:
+        first = archive.getmembers()[0].name
+        archive.add(__file__, f"{first.partition('.')[0]}.JPG")
+    with pytest.raises(image_files.DataError, match=r"train-00001\.tar is damaged: it has two images with the name"):
+        image_files.load(tmp_path, any_size=True)
+
+
 def test_too_few_images_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
     made.write_folder(tmp_path)
     few = mpirun(2, TORCH, *SMALL, "--limit", "1", "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
