@@ -58,6 +58,8 @@ class Gradients:
         uneven: UnevenData,
         weights: Weights,
     ) -> None:
+        framework = setup.framework
+        self._leaving = framework if isinstance(framework, LeavingFramework) else None
         self._setup = setup
         self._progress = progress
         self._channel = channel
@@ -71,8 +73,7 @@ class Gradients:
     @property
     def may_stay(self) -> bool:
         """Whether large gradients need not be copied into the flat buffers, the same on all ranks."""
-        setup = self._setup
-        return self._searches_in_sum and setup.base.search.takes_parts and isinstance(setup.framework, LeavingFramework)
+        return self._leaving is not None and self._searches_in_sum and self._setup.base.search.takes_parts
 
     @property
     def _searches_in_sum(self) -> bool:
@@ -91,8 +92,7 @@ class Gradients:
         step = self._progress.inner_steps + 1
         is_searched = not (has_overflowed or is_scaled)
         searches = self._searches_in_sum
-        framework = setup.framework
-        parts = framework.gradient_parts() if self.may_stay and isinstance(framework, LeavingFramework) else None
+        parts = self._leaving.gradient_parts() if self._leaving is not None and self.may_stay else None
         found = first_non_finite(setup.framework.gradients) if is_searched and not searches else None
         own_loss = nan if has_overflowed or is_scaled else loss_to_send(loss)
 

@@ -48,10 +48,16 @@ class WholeGradients(BoundAlgorithm, SearchesGradients):
         self._sent = [_sent(buffer.array, wire_dtype) for buffer in gradients]
         self._reductions = [plan_reduction(transport, array, algorithm) for array in self._sent]
         self._staged = [_staged(transport, buffer) for buffer in gradients]
-        self._takes_parts = any(self._staged) and all(
-            staged is not None or not _has_large(buffer) for staged, buffer in zip(self._staged, gradients, strict=True)
-        )
         self._searching = [each for each in self._reductions if isinstance(each, NodeReduction) and each.is_within_node]
+        is_changed = predivide_factor != 1 or any(
+            sent is not buffer.array for buffer, sent in zip(gradients, self._sent, strict=True)
+        )
+        self._can_search = not is_changed and len(self._searching) == len(self._reductions)
+        self._takes_parts = (
+            self._can_search
+            and any(self._staged)
+            and all(staged or not _has_large(buffer) for staged, buffer in zip(self._staged, gradients, strict=True))
+        )
 
     def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
         for buffer, sent, reduction in zip(self._gradients, self._sent, self._reductions, strict=True):
@@ -76,14 +82,11 @@ class WholeGradients(BoundAlgorithm, SearchesGradients):
 
     @property
     def can_search(self) -> bool:
-        is_changed = self._predivide_factor != 1 or any(
-            sent is not buffer.array for buffer, sent in zip(self._gradients, self._sent, strict=True)
-        )
-        return not is_changed and len(self._searching) == len(self._reductions)
+        return self._can_search
 
     @property
     def takes_parts(self) -> bool:
-        return self.can_search and self._takes_parts
+        return self._takes_parts
 
     def average_and_search(self, parts: Sequence[Sequence[Array]] | None = None) -> Sequence[str | None]:
         names: list[str | None] = [None] * self._size
