@@ -7,6 +7,7 @@ from lentando.comm.agreement import Event
 from lentando.comm.transport import Array
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.setup import Setup
+from lentando.optimizers.rules.delay_choice import DelayChoice
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
 __all__ = ["DelayAgreement"]
@@ -28,10 +29,7 @@ class DelayAgreement:
 
     def contribute(self, event: Event) -> Mapping[str, float]:
         """Attach the time of an average on this rank."""
-        choice = self._outer.delay_choice
-        if event is not Event.ROUND or choice is None:
-            return {}
-        return {"average_seconds": choice.longest_seconds()}
+        return {"average_seconds": self._choice.longest_seconds()} if event is Event.ROUND else {}
 
     def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
         """Choose the delay, once all ranks know the times of an average and of a step."""
@@ -45,7 +43,7 @@ class DelayAgreement:
                 chosen,
                 self._progress.rounds + 1,
                 average_seconds.max(),
-                step_seconds.min(),
+                self._choice.step_seconds,
             )
 
     @property
@@ -53,3 +51,9 @@ class DelayAgreement:
         outer = self._setup.outer
         assert isinstance(outer, StreamedOuterStep)
         return outer
+
+    @property
+    def _choice(self) -> DelayChoice:
+        choice = self._outer.delay_choice
+        assert choice is not None
+        return choice

@@ -38,13 +38,14 @@ class DelayChoice:
 
     Attributes:
         chosen: the delay in inner steps; None until it is chosen.
+        step_seconds: time of an inner step for the choice, the one that has decided once it is made; NaN if unknown.
     """
 
     def __init__(self, fragments: int) -> None:
         self.chosen: int | None = None
         self._fragments = fragments
         self._seconds: list[float] = []
-        self._step_seconds = nan
+        self.step_seconds = nan
 
     def add(self, seconds: float) -> None:
         """Note an average that has been formed.
@@ -76,20 +77,22 @@ class DelayChoice:
             the delay; None if it cannot be chosen yet.
         """
         if self.chosen is None:
-            latest, before = float(np.min(step_seconds)), self._step_seconds  # NaN if it is not known on all ranks
-            known = latest if isnan(before) else before
-            if not (np.isnan(average_seconds).any() or isnan(known)):
-                self.chosen = hiding_delay(float(max(average_seconds)), known, longest)
-            self._step_seconds = before if isnan(latest) else latest
+            latest = float(np.min(step_seconds))  # NaN if it is not known on all ranks
+            if isnan(self.step_seconds):
+                self.step_seconds = latest
+            if not (np.isnan(average_seconds).any() or isnan(self.step_seconds)):
+                self.chosen = hiding_delay(float(max(average_seconds)), self.step_seconds, longest)
+            elif not isnan(latest):
+                self.step_seconds = latest
         return self.chosen
 
     def state_dict(self) -> dict[str, Any]:
         """What has been chosen, and measured until then."""
-        step_seconds = None if isnan(self._step_seconds) else self._step_seconds
+        step_seconds = None if isnan(self.step_seconds) else self.step_seconds
         return {"chosen": self.chosen, "seconds": list(self._seconds), "step_seconds": step_seconds}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue from ``state_dict()``."""
         self.chosen, self._seconds = state["chosen"], list(state["seconds"])
         step_seconds = state.get("step_seconds")  # earlier checkpoints are without
-        self._step_seconds = nan if step_seconds is None else step_seconds
+        self.step_seconds = nan if step_seconds is None else step_seconds

@@ -49,6 +49,7 @@ def test_a_resumed_choice_is_that_of_the_run_before() -> None:
         resumed = DelayChoice(1)
         resumed.load_state_dict(state)
         assert resumed.choose(np.array([0.5, 1.0]), np.array(steps), longest=12) == 4
+        assert resumed.step_seconds == 0.25
     assert choice.choose(np.array([0.5, 1.0]), np.array([0.01, 0.01]), longest=12) == 4
 
 

@@ -123,8 +123,11 @@ def test_a_delay_that_is_chosen_equals_the_reference(transport: Transport) -> No
 
 
 @pytest.mark.parametrize("settings", [{}, {"fragments": 2}, {"fragments": 2, "blend": 0.5}], ids=str)
-def test_a_chosen_delay_continues_bit_identically(transport: Transport, settings: dict[str, Any]) -> None:
+def test_a_chosen_delay_continues_bit_identically(
+    transport: Transport, settings: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
     """From a state of the round before the choice on. From earlier ones, the choice falls into the same round."""
+    caplog.set_level("INFO", "lentando")
     worker = trained(transport, 0, delay="auto", **settings)
     saved: list[tuple[Array, dict[str, Any]]] = []
     for _ in range(7 * PERIOD):
@@ -147,6 +150,9 @@ def test_a_chosen_delay_continues_bit_identically(transport: Transport, settings
         resumed.run(7 * PERIOD - step)
         assert report_of(resumed.replica)["delay"] == report_of(worker.replica)["delay"]
         assert_array_equal(resumed.model.x, worker.model.x)
+    choices = [record.getMessage() for record in caplog.records if "an inner step" in record.getMessage()]
+    assert bool(choices) == (transport.rank == 0)
+    assert not any("nan" in choice for choice in choices)  # where the first step after a resumption ends the round, too
 
 
 @pytest.mark.parametrize("settings", [{"delay": 0, "blend": 0.0}, {"delay": 0, "blend": 0.0, "base_buffers": "reset"}])
