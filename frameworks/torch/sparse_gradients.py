@@ -43,14 +43,8 @@ def average_sparse(
         )
     divisor = 1 if getattr(settings.base, "op", None) is Sum else transport.size
     with replica.costs.of("gradients", replica.inner_steps + 1):
-        is_lost = np.array([name in averaged_in_place for name in names])
-        if (by_rank := transport.allgather(is_lost)).any():
-            name = names[int(by_rank.any(axis=0).argmax())]
-            raise ConfigurationError(
-                f"the gradient of parameter {name!r} is sparse on some ranks and dense on others: use "
-                "sparse_as_dense=True"
-            )
-        averaged = transaction(transport, lambda: _gathered(transport, [parameters[name] for name in names]))
+        given = {name: parameters[name] for name in names}
+        averaged = transaction(transport, lambda: _gathered(transport, given, averaged_in_place))
     for name, gradient in zip(names, averaged, strict=True):
         if not gradient.values().isfinite().all():
             raise NonFiniteError(f"the average of the sparse gradient of {name!r} is not finite")
@@ -76,12 +70,21 @@ def gather_rows(transport: Transport, rows: Sequence[torch.Tensor]) -> list[torc
     return gathered
 
 
-def _gathered(transport: Transport, parameters: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+def _gathered(
+    transport: Transport, parameters: Mapping[str, torch.Tensor], averaged_in_place: Collection[str]
+) -> list[torch.Tensor]:
     """The sums over all ranks of the parameters' gradients, as sparse tensors."""
-    own_axes = [0 if p.grad is None or not p.grad.is_sparse else p.grad.sparse_dim() for p in parameters]
-    axes = transport.allgather(np.array(own_axes, np.int64)).max(axis=0).tolist()
+    own_axes = [0 if p.grad is None or not p.grad.is_sparse else p.grad.sparse_dim() for p in parameters.values()]
+    are_lost = [name in averaged_in_place for name in parameters]
+    axes, lost = transport.allgather(np.array([own_axes, are_lost], np.int64)).max(axis=0).tolist()
+    for name, is_lost in zip(parameters, lost, strict=True):
+        if is_lost:
+            raise ConfigurationError(
+                f"the gradient of parameter {name!r} is sparse on some ranks and dense on others: use "
+                "sparse_as_dense=True"
+            )
     rows: list[torch.Tensor] = []
-    for parameter, sparse_axes in zip(parameters, axes, strict=True):
+    for parameter, sparse_axes in zip(parameters.values(), axes, strict=True):
         gradient = parameter.grad
         if gradient is None:
             rows.append(torch.zeros(0, sparse_axes, dtype=torch.int64, device=parameter.device))
@@ -94,5 +97,5 @@ def _gathered(transport: Transport, parameters: Sequence[torch.Tensor]) -> list[
     parts = gather_rows(transport, rows)
     return [
         torch.sparse_coo_tensor(indices.t(), values, parameter.shape, check_invariants=False).coalesce()
-        for parameter, indices, values in zip(parameters, parts[::2], parts[1::2], strict=True)
+        for parameter, indices, values in zip(parameters.values(), parts[::2], parts[1::2], strict=True)
     ]
