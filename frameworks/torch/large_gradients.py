@@ -9,7 +9,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.rules.base_algorithm import LARGE_ELEMENTS
 from lentando.torch.convert import as_array, is_plain
 from lentando.torch.flat_memory import FlatMemory
-from lentando.torch.local_tensors import address
+from lentando.torch.local_tensors import address, place
 
 __all__ = ["LargeGradients"]
 
@@ -28,7 +28,7 @@ class LargeGradients:
     ) -> None:
         self._memory = memory
         self._homes = homes
-        self._taken = [_place(each.flat) for each in (*memory, *parameters)]
+        self._taken = [place(each.flat) for each in (*memory, *parameters)]
         self._large = [number for number, home in enumerate(homes) if home.numel() >= LARGE_ELEMENTS]
 
     def found_in(self, given: Sequence[torch.Tensor | None]) -> dict[int, Array]:
@@ -42,11 +42,11 @@ class LargeGradients:
         for number in self._large:
             gradient = given[number]
             if gradient is not None and _may_stay(gradient, self._homes[number]):
-                place = start, end = _place(gradient)
+                start, end = place(gradient)
                 if any(start < taken_end and taken_start < end for taken_start, taken_end in self._taken):
                     continue  # what a program has put there has another use, too
                 found[number] = as_array(gradient.as_strided((gradient.numel(),), (1,)))
-                places.append(place)
+                places.append((start, end))
         places.sort()
         if any(end > start for (_, end), (start, _) in pairwise(places)):
             return {}  # parameters share a gradient, which must not be reduced twice
@@ -83,8 +83,3 @@ def _may_stay(gradient: torch.Tensor, home: torch.Tensor) -> bool:
         and gradient.stride() == home.stride()
         and address(gradient) != 0
     )
-
-
-def _place(tensor: torch.Tensor) -> tuple[int, int]:
-    """Return the addresses where the memory of a contiguous tensor begins and ends."""
-    return address(tensor), address(tensor) + tensor.nbytes

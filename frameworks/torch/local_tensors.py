@@ -24,6 +24,7 @@ __all__ = [
     "is_dense",
     "is_same_memory",
     "overlaps_itself",
+    "place",
     "release_memory",
     "set_gradient",
     "use_memory",
@@ -45,6 +46,11 @@ def addresses(tensors: Sequence[torch.Tensor]) -> list[int]:
         return list(map(torch.Tensor.data_ptr, tensors))
     except (RuntimeError, ValueError):
         return list(map(address, tensors))
+
+
+def place(tensor: torch.Tensor) -> tuple[int, int]:
+    """Return the addresses where the memory of a dense tensor begins and ends."""
+    return address(tensor), address(tensor) + tensor.nbytes
 
 
 def is_same_memory(tensor: torch.Tensor, other: torch.Tensor) -> bool:

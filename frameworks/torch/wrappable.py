@@ -7,7 +7,7 @@ import torch
 from torch.nn.parameter import is_lazy
 
 from lentando.comm.errors import ConfigurationError
-from lentando.torch.local_tensors import address, is_dense, overlaps_itself
+from lentando.torch.local_tensors import address, is_dense, overlaps_itself, place
 
 __all__ = ["AVERAGED", "check_parameters", "check_sendable", "check_separate", "is_averaged"]
 
@@ -82,8 +82,7 @@ def check_separate(trained: Mapping[str, torch.Tensor], others: Iterable[tuple[s
     dense = [(name, t) for name, t in named if address(t) and t.numel() and is_dense(t)]
     dense.sort(key=lambda pair: address(pair[1]))
     for (name, tensor), (other_name, other) in pairwise(dense):
-        end = address(tensor) + tensor.numel() * tensor.element_size()
-        if tensor is not other and tensor.device == other.device and address(other) < end:
+        if tensor is not other and tensor.device == other.device and address(other) < place(tensor)[1]:
             if name not in trained and other_name not in trained:
                 continue
             raise ConfigurationError(
