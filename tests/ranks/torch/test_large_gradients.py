@@ -1,7 +1,6 @@
 """Large gradients, which are averaged where the backward pass has put them if that is faster."""
 
 from collections.abc import Callable
-from itertools import accumulate
 
 import pytest
 import torch
@@ -50,9 +49,8 @@ def assert_averaged(model: nn.Module, own: list[torch.Tensor | None], divisor: i
         if all(each is None for each in by_rank):
             assert parameter.grad is None
             continue
-        *_, total = accumulate(present)
         assert parameter.grad is not None
-        torch.testing.assert_close(parameter.grad, total / (divisor or lt.size()), rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(parameter.grad, sum(present) / (divisor or lt.size()), rtol=1e-5, atol=1e-7)
         assert all(torch.equal(other, parameter.grad) for other in lt.allgather_object(parameter.grad))
 
 
@@ -87,7 +85,7 @@ def test_sums_are_formed_in_place_too() -> None:
 
 
 def zeroed_in_place(model: nn.Module, optimizer: lt.DistributedOptimizer) -> None:
-    """On the first rank alone, a step with missing gradients, after which gradients are zeroed where they are."""
+    """After a step, the gradients of the first rank are zeroed where they are, and the others have none."""
     optimizer.zero_grad()
     backward(model)
     optimizer.step()
