@@ -11,7 +11,7 @@ from lentando.comm.dtypes import numpy_dtype
 from lentando.comm.foreign_memory import array_at
 from lentando.comm.transport import Array
 
-__all__ = ["check_tensors", "dtype_of", "overlap", "readable", "writable"]
+__all__ = ["check_tensors", "dtype_of", "has_plain_memory", "overlap", "readable", "writable"]
 
 FOR_OTHER_DEVICES = 'group = new_group(backend="nccl"), and DistributedDataParallel(model, process_group=group)'
 
@@ -37,6 +37,17 @@ def check_tensors(tensors: Sequence[torch.Tensor], operation: str) -> None:
             raise ValueError(f"{operation} of a tensor with layout {tensor.layout}: expected a dense tensor")
 
 
+def has_plain_memory(tensor: torch.Tensor) -> bool:
+    """Whether the values of a tensor are in its memory, in their order: then its arrays are views of that memory.
+
+    Example:
+        >>> values = torch.zeros(2, 3, dtype=torch.complex64)
+        >>> [has_plain_memory(tensor) for tensor in (values, values.T, values.conj())]
+        [True, False, False]
+    """
+    return tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg()
+
+
 def readable(tensor: torch.Tensor) -> Array:
     """The values of a tensor in a one-dimensional array: a view of its memory, or a copy if it is not contiguous."""
     return _flat(tensor.detach().resolve_conj().resolve_neg().contiguous())
@@ -50,7 +61,7 @@ def writable(tensor: torch.Tensor, stack: ExitStack) -> Array:
         stack: context at whose end a copy is written back.
     """
     tensor = tensor.detach()
-    if tensor.is_contiguous() and not tensor.is_conj() and not tensor.is_neg():
+    if has_plain_memory(tensor):
         return _flat(tensor)
     copied = tensor.resolve_conj().resolve_neg().contiguous()
     stack.callback(_copier(copied, tensor))

@@ -14,7 +14,7 @@ from lentando.c10d.arithmetic import name_of, reduce_parts
 from lentando.c10d.calls import Calls
 from lentando.c10d.exchanges import exchange_compared, gather_into, scatter_from
 from lentando.c10d.members import Members
-from lentando.c10d.memory import check_tensors, dtype_of, readable, writable
+from lentando.c10d.memory import check_tensors, dtype_of, has_plain_memory, readable, writable
 from lentando.c10d.messages import Messages, MessageWork, check_tag
 from lentando.c10d.monitored import monitored_barrier
 from lentando.c10d.named_group import NamedGroup
@@ -74,7 +74,7 @@ class LentandoProcessGroup(NamedGroup):
         def send_ahead() -> None:
             self._reducing.send_ahead(readable(tensors[0]), ops[0])
 
-        is_simple = all(tensor.is_contiguous() for tensor in tensors)
+        can_send_ahead = bool(tensors) and all(map(has_plain_memory, tensors))  # ``execute`` fills what is sent
         return self._calls.submit(
             "allreduce",
             [*ops, *described(tensors)],
@@ -82,7 +82,7 @@ class LentandoProcessGroup(NamedGroup):
             tensors,
             opts,
             compares_late=True,
-            send_ahead=send_ahead if is_simple else None,
+            send_ahead=send_ahead if can_send_ahead else None,
         )
 
     allreduce_coalesced = allreduce

@@ -103,6 +103,27 @@ def test_calls_in_flight_with_the_same_memory_follow_each_other(
     assert tensor[0] == size ** (count // 2)
 
 
+def test_calls_without_tensors_and_with_views_that_negate_follow_others_in_flight(placed: Any) -> None:
+    """There is nothing to be sent ahead for them, or not where the sum is to be stored."""
+    size, count = dist.get_world_size(), 10
+    dist.all_reduce(torch.ones(1), group=placed)
+    plain = [torch.ones(30_001) for _ in range(count)]
+    negated = [torch.complex(torch.ones(1), -torch.ones(1)).conj().imag for _ in range(count)]
+    assert all(tensor.is_neg() and tensor.is_contiguous() for tensor in negated)
+    works = []
+    for first, second in zip(plain, negated, strict=True):
+        works += [
+            placed.allreduce([first]),
+            placed.allreduce([]),
+            placed.allreduce([first]),
+            placed.allreduce([second]),
+        ]
+    for work in works:
+        work.wait()
+    assert all((tensor == size**2).all() for tensor in plain)
+    assert [tensor.item() for tensor in negated] == [size] * count
+
+
 @pytest.mark.parametrize("length", LENGTHS[1:])
 @pytest.mark.parametrize("is_first", [True, False])
 def test_calls_that_differ_are_an_error_before_tensors_change(placed: Any, length: int, is_first: bool) -> None:
