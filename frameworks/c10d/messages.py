@@ -187,7 +187,7 @@ class Messages:
             self._receives.add(receive)
 
         def start() -> tuple[int, _Exchange] | None:
-            self._receives.advance()
+            self._receives.advance(tag)
             if self._receives.is_waiting(receive) or receive.source is None:
                 return None
             return receive.source, receive

@@ -5,6 +5,7 @@ memory only when a message has arrived, and has the length that is expected.
 """
 
 from collections import deque
+from collections.abc import Set
 from typing import Protocol
 
 from torch.distributed import DistBackendError
@@ -103,24 +104,27 @@ class Receives:
     """The receives of a group that wait for their messages, for one thread at a time."""
 
     def __init__(self) -> None:
-        self._waiting: list[Receive] = []
+        self._waiting: dict[int, list[Receive]] = {}
 
     def add(self, receive: Receive) -> None:
         """Let a receive take its message after those that were added before."""
-        self._waiting.append(receive)
+        self._waiting.setdefault(receive.tag, []).append(receive)
 
-    def advance(self) -> None:
-        """Let all receives take what has arrived, each nothing that one before it may wait for."""
+    def advance(self, tag: int) -> None:
+        """Let the receives with a tag take what has arrived, each nothing that one before it may wait for."""
         still: list[Receive] = []
-        for receive in self._waiting:
-            if any(_may_take_the_same(each, receive) for each in still) or not receive.advance():
+        sources = set[int | None]()
+        for receive in self._waiting[tag]:
+            if _may_take_the_same(receive.source, sources) or not receive.advance():
                 still.append(receive)
-        self._waiting = still
+                sources.add(receive.source)
+        self._waiting[tag] = still
 
     def is_waiting(self, receive: Receive) -> bool:
         """Whether some of its message is still missing."""
-        return receive in self._waiting
+        return receive in self._waiting[receive.tag]
 
 
-def _may_take_the_same(one: Receive, other: Receive) -> bool:
-    return one.tag == other.tag and (one.source is None or other.source is None or one.source == other.source)
+def _may_take_the_same(source: int | None, others: Set[int | None]) -> bool:
+    """Whether a message from a source, None for any, may be one from others."""
+    return bool(others) and (source is None or source in others or None in others)
