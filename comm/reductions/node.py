@@ -14,7 +14,7 @@ import numpy as np
 
 from lentando.comm.capabilities import SharedNode
 from lentando.comm.dtypes import accumulator_dtype
-from lentando.comm.flat import BLOCK, blocks
+from lentando.comm.flat import blocks
 from lentando.comm.objects import allgather_object
 from lentando.comm.reductions import ring_schedule
 from lentando.comm.reductions.reduction import Each, quiet, store
@@ -107,7 +107,6 @@ class NodeReduction:
         self._neighbors = [values[part] for number, values in enumerate(memory.buffers) if number != local_rank]
         self._crossing_bytes = 2 * (count - 1) * self._part.nbytes  # read from neighbours' memory, and written there
         self._sum: Array = np.empty(self._part.size, accumulator_dtype(buffer.dtype))
-        self._is_finite: Array = np.empty(min(BLOCK, part.stop - part.start), np.bool_)
         self._between: RingReduction | None = None
         self.shard = part
         if len(memory.nodes) > 1:
@@ -227,7 +226,7 @@ class NodeReduction:
                 values = [part[block] for part in self._values]
                 total = self._sum[: values[0].size] if is_apart else values[0]
                 add_up(values, total)
-                if firsts is not None and not np.isfinite(total, out=self._is_finite[: total.size]).all():
+                if firsts is not None and not np.isfinite(total).all():
                     note_first_non_finite(firsts, self._ranks, values, self.shard.start + block.start)
                 store(total, values[0], divisor)
                 for target in values[1:]:
