@@ -322,6 +322,35 @@ def test_training_continues(framework: str, flags: list[str], kill: list[str], l
         assert one["losses"][-1] < one["losses"][0] / 3
 
 
+def test_sparse_gradients_are_averaged_over_the_ranks_that_live() -> None:
+    """A rank dies in the first exchange that gathers their rows, after the dense gradients have been averaged."""
+    program = """
+import json, sys, torch
+from kill_points import kill_at
+import lentando.torch as lt
+from lentando.torch import gradient_averages
+lt.init(elastic=True)
+number = lt.rank()
+model = torch.nn.Embedding(2, 1, sparse=True)
+torch.nn.init.zeros_(model.weight)
+optimizer = lt.DistributedOptimizer(torch.optim.SGD(model.parameters(), lr=1.0), model=model)
+average_sparse = gradient_averages.average_sparse
+
+def average_or_die(*arguments):
+    if number == 1:
+        kill_at("allgather", 1)
+    return average_sparse(*arguments)
+
+gradient_averages.average_sparse = average_or_die
+(model(torch.tensor([0])) * (number + 1)).sum().backward()
+optimizer.step()
+found = {"number": number, "rank": lt.rank(), "size": lt.size(), "weights": model.weight.flatten().tolist()}
+sys.stdout.write(json.dumps(found) + "\\n")
+"""
+    found = check_living(elastic("-c", program, size=3), [0, 2])
+    assert [one["weights"] for one in found] == [[-2.0, 0.0]] * 2  # the mean of 1 and 3
+
+
 @pytest.mark.parametrize(("victim", "living"), [(0, [1, 2]), *selected_cases([], [(1, [0, 2])])])
 def test_checkpoints_succeed_although_ranks_die(tmp_path: Path, victim: int, living: list[int]) -> None:
     """One dies in the save, rank 3 in the load. Rank 0 is the one that makes the folder and writes the manifest."""

@@ -41,10 +41,10 @@ def average_sparse(
             f"parameter {names[0]!r} has a sparse gradient, which is averaged over all ranks only: use "
             "sparse_as_dense=True, or leave out join and on_nonfinite='skip'"
         )
-    divisor = 1 if getattr(settings.base, "op", None) is Sum else transport.size
     with replica.costs.of("gradients", replica.inner_steps + 1):
         given = {name: parameters[name] for name in names}
         averaged = transaction(transport, lambda: _gathered(transport, given, averaged_in_place))
+    divisor = 1 if getattr(settings.base, "op", None) is Sum else transport.size  # of the ranks that live
     for name, gradient in zip(names, averaged, strict=True):
         if not gradient.values().isfinite().all():
             raise NonFiniteError(f"the average of the sparse gradient of {name!r} is not finite")
