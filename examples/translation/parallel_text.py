@@ -14,7 +14,7 @@ packages in data/gettext-en-de.
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import islice
 from pathlib import Path
 from zlib import crc32
@@ -105,6 +105,7 @@ class ParallelText:
         """Sub-words of the longest sentence, in all parts and both languages."""
         return max(int(pairs.lengths.max()) for pairs in (self.train, self.valid, self.test))
 
+    @cached_property
     def checksum(self) -> str:
         """Of all sub-words, to compare whether ranks and runs have the same text and vocabulary."""
         total = 0

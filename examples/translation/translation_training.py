@@ -53,9 +53,9 @@ class TranslationCourse:
         self._lt, self._options = lt, options
         recipe: Recipe = options.recipe
         recipe_loop.read_together(lt, self._read)
-        recipe_loop.compare(lt, self.text.checksum(), f"text or vocabulary in {options.data}")
+        recipe_loop.compare(lt, self.text.checksum, f"text or vocabulary in {options.data}")
         self.epochs, self.steps, self.batches = recipe.epochs, self._shuffled.steps, self._shuffled.batches
-        self.settings = f"{recipe}, seed {options.seed}, text {self.text.checksum()}"
+        self.settings = f"{recipe}, seed {options.seed}, text {self.text.checksum}"
 
     def _read(self) -> ParallelText:
         """Read the text, and cut it into batches."""
