@@ -143,8 +143,7 @@ def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> Cours
 
 
 def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, Any]:
-    data = load("fashion-mnist", options.data, any_size=options.any_size)
-    data = replace(data, train=(data.train[0][: options.limit], data.train[1][: options.limit]))
+    data = load("fashion-mnist", options.data, any_size=options.any_size).limited(options.limit)
     simulated = {"network": network_for(ROWS[row][0], options, data), "compute": Compute(1.0, "constant")}
     course = simulate(lambda: train(row, seed, options, data), WORKERS, **simulated, seed=seed, isolate=False)[0]
     return asdict(course)
