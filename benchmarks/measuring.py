@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from pathlib import Path
 
 import destinations
@@ -89,6 +90,11 @@ def _seconds(comm: MPI.Intracomm, case: Callable[[], object], calls: int) -> flo
     slowest = np.array([(time.perf_counter() - started) / calls])
     comm.Allreduce(MPI.IN_PLACE, slowest, MPI.MAX)
     return float(slowest[0])
+
+
+def seconds_to(curve: Sequence[tuple[float, float]], loss: float, limit: float = inf) -> float:
+    """Time after which a curve of seconds and losses reached a loss; infinite if it did not within the limit."""
+    return next((seconds for seconds, found in curve if found <= loss and seconds <= limit), inf)
 
 
 def facts(comm: MPI.Intracomm) -> str:

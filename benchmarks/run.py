@@ -39,7 +39,7 @@ import destinations
 import papers
 from all_reduce import in_words, numbers_of_bytes
 from jobs import HOROVOD_OVER_MPI, OURS, HostGroup, alternate, found_here, program_on, run_job, run_on, take_turns
-from measuring import Sample, machine, report, table
+from measuring import Sample, machine, report, seconds_to, table
 
 MB = 1_000_000
 LAYERS = 6
@@ -168,7 +168,7 @@ def loss(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]
     jobs = [theirs | ours for theirs, ours in zip(by_library["Gloo"], by_library[OURS], strict=True)]
     goals = [job["DDP"][-1][1] for job in jobs]
     reached = {
-        method: Sample(tuple(_seconds_until(goal, job[method]) for job, goal in zip(jobs, goals, strict=True)))
+        method: Sample(tuple(seconds_to(job[method], goal) for job, goal in zip(jobs, goals, strict=True)))
         for method in jobs[0]
     }
     rows = []
@@ -280,10 +280,6 @@ def memory(options: argparse.Namespace, group: HostGroup, _: Sequence[str]) -> N
     text = table(["SlowMo over Local SGD, by options", "copies, largest rank", "smallest rank", "expected"], rows)
     about = f"Copies of a model of 100 MB in float32, beyond SGD with momentum. {group}. {machine()}."
     report(f"{text}\n\n{about}", options.results and options.results / "memory.md")
-
-
-def _seconds_until(goal: float, curve: Sequence[tuple[float, float]]) -> float:
-    return next((seconds for seconds, loss in curve if loss <= goal), math.inf)
 
 
 def draw_loss(group: HostGroup, curves: Mapping[str, Sequence[tuple[float, float]]], goal: float, file: Path) -> None:

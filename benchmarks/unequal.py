@@ -16,14 +16,13 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import inf
-from pathlib import Path
 from statistics import mean, median
 from typing import Any
 
 import destinations
 import numpy as np
 import torch
-from measuring import machine, table
+from measuring import machine, seconds_to, table
 from torch import nn
 from torch.nn import functional
 
@@ -168,11 +167,6 @@ def curve_of(options: argparse.Namespace, way: Way, train: Callable[..., Curve])
     return curve
 
 
-def seconds_to(curve: Curve, loss: float, limit: float = inf) -> float:
-    """Time after which a loss was reached; infinite if it was not within the limit."""
-    return next((seconds for seconds, found in curve if found <= loss and seconds <= limit), inf)
-
-
 def compare(options: argparse.Namespace, data: str) -> dict[str, Found]:
     """Tune all ways alike, and measure them with other seeds."""
     tuning = range(FIRST_TUNING_SEED, FIRST_TUNING_SEED + options.tuning_seeds)
@@ -282,7 +276,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for each in tables.values():
         print(each)
     if options.markdown is not None:
-        Path(options.markdown).write_text(page(options, tables))
+        options.markdown.write_text(page(options, tables))
 
 
 if __name__ == "__main__":
