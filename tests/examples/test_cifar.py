@@ -10,13 +10,13 @@ from typing import Any
 import image_archives as made
 import pytest
 from case_selection import selected_cases, thoroughly
-from launching import Job, mpirun
+from launching import mpirun
+from recipe_runs import LIMIT_SECONDS, alone, finished, resumed_after_a_kill, weights
 
 ROOT = Path(__file__).parents[2]
 TORCH, KERAS = (str(ROOT / "examples" / "cifar" / f"train_{framework}.py") for framework in ("torch", "keras"))
 EFFECT = str(ROOT / "examples" / "cifar" / "effect.py")
 ADACOMM = str(ROOT / "examples" / "cifar" / "adacomm_effect.py")
-KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
 SMALL = (
     "--any-size",
     "--model",
@@ -30,27 +30,6 @@ SMALL = (
     "--no-progress",
 )
 SHORT = ("--epochs", "2", "--lr", "0.1", "--reduction", "ring")
-
-
-LIMIT_SECONDS = 250.0
-
-
-def alone(*command: str, timeout_seconds: float = LIMIT_SECONDS) -> str:
-    run = subprocess.run(
-        [sys.executable, *command], capture_output=True, text=True, timeout=timeout_seconds, check=False
-    )
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def weights(output: str) -> str:
-    (found,) = re.findall(r"weights (\w{8})", output)
-    return str(found)
-
-
-def finished(job: Job) -> str:
-    assert job.status == 0, job.output
-    return job.output
 
 
 @pytest.mark.parametrize("recipe", [TORCH, KERAS])
@@ -80,9 +59,7 @@ def test_torch_ranks_learn_as_simulated_ones_and_resume_bit_identically(tmp_path
     assert weights(simulated) == weights(whole) == results["weights"]
 
     saving = [*common, "--output", str(tmp_path / "killed"), "--save-every", "1"]
-    killed = mpirun(4, KILLED, "2", "12", TORCH, *saving, timeout_seconds=LIMIT_SECONDS)
-    assert killed.status not in (0, None)
-    resumed = finished(mpirun(4, TORCH, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    resumed = resumed_after_a_kill(4, 2, 12, TORCH, *saving)
     assert re.search(r"resumed in epoch 2 after [1-4] steps", resumed)
     assert weights(resumed) == weights(whole)
 
@@ -102,9 +79,7 @@ def test_keras_ranks_learn_and_resume_bit_identically(tmp_path: Path) -> None:
     assert results["steps"] == 3 * 13
     assert results["history"][-1]["loss"] < results["history"][0]["loss"]
     saving = [*common, "--output", str(tmp_path / "killed"), "--save-every", "4"]
-    killed = mpirun(2, KILLED, "1", "20", KERAS, *saving, timeout_seconds=LIMIT_SECONDS)
-    assert killed.status not in (0, None)
-    resumed = finished(mpirun(2, KERAS, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    resumed = resumed_after_a_kill(2, 1, 20, KERAS, *saving)
     assert "resumed in epoch 2 after 4 steps" in resumed
     assert weights(resumed) == weights(whole)
 

@@ -3,7 +3,6 @@
 import json
 import re
 import struct
-import subprocess
 import sys
 import tarfile
 from pathlib import Path
@@ -15,16 +14,15 @@ from case_selection import thoroughly
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from launching import mpirun
+from recipe_runs import LIMIT_SECONDS, alone, resumed_after_a_kill, weights
 
 ROOT = Path(__file__).parents[2]
 FOLDER = str(ROOT / "examples" / "cifar")
 TORCH, KERAS, LOADER = (f"{FOLDER}/{name}.py" for name in ("train_torch", "train_keras", "jpeg_loader"))
-KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
 SMALL = ["--preset", "slowmo-imagenet", "--any-size", "--model", "resnet8", "--pixels", "32", "--batch-size", "3"]
 SMALL += ["--workers", "2", "--threads", "2"]
 SHORT = ["--warmup-epochs", "1", "--epochs", "3", "--lr", "0.05", "--reduction", "ring", "--no-progress"]
 FORMS = {"folder": made.write_folder, "shards": made.write_shards, "records": made.write_records}
-LIMIT_SECONDS = 250.0
 
 sys.path.insert(0, FOLDER)
 try:
@@ -32,12 +30,6 @@ try:
     import jpeg_loader
 finally:
     sys.path.remove(FOLDER)
-
-
-def alone(*command: str) -> str:
-    run = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
 
 
 @pytest.mark.parametrize("form", FORMS)
@@ -145,13 +137,9 @@ def test_ranks_learn_from_shards_and_resume_bit_identically(tmp_path: Path) -> N
     simulated = alone(TORCH, *common, "--simulate", "2")
     output = tmp_path / "run"
     saving = [*common, "--output", str(output), "--save-every", "1"]
-    killed = mpirun(2, KILLED, "1", "6", TORCH, *saving, timeout_seconds=LIMIT_SECONDS)
-    assert killed.status not in (0, None)
-    resumed = mpirun(2, TORCH, *saving, "--resume", timeout_seconds=LIMIT_SECONDS)
-    assert resumed.status == 0, resumed.output
-    assert re.search("resumed in epoch 2 after [12] steps", resumed.output)
-    (weights,) = re.findall(r"weights (\w{8})", simulated)
-    assert json.loads((output / "results.json").read_text())["weights"] == weights
+    resumed = resumed_after_a_kill(2, 1, 6, TORCH, *saving)
+    assert re.search("resumed in epoch 2 after [12] steps", resumed)
+    assert json.loads((output / "results.json").read_text())["weights"] == weights(simulated)
 
 
 def test_a_cut_image_is_named_when_it_is_read(tmp_path: Path) -> None:

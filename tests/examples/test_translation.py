@@ -6,13 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from launching import Job, mpirun
+from launching import mpirun
 from parallel_texts import write_parallel_text
+from recipe_runs import LIMIT_SECONDS, alone, finished, resumed_after_a_kill, weights
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "translation"
 TORCH, KERAS = (str(FOLDER / f"train_{framework}.py") for framework in ("torch", "keras"))
-KILLED = str(ROOT / "tests" / "support" / "killed_recipe.py")
 SMALL = (
     "--model",
     "tiny",
@@ -27,23 +27,6 @@ SMALL = (
     "--beam",
     "2",
 )
-LIMIT_SECONDS = 250.0
-
-
-def alone(*command: str) -> str:
-    run = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    assert run.returncode == 0, run.stderr
-    return run.stdout
-
-
-def weights(output: str) -> str:
-    (found,) = re.findall(r"weights (\w{8})", output)
-    return str(found)
-
-
-def finished(job: Job) -> str:
-    assert job.status == 0, job.output
-    return job.output
 
 
 @pytest.fixture(scope="module")
@@ -78,9 +61,7 @@ def test_ranks_learn_as_simulated_ones_and_resume_bit_identically(text: Path, tm
     assert re.search(r"test: BLEU by sacrebleu, nrefs:1\|case:mixed\|eff:no\|tok:13a\|smooth:exp\|version:", simulated)
 
     saving = [*common, "--output", str(tmp_path), "--save-every", "1"]
-    killed = mpirun(4, KILLED, "2", "14", TORCH, *saving, timeout_seconds=LIMIT_SECONDS)
-    assert killed.status not in (0, None)
-    resumed = finished(mpirun(4, TORCH, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    resumed = resumed_after_a_kill(4, 2, 14, TORCH, *saving)
     assert re.search(r"resumed in epoch 2 after [1-4] steps", resumed)
     assert weights(resumed) == weights(simulated)
 
@@ -134,9 +115,7 @@ def test_keras_ranks_learn_and_resume_bit_identically(text: Path, tmp_path: Path
     first, second = re.findall(r"epoch \d: loss ([\d.]+)", whole)
     assert float(second) < float(first)
     saving = [*common, "--output", str(tmp_path), "--save-every", "2"]
-    killed = mpirun(2, KILLED, "1", "17", KERAS, *saving, timeout_seconds=LIMIT_SECONDS)
-    assert killed.status not in (0, None)
-    resumed = finished(mpirun(2, KERAS, *saving, "--resume", timeout_seconds=LIMIT_SECONDS))
+    resumed = resumed_after_a_kill(2, 1, 17, KERAS, *saving)
     assert re.search(r"resumed in epoch [12] after \d+ steps", resumed)
     assert weights(resumed) == weights(whole)
     command = [sys.executable, KERAS, "--beam", "2", "--data", str(text)]
