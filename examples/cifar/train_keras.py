@@ -10,6 +10,8 @@ The rows, the data and the flags are described in README.md:
 
 import argparse
 import os
+import sys
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
@@ -22,7 +24,9 @@ from loader import Batch
 from training import load_data, train
 
 import lentando.tensorflow as lt
-from lentando.comm import simulate
+
+sys.path.append(str(Path(__file__).parents[1]))
+import recipe_keras
 
 
 class KerasLearner:
@@ -78,22 +82,11 @@ def _channels_last(batch: Batch) -> tuple[tf.Tensor, tf.Tensor]:
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Train on the rank that calls it. Returns the results."""
     lt.init()
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus and not options.simulate:  # by default, TensorFlow takes the whole memory of all of them
-        tf.config.set_visible_devices(gpus[lt.local_rank() % len(gpus)], "GPU")
-        tf.config.experimental.set_memory_growth(gpus[lt.local_rank() % len(gpus)], True)
+    recipe_keras.take_gpu(options)
     data = load_data(lt, options)
     return train(lt, KerasLearner(options, data.channels, data.classes), data, options)
 
 
 if __name__ == "__main__":
     assert __doc__ is not None
-    flags = arguments(__doc__)
-    if not tf.config.list_physical_devices("GPU"):  # ranks share the cores
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    if flags.simulate:
-        tf.config.run_functions_eagerly(True)  # simulated ranks cannot wait inside a graph
-        simulate(lambda: main(flags), size=flags.simulate)
-    else:
-        main(flags)
+    recipe_keras.start(main, arguments(__doc__))

@@ -28,9 +28,9 @@ from translation_recipes import SHAPES
 from translation_training import TranslationCourse
 
 import lentando.tensorflow as lt
-from lentando.comm import simulate
 
 sys.path.append(str(Path(__file__).parents[1]))
+import recipe_keras
 import recipe_loop
 
 TEXTS = tf.TensorSpec((None, None), tf.int64)
@@ -102,10 +102,7 @@ class KerasTranslator:
 def main(options: argparse.Namespace) -> dict[str, Any]:
     """Train on the rank that calls it. Returns the results."""
     lt.init()
-    gpus = tf.config.list_physical_devices("GPU")
-    if gpus and not options.simulate:  # by default, TensorFlow takes the whole memory of all of them
-        tf.config.set_visible_devices(gpus[lt.local_rank() % len(gpus)], "GPU")
-        tf.config.experimental.set_memory_growth(gpus[lt.local_rank() % len(gpus)], True)
+    recipe_keras.take_gpu(options)
     course = TranslationCourse(lt, options)
     course.begin(KerasTranslator(options, course.text.vocabulary.vocab_size(), course.text.longest()))
     return recipe_loop.train(lt, course, options)
@@ -116,11 +113,4 @@ if __name__ == "__main__":
     flags = arguments(__doc__, beam=1)
     if flags.beam != 1:
         raise SystemExit("in Keras, translations are greedy: pass --beam 1")
-    if not tf.config.list_physical_devices("GPU"):  # ranks share the cores
-        tf.config.threading.set_intra_op_parallelism_threads(1)
-        tf.config.threading.set_inter_op_parallelism_threads(1)
-    if flags.simulate:
-        tf.config.run_functions_eagerly(True)  # simulated ranks cannot wait inside a graph
-        simulate(lambda: main(flags), size=flags.simulate)
-    else:
-        main(flags)
+    recipe_keras.start(main, flags)
