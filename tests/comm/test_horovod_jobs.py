@@ -49,6 +49,27 @@ def test_horovod_is_the_programs_too(order: str) -> None:
     ends_well(begin + use + "exchange()\n" + ROUND + WRITE)
 
 
+def test_results_in_flight_survive_another_init() -> None:
+    """``hvd.init()`` forgets the outputs of what is in flight; a rank cannot know whether another has begun a round."""
+    program = """
+import sys
+import numpy as np
+import horovod.torch as hvd
+from lentando.comm.transports.horovod.binding import finish
+from lentando.comm.transports.horovod.torch_binding import open_binding
+binding = open_binding()
+rank, size = binding.rank(), binding.size()
+word = np.array([rank + 1])
+started = binding.alltoall("words", np.arange(2) + 10 * rank, [1, 1]), binding.allreduce("word", word, "sum")
+hvd.init()
+assert finish(started[0]).tolist() == [rank, 10 + rank]
+assert finish(started[1]).tolist() == [3]
+hvd.shutdown()
+sys.stdout.write(f'done {rank} of {size}\\n')
+"""
+    ends_well(program)
+
+
 def test_program_may_shut_horovod_down_after_us() -> None:
     ends_well(BEGIN + "import horovod.torch as hvd\n" + WRITE + "world.shutdown()\nhvd.shutdown()\n")
 

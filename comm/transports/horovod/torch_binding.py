@@ -5,6 +5,7 @@ from typing import Any
 
 import horovod.torch as hvd
 import torch
+from horovod.torch import mpi_ops
 
 from lentando.comm.errors import TransportError
 from lentando.comm.transport import Array, ReduceOp
@@ -56,17 +57,22 @@ class _Collective:
         self._in_place = in_place
         with _TranslatedErrors():
             self._handle = start()
+        # hvd.init() clears this dictionary of Horovod, also when Horovod is initialised already. Another rank may start
+        # a round at any time, so the program cannot know that nothing is in flight when it calls init().
+        self._tensors = mpi_ops._handle_map.get(self._handle)  # noqa: SLF001
 
     def done(self) -> bool:
         with _TranslatedErrors():
             return bool(hvd.poll(self._handle))
 
     def result(self) -> Array:
+        if self._tensors is not None:
+            mpi_ops._handle_map.setdefault(self._handle, self._tensors)  # noqa: SLF001
         with _TranslatedErrors():
             output: Any = hvd.synchronize(self._handle)
         if self._in_place is not None:
             return self._in_place
-        if output is None:  # init() discards the results of operations in flight
+        if output is None:  # init() was called between the two lines of __init__
             raise TransportError(
                 "hvd.init() was called while messages were in flight: call it before init(), or not at all"
             )
