@@ -246,14 +246,14 @@ from lentando.comm.transport_selection import open_transport
 if os.environ["OMPI_COMM_WORLD_RANK"] == "1":
     {comes}
     time.sleep(100)
-sys.argv = ["lentando", "doctor", "--timeout", "4"]
+sys.argv = ["lentando", "doctor", "--timeout", "12"]
 sys.exit(main())
 """
-    job = mpirun(2, "-c", program, timeout_seconds=60)
+    job = mpirun(2, "-c", program, timeout_seconds=90)
     assert job.status == 1, job.output
-    assert f"problem  no answer {expected} within 4 s" in job.output
+    assert f"problem  no answer {expected} within 12 s" in job.output
     assert "$ export OMPI_MCA_btl_tcp_if_include=" in job.output
-    assert job.seconds < 40
+    assert job.seconds < 80
 
 
 def test_rank_of_torchrun_that_never_comes_is_reported_in_time() -> None:
@@ -261,10 +261,10 @@ def test_rank_of_torchrun_that_never_comes_is_reported_in_time() -> None:
         probe.bind(("127.0.0.1", 0))
         port = str(probe.getsockname()[1])
     variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
-    job = alone("--json", "--timeout", "8", **variables)
+    job = alone("--json", "--timeout", "20", **variables)
     assert job.status == 1, job.output
     (found,) = problems(job)
-    assert "no answer while joining the job within 8 s" in found["text"]
+    assert "no answer while joining the job within 20 s" in found["text"]
     assert found["fix"].startswith("export GLOO_SOCKET_IFNAME=")
 
 
@@ -276,7 +276,7 @@ def test_pytorch_is_what_torchruns_ranks_need(facts: Facts) -> None:
 
 
 def test_mpi_that_ends_the_process_is_reported_with_its_last_output() -> None:
-    for _ in range(3):  # mpirun kills rank 0, too: on a busy machine sometimes before it has reported
+    for _ in range(10):  # mpirun kills rank 0, too: on a busy machine sometimes before it has reported
         job = mpirun(2, *DOCTOR, "--json", environment={"OMPI_MCA_pml": "nosuch"}, timeout_seconds=60)
         assert job.status == 1, job.output
         if '{"format"' in job.output:
