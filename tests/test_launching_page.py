@@ -4,7 +4,6 @@ import importlib.metadata
 import os
 import re
 import shlex
-import socket
 import subprocess
 import sys
 from math import prod
@@ -14,6 +13,7 @@ import pytest
 from launchers import HOROVOD_GLOO
 from launching import Job, launch
 from pages import LAUNCHING, ROOT, blocks, commands
+from ports import free_port
 
 FOUND = "ranks found [1.0, -2.0, 3.0, -4.0]"
 MINIMAL = ROOT / "examples/minimal_torch.py"
@@ -28,12 +28,6 @@ def folder(tmp_path: Path) -> Path:
     (tmp_path / "examples").symlink_to(ROOT / "examples")
     (tmp_path / "hosts").write_text("localhost slots=2\n")
     return tmp_path
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def start(command: str, folder: Path) -> Job:

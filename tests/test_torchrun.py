@@ -2,7 +2,6 @@
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 from case_selection import selected_cases
 from launchers import OPEN_MPI, TORCHRUN
 from launching import launch
+from ports import free_port
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples/digits_torch.py")
 ALGORITHMS = selected_cases(
@@ -42,9 +42,8 @@ def done(output: str) -> list[str]:
 
 def by_hand(program: str, size: int, **environment: str) -> list["subprocess.CompletedProcess[str]"]:
     """Ranks that a launcher without an agent has started, which ends none of them."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = str(free.getsockname()[1])
-    shared = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    shared = {"WORLD_SIZE": str(size), **place, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", program],

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from launching import Job, find_mpirun, launch, mpirun
+from ports import free_port
 
 from lentando.cli.app import run
 from lentando.cli.doctor.checks import check_facts
@@ -257,10 +258,8 @@ sys.exit(main())
 
 
 def test_rank_of_torchrun_that_never_comes_is_reported_in_time() -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    variables = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    variables = {"RANK": "0", "WORLD_SIZE": "2", **place}
     job = alone("--json", "--timeout", "20", **variables)
     assert job.status == 1, job.output
     (found,) = problems(job)

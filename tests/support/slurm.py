@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from launching import Job, launch
+from ports import free_port
 
 PROGRAMS = ("munged", "slurmctld", "slurmd", "srun", "sinfo")
 CPUS = 4
@@ -107,8 +108,8 @@ def cluster() -> Iterator[Cluster]:
         configuration = CONFIGURATION.format(
             host=socket.gethostname().partition(".")[0],
             folder=folder,
-            controller_port=_free_port(),
-            node_port=_free_port(),
+            controller_port=free_port(),
+            node_port=free_port(),
             cpus=CPUS,
         )
         (folder / "slurm.conf").write_text(configuration)
@@ -177,9 +178,3 @@ def processes(made: Cluster) -> list[int]:
             if mark in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
