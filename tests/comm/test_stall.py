@@ -32,7 +32,7 @@ def run(tmp_path: Path, ending: str, size: int = 3, **seconds: float) -> Job:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + ending)
     settings: dict[str, str | None] = {f"LENTANDO_STALL_{name.upper()}": str(value) for name, value in seconds.items()}
-    return mpirun(size, str(program), timeout_seconds=60, environment=settings)
+    return mpirun(size, str(program), timeout_seconds=120, environment=settings)
 
 
 LATE = """
@@ -49,8 +49,6 @@ def test_ranks_that_wait_say_who_is_missing_and_where(tmp_path: Path) -> None:
     job = run(tmp_path, LATE, seconds=1)
     assert job.status == 0, job.output
     assert job.output.count("is done") == 3
-    reported = [line for line in job.output.splitlines() if "have waited for" in line]
-    assert reported, job.output
     lines = PROGRAM.splitlines()
     stepping, napping = (lines.index(f"    {code}") + 1 for code in ("optimizer.step()", "time.sleep(seconds)"))
     program = re.escape(str(tmp_path / "program.py"))
@@ -58,8 +56,9 @@ def test_ranks_that_wait_say_who_is_missing_and_where(tmp_path: Path) -> None:
         r"ranks 0 and 2 have waited for [123] s in the outer step after inner step 8 "
         rf"\(at {program}:{stepping} in step\)\. Missing: "
         rf"rank 1 is at {program}:{napping} in slow_loader, after the outer step after inner step 4$",
-        reported[0],
-    ), reported[0]
+        job.output,
+        re.MULTILINE,
+    ), job.output  # on a busy machine, earlier waits may be reported, too
 
 
 def test_while_no_rank_waits_for_long_nothing_is_reported(tmp_path: Path) -> None:
@@ -76,14 +75,14 @@ for number in range(8):
         os.kill(os.getpid(), signal.SIGSTOP)
     step(optimizer)
 """
-    job = run(tmp_path, ending, seconds=1, shutdown_seconds=3)
+    job = run(tmp_path, ending, seconds=1, shutdown_seconds=8)
     assert job.status == STALLED_STATUS, job.output
     assert "in the average of gradients of inner step 4" in job.output
     assert "Missing: rank 2 does not answer: its process is stopped, dead or unreachable" in job.output
     assert (
-        f"rank 0 ends the job with status {STALLED_STATUS}: LENTANDO_STALL_SHUTDOWN_SECONDS=3 have passed" in job.output
+        f"rank 0 ends the job with status {STALLED_STATUS}: LENTANDO_STALL_SHUTDOWN_SECONDS=8 have passed" in job.output
     )
-    assert job.seconds < 60
+    assert job.seconds < 100
 
 
 def test_gossip_whose_neighbor_has_ended_says_so(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ optimizer = lt.DistributedOptimizer(sgd, model=model, base=lt.SGP())
 for number in range(5 if lt.rank() == 1 else 20):
     step(optimizer)
 """
-    job = run(tmp_path, ending, size=2, seconds=1, shutdown_seconds=4)
+    job = run(tmp_path, ending, size=2, seconds=1, shutdown_seconds=40)
     assert job.status == 1, job.output
     waits = r"rank 0: waits in gossip step 6 for a message of rank 1"
     ended = r"rank 1: has ended \(shutdown, or the end of the program\) after 5 gossip steps"
