@@ -127,11 +127,19 @@ class Rank:
         while training.steps < self.steps:
             if training.steps == self.steps // 2 and self.is_victim():
                 SIGNAL_SENDER.stop(0.002 * (1 + self.order["seed"] % 5), seconds)
-                time.sleep(0.02)
+                self.wait_for_the_stop(seconds)
             training.step()
         self.same_as_undisturbed(training)
         holds(time.perf_counter() - started >= seconds, "no rank was stopped")
         return f"rank {self.victim} stood still for {seconds} s"
+
+    def wait_for_the_stop(self, seconds: float) -> None:
+        """Return once this process has stood still, as its clock shows: a late signal may find no step left."""
+        before, until = time.perf_counter(), time.perf_counter() + seconds + 60
+        while (now := time.perf_counter()) - before < seconds / 2:
+            holds(now < until, "no rank was stopped")
+            before = now
+            time.sleep(0.001)
 
     def slow(self, method: str) -> str:
         training = self.make(method)
