@@ -254,13 +254,15 @@ sys.stdout.write(f"promises are kept by {world.size()}\\n")
 
 def test_message_that_a_living_rank_never_sends_does_not_hold_up_the_repair() -> None:
     program = """
+from lentando.comm.transports.mpi import elastic
+elastic.SETTLE_SECONDS = 60.0
 request = world.transport().exchange([], [(number ^ 1, np.empty(3))], 7)
 lt.barrier()
 if number == 3:
     kill_at("vote", 1)  # when all have done what they vote on
 before = time.monotonic()
 lt.barrier()
-sys.stdout.write(f"{time.monotonic() - before < 4}\\n")
+sys.stdout.write(f"{time.monotonic() - before < 30}\\n")
 """
     job = elastic("-c", RANK + program)
     assert job.status == 0, job.output
