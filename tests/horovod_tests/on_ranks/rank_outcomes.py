@@ -22,6 +22,8 @@ FOLDER = Path(os.environ["HOROVOD_TESTS_FOLDER"])
 SECONDS = float(os.environ["HOROVOD_TESTS_SECONDS"])
 AFTER_A_FAILURE_SECONDS = 5.0
 """How long a rank whose test failed waits for the others, which may be in a call that it never makes."""
+START_SECONDS = 120.0
+"""How long a rank waits for the others to begin a test."""
 STARTED_ALONE = {"rank": 0, "size": 1}
 NAMES = {
     "rank": ("HOROVOD_RANK", "OMPI_COMM_WORLD_RANK", "PMI_RANK"),
@@ -65,28 +67,38 @@ class Rank:
     def pytest_runtest_protocol(self, item: pytest.Item) -> Iterator[None]:
         self.outcome, self.reason, self.text = "passed", "", ""
         self.note(test=item.name, started=True)
+        self.wait_for_the_start(item.name)
         faulthandler.dump_traceback_later(SECONDS, exit=True, file=self.trace)
         result = yield
-        self.note(test=item.name, outcome=self.outcome, reason=self.reason, text=self.text)
-        until = time.monotonic() + (AFTER_A_FAILURE_SECONDS if self.outcome == "failed" else SECONDS)
-        ends = [self.of_rank(rank, item.name, until) for rank in range(SIZE)]
+        # From here on, only the time of the others counts: the end of this process would end them, too.
         faulthandler.cancel_dump_traceback_later()
+        self.note(test=item.name, outcome=self.outcome, reason=self.reason, text=self.text)
+        until = time.monotonic() + AFTER_A_FAILURE_SECONDS + (SECONDS if self.outcome != "failed" else 0.0)
+        ends = [self.of_rank(rank, item.name, until) for rank in range(SIZE)]
         if any(end != ends[0] for end in ends) and any(end["outcome"] == "failed" for end in ends):
             os._exit(0)  # without the library's own end, which may wait for a rank that is elsewhere
         return result
 
+    def wait_for_the_start(self, test: str) -> None:
+        """Wait until all ranks are about to run a test: one may take long to import what the first one needs."""
+        until = time.monotonic() + START_SECONDS
+        while time.monotonic() < until and not all(self.events_of(rank, test) for rank in range(SIZE)):
+            time.sleep(0.01)
+
     def of_rank(self, rank: int, test: str, until: float) -> dict[str, str]:
         """Wait until a rank has finished a test. One that has not counts as failed."""
         while time.monotonic() < until:
-            for line in FOLDER.joinpath(f"rank_{rank}.jsonl").read_text().splitlines() if self.exists(rank) else ():
-                event = json.loads(line) if line.endswith("}") else {}
-                if event.get("test") == test and "outcome" in event:
+            for event in self.events_of(rank, test):
+                if "outcome" in event:
                     return {"outcome": event["outcome"], "reason": event["reason"]}
             time.sleep(0.01)
         return {"outcome": "failed", "reason": "did not finish"}
 
-    def exists(self, rank: int) -> bool:
-        return FOLDER.joinpath(f"rank_{rank}.jsonl").exists()
+    def events_of(self, rank: int, test: str) -> list[dict[str, Any]]:
+        """What a rank has written about a test so far."""
+        path = FOLDER.joinpath(f"rank_{rank}.jsonl")
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [event for line in lines if line.endswith("}") and (event := json.loads(line))["test"] == test]
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         """Keep the worst of set-up, call and tear-down."""
