@@ -1,5 +1,6 @@
 """Work that takes long is announced on rank 0, and shorter work is not."""
 
+import re
 import time
 
 import pytest
@@ -20,7 +21,7 @@ def test_long_work_is_announced_when_it_takes_long_and_when_it_ends(
                 break
             time.sleep(0.01)
     assert written == "Lentando: reading the data ...\n"
-    assert capsys.readouterr().err == "Lentando: reading the data has ended after 0 s\n"
+    assert re.fullmatch(r"Lentando: reading the data has ended after \d s\n", capsys.readouterr().err)
 
 
 def test_work_that_ends_in_time_is_not_mentioned(capsys: pytest.CaptureFixture[str]) -> None:
