@@ -149,7 +149,10 @@ def test_the_timeline_of_a_job_that_is_killed_is_valid(tmp_path: Path) -> None:
         """
 for _ in range(20):
     submit("x").wait()
-time.sleep(0.5)
+own = os.path.join(os.environ["LENTANDO_TIMELINE"], f"timeline.rank{rank}.json" if rank else "timeline.json")
+while open(own).read().count('"ALLREDUCE"') < 20:
+    time.sleep(0.01)
+operations.barrier()
 os.kill(os.getpid(), signal.SIGKILL)
 """,
         LENTANDO_TIMELINE=str(tmp_path / "runs"),

@@ -39,15 +39,16 @@ def test_collectives_are_recorded_by_name_with_bytes(transport: Transport, path:
     for handle in handles:
         handle.wait()
     operations.allgather_call(np.ones(5), name="all").start().wait()
-    time.sleep(4 * timeline.WRITE_SECONDS)
-    found = events(path, transport.rank)  # while it is being recorded
+    has_thread = transport.size > 1 and isinstance(transport, Background)  # or the thread that waits executes them
+    while not named(found := events(path, transport.rank), "ALLGATHER" if has_thread else "CYCLE_START"):
+        time.sleep(timeline.WRITE_SECONDS)  # while it is being recorded
     assert named(found, "CYCLE_START")
     blocking, *together = named(found, "ALLREDUCE")
     assert blocking["args"] == {"tensor": "allreduce.loss", "bytes": 12}
     (negotiation,) = [event for event in named(found, "NEGOTIATE_ALLREDUCE") if event["ph"] == "X"]
     assert blocking["ts"] <= negotiation["ts"]
     assert negotiation["ts"] + negotiation["dur"] <= blocking["ts"] + blocking["dur"]
-    if transport.size > 1 and isinstance(transport, Background):  # others execute them in the thread that waits
+    if has_thread:
         tensors = [name for event in together for name in event["args"]["tensors"]]
         assert sorted(tensors) == [f"allreduce.gradient {number}" for number in range(4)]
         assert sum(event["args"]["bytes"] for event in together) == 160
