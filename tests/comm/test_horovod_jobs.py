@@ -1,5 +1,7 @@
 """Whole jobs over Horovod's engine, from start to end, good or bad; next to Horovod as the program uses it."""
 
+import textwrap
+
 import pytest
 from launchers import HOROVOD_GLOO
 from launching import Job
@@ -85,13 +87,12 @@ def test_rank_that_raises_while_others_wait_for_its_message_ends_the_job() -> No
 
 @pytest.mark.parametrize("wait", ["exchange()", "world.transport().barrier()"])
 def test_rank_that_disappears_is_an_error_on_the_others(wait: str) -> None:
-    report = (
-        f"try:\n    {wait}\nexcept TransportError as error:\n    sys.stdout.write(f'reported {{rank}}: {{error}}\\n')\n"
-    )
     # horovodrun ends the others when a rank fails; one that ends well it lets go, and they find out.
-    # Rank 0 may still be in the exchange of BEGIN when rank 1 has completed it.
+    # Rank 0 may still be in the first exchange when rank 1 has completed it.
     leave = "if rank == 1:\n    time.sleep(1)\n    os._exit(0)\n"
-    found = job(BEGIN + leave + report + "    sys.stdout.flush()\n    os._exit(3)\n")
+    attempt = textwrap.indent(f"exchange()\n{leave}{wait}\n", "    ")
+    report = "sys.stdout.write(f'reported {rank}: {error}\\n')\n    sys.stdout.flush()\n    os._exit(3)\n"
+    found = job(BEGIN + f"try:\n{attempt}except TransportError as error:\n    {report}")
     assert found.status not in (0, None)
     assert "reported 0: Horovod failed" in found.output, found.output
     assert found.seconds < SECONDS
