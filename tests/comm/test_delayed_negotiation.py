@@ -20,7 +20,7 @@ from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.comm.transports.single import SingleTransport
 from lentando.comm.world import simulated_rank
 
-pytestmark = pytest.mark.timeout(30)
+pytestmark = pytest.mark.timeout(120)
 
 
 class Gates:
@@ -33,7 +33,7 @@ class Gates:
         receive = ThreadTransport.receive_nowait
 
         def receive_if_open(transport: ThreadTransport) -> tuple[int, bytes] | None:
-            assert self.is_open[transport.rank].wait(20)
+            assert self.is_open[transport.rank].wait(60)
             return receive(transport)
 
         monkeypatch.setattr(ThreadTransport, "receive_nowait", receive_if_open)
@@ -64,7 +64,7 @@ def on_ranks(size: int, program: Callable[[ThreadTransport], Any]) -> list[Any]:
             close_operations(transport)
             return result
 
-    return run_ranks(size, run, timeout_seconds=10)
+    return run_ranks(size, run)
 
 
 def sum_of_ones(name: str | None) -> float:

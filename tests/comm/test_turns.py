@@ -96,7 +96,7 @@ def test_named_calls_of_two_threads_give_the_right_sums_or_an_error_on_every_ran
             pass
         return found
 
-    for outcomes in run_ranks(2, work, timeout_seconds=20):
+    for outcomes in run_ranks(2, work):
         for outcome, value in zip(outcomes, (1.0, 2.0), strict=True):
             if outcome.error is None:
                 assert outcome.result == [2 * value] * 20
