@@ -15,8 +15,9 @@ from lentando.comm.transport import Transport
 
 __all__ = ["ProcessEnd", "process_end"]
 
-FAILURE_GRACE_SECONDS = 1.0
-"""Time that the other ranks have to report the same failure before a failed rank aborts the job."""
+FAILURE_GRACE_SECONDS = 3.0
+"""Time that the other ranks have to report the same failure before a failed rank aborts the job. On cores that many
+processes share, a traceback alone may take a second."""
 
 
 class ProcessEnd:
