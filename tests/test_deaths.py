@@ -41,8 +41,9 @@ CASES = selected_cases(
     ],
 )
 SAME = "Horovod failed: a rank has died, or has left the job without the others."
-FOUND = "the process of rank {rank} has ended: this rank waits for a message of it, or for it to read one"
-"""What ranks of a node say whose gossip finds out before the launcher does."""
+FOUND = r"the process of rank \d has ended: this rank waits for a message of it, or for it to read one"
+"""What ranks of a node say whose gossip finds out before the launcher does: of the dead rank, or of one that has ended
+because of it."""
 
 
 def left_over(mark: str) -> list[str]:
@@ -66,10 +67,12 @@ def died(launcher: Launcher, folder: Path, method: str, kind: str, seed: str) ->
         SIZE, PROGRAM, str(folder), method, str(rank), kind, f"{seconds:.3f}", timeout_seconds=90,
         environment={"LENTANDO_TEST_MARK": str(folder)},
     )  # fmt: skip
-    ended = time.time()
     moments = re.findall(r"DIES ([0-9.]+)", job.output)
     assert len(moments) == 1, job.output
-    return job, rank, ended - float(moments[0])
+    died_at = float(moments[0])
+    while left_over(str(folder)) and time.time() - died_at < SECONDS:  # a launcher may end before those that it kills
+        time.sleep(0.1)
+    return job, rank, time.time() - died_at
 
 
 @pytest.mark.parametrize(("launcher", "method", "kind"), CASES, ids=lambda value: getattr(value, "name", value))
@@ -89,8 +92,7 @@ def test_death_of_a_rank_ends_the_job_and_leaves_a_checkpoint(
         assert SAME in job.output
     # MPICH's mpiexec kills the others without a word, and reports success: no process is left that could object.
     stated = set(re.findall(r"(?:Error|Exception): (.*)", "".join(re.findall(r".*lentando\.comm.*\n?", job.output))))
-    assert all(text.startswith(SAME) or text == FOUND.format(rank=rank) for text in stated), job.output
-    assert len(stated) <= 1, stated
+    assert all(text.startswith(SAME) or re.fullmatch(FOUND, text) for text in stated), job.output
     loaded = launcher.run(SIZE, PROGRAM, str(folder), method, "--load")
     assert loaded.status == 0, loaded.output
     assert len(set(re.findall(r"LOADED (\d+)", loaded.output))) == 1, loaded.output
