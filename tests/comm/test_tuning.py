@@ -22,7 +22,8 @@ from lentando.comm.transport import Message, Request
 SIZE = 2
 LARGE = tuning.MEASURED_FROM_BYTES // 4
 """Elements of the smallest buffer of float32 that is measured."""
-DELAY_SECONDS = 0.002
+DELAY_SECONDS = 0.01
+"""More than a busy machine adds to the time of all messages in long segments, of which there are few."""
 BACKEND = ReductionPlan("backend")
 RINGS = [ReductionPlan("ring", segments) for segments in tuning.TRIED_SEGMENTS]
 

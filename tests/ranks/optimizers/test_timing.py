@@ -13,7 +13,8 @@ from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.local_sgd import LocalSGD
 
 STEP_SECONDS = 0.002
-SLOW_SECONDS = 0.030
+SLOW_SECONDS = 0.06
+"""So much longer that a busy machine makes no other rank as slow."""
 STEPS = 17
 
 
@@ -47,4 +48,4 @@ def test_a_rank_that_sleeps_is_named_on_every_rank(
     assert report["predicted_seconds_per_step"] > SLOW_SECONDS
     # The others wait for the slow rank in every round, and it for no rank.
     assert waited.argmin() == slow
-    assert np.delete(waited, slow).min() > 0.5 * (SLOW_SECONDS - STEP_SECONDS)
+    assert np.delete(waited, slow).min() > 0.4 * (SLOW_SECONDS - STEP_SECONDS)
