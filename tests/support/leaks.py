@@ -25,8 +25,8 @@ import numpy as np
 from lentando.comm import world
 from lentando.comm.objects import allgather_object, broadcast_object
 
-LEAST_TURNS = 6
-"""However short the time is: every kind of wrapper once, and a checkpoint."""
+LEAST_TURNS = 30
+"""However short the time is: every kind of wrapper, and checkpoints, in each third of it, on a slow machine too."""
 ALLOWED = {"memory_bytes": (4 * 2**20, 0.01), "mappings": (2, 0.02), "communicators": (16, 0.0)}
 """By name of what is held, how much more there may be, in all and as a share: allocators keep more or less, and a pool
 of communicators grows once more where one more wrapper lives at the same time."""
