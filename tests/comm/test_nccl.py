@@ -139,7 +139,7 @@ def test_ranks_whose_rounds_come_in_different_orders_get_an_error_and_no_hang() 
             request.wait()
 
     with pytest.raises(TransportError, match=r"NCCL failed on rank \d: group 1 of rank \d: .* a deadlock"):
-        run_ranks_on_devices(2, cross, timeout_seconds=0.5)
+        run_ranks_on_devices(2, cross, timeout_seconds=2.0)
 
 
 def test_asynchronous_error_is_raised_by_the_caller_that_waits_or_asks() -> None:
@@ -158,7 +158,7 @@ def test_asynchronous_error_is_raised_by_the_caller_that_waits_or_asks() -> None
             messages.append(str(error.value))
         return messages
 
-    for rank, messages in enumerate(run_ranks_on_devices(2, fail, timeout_seconds=1.0)):
+    for rank, messages in enumerate(run_ranks_on_devices(2, fail)):
         assert messages == [f"NCCL failed on rank {rank}: the network is down"] * 3
 
 
@@ -174,7 +174,7 @@ def test_exchange_keeps_what_it_sends_until_it_is_complete() -> None:
         assert request.test()
         return received.tolist()
 
-    assert run_ranks_on_devices(2, reuse, latency_seconds=0.2) == [[7.0] * 4] * 2
+    assert run_ranks_on_devices(2, reuse, latency_seconds=0.5) == [[7.0] * 4] * 2
 
 
 def test_first_operation_must_be_one_of_all_ranks() -> None:

@@ -118,13 +118,17 @@ def test_nothing_is_done_while_nothing_is_submitted(transport: Transport) -> Non
     if transport.name in ("horovod", "torch"):
         pytest.skip(f"a thread of {transport.name} is always at work")
     operations.allreduce_call(np.ones(1), Sum).start().wait()
-    time.sleep(0.05)
-    before = resource.getrusage(resource.RUSAGE_SELF)
-    threading.Event().wait(0.5)
-    after = resource.getrusage(resource.RUSAGE_SELF)
-    switches = after.ru_nvcsw - before.ru_nvcsw
-    assert switches <= 3  # the main thread's own, and MPI's
-    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.01
+
+    def rests() -> bool:
+        time.sleep(0.05)
+        before = resource.getrusage(resource.RUSAGE_SELF)
+        threading.Event().wait(0.5)
+        after = resource.getrusage(resource.RUSAGE_SELF)
+        seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return after.ru_nvcsw - before.ru_nvcsw <= 3 and seconds < 0.01  # the main thread's own, and MPI's
+
+    # On a busy machine, threads take a while to come to rest.
+    assert any(transport.allgather(np.array([rests()])).all() for _ in range(10))
 
 
 def test_an_operation_completes_while_the_program_computes(transport: Transport) -> None:
