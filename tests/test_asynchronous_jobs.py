@@ -119,7 +119,7 @@ for function in (lambda: submit("x"), operations.join):
 """
     )
     command = [find_mpirun(), "--with-ft", "ulfm", "-np", "2", sys.executable, "-c", program, "elastic"]
-    job = launch(command, 40)
+    job = launch(command, 120)
     assert job.status == 0, job.output
     assert job.output.count("an elastic job has no asynchronous operations") == 2, job.output
     assert job.output.count("join() is not possible in an elastic job") == 2, job.output

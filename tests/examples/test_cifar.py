@@ -142,7 +142,7 @@ def test_wrong_flags_are_refused() -> None:
         (["--row", "nothing"], "slowmo-cifar10 has no row nothing: choose from ar-sgd, "),
         (["--resume"], "need --output"),
     ):
-        run = subprocess.run([sys.executable, TORCH, *flags], capture_output=True, text=True, timeout=60, check=False)
+        run = subprocess.run([sys.executable, TORCH, *flags], capture_output=True, text=True, timeout=120, check=False)
         assert run.returncode == 2
         assert reason in run.stderr
 

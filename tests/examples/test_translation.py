@@ -93,7 +93,7 @@ def test_missing_and_unequal_text_ends_every_rank_with_one_sentence(tmp_path: Pa
 def test_impossible_sizes_of_a_vocabulary_are_refused(text: Path) -> None:
     command = [sys.executable, str(FOLDER / "vocabulary.py"), "--size", "5000", "--data"]
     for folder, reason in ((text, r"error: Vocabulary size too high \(5000\)\. .* <= \d+"), (text / "none", "no file")):
-        run = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=60, check=False)
+        run = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=120, check=False)
         assert run.returncode == 2
         assert re.search(reason, run.stderr), run.stderr
 

@@ -140,7 +140,7 @@ model = torch.nn.Linear(2, 2)
 optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
 lt.save_on_signal("nowhere", optimizer, signals=[signal.SIGTERM, signal.SIGUSR1][: 1 + lt.rank()])
 """
-    job = mpirun(2, "-c", program, timeout_seconds=60)
+    job = mpirun(2, "-c", program, timeout_seconds=120)
     assert job.status not in (0, None)
     text = (
         "rank 0: save_on_signal(SIGTERM; every=None, automatic=True); rank 1: save_on_signal(SIGTERM, SIGUSR1; every="
