@@ -11,9 +11,10 @@ import pytest
 
 from lentando.comm import operations
 from lentando.comm.asynchronous import Handle, close_operations, open_operations, operations_of
-from lentando.comm.asynchronous.coordinator import Coordinator
+from lentando.comm.asynchronous.coordinator import Coordinator, Message
 from lentando.comm.asynchronous.names_in_use import CLEARED_FROM, NamesInUse
 from lentando.comm.asynchronous.negotiated import NegotiatedOperations
+from lentando.comm.asynchronous.negotiation import Negotiation
 from lentando.comm.errors import ConfigurationError, MismatchError
 from lentando.comm.operations import Sum
 from lentando.comm.process_sets import add_process_set
@@ -83,7 +84,7 @@ def join_in_vain(transport: ThreadTransport, joining: int) -> None:
     """A rank joins while the others do something else, which is an error on every rank."""
     call: Callable[[], object] = operations.join if transport.rank == joining else lambda: add_process_set([0])
     if transport.rank != joining:
-        settle()  # until rank 0 has received that the other one has joined
+        settle()  # until the other one has sent to rank 0 that it has joined
     with pytest.raises(MismatchError, match=r"has called join\(\)"):
         call()
 
@@ -135,15 +136,34 @@ def test_a_failed_join_contributes_no_zeros_to_later_operations(late: int) -> No
     assert on_ranks(3, program) == [[3.0, 3.0]] * 3
 
 
-def test_a_failed_join_contributes_zeros_to_what_was_decided_before(gates: Gates) -> None:
+def test_a_failed_join_contributes_zeros_to_what_was_decided_before(
+    gates: Gates, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has_joined, is_decided = threading.Event(), threading.Event()
+    report, decide = Negotiation.report, Coordinator.decide
+
+    def note_join(negotiation: Negotiation, message: Message) -> None:
+        report(negotiation, message)
+        if "join" in message:
+            has_joined.set()
+
+    def note_decision(coordinator: Coordinator) -> list[Message]:
+        decisions = decide(coordinator)
+        if any("run" in decision for decision in decisions):
+            is_decided.set()
+        return decisions
+
+    monkeypatch.setattr(Negotiation, "report", note_join)
+    monkeypatch.setattr(Coordinator, "decide", note_decision)
+
     def program(transport: ThreadTransport) -> float:
         handle, array = None, np.ones(1)
         if transport.rank != 2:
-            settle()
+            assert has_joined.wait(60)
             if transport.rank == 0:
                 gates.close(2)
             handle = operations.allreduce_call(array, Sum, name="x").start()
-            settle()
+            assert is_decided.wait(60)
         join_in_vain(transport, 2)
         if handle is not None:
             gates.open(2)
