@@ -20,14 +20,24 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+import hypothesis
 import launching
 import pytest
+from case_selection import selected_cases
 
 from lentando.comm.launch import detect_launch
 
 os.environ.pop("COLUMNS", None)  # xdist gives its workers a width, to which programs that tests start would wrap pages
 # print() with several arguments would write each of them alone, and the lines of two ranks would run together.
 os.environ.pop("PYTHONUNBUFFERED", None)
+# No example has a time limit, for the machine may be busy. `make test` tries the same ones each time.
+hypothesis.settings.register_profile(
+    "suite",
+    deadline=None,
+    derandomize=selected_cases(True, False),
+    suppress_health_check=[hypothesis.HealthCheck.too_slow],
+)
+hypothesis.settings.load_profile("suite")
 collect_ignore = [] if detect_launch() else ["ranks"]
 
 TESTS = Path(__file__).parent
