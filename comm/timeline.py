@@ -128,7 +128,8 @@ class Timeline:
                 self._write()
 
     def _write(self) -> None:
-        events, self._events = self._events, []
+        events = self._events[:]
+        del self._events[: len(events)]  # not a new list: another thread may be about to append to this one
         if not events or self._file < 0:
             return
         text = ",\n".join(json.dumps(event) for event in events).encode()

@@ -97,6 +97,21 @@ def test_a_second_start_replaces_the_recording(transport: Transport, path: Path)
     assert "first" not in text
 
 
+def test_an_event_that_a_thread_is_about_to_add_while_others_are_written_is_kept(
+    transport: Transport, path: Path
+) -> None:
+    operations.start_timeline(path)
+    recording = timeline.active
+    assert recording is not None
+    add = recording._events.append  # so far has the thread come
+    operations.barrier()
+    with recording._writing:
+        recording._write()
+    add({"name": "late", "ph": "i", "ts": 0.0})
+    operations.stop_timeline()
+    assert named(events(path, transport.rank), "late")
+
+
 def test_without_a_recording_nothing_is_wrapped() -> None:
     def function() -> None:
         return
