@@ -25,8 +25,9 @@ __all__ = ["ElasticMPITransport"]
 
 FAULT_TOLERANT = "OMPI_MCA_mpi_ft_enable"
 """Environment variable that ``mpirun --with-ft ulfm`` sets."""
-NOTICE_SECONDS = 1.0
-"""How long a rank waits for the report of a death after another error, because the error may arrive first."""
+NOTICE_SECONDS = 5.0
+"""How long a rank waits for the report of a death after another error, because the error may arrive first: by a second
+or more where mpirun shares its core with many ranks."""
 SETTLE_SECONDS = 5.0
 """Time limit for MPI to release messages from before a repair. All are released at once, except for one that is half
 received from a living rank."""
