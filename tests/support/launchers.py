@@ -19,6 +19,8 @@ from launching import Job, find_mpirun, launch
 MPICH = Path(sys.prefix, "mpich/bin")
 """Where `make horovod` installs it: an environment of its own, because one Python finds one MPI."""
 HOROVODRUN = Path(sys.executable).with_name("horovodrun")
+HOROVODRUN_ALONE = (str(HOROVODRUN), "--disable-cache")
+"""Without ~/.horovod/cache.bin, which fails to be read where another horovodrun has just begun to write it."""
 # horovodrun spells them as Open MPI 4 did.
 OPEN_MPI_5 = "--binding-args=--bind-to none --map-by slot:oversubscribe"
 
@@ -80,10 +82,10 @@ WITH_MPICH = Launcher(
     "mpiexec (MPICH)", (str(MPICH / "mpiexec"), "-np"), str(MPICH / "python"), (), "mpi", _without_mpich
 )
 HOROVOD_GLOO = Launcher(
-    "horovodrun --gloo", (str(HOROVODRUN), "--gloo", "-np"), sys.executable, (), "horovod", _without_horovod
+    "horovodrun --gloo", (*HOROVODRUN_ALONE, "--gloo", "-np"), sys.executable, (), "horovod", _without_horovod
 )
 HOROVOD_MPI = Launcher(
-    "horovodrun --mpi", (str(HOROVODRUN), "--mpi", "-np"), sys.executable, (OPEN_MPI_5,), "mpi", _without_horovod
+    "horovodrun --mpi", (*HOROVODRUN_ALONE, "--mpi", "-np"), sys.executable, (OPEN_MPI_5,), "mpi", _without_horovod
 )
 TORCHRUN = Launcher(
     "torchrun",
