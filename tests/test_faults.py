@@ -11,7 +11,7 @@ from case_selection import selected_cases
 PROGRAM = Path(__file__).parent / "faults"
 
 
-def faults(*arguments: str, seconds: float = 280) -> "subprocess.CompletedProcess[str]":
+def faults(*arguments: str, seconds: float = 560) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, str(PROGRAM), *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 

@@ -60,7 +60,7 @@ def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: di
     ids=lambda value: getattr(value, "name", None),
 )
 def test_tests_that_need_ranks_pass(launcher: Launcher, size: int, folder: str) -> None:
-    job = launcher.run(size, *PYTEST, str(RANKS / folder), timeout_seconds=240)
+    job = launcher.run(size, *PYTEST, str(RANKS / folder), timeout_seconds=480)
     assert job.status == 0, job.output
     assert int(re.findall(r"(\d+) passed", job.output)[0]) > 0, job.output
 

@@ -8,8 +8,6 @@ import pytest
 from case_selection import selected_cases
 from stopped_training import Case, Outcome, assert_nothing_is_lost, outcomes, run
 
-pytestmark = pytest.mark.timeout(600)  # for the many jobs of one fixture
-
 PROGRAM = """
 import hashlib, os, signal, sys
 from pathlib import Path

@@ -49,7 +49,6 @@ def check(job: Job) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(450)
 def test_trainer_resumes_and_saves_the_average(tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
@@ -70,7 +69,6 @@ def test_trainer_resumes_and_saves_the_average(tmp_path: Path) -> None:
 
 
 @thoroughly
-@pytest.mark.timeout(450)
 def test_accelerate_resumes(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
@@ -83,7 +81,6 @@ def test_accelerate_resumes(tmp_path: Path) -> None:
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
-@pytest.mark.timeout(300)
 def test_wrong_uses_are_errors_on_every_rank(tmp_path: Path) -> None:
     job = mpirun(2, "-c", WRONG_USES, str(tmp_path), timeout_seconds=200, environment=OFFLINE)
     check(job)

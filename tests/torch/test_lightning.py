@@ -24,7 +24,6 @@ def check(job: Job) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.timeout(400)
 def test_torchrun_resumes_what_mpirun_began(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
     check(mpirun(2, str(EXAMPLE), str(whole), timeout_seconds=180))

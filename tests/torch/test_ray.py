@@ -12,7 +12,6 @@ EXAMPLE = Path(__file__).parents[2] / "examples/ray_train.py"
 pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason='pip install "ray[train]"')
 
 
-@pytest.mark.timeout(300)
 def test_workers_of_ray_train_and_save(tmp_path: Path) -> None:
     job = launch([sys.executable, str(EXAMPLE), str(tmp_path)], 250, {"RAY_TMPDIR": "/tmp"})
     assert job.status == 0, job.output

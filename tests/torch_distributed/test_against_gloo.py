@@ -74,7 +74,6 @@ with pytest.MonkeyPatch.context() as patch:
     CASES: list[str] = importlib.import_module("program_cases").names()
 
 
-@pytest.mark.timeout(2 * SECONDS + 60)
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", SIZES)
 def test_same_results_as_over_gloo(results: Runs, size: int, case: str) -> None:
