@@ -1,10 +1,11 @@
 """Whole jobs of several ranks, from their start to their end, good or bad."""
 
 import os
+import re
 import subprocess
 import sys
 
-from launching import mpirun
+from launching import Job, mpirun
 
 SECONDS = 50.0
 """In which a job must have ended when one of its ranks cannot continue."""
@@ -18,6 +19,11 @@ world.init()
 rank = world.rank()
 """
 ROUND = "agree(world.transport(), Intent(Event.ROUND, round=3), lambda: 'begins round 3')\n"
+
+
+def written(pattern: str, job: Job) -> list[str]:
+    """The lines of the ranks, sorted: MPI may write lines of its own."""
+    return sorted(re.findall(rf"^{pattern}$", job.output, re.MULTILINE))
 
 
 def test_rank_that_raises_ends_the_job_with_its_reason() -> None:
@@ -65,7 +71,7 @@ def test_rank_that_ends_before_a_round_is_named_on_every_rank() -> None:
 def test_job_whose_ranks_end_together_succeeds() -> None:
     job = mpirun(3, "-c", BEGIN + ROUND + r"sys.stdout.write(f'done {rank}\n')")
     assert job.status == 0, job.output
-    assert sorted(job.output.splitlines()) == ["done 0", "done 1", "done 2"]
+    assert written(r"done \d", job) == ["done 0", "done 1", "done 2"]
 
 
 def test_status_of_one_rank_is_that_of_the_job() -> None:
@@ -106,13 +112,13 @@ part.Barrier()  # the user's communicator is still the user's
 """
     job = mpirun(5, "-c", program)
     assert job.status == 0, job.output
-    assert sorted(job.output.splitlines()) == ["[0, 2, 4]"] * 3 + ["[1, 3]"] * 2
+    assert written(r"\[[\d, ]+\]", job) == ["[0, 2, 4]"] * 3 + ["[1, 3]"] * 2
 
 
 def test_single_can_be_forced_under_mpirun() -> None:
     program = BEGIN + "print(world.rank(), world.size())"
     job = mpirun(2, "-c", program, environment={"LENTANDO_TRANSPORT": "single"})
-    assert job.output.splitlines() == ["0 1", "0 1"]
+    assert written(r"\d \d", job) == ["0 1", "0 1"]
 
 
 def test_mpi_that_the_user_has_started_is_used_without_a_launcher() -> None:
