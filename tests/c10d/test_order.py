@@ -65,10 +65,10 @@ def test_messages_continue_after_an_operation_for_as_long_as_it_took(
     while len(polls) < 3 and time.monotonic() < deadline:
         time.sleep(0.01)
     assert set(polls) == {"ordered"}
-    time.sleep(0.6)
-    count = len(polls)
-    time.sleep(0.1)
-    assert len(polls) == count
+    count = 0
+    while count != (count := len(polls)):  # an operation, and so what follows, may take longer on a busy machine
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
 
 
 def test_operations_follow_although_messages_cannot_continue() -> None:
