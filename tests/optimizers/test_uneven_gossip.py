@@ -1,5 +1,6 @@
 """A rank that gossips with one that has ended, or waits for it elsewhere, gets an error, and so do all others."""
 
+import re
 import threading
 from collections.abc import Callable
 from functools import partial
@@ -105,7 +106,7 @@ def test_time_in_a_simulation_is_what_it_was(name: str) -> None:
 @pytest.mark.parametrize("name", ["sgp", "dpsgd", "osgp", "osgp 4"])
 def test_threads_all_get_the_same_error(name: str) -> None:
     settings = {"base": GOSSIP[name], "steps": partial(last_has_fewer, size=3)}
-    texts = run_ranks(3, partial(errors, **settings), timeout_seconds=20)
+    texts = run_ranks(3, partial(errors, **settings))
     assert len(set(texts)) == 1
     assert "rank 2: has ended" in texts[0]
 
@@ -123,8 +124,9 @@ def test_ranks_over_horovod_all_get_the_same_error(then: str) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
-    assert "rank 0: waits in gossip step 7 for a message of rank 2" in texts[0]
+        thread.join(60)
+    # In step 7 for one of rank 2, unless a rank has been so slow before that another has asked what all do.
+    assert re.search(r"rank 0: waits in gossip step \d for a message of rank [12]", texts[0]), texts
     assert len(set(texts)) == 1
 
 
@@ -158,7 +160,7 @@ def test_ranks_of_which_some_are_inside_join_all_get_the_same_error(
         return {"first": rank == 0, "last": rank == size - 1, "all but the first": rank > 0}[joined]
 
     run = partial(joins_apart_errors, joined=is_joined, base=GOSSIP[name], period=period)
-    texts = run_ranks(size, run, timeout_seconds=20)
+    texts = run_ranks(size, run)
     assert len(set(texts)) == 1
     assert "gossips about its model inside join, after 2 steps" in texts[0]
     with pytest.raises(SimulationError, match="inside join, after 2 steps"):
@@ -195,7 +197,7 @@ def test_error_comes_where_one_rank_alone_saves_on_signals_or_ceases_to(name: st
             train(transport)
         return str(error.value)
 
-    texts = run_ranks(2, run, timeout_seconds=20)
+    texts = run_ranks(2, run)
     assert texts[0] == texts[1]
     assert {
         "made": "rank 0: prepares to save on signals",
@@ -213,7 +215,7 @@ def test_error_comes_where_another_optimizer_takes_its_steps() -> None:
             gossiping.run(2 if transport.rank == 0 and step == 4 else 1)
 
     with pytest.raises(MismatchError, match=f"{SAME}.* rank 1: averages the gradients"):
-        run_ranks(2, two_models, timeout_seconds=20)
+        run_ranks(2, two_models)
 
 
 @pytest.mark.slow
@@ -233,7 +235,7 @@ def test_ranks_that_do_the_same_are_left_alone_however_late_one_is(monkeypatch: 
             world.shutdown()
         return float(trained.model.x.sum())
 
-    first = run_ranks(4, run, timeout_seconds=30)
+    first = run_ranks(4, run)
     assert np.isfinite(first).all()
 
 
@@ -244,5 +246,5 @@ def test_join_still_takes_uneven_data() -> None:
             trained = worker(transport, base=SGP())
             trained.run_joined(last_has_fewer(transport.rank, transport.size))
 
-    run_ranks(3, run, timeout_seconds=20)
+    run_ranks(3, run)
     simulate(run, 3)
