@@ -1,12 +1,15 @@
 """Futures of tensors that are completed by a thread, and whose errors reach PyTorch's C++ code as well."""
 
-import threading
 from collections.abc import Callable
 
 import torch
 from torch.futures import Future
 
-__all__ = ["ResultFuture"]
+from lentando.c10d.kept_threads import KeptThreads
+
+__all__ = ["ResultFuture", "wait_for_futures"]
+
+_threads = KeptThreads("lentando-future")
 
 
 class ResultFuture:
@@ -30,5 +33,10 @@ class ResultFuture:
         self._over.set_result(None)
 
     def complete_on_thread(self) -> None:
-        """Complete the future on a thread of its own: attached functions may wait for other operations."""
-        threading.Thread(target=self.complete, name="lentando-future").start()
+        """Complete the future on a thread that does nothing else: attached functions may wait for other operations."""
+        _threads.call(self.complete)
+
+
+def wait_for_futures(seconds: float) -> None:
+    """Wait until futures are complete that other threads are completing, but not longer than ``seconds``."""
+    _threads.wait(seconds)

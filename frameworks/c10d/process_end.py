@@ -8,10 +8,14 @@ from typing import Protocol
 from weakref import WeakSet
 
 from lentando.c10d.endings import GRACE_SECONDS
+from lentando.c10d.futures import wait_for_futures
 from lentando.c10d.job import opened_job
 from lentando.c10d.waiting import LOOK_SECONDS
 
 __all__ = ["end_with_process", "keep"]
+
+FUTURES_SECONDS = 5.0
+"""How long functions that are attached to futures have to end, once the operations are over."""
 
 
 class _Ends(Protocol):
@@ -48,6 +52,7 @@ def _end() -> None:
     groups = list(_open)
     for group in groups:
         group.end(what)
+    wait_for_futures(FUTURES_SECONDS)
     if error is not None and any(group.size() > 1 for group in groups):  # one alone needs no job of MPI
         time.sleep(LOOK_SECONDS + GRACE_SECONDS + 1.0)  # the others report this, too
         opened_job().transport.abort(1)

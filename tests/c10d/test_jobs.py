@@ -47,6 +47,16 @@ def test_no_argument_is_needed_groups_can_be_made_again_and_the_last_need_not_be
     assert found.seconds < 90
 
 
+def test_functions_attached_to_futures_end_before_the_program_does() -> None:
+    found = job(
+        2,
+        INIT + "future = dist.all_reduce(torch.ones(2), async_op=True).get_future()\n"
+        "future.then(lambda done: (time.sleep(1), print('attached', done.value()[0].tolist(), flush=True)))\n",
+    )
+    assert found.status == 0, found.output
+    assert found.output.count("attached [2.0, 2.0]") == 2, found.output
+
+
 def test_ranks_that_torch_distributed_numbers_otherwise(tmp_path: Path) -> None:
     """They are mapped to the ranks of MPI."""
     program = """
