@@ -15,8 +15,9 @@ from lentando.comm.errors import LentandoError
 
 __all__ = ["Order"]
 
-PROGRESS_SECONDS = 5e-4
-"""Interval at which messages that an operation has left behind are given the opportunity to continue."""
+PROGRESS_SECONDS = 2e-3
+"""Interval at which messages that an operation has left behind are given the opportunity to continue. Each time, the
+interpreter lock is taken from the main thread, which gets it back once this thread has got a processor."""
 LONGEST_PROGRESS_SECONDS = 1.0
 """They are given it for as long as the operation itself has taken, but not longer than this."""
 

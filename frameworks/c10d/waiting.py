@@ -12,7 +12,7 @@ SPIN_SECONDS = 5e-4
 """The processor is only yielded for this time after the start of a wait that spins; then the thread sleeps."""
 WORK_SECONDS = 1e-4
 """If a longer time has passed since the last poll, data have moved: what the rank waits for now is something else."""
-PAUSES = ((0.02, 5e-5), (1.0, 5e-4), (float("inf"), 5e-3))
+PAUSES = ((4e-4, 5e-5), (0.02, 1.5e-4), (1.0, 5e-4), (float("inf"), 5e-3))
 """Pairs of a time since the start of a wait, and the pause between two polls until then, in seconds."""
 LOOK_SECONDS = 0.5
 """Interval at which a rank that waits asks whether another one has failed."""
