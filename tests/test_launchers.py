@@ -15,6 +15,11 @@ from launching import PYTEST, RANKS
 
 PROGRAM = str(Path(__file__).parent / "launchers/same_results.py")
 SIZE = 3
+OVER_TORCHRUN = " ".join(
+    f"torch/test_{name}.py"
+    for name in ("gossip", "functions", "async_functions", "more_functions", "gradients_of_functions")
+)
+"""What runs over PyTorch's own communication: messages between two ranks, and each function of ``lentando.torch``."""
 
 
 @pytest.fixture(scope="module")
@@ -48,19 +53,19 @@ def test_every_launcher_gives_the_same_results(launcher: Launcher, simulated: di
 
 
 @pytest.mark.parametrize(
-    ("launcher", "size", "folder"),
+    ("launcher", "size", "paths"),
     [
         (WITH_MPICH, 3, "comm"),
         (HOROVOD_GLOO, 3, "comm"),
         (HOROVOD_GLOO, 2, "torch/test_gossip.py"),
         (TORCHRUN, 3, "comm"),
-        (TORCHRUN, 3, "torch/test_gossip.py"),
+        pytest.param(TORCHRUN, 3, OVER_TORCHRUN, id="torchrun-3-torch"),
         *selected_cases([], [(HOROVOD_GLOO, 2, "optimizers"), (TORCHRUN, 2, "optimizers"), (TORCHRUN, 1, "comm")]),
     ],
     ids=lambda value: getattr(value, "name", None),
 )
-def test_tests_that_need_ranks_pass(launcher: Launcher, size: int, folder: str) -> None:
-    job = launcher.run(size, *PYTEST, str(RANKS / folder), timeout_seconds=480)
+def test_tests_that_need_ranks_pass(launcher: Launcher, size: int, paths: str) -> None:
+    job = launcher.run(size, *PYTEST, *(str(RANKS / path) for path in paths.split()), timeout_seconds=480)
     assert job.status == 0, job.output
     assert int(re.findall(r"(\d+) passed", job.output)[0]) > 0, job.output
 

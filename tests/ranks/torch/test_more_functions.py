@@ -1,6 +1,7 @@
 """Horovod's functions on tensors of every kind: shapes, dtypes, memory layouts, groups, splits, process sets."""
 
 import math
+import os
 from typing import Any
 
 import pytest
@@ -185,7 +186,8 @@ def combined(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
 def test_cross_rank_and_flags_describe_this_job() -> None:
     assert (lt.cross_rank(), lt.cross_size(), lt.is_homogeneous()) == (0, 1, True)
     assert lt.mpi_built()
-    assert lt.mpi_enabled()  # this folder's tests are started by mpirun, a single rank too
+    # Where torchrun does not start this folder's tests, mpirun does, a single rank too.
+    assert lt.mpi_enabled() == ("TORCHELASTIC_RUN_ID" not in os.environ)
     assert isinstance(lt.mpi_threads_supported(), bool)
     assert not any([lt.gloo_built(), lt.gloo_enabled(), lt.ccl_built(), lt.ddl_built(), lt.rocm_built()])
     assert isinstance(lt.nccl_built(), int)
