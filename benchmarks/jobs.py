@@ -44,10 +44,6 @@ ENVIRONMENT = {
     "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
     "OMP_NUM_THREADS": "1",
 }
-SLEEPING = ["--mca", "mpi_yield_when_idle", "0"]
-"""For ranks that sleep between their polls of Open MPI, as backend lentando's do. The cluster lets all others yield the
-processor in each poll that finds nothing, because they would spin, and the hosts share this machine's processors. On
-hosts of their own, Open MPI does not yield."""
 JOB_SECONDS = 300
 
 
@@ -97,8 +93,7 @@ class HostGroup:
         elif library == HOROVOD_OVER_MPI:
             job = [str(BIN / "horovodrun"), "--mpi", *count, OPEN_MPI_5, *work]
         elif library != "Gloo":
-            options = SLEEPING if self.hosts and program == "c10d.py" else []
-            job = [str(BIN / "mpirun"), *count, *options, *work]
+            job = [str(BIN / "mpirun"), *count, *work]
         elif self.hosts:
             job = work
         else:
