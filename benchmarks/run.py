@@ -47,8 +47,8 @@ MODEL_BYTES = LAYERS * 512 * 512 * 4
 DDP_LAYERS = 24
 DDP_BYTES = DDP_LAYERS * 512 * 512 * 4
 PAIRS = {
-    "AllReduce": ("DDP", "Horovod"),
-    "AllReduce(overlap)": ("DDP", "Horovod"),
+    "AllReduce": ("DDP", "DDP, buckets of 2 MB", "DDP, buckets of 1 MB", "Horovod"),
+    "AllReduce(overlap=False)": ("DDP", "DDP, buckets of 2 MB", "Horovod"),
     "SlowMo": ("PostLocalSGD",),
     "SGP": (),
     "OSGP": (),
@@ -118,7 +118,7 @@ def beyond(group: HostGroup, sizes: Sequence[int], by_library: Mapping[str, Mapp
 
 def iterations(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
     """A table of training iterations by method and library."""
-    from peers.iterations import ALONE, ALONE_WITH_GOSSIP, BUCKET_MB, FLOOR, ITERATIONS, WITH_GOSSIP
+    from peers.iterations import ALONE, ALONE_WITH_GOSSIP, FLOOR, ITERATIONS, WITH_GOSSIP
 
     ratio = options.ratio or 1.0
     seconds = options.compute_seconds or group.limit_seconds(MODEL_BYTES) / ratio
@@ -144,7 +144,7 @@ def iterations(options: argparse.Namespace, group: HostGroup, libraries: Sequenc
     header = ["method", "by", "iteration", "of compute alone", "Lentando times faster"]
     caption = (
         f"a mean of {ITERATIONS} iterations, two rounds of SlowMo, which follow two others without a pause. "
-        f"The model has {in_words(MODEL_BYTES)}, the buckets of AllReduce(overlap) and of DDP {BUCKET_MB} MB. The link "
+        f"The model has {in_words(MODEL_BYTES)}. All settings but those named are the defaults. The link "
         f"takes at least {ratio:g} times as long as an iteration computes: {1e3 * seconds:.0f} ms and a bit more "
         f"(all-reduce), with gossip {1e3 * gossip_seconds:.0f} ms, one message (slept, so that sharing "
         "cores counts little)."

@@ -3,8 +3,8 @@
 A module that keeps state for a job defines a class for it and asks the job for its instance: the turns of threads
 (``turns``), the decisions of the tuner (``reductions.tuning``), the members of an elastic job (``elastic``), the stall
 inspector (``stall``), notices of neighbours (``notices``), borrowed transports (``thread_transports``), checks that are
-pending until shutdown (``final_checks``), and the number of replicas (``optimizers.replica``). A job begins empty, and
-ends together with its transport.
+pending until shutdown (``final_checks``), work to be completed then (``begun_work``), and the number of replicas
+(``optimizers.replica``). A job begins empty, and ends together with its transport.
 """
 
 import threading

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lentando.comm.agreement import Event, Intent, agree
+from lentando.comm.begun_work import complete_begun_work, count_begun_work
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import NonFiniteError, grouped_by_rank
 from lentando.comm.notices import exchanges_begun
@@ -15,6 +16,8 @@ __all__ = ["agree_to_leave"]
 
 def agree_to_leave(leaving: Transport, problems: Sequence[str]) -> None:
     """Agree that all ranks leave after equally many gossip steps: others would never be received. Collective.
+
+    Work in the background that not all ranks have begun is completed.
 
     Args:
         leaving: transport of the ranks.
@@ -29,10 +32,13 @@ def agree_to_leave(leaving: Transport, problems: Sequence[str]) -> None:
     def description() -> str:
         return "has ended (shutdown, or the end of the program)" + (f" after {steps} gossip steps" if steps else "")
 
-    by_rank = agree(leaving, Intent(Event.SHUTDOWN, step=steps), description, {"has_problems": bool(problems)})
+    numbers = {"has_problems": bool(problems), "begun": count_begun_work(leaving)}
+    by_rank = agree(leaving, Intent(Event.SHUTDOWN, step=steps), description, numbers)
     if by_rank["has_problems"].any():
         found = grouped_by_rank(allgather_object(leaving, "; ".join(problems) or "all is finite"), numbers_of(leaving))
         raise NonFiniteError(
             f"the job ends with models that are not finite. {found}. Training has diverged there "
             "after its last outer step: lower the learning rate, clip gradients, or shorten the period"
         )
+    if by_rank["begun"].any():
+        complete_begun_work(leaving)

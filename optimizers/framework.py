@@ -8,7 +8,14 @@ from lentando.comm.transport import Array
 from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.weight_watch import WeightWatch
 
-__all__ = ["ChangingFramework", "CoveringFramework", "Framework", "LeavingFramework", "MeasuringFramework"]
+__all__ = [
+    "ChangingFramework",
+    "CoveringFramework",
+    "Framework",
+    "LeavingFramework",
+    "MeasuringFramework",
+    "OverlappingFramework",
+]
 
 
 class Framework(Protocol):
@@ -82,6 +89,20 @@ class LeavingFramework(Protocol):
 
         They are parts of the flat buffer, and gradients in memory of their own, which may be changed there.
         """
+
+
+@runtime_checkable
+class OverlappingFramework(Protocol):
+    """An optional protocol of adapters, which can average gradients while the backward pass computes others.
+
+    Such an adapter fills the buckets of ``lentando.optimizers.rules.gradient_buckets.OverlapsGradients``.
+
+    Attributes:
+        fills_buckets: whether it does so where its parameters are stored.
+    """
+
+    @property
+    def fills_buckets(self) -> bool: ...
 
 
 @runtime_checkable

@@ -28,7 +28,8 @@ def report_of(replica: Replica) -> dict[str, Any]:
     - ``delay``, ``fragments``: as in the settings; a delay "auto" is the number that was chosen, None before.
       ``average_seconds``: time in which the last average was formed, hidden or not, None unless outer steps have a
       delay, fragments or a blend. ``is_overlapped``: whether averages are formed while the inner steps
-      continue, None without a delay; False where the backend admits one thread only.
+      continue, or those of gradients during the backward pass (``AllReduce(overlap=...)``); None without a delay and
+      without averages of gradients; False where the backend admits one thread only.
     - ``rounds``, ``inner_steps``, ``size``, ``model_bytes``.
     - ``bytes_sent``, ``messages`` (point-to-point and collective) and ``communication_seconds`` (waiting for other
       ranks included): of averages of gradients, gossip and outer steps; evaluation is not counted.
@@ -126,7 +127,9 @@ def _average_seconds(replica: Replica) -> float | None:
 
 def _is_overlapped(replica: Replica) -> bool | None:
     outer = replica.setup.outer
-    return outer.is_overlapped if isinstance(outer, StreamedOuterStep) and replica.settings.delay else None
+    if isinstance(outer, StreamedOuterStep) and replica.settings.delay:
+        return outer.is_overlapped
+    return replica.base.overlap.buckets is not None if replica.averages_gradients else None
 
 
 def _predicted_seconds(

@@ -26,8 +26,8 @@ ITERATIONS = 2 * PERIOD
 """Two whole rounds: two averages begin, and two are adopted."""
 WARM_UP = 2 * PERIOD
 """The first average of a model is slower than others: it opens connections, and memory is new."""
-BUCKET_MB = 2
-"""Of ours and of DDP's. Their defaults of 25 MB would leave hardly more than one to so small a model."""
+DDP_BUCKETS = {"DDP": {}, "DDP, buckets of 2 MB": {"bucket_cap_mb": 2}, "DDP, buckets of 1 MB": {"bucket_cap_mb": 1}}
+"""Options of PyTorch's. Its default of 25 MB leaves one bucket to so small a model."""
 DELAYED = {
     "SlowMo(delay=2)": {"delay": 2},
     "SlowMo(delay=12)": {"delay": PERIOD},
@@ -152,8 +152,8 @@ def lentando(make: Make) -> tuple[int, dict[str, Begin], Callable[[float], float
     methods: dict[str, Callable[[nn.Module], Any]] = {
         ALONE: sgd,
         "AllReduce": lambda model: lt.DistributedOptimizer(sgd(model), model=model),
-        "AllReduce(overlap)": lambda model: lt.DistributedOptimizer(
-            sgd(model), model=model, base=lt.AllReduce(overlap=True, bucket_bytes=BUCKET_MB * 2**20)
+        "AllReduce(overlap=False)": lambda model: lt.DistributedOptimizer(
+            sgd(model), model=model, base=lt.AllReduce(overlap=False)
         ),
         "SlowMo": lambda model: lt.SlowMo(sgd(model), model=model, period=PERIOD, slow_momentum=0.5),
         **{name: partial(delayed, **options) for name, options in DELAYED.items()},
@@ -187,15 +187,16 @@ def gloo(make: Make) -> tuple[int, dict[str, Begin], Callable[[float], float]]:
         dist.all_reduce(longest, dist.ReduceOp.MAX)
         return float(longest)
 
-    def parallel() -> Step:
-        model = DistributedDataParallel(make(False), bucket_cap_mb=BUCKET_MB)
+    def parallel(options: Any) -> Step:
+        model = DistributedDataParallel(make(False), **options)
         return training(model, sgd(model))
 
     def averaged() -> Step:
         model = make(False)
         return training(model, PostLocalSGDOptimizer(sgd(model), PeriodicModelAverager(period=PERIOD)))
 
-    return dist.get_rank(), {"DDP": parallel, "PostLocalSGD": averaged}, slowest
+    by_ddp = {name: partial(parallel, options) for name, options in DDP_BUCKETS.items()}
+    return dist.get_rank(), {**by_ddp, "PostLocalSGD": averaged}, slowest
 
 
 def horovod(make: Make) -> tuple[int, dict[str, Begin], Callable[[float], float]]:

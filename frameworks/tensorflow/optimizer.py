@@ -51,7 +51,7 @@ class DistributedOptimizer(KerasReplicaOptimizer, SavesBaseOptimizer):
     Wraps any Keras 3 optimizer and is one itself: in ``model.compile`` and ``fit``, in a ``tf.function`` and in an
     eager loop. Hyperparameters (``learning_rate``, ``momentum``, ``clipnorm``, ...) are those of the base optimizer,
     whether they are read or changed here or there, so that callbacks and schedules work. ``AllReduce`` averages the
-    gradients before they are clipped.
+    gradients before they are clipped, and after the whole backward pass (its ``overlap`` exists in PyTorch only).
 
     All ranks take the weights of rank 0: at construction if ``model`` is built, otherwise in the first step, whose
     gradients are then those of the rank's own weights. An inner step is one update of the weights: with

@@ -2,9 +2,8 @@
 
 from contextlib import AbstractContextManager, nullcontext
 
-from lentando.comm.errors import ConfigurationError
 from lentando.optimizers.replica import Replica
-from lentando.optimizers.rules.gradient_buckets import BucketCoverage
+from lentando.optimizers.rules.gradient_buckets import Buckets
 from lentando.torch.model import TorchModel
 from lentando.torch.overlap import OverlapHooks
 from lentando.torch.sparse_gradients import average_sparse
@@ -40,9 +39,6 @@ class GradientAverages:
             The mean loss, and whether the gradients of any rank have overflowed.
         """
         if self._model.has_changed():
-            if self._overlap is not None:
-                self._overlap.finish()
-                self._replica.base.overlap.finish_buckets(BucketCoverage.NONE)
             self._replica.follow_changes()
         self._follow_buckets()
         gradients = self._model.flat_gradients
@@ -62,16 +58,11 @@ class GradientAverages:
         """Return a block in which backward passes only accumulate gradients, and none are sent."""
         return nullcontext() if self._overlap is None else self._overlap.paused()
 
-    def check_none_in_flight(self) -> None:
-        """Check that no gradients are being averaged.
-
-        Raises:
-            ConfigurationError: if the backward pass of a step that has not been taken has begun to send them.
-        """
-        if self._overlap is not None and self._overlap.is_in_flight:
-            raise ConfigurationError(
-                "gradients are being averaged for a step that has not been taken: enter join before the backward pass"
-            )
+    def enter_join(self) -> AbstractContextManager[object]:
+        """Return a block in which ranks have unequal numbers of batches, so that none sends before its step."""
+        if self._overlap is not None:
+            self._overlap.abandon()
+        return self.paused()
 
     def begin_step(self) -> None:
         """Let the next backward pass send gradients again, because the step is over."""
@@ -80,10 +71,13 @@ class GradientAverages:
 
     def _follow_buckets(self) -> None:
         """Let the backward pass fill the buckets of the base algorithm, which is replaced when layouts change."""
-        buckets = self._replica.base.overlap.buckets
+        buckets = self._current_buckets()
         if buckets is None:
             self._overlap = None
         elif self._overlap is None or self._overlap.buckets is not buckets:
             gradients = self._model.flat_gradients
-            self._overlap = OverlapHooks(gradients.parameters, gradients.views, buckets)
+            self._overlap = OverlapHooks(gradients.parameters, gradients.views, buckets, self._current_buckets)
             self._overlap.begin_step(self.passes)
+
+    def _current_buckets(self) -> Buckets | None:
+        return self._replica.base.overlap.buckets

@@ -138,7 +138,8 @@ def set_gradient(parameter: torch.Tensor, memory: torch.Tensor | None) -> None:
 def copy_into(memory: torch.Tensor, values: torch.Tensor) -> None:
     """Copy values of the same shape into memory, unless they are its own."""
     if not is_same_memory(values, memory):
-        memory.copy_(values)
+        with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
+            memory.copy_(values)
 
 
 def write(tensor: torch.Tensor, values: torch.Tensor) -> None:

@@ -147,6 +147,11 @@ class TorchModel:
         return self._memory[0].placement == "host"
 
     @property
+    def fills_buckets(self) -> bool:
+        """Whether gradients are averaged during the backward pass where the base algorithm has buckets for them."""
+        return self.is_on_host
+
+    @property
     def device(self) -> torch.device:
         """The device of the parameters."""
         return self._memory[0].device

@@ -53,8 +53,8 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         named_parameters: pairs of name and parameter that provide the names for messages where there is no ``model``:
             all parameters of the optimizer, as for Horovod.
         compression: ``Compression.none``, ``fp16`` or ``bf16``: how gradients are rounded while they are sent.
-        backward_passes_per_step: backward passes before each ``step()``. Gradients are reduced in ``step()``, and only
-            ``AllReduce(overlap=True)`` needs the number.
+        backward_passes_per_step: backward passes before each ``step()``. Needed only where gradients are reduced during
+            the backward pass (``AllReduce(overlap=...)``), and saves time there.
         op: how the gradients of the ranks are combined: ``Average``, ``Sum``, or ``Adasum``, with which every rank
             takes its own step, and the steps are combined (``AdasumDeltas``).
         gradient_predivide_factor: factor by which gradients are divided before the average and multiplied after it.
@@ -236,7 +236,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
     def no_sync(self) -> Iterator[None]:
         """Return a block for all backward passes of a step but the last, which only accumulate gradients.
 
-        Needed with ``AllReduce(overlap=True)`` alone, which sends gradients during the backward pass. Other base
+        Needed only where ``AllReduce`` overlaps, which then sends gradients during the backward pass. Other base
         algorithms send nothing before ``step``.
         """
         with self._gradients.paused():
@@ -258,8 +258,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         return short_description(self._base_optimizer)
 
     def _before_join(self) -> AbstractContextManager[object]:
-        self._gradients.check_none_in_flight()
-        return self._gradients.paused()
+        return self._gradients.enter_join()
 
     def _step_along(self, rates: Sequence[float], overflow: bool) -> bool:
         self._model.flat_gradients.scatter()

@@ -1,6 +1,6 @@
 """PyTorch's hooks that fill the buckets of gradients while the backward pass computes others."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from weakref import ref
 
@@ -22,15 +22,22 @@ class OverlapHooks:
         parameters: parameters by name.
         views: flat gradients by name, each a view of the parameter's shape.
         buckets: buckets of the base algorithm.
+        current: returns the buckets that are in use, which are others, or none, after a change of the model and if
+            overlap is given up.
 
     Attributes:
         buckets: as given.
     """
 
     def __init__(
-        self, parameters: Mapping[str, torch.Tensor], views: Mapping[str, torch.Tensor], buckets: Buckets
+        self,
+        parameters: Mapping[str, torch.Tensor],
+        views: Mapping[str, torch.Tensor],
+        buckets: Buckets,
+        current: Callable[[], Buckets | None],
     ) -> None:
         self.buckets = buckets
+        self._current = current
         self._parameters = parameters
         self._views = views
         self._is_paused = False
@@ -49,23 +56,18 @@ class OverlapHooks:
         finally:
             self._is_paused = before
 
-    @property
-    def is_in_flight(self) -> bool:
-        """Whether gradients of a step that has not been taken are being averaged."""
-        return self.buckets.is_in_flight
-
     def accumulated(self, name: str) -> None:
         """Copy the gradient of this parameter, to which a backward pass has added."""
         buckets, view = self.buckets, self._views[name]
-        if self._is_paused or self._is_finished or not buckets.is_open(name):
+        if self._is_paused or self._is_finished or self._current() is not buckets or not buckets.is_open(name):
             return  # ``finish`` detects what is added to a gradient whose bucket has been started
         self._passes_left[name] -= 1
         if self._passes_left[name] > 0:
             return
-        gradient = dense_gradient(name, self._parameters[name])
+        gradient = self._dense(name)
         # A gradient that was zeroed in place is the flat gradient itself, in which later changes could not be detected.
         if gradient is not None and not is_same_memory(gradient, view):
-            view.copy_(gradient)
+            copy_into(view, gradient)
             buckets.filled(name)
 
     def finish(self) -> bool:
@@ -76,10 +78,12 @@ class OverlapHooks:
         """
         buckets, coverage = self.buckets, BucketCoverage.ALL
         for name, parameter in self._parameters.items():
-            gradient, view = dense_gradient(name, parameter), self._views[name]
-            if not buckets.is_open(name):
+            gradient, view = self._dense(name), self._views[name]
+            if gradient is None and parameter.grad is not None:
+                coverage = BucketCoverage.UNSUPPORTED
+            elif not buckets.is_open(name):
                 if gradient is None or is_same_memory(gradient, view) or not torch.equal(gradient, view):
-                    coverage = BucketCoverage.NONE
+                    coverage = min(coverage, BucketCoverage.NONE)
             elif gradient is None:
                 view.zero_()
                 coverage = min(coverage, BucketCoverage.ALL_PRESENT)
@@ -88,7 +92,12 @@ class OverlapHooks:
         buckets.start_all()
         buckets.coverage = coverage
         self._is_finished = True
-        return coverage is not BucketCoverage.NONE
+        return coverage > BucketCoverage.NONE
+
+    def abandon(self) -> None:
+        """Let all ranks complete, at the next average, the buckets of a step that is not taken."""
+        if self.buckets.is_in_flight:
+            self.buckets.coverage = BucketCoverage.ABANDONED
 
     def begin_step(self, passes: int = 1) -> None:
         """Let the next backward passes fill the buckets again, because the step is over.
@@ -98,6 +107,13 @@ class OverlapHooks:
         """
         self._is_finished = False
         self._passes_left = dict.fromkeys(self._parameters, passes)
+
+    def _dense(self, name: str) -> torch.Tensor | None:
+        """Return the gradient that a bucket can hold, None for a sparse one if buckets were chosen automatically."""
+        gradient = self._parameters[name].grad
+        if gradient is not None and gradient.is_sparse and self.buckets.is_automatic:
+            return None
+        return dense_gradient(name, self._parameters[name])
 
 
 def _attach(parameter: torch.Tensor, name: str, hooks: "ref[OverlapHooks]") -> None:

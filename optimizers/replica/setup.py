@@ -13,9 +13,10 @@ from lentando.comm.errors import ConfigurationError
 from lentando.comm.flat import describe
 from lentando.comm.transport import Transport
 from lentando.optimizers.fixed_state import check_fixed_state
-from lentando.optimizers.framework import Framework, MeasuringFramework
+from lentando.optimizers.framework import Framework, MeasuringFramework, OverlappingFramework
 from lentando.optimizers.replica.equal_start import check_equal, share_not_averaged
 from lentando.optimizers.rules.algorithm_hooks import AlgorithmHooks, hooks_of
+from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import OuterAverageHooks
 from lentando.optimizers.rules.constant_statistics import Constants
 from lentando.optimizers.rules.outer_step import OuterStep
@@ -121,6 +122,8 @@ class Setup:
         """Plan the messages for buffers whose layout has changed. Collective."""
         framework, settings = self.framework, self.settings
         self.subject = fingerprint([describe(b.layout for b in framework.buffers), settings.method])
+        if (buckets := self.base.overlap.buckets) is not None:
+            buckets.complete()  # backward passes may have begun some of them, and not the same on all ranks
         self._use(self._bind())
         self._use_outer(self._bind_outer())
 
@@ -219,7 +222,11 @@ class Setup:
     def _bind(self) -> AlgorithmHooks:
         settings, buffers = self.settings, self.framework.buffers
         gradients = self.framework.gradients if settings.base.averages_gradients else []
-        base = hooks_of(settings.base.bind(self.transport, buffers, gradients))
+        if isinstance(settings.base, AllReduce):
+            fills_buckets = isinstance(self.framework, OverlappingFramework) and self.framework.fills_buckets
+            base = hooks_of(settings.base.bind(self.transport, buffers, gradients, fills_buckets))
+        else:
+            base = hooks_of(settings.base.bind(self.transport, buffers, gradients))
         if settings.on_nonfinite == "skip" and settings.base.mixes_parameters:
             base.non_finite.allow_drop()
             if settings.period is None and any(part.group is None for b in buffers for part in b.layout.ranges):

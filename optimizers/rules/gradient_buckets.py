@@ -8,44 +8,55 @@ memory: the flat gradients remain those of their rank until all buckets are aver
 averaged without the buckets.
 
 A framework's adapter fills the buckets during the backward pass. The control message before each average carries every
-rank's ``BucketCoverage``, and the least of them decides what the ranks use.
+rank's ``BucketCoverage``, and the least of them decides what the ranks use
+(``lentando.optimizers.rules.overlapped_gradients``).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from enum import IntEnum
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from lentando.comm.agreement import Event
 from lentando.comm.array_module import is_on_host
 from lentando.comm.background import BackgroundThreads, start_background_threads
+from lentando.comm.begun_work import note_work
 from lentando.comm.capabilities import shares_memory
 from lentando.comm.collectives import Algorithm, plan_reduction
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.reductions.reduction import Reduction
 from lentando.comm.transport import Array, Traffic, Transport
-from lentando.optimizers.rules.base_algorithm import BoundAlgorithm
-from lentando.optimizers.rules.partial_average import PartialAverage
 
-__all__ = ["THREADS", "BucketCoverage", "Buckets", "OverlappedGradients", "OverlapsGradients", "plan_buckets"]
+__all__ = ["THREADS", "BucketCoverage", "Buckets", "OverlapsGradients", "plan_buckets"]
 
 THREADS = 2
 """Number of threads that average buckets in turn."""
-FIRST_BYTES = 1024 * 1024
-"""Size of the first bucket, in bytes. Nothing overlaps with the computation before it is full."""
+BYTES_PER_RANK = 192 * 1024
+"""Bytes of a bucket that each rank sums, where no size is given and the ranks are on several nodes: enough to keep a
+link of 1 Gbit/s busy while the next message is awaited, and no more, so that the first bucket is full early
+(``benchmarks/run.py iterations``)."""
+MOST_BYTES = 25 * 1024 * 1024
+"""Size of a bucket, in bytes, where no size is given: at most, and always on one node."""
+FIRST_SHARE = 3
+"""The first bucket is full with this part of the size of the others. Nothing overlaps with the computation before."""
+MOST_FIRST_BYTES = 1024 * 1024
+"""Limit of the size of the first bucket."""
 
 
 class BucketCoverage(IntEnum):
     """Which of a rank's gradients its buckets hold at the end of a step. Of all ranks' coverages, the least counts.
 
     Attributes:
+        ABANDONED: buckets of a step that was not taken are in flight, which other ranks may not have started.
+        UNSUPPORTED: a gradient is sparse, which no bucket can hold.
         NONE: the buckets are not to be used: a gradient has changed since its bucket was started.
         ALL_PRESENT: every gradient that this rank has; some parameters have none.
         ALL: a gradient of every parameter.
     """
 
+    ABANDONED = -2
+    UNSUPPORTED = -1
     NONE = 0
     ALL_PRESENT = 1
     ALL = 2
@@ -59,29 +70,38 @@ class Buckets:
         gradients: flat gradients, each with the presence of every parameter's gradient behind them
             (``gradient_layouts``).
         algorithm: algorithm of the all-reduces.
-        bucket_bytes: size in bytes of every bucket but the first and the last.
+        bucket_bytes: least size in bytes of every bucket but the first and the last.
+        is_automatic: whether the user has not asked for them.
 
     Attributes:
         coverage: coverage of this rank's gradients of this step; set by the framework's adapter.
+        is_automatic: as given. A gradient that they cannot hold is then no error: they are given up.
     """
 
     def __init__(
-        self, threads: BackgroundThreads, gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
+        self,
+        threads: BackgroundThreads,
+        gradients: Sequence[FlatBuffer],
+        algorithm: Algorithm,
+        bucket_bytes: int,
+        is_automatic: bool = False,
     ) -> None:
         self.coverage = BucketCoverage.NONE
+        self.is_automatic = is_automatic
         self._threads = threads
         transports = threads.transports
         self._gradients = gradients
         self._memory = [FlatBuffer(flat.layout, shared=shares_memory(transports[0])) for flat in gradients]
         self._buckets: list[_Bucket] = []
         self._by_name: dict[str, _Bucket] = {}
+        first_bytes = min(MOST_FIRST_BYTES, bucket_bytes // FIRST_SHARE)
         for flat, buffer in zip(gradients, self._memory, strict=True):
             *trained, presence = buffer.layout.offsets
             stop, names = presence, list[str]()
             for number in reversed(range(len(trained))):
                 start = trained[number]
                 names.append(buffer.layout.entries[number].name)
-                least_bytes = bucket_bytes if self._buckets else min(FIRST_BYTES, bucket_bytes)
+                least_bytes = bucket_bytes if self._buckets else first_bytes
                 if (stop - start) * buffer.array.itemsize >= least_bytes or number == 0:
                     part = buffer.array[start:stop]
                     reduction = plan_reduction(transports[len(self._buckets) % len(transports)], part, algorithm)
@@ -128,6 +148,11 @@ class Buckets:
         if errors:
             raise errors[0]
 
+    def complete(self) -> None:
+        """Complete the averages that some ranks have begun, whose results are of no use. Collective."""
+        self.start_all()
+        self.wait(Traffic())
+
     def take_over(self) -> None:
         """Replace the flat gradients by the means; the presence of gradients is left as it is."""
         for flat, buffer in zip(self._gradients, self._memory, strict=True):
@@ -146,7 +171,7 @@ class OverlapsGradients(Protocol):
 
     @property
     def buckets(self) -> Buckets | None:
-        """Buckets that the framework's adapter fills during the backward pass; None if there are none.
+        """Buckets that the framework's adapter fills during the backward pass; None if there are none (any more).
 
         The adapter starts all of them before each ``average_gradients`` of a replica outside ``join``.
         """
@@ -159,58 +184,12 @@ class OverlapsGradients(Protocol):
         """
 
 
-class OverlappedGradients(BoundAlgorithm, OverlapsGradients):
-    """Uses the means that the buckets hold, where they hold them on all ranks.
-
-    Args:
-        transport: transport that connects the ranks.
-        gradients: flat gradients, laid out by ``gradient_layouts``.
-        buckets: buckets of these gradients.
-        whole: averages all gradients where the buckets cannot be used.
-    """
-
-    def __init__(
-        self, transport: Transport, gradients: Sequence[FlatBuffer], buckets: Buckets, whole: BoundAlgorithm
-    ) -> None:
-        self._buckets = buckets
-        self._whole = whole
-        self._traffic = transport.traffic
-        self._presence = [
-            plan_reduction(transport, flat.array[flat.layout.offsets[-1] :], "backend") for flat in gradients
-        ]
-        self._agreed = BucketCoverage.NONE
-
-    @property
-    def buckets(self) -> Buckets:
-        return self._buckets
-
-    def contribute(self, event: Event) -> Mapping[str, float]:
-        """Attach which of this rank's gradients of this step the buckets hold."""
-        return {"coverage": self.buckets.coverage}
-
-    def receive(self, event: Event, by_rank: Mapping[str, Array]) -> None:
-        """Finish the buckets before an average of gradients, for which the least coverage of any rank counts."""
-        if event is Event.GRADIENTS:
-            self.finish_buckets(BucketCoverage(int(by_rank["coverage"].min())))
-
-    def finish_buckets(self, agreed: BucketCoverage) -> None:
-        self._agreed, self.buckets.coverage = agreed, BucketCoverage.NONE
-        if self.buckets.is_in_flight:
-            self.buckets.wait(self._traffic)
-
-    def average_gradients(self, partial_average: PartialAverage | None = None) -> None:
-        agreed, self._agreed = self._agreed, BucketCoverage.NONE
-        if partial_average is not None or agreed is BucketCoverage.NONE:
-            self._whole.average_gradients(partial_average)
-            return
-        self.buckets.take_over()
-        if agreed is BucketCoverage.ALL_PRESENT:
-            for reduction in self._presence:
-                reduction.all_reduce(mean=True)
-
-
 def plan_buckets(
-    transport: Transport, gradients: Sequence[FlatBuffer], algorithm: Algorithm, bucket_bytes: int
+    transport: Transport,
+    gradients: Sequence[FlatBuffer],
+    algorithm: Algorithm,
+    bucket_bytes: int | None,
+    is_automatic: bool = False,
 ) -> Buckets | None:
     """Buckets for these gradients, or None where gradients cannot be averaged in other threads. Collective.
 
@@ -218,12 +197,20 @@ def plan_buckets(
         transport: transport that connects the ranks.
         gradients: flat gradients, laid out by ``gradient_layouts``.
         algorithm: algorithm of the all-reduces.
-        bucket_bytes: size of a bucket in bytes.
+        bucket_bytes: size of a bucket in bytes, None for the default.
+        is_automatic: whether the user has not asked for them.
     """
     if transport.size == 1 or not all(is_on_host(buffer.array) for buffer in gradients):
         return None
     threads = start_background_threads(transport, THREADS, "lentando-buckets")
-    return Buckets(threads, gradients, algorithm, bucket_bytes) if threads else None
+    if threads is None:
+        return None
+    if bucket_bytes is None:
+        is_one_node = transport.local_size == transport.size
+        bucket_bytes = MOST_BYTES if is_one_node else min(MOST_BYTES, BYTES_PER_RANK * transport.size)
+    buckets = Buckets(threads, gradients, algorithm, bucket_bytes, is_automatic)
+    note_work(transport, buckets)
+    return buckets
 
 
 class _Bucket:

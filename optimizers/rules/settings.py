@@ -4,7 +4,7 @@ Base optimizer, base algorithm, outer step and communication period are independ
 is one combination of them.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from functools import cached_property
 from math import isnan
@@ -17,7 +17,7 @@ from lentando.optimizers.optimizer_description import OptimizerDescription
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.base_algorithm import BaseAlgorithm
 from lentando.optimizers.rules.combined_settings import BaseBuffers, CombinedSettings
-from lentando.optimizers.rules.describe import as_text, describe
+from lentando.optimizers.rules.describe import CLASS, as_text, describe
 from lentando.optimizers.rules.fragments import Delay
 from lentando.optimizers.rules.movement_penalty import MovementPenalty, Weighting
 from lentando.optimizers.rules.non_finite import OnNonFinite
@@ -26,13 +26,16 @@ from lentando.optimizers.rules.outer_stepping import OuterAlgorithm
 from lentando.optimizers.rules.period import PeriodSetting
 from lentando.optimizers.rules.wire import WireDtype
 
-__all__ = ["CHANGEABLE", "DESCRIPTION_VERSION", "BaseBuffers", "Settings"]
+__all__ = ["DESCRIPTION_VERSION", "BaseBuffers", "Settings", "method_of"]
 
 DESCRIPTION_VERSION = 1
 """Version of ``Settings.description``. A field that is added with a default that changes nothing needs no new one."""
 
 CHANGEABLE = ("on_nonfinite", "rates_may_differ")
 """Settings that may differ between a checkpoint and the run that resumes from it."""
+
+CHANGEABLE_OF_ALL_REDUCE = ("overlap", "bucket_bytes")
+"""The same of ``AllReduce`` as base algorithm: when gradients are sent, not what is trained."""
 
 BASE_ALGORITHM = ("averages_gradients", "communicates", "mixes_parameters", "bind")
 """Attributes that every base algorithm has."""
@@ -144,7 +147,7 @@ class Settings(CombinedSettings):
     @property
     def method(self) -> dict[str, Any]:
         """The part of ``description`` that must be equal when a checkpoint is resumed."""
-        return {key: value for key, value in self.description.items() if key not in CHANGEABLE}
+        return method_of(self.description)
 
     def for_optimizer(self, description: OptimizerDescription) -> "Settings":
         """The settings with "auto" replaced by what it stands for.
@@ -184,3 +187,16 @@ class Settings(CombinedSettings):
                 f"{as_text(describe(period))} follows the learning rate, and {lack}. Use a fixed period, or a base "
                 "optimizer with a learning rate"
             )
+
+
+def method_of(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a description that must be equal when a checkpoint is resumed.
+
+    Args:
+        description: ``Settings.description`` of this or an earlier version, or such a part of it.
+    """
+    method = {key: value for key, value in description.items() if key not in CHANGEABLE}
+    base = method.get("base")
+    if isinstance(base, dict) and base.get(CLASS) == AllReduce.__name__:
+        method["base"] = {key: value for key, value in base.items() if key not in CHANGEABLE_OF_ALL_REDUCE}
+    return method

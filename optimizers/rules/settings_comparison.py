@@ -5,7 +5,7 @@ from typing import Any
 
 from lentando.comm.errors import MismatchError, grouped_by_rank
 from lentando.optimizers.rules.describe import differences, with_defaults
-from lentando.optimizers.rules.settings import CHANGEABLE, DESCRIPTION_VERSION, Settings
+from lentando.optimizers.rules.settings import DESCRIPTION_VERSION, Settings, method_of
 
 __all__ = ["check_same_settings", "different_from"]
 
@@ -36,6 +36,5 @@ def different_from(settings: Settings, saved: Mapping[str, Any]) -> str:
     """
     if saved.get("version") != DESCRIPTION_VERSION:
         return f"they are of version {saved.get('version')} of their format, this Lentando reads {DESCRIPTION_VERSION}"
-    then = {key: value for key, value in with_defaults(dict(saved), settings).items() if key not in CHANGEABLE}
-    differing = differences([then, settings.method])
+    differing = differences([method_of(with_defaults(dict(saved), settings)), settings.method])
     return "; ".join(f"{key} was {before}, and is {here} here" for key, (before, here) in differing)

@@ -52,7 +52,7 @@ REFUSED: dict[str, tuple[Callable[[Any], object], list[Any], str]] = {
     "rates": (lambda v: Settings(rates_may_differ=v), ["yes", None], "rates_may_differ must be True or False"),
     "buffers": (lambda v: Settings(LOCAL, None, 3, v), [True, None, ["reset"]], "base_buffers must be one of 'reset'"),
     "algorithm": (AllReduce, ["fast", None, 1], "algorithm must be one of 'auto'"),
-    "overlap": (lambda v: AllReduce(overlap=v), ["yes", None], "overlap must be True or False"),
+    "overlap": (lambda v: AllReduce(overlap=v), ["yes", 1], "overlap must be True or False"),
     "bucket": (lambda v: AllReduce(bucket_bytes=v), [True, 0, nan, "1"], "bucket_bytes must be an integer > 0"),
     "interval_seconds": (
         lambda v: adacomm(interval_seconds=v),

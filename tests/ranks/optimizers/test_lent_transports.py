@@ -10,8 +10,9 @@ from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.thread_transports import borrow_transports
 from lentando.comm.transport import Transport
 from lentando.optimizers.rules.all_reduce import AllReduce
-from lentando.optimizers.rules.gradient_buckets import THREADS, OverlappedGradients
+from lentando.optimizers.rules.gradient_buckets import THREADS, Buckets
 from lentando.optimizers.rules.gradient_layout import gradient_layouts
+from lentando.optimizers.rules.overlapped_gradients import OverlappedGradients
 
 if world.transport().name != "mpi" or world.size() == 1:
     pytest.skip("only MPI has transports for threads", allow_module_level=True)
@@ -19,18 +20,19 @@ if world.transport().name != "mpi" or world.size() == 1:
 from lentando.comm.transports.mpi import MPITransport
 
 
-def bound(transport: Transport) -> OverlappedGradients:
-    """An ``AllReduce(overlap=True)`` at work on gradients of its own."""
+def bound(transport: Transport) -> Buckets:
+    """The buckets of an ``AllReduce(overlap=True)`` at work on gradients of its own."""
     entries = [Entry("w", (40,), "float32", 0), Entry("b", (3,), "float32", 0)]
     gradients = [FlatBuffer(layout) for layout in gradient_layouts(build_layouts(entries))]
     found = AllReduce(overlap=True, bucket_bytes=64).bind(transport, [], gradients)
     assert isinstance(found, OverlappedGradients)
-    return found
+    assert found.buckets is not None
+    return found.buckets
 
 
-def average(overlapped: OverlappedGradients, transport: Transport) -> None:
-    overlapped.buckets.start_all()
-    overlapped.buckets.wait(transport.traffic)
+def average(overlapped: Buckets, transport: Transport) -> None:
+    overlapped.start_all()
+    overlapped.wait(transport.traffic)
 
 
 def test_transports_are_used_again_by_later_wrappers(own_transport: MPITransport) -> None:
@@ -46,9 +48,9 @@ def test_transports_are_used_again_by_later_wrappers(own_transport: MPITransport
 def test_wrappers_that_live_together_have_transports_of_their_own(own_transport: MPITransport) -> None:
     together = [bound(own_transport) for _ in range(3)]
     for overlapped in together:
-        overlapped.buckets.start_all()
+        overlapped.start_all()
     for overlapped in reversed(together) if own_transport.rank % 2 else together:
-        overlapped.buckets.wait(own_transport.traffic)
+        overlapped.wait(own_transport.traffic)
     assert len(own_transport._others) == 3 * THREADS
 
 
@@ -69,7 +71,7 @@ def test_what_one_rank_still_holds_is_lent_to_no_rank(own_transport: MPITranspor
 
 def test_a_wrapper_that_is_dropped_while_it_averages_gives_back_afterwards(own_transport: MPITransport) -> None:
     overlapped = bound(own_transport)
-    overlapped.buckets.start_all()
+    overlapped.start_all()
     del overlapped
     gc.collect()
     for _ in range(5):
