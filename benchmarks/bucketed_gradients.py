@@ -5,7 +5,8 @@
 
 A stack of equal layers learns noise. By default each layer sleeps in addition to its computation, to emulate a device
 where ranks do not share cores; the total time is that of an average without overlap. ``--busy`` computes for that time
-instead, so that overlap needs a spare core. DDP uses Gloo, in the same processes.
+instead, so that overlap needs a spare core. DDP uses Gloo, in the same processes, with its default buckets and with
+others.
 """
 
 import argparse
@@ -21,21 +22,20 @@ from all_reduce import in_words
 from measuring import facts, measure, parse, report, table
 from mpi4py import MPI
 from overlap import matrix_products
-from peers.iterations import Model, sgd, training
+from peers.iterations import DDP_BUCKETS, Model, sgd, training
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 import lentando.torch as lt
 
 LAYER_BYTES = 512 * 512 * 4
-ALONE, AT_ONCE, IN_BUCKETS, DDP = "compute alone", "AllReduce()", "AllReduce(overlap=True)", "DDP over Gloo"
+ALONE, AT_ONCE, IN_BUCKETS = "compute alone", "AllReduce(overlap=False)", "AllReduce(overlap=True)"
 
 
 def main() -> None:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--layers", type=int, default=12, help="of 1 MB each (default %(default)s)")
-    parser.add_argument("--bucket-mb", type=int, default=2, help="of ours and of DDP's (default %(default)s)")
     parser.add_argument("--busy", action="store_true", help="compute instead of sleeping")
     options = parse(parser, repeats=7, several_ranks=True)
 
@@ -51,19 +51,20 @@ def main() -> None:
         return lt.DistributedOptimizer(sgd(model), model=model, base=lt.AllReduce(**options))  # type: ignore[arg-type]
 
     quick, bare = Model(options.layers, 0.0), Model(options.layers, 0.0)
-    setting_out = {ALONE: training(bare, sgd(bare)), AT_ONCE: training(quick, wrapped(quick))}
+    setting_out = {ALONE: training(bare, sgd(bare)), AT_ONCE: training(quick, wrapped(quick, overlap=False))}
     found = measure(comm, setting_out, 3)
     seconds = comm.bcast(found[AT_ONCE].median - found[ALONE].median)
     products = matrix_products(comm, seconds / 3 / options.layers) if options.busy else None
     make = partial(Model, options.layers, seconds, products)
-    alone, at_once, in_buckets, parallel = make(), make(), make(), make()
-    ddp = DistributedDataParallel(parallel, bucket_cap_mb=options.bucket_mb)
+    alone, at_once, in_buckets = make(), make(), make()
     cases = {
         ALONE: training(alone, sgd(alone)),
-        AT_ONCE: training(at_once, wrapped(at_once)),
-        IN_BUCKETS: training(in_buckets, wrapped(in_buckets, overlap=True, bucket_bytes=options.bucket_mb * 2**20)),
-        DDP: training(ddp, sgd(ddp)),
+        AT_ONCE: training(at_once, wrapped(at_once, overlap=False)),
+        IN_BUCKETS: training(in_buckets, wrapped(in_buckets, overlap=True)),
     }
+    for name, buckets in DDP_BUCKETS.items():
+        parallel = DistributedDataParallel(make(), **buckets)
+        cases[name] = training(parallel, sgd(parallel))
     with tqdm(total=options.repeats * len(cases), disable=comm.rank != 0, leave=False) as progress:
         found = measure(comm, cases, options.repeats, progress)
     if comm.rank == 0:
@@ -71,14 +72,17 @@ def main() -> None:
         for name, sample in found.items():
             in_turn = zip(sample.seconds, found[ALONE].seconds, found[AT_ONCE].seconds, strict=True)
             exposed = statistics.median((own - bare) / (whole - bare) for own, bare, whole in in_turn)
-            rows.append([name, str(sample), "" if name == ALONE else f"{100 * exposed:.0f} %"])
+            ours = f"{found[IN_BUCKETS].times_faster_than(sample):.2f}"
+            rows.append([name, str(sample), "" if name == ALONE else f"{100 * exposed:.0f} %", ours])
         what = "computing" if options.busy else "sleeping"
         caption = (
-            f"{in_words(options.layers * LAYER_BYTES)} of gradients, buckets of {options.bucket_mb} MB, "
+            f"{in_words(options.layers * LAYER_BYTES)} of gradients, "
             f"{1e3 * seconds:.0f} ms of {what}; {where}; PyTorch {torch.__version__}. Median and quartiles of "
             f"{options.repeats} measurements in turn. Seen: what averaging adds, of what it adds at the end."
         )
-        report(f"{table(['what', 'iteration', 'seen'], rows)}\n\n{caption}", options.markdown)
+        report(
+            f"{table(['what', 'iteration', 'seen', 'times faster in buckets'], rows)}\n\n{caption}", options.markdown
+        )
         sys.stdout.flush()
     comm.Barrier()
     lt.shutdown()

@@ -96,13 +96,11 @@ class OverlappingFramework(Protocol):
     """An optional protocol of adapters, which can average gradients while the backward pass computes others.
 
     Such an adapter fills the buckets of ``lentando.optimizers.rules.gradient_buckets.OverlapsGradients``.
-
-    Attributes:
-        fills_buckets: whether it does so where its parameters are stored.
     """
 
     @property
-    def fills_buckets(self) -> bool: ...
+    def fills_buckets(self) -> bool:
+        """Whether it does so where its parameters are stored."""
 
 
 @runtime_checkable
