@@ -41,6 +41,7 @@ class Order:
         self._name = name
         self._progress = progress
         self._progress_until = 0.0
+        self._unexpected: Exception | None = None
         self.progressed = time.monotonic()
         self._is_closed = False
         self._queue: SimpleQueue[_Item | None] = SimpleQueue()
@@ -128,7 +129,7 @@ class Order:
     def _execute(self, work: CollectiveWork, operation: Callable[[], None]) -> None:
         started = time.monotonic()
         try:
-            work.run(operation)
+            work.run(operation if self._unexpected is None else _raising(self._unexpected))
         finally:
             self.progressed = time.monotonic()
             self._progress_until = self.progressed + min(self.progressed - started, LONGEST_PROGRESS_SECONDS)
@@ -149,6 +150,8 @@ class Order:
                     self._progress()
                 except LentandoError:  # the thread has to live: the next operation raises it in the thread that waits
                     self._progress_until = 0.0
+                except Exception as error:  # noqa: BLE001 - raised by all following operations
+                    self._progress_until, self._unexpected = 0.0, error
                 finally:
                     self._executing.release()
         return self._queue.get()
@@ -156,6 +159,13 @@ class Order:
 
 def _nothing() -> None:
     pass
+
+
+def _raising(error: Exception) -> Callable[[], None]:
+    def fail() -> None:
+        raise error
+
+    return fail
 
 
 def _refusing(description: str) -> Callable[[], None]:

@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from datetime import timedelta
 
 import pytest
@@ -71,18 +72,21 @@ def test_messages_continue_after_an_operation_for_as_long_as_it_took(
         time.sleep(0.2)
 
 
-def test_operations_follow_although_messages_cannot_continue() -> None:
+@pytest.mark.parametrize("error", [TransportError("the job has ended"), ValueError("unexpected")])
+def test_operations_follow_although_messages_cannot_continue(error: Exception) -> None:
+    """Whether they fail then is up to them, unless the error is one of the program, which nobody else would see."""
     tried = threading.Event()
 
     def fail() -> None:
         tried.set()
-        raise TransportError("the job has ended")
+        raise error
 
     order, first, second = Order("ordered", fail), work("first"), work("second")
     order.submit(first, lambda: time.sleep(0.1), at_once=False)
     assert tried.wait(10.0)
     order.submit(second, lambda: None, at_once=False)
-    assert second.wait(timedelta(seconds=5))
+    with nullcontext() if isinstance(error, TransportError) else pytest.raises(ValueError, match="unexpected"):
+        assert second.wait(timedelta(seconds=5))
     assert order.close(10.0)
 
 
