@@ -74,7 +74,7 @@ def test_messages_continue_after_an_operation_for_as_long_as_it_took(
 
 @pytest.mark.parametrize("error", [TransportError("the job has ended"), ValueError("unexpected")])
 def test_operations_follow_although_messages_cannot_continue(error: Exception) -> None:
-    """Whether they fail then is up to them, unless the error is one of the program, which nobody else would see."""
+    """Whether they fail then is up to them, unless the error is unexpected and would not be raised elsewhere."""
     tried = threading.Event()
 
     def fail() -> None:
