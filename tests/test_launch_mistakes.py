@@ -4,11 +4,11 @@ import os
 import re
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from launchers import HOROVOD_GLOO, OPEN_MPI, WITH_MPICH, Launcher
 from launching import Job, launch, mpirun
+from two_hosts import TWO_HOSTS, need_hosts
 
 JOIN = "from lentando.comm import world; world.init(); print('IS IN', world.rank(), world.size())"
 SECONDS = 90.0
@@ -103,18 +103,11 @@ def test_rank_that_never_comes_to_init_ends_the_job() -> None:
     assert job.seconds < SECONDS
 
 
-CLUSTER = [sys.executable, str(Path(__file__).parents[1] / "benchmarks/cluster"), "run", "--hosts", "2", "--"]
-
-
 def test_interface_that_does_not_route_ends_the_job() -> None:
     """Each host has a loopback interface of its own, which leads to no other host."""
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    probe = subprocess.run([*CLUSTER, "true"], capture_output=True, text=True, timeout=120, check=False)
-    if probe.returncode:
-        pytest.skip(f"this machine does not let root make network namespaces: {probe.stderr.strip()}")
+    need_hosts()
     command = [*OPEN_MPI.command, "2", "--mca", "btl_tcp_if_include", "lo", sys.executable, "-c", JOIN]
-    job = launch([*CLUSTER, *command], 120, {"LENTANDO_JOIN_SECONDS": "5"})
+    job = launch([*TWO_HOSTS, *command], 120, {"LENTANDO_JOIN_SECONDS": "5"})
     assert job.status not in (0, None), job.output
     assert "IS IN" not in job.output
     assert re.search(r"Lentando: rank [01] on h[01] has waited 5 s for the other ranks to join", job.output)

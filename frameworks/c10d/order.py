@@ -83,7 +83,8 @@ class Order:
                 self._queued += 1
                 self._put((execute_queued, send_ahead or _nothing))
         if is_closed:
-            work.run(_refusing(work.description))
+            left = DistBackendError(f"{work.description} is not possible any more: this rank has left the group")
+            work.run(_raising(left))
         if is_own:
             try:
                 self._execute(work, operation)
@@ -166,10 +167,3 @@ def _raising(error: Exception) -> Callable[[], None]:
         raise error
 
     return fail
-
-
-def _refusing(description: str) -> Callable[[], None]:
-    def refuse() -> None:
-        raise DistBackendError(f"{description} is not possible any more: this rank has left the group")
-
-    return refuse

@@ -1,6 +1,5 @@
 """The cluster of network namespaces: real hosts for all that MPI knows, as fast as asked for, never left behind."""
 
-import os
 import re
 import signal
 import subprocess
@@ -9,10 +8,9 @@ import time
 from pathlib import Path
 
 import pytest
+from two_hosts import CLUSTER, need_hosts
 
 pytestmark = pytest.mark.alone
-
-CLUSTER = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/cluster")]
 
 
 def cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -21,11 +19,7 @@ def cluster(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.fixture(scope="module", autouse=True)
 def _allowed() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    probe = cluster("run", "--hosts", "1", "--", "true")
-    if probe.returncode:
-        pytest.skip(f"this machine does not let root make network namespaces: {probe.stderr.strip()}")
+    need_hosts()
 
 
 def network_state() -> str:

@@ -1,15 +1,13 @@
 """Gradients overlap by default between hosts: a job on two of them, continued on one machine."""
 
-import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from two_hosts import TWO_HOSTS, need_hosts
 
 pytestmark = pytest.mark.alone
-
-CLUSTER = [sys.executable, str(Path(__file__).parents[2] / "benchmarks/cluster"), "run", "--hosts", "2", "--"]
 
 PROGRAM = """
 import sys
@@ -48,11 +46,7 @@ if lt.rank() == 0:
 
 @pytest.fixture(autouse=True)
 def _allowed() -> None:
-    if os.geteuid() != 0:
-        pytest.skip("network namespaces need root")
-    probe = subprocess.run([*CLUSTER, "true"], capture_output=True, text=True, timeout=120, check=False)
-    if probe.returncode:
-        pytest.skip(f"this machine does not let root make network namespaces: {probe.stderr.strip()}")
+    need_hosts()
 
 
 def result_of(prefix: list[str], *arguments: object) -> str:
@@ -64,5 +58,5 @@ def result_of(prefix: list[str], *arguments: object) -> str:
 
 
 def test_overlap_is_the_default_between_hosts_and_its_checkpoint_continues_on_one(tmp_path: Path) -> None:
-    on_hosts = result_of(CLUSTER, tmp_path / "checkpoint", 0, 6, True)
+    on_hosts = result_of(TWO_HOSTS, tmp_path / "checkpoint", 0, 6, True)
     assert result_of([], tmp_path / "checkpoint", 3, 6, False) == on_hosts
