@@ -10,7 +10,7 @@
 Each run is a process of its own, and leaves one JSON file when it is complete. What is complete is never repeated: this
 can be killed at any time, started again, and run twice at a time. What follows -- is given to the experiment's program;
 a folder of runs holds those of one kind. --tables replaces what stands between the comments that name an experiment
-(<!-- images --> and <!-- end of images -->) in a file.
+(<!-- images --> and <!-- end of images -->) in a file, and leaves the tables of experiments without complete runs.
 """
 
 import argparse
@@ -38,7 +38,7 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "images": Experiment("cifar/effect.py", 3),
+    "images": Experiment("cifar/effect.py", 1.5),
     "translation": Experiment("translation/translation_effect.py", 6),
     "adacomm": Experiment("cifar/adacomm_effect.py", 1.5),
 }
@@ -65,9 +65,13 @@ class Runs:
     def run(self, row: str, seed: str) -> None:
         self._output("--rows", row, "--seeds", seed)
 
+    def complete(self) -> list[Path]:
+        """The files of the runs that are complete."""
+        return sorted(self.folder.glob("*-seed*.json"))
+
     def seconds(self, row: str) -> float:
         """About how long a run of a row takes: as long as others of it, or else of other rows."""
-        timed = {file: json.loads(file.read_text())["run_seconds"] for file in self.folder.glob("*-seed*.json")}
+        timed = {file: json.loads(file.read_text())["run_seconds"] for file in self.complete()}
         alike = [seconds for file, seconds in timed.items() if re.fullmatch(rf"{row}-seed\d+\.json", file.name)]
         return statistics.fmean(alike or timed.values() or [60 * EXPERIMENTS[self.name].minutes])
 
@@ -94,7 +98,8 @@ def write_tables(file: Path, experiments: Sequence[Runs]) -> None:
         _, found_end, after = rest.partition(end)
         if not found or not found_end:
             raise SystemExit(f"{file} does not say where the table goes: {begin.strip()} and {end} are missing")
-        text = f"{before}{begin}\n{runs.table()}\n\n{end}{after}"
+        if runs.complete():
+            text = f"{before}{begin}\n{runs.table()}\n\n{end}{after}"
     file.write_text(text)
 
 

@@ -29,13 +29,18 @@ class Column:
     unit: str = ""
 
     def cell(self, runs: Sequence[Mapping[str, Any]]) -> str:
-        """Mean and standard deviation over the runs that have the figure."""
+        """Mean and standard deviation over the runs. Nothing if they lack the figure."""
         values = [self.factor * run[self.figure] for run in runs if run.get(self.figure) is not None]
-        if not values:
-            return "never"
-        spread = f" ± {statistics.stdev(values):.{self.digits}f}" if len(values) > 1 else ""
-        some = "" if len(values) == len(runs) else f" ({len(values)} of {len(runs)})"
-        return f"{statistics.fmean(values):.{self.digits}f}{spread}{self.unit}{some}"
+        return self._mean(values, "") + self.unit if values else ""
+
+    def difference(self, runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
+        """Mean and standard deviation, over pairs of runs, of the first figure less the second."""
+        values = [self.factor * (run[self.figure] - other[self.figure]) for run, other in runs]
+        return self._mean(values, "+") + (" points" if self.unit == " %" else self.unit)
+
+    def _mean(self, values: Sequence[float], sign: str) -> str:
+        spread = f" ± {statistics.stdev(values):.{self.digits}f}" if len(set(values)) > 1 else ""
+        return f"{statistics.fmean(values):{sign}.{self.digits}f}{spread}"
 
 
 def arguments(description: str, rows: Sequence[str], data: str) -> argparse.ArgumentParser:
@@ -126,3 +131,27 @@ def table(folder: Path, rows: Mapping[str, str], columns: Sequence[Column]) -> s
         if runs
     ]
     return "\n".join(lines)
+
+
+def differences(folder: Path, pairs: Sequence[tuple[str, str]], columns: Sequence[Column]) -> str:
+    """Return how much rows differ from others, as Markdown.
+
+    Runs with the same seed have the same first weights and see the data in the same order, so that the mean and the
+    standard deviation of their differences are shown.
+
+    Args:
+        folder: folder of the runs.
+        pairs: rows, each with the one that is subtracted from it.
+        columns: figures of the runs.
+    """
+    headings = ["row", "minus", *(column.heading for column in columns), "seeds"]
+    lines = []
+    for row, other in pairs:
+        others = {run["seed"]: run for run in runs_of(folder, other)}
+        found = [(run, others[run["seed"]]) for run in runs_of(folder, row) if run["seed"] in others]
+        if found:
+            cells = [column.difference(found) for column in columns]
+            lines.append(f"| `{row}` | `{other}` | {' | '.join(cells)} | {len(found)} |")
+    if not lines:
+        return ""
+    return "\n".join(["", f"| {' | '.join(headings)} |", "|---" * len(headings) + "|", *lines])

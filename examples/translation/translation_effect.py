@@ -24,7 +24,7 @@ from translation_recipes import PRESETS, SHAPES
 from lentando.comm import simulate
 
 sys.path.append(str(Path(__file__).parents[1]))
-from recipe_effect import Column, arguments, run_missing, table
+from recipe_effect import Column, arguments, differences, run_missing, table
 
 WORKERS = 8
 ROWS = PRESETS["slowmo-wmt16"]
@@ -34,6 +34,17 @@ COLUMNS = (
     Column("test BLEU", "test_bleu", digits=2),
     Column("rounds", "rounds", digits=0),
 )
+PAIRS = (
+    ("local-adam-slowmo", "local-adam"),
+    ("local-adam-reset", "local-adam"),
+    ("local-adam-average", "local-adam"),
+    ("local-adam-slowmo-reset", "local-adam-slowmo"),
+    ("local-adam-slowmo-average", "local-adam-slowmo"),
+    ("sgp-slowmo", "sgp"),
+    ("sgp-slowmo-noaverage", "sgp-slowmo"),
+    ("osgp-slowmo", "osgp"),
+)
+"""Rows, and those that they are compared with."""
 
 
 def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, Any]:
@@ -71,6 +82,7 @@ def main() -> None:
         settings = {name: getattr(options, name) for name in SHARED}
         run_missing(options, settings, lambda row, seed: run(row, seed, options))
     print(table(options.output, {name: row.published for name, row in ROWS.items()}, COLUMNS))
+    print(differences(options.output, PAIRS, COLUMNS[:3]))
 
 
 if __name__ == "__main__":

@@ -122,7 +122,8 @@ def test_the_effect_is_shown_in_parts(tmp_path: Path) -> None:
     common += ["--epochs", "3", "--seeds"]
     row = "osgp-slowmo-12"
     assert re.search(
-        rf"\| `{row}` \| .*93\.74 % \| \d\.\d+ \| \d+\.\d+ % \| 0 \| 1 \|", alone(*common, "3", "--rows", row)
+        rf"\| `{row}` \| .*93\.74 % \| \d\.\d+ \| \d+\.\d+ % \| 0 \| 0\.\d+ \| 0\.\d+ \| 1 \|",
+        alone(*common, "3", "--rows", row),
     )
     file = output / f"{row}-seed3.json"
     first = file.stat().st_mtime_ns
@@ -133,7 +134,7 @@ def test_the_effect_is_shown_in_parts(tmp_path: Path) -> None:
     refused = subprocess.run(other, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
     assert refused.returncode == 1
     assert re.search(
-        r"holds runs with other settings: .*'lr': 0\.1.*, not .*'lr': 0\.2.*another folder", refused.stderr
+        r"holds runs with other settings: .*'lr': None.*, not .*'lr': 0\.2.*another folder", refused.stderr
     )
 
 
@@ -180,7 +181,10 @@ def test_experiments_are_driven_in_parts(tmp_path: Path) -> None:
     assert "2 runs missing" in shown
     assert "0 runs missing" in shown
     page = tmp_path / "page.md"
-    page.write_text("before\n<!-- images -->\nold\n<!-- end of images -->\nafter\n")
+    old = "before\n<!-- images -->\nold\n<!-- end of images -->\nafter\n"
+    page.write_text(old)
+    alone(*driver[:-7], str(tmp_path / "nothing"), "--tables", str(page))
+    assert page.read_text() == old
     alone(*driver, "--tables", str(page), *given)
     rows = r"\| row \| .*\| `ar-sgd` \|.*\| 2 \|\n\| `bmuf-12` \|.*"
     pattern = rf"before\n<!-- images -->\n\n{rows}\n\n<!-- end of images -->\nafter\n"

@@ -44,11 +44,28 @@ def test_complete_runs_are_kept_and_others_are_done_later(tmp_path: Path) -> Non
     assert recipe_effect.table(tmp_path, {"a": "1.4", "b": "", "d": ""}, COLUMNS).splitlines() == [
         "| row | paper | loss | hits | seeds |",
         "|---|---|---|---|---|",
-        "| `a` | 1.4 | 1.5 ± 0.7 | 50 ± 0 % | 2 |",
-        "| `b` |  | 1.5 ± 0.7 | never | 2 |",
+        "| `a` | 1.4 | 1.5 ± 0.7 | 50 % | 2 |",
+        "| `b` |  | 1.5 ± 0.7 |  | 2 |",
     ]
     with pytest.raises(SystemExit, match=r"holds runs with other settings: \{'lr': 1\}, not \{'lr': 2\}"):
         recipe_effect.run_missing(options(tmp_path, "a"), {"lr": 2}, train)
+
+
+def test_differences_are_those_of_runs_with_the_same_seed(tmp_path: Path) -> None:
+    losses = {"a": {0: 1.0, 1: 2.0, 2: 9.0}, "b": {0: 1.5, 1: 2.7, 3: 0.0}}
+    for row, by_seed in losses.items():
+        options_of_row = Namespace(output=tmp_path, rows=[row], seeds=list(by_seed), missing=False)
+        recipe_effect.run_missing(
+            options_of_row, {}, lambda row, seed: {"loss": losses[row][seed], "hits": 0.5 if row == "a" else 0.25}
+        )
+    # Without a pair of runs there is no line: of -0.5 and -0.7 the mean is -0.6, the standard deviation 0.14.
+    assert recipe_effect.differences(tmp_path, (("a", "b"), ("a", "c")), COLUMNS).splitlines() == [
+        "",
+        "| row | minus | loss | hits | seeds |",
+        "|---|---|---|---|---|",
+        "| `a` | `b` | -0.6 ± 0.1 | +25 points | 2 |",
+    ]
+    assert recipe_effect.differences(tmp_path, (("a", "c"),), COLUMNS) == ""
 
 
 def test_processes_that_begin_together_read_whole_settings(tmp_path: Path) -> None:
