@@ -81,7 +81,7 @@ data/gettext-en-de: | $(READY)
 		$(CURDIR)/examples/translation/catalogues.py --names)") || { \
 		echo "the packages cannot be fetched: try apt-get update first" >&2; exit 2; }
 	$(BIN)/python examples/translation/catalogues.py --packages data/packages --output data/packages/pairs
-	$(BIN)/python examples/translation/vocabulary.py --data data/packages/pairs --size 4000
+	$(BIN)/python examples/translation/vocabulary.py --data data/packages/pairs --size 1000
 	mv data/packages/pairs $@
 	rm -r data/packages
 

@@ -122,7 +122,7 @@ def test_the_effect_is_shown_in_parts(tmp_path: Path) -> None:
     common += ["--epochs", "3", "--seeds"]
     row = "osgp-slowmo-12"
     assert re.search(
-        rf"\| `{row}` \| .*93\.74 % \| \d\.\d+ \| \d+\.\d+ % \| 0 \| 0\.\d+ \| 0\.\d+ \| 1 \|",
+        rf"\| `{row}` \| .*93\.74 % \| 0\.10 \| 0\.60 \| \d\.\d+ \| \d+\.\d+ % \| 0 \| 1 \|",
         alone(*common, "3", "--rows", row),
     )
     file = output / f"{row}-seed3.json"
