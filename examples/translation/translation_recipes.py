@@ -25,7 +25,7 @@ SHAPES = {
     "big": Shape(1024, 16, 4096, 6),
     "base": Shape(512, 8, 2048, 6),
     "small": Shape(128, 4, 512, 2),
-    "mini": Shape(64, 4, 256, 2),
+    "mini": Shape(64, 4, 256, 1),
     "tiny": Shape(32, 2, 64, 1),
 }
 """Vaswani et al. (2017): big and base; smaller ones for CPUs and for tests."""
