@@ -3,7 +3,8 @@
 A step computes for Y = 1 s; an average of the weights takes D. D/Y is 4, about that of VGG-16 in the paper (arXiv
 1810.08313), or 0.2, as with ResNet-50, whose computation dominates. Synchronous SGD is period 1. It takes --steps
 steps, and every other method gets the time that these took. Rows with -decay divide the learning rate by 10 after a
-half and after three quarters of as many steps of their own. Rows with momentum have 0.9 in the workers and a fifth of
+half and after three quarters of as many steps of their own, AdaComm's not before the period is 1, as in the paper:
+a rate that falls earlier freezes the error of long periods. Rows with momentum have 0.9 in the workers and a fifth of
 the rate; AdaComm's block momentum is 0.3. AdaComm begins with a period of 16 D/Y and decides every 200 Y: with shorter
 intervals, the noise of the loss is larger than its fall, and the period is soon halved to 1. This, the batches of 32
 and the rate were chosen with seed 10, which the tables do not use.
@@ -116,14 +117,17 @@ def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> Cours
         return learner.evaluate(measured)[0] / MEASURED
 
     course, period = Course(), learner.optimizer.period
-    started, ends, checked = clock(), period, 0
+    started, ends, checked, passed, postponed = clock(), period, 0, 0, 0.0
     course.periods.append((0.0, period))
     if lt.rank() == 0:
         course.curve.append((0.0, loss()))
     loader = loader_of(data, seed)
     for epoch in count():
         for batch in loader.batches(epoch):
-            passed = sum(course.steps >= share * options.steps for share in MILESTONES) if decays else 0
+            if decays and passed < len(MILESTONES):
+                late = course.steps - MILESTONES[passed] * options.steps - postponed
+                if late >= 0 and (period == 1 or not recipe.adaptive):
+                    passed, postponed = passed + 1, postponed + late
             learner.step(batch, recipe.lr * 0.1**passed)
             course.steps += 1
             if course.steps < ends:
