@@ -146,12 +146,13 @@ class Steps:
         rates = self._model.learning_rates()  # before the step, which advances a schedule
         if loss is not None:
             loss = float(tf.reshape(loss, [])) if tf.is_tensor(loss) else as_number(loss)
-            record_loss(replica, self._model, loss)
         if replica.averages_gradients:
             pairs = self._averages.eager(pairs, loss)
         replica.before_step()
         before = int(self._base.updates)
         self._base_step(pairs)
+        if loss is not None:
+            record_loss(replica, self._model, loss)
         if int(self._base.updates) != before:
             if samples is not None:
                 replica.rank_weights.record_samples(float(samples))

@@ -162,8 +162,8 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         )
         if loss is not None:
             loss = _detached(loss)
-            if not overflow or replica.needs_loss:  # the loss of a step that is not taken may well be infinite
-                replica.record_loss(loss)
+        is_counted = loss is not None and (not overflow or replica.needs_loss)  # with overflow it may well be infinite
+        losses = [loss] if is_counted else []
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
         if are_averaged and self._is_horovod_program and not self._skips_synchronize:
             warnings.warn(
@@ -179,7 +179,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         if replica.averages_gradients:
             overflow = replica.gradients.settle_deferred(expected=self.found_inf is not None) or overflow
         if closure is not None:
-            closure = self._observed(closure, record=loss is None)
+            closure = self._observed(closure, losses if loss is None else [loss])
         elif replica.averages_gradients and not are_averaged:
             overflow = self._gradients.average(None if loss is None else float(loss), overflow)[1]
         replica.before_step()
@@ -188,6 +188,8 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
             result = self._base_optimizer.step() if closure is None else self._base_optimizer.step(closure)
         if replica.averages_gradients:
             self._gradients.begin_step()
+        if losses:
+            replica.record_loss(losses[0])
         if samples is not None:
             replica.rank_weights.record_samples(samples)
         replica.after_step()
@@ -276,16 +278,19 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
                 "run out of batches step along the averaged gradients, and cannot repeat what is done to them before"
             )
 
-    def _observed(self, closure: Callable[[], Any], record: bool) -> Callable[[], Any]:
-        """Wrap the closure so that its loss is recorded, and its gradients averaged if the base algorithm does that."""
+    def _observed(self, closure: Callable[[], Any], losses: list[Any]) -> Callable[[], Any]:
+        """Wrap the closure so that its loss is noted, and its gradients averaged if the base algorithm does that.
+
+        Args:
+            closure: function that computes the gradients and returns the loss.
+            losses: list that receives the loss, unless it has one already.
+        """
 
         def observed() -> Any:
-            nonlocal record
             with torch.enable_grad():
                 loss = closure()
-            if record and loss is not None:
-                record = False  # of several calls in a step, the first is at the parameters that the step begins with
-                self._replica.record_loss(_detached(loss))
+            if not losses and loss is not None:  # the first of several is at the parameters that the step begins with
+                losses.append(_detached(loss))
             if self._gradients_are_averaged:  # by the closure, which has called synchronize(), for example to clip them
                 self._gradients_are_averaged = False
                 self._replica.gradients.settle_deferred(expected=False)

@@ -44,9 +44,9 @@ class Replica(BetweenSteps):
 
     At construction the ranks check that they hold the same model and settings, and adopt rank 0's parameters. Then a
     framework adapter calls, for every optimizer step, ``average_gradients`` (if ``averages_gradients``),
-    ``before_step``, its base optimizer, ``after_step``. An adapter that runs compiled graphs, which must leave the
-    graph to call Python, may count steps in the graph and report several at once, with ``steps_until_due`` and
-    ``after_steps``.
+    ``before_step``, its base optimizer, ``record_loss`` (if the loss is known), ``after_step``. An adapter that runs
+    compiled graphs, which must leave the graph to call Python, may count steps in the graph and report several at once,
+    with ``steps_until_due`` and ``after_steps``.
 
     Args:
         transport: transport that connects the ranks that train together.
@@ -123,15 +123,15 @@ class Replica(BetweenSteps):
         last_look.begin(transport, self)
 
     def record_loss(self, loss: Any, count: int = 1) -> None:
-        """Add the training loss of a step.
+        """Add the training loss of a step. Call after the base optimizer has stepped, and before ``after_step``.
+
+        The loss of a step that failed before must not be added: the next step would then have two.
 
         Args:
             loss: a float, or a framework's scalar, which is not waited for. With a ``count``, a sum of losses.
             count: number of steps that it is the sum of.
         """
         progress = self.progress
-        if self.evaluation.is_open:
-            self.evaluation.refuse("a step")
         progress.loss_sum = progress.loss_sum + loss
         progress.loss_count += count
 

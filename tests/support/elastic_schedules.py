@@ -112,13 +112,14 @@ class Job:
         is_exact = settings.get("exact_average", True) and "outer" not in settings
         for step in range(STEPS):
             model.gradient[:] = GRADIENT(number, step, model.x)
-            replica.record_loss(float(np.square(model.x).sum()))
+            loss = float(np.square(model.x).sum())
             if replica.averages_gradients:
                 self.before["gradient", step, number] = model.gradient.copy()
                 replica.average_gradients()
                 self.judge("gradient", step, model.gradient)
             replica.before_step()
             model.step()
+            replica.record_loss(loss)
             rounds = replica.rounds
             self.before["round", step, number] = model.x.copy()
             replica.after_step()

@@ -129,12 +129,12 @@ class Worker:
             self.model.rates = list(np.broadcast_to(self.learning_rates(step), 2))
             copy_into(self.model.gradient, self.gradient(self.rank, step, to_host(self.model.x)))
             loss = None if self.loss is None else self.loss(self)
-            if loss is not None:
-                self.replica.record_loss(loss)
             if self.replica.averages_gradients:
                 self.replica.average_gradients(loss if self.averages_loss else None)
             self.replica.before_step()
             self.model.step()
+            if loss is not None:
+                self.replica.record_loss(loss)
             self.replica.after_step()
         return self.model.x
 

@@ -45,3 +45,21 @@ def test_loss_whose_length_the_graph_does_not_know_is_refused() -> None:
 
     with pytest.raises(Exception, match=r"ConfigurationError: loss= must be one number.*got shape \(None,\)"):
         step(tf.ones(4))
+
+
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_step_that_is_not_taken_leaves_no_loss_behind(in_graph: bool) -> None:
+    variable = keras.Variable(np.ones(3, np.float32))
+    optimizer = lt.AdaComm(keras.optimizers.SGD(0.1), base=lt.AllReduce(), initial_period=2, interval_steps=2)
+    optimizer.build([variable])
+
+    def apply(gradient: Any) -> None:
+        optimizer.apply([gradient], [variable], loss=1.0)
+
+    step = tf.function(apply) if in_graph else apply
+    step(tf.ones(3))
+    with pytest.raises(Exception, match="the step is not taken"):
+        step(tf.fill([3], np.float32("nan")))
+    for _ in range(3):
+        step(tf.ones(3))
+    assert (optimizer.report()["inner_steps"], optimizer.report()["rounds"]) == (4, 2)

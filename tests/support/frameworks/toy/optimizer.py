@@ -48,14 +48,14 @@ class DistributedOptimizer(ReplicaOptimizer):
 
     def step(self, gradients: dict[str, Array | None], *, loss: float | None = None) -> None:
         """Take one inner step, and the outer step if it is due."""
-        if loss is not None:
-            self._replica.record_loss(loss)
         if self._replica.averages_gradients:
             self._model.flat_gradients.put(gradients)
             self._replica.average_gradients(loss)
             gradients = self._model.flat_gradients.taken()
         self._replica.before_step()
         self._model.optimizer.step(gradients)
+        if loss is not None:
+            self._replica.record_loss(loss)
         self._replica.after_step()
 
     def training(self) -> ReplicaTraining:
