@@ -1,21 +1,21 @@
-"""The exchanges of gossip: planned once, with memory for the messages of all steps that may be in flight.
+"""The exchanges of gossip: what is sent in each step, and what is expected from earlier ones.
 
 Between ranks of a node nothing is sent where one can read the memory of the other (``NeighborMemory``).
 """
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
-from lentando.comm.array_module import is_on_host
 from lentando.comm.closed import is_closed
 from lentando.comm.forked import is_forked
 from lentando.comm.neighbor_exchanges import NeighborExchanges, in_gossip
-from lentando.comm.neighbor_memory import NeighborMemory, open_neighbor_memory
+from lentando.comm.neighbor_memory import NeighborMemory
 from lentando.comm.topology import GraphSequence, Peers
 from lentando.comm.transport import Array, Request, Transport
 from lentando.optimizers.rules.flat_state import flat_state
+from lentando.optimizers.rules.gossip_memory import GossipMemory, distinct_shares
 from lentando.optimizers.rules.gossip_message import GossipMessage
 from lentando.optimizers.rules.wire import Wire
 
@@ -23,8 +23,6 @@ __all__ = ["GossipExchanges", "Outgoing"]
 
 GOSSIP_TAG = 1
 """Tag that separates gossip from the messages of ring reductions, which have tag 0."""
-ALIGNMENT_BYTES = 64
-"""Messages in the memory of a node begin at a multiple of so many bytes."""
 
 
 class GossipExchanges:
@@ -56,21 +54,11 @@ class GossipExchanges:
         self._graphs = graphs
         self._staleness = staleness
         self._is_deterministic = is_deterministic
-        self._is_on_device = not all(map(is_on_host, like))
         peers = [graphs.peers_in(transport.rank, phase) for phase in range(graphs.phases)]
         neighbors = {peer for p in peers for peer, _ in (*p.out_neighbors, *p.in_neighbors)}
         self._exchanges = NeighborExchanges(transport, neighbors)
-        self._like, self._wire = like, wire
-        shares = max((len(_distinct_shares(p)) for p in peers), default=0)
-        self._stride = GossipMessage.size_bytes(like, wire)
-        self._stride += -self._stride % ALIGNMENT_BYTES
-        self._node: NeighborMemory | None = None
-        if not self._is_on_device:
-            self._node = open_neighbor_memory(transport, staleness + 1, shares * self._stride)
-        self._on_node = frozenset[int]() if self._node is None else self._node.neighbors
-        degree = max((sum(peer not in self._on_node for peer, _ in p.in_neighbors) for p in peers), default=0)
-        self._slots = [self._make_slot(number, shares, degree) for number in range(staleness + 1)]
-        self._read: dict[tuple[int, int, int], GossipMessage] = {}
+        self._memory = GossipMemory(transport, graphs, like, wire, staleness + 1)
+        self._slots = self._memory.slots
         self._used: list[_Expected] = []
         self._begun = self._count = 0
         self.in_flight: deque[_Expected] = deque()
@@ -95,13 +83,13 @@ class GossipExchanges:
                     lambda ranks: in_gossip(self._transport, ranks, step + 1, sending=True),
                 )
         slot.sending = slot.reading = None
-        messages = dict(zip(_distinct_shares(peers), slot.sent, strict=False))
+        messages = dict(zip(distinct_shares(peers), slot.sent, strict=False))
         return Outgoing(step, peers, messages)
 
     def exchange(self, outgoing: "Outgoing") -> None:
         """Begin to send the messages of a step, and to receive those of the in-neighbours."""
         number = outgoing.step % len(self._slots)
-        slot, peers, on_node = self._slots[number], outgoing.peers, self._on_node
+        slot, peers, on_node = self._slots[number], outgoing.peers, self._memory.on_node
         sends = [
             (peer, part)
             for peer, share in peers.out_neighbors
@@ -110,7 +98,7 @@ class GossipExchanges:
         ]
         from_afar = iter(slot.received)
         received = [
-            self._message_of(peer, outgoing.step) if peer in on_node else next(from_afar)
+            self._memory.message_of(peer, outgoing.step) if peer in on_node else next(from_afar)
             for peer, _ in peers.in_neighbors
         ]
         sources = [peer for peer, _ in peers.in_neighbors]
@@ -122,7 +110,8 @@ class GossipExchanges:
         slot.exchange = self._begun = self._exchanges.begin()
         self._count += 1
         arrivals: list[Request] = []
-        if self._is_on_device:  # all messages of a step are one exchange there, for the reason that DeviceArrays gives
+        if self._memory.is_on_device:
+            # All messages of a step are one exchange there, for the reason that ``DeviceArrays`` gives.
             slot.receivers += sources
             arrivals = [self._transport.exchange(sends, receives, GOSSIP_TAG, overlap=overlap)]
             slot.sending = arrivals[0]
@@ -132,17 +121,17 @@ class GossipExchanges:
             if sends:
                 # This rank may compute next while the out-neighbours still wait for the rest of its message.
                 slot.sending = self._transport.exchange(sends, [], GOSSIP_TAG, overlap=True)
-            if self._node is not None:
-                arrivals += self._publish(self._node, number, outgoing)
+            if self._memory.node is not None:
+                arrivals += self._publish(self._memory.node, number, outgoing)
         self.in_flight.append(_Expected(outgoing.step, arrivals, received, sources, slot.exchange, self._count))
 
     def _publish(self, node: NeighborMemory, number: int, outgoing: "Outgoing") -> list[Request]:
         """Let neighbours of this node read the messages of a step. Returns the request of theirs, if there are any."""
         if is_closed(self._transport) or is_forked(self._transport):  # the memory could still be written
             self._transport.exchange([], [])  # raises the error that an exchange between nodes would raise
-        slot, peers = self._slots[number], outgoing.peers
-        to = [(peer, share) for peer, share in peers.out_neighbors if peer in self._on_node]
-        sources = [peer for peer, _ in peers.in_neighbors if peer in self._on_node]
+        slot, peers, on_node = self._slots[number], outgoing.peers, self._memory.on_node
+        to = [(peer, share) for peer, share in peers.out_neighbors if peer in on_node]
+        sources = [peer for peer, _ in peers.in_neighbors if peer in on_node]
         if to:
             node.publish(number, self._count)
             slot.reading = node.released([peer for peer, _ in to], number, self._count)
@@ -191,7 +180,7 @@ class GossipExchanges:
         """Replace the messages in flight by saved ones."""
         loaded: deque[_Expected] = deque()
         for saved in pending:
-            step, received = saved["number"], [GossipMessage(self._like, self._wire) for _ in saved["messages"]]
+            step, received = saved["number"], [self._memory.new_message() for _ in saved["messages"]]
             for message, content in zip(received, saved["messages"], strict=True):
                 message.restore(step, content["weight"], content["shares"]["flat"])
             sources = [peer for peer, _ in self._graphs.peers(self._transport.rank, step).in_neighbors]
@@ -211,35 +200,8 @@ class GossipExchanges:
 
     def _release(self, expected: "_Expected") -> None:
         """Let neighbours of this node write to the memory of these messages, unless they are saved ones."""
-        if self._node is not None and expected.count:
-            for peer in expected.sources:
-                if peer in self._on_node:
-                    self._node.release(peer, expected.step % len(self._slots), expected.count)
-
-    def _message_of(self, peer: int, step: int) -> GossipMessage:
-        """The message of a neighbour of this node to this rank, in the neighbour's memory."""
-        assert self._node is not None
-        theirs = self._graphs.peers(peer, step)
-        place = _distinct_shares(theirs).index(dict(theirs.out_neighbors)[self._transport.rank])
-        number = step % len(self._slots)
-        key = peer, number, place
-        if key not in self._read:
-            self._read[key] = self._message_in(self._node.slot(peer, number), place)
-        return self._read[key]
-
-    def _message_in(self, slot: Array, place: int) -> GossipMessage:
-        """Message number ``place`` in the memory of a slot."""
-        start = place * self._stride
-        size_bytes = GossipMessage.size_bytes(self._like, self._wire)
-        return GossipMessage(self._like, self._wire, slot[start : start + size_bytes])
-
-    def _make_slot(self, number: int, shares: int, degree: int) -> "_Slot":
-        """Memory for ``shares`` messages to be sent, and ``degree`` from other nodes."""
-        received = [GossipMessage(self._like, self._wire) for _ in range(degree)]
-        if self._node is None:
-            return _Slot([GossipMessage(self._like, self._wire) for _ in range(shares)], received)
-        own = self._node.slot(self._transport.rank, number)
-        return _Slot([self._message_in(own, place) for place in range(shares)], received)
+        if expected.count:
+            self._memory.release(expected.sources, expected.step, expected.count)
 
 
 @dataclass(frozen=True)
@@ -255,27 +217,6 @@ class Outgoing:
     step: int
     peers: Peers
     messages: dict[float, GossipMessage]
-
-
-@dataclass
-class _Slot:
-    """Memory for the messages of one step, used again when no step in flight needs it.
-
-    Attributes:
-        sent: messages that this rank sends, one for each different share.
-        received: messages that ranks of other nodes send.
-        sending: request that is complete when ranks of other nodes no longer need ``sent``; None if there are none.
-        reading: the same for ranks of this node.
-        exchange: number of the exchange among all of this rank's exchanges.
-        receivers: ranks that receive the messages.
-    """
-
-    sent: list[GossipMessage]
-    received: list[GossipMessage]
-    sending: Request | None = None
-    reading: Request | None = None
-    exchange: int = 0
-    receivers: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -300,8 +241,3 @@ class _Expected:
 
     def has_arrived(self) -> bool:
         return all(arrival.test() for arrival in self.arrivals)
-
-
-def _distinct_shares(peers: Peers) -> list[float]:
-    """The different shares that the out-neighbours of a rank get, in the order of its messages."""
-    return list(dict.fromkeys(share for _, share in peers.out_neighbors))

@@ -7,17 +7,14 @@ included, so that every z_i approaches the mean of all, whatever the graph and h
 Gehrke, FOCS 2003; Assran, Loizou, Ballas, Rabbat, "Stochastic Gradient Push", ICML 2019, arXiv 1811.10792).
 """
 
-from collections import Counter
 from collections.abc import Sequence
-from math import frexp, nan
+from math import nan
 from typing import Any
 
-import numpy as np
-
-from lentando.comm.array_module import array_module, copy_into, is_on_host
+from lentando.comm.array_module import array_module
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.flat import BLOCK, FlatBuffer, blocks
+from lentando.comm.flat import FlatBuffer
 from lentando.comm.numbering import number_of
 from lentando.comm.topology import GraphSequence
 from lentando.comm.transport import Array, Transport
@@ -29,6 +26,7 @@ from lentando.optimizers.rules.base_algorithm import (
     Resizable,
     StatefulAlgorithm,
 )
+from lentando.optimizers.rules.biased_parameters import BiasedParameters, moved_with_model
 from lentando.optimizers.rules.flat_state import flat_state
 from lentando.optimizers.rules.gossip_exchanges import GossipExchanges, Outgoing
 from lentando.optimizers.rules.gossip_message import GossipMessage
@@ -70,21 +68,16 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self._graphs = graphs
         self._staleness = staleness
         self._is_weighted = weighted
-        self._wire = wire or wire_of(None)
+        wire = wire or wire_of(None)
         self._model = [buffer.parameters for buffer in parameters]
-        self._x = [array_module(z).empty(z.size, accumulator_dtype(z.dtype)) for z in self._model]
-        # New memory for each block would cost as much as the arithmetic. On a device a block is a whole buffer.
-        longest = {x.dtype: min(BLOCK, max(x.size for x in self._x)) for x in self._x if is_on_host(x)}
-        self._scratch: dict[Any, Array] = {dtype: np.empty(size, dtype) for dtype, size in longest.items()}
-        self._is_in_model = False  # whether the model holds x where it has the same dtype, because w is 1
-        self._factor = 1.0  # by which x has yet to be multiplied
+        self._x = BiasedParameters(self._model, wire)
         self.weight = 1.0
         self._dropped_weight = 0.0  # part of w that ``drop_non_finite`` has taken away
         self._steps_without_weight = 0
         self.round = 0
         self._begun_exchanges = 0
         self._most_begun = 0
-        self.exchanges = GossipExchanges(transport, graphs, self._x, self._wire, staleness, deterministic)
+        self.exchanges = GossipExchanges(transport, graphs, self._x.memory, wire, staleness, deterministic)
         self.adopt_consensus()
 
     def after_step(self) -> None:
@@ -109,13 +102,7 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
     @property
     def biased(self) -> Sequence[Array]:
         """The biased parameters x, one one-dimensional array per buffer, in float32 at least."""
-        for x, now in zip(self._x, self._values(), strict=True):
-            if now is not x:
-                array_module(x).copyto(x, now)
-            if self._factor != 1:
-                np.multiply(x, self._factor, out=x)
-        self._is_in_model, self._factor = False, 1.0
-        return self._x
+        return self._x.settle()
 
     # Around an outer average
 
@@ -124,7 +111,7 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
 
     def prepare_average(self) -> None:
         self.wait_in_flight()
-        for x, z in zip(self._current(), self._model, strict=True):
+        for x, z in zip(self._x.current(), self._model, strict=True):
             if x is not z:
                 array_module(z).copyto(z, x, casting="same_kind")
             if self._dropped_weight:
@@ -135,16 +122,10 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
 
     def adopt_consensus(self) -> None:
         self.weight, self._dropped_weight = 1.0, 0.0
-        self._take_from_model()
+        self._x.take_from_model(self.weight)
 
     def rebase_on_model(self) -> None:
-        self._take_from_model()
-
-    def _take_from_model(self) -> None:
-        self._is_in_model, self._factor = self.weight == 1, 1.0
-        for x, now, z in zip(self._x, self._values(), self._model, strict=True):
-            if now is not z:
-                np.multiply(z, self.weight, out=x)
+        self._x.take_from_model(self.weight)
 
     # State
 
@@ -153,7 +134,7 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         state = {
             "round": self.round,
             "weight": self.weight,
-            "biased": flat_state(self._current()),
+            "biased": flat_state(self._x.current()),
             "under_way": in_flight,
         }
         return {**state, "lost": self._dropped_weight} if self._dropped_weight else state
@@ -162,16 +143,15 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self.round = self._begun_exchanges = state["round"]
         self._most_begun = 0
         self.weight, self._dropped_weight = state["weight"], state.get("lost", 0.0)
-        for x, saved in zip(self._x, state["biased"]["flat"], strict=True):
-            copy_into(x, saved)
-        self._is_in_model, self._factor = False, 1.0
+        self._x.load(state["biased"]["flat"])
         self.exchanges.load_state(state["under_way"])
 
     def prepared_average(self, state: dict[str, Any], parameters: Sequence[Array]) -> Sequence[Array]:
         prepared = []
         for number, (saved, z) in enumerate(zip(state["biased"]["flat"], parameters, strict=True)):
             x = saved.copy()
-            total = _moved(x, z, state["weight"])  # not moved, unless the user has changed the model after the step
+            # x is not moved, unless the user has changed the model after the step.
+            total = moved_with_model(x, z, state["weight"])
             for in_flight in state["under_way"]:
                 for message in in_flight["messages"]:
                     total = total + message["shares"]["flat"][number]
@@ -217,14 +197,6 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         self.round = self._begun_exchanges = begun_exchanges
         self._most_begun = most_begun
 
-    def _values(self) -> list[Array]:
-        """Values of x, not yet multiplied by the factor: in the model, or in memory of its own."""
-        return [z if self._is_in_model and x.dtype == z.dtype else x for x, z in zip(self._x, self._model, strict=True)]
-
-    def _current(self) -> Sequence[Array]:
-        """Values of x, to be read only."""
-        return self._values() if self._factor == 1 else self.biased
-
     def _mix(
         self,
         moved: bool = False,
@@ -232,104 +204,26 @@ class PushSum(BoundAlgorithm, OuterAverageHooks, StatefulAlgorithm, DropsNonFini
         outgoing: Outgoing | None = None,
         show: bool = False,
     ) -> None:
-        """Do everything between two waits, in one pass over memory.
-
-        While w is 1, x is what the model holds, and is not written anywhere else. What x is multiplied by when shares
-        of it have left is left to the next pass, unless the model has to show the result.
+        """Do everything between two waits: update w, and mix x.
 
         Args:
-            moved: whether the base optimizer has moved z. x is moved as far: its step has the plain learning rate.
+            moved: whether the base optimizer has moved z.
             arrived: messages to add to x and w. Their memory is released.
             outgoing: messages to fill with shares of x and w, which leave this rank.
             show: whether to put z = x / w into the model.
         """
-        if moved and (self._factor != 1 or (self._is_in_model and self.weight != 1)):
-            _ = self.biased  # an error came between the passes of a step, or the weight was set
-        before = self.weight
+        before, restored = self.weight, 1.0
         if self._is_weighted:
             for message in arrived:
                 self.weight += message.weight
-        restored = 1.0
         if self._dropped_weight and self.weight:
             restored = (self.weight + self._dropped_weight) / self.weight
             self.weight, self._dropped_weight = self.weight + self._dropped_weight, 0.0
-        shares, kept, copies = {}, 1.0, Counter[float]()
         if outgoing is not None:
-            shares, kept = outgoing.messages, outgoing.peers.self_weight
-            copies = Counter(share for _, share in outgoing.peers.out_neighbors)
-            for share, message in shares.items():
+            for share, message in outgoing.messages.items():
                 message.write_header(self.round, share * self.weight)
             if self._is_weighted:
-                self.weight *= kept
-        factor, show = self._factor, show and bool(self.weight)
-        is_deferred = outgoing is not None and self._wire.is_exact and not show
-        self._factor = kept if is_deferred else 1.0
-        in_model = self._is_in_model if not moved else before == 1
-        if show:
-            self._is_in_model = self.weight == 1
-        elif arrived or factor != 1 or restored != 1 or (outgoing is not None and not is_deferred):
-            self._is_in_model = False
-        else:
-            self._is_in_model = in_model
-        for number, (whole_x, whole_z) in enumerate(zip(self._x, self._model, strict=True)):
-            is_same = whole_x.dtype == whole_z.dtype
-            for block in blocks(whole_x):
-                x, z = whole_x[block], whole_z[block]
-                target = z if is_same and show and self._is_in_model else x
-                now = _moved(x, z, before, self._scratch.get(x.dtype)) if moved else z if is_same and in_model else x
-                if factor != 1:
-                    now = np.multiply(now, factor, out=target)
-                for message in arrived:
-                    now = np.add(now, message.shares[number].read(block), out=target)
-                if restored != 1:
-                    now = np.multiply(now, restored, out=target)
-                if shares and not self._wire.is_exact:
-                    sent = [
-                        message.shares[number].write(block, now, share) * copies[share]
-                        for share, message in shares.items()
-                    ]
-                    now = np.subtract(now, sum(sent[1:], start=sent[0]), out=target)
-                elif outgoing is not None:
-                    for share, message in shares.items():
-                        message.shares[number].write(block, now, share)
-                    if not is_deferred:
-                        now = np.multiply(now, kept, out=target)
-                if show:
-                    if now is not target:
-                        array_module(x).copyto(target, now)
-                    if target is x:
-                        _show(x, z, self.weight)
+                self.weight *= outgoing.peers.self_weight
+        self._x.mix(before, self.weight, moved, arrived, restored, outgoing, show and bool(self.weight))
         if arrived:
             self.exchanges.release()
-
-
-def _moved(x: Array, z: Array, weight: float, scratch: Array | None = None) -> Array:
-    """x, moved as far as the base optimizer has moved z."""
-    if weight == 1 and x.dtype == z.dtype:
-        return z
-    before = _divide(x, weight, None if scratch is None else scratch[: x.size])
-    before = before.astype(z.dtype, copy=False)  # exactly what ``_show`` has put there
-    if x.dtype == z.dtype:
-        np.add(x, np.subtract(z, before, out=before), out=x)
-    else:
-        np.add(x, z.astype(x.dtype) - before.astype(x.dtype), out=x)
-    return x
-
-
-def _show(x: Array, z: Array, weight: float) -> None:
-    """Put z = x / w into the model."""
-    if weight == 1:
-        array_module(z).copyto(z, x, casting="same_kind")
-    elif x.dtype == z.dtype:
-        _divide(x, weight, z)
-    else:
-        array_module(z).copyto(z, x / weight, casting="same_kind")
-
-
-def _divide(x: Array, weight: float, out: Array | None) -> Array:
-    """Return x / w, in ``out`` if that is given. For a power of 2 it multiplies, which is faster and as exact."""
-    if frexp(weight)[0] == 0.5:
-        quotient: Array = np.multiply(x, 1 / weight, out=out)
-    else:
-        quotient = np.divide(x, weight, out=out)
-    return quotient
