@@ -20,7 +20,7 @@ from lentando.c10d.monitored import monitored_barrier
 from lentando.c10d.named_group import NamedGroup
 from lentando.c10d.process_end import end_with_process, keep
 from lentando.c10d.reducing import Reducing
-from lentando.c10d.sparse import all_reduce_sparse, check_sparse
+from lentando.c10d.sparse import submit_sparse_sum
 from lentando.c10d.work import CollectiveWork
 
 __all__ = ["LentandoProcessGroup"]
@@ -65,7 +65,7 @@ class LentandoProcessGroup(NamedGroup):
         """Combine each tensor over all ranks, in place."""
         opts = dist.AllreduceOptions() if opts is None else opts
         if any(tensor.is_sparse for tensor in tensors):
-            return self._all_reduce_sparse(tensors, opts)
+            return submit_sparse_sum(self._calls, self._transport, tensors, opts)
         ops = self._ops("allreduce", tensors, opts)
 
         def execute(stack: ExitStack) -> None:
@@ -293,17 +293,6 @@ class LentandoProcessGroup(NamedGroup):
     def abort(self) -> None:
         """Let all operations that have not begun fail."""
         self._calls.fail("the group was aborted")
-
-    def _all_reduce_sparse(self, tensors: Any, opts: Any) -> CollectiveWork:
-        for tensor in tensors:
-            check_sparse(tensor, opts.reduceOp)
-
-        def execute(_: ExitStack) -> None:
-            for tensor in tensors:
-                all_reduce_sparse(self._transport, tensor)
-
-        words = [f"sparse {[*tensor.shape]} of {tensor.dtype}" for tensor in tensors]
-        return self._calls.submit("allreduce", words, execute, tensors, opts)
 
     def _ops(self, operation: str, tensors: Any, opts: Any) -> list[str]:
         check_tensors(tensors, operation)

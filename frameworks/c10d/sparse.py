@@ -1,28 +1,46 @@
 """The sum of sparse gradients, as embeddings with ``sparse=True`` have them: ranks exchange the rows that they use."""
 
+from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any
 
 import numpy as np
 import torch
 from torch import distributed as dist
 
+from lentando.c10d.calls import Calls
 from lentando.c10d.memory import readable
+from lentando.c10d.work import CollectiveWork
 from lentando.comm.operations.slices import exchange_into
 from lentando.comm.transport import Transport
 
-__all__ = ["all_reduce_sparse", "check_sparse"]
+__all__ = ["submit_sparse_sum"]
 
 
-def check_sparse(tensor: torch.Tensor, op: Any) -> None:
-    """Check that a sparse tensor can be summed.
+def submit_sparse_sum(calls: Calls, transport: Transport, tensors: Sequence[torch.Tensor], opts: Any) -> CollectiveWork:
+    """Submit the sum of sparse tensors over all ranks, each in place, in the order of ranks.
 
     Args:
-        tensor: tensor with layout ``torch.sparse_coo``.
-        op: reduction as torch.distributed passes it.
+        calls: calls of the group.
+        transport: transport of the group.
+        tensors: tensors with layout ``torch.sparse_coo``, of the same shapes on all ranks.
+        opts: options of torch.distributed.
 
     Raises:
         ValueError: for another reduction than a sum, or another device.
     """
+    for tensor in tensors:
+        _check(tensor, opts.reduceOp)
+
+    def execute(_: ExitStack) -> None:
+        for tensor in tensors:
+            _all_reduce(transport, tensor)
+
+    words = [f"sparse {[*tensor.shape]} of {tensor.dtype}" for tensor in tensors]
+    return calls.submit("allreduce", words, execute, tensors, opts)
+
+
+def _check(tensor: torch.Tensor, op: Any) -> None:
     if op != dist.ReduceOp.SUM or tensor.device.type != "cpu":
         raise ValueError(
             f"allreduce with {op} of a sparse tensor on {tensor.device}: sparse tensors can only be summed, and in "
@@ -30,13 +48,7 @@ def check_sparse(tensor: torch.Tensor, op: Any) -> None:
         )
 
 
-def all_reduce_sparse(transport: Transport, tensor: torch.Tensor) -> None:
-    """Sum a sparse tensor over all ranks, in place, in the order of ranks. Collective.
-
-    Args:
-        transport: transport of the participating ranks.
-        tensor: tensor with layout ``torch.sparse_coo``, of the same shape on all ranks.
-    """
+def _all_reduce(transport: Transport, tensor: torch.Tensor) -> None:
     own = tensor.detach().coalesce()
     counts = transport.allgather(np.array([own.values().shape[0]], np.int64))[:, 0].tolist()
     indices = _exchanged(transport, own.indices().T.contiguous(), counts)

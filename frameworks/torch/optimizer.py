@@ -1,6 +1,5 @@
 """``DistributedOptimizer`` for PyTorch: a wrapper around the user's optimizer that drives a replica."""
 
-import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -25,6 +24,7 @@ from lentando.torch.compression import Compression, Compressor
 from lentando.torch.description import short_description
 from lentando.torch.grad_scaler import have_finite_gradients, unscale
 from lentando.torch.gradient_averages import GradientAverages
+from lentando.torch.horovod_methods import HorovodMethods
 from lentando.torch.model import TorchModel
 from lentando.torch.parameters import check_named_parameters
 from lentando.torch.trainer_check import check_trainer
@@ -39,7 +39,7 @@ NamedParameters = Iterable[tuple[str, torch.Tensor]]
 
 
 @takes_arguments_of(Settings, SettingsArguments)
-class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
+class DistributedOptimizer(ReplicaOptimizer, HorovodMethods, WrappedOptimizer):
     """A PyTorch optimizer whose model is one of the job's replicas.
 
     Wraps any ``torch.optim.Optimizer`` and is one itself: ``param_groups`` and ``state`` are those of the base
@@ -130,7 +130,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         if isinstance(base, AllReduce) and base.overlap and not self._model.is_on_host:
             raise ConfigurationError("AllReduce(overlap=True) needs the parameters in host memory: leave overlap out")
         self._replica = Replica(world, self._model, self._settings, optimizers_may_differ=self._is_horovod_program)
-        self._gradients_are_averaged = self._skips_synchronize = False
+        self._gradients_are_averaged = False
         self._gradients = GradientAverages(self._replica, self._model, backward_passes_per_step)
 
     def step(self, closure: Callable[[], Any] | None = None, *, loss: Any = None, samples: float | None = None) -> Any:
@@ -166,12 +166,7 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         losses = [loss] if is_counted else []
         are_averaged, self._gradients_are_averaged = self._gradients_are_averaged, False
         if are_averaged and self._is_horovod_program and not self._skips_synchronize:
-            warnings.warn(
-                "optimizer.step() called without optimizer.skip_synchronize() after optimizer.synchronize(): Horovod "
-                "reduces the gradients again here, Lentando uses them as they are. Put step() into a block with "
-                "optimizer.skip_synchronize(), which means the same in both",
-                stacklevel=2,
-            )
+            self._warn_of_second_reduction()
         if overflow and are_averaged:  # GradScaler may have looked at gradients that the average has left out since
             overflow = not have_finite_gradients(self.param_groups)
         # If the gradients of one rank were not finite, the average is finite on no rank, even if GradScaler looked
@@ -216,25 +211,6 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
         return None if loss is None else mean_loss
 
     @contextmanager
-    def skip_synchronize(self) -> Iterator[None]:
-        """Return a block for the ``step`` that follows ``synchronize``, for programs that were written for Horovod."""
-        self._skips_synchronize = True
-        try:
-            yield
-        finally:
-            self._skips_synchronize = False
-
-    @property
-    def backward_passes_per_step(self) -> int:
-        """Number of backward passes before each step."""
-        return self._gradients.passes
-
-    def set_backward_passes_per_step(self, passes: int) -> None:
-        """Set the number of backward passes before each step, from the next step on."""
-        check_groups(passes, 0, None, torch.Tensor)
-        self._gradients.passes = passes
-
-    @contextmanager
     def no_sync(self) -> Iterator[None]:
         """Return a block for all backward passes of a step but the last, which only accumulate gradients.
 
@@ -247,11 +223,6 @@ class DistributedOptimizer(ReplicaOptimizer, WrappedOptimizer):
     def training(self) -> TorchTraining:
         """Return the state of model, optimizer and replica in the form that checkpoints save and load."""
         return TorchTraining(self._replica, self._model)
-
-    @property
-    def _parameter_names(self) -> dict[torch.Tensor, str]:
-        """The name of each parameter, under the name by which programs find it in Horovod's optimizer."""
-        return self._model.names()
 
     def _ready_replica(self) -> Replica:
         return self._replica

@@ -64,7 +64,7 @@ class BiasedParameters:
                 np.multiply(z, weight, out=x)
 
     def load(self, saved: Sequence[Array]) -> None:
-        """Set x to saved values."""
+        """Set x to the values of a saved state, in memory of its own."""
         for x, values in zip(self.memory, saved, strict=True):
             copy_into(x, values)
         self._is_in_model, self._factor = False, 1.0
