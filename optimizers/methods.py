@@ -133,7 +133,7 @@ def slowmo(
             ``DPSGD()``, by gossip; ``AllReduce()``, by averaging gradients.
         period: inner steps between two outer steps (the paper's tau), or a ``Period``. The paper uses 12 over Local SGD
             and 48 over gossip.
-        slow_lr: slow learning rate (the paper's alpha), > 0. 1 is consistently the best in the paper. The paper's
+        slow_lr: slow learning rate (the paper's alpha), > 0. In the paper, 1 is consistently best. The paper's
             gamma, by which slow momentum is divided and multiplied, is the mean of the learning rates with which the
             steps of the round were taken.
         slow_momentum: slow momentum (the paper's beta), >= 0 and < 1. The paper uses 0.4 to 0.8, and more for more

@@ -78,7 +78,7 @@ class DistributedOptimizer(KerasReplicaOptimizer, SavesBaseOptimizer):
         num_groups: older name of ``groups``.
         groups: number of groups, or lists of variables, whose gradients Horovod sends together. It is checked, and has
             no effect: all gradients are sent together.
-        process_set: the ranks that train together. A rank that is no member trains alone.
+        process_set: the ranks that train together. A rank that is not a member trains alone.
         scale_local_gradients: whether gradients of local variables (``register_local_var``) are divided by the number
             of ranks.
         model: the model. Its floating-point statistics (of BatchNorm) are averaged at outer steps, and its frozen and

@@ -63,7 +63,7 @@ class DistributedOptimizer(ReplicaOptimizer, HorovodMethods, WrappedOptimizer):
             no effect: all gradients are sent together.
         sparse_as_dense: whether sparse gradients (of embeddings) are averaged like dense ones; otherwise the rows that
             the ranks have are gathered.
-        process_set: the ranks that train together. A rank that is no member trains alone.
+        process_set: the ranks that train together. A rank that is not a member trains alone.
         model: the model. Its floating-point buffers (BatchNorm statistics) are averaged at outer steps, its frozen
             parameters and integer buffers are taken from rank 0, and its names appear in messages. None if the
             optimizer's parameters are all that is trained.

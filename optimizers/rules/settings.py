@@ -62,7 +62,7 @@ class Settings(CombinedSettings):
             rule to its own parameters.
         algorithm: how the exact average is formed: "ring"; "backend", the all-reduce of MPI, Horovod or NCCL;
             "auto", which chooses by size; or "measured", which compares all implementations once in a job, so that
-            the result of another start of the job may be rounded differently.
+            results may be rounded differently the next time that the job is started.
         on_nonfinite: what happens if parameters, gradients or the loss of a rank are not finite when the ranks
             communicate: "raise" raises an error on every rank, which names that rank; "skip" leaves its values out of
             the average, which that rank then adopts, with a new base optimizer.
@@ -70,26 +70,27 @@ class Settings(CombinedSettings):
             at construction and one warning later, as soon as the ranks exchange messages that show it: with every
             average of gradients and every outer step, but not with gossip alone.
         delay: inner steps between the end of a round, when each rank contributes its parameters to an average that is
-            formed in the background, and the step after which all ranks adopt the outer step, at most the period. What
-            a rank has moved meanwhile is added. The communication hides behind these steps. 0 waits for the average. A
-            round that is shorter than the delay (of a ``Period``) adopts at its end. "auto" measures the first averages
-            while they hide behind a whole round each, and then chooses the smallest delay that hides them, the same on
-            all ranks (``lentando.optimizers.rules.delay_choice``). Takes memory for the anchor, the
-            average and the contribution of the whole model on every rank, and for the momentum of the outer rule.
+            formed in the background, and the step after which all ranks adopt the outer step, at most the period. The
+            communication overlaps these steps, and the distance that a rank moves in them is added to the result. 0
+            waits for the average. If a round is shorter than the delay (with a ``Period``), the outer step is adopted
+            at its end. "auto" lets each of the first averages overlap a whole round, measures them, and then chooses
+            the smallest delay that hides them, the same on all ranks (``lentando.optimizers.rules.delay_choice``).
+            Every rank keeps the anchor, the average and the contribution of the whole model in memory, and the momentum
+            of the outer rule.
         fragments: number of parts of about equal size into which the model is cut, by consecutive parameters. They are
             averaged at different steps of the round, evenly spread, so that the link never carries more than one part
-            at once (Streaming DiLoCo, arXiv 2501.18512). The same memory as with ``delay``. The outer rule uses the
-            mean learning rate since the round began. More than one need ``base_buffers="maintain"``, for which "auto"
-            stands then.
+            at once (Streaming DiLoCo, arXiv 2501.18512). They take the same memory as ``delay``. The outer rule uses
+            the mean learning rate since the round began. With more than one, ``base_buffers`` must be "maintain", which
+            is then what "auto" means.
         blend: share, from 0 to 1, of a rank's own parameters in what it adopts; the rest is the outer step's result
             (alpha of Streaming DiLoCo, which uses 0.5; 1 minus the pullback of Overlap-Local-SGD, arXiv 2002.09539).
             None adds what the rank has moved since its contribution to the outer step's result.
         wire_dtype: how the exact average of an outer step is sent: None in full precision; "int8", "int4", "bfloat16"
             or "float16" in fewer bits, by what each rank has moved in the round, with error feedback
             (``lentando.optimizers.rules.movement_average``; "int8" and "int4" are described in
-            ``lentando.optimizers.rules.block_scaling``). Both halves of the average shrink, the replicas remain
-            bit-identical after each outer step, and statistics are sent in full. Each rank keeps 10 + 12 / n
-            more bytes for each parameter of float32 ("int8"; 9 + 12 / n with "int4").
+            ``lentando.optimizers.rules.block_scaling``). Both halves of the average send fewer bytes, the replicas
+            are bit-identical after each outer step, and statistics are sent in full precision. Each rank keeps
+            10 + 12 / n more bytes for each parameter of float32 ("int8"; 9 + 12 / n with "int4").
         weighting: weights of the movements of the ranks in outer steps: "equal"; "steps", their inner steps of the
             round, which differ inside ``join`` and with ``RoundSeconds`` or ``StepsByRank``; or "samples", the sum of
             ``step(samples=...)`` in the round, as in FedAvg (McMahan et al., AISTATS 2017, arXiv 1602.05629,
@@ -97,10 +98,9 @@ class Settings(CombinedSettings):
             that every gradient counts the same and the average moves as far as the rank with the most steps
             (FedNova, Wang et al., NeurIPS 2020, arXiv 2007.07481). A rank of weight 0 adopts the average of the
             others. Statistics are averaged equally over the ranks with a weight > 0. Each rank keeps
-            12 + 4 / n more bytes for each parameter of float32, and none more than with a ``wire_dtype``, if there is
-            one.
+            12 + 4 / n more bytes for each parameter of float32, or only those of ``wire_dtype`` if that is given.
         movement_penalty: ``MovementPenalty(...)``, which keeps the movement of one bad rank from spoiling the average;
-            or None. Memory as for ``weighting``.
+            or None. Takes the same memory as ``weighting``.
 
     Raises:
         ConfigurationError: for values that cannot work.
