@@ -6,7 +6,7 @@ learning rate and beta (``TUNED``). BMUF has no momentum in the workers and the 
 paper (Chen and Huo, 2016). Double averaging (Yu et al., 2019) averages the momentum with the weights.
 
 The images are few and the epochs many: 1,920 steps, which are 160 rounds of 12, about as many as in the paper, and the
-network comes close to fitting the images, so that the training loss tells how well a method optimizes.
+network comes close to fitting the images, so that the training loss shows how well a method optimizes.
 
     make data
     python examples/cifar/effect.py --output runs/effect                       # hours on two cores
