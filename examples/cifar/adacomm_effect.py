@@ -26,7 +26,6 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from archives import Data, DataError, load
 from loader import Loader
@@ -103,8 +102,12 @@ def loader_of(data: Data, seed: int) -> Loader:
     return Loader(data.train, **shard, batch_size=PLAIN.batch_size, seed=seed)
 
 
-def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> Course:
-    """Train on every rank until the time is over. Returns the course that rank 0 recorded."""
+def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> dict[str, Any]:
+    """Train on every rank until the time is over.
+
+    Returns:
+        The course that rank 0 recorded, and AdaComm's losses: that of the first round, and that of each interval.
+    """
     ratio, decays, recipe = ROWS[row]
     limit = CHECK_STEPS * math.ceil(options.steps / CHECK_STEPS) * (1 + ratio)
     lt.init()
@@ -143,25 +146,34 @@ def train(row: str, seed: int, options: argparse.Namespace, data: Data) -> Cours
                 if course.seconds >= 0.999 * limit:  # messages of a few bytes take time, too
                     if lt.rank() == 0 and seconds > course.curve[-1][0]:
                         course.curve.append((seconds, loss()))
-                    return course
+                    found = asdict(course)
+                    if recipe.adaptive:
+                        found["first_loss"] = learner.optimizer.schedule.state_dict()["first_loss"]
+                        found["losses"] = [decision["loss"] for decision in learner.optimizer.report()["decisions"]]
+                    return found
     raise AssertionError
 
 
 def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, Any]:
     data = load("fashion-mnist", options.data, any_size=options.any_size).limited(options.limit)
     simulated = {"network": network_for(ROWS[row][0], options, data), "compute": Compute(1.0, "constant")}
-    course = simulate(lambda: train(row, seed, options, data), WORKERS, **simulated, seed=seed, isolate=False)[0]
-    return asdict(course)
+    found: dict[str, Any] = simulate(
+        lambda: train(row, seed, options, data), WORKERS, **simulated, seed=seed, isolate=False
+    )[0]
+    return found
 
 
-def formula(course: Course, first: int) -> list[int]:
-    """AdaComm's refined rule at a constant learning rate on the recorded losses: what its periods should be."""
-    seconds, losses = np.array(course.curve).T
-    periods = [first]
-    for end in np.arange(1, int(course.seconds // INTERVAL_SECONDS) + 1) * INTERVAL_SECONDS:
-        now = float(np.interp(end, seconds, losses))
-        basic = math.ceil(math.sqrt(now / losses[0]) * first)
+def formula(first_period: int, first_loss: float, losses: Sequence[float]) -> list[int]:
+    """The periods by AdaComm's refined rule at a constant learning rate, from the losses of the intervals."""
+    periods = [first_period]
+    for loss in losses:
+        basic = math.ceil(math.sqrt(loss / first_loss) * first_period)
         periods.append(basic if basic < periods[-1] else max(1, periods[-1] // 2))
+    return changes(periods)
+
+
+def changes(periods: Sequence[int]) -> list[int]:
+    """The periods without those that are equal to the one before."""
     return [period for period, before in zip(periods, [0, *periods], strict=False) if period != before]
 
 
@@ -192,10 +204,18 @@ def _against(folder: Path, methods: Sequence[str], ending: str, title: str) -> l
     lines = ["", f"{title}; seeds {', '.join(map(str, seeds))}:", "", f"| {' | '.join(report.HEADINGS)} |"]
     lines.append("|---" * len(report.HEADINGS) + "|")
     lines += [f"| {' | '.join(row)} |" for row in report.rows(report.Result(title, 1.0, 0.0, courses))]
-    for method, runs in complete.items():
-        if method == "adacomm" and "decay" not in ending:
-            wanted = ", ".join(map(str, formula(runs[seeds[0]], runs[seeds[0]].periods[0][1])))
-            lines += ["", f"AdaComm's periods by its formula on the recorded losses of seed {seeds[0]}: {wanted}."]
+    if "adacomm" in complete and "decay" not in ending:
+        lines += _periods(folder, f"adacomm{ending}")
+    return lines
+
+
+def _periods(folder: Path, row: str) -> list[str]:
+    """AdaComm's periods beside those of its formula, as Markdown."""
+    lines = ["", "| seed | AdaComm's periods | by its formula, from the same losses |", "|---|---|---|"]
+    for run in runs_of(folder, row):
+        taken = changes([period for _, period in run["periods"]])
+        wanted = formula(taken[0], run["first_loss"], run["losses"])
+        lines.append(f"| {run['seed']} | {', '.join(map(str, taken))} | {', '.join(map(str, wanted))} |")
     return lines
 
 

@@ -16,7 +16,7 @@ from lentando.comm.flat import Entry, FlatBuffer, build_layouts
 from lentando.comm.neighbor_memory import NeighborMemory, open_neighbor_memory
 from lentando.comm.topology import Complete, FromMatrix, PPeerExponential, Ring
 from lentando.comm.transport import Transport
-from lentando.optimizers.rules import gossip_exchanges
+from lentando.optimizers.rules import gossip_memory
 from lentando.optimizers.rules.gossip import DPSGD, OSGP, SGP
 
 BASES = {
@@ -64,7 +64,7 @@ def test_gossip_is_that_of_messages_bit_identically(
     before = several.traffic.copy()
     directly = trained()
     middle = several.traffic.copy()
-    monkeypatch.setattr(gossip_exchanges, "open_neighbor_memory", lambda *_: None)
+    monkeypatch.setattr(gossip_memory, "open_neighbor_memory", lambda *_: None)
     assert directly == trained()
     assert middle.messages - before.messages == several.traffic.messages - middle.messages
 
