@@ -210,7 +210,7 @@ def _against(folder: Path, methods: Sequence[str], ending: str, title: str) -> l
 
 
 def _periods(folder: Path, row: str) -> list[str]:
-    """AdaComm's periods beside those of its formula, as Markdown."""
+    """AdaComm's periods next to those of its formula, as Markdown."""
     lines = ["", "| seed | AdaComm's periods | by its formula, from the same losses |", "|---|---|---|"]
     for run in runs_of(folder, row):
         taken = changes([period for _, period in run["periods"]])
