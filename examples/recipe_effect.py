@@ -29,9 +29,12 @@ class Column:
     unit: str = ""
 
     def cell(self, runs: Sequence[Mapping[str, Any]]) -> str:
-        """Mean and standard deviation over the runs. Nothing if they lack the figure."""
+        """Mean and standard deviation over the runs that have the figure, and how many of them if not all."""
         values = [self.factor * run[self.figure] for run in runs if run.get(self.figure) is not None]
-        return self._mean(values, "") + self.unit if values else ""
+        if not values:
+            return ""
+        some = "" if len(values) == len(runs) else f" ({len(values)} of {len(runs)})"
+        return f"{self._mean(values, '')}{self.unit}{some}"
 
     def difference(self, runs: Sequence[tuple[Mapping[str, Any], Mapping[str, Any]]]) -> str:
         """Mean and standard deviation, over pairs of runs, of the first figure less the second."""

@@ -68,6 +68,10 @@ def test_differences_are_those_of_runs_with_the_same_seed(tmp_path: Path) -> Non
     assert recipe_effect.differences(tmp_path, (("a", "c"),), COLUMNS) == ""
 
 
+def test_a_cell_says_how_many_runs_have_the_figure() -> None:
+    assert COLUMNS[0].cell([{"loss": 1.0}, {"loss": None}, {"loss": 2.0}]) == "1.5 ± 0.7 (2 of 3)"
+
+
 def test_processes_that_begin_together_read_whole_settings(tmp_path: Path) -> None:
     assert recipe_effect.table(tmp_path, {"a": ""}, COLUMNS) == "No run has been completed yet."
     settings = {"lr": list(range(20_000))}  # long, so that writing takes a while
