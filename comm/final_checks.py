@@ -1,6 +1,7 @@
 """Checks that a rank makes before it leaves the job, of values that it has not reported in a message yet."""
 
 from collections.abc import Callable
+from contextvars import copy_context
 from dataclasses import dataclass, field
 from weakref import finalize
 
@@ -37,7 +38,9 @@ def check_before_leaving(transport: Transport, owner: object, check: Callable[[]
     problems = checks.problems
 
     def record() -> None:
-        if (problem := check()) is not None:
+        # Garbage collection may call this inside of ``ContextVar.set``. If another variable is set in the same context
+        # then, as by ``np.errstate``, Python 3.11 crashes.
+        if (problem := copy_context().run(check)) is not None:
             problems.append(problem)
 
     pending = finalize(owner, record)

@@ -3,6 +3,7 @@
 import gc
 import logging
 import weakref
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 from numpy_model import Worker
 
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.final_checks import take_problems
+from lentando.comm.final_checks import check_before_leaving, take_problems
 from lentando.comm.testing import ThreadTransport, run_ranks
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.gossip import OSGP, SGP
@@ -101,5 +102,28 @@ def test_owner_is_not_kept_alive() -> None:
         del mine
         gc.collect()
         assert not any(replica() for replica in made)
+
+    run_ranks(1, work)
+
+
+def test_look_leaves_the_variables_of_its_caller_alone() -> None:
+    """Garbage collection may call it at any moment, also while its caller sets a ``ContextVar``."""
+    looks = ContextVar("looks", default=0)
+    seen: list[int] = []
+
+    class Owner:
+        pass
+
+    def look() -> None:
+        looks.set(looks.get() + 1)
+        seen.append(looks.get())
+
+    def work(transport: ThreadTransport) -> None:
+        owner = Owner()
+        looks.set(1)
+        check_before_leaving(transport, owner, look)
+        del owner
+        assert seen == [2]
+        assert looks.get() == 1
 
     run_ranks(1, work)
