@@ -72,6 +72,40 @@ sys.stdout.write(f'done {rank} of {size}\\n')
     ends_well(program)
 
 
+def test_horovod_is_never_the_last_owner_of_a_tensor_that_releases_it() -> None:
+    """Its background thread would need Python's lock for that, and when it ends it may wait for the lock for ever."""
+    program = """
+import sys, time
+import numpy as np
+import torch
+from horovod.torch import mpi_ops
+from lentando.comm.transports.horovod.torch_binding import open_binding
+binding = open_binding()
+rank, size = binding.rank(), binding.size()
+def owners(value):
+    if isinstance(value, torch.Tensor):
+        return [value._use_count()]
+    return [count for item in value for count in owners(item)]
+for is_inference in (False, True):
+    with torch.inference_mode(is_inference):
+        begun = [
+            binding.allreduce("sum", np.ones(4), "sum"),
+            binding.broadcast("root", np.ones(4, np.uint8), 0),
+            binding.allgather("all", np.ones(rank + 1, np.uint8)),
+            binding.alltoall("words", np.arange(2), [1, 1]),
+        ]
+    while not all(collective.done() for collective in begun):
+        time.sleep(0.01)
+    time.sleep(0.1)  # Horovod has released its tensors
+    for collective in begun:
+        _, *tensors = mpi_ops._handle_map[collective._handle]
+        assert min(owners(tensors)) == 2, owners(tensors)
+    assert [collective.result().size for collective in begun] == [4, 4, 3, 2]
+sys.stdout.write(f'done {rank} of {size}\\n')
+"""
+    ends_well(program)
+
+
 def test_program_may_shut_horovod_down_after_us() -> None:
     ends_well(BEGIN + "import horovod.torch as hvd\n" + WRITE + "world.shutdown()\nhvd.shutdown()\n")
 
