@@ -38,9 +38,9 @@ class Experiment:
 
 
 EXPERIMENTS = {
-    "images": Experiment("cifar/effect.py", 1.5),
+    "images": Experiment("cifar/effect.py", 2.4),
     "translation": Experiment("translation/translation_effect.py", 6),
-    "adacomm": Experiment("cifar/adacomm_effect.py", 1.5),
+    "adacomm": Experiment("cifar/adacomm_effect.py", 1.4),
 }
 
 
