@@ -49,8 +49,11 @@ class CheckpointError(LentandoError, RuntimeError):
     """A checkpoint cannot be written, read, or continued from. Raised on every rank, with the reason."""
 
 
-class NotInitializedError(LentandoError, RuntimeError):
-    """A function that needs the job was called before ``init()`` or after ``shutdown()``."""
+class NotInitializedError(LentandoError, RuntimeError, ValueError):
+    """A function that needs the job was called before ``init()`` or after ``shutdown()``.
+
+    Horovod raises a ValueError there, which programs catch to find out whether it has been initialised.
+    """
 
 
 class LaunchError(LentandoError, RuntimeError):

@@ -46,8 +46,9 @@ def test_program_that_was_started_alone_becomes_a_world_of_one_without_mpi() -> 
 @pytest.mark.parametrize("use", [world.rank, world.size, world.local_rank, world.local_size, world.transport])
 def test_use_before_init_says_what_to_do(use: object) -> None:
     assert not world.is_initialized()
-    with pytest.raises(NotInitializedError, match=r"call init\(\) first, once, on every rank"):
+    with pytest.raises(NotInitializedError, match=r"call init\(\) first, once, on every rank") as error:
         use()  # type: ignore[operator]
+    assert isinstance(error.value, ValueError)  # as Horovod's, which programs catch
 
 
 def test_use_after_shutdown_says_what_to_do() -> None:
