@@ -6,6 +6,7 @@ from lentando.optimizers import exports as _exports
 from lentando.optimizers.exports import *
 from lentando.torch import elastic as elastic
 from lentando.torch import functions as _functions
+from lentando.torch import mpi_ops as mpi_ops
 from lentando.torch.compression import *
 from lentando.torch.functions import *
 from lentando.torch.methods import *

@@ -74,6 +74,11 @@ def test_broadcast_from_every_root() -> None:
         lt.broadcast(own(), lt.size())
 
 
+def test_collectives_have_the_module_of_horovods_from_which_programs_import_them() -> None:
+    for name in ("Adasum", "Average", "Sum", "allgather", "allreduce_async_", "poll", "rank", "size", "synchronize"):
+        assert getattr(lt.mpi_ops, name) is getattr(lt, name)
+
+
 def test_broadcast_parameters_takes_state_dicts_and_named_parameters() -> None:
     for params in (lambda m: m.state_dict(), lambda m: m.named_parameters()):
         torch.manual_seed(lt.rank())
