@@ -210,6 +210,8 @@ def _why_not(value: object) -> str:
         return f"is a namedtuple {kind}, whose class cannot be sent: send tuple(value), or value._asdict()"
     if isinstance(value, Enum):
         return f"is a member of the enumeration {kind}, which cannot be sent: send value.value"
+    if hasattr(value, "state_dict"):
+        return f"is a {kind}, which cannot be sent: send its state_dict(), and load that with load_state_dict()"
     for base in (dict, list, tuple, set, frozenset):
         if isinstance(value, base):
             return f"is a {kind}, which would be decoded as a {base.__name__}: send {base.__name__}(value)"

@@ -28,6 +28,13 @@ class Weekday(IntEnum):
     MONDAY = 0
 
 
+class Scheduler:
+    """An object that is saved by its state dict, as those of frameworks are."""
+
+    def state_dict(self) -> dict[str, int]:
+        return {}
+
+
 class Names(dict[str, int]):
     """A dict of a user's own."""
 
@@ -108,6 +115,7 @@ def test_scalars_of_numpy_stay_scalars_even_as_keys(scalar: np.generic) -> None:
     ("value", "reason"),
     [
         ([1, {"a": object()}], r"the object\[1\]\['a'\] is a object"),
+        ([Scheduler()], r"the object\[0\] is a Scheduler, which cannot be sent: send its state_dict\(\)"),
         ({"f": [print]}, r"the object\['f'\]\[0\] is a builtin_function_or_method"),
         ({object: 1}, "a key of the object is a type"),
         (Point(1, 2), r"the object is a namedtuple Point, .* send tuple\(value\), or value._asdict\(\)"),
