@@ -214,6 +214,11 @@ class ReplicaOptimizer:
         distance = self.consensus_distance
         return RunLog(replica.transport, folder, repr(self), self.report, seconds, distance, topology, to)
 
+    @property
+    def state_is_of_one_rank(self) -> bool:
+        """Whether the replica's state differs between ranks, beyond the weights and the base optimizer's state."""
+        return self._ready_replica().state_is_of_one_rank
+
     def snapshot(self) -> dict[str, Any]:
         """Return a copy of the replica's state for ``roll_back``. Elastic states save it with the base optimizer's."""
         return self._ready_replica().rollback.snapshot()

@@ -98,7 +98,8 @@ class WrappedOptimizer(torch.optim.Optimizer):
 
         If the base optimizer holds other optimizers (SAM, a list of optimizers) whose state its own state dict lacks,
         their states are in a further entry. Each rank has a state of its own (slow momentum is sharded, momenta are
-        local) and saves it itself. ``torch.load(..., weights_only=True)`` reads it.
+        local) and saves it itself. Only if each step averages gradients, and there are no outer steps, any rank's will
+        do for all ranks of a job of any size. ``torch.load(..., weights_only=True)`` reads it.
         """
         self._run_hooks("before state_dict")
         packed = self._base_optimizer.state_dict()
@@ -110,16 +111,19 @@ class WrappedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Continue from a ``state_dict()``, bit-identically once the state of the model has been loaded too.
 
+        Where any rank's state will do, so will that of a plain optimizer, or of Horovod's; counts of steps remain.
+
         Raises:
             ConfigurationError: if the state belongs to another rank, model, method or world size.
         """
         state_dict = self._replaced_by_hooks("before load", state_dict.copy())
-        if "lentando" not in state_dict:
+        if "lentando" in state_dict:
+            self._replica.load_state_dict(to_plain(state_dict["lentando"]))
+        elif self._replica.state_is_of_one_rank:
             raise ConfigurationError(
                 "this state dict has no entry 'lentando': it was not made by a DistributedOptimizer. To start from the "
                 "state of a plain optimizer, load it into that optimizer before wrapping it"
             )
-        self._replica.load_state_dict(to_plain(state_dict["lentando"]))
         base = {key: value for key, value in state_dict.items() if key not in ("lentando", INNER)}
         load_with_inner(self._base_optimizer, base, state_dict.get(INNER, {}))
         self._run_hooks("after load")
@@ -177,7 +181,10 @@ class WrappedOptimizer(torch.optim.Optimizer):
         """Look up the methods ``train`` and ``eval`` of the base optimizer, which not every optimizer has."""
         if name in MODES and callable(method := getattr(self.__dict__.get("_base_optimizer"), name, None)):
             return lambda: self._set_mode(method, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+        advice = ""
+        if hasattr(self.__dict__.get("_base_optimizer"), name):
+            advice = f": the optimizer that it wraps has one, optimizer.base_optimizer.{name}"
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}{advice}")
 
     def _set_mode(self, method: Callable[[], Any], name: str) -> Any:
         """Call the method ``train`` or ``eval`` of the base optimizer, which changes the weights."""

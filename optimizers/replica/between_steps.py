@@ -15,7 +15,7 @@ from lentando.optimizers.replica.mixing import Mixing
 from lentando.optimizers.replica.progress import Progress
 from lentando.optimizers.replica.rounds import Rounds
 from lentando.optimizers.replica.setup import Setup
-from lentando.optimizers.replica.state import load_state, state_of
+from lentando.optimizers.replica.state import is_of_one_rank, load_state, state_of
 from lentando.optimizers.replica.stopping import Stopping
 from lentando.optimizers.replica.timing import Timing
 from lentando.optimizers.replica.trained_parameters import TrainedParameters
@@ -245,12 +245,17 @@ class BetweenSteps(ABC):
             )
         return state_of(self.setup, self.progress)
 
+    @property
+    def state_is_of_one_rank(self) -> bool:
+        """Whether ``state_dict()`` differs between ranks. It does not if each step averages gradients, and no more."""
+        return is_of_one_rank(self.setup)
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue where ``state_dict()`` was taken. Parameters and base optimizer are restored by the framework.
 
         Raises:
-            ConfigurationError: if the state is of another version, model, method, world size or rank, and inside
-                ``averaged()``.
+            ConfigurationError: if the state is of another version, model or method, of another world size or rank
+                where ``state_is_of_one_rank``, and inside ``averaged()``.
         """
         self.evaluation.refuse("to load a state dict")
         load_state(state, self.setup, self.progress)

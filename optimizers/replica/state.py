@@ -14,7 +14,7 @@ from lentando.optimizers.rules.period import Decision
 from lentando.optimizers.rules.settings_comparison import different_from
 from lentando.optimizers.rules.streamed_step import StreamedOuterStep
 
-__all__ = ["check_state", "copied", "load_state", "return_to_state", "state_of", "state_to_return_to"]
+__all__ = ["check_state", "copied", "is_of_one_rank", "load_state", "return_to_state", "state_of", "state_to_return_to"]
 
 STATE_VERSION = 3
 """Version of what ``state_of`` returns. Version 2 held a fingerprint of the settings in words."""
@@ -64,6 +64,14 @@ def _state_of_weights(setup: Setup, progress: Progress) -> dict[str, Any]:
     }
 
 
+def is_of_one_rank(setup: Setup) -> bool:
+    """Whether a state differs between ranks, so that only the rank that saved it can resume from it.
+
+    Where each step averages gradients and there is nothing else, replicas are equal, and the state of any will do.
+    """
+    return not setup.settings.base.averages_gradients or setup.outer is not None or setup.base.has_state
+
+
 def check_state(state: Mapping[str, Any], setup: Setup) -> None:
     """Check that a replica can resume from a state. Changes nothing.
 
@@ -81,11 +89,12 @@ def check_state(state: Mapping[str, Any], setup: Setup) -> None:
         )
     if found := different_from(setup.settings, state["settings"]):
         raise ConfigurationError(f"cannot resume: the state was saved with other settings than those here: {found}")
-    expected = {
-        "size": (setup.transport.size, "the world size (to change it, use lt.save and lt.load)"),
-        "rank": (setup.transport.rank, "the rank (each rank must load the state that it saved itself)"),
-        "layout": (_layout_of(setup), "the fingerprint of the model (the same parameters must be trainable)"),
-    }
+    expected = {"layout": (_layout_of(setup), "the fingerprint of the model (the same parameters must be trainable)")}
+    if is_of_one_rank(setup):
+        expected |= {
+            "size": (setup.transport.size, "the world size (to change it, use lt.save and lt.load)"),
+            "rank": (setup.transport.rank, "the rank (each rank must load the state that it saved itself)"),
+        }
     for key, (wanted, meaning) in expected.items():
         if state[key] != wanted:
             raise ConfigurationError(f"cannot resume: {meaning} is {wanted} here, but {state[key]} in the saved state")

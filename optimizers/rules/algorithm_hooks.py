@@ -55,6 +55,11 @@ class AlgorithmHooks:
     overlap: OverlapsGradients
     search: SearchesGradients
 
+    @property
+    def has_state(self) -> bool:
+        """Whether the algorithm has a state besides the parameters."""
+        return not isinstance(self.state, _NoState)
+
     def prepare_average(self, partial_average: PartialAverage | None = None) -> None:
         """Make the buffers ready for an exact average.
 

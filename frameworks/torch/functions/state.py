@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from lentando.comm.shared_order import in_shared_order
+from lentando.comm.world import rank
 from lentando.torch.convert import dtype_name
 from lentando.torch.functions.broadcasting import broadcast_
 from lentando.torch.functions.objects import broadcast_object
@@ -42,8 +43,9 @@ def broadcast_optimizer_state(
 ) -> None:
     """Load the optimizer state of rank ``root_rank`` on every rank: momenta, step counts, learning rates.
 
-    Meant for an optimizer that only that rank has restored from a checkpoint. For a ``DistributedOptimizer`` only the
-    state of the base optimizer is sent; each rank saves and loads the state of its replica itself.
+    Meant for an optimizer that only that rank has restored from a checkpoint. For a ``DistributedOptimizer``, the state
+    of the base optimizer is sent, and the counts of steps if replicas have nothing else; otherwise each rank saves and
+    loads the state of its replica itself.
 
     Trainable parameters of an optimizer that has taken no step get a gradient of zeros, as in Horovod, which takes a
     step with them.
@@ -59,6 +61,7 @@ def broadcast_optimizer_state(
     """
     from lentando.torch.optimizer import DistributedOptimizer
 
+    wrapper = optimizer if isinstance(optimizer, DistributedOptimizer) else None
     if isinstance(optimizer, DistributedOptimizer):
         optimizer = optimizer.base_optimizer
     described = [
@@ -72,8 +75,11 @@ def broadcast_optimizer_state(
             for parameter in group["params"]:
                 if parameter.requires_grad and parameter.grad is None:
                     set_gradient(parameter, torch.zeros_like(parameter))
-    state = broadcast_object(optimizer.state_dict(), root_rank, "optimizer state")
+    counts = None if wrapper is None or wrapper.state_is_of_one_rank else wrapper.snapshot()
+    state, counts = broadcast_object((optimizer.state_dict(), counts), root_rank, "optimizer state")
     optimizer.load_state_dict(state)
+    if wrapper is not None and counts is not None and rank() != root_rank:
+        wrapper.roll_back(counts)
 
 
 def _names_in(group: Mapping[str, Any]) -> Iterable[str]:

@@ -74,6 +74,19 @@ def test_every_public_attribute_is_accounted_for() -> None:
         assert inspect.isroutine(getattr(optimizer, name)) == inspect.isroutine(getattr(plain, name)), name
 
 
+def test_a_method_of_the_base_optimizers_class_is_refused_with_the_way_to_call_it() -> None:
+    class WithRate(torch.optim.SGD):
+        def get_lr(self) -> float:
+            return float(self.param_groups[0]["lr"])
+
+    _, optimizer = make(WithRate)
+    with pytest.raises(AttributeError, match=r"no attribute 'get_lr': .* optimizer\.base_optimizer\.get_lr"):
+        optimizer.get_lr()
+    assert optimizer.base_optimizer.get_lr() == 0.1
+    with pytest.raises(AttributeError, match="no attribute 'neither'$"):
+        _ = optimizer.neither
+
+
 def test_hooks_of_a_plain_optimizer_and_of_a_wrapper_are_called_alike() -> None:
     def observed(optimizer: Any, model: nn.Module) -> list[Any]:
         calls: list[Any] = []

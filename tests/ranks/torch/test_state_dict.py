@@ -68,6 +68,49 @@ def test_state_of_another_rank_is_refused(transport: Transport) -> None:
         optimizer.load_state_dict(wrong)
 
 
+@pytest.mark.parametrize("saved_by", ["rank 0 of a larger job", "a plain optimizer"])
+def test_any_state_will_do_where_gradients_are_averaged(saved_by: str) -> None:
+    """As when rank 0 saves, and all ranks load: a program of Horovod does so after it has wrapped the optimizer."""
+    model = net()
+    optimizer = make("allreduce", model)
+    train(optimizer, model, 3)
+    weights, state = copy.deepcopy(model.state_dict()), lt.broadcast_object(optimizer.state_dict())
+    if saved_by == "a plain optimizer":
+        del state["lentando"]
+    else:
+        state["lentando"]["size"] += 1
+    train(optimizer, model, 3, first=3)
+    resumed = net(seed=1)
+    again = make("allreduce", resumed)
+    resumed.load_state_dict(weights)
+    again.load_state_dict(state)
+    train(again, resumed, 3, first=3)
+    for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs), name
+    assert again.report()["inner_steps"] == (3 if saved_by == "a plain optimizer" else 6)
+
+
+def test_state_that_one_rank_has_loaded_is_broadcast_with_its_counts() -> None:
+    """The loop of Horovod's example: rank 0 restores the checkpoint, and broadcasts it."""
+    model = net()
+    optimizer = make("allreduce", model)
+    train(optimizer, model, 3)
+    weights, state = copy.deepcopy(model.state_dict()), copy.deepcopy(optimizer.state_dict())
+    train(optimizer, model, 3, first=3)
+    resumed, root = net(seed=1), lt.size() - 1
+    again = make("allreduce", resumed)
+    if lt.rank() == root:
+        resumed.load_state_dict(weights)
+        again.load_state_dict(state)
+    lt.broadcast_parameters(resumed.state_dict(), root_rank=root)
+    lt.broadcast_optimizer_state(again, root_rank=root)
+    train(again, resumed, 3, first=3)
+    for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
+        if "running" not in name:  # statistics of a batch, which is the rank's own
+            assert torch.equal(mine, theirs), name
+    assert again.report()["inner_steps"] == 6
+
+
 def test_state_of_another_method_or_of_a_plain_optimizer_is_refused() -> None:
     model = net()
     state = make("slowmo", model).state_dict()
