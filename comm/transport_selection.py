@@ -59,6 +59,12 @@ def open_transport(
         >>> open_transport().name  # of a program that was started alone
         'single'
     """
+    if comm is not None and not hasattr(comm, "Get_rank"):
+        raise ConfigurationError(
+            f"init() expects an mpi4py communicator as comm, got {comm!r}. In place of Horovod's list of ranks, call "
+            "init() on all ranks, and give process_set=add_process_set(ranks) to the optimizers and operations of "
+            "those ranks; or let only them call init(MPI.COMM_WORLD.Split(...))"
+        )
     forced = os.environ.get("LENTANDO_TRANSPORT")
     if forced is not None and forced not in TRANSPORT_NAMES:
         raise ConfigurationError(f"LENTANDO_TRANSPORT={forced!r}: expected one of {', '.join(TRANSPORT_NAMES)}")

@@ -59,6 +59,12 @@ def test_use_after_shutdown_says_what_to_do() -> None:
         world.rank()
 
 
+def test_init_with_a_list_of_ranks_says_what_to_do_in_its_place() -> None:
+    with pytest.raises(ConfigurationError, match=r"as comm, got \[0, 1\]. .* process_set=add_process_set\(ranks\)"):
+        world.init([0, 1])  # type: ignore[arg-type]
+    assert not world.is_initialized()
+
+
 def test_second_init_changes_nothing() -> None:
     world.init()
     transport = world.transport()
