@@ -45,6 +45,11 @@ DIFFERENT_START = (
     "there are no outer steps, do so after each step in place of max_norm, which would keep the replicas apart"
 )
 
+STATE_ON_SOME_RANKS = (
+    "Some ranks begin to train, and others continue: if only these have loaded a saved state, load it on all ranks, or "
+    "broadcast it afterwards (broadcast_optimizer_state)"
+)
+
 
 @dataclass
 class _ReplicaCount:
@@ -165,9 +170,12 @@ class Channel:
         try:
             by_rank = agree(setup.transport, Intent(event, progress.rounds, step, subject), describe, numbers)
         except MismatchError as error:
-            if len(set(re.findall(rf"{STARTED} (\w+)", str(error)))) < 2:
-                raise
-            raise MismatchError(f"{error}. {DIFFERENT_START}") from None
+            starts = set(re.findall(rf"{STARTED} (\w+)", str(error)))
+            if len(starts) > 1:
+                raise MismatchError(f"{error}. {DIFFERENT_START}") from None
+            if starts and re.search(r"after \d+ steps and \d+ rounds", str(error)):
+                raise MismatchError(f"{error}. {STATE_ON_SOME_RANKS}") from None
+            raise
         for participant in participants:
             participant.receive(event, by_rank)
         return by_rank

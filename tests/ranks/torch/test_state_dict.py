@@ -111,6 +111,18 @@ def test_state_that_one_rank_has_loaded_is_broadcast_with_its_counts() -> None:
     assert again.report()["inner_steps"] == 6
 
 
+def test_state_that_some_ranks_have_loaded_is_an_error_that_says_what_to_do() -> None:
+    model, other = net(), net()
+    optimizer, again = make("allreduce", model), make("allreduce", other)
+    train(optimizer, model, 1)
+    if lt.rank() == 0:
+        again.load_state_dict(optimizer.state_dict())
+    if lt.size() == 1:
+        return
+    with pytest.raises(lt.MismatchError, match="others continue: .* broadcast it afterwards"):
+        train(again, other, 1)
+
+
 def test_state_of_another_method_or_of_a_plain_optimizer_is_refused() -> None:
     model = net()
     state = make("slowmo", model).state_dict()
