@@ -60,7 +60,7 @@ class DistributedOptimizer(KerasReplicaOptimizer, SavesBaseOptimizer):
 
     Args:
         optimizer: the base optimizer, which takes the inner steps, or a name that ``keras.optimizers.get`` takes, such
-            as ``"adam"``.
+            as ``"adam"``. An optimizer of ``tf.compat.v1.train`` gets a wrapper that averages gradients, as in Horovod.
         name: name of this optimizer.
         use_locking: no effect, like the next two: Keras updates variables as the base optimizer does, and gradients are
             averaged in host memory.

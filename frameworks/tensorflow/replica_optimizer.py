@@ -1,7 +1,7 @@
 """What the Keras optimizer does between steps: its state, checkpoints, and the steps that a graph has counted."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 import numpy as np
@@ -16,6 +16,7 @@ from lentando.tensorflow.base_optimizer import BaseOptimizer
 from lentando.tensorflow.checkpoint_state import KerasTraining
 from lentando.tensorflow.convert import as_tensor
 from lentando.tensorflow.model import KerasModel
+from lentando.tensorflow.session_optimizer import new_optimizer
 from lentando.tensorflow.steps import Steps
 
 __all__ = ["HiddenModel", "KerasReplicaOptimizer"]
@@ -39,6 +40,9 @@ class KerasReplicaOptimizer(ReplicaOptimizer):
     _mapping: WeightMap | None
     _model: KerasModel
     _steps: Steps
+
+    if not TYPE_CHECKING:  # type checkers would take what it returns for an object of any type
+        __new__ = new_optimizer
 
     def finalize_variable_values(self, var_list: Sequence[Any]) -> None:
         """Replace the weights by this rank's moving average, if the base optimizer keeps one. ``fit`` ends with it.

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
-from numpy.testing import assert_array_equal
+from numpy.testing import assert_allclose, assert_array_equal
 
 import lentando.tensorflow as lt
 
@@ -107,3 +107,52 @@ def test_objects_need_no_session() -> None:
         number = lt.rank_op() + lt.size_op()
         with v1.Session() as session:
             assert session.run(number) == RANK + SIZE
+
+
+def momentum_after_two_steps(gradient: Any) -> Any:
+    """What SGD with a rate of 0.5 and a momentum of 0.5 subtracts: the second step has 1.5 times the gradient."""
+    return 0.5 * (1 + 1.5) * np.asarray(gradient)
+
+
+@pytest.mark.parametrize("is_dense", [False, True])
+def test_optimizers_of_tensorflow_1_average_gradients(is_dense: bool) -> None:
+    """Two in one graph, one of which has sparse gradients of an embedding and a variable of this rank alone."""
+    with tf.Graph().as_default():
+        weight = v1.get_variable("weight", initializer=tf.constant([1.0 + RANK, 2.0]))
+        rows = v1.get_variable("rows", initializer=tf.ones([3, 1]))
+        local = v1.get_variable("local", initializer=tf.constant(4.0))
+        count = v1.train.get_or_create_global_step()
+        first = lt.DistributedOptimizer(v1.train.MomentumOptimizer(0.5, 0.5), sparse_as_dense=is_dense)
+        second = lt.DistributedOptimizer(v1.train.MomentumOptimizer(0.5, 0.5), op=lt.Sum)
+        first.register_local_var(local)
+        loss = tf.reduce_sum(tf.nn.embedding_lookup(rows, [RANK % 3])) + SIZE * local
+        steps = [
+            first.minimize(loss, global_step=count, var_list=[rows, local]),
+            second.minimize((RANK + 1.0) * tf.reduce_sum(weight), var_list=[weight]),
+        ]
+        assert first.get_slot_names() == ["momentum"]
+        slots = [second.get_slot(weight, "momentum"), *second.variables()]
+        with v1.train.MonitoredTrainingSession(hooks=[lt.BroadcastGlobalVariablesHook(0)]) as session:
+            for _ in range(2):
+                session.run(steps)
+            found = session.run([weight, rows, local, count])
+            moments = session.run(slots)
+    total = SIZE * (SIZE + 1) / 2
+    assert_allclose(found[0], [1, 2] - momentum_after_two_steps(total), rtol=1e-6)
+    lookups = np.bincount(np.arange(SIZE) % 3, minlength=3)[:, np.newaxis]
+    assert_allclose(found[1], 1 - momentum_after_two_steps(lookups / SIZE), rtol=1e-6)
+    assert found[2] == 4 - momentum_after_two_steps(1.0)
+    assert found[3] == 2
+    assert_allclose(moments, np.full([2, 2], 1.5 * total))
+
+
+def test_optimizer_of_tensorflow_1_in_eager_code_and_what_it_cannot_do() -> None:
+    weight = tf.Variable(1.0)
+    optimizer = lt.DistributedOptimizer(v1.train.GradientDescentOptimizer(0.5))
+    optimizer.minimize(lambda: (RANK + 1.0) * weight, var_list=[weight])
+    assert weight.numpy() == 1 - 0.5 * (SIZE + 1) / 2
+    for options in ({"backward_passes_per_step": 2}, {"op": lt.Adasum}, {"period": 12}):
+        with pytest.raises(lt.ConfigurationError, match=f"optimizer of TensorFlow 1 .*{next(iter(options))}="):
+            lt.DistributedOptimizer(v1.train.AdamOptimizer(), **options)
+    with pytest.raises(lt.ConfigurationError, match="expected a Keras 3 optimizer .* got AdamOptimizer"):
+        lt.SlowMo(v1.train.AdamOptimizer(), period=12)
