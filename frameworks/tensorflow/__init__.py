@@ -7,6 +7,7 @@ from lentando.optimizers.exports import *
 from lentando.tensorflow import callbacks as _callbacks
 from lentando.tensorflow import elastic as elastic
 from lentando.tensorflow import functions as _functions
+from lentando.tensorflow import mpi_ops as mpi_ops
 from lentando.tensorflow.callbacks import *
 from lentando.tensorflow.functions import *
 from lentando.tensorflow.methods import *

@@ -5,10 +5,12 @@ from os import PathLike
 from typing import Any
 
 import keras
+import numpy as np
 import tensorflow as tf
 
 from lentando.comm import operations
 from lentando.comm.errors import ConfigurationError, MismatchError, grouped_by_rank
+from lentando.comm.transport import Array
 from lentando.optimizers.epoch_log import EpochLog
 from lentando.optimizers.run_log import Logger
 from lentando.tensorflow.names import by_number, by_number_alone
@@ -60,7 +62,7 @@ class BroadcastGlobalVariablesCallback(keras.callbacks.Callback):  # type: ignor
         if self.model.built and not self._done:
             self._broadcast()
 
-    def on_train_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
+    def on_batch_end(self, batch: int, logs: dict[str, Any] | None = None) -> None:
         """Broadcast after the first batch, if that has built the model."""
         if not self._done:
             self._broadcast()
@@ -101,13 +103,14 @@ class MetricAverageCallback(keras.callbacks.Callback):  # type: ignore[misc]
         """Average the metrics of the epoch in place. Collective."""
         if logs is None:
             return
-        metrics = {name: float(value) for name, value in logs.items()}
+        metrics = {name: np.asarray(value, np.float64) for name, value in logs.items()}
         by_rank = operations.allgather_object(metrics, "metrics of an epoch")
-        names = [", ".join(sorted(other)) for other in by_rank]
+        names = [", ".join(sorted(map(_with_shape, other.items()))) for other in by_rank]
         if len(set(names)) > 1:
             raise MismatchError(f"the metrics differ between ranks: {grouped_by_rank(names)}")
-        for name in metrics:
-            logs[name] = sum(other[name] for other in by_rank) / len(by_rank)
+        for name, metric in metrics.items():
+            mean = sum(other[name] for other in by_rank) / len(by_rank)
+            logs[name] = mean if metric.shape else float(mean)
 
 
 class AveragedModelCallback(MetricAverageCallback):
@@ -230,6 +233,12 @@ class RunLogCallback(keras.callbacks.Callback):  # type: ignore[misc]
     def on_epoch_end(self, epoch: int, logs: dict[str, Any] | None = None) -> None:
         """Write the line. Collective."""
         self._log.write(self.model.optimizer, logs or {})
+
+
+def _with_shape(metric: tuple[str, Array]) -> str:
+    """The name of a metric, with its shape if it is not one number."""
+    name, value = metric
+    return f"{name} {list(value.shape)}" if value.shape else name
 
 
 def _is_variable(value: Any) -> bool:

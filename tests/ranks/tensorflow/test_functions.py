@@ -117,6 +117,17 @@ def test_wrong_arguments() -> None:
 
 
 def test_metrics_are_averaged_over_ranks() -> None:
-    logs = {"loss": float(lt.rank()), "accuracy": np.float32(0.5)}
+    logs = {"loss": float(lt.rank()), "accuracy": np.float32(0.5), "f1_score": np.array([0.25, lt.rank()], np.float32)}
     lt.MetricAverageCallback().on_epoch_end(0, logs)
+    assert logs.pop("f1_score").tolist() == [0.25, (lt.size() - 1) / 2]
     assert logs == {"loss": (lt.size() - 1) / 2, "accuracy": 0.5}
+    if lt.size() > 1:
+        with pytest.raises(lt.MismatchError, match=r"f1_score \[[12]\]"):
+            lt.MetricAverageCallback().on_epoch_end(0, {"f1_score": np.zeros(1 + lt.rank() % 2)})
+
+
+def test_ops_are_found_in_the_module_that_horovod_has_them_in() -> None:
+    from lentando.tensorflow.mpi_ops import Sum, size
+
+    assert lt.mpi_ops.Average is lt.Average
+    assert lt.allreduce(1.0, op=Sum) == size()

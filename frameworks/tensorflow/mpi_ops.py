@@ -1,0 +1,60 @@
+"""Horovod's module of this name, in which programs find ops and functions of the package: ``hvd.mpi_ops.Sum``."""
+
+from lentando.optimizers.exports import (
+    Adasum,
+    Average,
+    Max,
+    Min,
+    Product,
+    Sum,
+    cross_rank,
+    cross_size,
+    init,
+    is_homogeneous,
+    is_initialized,
+    join,
+    local_rank,
+    local_size,
+    rank,
+    shutdown,
+    size,
+)
+from lentando.tensorflow.exchanges import allgather, alltoall, broadcast, grouped_allgather
+from lentando.tensorflow.number_functions import (
+    local_rank_op,
+    local_size_op,
+    process_set_included_op,
+    rank_op,
+    size_op,
+)
+from lentando.tensorflow.variables import broadcast_
+
+__all__ = [
+    "Adasum",
+    "Average",
+    "Max",
+    "Min",
+    "Product",
+    "Sum",
+    "allgather",
+    "alltoall",
+    "broadcast",
+    "broadcast_",
+    "cross_rank",
+    "cross_size",
+    "grouped_allgather",
+    "init",
+    "is_homogeneous",
+    "is_initialized",
+    "join",
+    "local_rank",
+    "local_rank_op",
+    "local_size",
+    "local_size_op",
+    "process_set_included_op",
+    "rank",
+    "rank_op",
+    "shutdown",
+    "size",
+    "size_op",
+]
