@@ -93,8 +93,8 @@ class ForwardsSettings:
 
     @property
     def variables(self) -> list[Any]:
-        """The variables of the wrapped optimizer."""
-        return list(_base_of(self, "variables").variables)
+        """The variables of the wrapped optimizer. As in Horovod, ``optimizer.variables()`` is the same."""
+        return _Variables(_base_of(self, "variables").variables)
 
     def exclude_from_weight_decay(self, var_list: Any = None, var_names: Any = None) -> None:
         """Exclude variables as on the wrapped optimizer. A graph takes it into account when it is traced again."""
@@ -127,6 +127,13 @@ class ForwardsSettings:
 
     add_variable_from_reference = add_variable
     add_optimizer_variables = add_variable
+
+
+class _Variables(list[Any]):
+    """A list that returns itself when it is called: ``variables`` was a method in Keras 2."""
+
+    def __call__(self) -> "_Variables":
+        return self
 
 
 def _base_of(instance: Any, name: str) -> Any:

@@ -164,6 +164,27 @@ def test_broadcast_in_one_fit_only_so_that_a_second_one_continues_in_the_middle_
     np.testing.assert_allclose(second.weights[-1], ends[1], rtol=1e-6)
 
 
+def test_callbacks_can_be_called_by_a_loop_around_train_on_batch() -> None:
+    rank, size = lt.rank(), lt.size()
+    constant = keras.initializers.Constant(float(rank))
+    model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, kernel_initializer=constant)])
+    optimizer = keras.optimizers.SGD(0.0)
+    model.compile(optimizer, "mse")
+    broadcast = callbacks.BroadcastGlobalVariablesCallback(size - 1)
+    warm_up = callbacks.LearningRateWarmupCallback(RATE, warmup_epochs=1, steps_per_epoch=BATCHES)
+    for callback in (broadcast, warm_up):
+        callback.set_model(model)
+    warm_up.on_train_begin()
+    warm_up.on_epoch_begin(0)
+    warm_up.on_batch_begin(1)
+    broadcast.on_batch_end(0)
+    assert model.layers[0].get_weights()[0] == [[size - 1.0]]
+    np.testing.assert_allclose(float(optimizer.learning_rate), RATE / size * (2 / BATCHES * (size - 1) + 1), rtol=1e-6)
+    wrapped = hvd.DistributedOptimizer(keras.optimizers.SGD(0.1, momentum=0.5))
+    wrapped.build(model.trainable_variables)
+    assert [id(variable) for variable in wrapped.variables()] == [id(variable) for variable in wrapped.variables]
+
+
 def test_best_model_is_kept(tmp_path: Path) -> None:
     model = keras.Sequential([keras.Input([1]), keras.layers.Dense(1, use_bias=False, kernel_initializer="zeros")])
     model.compile(keras.optimizers.SGD(RATE), lambda y, output: (output - 1) ** 2)
