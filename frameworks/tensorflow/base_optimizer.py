@@ -37,8 +37,10 @@ def as_optimizer(optimizer: keras.optimizers.Optimizer | str) -> keras.optimizer
                 "'adam', or a Keras optimizer"
             ) from error
     if not isinstance(optimizer, keras.optimizers.Optimizer):
+        is_legacy = type(optimizer).__module__.startswith("tf_keras.")
         raise ConfigurationError(
             f"expected a Keras 3 optimizer (keras.optimizers) to wrap, got {type(optimizer).__name__}"
+            + (" of Keras 2: start the program without TF_USE_LEGACY_KERAS" if is_legacy else "")
         )
     return optimizer
 

@@ -213,6 +213,9 @@ def test_misuse_is_refused() -> None:
         lt.SlowMo(optimizer)
     with pytest.raises(lt.ConfigurationError, match="expected a Keras 3 optimizer .* got Sequential"):
         lt.SlowMo(model)
+    of_keras_2 = type("Adam", (), {"__module__": "tf_keras.src.optimizers.adam"})()  # tf_keras is not installed here
+    with pytest.raises(lt.ConfigurationError, match="got Adam of Keras 2: .* without TF_USE_LEGACY_KERAS"):
+        lt.SlowMo(of_keras_2)
     with pytest.raises(lt.ConfigurationError, match="built without the variables"):
         optimizer.apply([tf.zeros(1)], [keras.Variable([1.0], name="stranger")])
     with pytest.raises(lt.ConfigurationError, match="the first step needs the variables"):
