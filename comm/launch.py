@@ -5,22 +5,22 @@ that belongs to another MPI than the library: each process would silently become
 """
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lentando.comm import launchers
+from lentando.comm.claims import Claim, has_meeting_point, is_of_step, read_claims
 from lentando.comm.errors import LaunchError
-from lentando.comm.launchers import Family, Launcher
+from lentando.comm.launchers import Family
 
 __all__ = [
-    "Claim",
     "Launch",
     "advice_on_library",
+    "advice_without_mpi",
     "check_library",
     "check_meeting_point",
     "check_world",
     "detect_launch",
-    "read_claims",
 ]
 
 
@@ -34,9 +34,12 @@ class Launch:
         size: number of ranks; None if the launcher does not set it.
         mpi: whether the ranks are MPI processes.
         horovod: whether only Horovod connects them.
-        torch: whether only torch.distributed connects them.
+        torch: whether torch.distributed connects them, and MPI only if it has been chosen.
         family: family of MPI libraries with which they are MPI processes; None if they are not.
         advice: advice for the case that the ranks do not find each other.
+        rank: number of this process; None if the launcher does not set it.
+        has_torch_variables: whether the variables of torch.distributed are set as well, with the same numbers.
+        is_single_task: whether this is the one task of a step of srun, which may be a shell.
     """
 
     launcher: str
@@ -47,6 +50,9 @@ class Launch:
     torch: bool = False
     family: Family | None = field(default=None, compare=False)
     advice: str = field(default="", compare=False)
+    rank: int | None = field(default=None, compare=False)
+    has_torch_variables: bool = field(default=False, compare=False)
+    is_single_task: bool = field(default=False, compare=False)
 
 
 _ANOTHER_MPI = (
@@ -58,58 +64,6 @@ _CHOOSES_LIBRARY = ("MPI4PY_LIBMPI", "MPI4PY_MPIABI")
 """Variables that determine which MPI library mpi4py loads."""
 
 
-@dataclass(frozen=True)
-class Claim:
-    """The values of one launcher's variables, whether or not they are valid.
-
-    Attributes:
-        kind: the launcher.
-        variables: the variables for rank and size that are set, with their values.
-        rank: rank of this process; None if it is missing or not a number.
-        size: number of ranks; None if it is missing, not a number, or not set by this launcher.
-        is_complete: whether all variables that this launcher sets are present.
-    """
-
-    kind: Launcher
-    variables: dict[str, str]
-    rank: int | None
-    size: int | None
-    is_complete: bool
-
-    @property
-    def launcher(self) -> str:
-        """Name of the launcher, for messages."""
-        return self.kind.name
-
-    @property
-    def mpi(self) -> bool:
-        """Whether its ranks are MPI processes."""
-        return self.kind.family is not None
-
-
-def read_claims(environment: Mapping[str, str]) -> list[Claim]:
-    """The claims of all launchers whose variables are set and count, with the innermost launcher first."""
-    claims: list[Claim] = []
-    for kind in launchers.LAUNCHERS:
-        names = [kind.rank, *([kind.size] if kind.size else [])]
-        variables = {name: environment[name] for name in names if name in environment}
-        is_meant = kind.needs_both or len(variables) == len(names)  # others set one of these variables too
-        if not variables or not is_meant or (kind.marker is not None and kind.marker not in environment):
-            continue
-        if any(variables.items() <= claim.variables.items() for claim in claims):  # torchrun's RANK and WORLD_SIZE
-            continue
-        rank, size = (_number(variables.get(name)) for name in (kind.rank, kind.size or ""))
-        is_complete = rank is not None and (kind.size is None or bool(size))
-        claims.append(Claim(kind, variables, rank, size, is_complete))
-    if any(claim.kind.is_innermost and claim.is_complete for claim in claims):
-        return [claim for claim in claims if claim.kind.is_innermost or not claim.is_complete]
-    return claims
-
-
-def _number(text: str | None) -> int | None:
-    return int(text) if text is not None and text.isdecimal() else None
-
-
 def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None:
     """The launcher of this process, or None if it was started alone.
 
@@ -117,49 +71,70 @@ def detect_launch(environment: Mapping[str, str] | None = None) -> Launch | None
         LaunchError: if a launcher's variables are incomplete or not numbers, or two launchers disagree.
     """
     environment = os.environ if environment is None else environment
-    kinds = [kind for kind in launchers.LAUNCHERS if _is_complete(kind, environment)]
-    claims = [(kind, _launch(kind, environment)) for kind in kinds]
-    innermost = [launch for kind, launch in claims if kind.is_innermost]
-    if innermost:
-        return innermost[0]
-    reliable = [(kind, launch) for kind, launch in claims if kind.needs_both]
+    claims = read_claims(environment)
+    for claim in claims:
+        _check_claim(claim)
+    reliable = [claim for claim in claims if claim.kind.needs_both]
     # A process that was started alone may have started others by another launcher.
-    of_many = [(kind, launch) for kind, launch in reliable if launch.size != 1]
-    places = {(environment[kind.rank], launch.size): (kind, launch) for kind, launch in reversed(of_many)}
+    of_many = [claim for claim in reliable if claim.size != 1]
+    _check_agreement(of_many)
+    candidates = of_many or reliable or claims
+    return _launch(candidates[0], claims, environment) if candidates else None
+
+
+def _check_claim(claim: Claim) -> None:
+    kind = claim.kind
+    names = [name for name in (kind.rank, kind.size) if name is not None]
+    missing = [name for name in names if name not in claim.variables]
+    if missing:
+        ((present, value),) = claim.variables.items()
+        raise LaunchError(
+            f"{kind.name} set {present}={value} but not {missing[0]}: a rank needs both to "
+            f"know its number. Start through the launcher, or unset {present} to run alone"
+        )
+    if kind.size is not None and not claim.size:
+        raise LaunchError(
+            f"{kind.name} set {kind.size}={claim.variables[kind.size]!r}: expected a number of ranks >= 1"
+        )
+    if claim.rank is None:
+        raise LaunchError(f"{kind.name} set {kind.rank}={claim.variables[kind.rank]!r}: expected the number of a rank")
+
+
+def _check_agreement(claims: Sequence[Claim]) -> None:
+    places = {(claim.rank, claim.size): claim for claim in reversed(claims)}
     if len(places) > 1:
         statements = " but ".join(
-            f"{launch.launcher} says rank {rank} of {size} ({kind.rank}={rank}, {kind.size}={size})"
-            for (rank, size), (kind, launch) in reversed(places.items())
+            f"{claim.launcher} says rank {rank} of {size} "
+            f"({', '.join(f'{name}={value}' for name, value in claim.variables.items())})"
+            for (rank, size), claim in reversed(places.items())
         )
         raise LaunchError(
             f"two launchers started this process and disagree: {statements}. Start through one of them only, and unset "
             "the variables of the other if they were inherited from a shell"
         )
-    candidates = of_many or reliable or claims
-    return candidates[0][1] if candidates else None
 
 
-def _is_complete(kind: Launcher, environment: Mapping[str, str]) -> bool:
-    wanted = [kind.marker or kind.rank, *([kind.size] if kind.size else [])]
-    missing = [variable for variable in wanted if variable not in environment]
-    if kind.needs_both and len(missing) == 1:
-        (present,) = set(wanted) - set(missing)
-        raise LaunchError(
-            f"{kind.name} set {present}={environment[present]} but not {missing[0]}: a rank needs both to "
-            f"know its number. Start through the launcher, or unset {present} to run alone"
-        )
-    return not missing
-
-
-def _launch(kind: Launcher, environment: Mapping[str, str]) -> Launch:
-    size = None
-    if kind.size is not None:
-        text = environment[kind.size]
-        if not text.isdecimal() or int(text) < 1:
-            raise LaunchError(f"{kind.name} set {kind.size}={text!r}: expected a number of ranks >= 1")
-        size = int(text)
-    is_mpi, variable = kind.family is not None, kind.size or kind.rank
-    return Launch(kind.name, variable, size, is_mpi, kind.is_horovod, kind.is_torch, kind.family, kind.advice)
+def _launch(claim: Claim, claims: Sequence[Claim], environment: Mapping[str, str]) -> Launch:
+    kind = claim.kind
+    for_torch = [each for each in claims if each.kind.is_torch and has_meeting_point(environment)]
+    is_torch = kind.is_torch
+    if kind.starts_launchers and claim.size != 1 and has_meeting_point(environment):
+        is_torch = not any(environment.get(name) for name in kind.plugins)
+        if is_torch:
+            _check_agreement([claim, *for_torch])
+    return Launch(
+        launcher=kind.name,
+        variable=kind.size or kind.rank,
+        size=claim.size,
+        mpi=claim.mpi,
+        horovod=kind.is_horovod,
+        torch=is_torch,
+        family=kind.family,
+        advice=kind.advice,
+        rank=claim.rank,
+        has_torch_variables=any((each.rank, each.size) == (claim.rank, claim.size) for each in for_torch),
+        is_single_task=claim.size == 1 and is_of_step(claim, claims),
+    )
 
 
 def check_library(launch: Launch | None, library: str) -> None:
@@ -202,8 +177,7 @@ def check_world(launch: Launch | None, size: int, library: str, backend: str = "
         remedy = f"Start with horovodrun, or without LENTANDO_TRANSPORT={backend.lower()}"
     elif launch.mpi:
         remedy = " ".join(filter(None, [advice_on_library(), _ANOTHER_MPI]))
-        if launch.advice:
-            remedy += f". {launch.advice}"
+        remedy = ". ".join(filter(None, [remedy, launch.advice, advice_without_mpi()]))
     else:
         remedy = (
             "This launcher starts no MPI. Start with mpirun, or with horovodrun --mpi, whose ranks are MPI processes; "
@@ -224,16 +198,20 @@ def check_meeting_point(launch: Launch | None, environment: Mapping[str, str] | 
     """
     environment = os.environ if environment is None else environment
     kind = next(kind for kind in reversed(launchers.LAUNCHERS) if kind.is_torch)
-    needed = [kind.rank, kind.size or "", *launchers.MEETING_POINT]
-    missing = [name for name in needed if not environment.get(name)]
+    numbers = [kind.rank, kind.size or ""]
+    if all(environment.get(name) for name in numbers):
+        rank, size = (int(environment[name]) for name in numbers)
+    elif launch is not None and launch.rank is not None and launch.size is not None:
+        rank, size, numbers = launch.rank, launch.size, []
+    missing = [name for name in (*numbers, *launchers.MEETING_POINT) if not environment.get(name)]
     if missing:
         reason = f"{launch.launcher} started this process" if launch else "torch.distributed was chosen"
         raise LaunchError(
-            f"{reason}, and torch.distributed connects the ranks by {', '.join(needed)}, of which the environment "
-            f"lacks {', '.join(missing)}. Start with torchrun, which sets them, or with mpirun, which needs "
-            "none; or call torch.distributed.init_process_group before init()"
+            f"{reason}, and torch.distributed connects the ranks by {', '.join([*numbers, *launchers.MEETING_POINT])}, "
+            f"of which the environment lacks {', '.join(missing)}. Start with torchrun, which sets them, or with "
+            "mpirun, which needs none; or call torch.distributed.init_process_group before init()"
         )
-    return int(environment[needed[0]]), int(environment[needed[1]])
+    return rank, size
 
 
 def advice_on_library(environment: Mapping[str, str] | None = None) -> str:
@@ -245,6 +223,18 @@ def advice_on_library(environment: Mapping[str, str] | None = None) -> str:
     return (
         f"The environment determines which MPI mpi4py loads, by {' and '.join(values)}: unset this, or name the MPI "
         "that your mpirun belongs to."
+    )
+
+
+def advice_without_mpi(environment: Mapping[str, str] | None = None) -> str:
+    """Advice on how torch.distributed connects ranks that a launcher of MPI has started."""
+    environment = os.environ if environment is None else environment
+    if has_meeting_point(environment):
+        place = " and ".join(f"{name}={environment[name]}" for name in launchers.MEETING_POINT)
+        return f"Without MPI: export LENTANDO_TRANSPORT=torch, and torch.distributed connects the ranks at {place}"
+    return (
+        f"Without MPI: export LENTANDO_TRANSPORT=torch, {launchers.MEETING_POINT[0]} (the host of rank 0) and "
+        f"{launchers.MEETING_POINT[1]} (a free port), and torch.distributed connects the ranks"
     )
 
 

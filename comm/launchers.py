@@ -41,6 +41,9 @@ class Launcher:
         is_innermost: whether other launchers start it, one on each node: its ranks inherit the variables of those,
             which then do not count.
         starts_launchers: whether it often starts other launchers, whose variables are then the ones that count.
+        plugins: variables of which it sets one where it has prepared its ranks for MPI. Without any, MPI may still
+            connect them (by PMI-1, which needs none), or nothing may.
+        is_plugin: whether such a plugin sets the variables of this entry, with the numbers of that launcher.
         identity: further variables whose values, together with those above, are unique to each rank of each job.
         connection: variable that contains the descriptor of the rank's socket to the launcher. The number of the
             descriptor may be the same in two jobs, the socket is not.
@@ -61,6 +64,8 @@ class Launcher:
     needs_both: bool = False
     is_innermost: bool = False
     starts_launchers: bool = False
+    plugins: tuple[str, ...] = ()
+    is_plugin: bool = False
     identity: tuple[str, ...] = ()
     connection: str | None = None
     hidden: tuple[str, ...] = ()
@@ -76,7 +81,7 @@ class Launcher:
     def variables(self) -> list[str]:
         """All variables of this entry."""
         others = [name for name in (self.marker, self.connection) if name is not None]
-        return list(dict.fromkeys([*self.numbering, *others, *self.identity, *self.hidden]))
+        return list(dict.fromkeys([*self.numbering, *others, *self.identity, *self.hidden, *self.plugins]))
 
 
 _NAME_PLUGIN = "With srun, name its PMI plugin: srun --mpi=pmix for Open MPI, --mpi=pmi2 for MPICH"
@@ -118,6 +123,7 @@ LAUNCHERS = (
         local_rank="MPI_LOCALRANKID",
         family="MPICH",
         needs_both=True,
+        is_plugin=True,
         identity=("PMI_ID", "PMI_JOBID", "PMI_PORT"),
         connection="PMI_FD",
         hidden=("MPI_LOCALNRANKS",),
@@ -140,6 +146,7 @@ LAUNCHERS = (
         local_rank="SLURM_LOCALID",
         family="any",
         starts_launchers=True,
+        plugins=("PMI_RANK", "PMIX_RANK", "PALS_RANKID", "ALPS_APP_PE"),
         identity=("SLURM_JOB_ID", "SLURM_STEP_ID"),
         hidden=("SLURM_NTASKS", "SLURM_NPROCS"),
         command="srun --ntasks={size} --mpi={plugin}",
@@ -150,6 +157,11 @@ LAUNCHERS = (
         rank="PMIX_RANK",
         family="any",
         identity=("PMIX_NAMESPACE",),
+    ),
+    Launcher(
+        name="aprun (Cray)",
+        rank="ALPS_APP_PE",
+        family="MPICH",
     ),
     Launcher(
         name="a launcher that sets RANK and WORLD_SIZE",

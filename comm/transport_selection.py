@@ -2,6 +2,7 @@
 
 import atexit
 import faulthandler
+import importlib.util
 import os
 import sys
 from typing import TYPE_CHECKING, Any
@@ -11,6 +12,7 @@ from lentando.comm.inherited_variables import check_is_rank
 from lentando.comm.launch import (
     Launch,
     advice_on_library,
+    advice_without_mpi,
     check_library,
     check_meeting_point,
     check_world,
@@ -40,7 +42,11 @@ _INSTALL_MPI = (
 
 
 def open_transport(
-    comm: "MPI.Intracomm | None" = None, *, process_group: "ProcessGroup | None" = None, elastic: bool = False
+    comm: "MPI.Intracomm | None" = None,
+    *,
+    process_group: "ProcessGroup | None" = None,
+    elastic: bool = False,
+    prefer_mpi: bool = False,
 ) -> Transport:
     """Open the transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
 
@@ -51,6 +57,7 @@ def open_transport(
         comm: an mpi4py communicator of the participating ranks; all ranks of the job by default.
         process_group: a process group of torch.distributed that contains the participating ranks.
         elastic: whether the job continues when ranks die.
+        prefer_mpi: whether to use MPI, unless ``LENTANDO_TRANSPORT`` forces another.
 
     Raises:
         LaunchError, ConfigurationError: as ``init``.
@@ -76,7 +83,7 @@ def open_transport(
         from lentando.comm.transports.nccl import NCCLTransport
 
         return NCCLTransport(_open_detected(comm, None))
-    return _open_detected(comm, forced, elastic)
+    return _open_detected(comm, forced or ("mpi" if prefer_mpi else None), elastic)
 
 
 def _open_detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = False) -> Transport:
@@ -85,12 +92,14 @@ def _open_detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bo
     launch = detect_launch()
     if launch is not None and comm is None:
         check_is_rank(os.environ, launch)
+    if launch is not None and launch.is_single_task and forced is None:
+        launch = None  # srun started a shell, or nothing that needs MPI
     is_alone = launch is None or (not launch.mpi and launch.size == 1)
     if comm is None and forced is None and is_alone and not _mpi_is_initialized() and not _torch_is_initialized():
         return SingleTransport()  # without loading MPI, which a laptop need not have
     if comm is None and (forced == "horovod" or (forced is None and launch is not None and launch.horovod)):
         return _open_horovod(launch)
-    is_for_torch = _torch_is_initialized() if launch is None else launch.torch
+    is_for_torch = _torch_is_initialized() if launch is None else launch.torch or _has_only_torch(launch)
     if comm is None and (forced == "torch" or (forced is None and is_for_torch and not _mpi_is_initialized())):
         return _open_torch(launch, None, elastic)
     return _open_mpi(comm, launch, forced, elastic)
@@ -108,7 +117,7 @@ def _open_mpi(comm: "MPI.Intracomm | None", launch: Launch | None, forced: str |
         reason = f"{launch.launcher} started this process" if launch else f"LENTANDO_TRANSPORT={forced}"
         if isinstance(error, ModuleNotFoundError) and error.name == "mpi4py":
             raise LaunchError(
-                f"{reason}, but mpi4py is not installed for {sys.executable}. {_INSTALL_MPI4PY}"
+                f"{reason}, but mpi4py is not installed for {sys.executable}. {_INSTALL_MPI4PY}. {advice_without_mpi()}"
             ) from None
         raise LaunchError(
             f"{reason}, but MPI cannot be loaded ({error}). {advice_on_library() or _INSTALL_MPI}"
@@ -184,12 +193,17 @@ def _open_torch(launch: Launch | None, process_group: "ProcessGroup | None", ela
         ) from error
     must_initialize = process_group is None and not _torch_is_initialized()
     if must_initialize:
-        with startup_timeout(*check_meeting_point(launch)):
-            initialize_default_group()
+        rank, size = check_meeting_point(launch)
+        with startup_timeout(rank, size):
+            initialize_default_group(rank, size)
     groups = Groups.of(process_group)
     check_world(launch, groups.size, "its default process group", backend="torch.distributed")
     with startup_timeout(groups.rank or 0, groups.size):
         return TorchTransport(groups, owns_default_group=must_initialize)
+
+
+def _has_only_torch(launch: Launch) -> bool:
+    return launch.has_torch_variables and importlib.util.find_spec("mpi4py") is None
 
 
 def _torch_is_initialized() -> bool:

@@ -70,6 +70,16 @@ def test_torchrun_that_mpirun_has_started_counts() -> None:
     assert done(job.output) == [f"done {rank} of 2 over torch" for rank in range(2)]
 
 
+@pytest.mark.parametrize("tasks", [1, 2], ids=["a launcher in a shell of srun", "srun numbers the ranks"])
+def test_ranks_meet_over_torch_in_a_step_of_srun(tasks: int) -> None:
+    """By the variables alone: srun itself is run by ``test_srun.py``, where Slurm is installed."""
+    of_srun = "os.environ['SLURM_PROCID'] = os.environ.pop('RANK')\ndel os.environ['WORLD_SIZE']\n" * (tasks - 1)
+    ranks = by_hand(
+        BEGIN + of_srun + "lt.init()" + SUM, 2, LOCAL_RANK="0", SLURM_PROCID="0", SLURM_STEP_NUM_TASKS=str(tasks)
+    )
+    assert [done(rank.stdout) for rank in ranks] == [[f"done {rank} of 2 over torch"] for rank in range(2)]
+
+
 @pytest.mark.long
 def test_every_algorithm_trains_the_same_model_as_under_mpirun(tmp_path: Path) -> None:
     """Bit for bit, with and without a default process group of the program, where our ring adds, in one order."""

@@ -7,7 +7,7 @@ from lentando.cli.doctor.findings import Finding, merged, note, ok, problem
 from lentando.cli.doctor.networks import check_interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.torchrun import check_torchrun, has_gloo
 from lentando.cli.quantities import format_bytes
-from lentando.comm.launch import read_claims
+from lentando.comm.claims import read_claims
 
 __all__ = ["check_facts", "install_command", "loading_fix", "matching_mpirun"]
 

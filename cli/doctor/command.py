@@ -12,7 +12,7 @@ from lentando.cli.doctor.findings import Finding
 from lentando.cli.doctor.job import check_claims, check_outcome, check_tests, launcher_mismatch
 from lentando.cli.doctor.page import print_json, print_page
 from lentando.cli.doctor.watch import Outcome, watch_probe
-from lentando.comm.launch import read_claims
+from lentando.comm.claims import read_claims
 
 __all__ = ["doctor"]
 

@@ -10,8 +10,8 @@ from lentando.cli.doctor.findings import Finding, merged, note, ok, problem
 from lentando.cli.doctor.networks import first_outward
 from lentando.cli.doctor.watch import Outcome
 from lentando.cli.quantities import format_bandwidth, format_bytes, format_seconds
+from lentando.comm.claims import Claim, read_claims
 from lentando.comm.errors import grouped_by_rank
-from lentando.comm.launch import Claim, read_claims
 
 __all__ = ["check_claims", "check_outcome", "check_tests", "launcher_mismatch"]
 

@@ -14,8 +14,8 @@ import typer
 from lentando.cli.doctor.facts import Facts
 from lentando.cli.doctor.findings import Finding
 from lentando.cli.doctor.watch import Outcome
+from lentando.comm.claims import read_claims
 from lentando.comm.errors import ranks_in_words
-from lentando.comm.launch import read_claims
 
 __all__ = ["print_json", "print_page"]
 

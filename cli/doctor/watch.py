@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lentando.cli.doctor.facts import Facts
-from lentando.comm.launch import read_claims
+from lentando.comm.claims import read_claims
 
 __all__ = ["Outcome", "watch_probe"]
 

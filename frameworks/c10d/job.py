@@ -52,7 +52,7 @@ def opened_job() -> MPIJob:
                 f'backend "lentando" connects MPI processes, but {started} has started this one. Start with mpirun or '
                 'srun. With torchrun, use init_process_group("gloo"), or train with lentando.torch'
             )
-        transport = open_transport()
+        transport = open_transport(prefer_mpi=True)
         if transport.name != "mpi":
             raise RuntimeError(f'backend "lentando" needs MPI, but transport {transport.name!r} was chosen')
         _opened.append(MPIJob(cast("MPITransport", transport)))

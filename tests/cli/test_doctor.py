@@ -21,7 +21,7 @@ from lentando.cli.doctor.job import check_outcome, check_tests
 from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.probe import _test
 from lentando.cli.doctor.watch import Outcome
-from lentando.comm.launch import Claim, read_claims
+from lentando.comm.claims import Claim, read_claims
 from lentando.comm.testing import run_ranks
 from lentando.comm.transport import Array, ReduceOp
 from lentando.comm.transport_selection import TRANSPORT_NAMES

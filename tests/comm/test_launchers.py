@@ -9,9 +9,10 @@ import pytest
 from lentando.cli.doctor.facts import environment
 from lentando.cli.doctor.job import launcher_mismatch
 from lentando.comm import launchers
+from lentando.comm.claims import read_claims
 from lentando.comm.errors import LaunchError
 from lentando.comm.inherited_variables import MARK, check_is_rank, hide_variables, mark_rank
-from lentando.comm.launch import check_world, detect_launch, read_claims
+from lentando.comm.launch import check_world, detect_launch
 from lentando.comm.launchers import LAUNCHERS, Launcher
 
 ROOT = Path(__file__).parents[2]
@@ -21,12 +22,13 @@ HIDDEN = (
     "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_LOCAL_RANK", "MV2_COMM_WORLD_LOCAL_SIZE",
     "SLURM_PROCID", "SLURM_LOCALID", "SLURM_NTASKS", "SLURM_NPROCS", "SLURM_STEP_NUM_TASKS", "HOROVOD_RANK",
     "HOROVOD_SIZE", "HOROVOD_LOCAL_RANK", "HOROVOD_LOCAL_SIZE", "RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE",
+    "ALPS_APP_PE",
 )  # fmt: skip
 IDENTITY = {
     "PMIX_NAMESPACE", "PMIX_RANK", "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "PMI_ID",
     "PMI_JOBID", "PMI_PORT", "PMI_FD", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE", "HOROVOD_RANK", "HOROVOD_SIZE",
     "HOROVOD_GLOO_RENDEZVOUS_PORT", "SLURM_JOB_ID", "SLURM_STEP_ID", "SLURM_STEP_NUM_TASKS", "SLURM_PROCID", "RANK",
-    "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID",
+    "WORLD_SIZE", "MASTER_PORT", "TORCHELASTIC_RUN_ID", "ALPS_APP_PE",
 }  # fmt: skip
 FLUX = Launcher(
     name="flux run",

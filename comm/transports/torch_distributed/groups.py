@@ -66,14 +66,18 @@ class GlooGroup(Protocol):
         """Gather a tensor of each rank."""
 
 
-def initialize_default_group() -> None:
-    """Join the job that the environment variables of torch.distributed describe.
+def initialize_default_group(rank: int, size: int) -> None:
+    """Join the job whose ranks meet where the environment variables of torch.distributed say.
+
+    Args:
+        rank: number of this process.
+        size: number of ranks.
 
     Raises:
         LaunchError: if the ranks cannot meet at this address.
     """
     try:
-        store, rank, size = next(rendezvous("env://"))
+        store, rank, size = next(rendezvous("env://", rank, size))
         store = PrefixStore(agree_on_name(PrefixStore(_PREFIX, store), rank, size), store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         dist.init_process_group(backend, store=store, rank=rank, world_size=size)
