@@ -83,7 +83,8 @@ class BackgroundThreads:
         self._loans = loans
         self._name = name
         self._queues: list[SimpleQueue[_Work | None]] = []
-        finalize(self, _end, loans, self._queues)
+        # At the end of the interpreter the threads must not end before the rank has left the job, which needs them.
+        finalize(self, _end, loans, self._queues).atexit = False
 
     def __len__(self) -> int:
         return len(self._loans)
@@ -99,11 +100,10 @@ class BackgroundThreads:
         Returns:
             A future. Its ``result()`` waits, and returns what the function has returned, or raises its exception.
         """
-        if not self._queues:
-            for loan in self._loans:
-                queue: SimpleQueue[_Work | None] = SimpleQueue()
-                self._queues.append(queue)
-                Thread(target=_run, args=(queue, loan), name=self._name, daemon=True).start()
+        for loan in self._loans[len(self._queues) :]:
+            queue: SimpleQueue[_Work | None] = SimpleQueue()
+            Thread(target=_run, args=(queue, loan), name=self._name, daemon=True).start()
+            self._queues.append(queue)  # now: if no thread can be started, no work may be given to it
         future: Future[T] = Future()
         self._queues[thread].put((future, work))
         return future
@@ -150,11 +150,9 @@ def _run(queue: "SimpleQueue[_Work | None]", loan: Loan) -> None:
 
 
 def _end(loans: Sequence[Loan], queues: "Sequence[SimpleQueue[_Work | None]]") -> None:
-    if not queues:
-        for loan in loans:
-            loan.give_back()
-        return
-    for loan in loans:
+    for loan in loans[len(queues) :]:
+        loan.give_back()
+    for loan in loans[: len(queues)]:
         loan.is_ending = True
     for queue in queues:
         queue.put(None)

@@ -84,8 +84,6 @@ class AveragesInFlight:
         for number in range(len(self._futures)):
             self.wait(number, traffic)
 
-    def wait_before_leaving(self) -> None:
-        """Wait for all averages before this rank leaves the job, whose other ranks need its part. Takes no result."""
-        for future in self._futures:
-            if future is not None:
-                future.exception()
+    def unfinished(self) -> list[Outcome[bool]]:
+        """The averages whose results have not been taken."""
+        return [future for future in self._futures if future is not None]

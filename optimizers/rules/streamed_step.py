@@ -22,7 +22,7 @@ from lentando.comm.background import start_background_work
 from lentando.comm.collectives import Algorithm
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.final_checks import check_before_leaving
+from lentando.comm.final_checks import wait_before_leaving
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.averages_in_flight import AveragesInFlight
@@ -101,7 +101,7 @@ class StreamedOuterStep(OuterStepping):
         self._in_flight = AveragesInFlight(
             threads, len(cut), transport.clock, None if self.delay_choice is None else self.delay_choice.add
         )
-        check_before_leaving(transport, self, self._in_flight.wait_before_leaving)
+        wait_before_leaving(transport, self, self._in_flight.unfinished)
         self.reset_anchor()
 
     # The order of a round
