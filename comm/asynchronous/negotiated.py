@@ -130,8 +130,10 @@ class NegotiatedOperations:
         submissions = self._submissions
         with submissions.changed:
             submissions.leave()
-            if submissions.failure is None:
-                self._ensure_driving()
+            is_idle = submissions.failure is None and submissions.start_driving()
+        if is_idle:
+            self._drive()  # here: at the end of a program, Python 3.12 starts no thread
+        with submissions.changed:
             submissions.end()
         data = self._threads.transports[0]
         if isinstance(data, Interruptible):
@@ -164,7 +166,7 @@ class NegotiatedOperations:
             self._threads.submit(0, self._drive)
 
     def _drive(self) -> None:
-        """Send, receive and execute until nothing is in flight on this rank. Runs in the thread."""
+        """Send, receive and execute until nothing is in flight on this rank. Runs in the thread, or in ``close``."""
         self._pace.reset()
         try:
             while self._has_work():
@@ -175,7 +177,7 @@ class NegotiatedOperations:
                     self._sleep()
         except OtherRankFailedError as error:
             self._submissions.fail(error)
-        except BaseException as error:  # noqa: BLE001 - the handles of all ranks raise it
+        except BaseException as error:  # the handles of all ranks raise it
             where = shortened([repr(key) for key, _ in self._running], 3) or "its background thread"
             text = f"rank {self._number} has failed in {where}: {type(error).__name__}: {error}"
             with suppress(LentandoError):
@@ -183,6 +185,8 @@ class NegotiatedOperations:
             failure = TransportError(text)
             failure.__cause__ = error
             self._submissions.fail(failure)
+            if not isinstance(error, Exception):
+                raise
 
     def _has_work(self) -> bool:
         submissions = self._submissions

@@ -7,6 +7,8 @@ from typing import Any
 
 import pytest
 
+from lentando.comm import background
+from lentando.comm.asynchronous import close_operations, open_operations
 from lentando.comm.background import BackgroundThreads, start_background_threads
 from lentando.comm.final_checks import take_problems, wait_before_leaving
 from lentando.comm.testing import ThreadTransport, run_ranks
@@ -97,3 +99,18 @@ def test_work_that_no_thread_can_do_is_an_error_each_time(monkeypatch: pytest.Mo
         assert started_names == ["test-background"]
 
     run_ranks(1, work)
+
+
+def test_rank_that_leaves_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python 3.12 starts none at the end of a program, where ranks leave that have not called ``shutdown()``."""
+
+    def refuse(*_: object, **__: object) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    monkeypatch.setattr(background, "Thread", refuse)
+
+    def work(transport: ThreadTransport) -> None:
+        open_operations(transport)
+        close_operations(transport)
+
+    run_ranks(3, work, timeout_seconds=SECONDS)
