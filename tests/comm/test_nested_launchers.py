@@ -46,6 +46,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     return monkeypatch
 
 
+def hide_mpi4py(environment: pytest.MonkeyPatch) -> None:
+    """Let its import fail, and let it look as if no other test of this process had used MPI."""
+    environment.setitem(sys.modules, "mpi4py", None)
+    environment.delitem(sys.modules, "mpi4py.MPI", raising=False)
+
+
 @pytest.mark.parametrize(
     ("variables", "launcher", "rank", "size"),
     [
@@ -114,7 +120,7 @@ def test_program_in_a_shell_of_srun_is_alone_and_loads_no_mpi(environment: pytes
     """``srun --pty bash``, and salloc where it opens its shell on the node."""
     for name, value in step(0, 1, plugin).items():
         environment.setenv(name, value)
-    environment.setitem(sys.modules, "mpi4py", None)  # its import fails
+    hide_mpi4py(environment)
     assert open_transport().name == "single"
     with pytest.raises(LaunchError, match=r"started this process, but (mpi4py is not installed|MPI cannot be loaded)"):
         open_transport(prefer_mpi=True)
@@ -143,7 +149,7 @@ def test_ranks_with_all_variables_of_torch_do_without_mpi_where_there_is_no_mpi4
     """``srun bash -c 'export RANK=$SLURM_PROCID ...; python train.py'``."""
     for name, value in {**variables, **torch(5, 8)}.items():
         environment.setenv(name, value)
-    environment.setitem(sys.modules, "mpi4py", None)
+    hide_mpi4py(environment)
     with pytest.raises(ConfigurationError, match=r"elastic=True is not possible over torch\.distributed"):
         open_transport(elastic=True)
     environment.setenv("RANK", "4")
