@@ -68,10 +68,11 @@ def shared_zeros(size: int, dtype: np.dtype[Any]) -> Array:
 def export_handle(array: Array) -> MemoryHandle | None:
     """The handle by which another process of this node opens a contiguous array; None if its memory is not shared."""
     start = _address(array)
-    for address, segment in _segments.items():
-        if address <= start < address + len(segment):
+    for reference in _segments.valuerefs():  # a list, for another thread may add a segment meanwhile
+        segment = reference()
+        if segment is not None and segment.address <= start < segment.address + len(segment):
             file = os.fstat(segment.descriptor)
-            return [os.getpid(), segment.descriptor, file.st_dev, file.st_ino, start - address]
+            return [os.getpid(), segment.descriptor, file.st_dev, file.st_ino, start - segment.address]
     return None
 
 

@@ -39,7 +39,15 @@ def ends_well(program: str) -> None:
 
 
 def test_job_can_be_joined_again_after_it_was_left() -> None:
-    ends_well(BEGIN + "world.shutdown()\nworld.init()\nexchange()\n" + WRITE)
+    use_former = """
+try:
+    former.exchange([], [(1 - rank, np.empty(1))])
+except RuntimeError as error:
+    assert 'communicates after its job has ended' in str(error)
+else:
+    raise AssertionError('the former transport waits for a message')
+"""
+    ends_well(BEGIN + "former = world.transport()\nworld.shutdown()\nworld.init()\nexchange()\n" + use_former + WRITE)
 
 
 @pytest.mark.parametrize("order", ["before", "after"])

@@ -8,6 +8,7 @@ from typing import NoReturn
 
 import numpy as np
 
+from lentando.comm.closed import mark_closed
 from lentando.comm.errors import TransportError
 from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
@@ -116,6 +117,7 @@ class HorovodTransport:
 
     def close(self) -> None:
         self._point_to_point.close()
+        mark_closed(self)  # no thread would send the messages of an exchange
 
 
 def _writable(array: Array) -> Array:
