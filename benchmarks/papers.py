@@ -39,7 +39,7 @@ class Experiment:
 
 EXPERIMENTS = {
     "images": Experiment("cifar/effect.py", 2.4),
-    "translation": Experiment("translation/translation_effect.py", 6),
+    "translation": Experiment("translation/translation_effect.py", 7),
     "adacomm": Experiment("cifar/adacomm_effect.py", 1.4),
 }
 
