@@ -91,6 +91,13 @@ def assert_equal_on_all_ranks(model: nn.Module, names: str = "") -> None:
                 assert torch.equal(other, tensor), name
 
 
+def assert_same_model(model: nn.Module, other: nn.Module, when: str = "", but: str | None = None) -> None:
+    """Bit-identical, apart from tensors whose names contain ``but``."""
+    for (name, mine), theirs in zip(model.state_dict().items(), other.state_dict().values(), strict=True):
+        if but is None or but not in name:
+            assert torch.equal(mine, theirs), f"{name} {when}"
+
+
 def make(kind: str, model: nn.Module) -> lt.DistributedOptimizer:
     if kind == "slowmo":
         return lt.SlowMo(sgd(model), model=model, period=4, slow_momentum=0.6)

@@ -197,7 +197,8 @@ def test_every_public_attribute_of_every_keras_optimizer_is_the_wrappers_too(kin
     kept = {"name", "get_config", "from_config"}  # tested above
     for name in {name for name in dir(base) if not name.startswith("_")} - kept:
         mine, theirs = getattr(optimizer, name), getattr(base, name)
-        assert callable(mine) == callable(theirs) or name == "variables", name  # which Keras 2 has as a method
+        is_method = callable(theirs) or name == "variables"  # which is one in Keras 2
+        assert callable(mine) == is_method, name
         if not callable(theirs) and name != "iterations":  # which counts on when the base optimizer is reset
             assert mine is theirs or mine == theirs, name
 

@@ -62,8 +62,8 @@ def broadcast_optimizer_state(
     from lentando.torch.optimizer import DistributedOptimizer
 
     wrapper = optimizer if isinstance(optimizer, DistributedOptimizer) else None
-    if isinstance(optimizer, DistributedOptimizer):
-        optimizer = optimizer.base_optimizer
+    if wrapper is not None:
+        optimizer = wrapper.base_optimizer
     described = [
         (f"parameter {number}{name and f' ({name})'} of group {place}", f"{dtype_name(value)} {list(value.shape)}")
         for place, group in enumerate(optimizer.param_groups)

@@ -10,6 +10,7 @@ import reference
 import torch
 from numpy.testing import assert_allclose
 from torch import nn
+from torch_training import assert_same_model
 
 import lentando.torch as lt
 
@@ -192,8 +193,7 @@ def test_training_that_was_joined_is_saved_and_continues_alike(shared_path: Path
             train(own, of, 1 + lt.rank(), lt.rank())
         assert_equal_on_all_ranks(dict(of.named_parameters()))
         assert_equal_on_all_ranks({"mean": of.norm.running_mean, "variance": of.norm.running_var})
-    for mine, theirs in zip(model.state_dict().values(), again.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs)
+    assert_same_model(model, again)
 
 
 def test_closures_and_synchronize_are_refused_where_gradients_are_averaged() -> None:

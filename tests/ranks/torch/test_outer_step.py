@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch_training import (
     assert_equal_on_all_ranks,
+    assert_same_model,
     batches,
     everyones,
     net,
@@ -82,8 +83,7 @@ def test_reset_makes_every_optimizer_new(name: str) -> None:
     twin = copy.deepcopy(model)
     train(optimizer, model, 2, first=3)
     train(OPTIMIZERS[name](twin.parameters()), twin, 2, first=3)
-    for (key, mine), other in zip(model.state_dict().items(), twin.state_dict().values(), strict=True):
-        assert torch.equal(mine, other), key
+    assert_same_model(model, twin)
 
 
 @pytest.mark.parametrize("name", ["adam", "rmsprop"])

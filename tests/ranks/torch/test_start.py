@@ -1,7 +1,7 @@
 """All ranks start from the model of rank 0 (O25)."""
 
 import torch
-from torch_training import batches, net, sgd
+from torch_training import assert_same_model, batches, net, sgd
 
 import lentando.torch as lt
 
@@ -14,8 +14,7 @@ def test_workers_that_start_differently_are_made_equal() -> None:
         model.norm.num_batches_tracked += lt.rank()
     reference_model = net(seed=0)
     lt.SlowMo(sgd(model), model=model)
-    for (name, mine), other in zip(model.state_dict().items(), reference_model.state_dict().values(), strict=True):
-        assert torch.equal(mine, other), name
+    assert_same_model(model, reference_model)
 
 
 def test_wrapping_changes_no_value_on_rank_0() -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch_training import make, net, sgd, train
+from torch_training import assert_same_model, make, net, sgd, train
 
 import lentando.torch as lt
 from lentando.comm.transport import Transport
@@ -28,8 +28,7 @@ def test_resumed_training_is_the_same_bit_identically(kind: str, shared_path: An
         resumed.load_state_dict(state["model"])
         again.load_state_dict(state["optimizer"])
         train(again, resumed, 13 - taken, first=taken)
-        for (name, mine), other in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
-            assert torch.equal(mine, other), f"{name}, resumed after step {taken}"
+        assert_same_model(model, resumed, f"resumed after step {taken}")
         assert again.report()["rounds"] == optimizer.report()["rounds"]
 
 
@@ -52,8 +51,7 @@ def test_order_of_constructing_and_loading_does_not_matter() -> None:
     built_first.load_state_dict(weights)
     for resumed, again in ((loaded_first, one), (built_first, other)):
         train(again, resumed, 6, first=6)
-        for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
-            assert torch.equal(mine, theirs), name
+        assert_same_model(model, resumed)
 
 
 def test_state_of_another_rank_is_refused(transport: Transport) -> None:
@@ -85,8 +83,7 @@ def test_any_state_will_do_where_gradients_are_averaged(saved_by: str) -> None:
     resumed.load_state_dict(weights)
     again.load_state_dict(state)
     train(again, resumed, 3, first=3)
-    for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
-        assert torch.equal(mine, theirs), name
+    assert_same_model(model, resumed)
     assert again.report()["inner_steps"] == (3 if saved_by == "a plain optimizer" else 6)
 
 
@@ -105,9 +102,7 @@ def test_state_that_one_rank_has_loaded_is_broadcast_with_its_counts() -> None:
     lt.broadcast_parameters(resumed.state_dict(), root_rank=root)
     lt.broadcast_optimizer_state(again, root_rank=root)
     train(again, resumed, 3, first=3)
-    for (name, mine), theirs in zip(model.state_dict().items(), resumed.state_dict().values(), strict=True):
-        if "running" not in name:  # statistics of a batch, which is the rank's own
-            assert torch.equal(mine, theirs), name
+    assert_same_model(model, resumed, but="running")  # statistics of a batch, which is the rank's own
     assert again.report()["inner_steps"] == 6
 
 
