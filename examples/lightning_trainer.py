@@ -37,4 +37,5 @@ best = ModelCheckpoint(folder, filename="{epoch}", monitor="loss", save_top_k=-1
 trainer = lightning.Trainer(max_epochs=3, strategy=LentandoStrategy(), callbacks=[best], logger=False)
 loaders = DataLoader(data, batch_size=16, shuffle=True), DataLoader(data, batch_size=64)
 trainer.fit(Classifier(), *loaders, ckpt_path=f"{folder}/last.ckpt" if resume else None)
-print(f"rank {trainer.global_rank} of {trainer.world_size}: loss {trainer.callback_metrics['loss']:.4f}")
+loss = trainer.callback_metrics.get("loss")
+print(f"rank {trainer.global_rank} of {trainer.world_size}:", "all is trained" if loss is None else f"loss {loss:.4f}")
