@@ -47,6 +47,7 @@ def open_transport(
     process_group: "ProcessGroup | None" = None,
     elastic: bool = False,
     prefer_mpi: bool = False,
+    default_group: bool = True,
 ) -> Transport:
     """Open the transport that fits how this process was started. ``LENTANDO_TRANSPORT`` forces another.
 
@@ -58,6 +59,8 @@ def open_transport(
         process_group: a process group of torch.distributed that contains the participating ranks.
         elastic: whether the job continues when ranks die.
         prefer_mpi: whether to use MPI, unless ``LENTANDO_TRANSPORT`` forces another.
+        default_group: whether torch.distributed, if it is to connect the ranks and has no default group yet, gets one.
+            The program can use it; libraries that find it act as one of several ranks.
 
     Raises:
         LaunchError, ConfigurationError: as ``init``.
@@ -82,11 +85,13 @@ def open_transport(
     if forced == "nccl":
         from lentando.comm.transports.nccl import NCCLTransport
 
-        return NCCLTransport(_open_detected(comm, None))
-    return _open_detected(comm, forced or ("mpi" if prefer_mpi else None), elastic)
+        return NCCLTransport(_open_detected(comm, None, default_group=default_group))
+    return _open_detected(comm, forced or ("mpi" if prefer_mpi else None), elastic, default_group)
 
 
-def _open_detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = False) -> Transport:
+def _open_detected(
+    comm: "MPI.Intracomm | None", forced: str | None, elastic: bool = False, default_group: bool = True
+) -> Transport:
     if forced == "single" and comm is None:
         return SingleTransport()
     launch = detect_launch()
@@ -101,7 +106,7 @@ def _open_detected(comm: "MPI.Intracomm | None", forced: str | None, elastic: bo
         return _open_horovod(launch)
     is_for_torch = _torch_is_initialized() if launch is None else launch.torch or _has_only_torch(launch)
     if comm is None and (forced == "torch" or (forced is None and is_for_torch and not _mpi_is_initialized())):
-        return _open_torch(launch, None, elastic)
+        return _open_torch(launch, None, elastic, default_group)
     return _open_mpi(comm, launch, forced, elastic)
 
 
@@ -177,7 +182,9 @@ def _open_horovod(launch: Launch | None) -> Transport:
     return transport
 
 
-def _open_torch(launch: Launch | None, process_group: "ProcessGroup | None", elastic: bool) -> Transport:
+def _open_torch(
+    launch: Launch | None, process_group: "ProcessGroup | None", elastic: bool, default_group: bool = True
+) -> Transport:
     if elastic:
         raise ConfigurationError(
             "elastic=True is not possible over torch.distributed, which ends when a rank dies. Let torchrun restart "
@@ -185,21 +192,22 @@ def _open_torch(launch: Launch | None, process_group: "ProcessGroup | None", ela
             "--with-ft ulfm"
         )
     try:
-        from lentando.comm.transports.torch_distributed import Groups, TorchTransport, initialize_default_group
+        from lentando.comm.transports.torch_distributed import Groups, TorchTransport
     except ImportError as error:
         raise LaunchError(
             f"torch.distributed connects the ranks, but PyTorch cannot be loaded ({error}): pip install "
             "lentando[torch], or start with mpirun"
         ) from error
-    must_initialize = process_group is None and not _torch_is_initialized()
-    if must_initialize:
+    has_group = process_group is not None or _torch_is_initialized()
+    if has_group:
+        groups = Groups.of(process_group)
+    else:
         rank, size = check_meeting_point(launch)
         with startup_timeout(rank, size):
-            initialize_default_group(rank, size)
-    groups = Groups.of(process_group)
+            groups = Groups.of_job(rank, size, default_group=default_group)
     check_world(launch, groups.size, "its default process group", backend="torch.distributed")
     with startup_timeout(groups.rank or 0, groups.size):
-        return TorchTransport(groups, owns_default_group=must_initialize)
+        return TorchTransport(groups, owns_default_group=default_group and not has_group)
 
 
 def _has_only_torch(launch: Launch) -> bool:

@@ -103,7 +103,8 @@ def init(
         hide_launcher: whether to remove the variables by which a launcher numbers its ranks (``OMPI_COMM_WORLD_SIZE``,
             ``RANK`` and others) from the environment until ``shutdown()``. Libraries that would start torch.distributed
             because of them, such as Accelerate, then train this rank's model as if it were alone, and Lentando averages
-            it. By default this is done if Accelerate has been imported already, and ``MASTER_ADDR`` is not set.
+            it. torch.distributed gets no default group then, by which Transformers would see the other ranks. By
+            default this is done if Accelerate has been imported already, and ``MASTER_ADDR`` is not set.
 
     Raises:
         LaunchError: if the launcher promised a world that the transport does not see, or if this process is not a rank
@@ -128,14 +129,20 @@ def init(
     if program.joined is not None:
         return
     level = _log_level()
+    if hide_launcher is None:
+        hide_launcher = would_be_misread(os.environ, sys.modules)
     is_given = isinstance(comm, Transport)
-    joined = comm if isinstance(comm, Transport) else open_transport(comm, process_group=process_group, elastic=elastic)
+    joined = (
+        comm
+        if isinstance(comm, Transport)
+        else open_transport(comm, process_group=process_group, elastic=elastic, default_group=not hide_launcher)
+    )
     if elastic:
         _check_elastic(joined)
     program.joined = joined
     if not is_given and not isinstance(joined, SingleTransport) and detect_launch() is not None:
         mark_rank(os.environ)
-    if would_be_misread(os.environ, sys.modules) if hide_launcher is None else hide_launcher:
+    if hide_launcher:
         program.hidden_variables.update(hide_variables(os.environ))
     if level is not None:
         _log_to_stderr(level, joined.rank)

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from torch import distributed
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from lentando.comm.errors import ConfigurationError, grouped_by_rank
@@ -25,8 +26,8 @@ class LentandoCallback(TrainerCallback):
 
     Raises:
         ConfigurationError: on every rank, in ``train()``, if torch.distributed or several GPUs train the same model, if
-            the optimizer is not one of Lentando's, if the ranks would take different numbers of steps, or if they would
-            save in the same folder.
+            the optimizer is not one of Lentando's, if Transformers would save the model of one rank only, if the ranks
+            would take different numbers of steps, or if they would save in the same folder.
     """
 
     def on_train_begin(
@@ -67,6 +68,11 @@ def _obstacle(args: TrainingArguments, optimizer: Any) -> str | None:
         return (
             f"Accelerate has started torch.distributed on {args.world_size} ranks, and averages gradients at every "
             "step: call lt.init(hide_launcher=True) before TrainingArguments or an Accelerator is created"
+        )
+    if distributed.is_available() and distributed.is_initialized() and args.save_strategy != "no":
+        return (
+            "torch.distributed has a default process group, and Transformers then saves the model of its rank 0 only: "
+            "leave init_process_group to lt.init(hide_launcher=True), which makes none, or set save_strategy='no'"
         )
     if args.n_gpu > 1:
         return (

@@ -1,17 +1,19 @@
-"""Hugging Face's Trainer and Accelerate: what mpirun began, torchrun resumes bit-identically; wrong uses are errors."""
+"""Hugging Face's Trainer and Accelerate: any launcher resumes bit-identically what another began; errors of use."""
 
 import shutil
 import sys
+from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 
 import pytest
 import torch
-from case_selection import thoroughly
+from case_selection import selected_cases, thoroughly
 from launching import Job, launch, mpirun
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
-TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"]
 OFFLINE: dict[str, str | None] = {"HF_HUB_OFFLINE": "1"}
+Start = Callable[..., Job]
 
 WRONG_USES = """
 import sys
@@ -40,8 +42,19 @@ train(r"different numbers of steps \\(rank 0: 6; rank 1: 9\\)", items=8 + 4 * lt
 train("save in one folder", folder=sys.argv[1])
 train("on rank 0: the optimizer is SGD, which does not average", wrap=lambda sgd: sgd)
 train("on rank 0: the Trainer would split each batch among 2 GPUs", _n_gpu=2)
+torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+train("on rank 0: torch.distributed has a default process group")
 print("all refused")
 """
+
+
+def by_mpirun(*arguments: str) -> Job:
+    return mpirun(2, *arguments, timeout_seconds=200, environment=OFFLINE)
+
+
+def by_torchrun(*arguments: str) -> Job:
+    torchrun = str(Path(sys.executable).with_name("torchrun"))
+    return launch([torchrun, "--standalone", "--nproc-per-node", "2", *arguments], 200, OFFLINE)
 
 
 def check(job: Job) -> None:
@@ -49,16 +62,23 @@ def check(job: Job) -> None:
 
 
 @pytest.mark.long
-def test_trainer_resumes_and_saves_the_average(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("begin", "resume"),
+    selected_cases(
+        [(by_torchrun, by_mpirun)],  # Transformers looks at torch.distributed, which torchrun's ranks use
+        list(product((by_mpirun, by_torchrun), repeat=2)),
+    ),
+)
+def test_trainer_resumes_and_saves_the_average(begin: Start, resume: Start, tmp_path: Path) -> None:
     from safetensors.numpy import load_file
 
     program, whole, resumed = str(EXAMPLES / "hugging_face_trainer.py"), tmp_path / "whole", tmp_path / "resumed"
-    check(mpirun(2, program, str(whole), timeout_seconds=200, environment=OFFLINE))
+    check(begin(program, str(whole)))
     shutil.copytree(whole, resumed)
     shutil.rmtree(resumed / "average")
     for rank in range(2):
         shutil.rmtree(resumed / f"rank{rank}/checkpoint-14")
-    check(launch([*TORCHRUN, program, str(resumed), "--resume"], 200, OFFLINE))
+    check(resume(program, str(resumed), "--resume"))
     expected, found = (load_file(folder / "average/model.safetensors") for folder in (whole, resumed))
     replicas = [load_file(whole / f"rank{rank}/checkpoint-14/model.safetensors") for rank in range(2)]
     assert found.keys() == expected.keys()
@@ -73,15 +93,15 @@ def test_accelerate_resumes(tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
     program, whole, resumed = str(EXAMPLES / "accelerate_loop.py"), tmp_path / "whole", tmp_path / "resumed"
-    check(mpirun(2, program, str(whole), timeout_seconds=200))
+    check(by_mpirun(program, str(whole)))
     shutil.copytree(whole / "epoch0", resumed / "epoch0")
-    check(launch([*TORCHRUN, program, str(resumed), "--resume"], 200))
+    check(by_torchrun(program, str(resumed), "--resume"))
     for rank in range(2):
         expected, found = (load_file(folder / f"epoch2/rank{rank}/model.safetensors") for folder in (whole, resumed))
         assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 def test_wrong_uses_are_errors_on_every_rank(tmp_path: Path) -> None:
-    job = mpirun(2, "-c", WRONG_USES, str(tmp_path), timeout_seconds=200, environment=OFFLINE)
+    job = by_mpirun("-c", WRONG_USES, str(tmp_path))
     check(job)
     assert job.output.count("all refused") == 2

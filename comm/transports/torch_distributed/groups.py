@@ -1,8 +1,9 @@
 """Gloo groups of Lentando alone, over the ranks of a process group of the program.
 
 Messages match by the order in which a group's ranks start them, so that a group is never shared: neither with the
-program nor between threads. A group is made from the store of the program's process group. Making it involves its
-members only, and is invisible to the program, whose own groups are numbered as if it were not there.
+program nor between threads. A group is made from the store of the program's process group, or from that of the job.
+Making it involves its members only, and is invisible to the program, whose own groups are numbered as if it were not
+there.
 """
 
 import datetime as dt
@@ -22,7 +23,7 @@ if not dist.is_available():
 from torch.distributed import PrefixStore, ProcessGroupGloo, Store  # type: ignore[attr-defined]  # not in its stubs
 from torch.distributed.rendezvous import rendezvous
 
-__all__ = ["GlooGroup", "Groups", "Work", "initialize_default_group"]
+__all__ = ["GlooGroup", "Groups", "Work"]
 
 TIMEOUT = dt.timedelta(days=365)
 """Longest wait for other ranks: as over other backends, it is the stall inspector that limits and reports waits."""
@@ -66,25 +67,6 @@ class GlooGroup(Protocol):
         """Gather a tensor of each rank."""
 
 
-def initialize_default_group(rank: int, size: int) -> None:
-    """Join the job whose ranks meet where the environment variables of torch.distributed say.
-
-    Args:
-        rank: number of this process.
-        size: number of ranks.
-
-    Raises:
-        LaunchError: if the ranks cannot meet at this address.
-    """
-    try:
-        store, rank, size = next(rendezvous("env://", rank, size))
-        store = PrefixStore(agree_on_name(PrefixStore(_PREFIX, store), rank, size), store)
-        backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
-    except (RuntimeError, ValueError) as error:
-        raise LaunchError(f"torch.distributed could not join its job: {error}") from error
-
-
 class Groups:
     """Makes Gloo groups over the same ranks.
 
@@ -125,6 +107,28 @@ class Groups:
         store = PrefixStore(_PREFIX, store)
         with startup_timeout(rank, size):
             return cls(PrefixStore(agree_on_name(store, rank, size), store), rank, size)
+
+    @classmethod
+    def of_job(cls, rank: int, size: int, *, default_group: bool) -> "Groups":
+        """Return what makes groups of the ranks that meet where the environment variables of torch.distributed say.
+
+        Args:
+            rank: number of this process.
+            size: number of ranks.
+            default_group: whether torch.distributed gets a default group of these ranks, too.
+
+        Raises:
+            LaunchError: if the ranks cannot meet at this address.
+        """
+        try:
+            store, rank, size = next(rendezvous("env://", rank, size))
+            store = PrefixStore(agree_on_name(PrefixStore(_PREFIX, store), rank, size), store)
+            if default_group:
+                backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
+                dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        except (RuntimeError, ValueError) as error:
+            raise LaunchError(f"torch.distributed could not join its job: {error}") from error
+        return cls(PrefixStore(_PREFIX, store), rank, size)
 
     def make(self) -> GlooGroup:
         """Make a group. Collective."""
