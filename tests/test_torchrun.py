@@ -119,6 +119,7 @@ def test_a_rank_that_is_killed_ends_the_job() -> None:
         ("world.transport().exchange([], [(1, np.empty(1))]).wait()", "rank 1"),
         ("world.transport().allreduce(np.ones(4))", "a rank"),
         ("lt.synchronize(lt.allreduce_async(torch.ones(3), name='x'))", "rank 1"),
+        ("world.transport()._opened_short_messages().close()", "rank 1"),
         *selected_cases(
             [],
             [
@@ -127,7 +128,7 @@ def test_a_rank_that_is_killed_ends_the_job() -> None:
             ],
         ),
     ],
-    ids=["exchange", "allreduce", "asynchronous", *selected_cases([], ["notice", "polled notice"])],
+    ids=["exchange", "allreduce", "asynchronous", "last message", *selected_cases([], ["notice", "polled notice"])],
 )
 def test_ranks_that_wait_for_one_that_was_killed_say_so(wait: str, named: str) -> None:
     """Without an agent that ends them first."""

@@ -14,11 +14,14 @@ from lentando.comm.transports.torch_distributed.errors import TranslatedErrors, 
 from lentando.comm.transports.torch_distributed.groups import GlooGroup
 from lentando.comm.transports.torch_distributed.waiting import MessageInFlight, WaitingThreads
 
-__all__ = ["ShortMessages"]
+__all__ = ["PROBE_SECONDS", "ShortMessages"]
 
 _HEADER = struct.Struct("<qqq")
 """The sender of a message, its kind, and the length of its content in bytes."""
 _NOTICE, _CONTENT, _PROBE, _END = range(4)
+
+PROBE_SECONDS = 1.0
+"""Interval at which a thread that waits for short messages checks that the other ranks are alive."""
 
 
 class ShortMessages:
@@ -39,6 +42,7 @@ class ShortMessages:
         self._contents: deque[tuple[int, bytes]] = deque()
         self._notices: defaultdict[int, deque[int]] = defaultdict(deque)
         self._threads = threads
+        self._open = {peer for peer in range(size) if peer != rank}  # whose last message has not arrived
         self._receiver = threading.Thread(target=self._receive_all, name="lentando-receiving", daemon=True)
         self._receiver.start()
 
@@ -55,13 +59,12 @@ class ShortMessages:
             return None
 
     def probe(self) -> None:
-        """Send each other rank a message without effect. Raises ``TransportError`` if one has died.
+        """Send each rank that may still send a message without effect. Raises ``TransportError`` if one has died.
 
         A thread that receives messages of any rank is not informed of the death of one.
         """
-        for peer in range(self._size):
-            if peer != self._rank:
-                self._send(peer, _PROBE, b"")
+        for peer in tuple(self._open):
+            self._send(peer, _PROBE, b"")
 
     def leave_notice(self, peer: int, number: int) -> None:
         """Send a number to another rank, without waiting."""
@@ -81,11 +84,13 @@ class ShortMessages:
             self.changed.wait_for(lambda: self._notices[peer] or self._failure is not None, seconds)
 
     def close(self) -> None:
-        """Return once all ranks have called it and all messages have arrived."""
+        """Return once all ranks have called it and all messages have arrived. ``TransportError`` if one has died."""
         for peer in range(self._size):
             if peer != self._rank:
                 self._send(peer, _END, b"")
-        self._receiver.join()
+        while self._receiver.is_alive():
+            self._receiver.join(PROBE_SECONDS)
+            self.probe()
 
     def _send(self, peer: int, kind: int, content: bytes) -> None:
         parts = [_HEADER.pack(self._rank, kind, len(content)), content]
@@ -95,16 +100,16 @@ class ShortMessages:
                 self._threads.keep([MessageInFlight(work, peer, is_sent=True, tag=tag, nbytes=len(part))])
 
     def _receive_all(self) -> None:
-        remaining = self._size - 1
         try:
-            while remaining:
+            while self._open:
                 header = torch.empty(_HEADER.size, dtype=torch.uint8)
                 self._group.recv_anysource([header], self._tag).wait()
                 peer, kind, length = _HEADER.unpack(bytes(header.numpy()))
                 content = torch.empty(length, dtype=torch.uint8)
                 if length:
                     self._group.recv([content], peer, self._tag + 1).wait()
-                remaining -= kind == _END
+                if kind == _END:
+                    self._open.remove(peer)
                 with self.changed:
                     if kind == _NOTICE:
                         self._notices[peer].extend(struct.unpack("<q", bytes(content.numpy())))

@@ -21,7 +21,7 @@ from lentando.comm.transports.mailbox import Mailbox, Receive
 from lentando.comm.transports.torch_distributed.errors import TranslatedErrors
 from lentando.comm.transports.torch_distributed.exchange import TorchExchange
 from lentando.comm.transports.torch_distributed.groups import Groups, Work
-from lentando.comm.transports.torch_distributed.short_messages import ShortMessages
+from lentando.comm.transports.torch_distributed.short_messages import PROBE_SECONDS, ShortMessages
 from lentando.comm.transports.torch_distributed.unmatched import end_unmatched
 from lentando.comm.transports.torch_distributed.waiting import MessageInFlight, Messages, WaitingThreads
 from lentando.comm.transports.wider_dtypes import reduce_by
@@ -30,8 +30,6 @@ __all__ = ["TorchTransport"]
 
 BARRIER_TAG, NODE_BARRIER_TAG, SHORT_MESSAGES_TAG = 32_768, 32_769, 32_770
 """Tags above all tags of ``exchange``. Short messages use the next one as well."""
-PROBE_SECONDS = 1.0
-"""Interval at which a thread that waits for short messages checks that the other ranks are alive."""
 POLL_SECONDS = 1e-3
 """Interval between two polls of a background thread, unless it has other things to do."""
 
