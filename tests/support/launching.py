@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from prepared_python import prepared_python
 
 RANKS = Path(__file__).parents[1] / "ranks"
 """The tests that need several ranks."""
@@ -37,13 +38,19 @@ class Job:
 
 
 def mpirun(
-    size: int, *arguments: str, timeout_seconds: float = 120.0, environment: dict[str, str | None] | None = None
+    size: int,
+    *arguments: str,
+    timeout_seconds: float = 120.0,
+    environment: dict[str, str | None] | None = None,
+    prepared: str | None = None,
 ) -> Job:
     """Run ``python ARGUMENTS`` on ``size`` ranks: ``mpirun(4, "-c", "print('hello')", timeout_seconds=10)``.
 
-    Variables of ``environment`` are added to those of this process, or taken away where None.
+    Variables of ``environment`` are added to those of this process, or taken away where None. Each rank has imported
+    the module ``prepared`` when it begins (see ``prepared_python.py``).
     """
-    return launch([find_mpirun(), "-np", str(size), sys.executable, *arguments], timeout_seconds, environment)
+    python = [sys.executable] if prepared is None else prepared_python(prepared)
+    return launch([find_mpirun(), "-np", str(size), *python, *arguments], timeout_seconds, environment)
 
 
 def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str | None] | None = None) -> Job:

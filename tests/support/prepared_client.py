@@ -1,0 +1,44 @@
+"""Stands for a process that ``prepared_server.py`` forks: ``python -S prepared_client.py ADDRESS:NUMBER SCRIPT ...``.
+
+Passes signals on to it, and ends as it does. Starts in 20 ms, since it imports next to nothing.
+"""
+
+import array
+import json
+import os
+import signal
+import socket
+import struct
+import sys
+
+PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
+ENDED = struct.Struct("<i")
+
+
+def main() -> None:
+    """Let the server run the program, and end with its status."""
+    address, number = sys.argv[1].rsplit(":", 1)
+    # As in a job of usual processes, some ranks iterate over sets in another order than others.
+    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("RANK") or 0)
+    # Path would take as long to import as all the rest.
+    request = {"arguments": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+    server = socket.socket(socket.AF_UNIX)
+    server.connect(f"\0{address}{rank % int(number)}")
+    streams = array.array("i", [0, 1, 2])
+    content = json.dumps(request).encode() + b"\n"
+    sent = server.sendmsg([content], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
+    server.sendall(content[sent:])
+    for each in PASSED_ON:
+        signal.signal(each, lambda received, _: server.sendall(bytes([received])))
+    status = server.recv(ENDED.size)
+    if not status:
+        sys.exit("the server that had imported the framework has ended")
+    (exit_status,) = ENDED.unpack(status)
+    if exit_status < 0:
+        if -exit_status in PASSED_ON:
+            signal.signal(-exit_status, signal.SIG_DFL)
+        os.kill(os.getpid(), -exit_status)
+    os._exit(exit_status)
+
+
+main()

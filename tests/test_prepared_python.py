@@ -1,0 +1,83 @@
+"""Processes that begin with a framework imported run a program as Python does, and end as it does."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from launching import mpirun
+from prepared_python import prepared_python
+
+DESCRIBE = """
+import json, os, sys
+print(json.dumps([sys.argv, os.getcwd(), os.environ.get("GIVEN"), __name__, sys.stdin.read(), sys.path[0]]))
+print("to stderr", file=sys.stderr)
+"""
+
+
+def run(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]":
+    command = [*prepared_python("lentando.torch"), *arguments]
+    return subprocess.run(command, check=False, text=True, capture_output=True, **options)  # type: ignore[call-overload, no-any-return]
+
+
+@pytest.mark.parametrize("is_script", [False, True], ids=["-c", "script"])
+def test_program_has_its_arguments_folder_environment_and_streams(is_script: bool, tmp_path: Path) -> None:
+    program = ["-c", DESCRIBE]
+    if is_script:
+        (tmp_path / "program.py").write_text(DESCRIBE)
+        program = ["program.py"]
+    options = {"cwd": tmp_path, "env": {"GIVEN": "value"}, "input": "typed"}
+    as_python = subprocess.run(
+        [sys.executable, *program, "a", "b c"], text=True, capture_output=True, check=True, **options
+    )
+    prepared = run(*program, "a", "b c", **options)
+    assert prepared.returncode == 0
+    assert json.loads(prepared.stdout) == json.loads(as_python.stdout)
+    assert prepared.stderr == as_python.stderr == "to stderr\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "status"),
+    [("sys.exit(7)", 7), ("raise ValueError('why')", 1), ("os.kill(os.getpid(), signal.SIGKILL)", -9)],
+)
+def test_program_ends_as_under_python(ending: str, status: int) -> None:
+    ended = run("-c", f"import atexit, os, signal, sys\natexit.register(print, 'exit')\n{ending}")
+    assert ended.returncode == status
+    assert ended.stdout == ("" if status < 0 else "exit\n")
+    assert ("ValueError: why" in ended.stderr) == ("why" in ending)
+
+
+def test_framework_is_imported_once_for_all() -> None:
+    assert run("-c", "import sys; print('lentando.torch' in sys.modules)").stdout == "True\n"
+    started = time.process_time()
+    run("-c", "import lentando.torch")
+    assert time.process_time() - started < 1
+
+
+def test_signals_reach_the_program_and_its_death_follows_that_of_its_client(tmp_path: Path) -> None:
+    wait = """
+import os, signal, sys, time
+signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
+print(os.getpid(), flush=True)
+while True:
+    time.sleep(0.01)
+"""
+    client = subprocess.Popen([*prepared_python("lentando.torch"), "-c", wait], stdout=subprocess.PIPE, text=True)
+    assert client.stdout is not None
+    program = Path("/proc", client.stdout.readline().strip())
+    client.send_signal(signal.SIGTERM)
+    assert client.stdout.readline() == "asked to end\n"
+    assert program.exists()
+    client.kill()
+    assert client.stdout.read() == ""  # the last process that could write to it has ended
+    assert client.wait() == -signal.SIGKILL
+    client.stdout.close()
+
+
+def test_ranks_iterate_over_sets_in_different_orders() -> None:
+    job = mpirun(2, "-c", "print('hash', hash('a'), flush=True)", prepared="lentando.torch")
+    assert job.status == 0, job.output
+    assert len({line for line in job.output.splitlines() if line.startswith("hash")}) == 2
