@@ -6,10 +6,12 @@ by a thread, up to a twentieth of a second later, and each append replaces the e
 """
 
 import json
+import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -28,6 +30,10 @@ T = TypeVar("T")
 
 WRITE_SECONDS = 0.05
 """Time after which an event has been written."""
+END = b"\n]\n"
+"""End of the file, which the next events replace."""
+
+_log = logging.getLogger("lentando")
 
 
 class Timeline:
@@ -104,12 +110,12 @@ class Timeline:
         self._is_stopped = True
         self._has_events.set()
         with self._writing:
-            self._write()
-            if self._file >= 0:
-                os.close(self._file)
-            self._file = -1
+            self._write_or_end()
+            self._close_file()
 
     def _add(self, phase: str, name: str, **values: Any) -> None:
+        if self._file < 0:
+            return
         thread = threading.get_ident()
         if thread not in self._threads:
             self._threads.add(thread)
@@ -125,7 +131,27 @@ class Timeline:
             time.sleep(WRITE_SECONDS)
             self._has_events.clear()
             with self._writing:
-                self._write()
+                self._write_or_end()
+
+    def _write_or_end(self) -> None:
+        """Write, or end the recording with a warning, and the file with the last event that fits."""
+        try:
+            self._write()
+        except OSError as error:
+            _log.warning(
+                "rank %d cannot write its timeline any more (%s): the timeline ends here, and the job goes on",
+                self._rank,
+                error.strerror,
+            )
+            with suppress(OSError):  # reported above
+                os.ftruncate(self._file, self._end)
+                os.pwrite(self._file, END, self._end)
+            self._close_file()
+
+    def _close_file(self) -> None:
+        if self._file >= 0:
+            os.close(self._file)
+        self._file = -1
 
     def _write(self) -> None:
         events = self._events[:]
@@ -134,8 +160,11 @@ class Timeline:
             return
         text = ",\n".join(json.dumps(event) for event in events).encode()
         start = b",\n" if self._end else b"[\n"
-        os.pwrite(self._file, start + text + b"\n]\n", self._end)
-        self._end += len(start) + len(text)
+        content, position = start + text + END, self._end
+        while content:  # a disk that becomes full takes a part
+            written = os.pwrite(self._file, content, position)
+            content, position = content[written:], position + written
+        self._end = position - len(END)
 
 
 active: Timeline | None = None
