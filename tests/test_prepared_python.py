@@ -1,6 +1,7 @@
 """Processes that begin with a framework imported run a program as Python does, and end as it does."""
 
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -8,7 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
-from launching import mpirun
+from launchers import HOROVOD_GLOO, HOROVOD_MPI, OPEN_MPI, TORCHRUN, Launcher
 from prepared_python import prepared_python
 
 DESCRIBE = """
@@ -23,12 +24,13 @@ def run(*arguments: str, **options: object) -> "subprocess.CompletedProcess[str]
     return subprocess.run(command, check=False, text=True, capture_output=True, **options)  # type: ignore[call-overload, no-any-return]
 
 
-@pytest.mark.parametrize("is_script", [False, True], ids=["-c", "script"])
-def test_program_has_its_arguments_folder_environment_and_streams(is_script: bool, tmp_path: Path) -> None:
-    program = ["-c", DESCRIBE]
-    if is_script:
-        (tmp_path / "program.py").write_text(DESCRIBE)
-        program = ["program.py"]
+@pytest.mark.parametrize(
+    "program", [["-c", DESCRIBE], ["program.py"], ["folder"], ["-m", "program"]], ids=["-c", "script", "folder", "-m"]
+)
+def test_program_has_its_arguments_folder_environment_and_streams(program: list[str], tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    for name in ("program.py", "folder/__main__.py"):
+        (tmp_path / name).write_text(DESCRIBE)
     options = {"cwd": tmp_path, "env": {"GIVEN": "value"}, "input": "typed"}
     as_python = subprocess.run(
         [sys.executable, *program, "a", "b c"], text=True, capture_output=True, check=True, **options
@@ -60,7 +62,7 @@ def test_framework_is_imported_once_for_all() -> None:
 def test_signals_reach_the_program_and_its_death_follows_that_of_its_client(tmp_path: Path) -> None:
     wait = """
 import os, signal, sys, time
-signal.signal(signal.SIGTERM, lambda *_: print("asked to end", flush=True))
+signal.signal(signal.SIGTERM, lambda *_: os.write(1, b"asked to end\\n"))  # print may be what it interrupts
 print(os.getpid(), flush=True)
 while True:
     time.sleep(0.01)
@@ -77,7 +79,9 @@ while True:
     client.stdout.close()
 
 
-def test_ranks_iterate_over_sets_in_different_orders() -> None:
-    job = mpirun(2, "-c", "print('hash', hash('a'), flush=True)", prepared="lentando.torch")
+@pytest.mark.parametrize("launcher", [OPEN_MPI, TORCHRUN, HOROVOD_GLOO, HOROVOD_MPI], ids=lambda each: each.name)
+def test_ranks_iterate_over_sets_in_different_orders(launcher: Launcher) -> None:
+    program = "import sys; assert 'lentando.torch' in sys.modules; print('hash', hash('a'), flush=True)"
+    job = launcher.run(2, "-c", program, prepared="lentando.torch")
     assert job.status == 0, job.output
-    assert len({line for line in job.output.splitlines() if line.startswith("hash")}) == 2
+    assert len(set(re.findall(r"hash \S+", job.output))) == 2, job.output

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 from launching import Job, find_mpirun, launch
+from prepared_python import prepared_python
 
 MPICH = Path(sys.prefix, "mpich/bin")
 """Where `make horovod` installs it: an environment of its own, because one Python finds one MPI."""
@@ -51,10 +52,20 @@ class Launcher:
         *arguments: str,
         timeout_seconds: float = 120.0,
         environment: Mapping[str, str | None] | None = None,
+        prepared: str | None = None,
     ) -> Job:
-        """``python ARGUMENTS`` on ``size`` ranks; skips the test if the launcher is missing."""
+        """``python ARGUMENTS`` on ``size`` ranks; skips the test if the launcher is missing.
+
+        With ``prepared="lentando.torch"``, each rank has imported this module when it begins, and torchrun PyTorch
+        (see ``prepared_python.py``). MPICH's ranks have not: they need the descriptor that its mpiexec has left open.
+        """
         self.need()
-        command = [*self.command, str(size), *self.options, self.python, *arguments]
+        command, python = list(self.command), [self.python]
+        if prepared is not None and self.python == sys.executable:
+            python = prepared_python(prepared)
+            if command[0] == sys.executable:
+                command = [*prepared_python("lentando.torch"), *command[1:]]
+        command += [str(size), *self.options, *python, *arguments]
         return launch(command, timeout_seconds, {**NO_LAUNCHER, **(environment or {})})
 
     def need(self) -> None:

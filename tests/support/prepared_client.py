@@ -13,23 +13,27 @@ import sys
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 ENDED = struct.Struct("<i")
+RANK = ("RANK", "OMPI_COMM_WORLD_RANK", "HOROVOD_RANK")
+"""Variables of torchrun, mpirun and horovodrun."""
 
 
 def main() -> None:
     """Let the server run the program, and end with its status."""
     address, number = sys.argv[1].rsplit(":", 1)
     # As in a job of usual processes, some ranks iterate over sets in another order than others.
-    rank = int(os.environ.get("OMPI_COMM_WORLD_RANK") or os.environ.get("RANK") or 0)
+    rank = int(next((os.environ[name] for name in RANK if os.environ.get(name)), 0))
     # Path would take as long to import as all the rest.
     request = {"arguments": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
     server = socket.socket(socket.AF_UNIX)
     server.connect(f"\0{address}{rank % int(number)}")
+    signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until they can be passed on
     streams = array.array("i", [0, 1, 2])
     content = json.dumps(request).encode() + b"\n"
     sent = server.sendmsg([content], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
     server.sendall(content[sent:])
     for each in PASSED_ON:
         signal.signal(each, lambda received, _: server.sendall(bytes([received])))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     status = server.recv(ENDED.size)
     if not status:
         sys.exit("the server that had imported the framework has ended")

@@ -26,7 +26,9 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 @cache
 def prepared_python(module: str) -> list[str]:
-    """The beginning of a command that runs a script, or ``-c CODE``, with a module imported: ``lentando.torch``."""
+    """The beginning of a command that runs a script, ``-c CODE`` or ``-m MODULE`` with a module, ``lentando.torch``,
+    imported.
+    """
     if selected_cases(False, True):
         return [sys.executable]
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())

@@ -20,6 +20,7 @@ from types import CodeType
 
 ENDED = struct.Struct("<i")
 """Exit status of a program; negative, the signal that has ended it."""
+RUN_MODULE = "import runpy, sys; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 IDLE_SECONDS = 60.0
 """A server that has had no connection for so long ends."""
 
@@ -125,12 +126,16 @@ class _Server:
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # as if it had been imported here
         sys.argv = request["arguments"]  # type: ignore[assignment]
-        sys.path.insert(0, "" if sys.argv[0] == "-c" else str(Path(sys.argv[0]).resolve().parent))
         main = sys.modules["__main__"]
         del main.serve  # type: ignore[attr-defined]
-        if sys.argv[0] == "-c":
-            source, name = sys.argv.pop(1), "<string>"
+        given, name = sys.argv[0], "<string>"
+        if given == "-c":
+            folder, source = "", sys.argv.pop(1)
+        elif given == "-m":
+            folder, source = str(Path.cwd()), RUN_MODULE
         else:
-            name = main.__file__ = sys.argv[0]
-            source = Path(name).read_text("utf-8")
+            path = Path(given, "__main__.py") if Path(given).is_dir() else Path(given)
+            name = main.__file__ = str(path)
+            folder, source = str(path.resolve().parent), path.read_text("utf-8")
+        sys.path.insert(0, folder)
         return compile(source, name, "exec", dont_inherit=True)
