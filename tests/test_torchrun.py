@@ -11,6 +11,7 @@ from case_selection import selected_cases
 from launchers import OPEN_MPI, TORCHRUN
 from launching import launch
 from ports import free_port
+from prepared_python import prepared_python
 
 EXAMPLE = str(Path(__file__).parents[1] / "examples/digits_torch.py")
 ALGORITHMS = selected_cases(
@@ -20,6 +21,7 @@ ALGORITHMS = selected_cases(
 DIFFERENT = selected_cases(3, 5)
 """Models that they train at least, AllReduce left out: on four ranks, two of all algorithms mix in the same way."""
 
+PREPARED = "lentando.torch"
 BEGIN = """
 import os, signal, sys, time
 import numpy as np
@@ -46,7 +48,7 @@ def by_hand(program: str, size: int, **environment: str) -> list["subprocess.Com
     shared = {"WORLD_SIZE": str(size), **place, "OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
-            [sys.executable, "-c", program],
+            [*prepared_python(PREPARED), "-c", program],
             env={**os.environ, **shared, "RANK": str(rank), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -64,7 +66,8 @@ def by_hand(program: str, size: int, **environment: str) -> list["subprocess.Com
 
 def test_torchrun_that_mpirun_has_started_counts() -> None:
     """The ranks inherit the variables of mpirun, which says that there is one."""
-    torchrun = [*TORCHRUN.command, "2", *TORCHRUN.options, TORCHRUN.python]
+    python = prepared_python(PREPARED)
+    torchrun = [*python, *TORCHRUN.command[1:], "2", *TORCHRUN.options, *python]
     job = launch([*OPEN_MPI.command, "1", *torchrun, "-c", BEGIN + "lt.init()" + SUM], 120)
     assert job.status == 0, job.output
     assert done(job.output) == [f"done {rank} of 2 over torch" for rank in range(2)]
@@ -95,7 +98,7 @@ def test_every_algorithm_trains_the_same_model_as_under_mpirun(tmp_path: Path) -
     checksums = []
     for launcher, start in ((OPEN_MPI, ()), (TORCHRUN, ()), (TORCHRUN, ("-c", own_group))):
         folder = tmp_path / str(len(checksums))
-        job = launcher.run(4, *start, EXAMPLE, *options, str(folder), timeout_seconds=250)
+        job = launcher.run(4, *start, EXAMPLE, *options, str(folder), timeout_seconds=250, prepared=PREPARED)
         assert job.status == 0, job.output
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
         checksums.append({line["algorithm"]: line["checksum"] for line in lines if "summary" in line})
@@ -140,7 +143,9 @@ def test_ranks_that_wait_for_one_that_was_killed_say_so(wait: str, named: str) -
 
 
 def test_an_exception_ends_the_job_with_its_reason() -> None:
-    job = TORCHRUN.run(3, "-c", BEGIN + "lt.init()\nif lt.rank() == 1: raise ValueError('boom')\n" + SUM)
+    job = TORCHRUN.run(
+        3, "-c", BEGIN + "lt.init()\nif lt.rank() == 1: raise ValueError('boom')\n" + SUM, prepared=PREPARED
+    )
     assert job.status not in (0, None)
     assert "ValueError: boom" in job.output
     assert "Lentando: rank 1 failed (ValueError) and ends the job" in job.output
@@ -167,7 +172,7 @@ dist.all_reduce(everyone)
 assert everyone.item() == lt.size() == 4
 dist.destroy_process_group()
 """
-    job = TORCHRUN.run(4, "-c", BEGIN + program + SUM)
+    job = TORCHRUN.run(4, "-c", BEGIN + program + SUM, prepared=PREPARED)
     assert job.status == 0, job.output
     assert done(job.output) == [f"done {rank} of 4 over torch" for rank in range(4)]
 
@@ -189,7 +194,7 @@ if lt.rank() == 0:
 lt.shutdown()
 sys.stdout.write("done\\n")
 """
-    job = TORCHRUN.run(2, "-c", BEGIN + program)
+    job = TORCHRUN.run(2, "-c", BEGIN + program, prepared=PREPARED)
     assert job.status == 0, job.output
     assert done(job.output) == ["done", "done"]
 
@@ -211,13 +216,13 @@ sys.stdout.write("done\\n")
     ids=["elastic", "another size", "one rank alone", "not a member"],
 )
 def test_a_mistake_is_an_error_that_names_it(program: str, expected: str) -> None:
-    job = TORCHRUN.run(2, "-c", BEGIN + program, environment={"LENTANDO_JOIN_SECONDS": "3"})
+    job = TORCHRUN.run(2, "-c", BEGIN + program, environment={"LENTANDO_JOIN_SECONDS": "3"}, prepared=PREPARED)
     assert job.status not in (0, None)
     assert expected in job.output, job.output
 
 
 def test_a_world_of_one_needs_no_process_group() -> None:
-    job = TORCHRUN.run(1, "-c", BEGIN + "lt.init()\nassert not dist.is_initialized()\n" + SUM)
+    job = TORCHRUN.run(1, "-c", BEGIN + "lt.init()\nassert not dist.is_initialized()\n" + SUM, prepared=PREPARED)
     assert job.status == 0, job.output
     assert done(job.output) == ["done 0 of 1 over single"]
 
