@@ -20,6 +20,8 @@ from types import CodeType
 
 ENDED = struct.Struct("<i")
 """Exit status of a program; negative, the signal that has ended it."""
+USED_LATER = {"lentando.torch": ("torch._dynamo", "sklearn.datasets"), "lentando.tensorflow": ("sklearn.datasets",)}
+"""What most programs import soon: an optimizer of PyTorch, in its first step, and the examples."""
 RUN_MODULE = "import runpy, sys; runpy.run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 IDLE_SECONDS = 60.0
 """A server that has had no connection for so long ends."""
@@ -29,7 +31,8 @@ def serve() -> CodeType:
     """Fork a copy for each connection, and return in the copies."""
     address, module = sys.argv[1:]
     del sys.path[:2]  # this folder, and that in which the tests are run
-    importlib.import_module(module)
+    for each in (module, *USED_LATER.get(module, ())):
+        importlib.import_module(each)
     gc.freeze()  # a copy then shares the pages of what has been imported
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"\0{address}")
