@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -85,3 +86,25 @@ def test_ranks_iterate_over_sets_in_different_orders(launcher: Launcher) -> None
     job = launcher.run(2, "-c", program, prepared="lentando.torch")
     assert job.status == 0, job.output
     assert len(set(re.findall(r"hash \S+", job.output))) == 2, job.output
+
+
+def test_a_signal_that_comes_when_the_program_has_ended_is_ignored() -> None:
+    """As of a launcher that ends all ranks when one has failed. A busy server sees both at once."""
+    command = prepared_python("lentando.torch")
+    program = "import os; print(os.getpid(), flush=True); os.read(0, 1); os._exit(0)"
+    streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    other = json.dumps({"arguments": ["-c", ""], "folder": "/", "environment": {}}).encode()
+    with subprocess.Popen([*command, "-c", program], **streams) as client, socket.socket(socket.AF_UNIX) as second:  # type: ignore[call-overload]
+        status = Path(f"/proc/{int(client.stdout.readline())}/stat")
+        second.connect(f"\0{command[-1].rpartition(':')[0]}0")
+        socket.send_fds(second, [other], [0, 1, 2])
+        time.sleep(0.2)  # the server now waits for the end of the request
+        client.stdin.close()
+        while status.read_text().rpartition(")")[2].split()[0] != "Z":
+            time.sleep(0.01)
+        client.send_signal(signal.SIGUSR1)
+        time.sleep(0.1)
+        second.sendall(b"\n")
+        assert client.wait(60) == 0
+        assert second.recv(4) == bytes(4)
+    assert run("-c", "print('lives')").stdout == "lives\n"

@@ -47,7 +47,7 @@ def mpirun(
     """Run ``python ARGUMENTS`` on ``size`` ranks: ``mpirun(4, "-c", "print('hello')", timeout_seconds=10)``.
 
     Variables of ``environment`` are added to those of this process, or taken away where None. Each rank has imported
-    the module ``prepared`` when it begins (see ``prepared_python.py``).
+    the modules ``prepared`` when it begins (see ``prepared_python.py``).
     """
     python = [sys.executable] if prepared is None else prepared_python(prepared)
     return launch([find_mpirun(), "-np", str(size), *python, *arguments], timeout_seconds, environment)

@@ -31,8 +31,15 @@ def main() -> None:
     content = json.dumps(request).encode() + b"\n"
     sent = server.sendmsg([content], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, streams)])
     server.sendall(content[sent:])
+
+    def pass_on(received: int, _: object) -> None:
+        try:
+            server.sendall(bytes([received]))
+        except ConnectionError:
+            """The program has ended, and its status has arrived."""
+
     for each in PASSED_ON:
-        signal.signal(each, lambda received, _: server.sendall(bytes([received])))
+        signal.signal(each, pass_on)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, PASSED_ON)
     status = server.recv(ENDED.size)
     if not status:

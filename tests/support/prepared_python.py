@@ -25,19 +25,20 @@ ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
 
 
 @cache
-def prepared_python(module: str) -> list[str]:
-    """The beginning of a command that runs a script, ``-c CODE`` or ``-m MODULE`` with a module, ``lentando.torch``,
-    imported.
+def prepared_python(modules: str) -> list[str]:
+    """The beginning of a command that runs a script, ``-c CODE`` or ``-m MODULE`` with modules imported.
+
+    The modules are ``lentando.torch``, for instance, or several with commas between them.
     """
     if selected_cases(False, True):
         return [sys.executable]
     run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    address = f"lentando-{run}-{module}-"
+    address = f"lentando-{run}-{modules}-"
     with (Path(tempfile.gettempdir()) / f"lentando-{run}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for number in range(NUMBER):
             if not _connected(f"{address}{number}"):
-                _start(f"{address}{number}", module)
+                _start(f"{address}{number}", modules)
                 assert _connected(f"{address}{number}")
     return [sys.executable, "-S", str(HERE / "prepared_client.py"), f"{address}:{NUMBER}"]
 
@@ -58,15 +59,15 @@ def _connected(address: str) -> bool:
     return True
 
 
-def _start(address: str, module: str) -> None:
+def _start(address: str, modules: str) -> None:
     reading, writing = os.pipe()
     os.posix_spawn(
         sys.executable,
-        [sys.executable, "-c", START, str(HERE), address, module],
+        [sys.executable, "-c", START, str(HERE), address, modules],
         {**os.environ, **ENVIRONMENT},
         file_actions=[(os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0), (os.POSIX_SPAWN_DUP2, writing, 1)],
         setsid=True,  # other processes that run tests may need it for longer than this one
     )
     os.close(writing)
     with os.fdopen(reading, "rb") as output:
-        assert output.readline() == b"ready\n", f"no process that has imported {module}: see above"
+        assert output.readline() == b"ready\n", f"no process that has imported {modules}: see above"

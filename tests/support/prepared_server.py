@@ -29,10 +29,11 @@ IDLE_SECONDS = 60.0
 
 def serve() -> CodeType:
     """Fork a copy for each connection, and return in the copies."""
-    address, module = sys.argv[1:]
+    address, modules = sys.argv[1:]
     del sys.path[:2]  # this folder, and that in which the tests are run
-    for each in (module, *USED_LATER.get(module, ())):
-        importlib.import_module(each)
+    for module in modules.split(","):
+        for each in (module, *USED_LATER.get(module, ())):
+            importlib.import_module(each)
     gc.freeze()  # a copy then shares the pages of what has been imported
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(f"\0{address}")
@@ -64,6 +65,8 @@ class _Server:
                     self._report_ended()
                 elif source is self._listener:
                     self._add(self._listener.accept()[0])
+                elif source not in self._clients:
+                    """It was removed a moment ago, when its program had ended."""
                 elif (code := self._receive(source)) is not None:
                     wakeup.close()
                     woken.close()
@@ -81,7 +84,9 @@ class _Server:
 
     def _receive(self, client: socket.socket) -> CodeType | None:
         """Serve a message of a client. Returns code in a copy only."""
-        content, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
+        content, streams = b"", []
+        with suppress(ConnectionResetError):  # a client that was killed
+            content, streams, _, _ = socket.recv_fds(client, 1 << 20, 3)
         running = [pid for pid, other in self._programs.items() if other is client]
         if not content:
             for pid in running:
@@ -108,7 +113,7 @@ class _Server:
                 break
             client = self._programs.pop(pid)
             if client in self._clients:
-                with suppress(BrokenPipeError):
+                with suppress(ConnectionError):
                     client.sendall(ENDED.pack(os.waitstatus_to_exitcode(status)))
                 self._remove(client)
 
