@@ -21,9 +21,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from recipes import PRESETS, Recipe
-from train_torch import main as train
 
 from lentando.comm import simulate
 
@@ -97,6 +95,10 @@ has the settings of the row with them.
 
 
 def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, Any]:
+    import torch  # takes seconds, which --table and --missing do not need
+    from train_torch import main as train
+
+    torch.set_num_threads(1)
     milestones = tuple(round(share * options.epochs) for share in MILESTONES)
     lr, slow_momentum = TUNED[row]
     lr = lr if options.lr is None else options.lr
@@ -122,7 +124,6 @@ def main() -> None:
     parser.add_argument("--slow-momentum", type=float, metavar="BETA", help="of SlowMo (default: the best of each row)")
     parser.add_argument("--any-size", action="store_true", help="accept fewer images than are published")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if not options.table:
         settings = {name: getattr(options, name) for name in ("limit", "epochs", "lr", "slow_momentum")}
         run_missing(options, settings, lambda row, seed: run(row, seed, options))

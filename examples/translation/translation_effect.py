@@ -17,8 +17,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from train_torch import main as train
 from translation_recipes import PRESETS, SHAPES
 
 from lentando.comm import simulate
@@ -48,6 +46,10 @@ PAIRS = (
 
 
 def run(row: str, seed: int, options: argparse.Namespace) -> Mapping[str, Any]:
+    import torch  # takes seconds, which --table and --missing do not need
+    from train_torch import main as train
+
+    torch.set_num_threads(1)
     recipe = replace(
         ROWS[row], model=options.model, batch_tokens=options.batch_tokens, epochs=options.epochs, lr=options.lr,
         warmup_steps=options.warmup_steps, dropout=options.dropout, max_length=options.max_length,
@@ -77,7 +79,6 @@ def main() -> None:
         flag = f"--{name.replace('_', '-')}"
         parser.add_argument(flag, type=type(default), default=default, choices=choices, help=f"(default: {default})")
     options = parser.parse_args()
-    torch.set_num_threads(1)
     if not options.table:
         settings = {name: getattr(options, name) for name in SHARED}
         run_missing(options, settings, lambda row, seed: run(row, seed, options))
