@@ -3,7 +3,7 @@
 import importlib
 import json
 import math
-import os
+import re
 import subprocess
 import sys
 from itertools import pairwise
@@ -12,6 +12,9 @@ from typing import Any
 
 import pytest
 from case_selection import selected_cases
+from launchers import OPEN_MPI, TORCHRUN
+from launching import mpirun
+from prepared_python import prepared_python
 
 ROOT = Path(__file__).parents[2]
 
@@ -21,10 +24,10 @@ def run(*arguments: str) -> "subprocess.CompletedProcess[str]":
     return subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
 
 
-def test_peers_take_turns_and_end_in_a_table_and_pictures(tmp_path: Path) -> None:
+def test_jobs_of_peers_end_in_a_table_and_pictures(tmp_path: Path) -> None:
     results = tmp_path / "of" / "today"  # made if it is not there
     done = run(
-        "node", "--sizes", "64KB,1MB", "--repeats", "2", "--libraries", "Open MPI,Gloo", "--results", str(results)
+        "node", "--sizes", "64KB,1MB", "--repeats", "1", "--libraries", "Open MPI,Gloo", "--results", str(results)
     )
     assert done.returncode == 0, done.stderr
     title, table = (results / "node.md").read_text().split("\n", 1)
@@ -36,6 +39,31 @@ def test_peers_take_turns_and_end_in_a_table_and_pictures(tmp_path: Path) -> Non
         "node_2_ranks.png",
         "node_4_ranks.png",
     ]
+
+
+TAKES_ITS_TURN = """
+import json, sys
+from pathlib import Path
+library, log = sys.argv[1], Path(sys.argv[2])
+seen = log.read_text().split()
+log.write_text(" ".join([*seen, library]))
+print(json.dumps({"turn": len(seen)}))
+"""
+
+
+def test_peers_take_turns_forwards_and_backwards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    jobs = importlib.import_module("jobs")
+    log, program = tmp_path / "log", tmp_path / "program.py"
+    log.touch()
+    program.write_text(TAKES_ITS_TURN)
+    names = [jobs.OURS, "Open MPI"]
+    found = jobs.alternate(jobs.HostGroup(0, 1), names, str(program), {name: [str(log)] for name in names}, 3)
+    assert log.read_text().split() == ["mpi", "lentando", "lentando", "mpi", "mpi", "lentando"]
+    assert {name: sample["turn"].seconds for name, sample in found.items()} == {
+        names[0]: (1, 2, 5),
+        names[1]: (0, 3, 4),
+    }
 
 
 def test_peer_that_is_not_here_is_an_error_that_says_who_is() -> None:
@@ -62,19 +90,16 @@ def test_a_single_measurement_is_reported_without_a_spread(monkeypatch: pytest.M
     assert str(sample((1.0, 2.0, 3.0))) == "2 (1 to 3) s"
 
 
-LAUNCHERS = {
-    "lentando": ["mpirun", "-np", "2", sys.executable],
-    "gloo": [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"],
-}
+LAUNCHERS = {"lentando": OPEN_MPI, "gloo": TORCHRUN}
 
 
 def peer(program: str, library: str, *arguments: str) -> dict[str, Any]:
     """What a job of two ranks says."""
-    command = [*LAUNCHERS[library], str(ROOT / "benchmarks/peers" / program), library, *arguments]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=200)
-    assert done.returncode == 0, done.stderr
-    found: dict[str, Any] = json.loads(done.stdout)
+    file = str(ROOT / "benchmarks/peers" / program)
+    done = LAUNCHERS[library].run(2, file, library, *arguments, timeout_seconds=200, prepared="lentando.torch")
+    assert done.status == 0, done.output
+    (report,) = re.findall(r"^\{.*\}$", done.output, re.MULTILINE)
+    found: dict[str, Any] = json.loads(report)
     return found
 
 
@@ -92,10 +117,10 @@ def test_training_until_a_loss_reports_when_it_was_where(library: str, methods: 
 
 
 def test_iteration_takes_no_less_than_it_computes() -> None:
-    found = peer("iterations.py", "lentando", "--compute-seconds", "0.02", "--gossip-seconds", "0.01", "--layers", "2")
+    found = peer("iterations.py", "lentando", "--compute-seconds", "0.01", "--gossip-seconds", "0.005", "--layers", "2")
     assert {"AllReduce", "AllReduce(overlap=False)", "SlowMo", "SGP", "OSGP"} < set(found)
     for name, seconds in found.items():
-        assert seconds > (0.02 if "AllReduce" in name or name in ("SlowMo", "compute alone") else 0.01)
+        assert seconds > (0.01 if "AllReduce" in name or name in ("SlowMo", "compute alone") else 0.005)
 
 
 def test_iterations_of_a_chosen_method_are_timed_with_computing_alone() -> None:
@@ -140,8 +165,10 @@ def test_runs_that_are_kept_are_not_repeated_and_end_in_a_table_and_a_picture(tm
 
 def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
     file = tmp_path / "step.md"
-    command = [sys.executable, str(ROOT / "benchmarks/step_overhead.py"), "--steps", "50", "--markdown", str(file)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    command = [*prepared_python("lentando.torch"), str(ROOT / "benchmarks/step_overhead.py")]
+    done = subprocess.run(
+        [*command, "--steps", "50", "--markdown", str(file)], capture_output=True, text=True, check=False, timeout=120
+    )
     assert done.returncode == 0, done.stderr
     assert "| 100        | " in file.read_text()
     title, table = file.read_text().split("\n", 1)
@@ -151,22 +178,17 @@ def test_what_step_adds_goes_into_a_table(tmp_path: Path) -> None:
 
 def test_what_gossip_adds_goes_into_a_table(tmp_path: Path) -> None:
     file = tmp_path / "gossip.md"
-    command = ["mpirun", "-np", "2", sys.executable, str(ROOT / "benchmarks/gossip_on_node.py"), "--size", "4MB"]
-    done = subprocess.run(
-        [*command, "--batch", "2", "--repeats", "1", "--markdown", str(file)],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-    assert done.returncode == 0, done.stderr
+    command = [str(ROOT / "benchmarks/gossip_on_node.py"), "--size", "4MB", "--batch", "2", "--repeats", "1"]
+    done = mpirun(2, *command, "--markdown", str(file), prepared="lentando.torch")
+    assert done.status == 0, done.output
     rows = [line.split("|")[1].strip() for line in file.read_text().splitlines() if line.startswith("|")]
     assert [row for row in rows if not row.startswith("-")] == ["method", "SGD alone", "SGP", "OSGP", "D-PSGD"]
 
 
 def test_what_fit_takes_besides_goes_into_a_table(tmp_path: Path) -> None:
     file = tmp_path / "fit.md"
-    command = [sys.executable, str(ROOT / "benchmarks/fit_overhead.py"), "--repeats", "1", "--epochs", "1"]
+    program = str(ROOT / "benchmarks/fit_overhead.py")
+    command = [*prepared_python("lentando.tensorflow"), program, "--repeats", "1", "--epochs", "1"]
     done = subprocess.run(
         [*command, "--batches", "3", "--markdown", str(file)], capture_output=True, text=True, check=False, timeout=120
     )
