@@ -13,8 +13,7 @@ import pytest
 from case_selection import thoroughly
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from launching import mpirun
-from recipe_runs import LIMIT_SECONDS, alone, resumed_after_a_kill, weights
+from recipe_runs import alone, on_ranks, resumed_after_a_kill, weights
 
 ROOT = Path(__file__).parents[2]
 FOLDER = str(ROOT / "examples" / "cifar")
@@ -195,7 +194,7 @@ def test_two_images_of_one_name_in_a_shard_are_refused(tmp_path: Path) -> None:
 
 def test_too_few_images_end_every_rank_with_one_sentence(tmp_path: Path) -> None:
     made.write_folder(tmp_path)
-    few = mpirun(2, TORCH, *SMALL, "--limit", "1", "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    few = on_ranks(2, TORCH, *SMALL, "--limit", "1", "--data", str(tmp_path))
     assert few.status not in (0, None)
     assert len(re.findall("rank 0, 1: 1 images are too few for 2 ranks and batches of 3", few.output)) == 2, few.output
     assert "Traceback" not in few.output
@@ -208,7 +207,7 @@ def test_keras_trains_on_records(tmp_path: Path) -> None:
 
 
 def test_missing_data_ends_every_rank_with_one_sentence(tmp_path: Path) -> None:
-    missing = mpirun(2, TORCH, *SMALL, "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    missing = on_ranks(2, TORCH, *SMALL, "--data", str(tmp_path))
     assert missing.status not in (0, None)
     assert len(re.findall(r"rank 0, 1: .* holds no ImageNet: it has 0 training and 0", missing.output)) == 2
     assert "Traceback" not in missing.output

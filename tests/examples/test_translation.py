@@ -1,14 +1,11 @@
 """The recipe of examples/translation, started as a user starts it, on a toy language in the real format."""
 
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from launching import mpirun
 from parallel_texts import write_parallel_text
-from recipe_runs import LIMIT_SECONDS, alone, finished, resumed_after_a_kill, weights
+from recipe_runs import alone, finished, on_ranks, refused, resumed_after_a_kill, weights
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples" / "translation"
@@ -68,21 +65,19 @@ def test_ranks_learn_as_simulated_ones_and_resume_bit_identically(text: Path, tm
     with (text / "train.en").open("a") as english, (text / "train.de").open("a") as german:
         english.write("one\n")
         german.write("eins\n")
-    other = [sys.executable, TORCH, *saving, "--resume", "--simulate", "4"]
-    refused = subprocess.run(other, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    assert refused.returncode == 1
-    assert "is of a run with other settings" in refused.stderr
+    reason = refused(TORCH, *saving, "--resume", "--simulate", "4")
+    assert "is of a run with other settings" in reason
 
 
 def test_missing_and_unequal_text_ends_every_rank_with_one_sentence(tmp_path: Path) -> None:
-    missing = mpirun(3, TORCH, "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    missing = on_ranks(3, TORCH, "--data", str(tmp_path))
     assert missing.status not in (0, None)
     assert len(re.findall(r"rank 0, 1, 2: .* holds no parallel text: .*train\.en, .*one sentence", missing.output)) == 3
     write_parallel_text(tmp_path)
     alone(str(FOLDER / "vocabulary.py"), "--data", str(tmp_path), "--size", "60")
     file = tmp_path / "valid.de"
     file.write_bytes(file.read_bytes()[: file.read_bytes().rindex(b"\n", 0, -1) + 1])
-    unequal = mpirun(3, TORCH, "--data", str(tmp_path), timeout_seconds=LIMIT_SECONDS)
+    unequal = on_ranks(3, TORCH, "--data", str(tmp_path))
     assert unequal.status not in (0, None)
     assert (
         len(re.findall(r"rank 0, 1, 2: .*valid\.en has 12 lines and .*valid\.de has 11: line N", unequal.output)) == 3
@@ -91,11 +86,9 @@ def test_missing_and_unequal_text_ends_every_rank_with_one_sentence(tmp_path: Pa
 
 
 def test_impossible_sizes_of_a_vocabulary_are_refused(text: Path) -> None:
-    command = [sys.executable, str(FOLDER / "vocabulary.py"), "--size", "5000", "--data"]
     for folder, reason in ((text, r"error: Vocabulary size too high \(5000\)\. .* <= \d+"), (text / "none", "no file")):
-        run = subprocess.run([*command, str(folder)], capture_output=True, text=True, timeout=120, check=False)
-        assert run.returncode == 2
-        assert re.search(reason, run.stderr), run.stderr
+        found = refused(str(FOLDER / "vocabulary.py"), "--size", "5000", "--data", str(folder), status=2)
+        assert re.search(reason, found), found
 
 
 def test_the_effect_is_shown_in_parts(text: Path, tmp_path: Path) -> None:
@@ -111,13 +104,12 @@ def test_the_effect_is_shown_in_parts(text: Path, tmp_path: Path) -> None:
 def test_keras_ranks_learn_and_resume_bit_identically(text: Path, tmp_path: Path) -> None:
     common = [*SMALL, "--beam", "1", "--epochs", "2", "--batch-tokens", "90", "--row", "local-adam-slowmo-average"]
     common += ["--period", "3", "--reduction", "ring", "--dropout", "0.1", "--no-progress", "--data", str(text)]
-    whole = finished(mpirun(2, KERAS, *common, timeout_seconds=LIMIT_SECONDS))
+    whole = finished(on_ranks(2, KERAS, *common))
     first, second = re.findall(r"epoch \d: loss ([\d.]+)", whole)
     assert float(second) < float(first)
     saving = [*common, "--output", str(tmp_path), "--save-every", "2"]
     resumed = resumed_after_a_kill(2, 1, 17, KERAS, *saving)
     assert re.search(r"resumed in epoch [12] after \d+ steps", resumed)
     assert weights(resumed) == weights(whole)
-    command = [sys.executable, KERAS, "--beam", "2", "--data", str(text)]
-    refused = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_SECONDS, check=False)
-    assert "in Keras, translations are greedy: pass --beam 1" in refused.stderr
+    reason = refused(KERAS, "--beam", "2", "--data", str(text))
+    assert "in Keras, translations are greedy: pass --beam 1" in reason
