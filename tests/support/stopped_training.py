@@ -42,23 +42,28 @@ class Outcome:
     undisturbed: list[str]
 
 
-def run(program: Path, *trainings: str, stop: str = "", size: int = 2, timeout_seconds: float = 120.0) -> Job:
+def run(
+    program: Path, *trainings: str, stop: str = "", timeout_seconds: float = 120.0, prepared: str | None = None
+) -> Job:
     """One training after the other in one job: ``"FOLDER:METHOD:OPTION:..."`` each."""
     return mpirun(
-        size,
+        2,
         str(program),
         *trainings,
         timeout_seconds=timeout_seconds,
         environment={"STOP": stop, "STEPS": str(STEPS), "TF_CPP_MIN_LOG_LEVEL": "3"},
+        prepared=prepared,
     )
 
 
-def outcomes(program: Path, folder: Path, cases: Sequence[Case]) -> list[Outcome]:
+def outcomes(program: Path, folder: Path, cases: Sequence[Case], prepared: str) -> list[Outcome]:
     """Each is stopped in a job of its own. A last job resumes all, and trains all again: most of a job is its start."""
     saved = [f"{folder / str(number)}:{case.what}" for number, case in enumerate(cases)]
     again = [f"{folder / f'{number} again'}:{case.what}" for number, case in enumerate(cases)]
-    stopped = [run(program, training, stop=case.stop) for training, case in zip(saved, cases, strict=True)]
-    job = run(program, *saved, *again, timeout_seconds=240)
+    stopped = [
+        run(program, training, stop=case.stop, prepared=prepared) for training, case in zip(saved, cases, strict=True)
+    ]
+    job = run(program, *saved, *again, timeout_seconds=240, prepared=prepared)
     ends = [
         sorted(re.findall(rf"END (\d+) ([0-9a-f]+) {re.escape(training)}\n", job.output)) for training in saved + again
     ]

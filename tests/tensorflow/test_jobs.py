@@ -1,12 +1,12 @@
 """Whole programs under mpirun: what happens to a job when something goes wrong on one rank, in fit."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from case_selection import selected_cases
 from launching import mpirun
+from prepared_python import prepared_python
 
 PROGRAM = """
 import os, sys
@@ -37,7 +37,7 @@ print("done", optimizer.report()["rounds"])
 @pytest.mark.parametrize("method", selected_cases(["allreduce"], ["slowmo", "allreduce"]))
 def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: str) -> None:
     (tmp_path / "program.py").write_text(PROGRAM)
-    job = mpirun(2, str(tmp_path / "program.py"), method, "fewer", timeout_seconds=120)
+    job = mpirun(2, str(tmp_path / "program.py"), method, "fewer", timeout_seconds=120, prepared="lentando.tensorflow")
     assert job.status not in (0, None)
     assert job.output.count("MismatchError: the ranks are not about to do the same thing") >= 2
     assert ("after 12 steps and 2 rounds" if method == "slowmo" else "after 10 steps") in job.output
@@ -50,6 +50,11 @@ def test_rank_that_raises_takes_the_job_down(tmp_path: Path) -> None:
     assert job.status not in (0, None)
     assert "RuntimeError: disk is on fire" in job.output
     assert "rank 1 failed (RuntimeError) and ends the job" in job.output
+
+
+def run_alone(program: str) -> "subprocess.CompletedProcess[str]":
+    command = [*prepared_python("lentando.tensorflow"), "-c", program]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_fit_with_a_single_thread_does_not_wait_for_itself() -> None:
@@ -66,7 +71,7 @@ for base in (lt.LocalSGD(), lt.SGP(), lt.AllReduce()):
     model.fit(np.ones((16, 4)), np.ones((16, 3)), batch_size=2, verbose=0)
     print("rounds", optimizer.report()["rounds"])
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    finished = run_alone(program)
     assert finished.stdout.count("rounds 2") == 3, finished.stderr
 
 
@@ -81,5 +86,5 @@ try:
 except lt.ConfigurationError as error:
     print(error)
 """
-    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    finished = run_alone(program)
     assert "TensorFlow 2 is needed" in finished.stdout, finished.stderr

@@ -56,7 +56,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     found = tmp_path_factory.mktemp("three")
     for size, action in ((3, "save"), (2, "load")):
         wanted = [f"{method}:{STEP}" for method in METHODS]
-        job = mpirun(size, str(PROGRAM), "tensorflow", action, str(found), *wanted, timeout_seconds=120)
+        job = mpirun(
+            size,
+            str(PROGRAM),
+            "tensorflow",
+            action,
+            str(found),
+            *wanted,
+            timeout_seconds=120,
+            prepared="lentando.tensorflow",
+        )
         assert job.status == 0, job.output
     return found
 
@@ -99,8 +108,8 @@ def test_training_continues_to_the_same_loss(method: str, folder: Path) -> None:
 def test_two_ranks_of_tensorflow_continue_from_three_of_pytorch(tmp_path: Path) -> None:
     """Names, axes and the number of ranks change at once."""
     found = []
-    for size, program in ((3, FROM_TORCH), (2, TO_KERAS)):
-        job = mpirun(size, "-c", program, str(tmp_path / "saved"), timeout_seconds=120)
+    for size, program, module in ((3, FROM_TORCH, "lentando.torch"), (2, TO_KERAS, "lentando.tensorflow")):
+        job = mpirun(size, "-c", program, str(tmp_path / "saved"), timeout_seconds=120, prepared=module)
         assert job.status == 0, job.output
         stated = next(line for line in job.output.splitlines() if line.startswith("found "))
         found.append([np.array(tensor) for tensor in json.loads(stated.removeprefix("found "))])

@@ -1,11 +1,11 @@
 """SIGTERM in Keras: saved from outside the graph, by a callback in fit; resumed, nothing is lost."""
 
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from case_selection import selected_cases
+from prepared_python import prepared_python
 from stopped_training import Case, Outcome, assert_nothing_is_lost, outcomes, run
 
 PROGRAM = """
@@ -85,7 +85,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def found(program: Path) -> dict[Case, Outcome]:
-    return dict(zip(CASES, outcomes(program, program.parent, CASES), strict=True))
+    return dict(zip(CASES, outcomes(program, program.parent, CASES, "lentando.tensorflow"), strict=True))
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.what)
@@ -101,7 +101,7 @@ def test_graph_reports_of_messages_between_outer_steps(program: Path, tmp_path: 
 
 
 def test_callback_that_was_forgotten_is_asked_for(program: Path, tmp_path: Path) -> None:
-    job = run(program, f"{tmp_path / 'saved'}:slowmo:fit:forget", stop="1@6")
+    job = run(program, f"{tmp_path / 'saved'}:slowmo:fit:forget", stop="1@6", prepared="lentando.tensorflow")
     assert job.status == 0, job.output
     assert job.output.count("give fit() what save_on_signal returned, in callbacks=[...]") == 1, job.output
 
@@ -128,5 +128,6 @@ except SystemExit as error:
 else:
     raise AssertionError("the job continues")
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=False)
+    python = prepared_python("lentando.tensorflow")
+    done = subprocess.run([*python, "-c", program], capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 0, done.stderr

@@ -2,8 +2,9 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
+
+from prepared_python import prepared_python
 
 PROGRAM = """
 import json, os, sys
@@ -61,7 +62,7 @@ print(json.dumps(statuses), json.dumps(found), len(left), sep="|")
 
 def outcome(tmp_path: Path, keep: int) -> tuple[list[int], list[str], int]:
     finished = subprocess.run(
-        [sys.executable, "-c", PROGRAM, str(tmp_path / "saved"), str(keep)],
+        [*prepared_python("lentando.torch"), "-c", PROGRAM, str(tmp_path / "saved"), str(keep)],
         capture_output=True,
         text=True,
         timeout=120,

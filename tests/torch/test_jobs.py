@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 from case_selection import selected_cases
 from launching import mpirun
+from prepared_python import prepared_python
 
 PROGRAM = """
 import sys, time
@@ -42,10 +43,10 @@ METHODS = ["slowmo", "allreduce"]
 WHERE_BOTH_FAIL_ALIKE = selected_cases(["slowmo"], METHODS)
 
 
-def run(tmp_path: Path, ending: str, method: str, size: int = 3) -> Any:
+def run(tmp_path: Path, ending: str, method: str, size: int = 3, prepared: str | None = "lentando.torch") -> Any:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + ending)
-    return mpirun(size, str(program), method, timeout_seconds=120)
+    return mpirun(size, str(program), method, timeout_seconds=120, prepared=prepared)
 
 
 def check_that_the_failure_has_ended(job: Any) -> None:
@@ -71,7 +72,7 @@ def test_rank_with_fewer_batches_is_named_on_every_rank(tmp_path: Path, method: 
 @pytest.mark.parametrize("method", WHERE_BOTH_FAIL_ALIKE)
 def test_rank_that_raises_takes_the_job_down(tmp_path: Path, method: str) -> None:
     ending = "train(5)\nif lt.rank() == 2: fail()\ntrain(1000000)"
-    check_that_the_failure_has_ended(run(tmp_path, ending, method))
+    check_that_the_failure_has_ended(run(tmp_path, ending, method, prepared=None))
 
 
 def test_inside_join_a_rank_may_have_fewer_batches_and_equal_steps_end_well(tmp_path: Path) -> None:
@@ -118,8 +119,8 @@ with lt.join(optimizer):
     check_that_the_failure_has_ended(run(tmp_path, ending, method))
 
 
-def python(program: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+def run_alone(python: list[str], program: str) -> "subprocess.CompletedProcess[str]":
+    return subprocess.run([*python, "-c", program], capture_output=True, text=True, timeout=120, check=False)
 
 
 def test_use_before_init_is_refused() -> None:
@@ -135,7 +136,7 @@ for use in uses:
     except lt.NotInitializedError as error:
         print(error)
 """
-    finished = python(program)
+    finished = run_alone(prepared_python("lentando.torch"), program)
     assert finished.stdout.count("call init() first") == 6, finished.stderr
 
 
@@ -143,7 +144,7 @@ def test_torch_package_loads_no_tensorflow_and_no_mpi() -> None:
     program = (
         "import sys, lentando.torch\nprint([m for m in ('tensorflow', 'keras', 'mpi4py.MPI') if m in sys.modules])"
     )
-    assert python(program).stdout.strip() == "[]"
+    assert run_alone([sys.executable], program).stdout.strip() == "[]"
 
 
 def test_rank_that_forgets_the_loss_takes_the_job_down_with_the_reason(tmp_path: Path) -> None:

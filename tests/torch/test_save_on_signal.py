@@ -2,12 +2,12 @@
 
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from case_selection import selected_cases
 from launching import mpirun
+from prepared_python import prepared_python
 from stopped_training import Case, Outcome, assert_nothing_is_lost, outcomes, run
 
 PROGRAM = """
@@ -90,7 +90,7 @@ def program(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def found(program: Path) -> dict[Case, Outcome]:
     cases = [*METHODS, SEVERAL, *LONG_ROUNDS]
-    return dict(zip(cases, outcomes(program, program.parent, cases), strict=True))
+    return dict(zip(cases, outcomes(program, program.parent, cases, "lentando.torch"), strict=True))
 
 
 @pytest.mark.parametrize("case", METHODS, ids=lambda case: case.what)
@@ -124,7 +124,7 @@ def test_second_signal_ends_a_rank_at_once(program: Path, tmp_path: Path) -> Non
 
 def test_checkpoint_that_cannot_be_written_is_an_error_on_every_rank(program: Path, tmp_path: Path) -> None:
     (tmp_path / "saved").write_text("a file where the folder should be")
-    job = run(program, f"{tmp_path / 'saved'}:slowmo", stop="1@6")
+    job = run(program, f"{tmp_path / 'saved'}:slowmo", stop="1@6", prepared="lentando.torch")
     assert job.status not in (0, 85, None)
     assert job.output.count("CheckpointError: saving a checkpoint to") == 2, job.output
 
@@ -138,7 +138,7 @@ model = torch.nn.Linear(2, 2)
 optimizer = lt.SlowMo(torch.optim.SGD(model.parameters(), lr=0.1), model=model)
 lt.save_on_signal("nowhere", optimizer, signals=[signal.SIGTERM, signal.SIGUSR1][: 1 + lt.rank()])
 """
-    job = mpirun(2, "-c", program, timeout_seconds=120)
+    job = mpirun(2, "-c", program, timeout_seconds=120, prepared="lentando.torch")
     assert job.status not in (0, None)
     text = (
         "rank 0: save_on_signal(SIGTERM; every=None, automatic=True); rank 1: save_on_signal(SIGTERM, SIGUSR1; every="
@@ -187,7 +187,8 @@ for options in ({{"every": 0}}, {{"every": True}}):
     except lt.ConfigurationError as error:
         print(error)
 """
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    python = prepared_python("lentando.torch")
+    done = subprocess.run([*python, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert "only in the main thread" in done.stdout
     assert done.stdout.count("every must be an integer >= 1") == 2

@@ -16,7 +16,7 @@ OF_A_TRANSPORT = ("comm/transports/", "comm/reductions/", "comm/extremes", "comm
 
 @pytest.mark.parametrize("size", [1, 2])
 def test_a_step_opens_few_files(size: int) -> None:
-    job = mpirun(size, str(COUNTING))
+    job = mpirun(size, str(COUNTING), prepared="lentando.torch")
     assert job.status == 0, job.output
     found = {
         title: [line.split(":")[0].strip() for line in lines.splitlines()]

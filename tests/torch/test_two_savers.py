@@ -1,8 +1,9 @@
 """Two jobs that save to one place at the same instant, as a requeued job may do that overlaps with its predecessor."""
 
 import subprocess
-import sys
 from pathlib import Path
+
+from prepared_python import prepared_python
 
 JOB = """
 import sys
@@ -32,7 +33,7 @@ class Job:
     """A job of one rank that saves and loads when asked to."""
 
     def __init__(self, number: int) -> None:
-        command = [sys.executable, "-c", JOB, str(number)]
+        command = [*prepared_python("lentando.torch"), "-c", JOB, str(number)]
         self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
     def ask(self, action: str, folder: Path) -> None:

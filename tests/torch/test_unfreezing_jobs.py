@@ -21,6 +21,6 @@ for step in range(40):
 
 def test_gossip_does_not_wait_for_a_rank_that_unfreezes_alone() -> None:
     """Between its steps no message compares the ranks; the one that waits for the others is asked what it does."""
-    job = mpirun(3, "-c", PROGRAM)
+    job = mpirun(3, "-c", PROGRAM, prepared="lentando.torch")
     assert job.status not in (0, None), job.output
     assert "changes which parameters it trains" in job.output
