@@ -17,6 +17,7 @@ from elastic_numbers import DIMENSION, METHODS, RANKS, RATE, SEEN, STEPS, start
 from launchers import MPICH
 from launching import Job, find_mpirun, launch, mpirun
 from numpy_model import Worker
+from prepared_python import prepared_python
 from reference import quadratic
 
 from lentando.comm import simulate, world
@@ -38,10 +39,13 @@ number = world.rank()
 """What programs begin with whose ranks do little."""
 
 
-def elastic(*arguments: str, size: int = RANKS, seconds: float = 120.0, **environment: str) -> Job:
+def elastic(
+    *arguments: str, size: int = RANKS, seconds: float = 120.0, prepared: str | None = None, **environment: str
+) -> Job:
     """Run a program of which ranks may die."""
+    python = [sys.executable] if prepared is None else prepared_python(prepared)
     support = os.pathsep.join([str(Path(__file__).parent / "support"), os.environ.get("PYTHONPATH", "")])
-    command = [find_mpirun(), "--with-ft", "ulfm", "-np", str(size), sys.executable, *arguments]
+    command = [find_mpirun(), "--with-ft", "ulfm", "-np", str(size), *python, *arguments]
     return launch(command, seconds, {"PYTHONPATH": support, **environment})
 
 
@@ -316,9 +320,8 @@ lt.barrier()
 )
 def test_training_continues(framework: str, flags: list[str], kill: list[str], living: list[int]) -> None:
     options = [option for text in kill for option in ("--kill", text)]
-    job = elastic(
-        TRAIN_WITH_DEATHS, framework, "--epochs", "4", *options, *flags, seconds=120, TF_CPP_MIN_LOG_LEVEL="3"
-    )
+    arguments = [TRAIN_WITH_DEATHS, framework, "--epochs", "4", *options, *flags]
+    job = elastic(*arguments, prepared=f"lentando.{framework}", TF_CPP_MIN_LOG_LEVEL="3")
     found = check_living(job, living)
     assert len({one["checksum"] for one in found}) == 1
     assert found[0]["accuracy"] > 0.9
@@ -391,7 +394,7 @@ with optimizer.averaged():
     found["sum"] = sum(float(p.sum()) for p in model.parameters())
 sys.stdout.write(json.dumps(found) + "\\n")
 """
-    found = stated(elastic("-c", program, str(tmp_path / "checkpoint"), str(victim)))
+    found = stated(elastic("-c", program, str(tmp_path / "checkpoint"), str(victim), prepared="lentando.torch"))
     assert [one["number"] for one in found] == living
     assert [one["saved"] for one in found] == [3, 3]
     assert [one["of"] for one in found] == living
@@ -427,7 +430,10 @@ sys.stdout.write(f"sum {sum(float(p.detach().double().sum()) for p in model.para
 """
     for number, (one, other) in enumerate((("elastic", "plain"), ("plain", "elastic"))):
         path = str(tmp_path / str(number))
-        jobs = [elastic("-c", program, kind, when, path, size=2) for kind, when in ((one, "first"), (other, "second"))]
+        jobs = [
+            elastic("-c", program, kind, when, path, size=2, prepared="lentando.torch")
+            for kind, when in ((one, "first"), (other, "second"))
+        ]
         assert [job.status for job in jobs] == [0, 0], [job.output for job in jobs]
         found = [re.findall(r"^sum (\S+)$", job.output, re.MULTILINE) for job in jobs]
         assert found == [[found[0][0]] * 2] * 2

@@ -2,7 +2,6 @@
 
 import json
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +22,18 @@ from elastic_state_data import (
     batch,
 )
 from launching import find_mpirun, launch
+from prepared_python import prepared_python
 
 from lentando.comm.transport import Array
 
 SUPPORT = Path(__file__).parent / "support"
 
 
-def survivors(program: str, *arguments: str, size: int = 3) -> list[dict[str, Any]]:
+def survivors(framework: str, *arguments: str, size: int = 3) -> list[dict[str, Any]]:
     """What the survivors of an elastic job have printed, by rank."""
-    command = [find_mpirun(), "--with-ft", "ulfm", "-np", str(size), sys.executable, str(SUPPORT / program), *arguments]
+    python = prepared_python({"torch": "lentando.torch", "keras": "lentando.tensorflow"}[framework])
+    program = str(SUPPORT / f"elastic_state_{framework}.py")
+    command = [find_mpirun(), "--with-ft", "ulfm", "-np", str(size), *python, program, *arguments]
     path = os.pathsep.join([str(SUPPORT), os.environ.get("PYTHONPATH", "")])
     job = launch(command, 120, {"PYTHONPATH": path})
     assert job.status == 0, job.output
@@ -87,7 +89,7 @@ def trained(steps: int, ranks: dict[int, list[int]], momentum: float, slow: floa
 def test_survivors_continue_from_the_last_commit_as_a_smaller_job_from_that_state(
     method: str, commit: int, slow: float | None
 ) -> None:
-    found = survivors("elastic_state_torch.py", method)
+    found = survivors("torch", method)
     weights = trained(STEPS, {0: [3, 0], commit: [2, 0]}, MOMENTUM, slow)
     assert [one["number"] for one in found] == [0, 2]
     for rank, one in enumerate(found):
@@ -100,7 +102,7 @@ def test_survivors_continue_from_the_last_commit_as_a_smaller_job_from_that_stat
 
 @pytest.mark.parametrize("method", selected_cases(["osgp"], ["sgp", "osgp"]))
 def test_gossip_begins_again_from_the_last_commit(method: str) -> None:
-    found = survivors("elastic_state_torch.py", method)
+    found = survivors("torch", method)
     assert [one["number"] for one in found] == [0, 2]
     for one in found:
         (first, second), commit = one["entered"], one["entered"][1][0]
@@ -115,7 +117,7 @@ def test_gossip_begins_again_from_the_last_commit(method: str) -> None:
 
 def test_fit_and_graphs_continue_from_the_last_commit() -> None:
     """In one job: rank 1 dies in ``fit``, and rank 0 of the other two in a loop that calls a ``tf.function``."""
-    (found,) = survivors("elastic_state_keras.py")
+    (found,) = survivors("keras")
     assert (found["number"], found["rank"], found["size"]) == (2, 0, 1)
     assert found["resets"] == [[1, 2]]
     assert found["entered"] == [[0, 0, 0], [1, 0, BATCHES], [0, 2], [LOOP_COMMIT, 1]]

@@ -1,18 +1,21 @@
 """``make faults`` in short: a method of each kind, in PyTorch, with few kills."""
 
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from case_selection import selected_cases
+from prepared_python import prepared_python
 
 PROGRAM = Path(__file__).parent / "faults"
 
 
 def faults(*arguments: str, seconds: float = 560) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, str(PROGRAM), *arguments]
+    ranks = shlex.join(prepared_python("lentando.torch"))
+    command = [sys.executable, str(PROGRAM), "--python", ranks, *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=seconds, check=False)
 
 

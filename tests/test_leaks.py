@@ -13,7 +13,7 @@ FLAT = Held(300 * 2**20, 20, 500, 6, 12)
 
 
 def test_what_is_made_and_dropped_leaves_nothing_behind() -> None:
-    job = mpirun(2, str(SCRIPT), "--minutes", "0.15", timeout_seconds=300)
+    job = mpirun(2, str(SCRIPT), "--minutes", "0.1", timeout_seconds=300)
     assert job.status == 0, job.output
     assert job.output.count("nothing grew") == 2
     assert int(re.findall(r"(\d+) turns", job.output)[-1]) > 1

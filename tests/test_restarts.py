@@ -7,16 +7,18 @@ from pathlib import Path
 import pytest
 from launching import Job, launch
 from pages import ROOT
+from prepared_python import prepared_python
 
 SUPPORT = Path(__file__).parent / "support"
 SCRIPT = ROOT / "examples/resume_torch.py"
 
 
-def train(folder: Path, *deaths: str, restarts: int = 2) -> Job:
+def train(folder: Path, *deaths: str, restarts: int = 2, is_prepared: bool = True) -> Job:
     """The example on two ranks, of which some kill themselves: ``LIFE:RANK:STEPS``."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}"]
+    python = prepared_python("lentando.torch") if is_prepared else [sys.executable]
+    options = ["--standalone", "--nproc-per-node=2", f"--max-restarts={restarts}", "--no-python"]
     program = [str(SUPPORT / "restarted_training.py"), str(SCRIPT), str(folder), *deaths]
-    return launch([sys.executable, *torchrun, *program], 200)
+    return launch([*python, "-m", "torch.distributed.run", *options, *python, *program], 200)
 
 
 def weights(job: Job) -> set[str]:
@@ -44,7 +46,7 @@ def test_ranks_that_are_killed_change_nothing(tmp_path: Path, undisturbed: set[s
 
 
 def test_death_without_a_restart_ends_the_job(tmp_path: Path) -> None:
-    job = train(tmp_path, "0:1:25", restarts=0)
+    job = train(tmp_path, "0:1:25", restarts=0, is_prepared=False)
     assert job.status not in (0, None), job.output
     assert "ended with weights" not in job.output
     assert "Signal 9 (SIGKILL)" in job.output

@@ -41,8 +41,8 @@ LARGE = "1200"
 """Layers whose messages an engine does not copy aside: their sender waits for the receiver."""
 
 
-def check(launcher: Launcher, ranks: int, program: Path, *arguments: str) -> None:
-    job = launcher.run(ranks, str(program), *arguments, timeout_seconds=120)
+def check(launcher: Launcher, prepared: str, ranks: int, program: Path, *arguments: str) -> None:
+    job = launcher.run(ranks, str(program), *arguments, timeout_seconds=120, prepared=prepared)
     assert job.status not in (0, None), job.output
     assert job.output.count("MismatchError: the ranks are not about to do the same thing") >= ranks, job.output
     ended = "evaluates the average" if "evaluate" in arguments else "has ended (shutdown, or the end of the program)"
@@ -57,11 +57,11 @@ def test_torch(tmp_path: Path, launcher: Launcher, ranks: int, size: str, ending
         pytest.skip("the environment of MPICH has no PyTorch")
     program = tmp_path / "program.py"
     program.write_text(TORCH)
-    check(launcher, ranks, program, size, ending)
+    check(launcher, "lentando.torch", ranks, program, size, ending)
 
 
 @thoroughly
 def test_keras(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(KERAS)
-    check(OPEN_MPI, 2, program)
+    check(OPEN_MPI, "lentando.tensorflow", 2, program)

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from launchers import TORCHRUN
 from launching import Job, mpirun
 
 from lentando.c10d.endings import GRACE_SECONDS
@@ -27,8 +28,9 @@ ONE_SUM = "tensor = torch.ones(2)\ndist.all_reduce(tensor)\nassert tensor.tolist
 def job(size: int, program: str, environment: dict[str, str | None] | None = None) -> Job:
     unset: dict[str, str | None] = dict.fromkeys(("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"))
     return mpirun(
-        size, "-c", BEGIN + textwrap.dedent(program), timeout_seconds=100, environment={**unset, **(environment or {})}
-    )
+        size, "-c", BEGIN + textwrap.dedent(program), timeout_seconds=100, prepared="lentando.torch",
+        environment={**unset, **(environment or {})},
+    )  # fmt: skip
 
 
 def test_no_argument_is_needed_groups_can_be_made_again_and_the_last_need_not_be_destroyed() -> None:
@@ -109,14 +111,10 @@ def test_process_that_a_rank_starts_can_import_the_backend(tmp_path: Path) -> No
 
 def test_torchrun_without_mpi_is_refused_with_what_to_use() -> None:
     program = BEGIN + 'dist.init_process_group("lentando")'
-    run = subprocess.run(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--no-python",
-         sys.executable, "-c", program],
-        capture_output=True, text=True, timeout=100, check=False,
-    )  # fmt: skip
-    assert run.returncode != 0
-    assert "torchrun has started this one. Start with mpirun or srun" in run.stderr
-    assert 'use init_process_group("gloo")' in run.stderr
+    job = TORCHRUN.run(2, "-c", program, timeout_seconds=100, prepared="lentando.torch")
+    assert job.status not in (0, None), job.output
+    assert "torchrun has started this one. Start with mpirun or srun" in job.output
+    assert 'use init_process_group("gloo")' in job.output
 
 
 def test_group_of_one_process_needs_no_mpi() -> None:

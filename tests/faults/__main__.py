@@ -77,6 +77,7 @@ class Runner:
         self.results: dict[str, Result] = {}
         self.references: dict[tuple[str, int], dict[str, list[dict[str, Any]]]] = {}
         self.kills = 0
+        self.python = shlex.split(options.python)
 
     def wanted(self, name: str) -> bool:
         patterns = self.options.only
@@ -93,7 +94,7 @@ class Runner:
         folder = Path(order["folder"])
         for old in folder.glob("found-*.json"):
             old.unlink()
-        command = [find_mpirun(), *mpirun, "-np", str(size), sys.executable, str(HERE / "rank.py"), json.dumps(order)]
+        command = [find_mpirun(), *mpirun, "-np", str(size), *self.python, str(HERE / "rank.py"), json.dumps(order)]
         limit = START_SECONDS[order["framework"]] + seconds
         finished = launch(command, limit)
         found = [json.loads(path.read_text()) for path in sorted(folder.glob("found-*.json"))]
@@ -314,6 +315,9 @@ def main() -> int:
     parser.add_argument("--stop-seconds", type=float, default=20.0, help="how long SIGSTOP lasts (default 20)")
     parser.add_argument(
         "--margin", type=float, default=0.01, help="by how much the accuracy of an elastic job may fall (default 0.01)"
+    )
+    parser.add_argument(
+        "--python", default=shlex.quote(sys.executable), metavar="COMMAND", help="what begins a rank (this Python)"
     )
     parser.add_argument("--verbose", action="store_true", help="print what the jobs write")
     options = parser.parse_args()

@@ -6,7 +6,6 @@ number of ranks. With two ranks there is one order to add in, so that the result
 
 import importlib
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -16,11 +15,11 @@ from typing import Any
 import pytest
 import torch
 from case_selection import selected_cases
-from launching import Job, launch, mpirun
+from launchers import OPEN_MPI, TORCHRUN
+from launching import Job
 from safetensors.torch import load_file
 
 PROGRAM = Path(__file__).parents[1] / "support/torch_distributed"
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 SIZES = selected_cases((2,), (2, 3))
 SECONDS = 200
 TOLERANCES: dict[str, Any] = {
@@ -64,9 +63,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Runs:
 
 
 def start(backend: str, size: int, *arguments: str) -> Job:
-    if backend == "gloo":
-        return launch([*TORCHRUN, str(size), str(PROGRAM), backend, *arguments], SECONDS)
-    return mpirun(size, str(PROGRAM), backend, *arguments, timeout_seconds=SECONDS)
+    launcher = TORCHRUN if backend == "gloo" else OPEN_MPI
+    return launcher.run(size, str(PROGRAM), backend, *arguments, timeout_seconds=SECONDS, prepared="lentando.torch")
 
 
 with pytest.MonkeyPatch.context() as patch:

@@ -21,7 +21,7 @@ LEARNING_RATE, MOMENTUM, SLOW_MOMENTUM, PERIOD, STEPS = 0.1, 0.9, 0.5, 4, 24
 def test_each_half_does_what_it_should(launcher: Launcher) -> None:
     """Over backend lentando, and over Gloo."""
     arguments = (str(EXAMPLE), "--ranks-per-node", str(RANKS_PER_NODE))
-    job = launcher.run(NODES * RANKS_PER_NODE, *arguments, timeout_seconds=250)
+    job = launcher.run(NODES * RANKS_PER_NODE, *arguments, timeout_seconds=250, prepared="lentando.torch")
     assert job.status == 0, job.output
     found = {
         int(rank): np.fromstring(f"{weights}, {bias}", sep=", ")

@@ -53,6 +53,7 @@ def test_kill_of_one_rank_ends_the_job_long_before_the_timeout(operation: str) -
 )
 def test_rank_that_stands_still_is_an_error_on_the_others_after_the_timeout(operation: str, rank: int) -> None:
     """Rank 0 holds the store of torch.distributed, which then answers no other rank."""
-    job = mpirun(3, "-c", PROGRAM.format(timeout=5, signal="SIGSTOP", rank=rank), operation, timeout_seconds=100)
+    program = PROGRAM.format(timeout=5, signal="SIGSTOP", rank=rank)
+    job = mpirun(3, "-c", program, operation, timeout_seconds=100, prepared="lentando.torch")
     assert job.status not in (0, None), job.output
     assert "has reached its timeout of 5 s" in job.output
