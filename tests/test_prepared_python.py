@@ -15,7 +15,7 @@ from prepared_python import prepared_python
 
 DESCRIBE = """
 import json, os, sys
-print(json.dumps([sys.argv, os.getcwd(), os.environ.get("GIVEN"), __name__, sys.stdin.read(), sys.path[0]]))
+print(json.dumps([sys.argv, os.getcwd(), os.environ.get("GIVEN"), __name__, sys.stdin.read(), sys.path[:2]]))
 print("to stderr", file=sys.stderr)
 """
 
@@ -32,7 +32,7 @@ def test_program_has_its_arguments_folder_environment_and_streams(program: list[
     (tmp_path / "folder").mkdir()
     for name in ("program.py", "folder/__main__.py"):
         (tmp_path / name).write_text(DESCRIBE)
-    options = {"cwd": tmp_path, "env": {"GIVEN": "value"}, "input": "typed"}
+    options = {"cwd": tmp_path, "env": {"GIVEN": "value", "PYTHONPATH": "given"}, "input": "typed"}
     as_python = subprocess.run(
         [sys.executable, *program, "a", "b c"], text=True, capture_output=True, check=True, **options
     )

@@ -145,6 +145,6 @@ class _Server:
             path = Path(given, "__main__.py") if Path(given).is_dir() else Path(given)
             name = main.__file__ = str(path)
             folder, source = str(path.resolve().parent), path.read_text("utf-8")
-        paths = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-        sys.path[:0] = [folder, *(path for path in paths if path and path not in sys.path)]
+        paths = [str(Path(path).absolute()) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+        sys.path[:0] = [folder, *(path for path in paths if path not in sys.path)]
         return compile(source, name, "exec", dont_inherit=True)
