@@ -139,7 +139,7 @@ class Timeline:
             self._write()
         except OSError as error:
             _log.warning(
-                "rank %d cannot write its timeline any more (%s): the timeline ends here, and the job goes on",
+                "rank %d cannot write its timeline any more (%s): the timeline ends here, and the job continues",
                 self._rank,
                 error.strerror,
             )
