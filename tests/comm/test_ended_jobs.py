@@ -77,12 +77,13 @@ def test_what_communicates_after_shutdown_is_an_error_that_says_so() -> None:
 
 @pytest.mark.parametrize("shut_down", [False, True])
 def test_program_that_finalizes_mpi_ends_well(shut_down: bool) -> None:
-    job = mpirun(2, "-c", f"shut_down = {shut_down}\n" + FINALIZED)
+    job = mpirun(2, "-c", f"shut_down = {shut_down}\n" + FINALIZED, prepared="lentando.torch")
     assert job.status == 0, job.output
     assert job.output.count(ENDED) == 6
 
 
 def test_exception_after_finalize_is_the_users_alone() -> None:
-    job = mpirun(2, "-c", "shut_down = False\n" + FINALIZED + "raise ValueError('afterwards')\n")
+    program = "shut_down = False\n" + FINALIZED + "raise ValueError('afterwards')\n"
+    job = mpirun(2, "-c", program, prepared="lentando.torch")
     assert job.output.count("ValueError: afterwards") >= 1
     assert "Lentando:" not in job.output

@@ -28,7 +28,7 @@ WRITE = r"sys.stdout.write(f'done {world.rank()} of {world.size()}\n')" + "\n"
 
 
 def job(program: str, size: int = 2) -> Job:
-    return HOROVOD_GLOO.run(size, "-c", program, timeout_seconds=120)
+    return HOROVOD_GLOO.run(size, "-c", program, timeout_seconds=120, prepared="lentando.torch")
 
 
 def ends_well(program: str) -> None:

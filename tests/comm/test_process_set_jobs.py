@@ -49,7 +49,7 @@ print("rank", lt.rank(), "has resumed")
 def test_sets_save_and_resume_apart_and_a_stall_in_one_names_the_ranks_of_the_job(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + RESUMED)
-    job = mpirun(4, str(program), str(tmp_path), environment={"LENTANDO_STALL_SECONDS": "1"})
+    job = mpirun(4, str(program), str(tmp_path), environment={"LENTANDO_STALL_SECONDS": "1"}, prepared="lentando.torch")
     assert job.status == 0, job.output
     assert job.output.count("has resumed") == 4
     line = PROGRAM.splitlines().index("        optimizer.step()") + 1
@@ -75,7 +75,7 @@ print("rank", lt.rank(), "has trained to the end")
 def test_the_members_of_a_set_save_and_leave_when_one_receives_a_signal(tmp_path: Path) -> None:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + SIGNALLED)
-    job = mpirun(4, str(program), str(tmp_path))
+    job = mpirun(4, str(program), str(tmp_path), prepared="lentando.torch")
     assert job.status == 85, job.output
     assert job.output.count("has trained to the end") == 2
     assert "rank 3 of 2 received" not in job.output

@@ -32,7 +32,7 @@ def run(tmp_path: Path, ending: str, size: int = 3, **seconds: float) -> Job:
     program = tmp_path / "program.py"
     program.write_text(PROGRAM + ending)
     settings: dict[str, str | None] = {f"LENTANDO_STALL_{name.upper()}": str(value) for name, value in seconds.items()}
-    return mpirun(size, str(program), timeout_seconds=120, environment=settings)
+    return mpirun(size, str(program), timeout_seconds=120, environment=settings, prepared="lentando.torch")
 
 
 LATE = """

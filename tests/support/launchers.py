@@ -56,8 +56,9 @@ class Launcher:
     ) -> Job:
         """``python ARGUMENTS`` on ``size`` ranks; skips the test if the launcher is missing.
 
-        With ``prepared="lentando.torch"``, each rank has imported this module when it begins, and torchrun PyTorch
-        (see ``prepared_python.py``). MPICH's ranks have not: they need the descriptor that its mpiexec has left open.
+        With ``prepared="lentando.torch"``, each rank has imported this module when it begins, and torchrun and
+        horovodrun PyTorch (see ``prepared_python.py``). MPICH's ranks have not: they need the descriptor that its
+        mpiexec has left open.
         """
         self.need()
         command, python = list(self.command), [self.python]
@@ -65,6 +66,8 @@ class Launcher:
             python = prepared_python(prepared)
             if command[0] == sys.executable:
                 command = [*prepared_python("lentando.torch"), *command[1:]]
+            elif command[0] == str(HOROVODRUN):
+                command = [*prepared_python("lentando.torch"), *command]
         command += [str(size), *self.options, *python, *arguments]
         return launch(command, timeout_seconds, {**NO_LAUNCHER, **(environment or {})})
 
