@@ -4,6 +4,7 @@ They hold for any number of ranks. A rank that fails ends the whole job, so that
 """
 
 import faulthandler
+import gc
 import os
 import sys
 import tempfile
@@ -42,6 +43,7 @@ def pytest_configure(config: pytest.Config) -> None:
     config.add_cleanup(folder.cleanup)
     config.option.basetemp = folder.name
     config.pluginmanager.register(RankPlugin(os.dup(sys.stderr.fileno())))
+    gc.disable()  # while files are imported, which leaves next to no garbage
     if world.rank() != 0:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - open until the process ends
 
@@ -56,6 +58,12 @@ class RankPlugin:
     def __init__(self, stderr: int) -> None:
         self.stderr = stderr
         self.passed = 0
+
+    def pytest_collection_finish(self) -> None:
+        """Garbage is looked for from here on, among what tests make."""
+        gc.collect()
+        gc.freeze()
+        gc.enable()
 
     def pytest_runtest_logstart(self) -> None:
         """End the job, with a traceback of every thread, if a test hangs; even inside a call of MPI's."""

@@ -59,6 +59,7 @@ def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        "OMPI_MCA_mpi_yield_when_idle": "1",  # as Open MPI itself decides where ranks are more than cores
         "OMP_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": "1",
         **(environment or {}),
