@@ -37,7 +37,7 @@ def average(overlapped: Buckets, transport: Transport) -> None:
 
 def test_transports_are_used_again_by_later_wrappers(own_transport: MPITransport) -> None:
     """MPICH has some 2000 communicators; each wrapper took four of them."""
-    for number in range(60):
+    for number in range(15):
         overlapped = bound(own_transport)
         if number % 3 == 0:  # the others never communicate
             average(overlapped, own_transport)

@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from case_selection import selected_cases
 from torch import nn
 
 import lentando.torch as lt
@@ -68,8 +69,14 @@ def check_equal_on_all_ranks(model: nn.Module) -> None:
             torch.testing.assert_close(other.reshape(mine.shape), mine, rtol=0, atol=0, msg=name)
 
 
-@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128], ids=str)
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    ("name", "dtype"),
+    [
+        *((name, torch.complex64) for name in METHODS),
+        *((name, torch.complex128) for name in selected_cases(["slowmo"], [*METHODS])),
+    ],
+    ids=str,
+)
 def test_every_method_trains_and_resumes_them(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = net(dtype)
     optimizer = adam(model, **METHODS[name])
