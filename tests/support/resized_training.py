@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-ROUND, LAST, FEATURES, BATCH = 3, 150, 5, 64
+ROUND, LAST, FEATURES, BATCH = 3, 60, 5, 64
 RATE, MOMENTUM, SLOW_MOMENTUM = 0.03125, 0.5, 0.25
 TRUE_WEIGHTS = np.arange(1.0, FEATURES + 1) / FEATURES
 

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from prepared_python import prepared_python
 from two_hosts import TWO_HOSTS, need_hosts
 
 pytestmark = pytest.mark.alone
@@ -49,8 +50,8 @@ def _allowed() -> None:
     need_hosts()
 
 
-def result_of(prefix: list[str], *arguments: object) -> str:
-    command = [*prefix, "mpirun", "-np", "2", sys.executable, "-c", PROGRAM, *map(str, arguments)]
+def result_of(prefix: list[str], python: list[str], *arguments: object) -> str:
+    command = [*prefix, "mpirun", "-np", "2", *python, "-c", PROGRAM, *map(str, arguments)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     (line,) = [line for line in done.stdout.splitlines() if line.startswith("sum")]
@@ -58,5 +59,5 @@ def result_of(prefix: list[str], *arguments: object) -> str:
 
 
 def test_overlap_is_the_default_between_hosts_and_its_checkpoint_continues_on_one(tmp_path: Path) -> None:
-    on_hosts = result_of(TWO_HOSTS, tmp_path / "checkpoint", 0, 6, True)
-    assert result_of([], tmp_path / "checkpoint", 3, 6, False) == on_hosts
+    on_hosts = result_of(TWO_HOSTS, [sys.executable], tmp_path / "checkpoint", 0, 6, True)
+    assert result_of([], prepared_python("lentando.torch"), tmp_path / "checkpoint", 3, 6, False) == on_hosts

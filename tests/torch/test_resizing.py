@@ -20,7 +20,9 @@ WANTED = [f"{method}:{','.join(map(str, STEPS))}" for method in METHODS]
 
 
 def run(size: int, action: str, folder: Path, wanted: list[str]) -> None:
-    job = mpirun(size, str(PROGRAM), "torch", action, str(folder), *wanted, timeout_seconds=200)
+    job = mpirun(
+        size, str(PROGRAM), "torch", action, str(folder), *wanted, timeout_seconds=200, prepared="lentando.torch"
+    )
     assert job.status == 0, job.output
 
 
@@ -148,7 +150,7 @@ def test_missing_part_is_refused_on_every_rank(four: Path, tmp_path: Path) -> No
     checkpoint = tmp_path / "slowmo 6 by 4"
     shutil.copytree(four / checkpoint.name, checkpoint)
     next(checkpoint.glob("*-rank-00003.*")).unlink()
-    job = mpirun(2, str(PROGRAM), "torch", "load", str(tmp_path), "slowmo:6")
+    job = mpirun(2, str(PROGRAM), "torch", "load", str(tmp_path), "slowmo:6", prepared="lentando.torch")
     assert job.status not in (0, None)
     assert job.output.count("CheckpointError: loading the checkpoint") >= 2
     assert "-rank-00003.safetensors is missing" in job.output
