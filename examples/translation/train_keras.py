@@ -51,6 +51,8 @@ class KerasTranslator:
         # Batches differ in their shape: one graph takes all of them.
         self._train = tf.function(self._train_on, input_signature=[TEXTS, TEXTS, tf.TensorSpec((), tf.int32)])
         self._count = tf.function(self._evaluate, input_signature=[TEXTS, TEXTS])
+        memory = tf.TensorSpec((None, None, SHAPES[recipe.model].width), tf.float32)
+        self._decode = tf.function(self._model.decode, input_signature=[TEXTS, memory, TEXTS])
 
     def step(self, batch: Batch, learning_rate: float, seed: int) -> tf.Tensor:
         self.optimizer.learning_rate = learning_rate
@@ -88,7 +90,7 @@ class KerasTranslator:
         memory = self._model.encode(source)
         found = np.full((len(sources), 1), PAD)
         for _ in range(min(self._longest, 2 * sources.shape[1] + 10)):
-            scores = self._model.decode(tf.constant(found), memory, source)[:, -1].numpy()
+            scores = self._decode(tf.constant(found), memory, source)[:, -1].numpy()
             has_ended = (found == EOS).any(axis=1)
             found = np.append(found, np.where(has_ended, PAD, scores.argmax(axis=1))[:, None], axis=1)
             if (found == EOS).any(axis=1).all():
