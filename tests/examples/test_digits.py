@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from case_selection import thoroughly
-from launching import mpirun
+from recipe_runs import alone, on_ranks
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 EXAMPLE = str(EXAMPLES / "digits_torch.py")
@@ -17,9 +17,7 @@ TENSORFLOW = str(EXAMPLES / "digits_tensorflow.py")
 
 @pytest.mark.long
 def test_four_ranks_learn_and_report(tmp_path: Path) -> None:
-    job = mpirun(
-        4, EXAMPLE, "--compare", "--seeds", "1", "--epochs", "6", "--report", str(tmp_path), timeout_seconds=200
-    )
+    job = on_ranks(4, EXAMPLE, "--compare", "--seeds", "1", "--epochs", "6", "--report", str(tmp_path))
     assert job.status == 0, job.output
     assert job.output.count("0/6 [00:00<?, ?epoch/s]") == 3  # the start of one progress bar per training: rank 0's
     assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG")
@@ -64,11 +62,9 @@ def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
         "osgp",
     ]
     common += ["--staleness", "2", "--deterministic", "--slow-momentum", "0.3", "--report"]
-    job = mpirun(4, *common, str(tmp_path / "real"), timeout_seconds=200)
+    job = on_ranks(4, *common, str(tmp_path / "real"))
     assert job.status == 0, job.output
-    simulated = [sys.executable, *common, str(tmp_path / "simulated"), "--simulate", "4"]
-    run = subprocess.run(simulated, capture_output=True, text=True, timeout=120, check=False)
-    assert run.returncode == 0, run.stderr
+    alone(*common, str(tmp_path / "simulated"), "--simulate", "4")
     real, virtual = summaries(tmp_path / "real"), summaries(tmp_path / "simulated")
     assert list(real) == list(virtual) == algorithms
     for algorithm in algorithms:
@@ -85,7 +81,7 @@ def test_real_and_simulated_ranks_train_the_same_models(tmp_path: Path) -> None:
 @pytest.mark.long
 def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
     flags = ["--compare", "--seeds", "1", "--epochs", "6", "--no-table", "--report", str(tmp_path)]
-    job = mpirun(4, TENSORFLOW, *flags, timeout_seconds=200)
+    job = on_ranks(4, TENSORFLOW, *flags)
     assert job.status == 0, job.output
     assert "test accuracy" not in job.output
     found = summaries(tmp_path)
@@ -102,11 +98,9 @@ def test_keras_ranks_learn_and_share_a_table_with_torch(tmp_path: Path) -> None:
 def test_real_and_simulated_keras_ranks_train_alike(tmp_path: Path) -> None:
     """Graphs on real ranks, eager steps in the simulation: equal up to the order of additions inside TensorFlow."""
     common = [TENSORFLOW, "--algorithm", "osgp", "--deterministic", "--epochs", "4", "--reduction", "ring", "--report"]
-    job = mpirun(2, *common, str(tmp_path / "real"), timeout_seconds=150)
+    job = on_ranks(2, *common, str(tmp_path / "real"))
     assert job.status == 0, job.output
-    simulated = [sys.executable, *common, str(tmp_path / "simulated"), "--simulate", "2"]
-    run = subprocess.run(simulated, capture_output=True, text=True, timeout=150, check=False)
-    assert run.returncode == 0, run.stderr
+    alone(*common, str(tmp_path / "simulated"), "--simulate", "2")
     real, virtual = summary(tmp_path / "real"), summary(tmp_path / "simulated")
     assert real["accuracy"] >= 0.95
     assert abs(virtual["accuracy"] - real["accuracy"]) < 0.02
@@ -127,7 +121,7 @@ def test_alone_it_runs_without_a_launcher(tmp_path: Path) -> None:
 
 
 def test_bad_flag_ends_every_rank_with_a_reason() -> None:
-    job = mpirun(3, EXAMPLE, "--period", "0")
+    job = on_ranks(3, EXAMPLE, "--period", "0")
     assert job.status not in (0, None)
     assert job.output.count("ConfigurationError: period must be an integer >= 1") == 3
     assert job.seconds < 100

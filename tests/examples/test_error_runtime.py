@@ -2,13 +2,11 @@
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
-from launching import mpirun
+from recipe_runs import on_ranks, started
 
 EXAMPLE = str(Path(__file__).parents[2] / "examples" / "error_runtime.py")
 METHODS = ["synchronous SGD", "period 4", "period 16", "period 64", "AdaComm", "AdaComm, slow momentum"]
@@ -21,13 +19,7 @@ def methods(result: dict[str, Any]) -> dict[str, dict[str, list[float]]]:
 
 
 def test_quick_simulation_shows_adacomm_ahead_and_writes_one_page(tmp_path: Path) -> None:
-    run = subprocess.run(
-        [sys.executable, EXAMPLE, "--quick", "--report", str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=200,
-        check=False,
-    )
+    run = started(EXAMPLE, "--quick", "--report", str(tmp_path))
     assert run.returncode == 0, run.stderr
     assert "4 workers, D/Y = 4, constant compute" in run.stdout
     assert "1/1" in run.stderr  # the progress bar
@@ -51,7 +43,7 @@ def test_quick_simulation_shows_adacomm_ahead_and_writes_one_page(tmp_path: Path
 
 def test_real_ranks_measure_train_and_are_compared_with_their_simulation(tmp_path: Path) -> None:
     flags = ["--real", "--steps", "60", "--step-seconds", "0.002", "--interval", "10", "--initial-period", "16"]
-    job = mpirun(2, EXAMPLE, *flags, "--report", str(tmp_path), timeout_seconds=200)
+    job = on_ranks(2, EXAMPLE, *flags, "--report", str(tmp_path))
     assert job.status == 0, job.output
     assert "measured and simulated" in job.output
     measured, simulated = json.loads((tmp_path / "error_runtime.json").read_text())["results"]
