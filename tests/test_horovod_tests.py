@@ -2,11 +2,13 @@
 
 import json
 import os
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from prepared_python import prepared_python
 
 ROOT = Path(__file__).parents[1]
 TESTS = """
@@ -53,7 +55,8 @@ def test_each_outcome_is_reported_with_its_reason_and_the_rest_still_runs(tmp_pa
     folder.joinpath("test_torch.py").write_text(TESTS)
     before = sorted(clone.rglob("*"))
     found = tmp_path / "results.json"
-    done = run(clone, "--files", "test_torch.py", "--seconds", "5", "--json", found)
+    ranks = shlex.join(prepared_python("lentando.torch"))
+    done = run(clone, "--files", "test_torch.py", "--seconds", "5", "--json", found, "--python", ranks)
     assert found.exists(), done.stdout + done.stderr
     record = json.loads(found.read_text())
     results = {result["test"]: result for result in record["results"]}

@@ -16,6 +16,7 @@ which of them fail there, too. The status is 0 if the tests that do not pass are
 import argparse
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -65,6 +66,7 @@ def main() -> None:
             "PATH": os.pathsep.join([str(python.parent), os.environ["PATH"]]),
         }
         launcher = tuple(options.launcher.split()) if options.launcher else (mpirun(python), "-np", str(options.ranks))
+        launcher += tuple(shlex.split(options.python)) if options.python else (str(python),)
         tests = Tests(tests_folder.resolve(), python, launcher, options.ranks, environment, options.seconds)
         results, not_run = run(tests, options.files or list(FILES), options.only)
     print_table(results, not_run)
@@ -88,6 +90,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--launcher", help="command that starts the ranks, in place of mpirun: 'horovodrun --gloo -np 2'"
     )
+    parser.add_argument("--python", metavar="COMMAND", help="what begins a rank, in place of this Python")
     options: argparse.Namespace = parser.parse_args()
     return options
 

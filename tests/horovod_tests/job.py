@@ -49,8 +49,8 @@ class Tests:
 
     Attributes:
         folder: ``test/parallel`` of Horovod's repository.
-        python: runs them.
-        launcher: starts ranks: ``("mpirun", "-np", "2")``.
+        python: finds them.
+        launcher: starts Python on the ranks, which run them: ``("mpirun", "-np", "2", "python")``.
         size: number of ranks.
         environment: variables for the tests.
         seconds: that a single test may take.
@@ -80,7 +80,7 @@ class Tests:
             with tempfile.TemporaryDirectory(prefix="horovod-tests-") as temporary:
                 folder = Path(temporary)
                 folder.joinpath("wanted.json").write_text(json.dumps(waiting))
-                output = self.start([*self.launcher, str(self.python), *PLUGIN, file], folder)
+                output = self.start([*self.launcher, *PLUGIN, file], folder)
                 results = [result for name in waiting if (result := self.result(folder, file, name, output))]
             results = results or [
                 Result(file, waiting[0], "hung", "the job ended before the test began", output[-SHOWN:])
