@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from case_selection import selected_cases
 from keras_training import Vector
 
 import lentando.tensorflow as lt
@@ -26,8 +27,12 @@ def everyones_periods(optimizer: lt.DistributedOptimizer) -> list[int]:
     return [decision["period"] for decision in decisions]
 
 
-@pytest.mark.parametrize("refined", [True, False])
-@pytest.mark.parametrize("graph", [False, True])
+@pytest.mark.parametrize(
+    ("graph", "refined"),
+    selected_cases(
+        [(False, False), (True, True)], [(graph, refined) for graph in (False, True) for refined in (True, False)]
+    ),
+)
 def test_papers_periods_from_losses_that_only_agree_in_the_mean(graph: bool, refined: bool) -> None:
     """O30, O31, O35."""
     vector = Vector(np.ones(6), adacomm(refined=refined), graph)

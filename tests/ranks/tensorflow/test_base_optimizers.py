@@ -84,14 +84,14 @@ SOUND: dict[str, Callable[[], Any]] = {
 
 
 def warnings_and_value(make: Callable[[], Any], dtype: str, log: pytest.LogCaptureFixture) -> tuple[list[str], float]:
-    """What wrapping it says, and what ten steps by themselves make of a variable that is 1."""
+    """What wrapping it says, and what four steps by themselves make of a variable that is 1."""
     log.clear()
     variable = keras.Variable(tf.ones([4, 4], dtype), dtype=dtype)
     lt.DistributedOptimizer(make()).build([variable])
     own = make()
     own = getattr(own, "inner_optimizer", own)
     own.build([variable])
-    for _ in range(10):
+    for _ in range(4):
         own.apply([tf.convert_to_tensor(variable)], [variable])
     return [record.getMessage() for record in log.records if "rounded" in record.getMessage()], float(variable[0, 0])
 

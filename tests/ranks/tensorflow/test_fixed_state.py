@@ -8,6 +8,7 @@ import keras_training  # noqa: F401 - quiets TensorFlow
 import numpy as np
 import pytest
 import tensorflow as tf
+from case_selection import selected_cases
 
 import lentando.tensorflow as lt
 
@@ -73,7 +74,7 @@ def moments_of_all() -> tuple[Any, Any]:
     return data.mean(axis=0), data.var(axis=0)
 
 
-@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("nested", selected_cases([True], [False, True]))
 def test_normalization_is_by_the_data_of_all_ranks(nested: bool, shared_path: Path) -> None:
     layer = adapted()
     model = model_with(Block(layer) if nested else layer)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import reference
 import tensorflow as tf
+from case_selection import selected_cases
 from numpy.testing import assert_allclose
 from quantized_reference import QuantizedRounds, quantized
 
@@ -15,6 +16,12 @@ import lentando.tensorflow as lt
 DIMENSION, RATE, PERIOD = 700, 0.125, 3
 START = np.linspace(-1, 1, DIMENSION)
 QUADRATIC = reference.quadratic(DIMENSION)
+
+
+CASES = selected_cases(
+    [("int8", 127, True), ("int4", 7, False)],
+    [(*level, compiled) for level in (("int8", 127), ("int4", 7)) for compiled in (False, True)],
+)
 
 
 def trained(optimizer: Any, steps: int, *, compiled: bool) -> Any:
@@ -29,8 +36,7 @@ def trained(optimizer: Any, steps: int, *, compiled: bool) -> Any:
     return variable.numpy()
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("name", "levels"), [("int8", 127), ("int4", 7)])
+@pytest.mark.parametrize(("name", "levels", "compiled"), CASES)
 def test_slowmo_with_weights_equals_an_independent_reference(name: Any, levels: int, compiled: bool) -> None:
     optimizer = lt.SlowMo(
         keras.optimizers.SGD(RATE), period=PERIOD, slow_momentum=0.0, wire_dtype=name, weighting="samples"
@@ -46,8 +52,7 @@ def test_slowmo_with_weights_equals_an_independent_reference(name: Any, levels: 
     assert_allclose(found, x[lt.rank()], rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("compiled", [False, True])
-@pytest.mark.parametrize(("name", "levels"), [("int8", 127), ("int4", 7)])
+@pytest.mark.parametrize(("name", "levels", "compiled"), CASES)
 def test_gradients_are_the_same_on_all_ranks_and_close_to_the_mean(name: Any, levels: int, compiled: bool) -> None:
     optimizer = lt.DistributedOptimizer(keras.optimizers.SGD(RATE), base=lt.AllReduce(wire_dtype=name))
     found = trained(optimizer, 20, compiled=compiled)

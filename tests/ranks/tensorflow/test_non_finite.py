@@ -7,6 +7,7 @@ import keras_training
 import numpy as np
 import pytest
 import tensorflow as tf
+from case_selection import selected_cases
 from keras_training import Vector, cross_entropy, make_model
 
 import lentando.tensorflow as lt
@@ -41,7 +42,7 @@ def train(model: keras.Model, optimizer: Any, way: str, steps: int, bad_step: in
         model.fit(images, labels, batch_size=6, epochs=1, shuffle=False, verbose=0)
         return
     step = keras_training.train_step(model, optimizer)
-    step = tf.function(step) if way == "graph" else step
+    step = keras_training.GRAPHS.setdefault(optimizer, tf.function(step)) if way == "graph" else step
     for images, labels in data:
         step(tf.constant(images), tf.constant(labels))
 
@@ -54,7 +55,7 @@ def assert_equal_and_finite(model: keras.Model) -> None:
             np.testing.assert_array_equal(other, value, variable.path)
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", selected_cases(["eager", "fit"], WAYS))
 def test_allreduce_names_gradient_and_loss(way: str) -> None:
     model = make_model()
     optimizer = lt.DistributedOptimizer(sgd(), model=model)
@@ -65,7 +66,7 @@ def test_allreduce_names_gradient_and_loss(way: str) -> None:
     assert on_every_rank(text, f"rank {CULPRIT}: the gradient of 'sequential/conv/kernel' is not finite, its loss")
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", selected_cases(["graph", "fit"], WAYS))
 def test_outer_step_names_variable_and_loss(way: str) -> None:
     model = make_model()
     optimizer = lt.SlowMo(sgd(), model=model, period=3)
@@ -79,7 +80,12 @@ def test_outer_step_names_variable_and_loss(way: str) -> None:
 @several
 @pytest.mark.parametrize(
     ("base", "way"),
-    [*((lt.LocalSGD(), way) for way in WAYS), (lt.SGP(), "graph"), (lt.AllReduce(), "graph")],
+    [
+        (lt.LocalSGD(), "fit"),
+        (lt.SGP(), "graph"),
+        (lt.AllReduce(), "eager"),
+        *selected_cases([], [(lt.LocalSGD(), "eager"), (lt.LocalSGD(), "graph"), (lt.AllReduce(), "graph")]),
+    ],
     ids=str,
 )
 def test_rank_is_restored_with_a_new_optimizer(base: Any, way: str) -> None:

@@ -8,6 +8,7 @@ import keras_training  # noqa: F401 - quiets TensorFlow
 import numpy as np
 import pytest
 import tensorflow as tf
+from case_selection import selected_cases
 
 import lentando.tensorflow as lt
 
@@ -22,8 +23,16 @@ def make(base: Any, **options: Any) -> keras.Model:
     return model
 
 
-@pytest.mark.parametrize("options", [{}, {"steps_per_execution": 2}, {"run_eagerly": True}])
-@pytest.mark.parametrize("base", [lt.AllReduce(), lt.SGP()])
+OPTIONS: list[dict[str, Any]] = [{}, {"steps_per_execution": 2}, {"run_eagerly": True}]
+
+
+@pytest.mark.parametrize(
+    ("base", "options"),
+    selected_cases(
+        [(lt.AllReduce(), OPTIONS[0]), (lt.SGP(), OPTIONS[1]), (lt.AllReduce(), OPTIONS[2])],
+        [(base, options) for base in (lt.AllReduce(), lt.SGP()) for options in OPTIONS],
+    ),
+)
 def test_fit_raises_what_was_raised(base: Any, options: Any) -> None:
     model = make(base, **options)
     with pytest.raises(lt.NonFiniteError, match="not finite") as error:

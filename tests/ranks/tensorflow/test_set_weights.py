@@ -9,6 +9,8 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from case_selection import selected_cases
+from keras_training import GRAPHS
 from numpy.testing import assert_allclose, assert_array_equal
 
 import lentando.tensorflow as lt
@@ -42,7 +44,7 @@ def train(model: Any, optimizer: Any, steps: int, way: str) -> None:
             loss = tf.reduce_mean((model(x) - y) ** 2)
         optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables, loss=loss)
 
-    take = tf.function(step) if way == "graph" else step
+    take = GRAPHS.setdefault(optimizer, tf.function(step)) if way == "graph" else step
     for number in range(steps):
         take(tf.constant(x[8 * number : 8 * number + 8]), tf.constant(y[8 * number : 8 * number + 8]))
 
@@ -70,9 +72,15 @@ def by_load_weights(model: Any, path: Any) -> None:
 WAYS = ["eager", "graph", "fit"]
 
 
-@pytest.mark.parametrize("way", WAYS)
+MOMENTS = [(by_set_weights, PERIOD), (by_set_weights, PERIOD + 1), (by_assign, 2 * PERIOD)]
+
+
 @pytest.mark.parametrize(
-    ("set_weights", "taken"), [(by_set_weights, PERIOD), (by_set_weights, PERIOD + 1), (by_assign, 2 * PERIOD)]
+    ("set_weights", "taken", "way"),
+    selected_cases(
+        [(*MOMENTS[0], "fit"), (*MOMENTS[1], "eager"), (*MOMENTS[1], "graph"), (*MOMENTS[2], "fit")],
+        [(*moment, way) for moment in MOMENTS for way in WAYS],
+    ),
 )
 def test_weights_that_are_set_stay_and_it_is_reported_once(
     set_weights: Callable[..., None], taken: int, way: str, caplog: pytest.LogCaptureFixture, shared_path: Any
@@ -116,8 +124,17 @@ def test_early_stopping_that_restores_weights_and_fit_again() -> None:
     assert_allclose(model.get_weights()[0], TRUE_WEIGHTS, rtol=1e-5)
 
 
-@pytest.mark.parametrize("base", [lt.SGP(), lt.OSGP(staleness=2, deterministic=True), lt.AllReduce()], ids=repr)
-@pytest.mark.parametrize("way", ["eager", "graph"])
+BASES = [lt.SGP(), lt.OSGP(staleness=2, deterministic=True), lt.AllReduce()]
+
+
+@pytest.mark.parametrize(
+    ("base", "way"),
+    selected_cases(
+        [*zip(BASES, ["graph", "eager", "graph"], strict=True)],
+        [(base, way) for base in BASES for way in ("eager", "graph")],
+    ),
+    ids=repr,
+)
 def test_rollback_is_not_undone_by_any_base_algorithm(base: Any, way: str) -> None:
     model, optimizer = make(base=base)
     train(model, optimizer, PERIOD + 2, way)
@@ -129,7 +146,7 @@ def test_rollback_is_not_undone_by_any_base_algorithm(base: Any, way: str) -> No
 @pytest.mark.parametrize("way", WAYS)
 def test_what_is_put_back_and_what_corrects_a_step_are_no_change(way: str, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = make(rate=0.01)
-    for number in range(3 * PERIOD):
+    for number in range(2 * PERIOD):
         train(model, optimizer, 1, way)
         own = model.get_weights()
         model.set_weights([TRUE_WEIGHTS])
@@ -155,7 +172,7 @@ def test_clipping_after_each_step_is_part_of_training(caplog: pytest.LogCaptureF
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", selected_cases(["graph", "fit"], WAYS))
 def test_constraints_checkpoints_and_evaluation_are_not_taken_for_it(
     way: str, caplog: pytest.LogCaptureFixture, shared_path: Any
 ) -> None:
@@ -179,7 +196,7 @@ def test_constraints_checkpoints_and_evaluation_are_not_taken_for_it(
     assert warnings(caplog) == []
 
 
-@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("way", selected_cases(["eager", "fit"], WAYS))
 def test_restart_begins_with_these_weights_and_no_momentum(way: str, caplog: pytest.LogCaptureFixture) -> None:
     model, optimizer = make(rate=0.01)
     train(model, optimizer, PERIOD + 1, way)
@@ -224,10 +241,9 @@ def test_a_copy_of_a_variable_is_assigned_automatically() -> None:
     [
         (lt.LocalSGD(), "eager", True),
         (lt.LocalSGD(), "graph", False),
-        (lt.LocalSGD(), "fit", True),
         (lt.AllReduce(), "graph", True),
         (lt.SGP(), "fit", False),
-        (lt.SGP(), "graph", True),
+        *selected_cases([], [(lt.LocalSGD(), "fit", True), (lt.SGP(), "graph", True)]),
     ],
 )
 def test_a_step_inside_averaged_is_an_error_and_changes_nothing(base: Any, way: str, traced_before: bool) -> None:
@@ -241,23 +257,24 @@ def test_a_step_inside_averaged_is_an_error_and_changes_nothing(base: Any, way: 
                 loss = tf.reduce_mean((model(x) - y) ** 2)
             optimizer.apply(tape.gradient(loss, model.trainable_variables), model.trainable_variables)
 
-        take = tf.function(step) if way == "graph" else step
-        if way == "fit":
+        step_once = tf.function(step) if way == "graph" else step
 
-            def take(x: Any, y: Any, model: Any = model) -> None:
-                model.fit(x, y, batch_size=64, verbose=0)
+        def take(steps: int, model: Any = model, x: Any = x, y: Any = y, step_once: Any = step_once) -> None:
+            if way == "fit":
+                model.fit(x, y, batch_size=64, epochs=steps, verbose=0)
+                return
+            for _ in range(steps):
+                step_once(x, y)
 
         if traced_before:
-            for _ in range(2):
-                take(x, y)
+            take(2)
         with optimizer.averaged():
             average = model.get_weights()[0]
             if tries:
                 with pytest.raises(Exception, match="a step is not possible inside averaged\\(\\)"):
-                    take(x, y)
+                    take(1)
                 assert_array_equal(model.get_weights()[0], average)
-        for _ in range(PERIOD + 1):
-            take(x, y)
+        take(PERIOD + 1)
         results.append((model.get_weights()[0], optimizer.report()["inner_steps"]))
     assert_array_equal(results[0][0], results[1][0])
     assert results[0][1] == results[1][1]
