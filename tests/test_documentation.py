@@ -122,7 +122,8 @@ def test_the_example_for_keras_trains_and_shows_what_it_did(tmp_path: Path, monk
     script = (ROOT / "examples" / "minimal_keras.py").read_text()
     program.write_text(script.replace("verbose=2 if", f"{callbacks}, verbose=2 if"))
     monkeypatch.chdir(tmp_path)
-    job = mpirun(2, str(program), timeout_seconds=240, environment={"LENTANDO_TIMELINE": "runs/timeline"})
+    recorded: dict[str, str | None] = {"LENTANDO_TIMELINE": "runs/timeline"}
+    job = mpirun(2, str(program), timeout_seconds=240, environment=recorded, prepared="lentando.tensorflow")
     assert job.status == 0, job.output
     accuracies = [float(accuracy) for accuracy in re.findall(r"accuracy (0\.\d+) on its shard", job.output)]
     assert len(accuracies) == 2

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 from case_selection import selected_cases
-from launchers import HOROVOD_GLOO, OPEN_MPI
+from launchers import HOROVOD_GLOO, OPEN_MPI, Launcher
+from recipe_runs import imported
 
 ROOT = Path(__file__).parents[2]
 FOLDER = ROOT / "examples/migrating_from_horovod"
@@ -36,17 +37,17 @@ def changed(script: str) -> tuple[str, str, str]:
     return program.replace(before, after), before, after
 
 
-def check(output: str) -> None:
-    """The script printed at its end what it reached, on two ranks."""
+def check(launcher: Launcher, script: str, program: Path, folder: Path) -> None:
+    """The script prints at its end what it reached, on two ranks."""
+    given = [argument.format(folder=folder) for argument in SCRIPTS[script]]
+    job = launcher.run(2, str(program), *given, timeout_seconds=150, prepared=imported(script))
+    output = job.output
+    assert job.status == 0, output
     accuracies = re.findall(r"accuracy ([\d.]+) on 2 ranks", output)
     speeds = re.findall(r"total images/s on 2 ranks: ([\d.]+)", output)
     assert accuracies or speeds, output
     assert all(float(value) > LEARNED for value in accuracies[-1:]), output
     assert all(float(value) > 0 for value in speeds)
-
-
-def arguments(script: str, folder: Path) -> list[str]:
-    return [argument.format(folder=folder) for argument in SCRIPTS[script]]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
@@ -62,15 +63,11 @@ def test_the_import_is_all_that_names_horovod(script: str) -> None:
 def test_a_script_trains_with_only_its_import_changed(script: str, tmp_path: Path) -> None:
     program, _, _ = changed(script)
     tmp_path.joinpath(script).write_text(program)
-    job = OPEN_MPI.run(2, str(tmp_path / script), *arguments(script, tmp_path), timeout_seconds=150)
-    assert job.status == 0, job.output
-    check(job.output)
+    check(OPEN_MPI, script, tmp_path / script, tmp_path)
 
 
 @pytest.mark.parametrize("script", [script for script in TRAINED if script.startswith("pytorch")])
 def test_a_script_trains_under_horovod(script: str, tmp_path: Path) -> None:
     """PyTorch's only: Horovod 0.28.1 cannot be built against this TensorFlow, and does not work with Keras 3."""
     HOROVOD_GLOO.need()
-    job = HOROVOD_GLOO.run(2, str(FOLDER / script), *arguments(script, tmp_path), timeout_seconds=150)
-    assert job.status == 0, job.output
-    check(job.output)
+    check(HOROVOD_GLOO, script, FOLDER / script, tmp_path)

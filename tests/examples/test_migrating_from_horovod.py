@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from case_selection import selected_cases
 from launchers import HOROVOD_GLOO, OPEN_MPI, Launcher
+from recipe_runs import imported
 
 FOLDER = Path(__file__).parents[2] / "examples/migrating_from_horovod"
 
@@ -38,7 +39,7 @@ def test_import_line_is_all_that_changes(framework: str, horovod: str, package: 
 
 
 def accuracy(launcher: Launcher, script: str, *arguments: str) -> float:
-    job = launcher.run(2, str(FOLDER / script), *arguments, timeout_seconds=120)
+    job = launcher.run(2, str(FOLDER / script), *arguments, timeout_seconds=120, prepared=imported(script))
     assert job.status == 0, job.output
     (found,) = re.findall(r"accuracy ([\d.]+) on 2 ranks", job.output)
     return float(found)
