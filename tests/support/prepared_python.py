@@ -20,8 +20,10 @@ HERE = Path(__file__).parent
 START = "import sys; sys.path.insert(0, sys.argv.pop(1)); from prepared_server import serve; exec(serve())"
 NUMBER = 2
 """Servers for each framework, which differ in the order in which they iterate over sets of strings."""
-ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"}
+ENVIRONMENT = {"OMP_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3", "HF_HUB_OFFLINE": "1"}
 """What the frameworks read when they are imported."""
+TRAINERS = "lentando.torch,lightning,transformers.trainer"
+"""Modules for examples that train with Lightning or Transformers."""
 
 
 @cache

@@ -1,7 +1,6 @@
 """Hugging Face's Trainer and Accelerate: any launcher resumes bit-identically what another began; errors of use."""
 
 import shutil
-import sys
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -9,7 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from case_selection import selected_cases, thoroughly
-from launching import Job, launch, mpirun
+from launchers import OPEN_MPI, TORCHRUN
+from launching import Job
+from prepared_python import TRAINERS
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 OFFLINE: dict[str, str | None] = {"HF_HUB_OFFLINE": "1"}
@@ -49,12 +50,11 @@ print("all refused")
 
 
 def by_mpirun(*arguments: str) -> Job:
-    return mpirun(2, *arguments, timeout_seconds=200, environment=OFFLINE)
+    return OPEN_MPI.run(2, *arguments, timeout_seconds=200, environment=OFFLINE, prepared=TRAINERS)
 
 
 def by_torchrun(*arguments: str) -> Job:
-    torchrun = str(Path(sys.executable).with_name("torchrun"))
-    return launch([torchrun, "--standalone", "--nproc-per-node", "2", *arguments], 200, OFFLINE)
+    return TORCHRUN.run(2, *arguments, timeout_seconds=200, environment=OFFLINE, prepared=TRAINERS)
 
 
 def check(job: Job) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from launching import Job, launch, mpirun
+from prepared_python import TRAINERS
 
 EXAMPLE = Path(__file__).parents[2] / "examples/lightning_trainer.py"
 TORCHRUN = [str(Path(sys.executable).with_name("torchrun")), "--nproc-per-node", "2"]
@@ -26,7 +27,7 @@ def check(job: Job) -> None:
 @pytest.mark.long
 def test_torchrun_resumes_what_mpirun_began(tmp_path: Path) -> None:
     whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    check(mpirun(2, str(EXAMPLE), str(whole), timeout_seconds=180))
+    check(mpirun(2, str(EXAMPLE), str(whole), timeout_seconds=180, prepared=TRAINERS))
     shutil.copytree(whole, resumed, symlinks=True)
     for path in resumed.glob("epoch=2.ckpt*"):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
