@@ -6,6 +6,7 @@ from typing import Any
 import networkx as nx
 import numpy as np
 import pytest
+from case_selection import selected_cases
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose
@@ -19,7 +20,7 @@ from lentando.optimizers.rules.gossip import OSGP
 from lentando.optimizers.rules.push_sum import PushSum
 from lentando.optimizers.rules.wire import WireDtype
 
-CASES = int(os.environ.get("LENTANDO_GOSSIP_CASES", "1000"))
+CASES = int(os.environ.get("LENTANDO_GOSSIP_CASES", selected_cases("400", "1000")))
 DIMENSION = 4
 
 

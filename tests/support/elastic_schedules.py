@@ -31,6 +31,7 @@ DIMENSION = 12
 STEPS = 14
 STEP_SECONDS = 1.0
 GRADIENT = quadratic(DIMENSION)
+METHODS = methods()
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Schedule:
         if random.random() < 0.3:
             faults.append(Pause(random.randrange(size), random.uniform(0, STEPS), random.uniform(0, 10)))
         notice_seconds, jitter_seconds = random.choice((0.0, 0.01, 2.5)), random.choice((0.0, 0.3))
-        possible = [name for name, settings in methods().items() if "delay" not in settings]  # refused there
+        possible = [name for name, settings in METHODS.items() if "delay" not in settings]  # refused there
         return cls(seed, random.choice(possible), size, notice_seconds, jitter_seconds, tuple(faults))
 
 
@@ -105,7 +106,7 @@ class Job:
     def train(self) -> dict[str, Any]:
         world.init(elastic=True)
         transport, number = world.transport(), world.rank()
-        settings = {**methods()[self.schedule.method], "algorithm": ("auto", "ring", "backend")[self.schedule.seed % 3]}
+        settings = {**METHODS[self.schedule.method], "algorithm": ("auto", "ring", "backend")[self.schedule.seed % 3]}
         start = np.random.default_rng(1).normal(size=DIMENSION)
         worker = Worker(transport, GRADIENT, start, None, 0.9, **settings)
         replica, model = worker.replica, worker.model
@@ -185,9 +186,8 @@ def quiet() -> Iterator[None]:
         logging.getLogger("lentando").disabled = False
 
 
-def failures(first: int, count: int, twice_every: int = 10) -> list[str]:
-    """Run so many schedules; what was broken, each with the command that runs it again."""
-    found = []
+def failures(first: int, count: int, twice_every: int = 10) -> Iterator[str]:
+    """Run so many schedules; what was broken, each with the command that runs it again, as it is found."""
     with quiet():
         for seed in range(first, first + count):
             schedule = Schedule.draw(seed)
@@ -197,8 +197,7 @@ def failures(first: int, count: int, twice_every: int = 10) -> list[str]:
                     assert check(schedule) == digest, "the same seed gave other bits"
             except (AssertionError, LentandoError) as error:
                 again = f"python tests/support/elastic_schedules.py --seed {seed}"
-                found.append(f"{schedule}\n    {type(error).__name__}: {error}\n    again: {again}")
-    return found
+                yield f"{schedule}\n    {type(error).__name__}: {error}\n    again: {again}"
 
 
 def main() -> int:
@@ -213,7 +212,7 @@ def main() -> int:
         logging.basicConfig(format="%(message)s")
         check(schedule)
         return 0
-    found = failures(options.seed, options.count)
+    found = list(failures(options.seed, options.count))
     print(*found, sep="\n")
     print(f"{options.count} schedules, {len(found)} broken")
     return 1 if found else 0

@@ -6,6 +6,7 @@ worker's stochastic gradient.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -18,11 +19,18 @@ Gradient = Callable[[int, int, Vector], Vector]
 def quadratic(dimension: int, seed: int = 0) -> Gradient:
     """Gradients of a quadratic that differs from worker to worker and, by noise, from step to step."""
 
-    def gradient(worker: int, step: int, x: Vector) -> Vector:
+    @cache
+    def of_worker(worker: int) -> tuple[Vector, Vector]:
         own = np.random.default_rng([seed, 1, worker])
-        curvature, centre = own.uniform(0.2, 1.0, dimension), own.normal(size=dimension)
-        noise = np.random.default_rng([seed, 2, worker, step]).normal(scale=0.3, size=dimension)
-        return curvature * (x - centre) + noise
+        return own.uniform(0.2, 1.0, dimension), own.normal(size=dimension)
+
+    @cache
+    def of_step(worker: int, step: int) -> Vector:
+        return np.random.default_rng([seed, 2, worker, step]).normal(scale=0.3, size=dimension)
+
+    def gradient(worker: int, step: int, x: Vector) -> Vector:
+        curvature, centre = of_worker(worker)
+        return curvature * (x - centre) + of_step(worker, step)
 
     return gradient
 
