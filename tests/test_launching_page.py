@@ -14,8 +14,10 @@ from launchers import HOROVOD_GLOO
 from launching import Job, launch
 from pages import LAUNCHING, ROOT, blocks, commands
 from ports import free_port
+from prepared_python import prepared_python
 
 FOUND = "ranks found [1.0, -2.0, 3.0, -4.0]"
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
 MINIMAL = ROOT / "examples/minimal_torch.py"
 INSTALLATIONS = [command for command in commands(LAUNCHING) if command.startswith("pip install")]
 STARTS = [command for command in commands(LAUNCHING) if command not in INSTALLATIONS]
@@ -30,13 +32,31 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
+def begin_with_torch(folder: Path) -> dict[str, str]:
+    """Make programs that stand for those of their names and have imported PyTorch. Returns variables that find them."""
+    python = shlex.join(prepared_python("lentando.torch"))
+    programs = folder / "bin"
+    programs.mkdir()
+    for name, line in {
+        "python": f'[ "$1" = -u ] && shift\nexec {python} "$@"',  # torchrun passes -u
+        "torchrun": f'exec {python} -m torch.distributed.run "$@"',
+    }.items():
+        (programs / name).write_text(f"#!/bin/sh\n{line}\n")
+        (programs / name).chmod(0o755)
+    return {"PATH": f"{programs}{os.pathsep}{PATH}", "PYTHON_EXEC": str(programs / "python")}
+
+
 def start(command: str, folder: Path) -> Job:
-    """Run a command of the page in the user's folder: of several nodes, each is this machine."""
+    """Run a command of the page in the user's folder: of several nodes, each is this machine.
+
+    Only the first command of each launcher imports PyTorch itself.
+    """
+    is_first = command == next(other for other in STARTS if other.split()[0] == command.split(maxsplit=1)[0])
+    variables = {"PATH": PATH} if is_first else begin_with_torch(folder)
     nodes = int((re.findall(r"--nnodes (\d+)", command) or ["1"])[0])
     command = command.replace(":29400", f":{free_port()}")
     script = f"cd {folder}; " + f"{command} & " * (nodes - 1) + f"{command}; status=$?; wait; exit $status"
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    return launch(["bash", "-c", script], 120, {"PATH": path, "FIRST_HOST": "localhost"})
+    return launch(["bash", "-c", script], 120, {**variables, "FIRST_HOST": "localhost"})
 
 
 @pytest.mark.parametrize("command", STARTS)
