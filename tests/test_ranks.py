@@ -2,32 +2,54 @@
 
 import fcntl
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from case_selection import selected_cases
 from launching import PYTEST, RANKS, mpirun
 
-FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test_*.py")}, reverse=True)  # longest first
 SIZES = {
     "tensorflow": selected_cases([2], [1, 2, 3]),
-    "torch": selected_cases([3], [1, 2, 3]),
+    "torch": selected_cases([2], [1, 2, 3]),
     "c10d": selected_cases([1, 3], [1, 2, 3, 5, 8]),
     "optimizers": selected_cases([1, 2, 5], [1, 2, 3, 5, 8]),
     "comm": selected_cases([1, 2, 5], [1, 2, 3, 5, 8]),
     "trainers": selected_cases([2], [1, 2, 3]),
 }
-"""Five ranks have all that eight would add, three strides of the exponential graphs. Folders whose ranks take long to
-start run with one number of ranks: what they call is tested with the others in ``comm`` and ``optimizers``, and with
-one rank in tests that need no launcher."""
-JOBS = [(folder, size) for folder in FOLDERS for size in SIZES.get(folder, [1, 2, 3, 5])]
+"""Five ranks have all that eight would add, three strides of the exponential graphs. Folders whose ranks take long run
+with one number of ranks: what they call is tested with the others in ``comm`` and ``optimizers``, and with one rank in
+tests that need no launcher."""
+PARTS = {"tensorflow": 2}
+"""Jobs among which the files of a folder are shared, where one alone would end after all others."""
+OF_THREE = [f"torch/test_{name}.py" for name in ("movements", "overlap", "unfreezing")]
+"""Which test more with three ranks than with two: one bad rank among several, and sums that depend on their order."""
+PREPARED = {"tensorflow": "lentando.tensorflow", **dict.fromkeys(("torch", "c10d", "trainers"), "lentando.torch")}
+"""What ranks have imported when they begin, by folder."""
+FOLDERS = sorted({path.relative_to(RANKS).parts[0] for path in RANKS.rglob("test_*.py")}, reverse=True)  # longest first
+
+
+def jobs() -> Iterator[Any]:
+    """Paths of tests, and the number of ranks that run them."""
+    for folder in FOLDERS:
+        files = sorted(str(path.relative_to(RANKS)) for path in (RANKS / folder).rglob("test_*.py"))
+        parts = PARTS.get(folder, 1)
+        for size in SIZES.get(folder, [1, 2, 3, 5]):
+            for part in range(parts):
+                name = f"{folder}-{size}" + f", part {part + 1}" * (parts > 1)
+                yield pytest.param(files[part::parts], size, id=name)
+    if 3 not in SIZES["torch"]:
+        yield pytest.param(OF_THREE, 3, id="torch-3")
 
 
 @pytest.mark.long
 @pytest.mark.timeout(900)  # a test that hangs in there ends much sooner, and says where
-@pytest.mark.parametrize(("folder", "size"), JOBS)
-def test_tests_that_need_ranks_pass(folder: str, size: int) -> None:
-    job = mpirun(size, *PYTEST, str(RANKS / folder), timeout_seconds=880)
+@pytest.mark.parametrize(("paths", "size"), [*jobs()])
+def test_tests_that_need_ranks_pass(paths: list[str], size: int) -> None:
+    folder = Path(paths[0]).parts[0]
+    files = [str(RANKS / path) for path in paths]
+    job = mpirun(size, *PYTEST, *files, timeout_seconds=880, prepared=PREPARED.get(folder))
     assert job.status == 0, job.output
     assert int(re.findall(r"(\d+) passed", job.output)[0]) > 0, job.output
 
@@ -45,7 +67,7 @@ def test_failure_on_one_rank_ends_the_job_with_its_traceback() -> None:
 
 
 def test_hang_on_one_rank_ends_the_job_with_its_traceback() -> None:
-    job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_hangs.py"), environment={"LENTANDO_TEST_SECONDS": "5"})
+    job = mpirun(3, *PYTEST, str(RANKS / "harness/one_rank_hangs.py"), environment={"LENTANDO_TEST_SECONDS": "3"})
     assert job.status not in (0, None)
     assert "test_last_rank_waits_for_a_message_that_no_rank_sends" in job.output
     assert job.seconds < 100
