@@ -93,10 +93,11 @@ def test_a_signal_that_comes_when_the_program_has_ended_is_ignored() -> None:
     command = prepared_python("lentando.torch")
     program = "import os; print(os.getpid(), flush=True); os.read(0, 1); os._exit(0)"
     streams = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    other = json.dumps({"arguments": ["-c", ""], "folder": "/", "environment": {}}).encode()
+    network = Path("/proc/self/ns/net").stat().st_ino
+    other = json.dumps({"arguments": ["-c", ""], "folder": "/", "environment": {}, "network": network}).encode()
     with subprocess.Popen([*command, "-c", program], **streams) as client, socket.socket(socket.AF_UNIX) as second:  # type: ignore[call-overload]
         status = Path(f"/proc/{int(client.stdout.readline())}/stat")
-        second.connect(f"\0{command[-1].rpartition(':')[0]}0")
+        second.connect(f"{command[-1].rpartition(':')[0]}0")
         socket.send_fds(second, [other], [0, 1, 2])
         time.sleep(0.2)  # the server now waits for the end of the request
         client.stdin.close()

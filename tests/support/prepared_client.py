@@ -10,6 +10,7 @@ import signal
 import socket
 import struct
 import sys
+from contextlib import suppress
 
 PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGCONT)
 ENDED = struct.Struct("<i")
@@ -24,8 +25,9 @@ def main() -> None:
     rank = int(next((os.environ[name] for name in RANK if os.environ.get(name)), 0))
     # Path would take as long to import as all the rest.
     request = {"arguments": sys.argv[2:], "folder": os.getcwd(), "environment": dict(os.environ)}  # noqa: PTH109
+    request["network"] = os.stat("/proc/self/ns/net").st_ino  # noqa: PTH116
     server = socket.socket(socket.AF_UNIX)
-    server.connect(f"\0{address}{rank % int(number)}")
+    server.connect(f"{address}{rank % int(number)}")
     signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)  # until they can be passed on
     streams = array.array("i", [0, 1, 2])
     content = json.dumps(request).encode() + b"\n"
@@ -33,10 +35,8 @@ def main() -> None:
     server.sendall(content[sent:])
 
     def pass_on(received: int, _: object) -> None:
-        try:
+        with suppress(ConnectionError):  # the program has ended, and its status has arrived
             server.sendall(bytes([received]))
-        except ConnectionError:
-            """The program has ended, and its status has arrived."""
 
     for each in PASSED_ON:
         signal.signal(each, pass_on)

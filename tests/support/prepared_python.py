@@ -10,9 +10,9 @@ import fcntl
 import os
 import socket
 import sys
-import tempfile
 from functools import cache
 from pathlib import Path
+from zlib import crc32
 
 from case_selection import selected_cases
 
@@ -34,15 +34,26 @@ def prepared_python(modules: str) -> list[str]:
     """
     if selected_cases(False, True):
         return [sys.executable]
-    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
-    address = f"lentando-{run}-{modules}-"
-    with (Path(tempfile.gettempdir()) / f"lentando-{run}.lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        for number in range(NUMBER):
-            if not _connected(f"{address}{number}"):
-                _start(f"{address}{number}", modules)
-                assert _connected(f"{address}{number}")
+    folder = _folder()
+    address = str(folder / f"{crc32(modules.encode()):08x}-")
+    lock = os.open(folder, os.O_RDONLY)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    for number in range(NUMBER):
+        if not _connected(f"{address}{number}"):
+            _start(f"{address}{number}", modules)
+            assert _connected(f"{address}{number}")
+    os.close(lock)
     return [sys.executable, "-S", str(HERE / "prepared_client.py"), f"{address}:{NUMBER}"]
+
+
+@cache
+def _folder() -> Path:
+    """A folder in which only this user can connect to the servers, the same for all processes that run the tests."""
+    run = os.environ.get("PYTEST_XDIST_TESTRUNUID") or str(os.getpid())
+    folder = Path("/tmp", f"lentando-{run}")  # the path of a socket must be short
+    folder.mkdir(mode=0o700, exist_ok=True)
+    assert folder.stat().st_uid == os.getuid(), f"{folder} belongs to another user"
+    return folder
 
 
 _connections: list[socket.socket] = []
@@ -53,8 +64,8 @@ atexit.register(lambda: [connection.close() for connection in _connections])
 def _connected(address: str) -> bool:
     connection = socket.socket(socket.AF_UNIX)
     try:
-        connection.connect(f"\0{address}")
-    except ConnectionRefusedError:
+        connection.connect(address)
+    except (FileNotFoundError, ConnectionRefusedError):
         connection.close()
         return False
     _connections.append(connection)
@@ -62,6 +73,7 @@ def _connected(address: str) -> bool:
 
 
 def _start(address: str, modules: str) -> None:
+    Path(address).unlink(missing_ok=True)  # of a server that was killed
     reading, writing = os.pipe()
     os.posix_spawn(
         sys.executable,

@@ -36,7 +36,7 @@ def serve() -> CodeType:
             importlib.import_module(each)
     gc.freeze()  # a copy then shares the pages of what has been imported
     listener = socket.socket(socket.AF_UNIX)
-    listener.bind(f"\0{address}")
+    listener.bind(address)
     listener.listen(64)
     os.write(1, b"ready\n")
     return _Server(listener).run()
@@ -66,11 +66,15 @@ class _Server:
                 elif source is self._listener:
                     self._add(self._listener.accept()[0])
                 elif source not in self._clients:
-                    """It was removed a moment ago, when its program had ended."""
+                    pass  # it was removed a moment ago, when its program had ended
                 elif (code := self._receive(source)) is not None:
                     wakeup.close()
                     woken.close()
                     return code
+        address = Path(self._listener.getsockname())
+        address.unlink()
+        with suppress(OSError):  # another server has not ended yet
+            address.parent.rmdir()
         sys.exit()
 
     def _add(self, client: socket.socket) -> None:
@@ -127,10 +131,12 @@ class _Server:
         for number, stream in enumerate(streams):
             os.dup2(stream, number)
             os.close(stream)
+        assert request["network"] == Path("/proc/self/ns/net").stat().st_ino, "a program on a network of its own"
         os.setpgid(0, 0)
         os.chdir(str(request["folder"]))
         os.environ.clear()
         os.environ.update(request["environment"])  # type: ignore[call-overload]
+        sys.dont_write_bytecode = bool(os.environ.get("PYTHONDONTWRITEBYTECODE"))
         if "numpy" in sys.modules:
             sys.modules["numpy"].random.seed()  # as if it had been imported here
         sys.argv = request["arguments"]  # type: ignore[assignment]
