@@ -10,8 +10,11 @@ import time
 from pathlib import Path
 
 import pytest
+from case_selection import selected_cases
 from launchers import HOROVOD_GLOO, OPEN_MPI, TORCHRUN, Launcher
 from prepared_python import prepared_python
+
+pytestmark = pytest.mark.skipif(selected_cases(False, True), reason="make test-all starts Python itself")
 
 DESCRIBE = """
 import json, os, sys
