@@ -186,8 +186,9 @@ def quiet() -> Iterator[None]:
         logging.getLogger("lentando").disabled = False
 
 
-def failures(first: int, count: int, twice_every: int = 10) -> Iterator[str]:
-    """Run so many schedules; what was broken, each with the command that runs it again, as it is found."""
+def failures(first: int, count: int, twice_every: int = 10) -> list[str]:
+    """Run so many schedules; what was broken, each with the command that runs it again."""
+    found = []
     with quiet():
         for seed in range(first, first + count):
             schedule = Schedule.draw(seed)
@@ -197,7 +198,8 @@ def failures(first: int, count: int, twice_every: int = 10) -> Iterator[str]:
                     assert check(schedule) == digest, "the same seed gave other bits"
             except (AssertionError, LentandoError) as error:
                 again = f"python tests/support/elastic_schedules.py --seed {seed}"
-                yield f"{schedule}\n    {type(error).__name__}: {error}\n    again: {again}"
+                found.append(f"{schedule}\n    {type(error).__name__}: {error}\n    again: {again}")
+    return found
 
 
 def main() -> int:
@@ -212,7 +214,7 @@ def main() -> int:
         logging.basicConfig(format="%(message)s")
         check(schedule)
         return 0
-    found = list(failures(options.seed, options.count))
+    found = failures(options.seed, options.count)
     print(*found, sep="\n")
     print(f"{options.count} schedules, {len(found)} broken")
     return 1 if found else 0

@@ -67,6 +67,12 @@ class GlooGroup(Protocol):
         """Gather a tensor of each rank."""
 
 
+def _unused_part(store: Store, rank: int, size: int) -> Store:
+    """Return the part of a store whose keys neither the program nor earlier ranks have used. Collective."""
+    store = PrefixStore(_PREFIX, store)
+    return PrefixStore(agree_on_name(store, rank, size), store)
+
+
 class Groups:
     """Makes Gloo groups over the same ranks.
 
@@ -104,9 +110,8 @@ class Groups:
                 "get_group_store(): install a newer PyTorch, or start with mpirun"
             )
         store, rank, size = process_group.get_group_store(), process_group.rank(), process_group.size()
-        store = PrefixStore(_PREFIX, store)
         with startup_timeout(rank, size):
-            return cls(PrefixStore(agree_on_name(store, rank, size), store), rank, size)
+            return cls(_unused_part(store, rank, size), rank, size)
 
     @classmethod
     def of_job(cls, rank: int, size: int, *, default_group: bool) -> "Groups":
@@ -122,7 +127,7 @@ class Groups:
         """
         try:
             store, rank, size = next(rendezvous("env://", rank, size))
-            store = PrefixStore(agree_on_name(PrefixStore(_PREFIX, store), rank, size), store)
+            store = _unused_part(store, rank, size)
             if default_group:
                 backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
                 dist.init_process_group(backend, store=store, rank=rank, world_size=size)
