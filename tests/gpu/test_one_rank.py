@@ -5,6 +5,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from matching_nccl import MatchingBinding, MatchingNCCL
 from numpy_model import Worker
 
 from lentando.comm.array_module import array_module, copy_into, is_on_host, to_host
@@ -31,8 +32,16 @@ METHODS: dict[str, dict[str, Any]] = {
 
 
 @pytest.fixture
-def nccl() -> Iterator[NCCLTransport]:
-    transport = NCCLTransport(SingleTransport())
+def open_nccl(dry_run: bool) -> Callable[[], NCCLTransport]:
+    """Opens NCCL for one rank, or its stand-in."""
+    if dry_run:
+        return lambda: NCCLTransport(SingleTransport(), MatchingBinding(MatchingNCCL(1, 10.0, 0.0), 0))
+    return lambda: NCCLTransport(SingleTransport())
+
+
+@pytest.fixture
+def nccl(open_nccl: Callable[[], NCCLTransport]) -> Iterator[NCCLTransport]:
+    transport = open_nccl()
     yield transport
     transport.close()
 
@@ -60,13 +69,14 @@ def test_nccl_of_one_rank_keeps_the_promises(nccl: NCCLTransport) -> None:
     check_device_arrays(nccl, on_device)
 
 
-def test_nccl_can_be_opened_again() -> None:
+def test_nccl_can_be_opened_again(open_nccl: Callable[[], NCCLTransport]) -> None:
     for _ in range(2):
-        transport = NCCLTransport(SingleTransport())
+        transport = open_nccl()
         transport.broadcast(on_device(np.ones(3)))
         transport.close()
 
 
+@pytest.mark.usefixtures("only_on_a_gpu")
 def test_error_of_nccl_is_a_transport_error(nccl: NCCLTransport) -> None:
     nccl.broadcast(on_device(np.ones(3)))
     with pytest.raises(TransportError, match="NCCL failed"):
@@ -102,6 +112,7 @@ def test_training_equals_that_of_host_memory(nccl: NCCLTransport, method: str, d
     np.testing.assert_allclose(trained(nccl, on_device), expected, rtol=digits, atol=digits)
 
 
+@pytest.mark.usefixtures("only_on_a_gpu")
 def test_stream_that_is_not_the_default_one(nccl: NCCLTransport) -> None:
     import cupy
 

@@ -1,6 +1,11 @@
-"""Trains a small model and writes it down: ``train.py DEVICE METHOD DTYPE FOLDER``. Started on ranks by the tests."""
+"""Trains a small model by several methods and writes it down: ``train.py DEVICE FOLDER METHOD:DTYPE ...``.
+
+Started on ranks by the tests. DEVICE is cpu, cuda, or own-stream: CUDA on a stream of the program's own. In a dry run
+all of them are the CPU.
+"""
 
 import contextlib
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -18,38 +23,52 @@ METHODS: dict[str, Any] = {
     "sgp": {"base": lt.SGP(), "outer": lt.SlowMomentum(), "period": 4},
     "osgp": {"base": lt.OSGP(deterministic=True), "period": 4},
 }
+STEPS, SAVED_AT = 9, 5
 
 
-def main(device_name: str, method: str, dtype_name: str, folder: str) -> None:
+def main(device_name: str, folder: Path, *cases: str) -> None:
     lt.init()
-    dtype = getattr(torch, dtype_name)
+    is_cpu = device_name == "cpu" or os.environ.get("LENTANDO_GPU_DRY_RUN") == "1"
     device, stream = torch.device("cpu"), contextlib.nullcontext()
-    if device_name != "cpu":
+    if not is_cpu:
         device = torch.device("cuda", lt.local_rank() % torch.cuda.device_count())
         torch.cuda.set_device(device)
-        if device_name == "cuda, a stream of its own":
+        if device_name == "own-stream":
             stream = torch.cuda.stream(torch.cuda.Stream())
     with stream:
-        torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).to(dtype).to(device)
-        sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
-        optimizer = lt.DistributedOptimizer(sgd, model=model, **METHODS[method])
-        for step in range(9):
-            if step == 5:
-                lt.save(Path(folder) / f"checkpoint-{device_name}", optimizer)
+        for case in cases:
+            method, dtype = case.split(":")
+            states = train(device, METHODS[method], getattr(torch, dtype), folder / f"{case}-{device_name}")
+            torch.save(states, folder / f"{case}-{device_name}-{lt.rank()}.pt")
+    lt.shutdown()
+
+
+def train(device: torch.device, settings: dict[str, Any], dtype: torch.dtype, checkpoint: Path) -> list[Any]:
+    """The model after the last step, and after those that follow the checkpoint were taken again."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Tanh(), nn.Linear(6, 1)).to(dtype).to(device)
+    sgd = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+    optimizer = lt.DistributedOptimizer(sgd, model=model, **settings)
+    found = optimizer._model._memory[0].placement
+    expected = "host" if device.type == "cpu" else "device" if takes_device_arrays(world.transport()) else "staged"
+    assert found == expected, f"{found}, expected {expected}"
+
+    def take_steps(first: int, last: int) -> dict[str, torch.Tensor]:
+        for step in range(first, last):
             images = torch.randn(8, 4, generator=torch.Generator().manual_seed(100 * step + lt.rank())).to(dtype)
             images = images.to(device)
             optimizer.zero_grad()
             loss = (model(images) - images.sum(dim=1, keepdim=True)).square().mean()
             loss.backward()
             optimizer.step(loss=loss)
-        place = optimizer._model._memory[0].place
-        state = {name: tensor.cpu() for name, tensor in model.state_dict().items()}
-        lt.load(Path(folder) / f"checkpoint-{device_name}", optimizer)
-    expected = "host" if device.type == "cpu" else "device" if takes_device_arrays(world.transport()) else "staged"
-    assert place == expected, place
-    torch.save(state, Path(folder) / f"{device_name}-{lt.rank()}.pt")
+        return {name: tensor.to("cpu", copy=True) for name, tensor in model.state_dict().items()}
+
+    take_steps(0, SAVED_AT)
+    lt.save(checkpoint, optimizer)
+    trained = take_steps(SAVED_AT, STEPS)
+    lt.load(checkpoint, optimizer)
+    return [trained, take_steps(SAVED_AT, STEPS)]
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(sys.argv[1], Path(sys.argv[2]), *sys.argv[3:])
