@@ -160,6 +160,8 @@ class NodeReduction:
     def replace(self, cut: Iterable[tuple[slice, Tag]], change: Callable[[slice, Tag, Array], object]) -> None:
         """Form the sum of this rank's shard again, change the shard, and give every rank the result, block by block.
 
+        The sum was found to be finite before, so that there are no warnings of NumPy to suppress.
+
         Args:
             cut: blocks of the shard, counted from its start, each with something that ``change`` needs to know.
             change: writes the new values of a block to the shard of this rank's buffer. It is called with the block,
@@ -167,9 +169,7 @@ class NodeReduction:
         """
         self._barrier()  # no rank needs the previous values of this rank's part any more
         for block, tag in cut:
-            with quiet():
-                total = self._total(block)
-            change(block, tag, total)
+            change(block, tag, self._total(block))
             for target in self._neighbors:
                 np.copyto(target[block], self._part[block])
         self._end()

@@ -6,6 +6,7 @@ from typing import Protocol, TypeAlias
 import numpy as np
 
 from lentando.comm.array_module import array_module
+from lentando.comm.division import divide
 from lentando.comm.flat import blocks
 from lentando.comm.transport import Array
 
@@ -56,10 +57,10 @@ def visit(total: Array, each: Each | None) -> None:
 def store(total: Array, out: Array, divisor: int) -> None:
     """``out = total / divisor``, rounded once to the dtype of ``out``."""
     if divisor != 1 and total is not out and total.dtype == out.dtype:
-        np.true_divide(total, divisor, out=out)  # one pass less
+        divide(total, divisor, out)  # one pass less
         return
     if divisor != 1:
-        np.true_divide(total, divisor, out=total)
+        divide(total, divisor, total)
     if total is not out:
         with quiet():
             array_module(out).copyto(out, total, casting="same_kind")

@@ -2,12 +2,12 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from math import frexp
 from typing import Any
 
 import numpy as np
 
 from lentando.comm.array_module import array_module, copy_into, is_on_host
+from lentando.comm.division import divide
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.flat import BLOCK, blocks
 from lentando.comm.transport import Array
@@ -155,7 +155,7 @@ def moved_with_model(x: Array, z: Array, weight: float, scratch: Array | None = 
     """
     if weight == 1 and x.dtype == z.dtype:
         return z
-    before = _divide(x, weight, None if scratch is None else scratch[: x.size])
+    before = divide(x, weight, None if scratch is None else scratch[: x.size])
     before = before.astype(z.dtype, copy=False)  # exactly what ``_show`` has put there
     if x.dtype == z.dtype:
         np.add(x, np.subtract(z, before, out=before), out=x)
@@ -169,15 +169,6 @@ def _show(x: Array, z: Array, weight: float) -> None:
     if weight == 1:
         array_module(z).copyto(z, x, casting="same_kind")
     elif x.dtype == z.dtype:
-        _divide(x, weight, z)
+        divide(x, weight, z)
     else:
         array_module(z).copyto(z, x / weight, casting="same_kind")
-
-
-def _divide(x: Array, weight: float, out: Array | None) -> Array:
-    """Return x / w, in ``out`` if that is given. For a power of 2 it multiplies, which is faster and as exact."""
-    if frexp(weight)[0] == 0.5:
-        quotient: Array = np.multiply(x, 1 / weight, out=out)
-    else:
-        quotient = np.divide(x, weight, out=out)
-    return quotient

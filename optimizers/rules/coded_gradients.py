@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from lentando.comm.array_module import array_module, copy_into
+from lentando.comm.division import divide
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import ConfigurationError
@@ -120,7 +121,7 @@ class _Part:
 
         def finish(piece: Piece, total: Array) -> None:
             if divisor != 1:
-                np.true_divide(total, divisor, out=total)
+                divide(total, divisor, total)
 
         total = exchange.reduce(finish)
         for piece in exchange.pieces(own=True):

@@ -10,9 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
-import numpy as np
-
 from lentando.comm.collectives import Algorithm, plan_reduction
+from lentando.comm.division import divide
 from lentando.comm.elastic import is_elastic
 from lentando.comm.flat import all_finite
 from lentando.comm.reductions.node import NodeReduction
@@ -100,7 +99,7 @@ class OuterAverage(ABC):
         def divide_and_look(mean: Array) -> None:
             nonlocal is_finite
             if divisor != 1:
-                np.true_divide(mean, divisor, out=mean)
+                divide(mean, divisor, mean)
             is_finite = is_finite and all_finite(mean)
 
         mean = self.reduce(divide_and_look, partial_average)
@@ -158,7 +157,7 @@ class ExactAverage(OuterAverage):
 
         def divide_and_change(block: slice, tag: Tag, total: Array) -> None:
             if divisor != 1:
-                np.true_divide(total, divisor, out=total)
+                divide(total, divisor, total)
             change(block, tag, total)
 
         self._reduction.replace(cut, divide_and_change)

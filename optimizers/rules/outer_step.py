@@ -20,7 +20,7 @@ from lentando.comm.collectives import Algorithm
 from lentando.comm.dtypes import accumulator_dtype
 from lentando.comm.elastic import is_elastic
 from lentando.comm.errors import NonFiniteError
-from lentando.comm.flat import FlatBuffer
+from lentando.comm.flat import FlatBuffer, all_moderate
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.constant_statistics import Constants, is_finite_but_for
 from lentando.optimizers.rules.flat_state import flat_state, joined_shards, load_shards
@@ -101,9 +101,13 @@ class OuterStep(OuterStepping):
             NonFiniteError: on every rank, naming parameter and rank, if the average is not finite.
         """
         divisor = self._transport.size if self._is_exact else 1
-        finite = [shard.reduce(divisor, partial_average) for shard in self._shards]
+        found = [shard.reduce(divisor, partial_average) for shard in self._shards]
+        is_finite = self._all_agree(all(found))
+        if not is_finite and any(shard.is_formed_twice for shard in self._shards):
+            found = [shard.is_finite() for shard in self._shards]
+            is_finite = self._all_agree(all(found))
         try:
-            self._check_finite(all(finite))
+            self._check_finite(is_finite)
         except NonFiniteError:
             self.abort_average()
             raise
@@ -175,18 +179,23 @@ class OuterStep(OuterStepping):
         """Arrays that cover the whole buffers on every rank, by name, an array per buffer."""
         return _by_name([shard.average.arrays() for shard in self._shards])
 
-    def _check_finite(self, finite: bool) -> None:
-        if self._is_exact:
-            # Each rank has checked its own shard only. All must agree before any of them changes a parameter.
-            finite = bool(self._transport.allgather(np.array([finite])).all())
-        if finite:
+    def _all_agree(self, found: bool) -> bool:
+        """Whether all ranks have found so. All must agree before any of them changes a parameter."""
+        return bool(self._transport.allgather(np.array([found])).all()) if self._is_exact else found
+
+    def _check_finite(self, is_finite: bool) -> None:
+        if is_finite:
             return
         buffers = [shard.buffer for shard in self._shards]
         raise error_of_average(self._transport, self._constants, buffers, is_exact=self._is_exact)
 
 
 class _Shard:
-    """This rank's shard of one buffer."""
+    """This rank's shard of one buffer.
+
+    Attributes:
+        is_formed_twice: whether the mean of the present round is not kept, equal on all ranks.
+    """
 
     def __init__(self, buffer: FlatBuffer, average: OuterAverage, rule: OuterRule | None, constants: Constants) -> None:
         self.buffer = buffer
@@ -207,6 +216,8 @@ class _Shard:
         longest = max((elements.stop - elements.start for elements, _ in self._cut), default=0)
         self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
         self._mean: Array | None = None  # while it is kept, between ``reduce`` and ``step``
+        self.is_formed_twice = False
+        self._is_finite = True
         self._divisor = 1
         self._left_out: list[tuple[Array, Array]] = []
         self.reset_anchor()
@@ -230,14 +241,16 @@ class _Shard:
         """Form the mean of this shard, and leave the buffer as it is. Returns whether the mean is finite.
 
         Within a node the mean is not kept: ``step`` forms it again, which takes less time than writing it to memory and
-        reading it back.
+        reading it back. It need not even be formed here if the values of each rank are so small that it is finite in
+        any case. Returns whether this rank's are; only if not all are, ``is_finite`` must be asked.
 
         Where this rank does not count, its buffer is zero from then on, until ``step`` or ``abort_average``: in
         between, neighbours may read it.
         """
         self._mean, self._divisor = None, divisor
-        if self.average.is_formed_twice and partial_average is None and not self._constants.exist:
-            return self.average.is_finite()
+        self.is_formed_twice = self.average.is_formed_twice and partial_average is None and not self._constants.exist
+        if self.is_formed_twice:
+            return all_moderate(self.buffer.array)
         constants = []
         if self._constants.exist:  # before elements are set to zero
             constants = self._constants.within(self.buffer, self.average.shard)
@@ -249,9 +262,14 @@ class _Shard:
                 np.true_divide(mean, partial_average.divisor(part), out=mean)
             for constant in constants:
                 constant.restore(self._mean)
-            return is_finite_but_for(self._mean, constants)
-        self._mean, is_finite = self.average.mean(divisor, constants)
-        return is_finite
+            self._is_finite = is_finite_but_for(self._mean, constants)
+        else:
+            self._mean, self._is_finite = self.average.mean(divisor, constants)
+        return self._is_finite
+
+    def is_finite(self) -> bool:
+        """Whether the mean is finite, after ``reduce``. Collective."""
+        return self.average.is_finite() if self.is_formed_twice else self._is_finite
 
     def abort_average(self) -> None:
         """Restore the elements that were set to zero. All shards are formed, so no other rank reads them any more."""

@@ -9,6 +9,7 @@ is never repeated.
 import numpy as np
 
 from lentando.comm.array_module import array_module
+from lentando.comm.division import divide
 from lentando.comm.reductions.reduction import Each, quiet, visit
 from lentando.comm.transport import Array, Transport
 from lentando.optimizers.rules.coded_exchange import CodedExchange, Piece
@@ -60,11 +61,11 @@ class WholeMovementAverage(OuterAverage):
                 array_module(values).copyto(values, self._buffer[piece.elements])
             piece.write_with_error(values, self._error[piece.elements])
 
-        def divide(piece: Piece, total: Array) -> None:
+        def finish(piece: Piece, total: Array) -> None:
             if piece.is_coded:
-                np.true_divide(total, ranks, out=total)
+                divide(total, ranks, total)
 
-        total = exchange.reduce(divide)
+        total = exchange.reduce(finish)
         for piece in exchange.pieces(own=True):
             piece.write_with_error(total[piece.in_shard], self._mean_error[piece.elements])
         exchange.gather()

@@ -9,9 +9,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lentando.comm.dtypes import bfloat16
+from lentando.comm.dtypes import bfloat16, numpy_dtype
 from lentando.comm.errors import ConfigurationError
-from lentando.comm.flat import Entry, FlatBuffer, FlatLayout, Range, build_layouts, describe, first_difference
+from lentando.comm.flat import (
+    BLOCK,
+    Entry,
+    FlatBuffer,
+    FlatLayout,
+    Range,
+    all_finite,
+    all_moderate,
+    build_layouts,
+    describe,
+    first_difference,
+)
 from lentando.comm.transport import Array
 
 DTYPES = ("float32", "float64", "float16", "bfloat16")
@@ -181,3 +192,31 @@ def test_first_difference_says_when_a_rank_has_fewer() -> None:
 
 def test_no_difference_is_reported_as_well() -> None:
     assert first_difference([described(entry("a", 1))] * 3) == "none"
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("place", [0, 9000, BLOCK + 5, -1])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_value_that_is_not_finite_is_found_wherever_it_is(dtype: str, place: int, bad: float) -> None:
+    values = np.ones(2 * BLOCK + 11, numpy_dtype(dtype))
+    assert all_finite(values)
+    assert all_moderate(values)
+    values[place] = bad
+    assert not all_finite(values)
+    assert not all_moderate(values)
+
+
+@pytest.mark.parametrize(("dtype", "largest"), [("float32", 3e38), ("float64", 1e308), ("bfloat16", 3e38)])
+@pytest.mark.parametrize("place", [0, -1])
+def test_values_whose_sum_overflows_are_finite_and_not_moderate(dtype: str, largest: float, place: int) -> None:
+    """Values of 1e17 are moderate: even a million ranks have a finite sum."""
+    values = np.full(9000, 1e17, numpy_dtype(dtype))
+    assert all_moderate(values)
+    values[place] = -largest
+    assert all_finite(values)
+    assert not all_moderate(values)
+
+
+def test_largest_values_of_float16_are_moderate() -> None:
+    """They are summed in float32."""
+    assert all_moderate(np.full(100, 65504, np.float16))

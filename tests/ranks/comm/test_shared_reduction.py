@@ -190,6 +190,24 @@ def test_no_parameter_changes_if_the_average_is_not_finite(
     assert len(bits_on_each_rank(several, buffer.array)) == 1
 
 
+@pytest.mark.parametrize("elements", [1003, 200_000])
+def test_large_values_with_a_finite_sum_are_averaged(
+    several: Transport, monkeypatch: pytest.MonkeyPatch, elements: int
+) -> None:
+    """One rank's squares overflow: the sums themselves are looked at, by all ranks."""
+    monkeypatch.setattr(plan, "SHARED_FROM_BYTES", 0)
+    results = []
+    for algorithm in ("auto", "ring"):
+        buffer = of_two_groups(elements, np.float32)
+        outer = OuterStep(several, [buffer], SlowMomentum(0.9, 0.6), algorithm=algorithm)  # type: ignore[arg-type]
+        buffer.array[:] = several.rank
+        if several.rank == several.size - 1:
+            buffer.array[elements // 2] = 1e30
+        outer.run([0.1, 0.1])
+        results.append(buffer.array.tobytes())
+    assert results[0] == results[1]
+
+
 def test_memory_is_not_kept_once_the_plan_is_gone(several: Transport) -> None:
     def maps() -> int:
         return Path("/proc/self/maps").read_text().count("memfd:lentando")
