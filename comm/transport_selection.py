@@ -191,6 +191,8 @@ def _open_torch(
             "all ranks (--max-restarts), which then load the last checkpoint; or start with Open MPI 5, by mpirun "
             "--with-ft ulfm"
         )
+    has_group = process_group is not None or _torch_is_initialized()
+    rank, size = (0, 0) if has_group else check_meeting_point(launch)  # before PyTorch is loaded, which takes seconds
     try:
         from lentando.comm.transports.torch_distributed import Groups, TorchTransport
     except ImportError as error:
@@ -198,11 +200,9 @@ def _open_torch(
             f"torch.distributed connects the ranks, but PyTorch cannot be loaded ({error}): pip install "
             "lentando[torch], or start with mpirun"
         ) from error
-    has_group = process_group is not None or _torch_is_initialized()
     if has_group:
         groups = Groups.of(process_group)
     else:
-        rank, size = check_meeting_point(launch)
         with startup_timeout(rank, size):
             groups = Groups.of_job(rank, size, default_group=default_group)
     check_world(launch, groups.size, "its default process group", backend="torch.distributed")

@@ -10,7 +10,7 @@ import shutil
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -111,6 +111,9 @@ def collect() -> Facts:
     gpus = _gpus()
     # Loading a framework in every rank of a host takes minutes where ranks share few cores, so only one rank loads it.
     is_first = all(os.environ.get(name, "0") == "0" for name in local_rank_variables())
+    is_installed = {"torch": "torch" in versions, "horovod": importlib.util.find_spec("horovod") is not None}
+    asked = [name for name in is_installed if is_first and is_installed[name]]
+    answers = dict(zip(asked, _ask(*asked), strict=True))
     return Facts(
         host=socket.gethostname(),
         python=platform.python_version(),
@@ -125,9 +128,9 @@ def collect() -> Facts:
         shared_memory=_shared_memory(),
         is_root=hasattr(os, "geteuid") and os.geteuid() == 0,
         gpus=gpus,
-        torch=_ask("torch") if is_first and "torch" in versions else None,
+        torch=answers.get("torch"),
         torchrun=shutil.which("torchrun"),
-        horovod=_ask("horovod") if is_first and importlib.util.find_spec("horovod") else None,
+        horovod=answers.get("horovod"),
         place=None,
     )
 
@@ -151,7 +154,7 @@ def _version(package: str) -> str | None:
 
 
 def _library() -> Library:
-    answer = _ask("library")
+    (answer,) = _ask("library")
     text = answer.get("version")
     if text is None:
         return Library(vendor=None, version=None, path=None, error=str(answer.get("error")))
@@ -197,26 +200,35 @@ def _gpus() -> list[str] | None:
     return None if lines is None else [line.strip() for line in lines.splitlines() if line.strip()]
 
 
-def _ask(question: str) -> dict[str, Any]:
-    """Return the answer of a process that runs ``questions``; ``error`` if it gives none."""
+def _ask(*questions: str) -> list[dict[str, Any]]:
+    """Return the answers of a process that runs ``questions``; ``error`` for each question to which it gives none.
+
+    Where a process ends before it has answered all, another one is asked the rest.
+    """
+    answers: list[dict[str, Any]] = []
+    while len(answers) < len(questions):
+        answers += _ask_once(questions[len(answers) :])
+    return answers
+
+
+def _ask_once(questions: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the answers that a process gives before it ends, or one that says why it gives none."""
     try:
         finished = subprocess.run(
-            [sys.executable, "-m", "lentando.cli.doctor.questions", question],
+            [sys.executable, "-m", "lentando.cli.doctor.questions", *questions],
             stdin=subprocess.DEVNULL,
             capture_output=True,
-            text=True,
-            errors="replace",
             check=False,
             timeout=ASK_SECONDS,
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"no answer within {ASK_SECONDS:.0f} s"}
-    try:
-        answer: dict[str, Any] = json.loads(finished.stdout.splitlines()[-1])
-    except (IndexError, ValueError):
-        last = finished.stderr.strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
-        return {"error": last[0]}
-    return answer
+    except subprocess.TimeoutExpired as error:
+        return _answers(error.stdout or b"") or [{"error": f"no answer within {ASK_SECONDS:.0f} s"}]
+    last = finished.stderr.decode(errors="replace").strip().splitlines()[-1:] or [f"exit status {finished.returncode}"]
+    return _answers(finished.stdout) or [{"error": last[0]}]
+
+
+def _answers(output: bytes) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in output.splitlines()]
 
 
 def _output(command: list[str]) -> str | None:

@@ -1,11 +1,12 @@
-"""Questions that need third-party code, which may crash or hang; each runs in a separate process.
+"""Questions that need third-party code, which may crash or hang and therefore runs in a separate process.
 
-``python -m lentando.cli.doctor.questions library`` prints the answer as one line of JSON.
+``python -m lentando.cli.doctor.questions torch horovod`` prints each answer as a line of JSON, and loads PyTorch once.
 """
 
 import importlib
 import importlib.util
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -65,6 +66,15 @@ def _loaded(name: str) -> str | None:
     return next((path for path in paths if Path(path).name.partition(".so")[0] == name), None)
 
 
+def main(questions: list[str]) -> None:
+    """Print an answer to each question as soon as it is found."""
+    functions = {function.__name__: function for function in (library, horovod, torch)}
+    with os.fdopen(os.dup(1), "w") as answers:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # for what libraries print
+        for question in questions:
+            answers.write(f"{json.dumps(functions[question]())}\n")
+            answers.flush()
+
+
 if __name__ == "__main__":
-    answers = {function.__name__: function for function in (library, horovod, torch)}
-    sys.stdout.write(f"{json.dumps(answers[sys.argv[1]]())}\n")
+    main(sys.argv[1:])

@@ -1,5 +1,6 @@
 """What ``lentando doctor`` concludes from the facts about ranks, hosts and the job."""
 
+import os
 import socket
 import sys
 from collections.abc import Mapping
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from lentando.cli.doctor.checks import check_facts
-from lentando.cli.doctor.facts import Facts, Place, Program, collect
+from lentando.cli.doctor.facts import Facts, Place, Program, _ask, collect
 from lentando.cli.doctor.job import check_outcome, check_tests
 from lentando.cli.doctor.networks import Interface, check_interfaces, interfaces, same_address_on_two_hosts
 from lentando.cli.doctor.probe import _test
@@ -182,6 +183,44 @@ def test_horovod_and_gpus_are_judged_by_what_they_report(facts: Facts) -> None:
     blind = changed(facts, gpus=["NVIDIA H200, 580.1"], versions=versions, torch={**GLOO, "cuda": None, "devices": 0})
     ((level, text, _),) = judged(blind)
     assert (level, text) == ("note", "torch 2.13.0+cpu is built without CUDA and sees no GPU")
+
+
+TORCH = """
+from pathlib import Path
+from types import SimpleNamespace
+
+print("a library that greets")
+with Path(__file__).with_name("loaded").open("a") as file:
+    file.write("torch ")
+cuda = distributed = SimpleNamespace(is_available=lambda: False)
+version = SimpleNamespace(cuda=None)
+"""
+HOROVOD = "import os, torch\nmpi_built = gloo_built = nccl_built = lambda: True\n"
+DIES = "\nimport sys\nsys.exit('this library is broken')\n"
+
+
+@pytest.mark.parametrize(
+    ("torch", "horovod", "loaded", "error"),
+    [
+        pytest.param(TORCH, HOROVOD, 1, [None, None], id="once for both"),
+        pytest.param(TORCH, HOROVOD + DIES, 2, [None, "this library is broken"], id="again for what fails"),
+        pytest.param(TORCH + DIES, HOROVOD, 2, ["this library is broken"] * 2, id="for neither"),
+    ],
+)
+def test_processes_that_load_pytorch(
+    torch: str, horovod: str, loaded: int, error: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "torch.py").write_text(torch)
+    (tmp_path / "horovod/torch").mkdir(parents=True)
+    (tmp_path / "horovod/__init__.py").touch()
+    (tmp_path / "horovod/torch/mpi_lib_v2.so").touch()
+    (tmp_path / "horovod/torch/__init__.py").write_text(horovod)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    answers = _ask("torch", "horovod")
+    assert (tmp_path / "loaded").read_text() == "torch " * loaded
+    assert [answer.get("error") for answer in answers] == error
+    assert error[0] or answers[0]["devices"] == 0
+    assert error[1] or answers[1] == {"bindings": ["torch"], "controllers": ["mpi", "gloo"], "nccl": True}
 
 
 ETHERNET = Interface(name="eth0", is_up=True, addresses=["10.0.0.2/24", "fd00::2/64"])

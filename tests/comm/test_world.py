@@ -18,6 +18,7 @@ from lentando.comm.transports.single import SingleTransport
 VARIABLES = (
     "OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "PMIX_RANK", "PMI_RANK", "PMI_SIZE", "SLURM_STEP_NUM_TASKS",
     "HOROVOD_RANK", "HOROVOD_SIZE", "RANK", "WORLD_SIZE", "LENTANDO_TRANSPORT", "LENTANDO_LOG_LEVEL",
+    "MASTER_ADDR", "MASTER_PORT",
 )  # fmt: skip
 
 
@@ -124,6 +125,15 @@ def test_mpi_that_cannot_be_loaded_is_an_error_under_a_launcher_of_mpi(
 def test_forced_mpi_that_cannot_be_loaded_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LENTANDO_TRANSPORT", "mpi")
     with pytest.raises(LaunchError, match="LENTANDO_TRANSPORT=mpi, but MPI cannot be loaded"):
+        world.init()
+
+
+def test_transport_torch_without_a_meeting_point_is_refused_before_pytorch_is_loaded(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("LENTANDO_TRANSPORT", "torch")
+    monkeypatch.setitem(sys.modules, "torch", None)  # importing it is an ImportError
+    with pytest.raises(LaunchError, match=r"lacks RANK, WORLD_SIZE, MASTER_ADDR, MASTER_PORT\."):
         world.init()
 
 

@@ -18,6 +18,13 @@ RANKS = Path(__file__).parents[1] / "ranks"
 """The tests that need several ranks."""
 PYTEST = ("-m", "pytest", "-p", "no:cacheprovider", "--color=no")
 """Arguments of Python that run them."""
+WAITING = {
+    "OMPI_MCA_mpi_yield_when_idle": "1",
+    "OMPI_MCA_threads_pthreads_yield_strategy": "nanosleep",
+    "OMPI_MCA_threads_pthreads_nanosleep_time": "100000",
+}
+"""How ranks of Open MPI wait for messages. Its own choice where ranks are more than cores is to yield, but a rank that
+yields gets a busy core back much later than one that wakes up."""
 GRACE_SECONDS = 10.0
 """How long mpirun may take to end its ranks when it is asked to stop."""
 
@@ -59,7 +66,7 @@ def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[
         "OMPI_ALLOW_RUN_AS_ROOT": "1",
         "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
         "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-        "OMPI_MCA_mpi_yield_when_idle": "1",  # as Open MPI itself decides where ranks are more than cores
+        **WAITING,
         "OMP_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": "1",
         **(environment or {}),

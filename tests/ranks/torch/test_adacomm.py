@@ -55,7 +55,7 @@ def test_papers_periods_from_losses_that_only_agree_in_the_mean(given: str) -> N
     optimizer = adacomm(model)
     own = 50.0 * (lt.rank() - (lt.size() - 1) / 2)
     for _ in range(sum(REFINED) + 19):
-        loss = torch.tensor(LOSSES[min(optimizer.report()["rounds"], 6)] + own, dtype=torch.float64)
+        loss = torch.tensor(LOSSES[min(optimizer.rounds, 6)] + own, dtype=torch.float64)
 
         def closure(loss: torch.Tensor = loss) -> torch.Tensor:
             optimizer.zero_grad()
@@ -179,8 +179,8 @@ def test_periods_follow_the_mean_validation_loss_of_all_ranks() -> None:
     optimizer = adacomm(model, initial_period=16, by_validation_loss=True)
     losses = np.stack([VALIDATION[:, rank % 3] for rank in range(lt.size())], axis=1)
     for own in losses[:, lt.rank()]:
-        first = optimizer.report()["rounds"]
-        while optimizer.report()["rounds"] == first:
+        first = optimizer.rounds
+        while optimizer.rounds == first:
             if optimizer.period is not None and not np.isnan(own):
                 optimizer.schedule.record_validation_loss(float(own))
             model(torch.ones(1, 4)).square().mean().backward()

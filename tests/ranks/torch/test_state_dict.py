@@ -29,7 +29,7 @@ def test_resumed_training_is_the_same_bit_identically(kind: str, shared_path: An
         again.load_state_dict(state["optimizer"])
         train(again, resumed, 13 - taken, first=taken)
         assert_same_model(model, resumed, f"resumed after step {taken}")
-        assert again.report()["rounds"] == optimizer.report()["rounds"]
+        assert again.rounds == optimizer.rounds
 
 
 def test_order_of_constructing_and_loading_does_not_matter() -> None:
