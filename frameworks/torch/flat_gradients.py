@@ -9,7 +9,7 @@ from lentando.comm.transport import Array
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
 from lentando.torch.large_gradients import LargeGradients
-from lentando.torch.local_tensors import addresses, copy_into, set_gradient, set_gradients
+from lentando.torch.local_tensors import address, addresses, copy_into, set_gradient, set_gradients
 
 __all__ = ["TorchGradients"]
 
@@ -141,6 +141,10 @@ class TorchGradients(FlatGradients):
 
     def _put_one_by_one(self, gradients: dict[str, torch.Tensor | None], are_copied: bool) -> None:
         gradients |= {name: self.views[name] for name in self.names_in_place}  # so that nothing is copied
+        for name, each in gradients.items():
+            place = 0 if each is None else address(each)
+            if each is not None and place in self._addresses_in_use and place != address(self.views[name]):
+                gradients[name] = each.detach().clone()  # before its place, that of another gradient, is overwritten
         sparse = {name: each for name, each in gradients.items() if each is not None and each.is_sparse}
         gradients |= {name: each.to_dense() if self._sparse_as_dense else None for name, each in sparse.items()}
         self.put(gradients, are_copied=are_copied, sparse=sparse)

@@ -37,3 +37,14 @@ def test_gradients_that_exist_are_copied_together(missing: list[int], monkeypatc
     for number, (name, _) in enumerate(model.named_parameters()):
         assert (gradients.views[name] == (0 if number in missing else 3)).all()
         assert (taken[name] is None) == (number in missing)
+
+
+def test_a_gradient_in_the_place_of_one_that_is_missing_is_copied() -> None:
+    model = nn.ParameterList([torch.zeros(2), torch.zeros(2), torch.zeros(2)])
+    gradients = TorchModel(torch.optim.SGD(model.parameters(), lr=0.1), model).flat_gradients
+    gathered(gradients, model, [], 7.0)
+    gradients.scatter()
+    model[1].grad, model[0].grad = model[0].grad, None
+    model[2].grad = torch.full((2,), 3.0)
+    gradients.gather()
+    assert [view.tolist() for view in gradients.views.values()] == [[0, 0], [7, 7], [3, 3]]
