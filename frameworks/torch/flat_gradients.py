@@ -1,7 +1,7 @@
 """Flat tensors that hold the gradients of a PyTorch model while they are averaged."""
 
-from collections.abc import Mapping, Sequence
-from typing import TypeGuard
+from collections.abc import Mapping, Sequence, Set
+from typing import TypeVar, cast
 
 import torch
 
@@ -9,9 +9,11 @@ from lentando.comm.transport import Array
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
 from lentando.torch.large_gradients import LargeGradients
-from lentando.torch.local_tensors import addresses, copy_into, set_gradient
+from lentando.torch.local_tensors import address, addresses, copy_into, set_gradient, set_gradients
 
 __all__ = ["TorchGradients"]
+
+T = TypeVar("T")
 
 
 class TorchGradients(FlatGradients):
@@ -65,9 +67,9 @@ class TorchGradients(FlatGradients):
         """
         given = [parameter.grad for parameter in self._trained]
         self.in_place = self._large.found_in(given) if in_place else {}
-        if _all_dense(given) and (are_copied or self._copy_together(given)):
-            for presence in self._presence:
-                presence.fill_(1)
+        missing = {number for number, gradient in enumerate(given) if gradient is None}
+        if _none_sparse(given) and (are_copied or self._copy_together(given, missing)):
+            self._note(missing)
         else:
             self._put_one_by_one(dict(zip(self.views, given, strict=True)), are_copied)
         for memory in self.memory:
@@ -92,9 +94,8 @@ class TorchGradients(FlatGradients):
         for memory in self.memory:
             memory.store()
         if all(bool((presence > 0).all()) for presence in self._presence):
-            for number, (parameter, view) in enumerate(zip(self._trained, self._homes, strict=True)):
-                if number not in self.in_place:
-                    set_gradient(parameter, view)
+            stays = self.in_place.keys()
+            set_gradients(_without(self._trained, stays), _without(self._homes, stays))
             return []
         sparse = self.sparse()
         for number, (name, view) in enumerate(self.taken().items()):
@@ -106,31 +107,44 @@ class TorchGradients(FlatGradients):
                 set_gradient(self.parameters[name], self.views[name].to_sparse(min(1, self.views[name].dim())))
         return [] if self._sparse_as_dense else sparse
 
-    def _copy_together(self, given: Sequence[torch.Tensor]) -> bool:
+    def _copy_together(self, given: Sequence[torch.Tensor | None], missing: Set[int]) -> bool:
         """Copy gradients by one operation, which takes a fraction of the time for small ones.
 
         Args:
-            given: gradient of each parameter, dense.
+            given: gradient of each parameter, dense or None.
+            missing: numbers of those that are None.
 
         Returns:
             False, and nothing is copied, if some gradients lie in the flat memory, and others do not.
         """
-        found = addresses(given)
-        if found == self._addresses:
+        found = addresses(_without(given, missing))
+        if found == _without(self._addresses, missing):
             return True
         if not self._addresses_in_use.isdisjoint(found):
             return False
-        homes = self._homes
-        if self.in_place:
-            copied = [number for number in range(len(given)) if number not in self.in_place]
-            given, homes = [given[number] for number in copied], [homes[number] for number in copied]
-        if homes:
+        others = missing | self.in_place.keys()
+        if homes := _without(self._homes, others):
             with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
-                torch._foreach_copy_(homes, list(given))
+                torch._foreach_copy_(homes, _without(given, others))
         return True
+
+    def _note(self, missing: Set[int]) -> None:
+        """Note which parameters have a gradient: all but the missing ones, which count as zeros."""
+        first = 0
+        for presence in self._presence:
+            presence.fill_(1)
+            if absent := [number - first for number in missing if first <= number < first + presence.numel()]:
+                presence[absent] = 0
+            first += presence.numel()
+        if missing:
+            torch._foreach_zero_([self._homes[number] for number in missing])
 
     def _put_one_by_one(self, gradients: dict[str, torch.Tensor | None], are_copied: bool) -> None:
         gradients |= {name: self.views[name] for name in self.names_in_place}  # so that nothing is copied
+        for name, each in gradients.items():
+            place = 0 if each is None else address(each)
+            if each is not None and place in self._addresses_in_use and place != address(self.views[name]):
+                gradients[name] = each.detach().clone()  # before its place, that of another gradient, is overwritten
         sparse = {name: each for name, each in gradients.items() if each is not None and each.is_sparse}
         gradients |= {name: each.to_dense() if self._sparse_as_dense else None for name, each in sparse.items()}
         self.put(gradients, are_copied=are_copied, sparse=sparse)
@@ -144,6 +158,11 @@ class TorchGradients(FlatGradients):
         return torch.tensor(values, dtype=like.dtype)
 
 
-def _all_dense(gradients: Sequence[torch.Tensor | None]) -> TypeGuard[Sequence[torch.Tensor]]:
-    """Return whether every parameter has a gradient, and none is sparse."""
-    return not any(gradient is None or gradient.is_sparse for gradient in gradients)
+def _none_sparse(gradients: Sequence[torch.Tensor | None]) -> bool:
+    return not any(gradient is not None and gradient.is_sparse for gradient in gradients)
+
+
+def _without(values: Sequence[T | None], numbers: Set[int]) -> list[T]:
+    """Values without those of some numbers, which include all that are None."""
+    kept = values if not numbers else [value for number, value in enumerate(values) if number not in numbers]
+    return cast(list[T], kept)

@@ -61,6 +61,18 @@ def test_a_gradient_is_an_alias_of_its_memory(has_gradient: bool) -> None:
     assert local_tensors.is_same_memory(parameter.grad, memory)
 
 
+def test_several_gradients_are_aliases_of_their_memory() -> None:
+    parameters = [torch.nn.Parameter(torch.zeros(length)) for length in (2, 3)]
+    memory = [torch.ones(2), torch.full((3,), 2.0)]
+    local_tensors.set_gradients(parameters, memory)
+    for parameter, tensor in zip(parameters, memory, strict=True):
+        assert parameter.grad is not None
+        assert parameter.grad is not tensor
+        assert local_tensors.is_same_memory(parameter.grad, tensor)
+        parameter.grad.resize_(1)
+        assert len(tensor) > 1
+
+
 def test_a_parameter_keeps_its_values_when_it_moves() -> None:
     parameter, memory = torch.nn.Parameter(torch.arange(3.0)), torch.zeros(3)
     assert local_tensors.use_memory(parameter, memory) == memory.data_ptr()
