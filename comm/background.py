@@ -89,6 +89,17 @@ class BackgroundThreads:
     def __len__(self) -> int:
         return len(self._loans)
 
+    def start(self) -> None:
+        """Start the threads that have not been started, as the first work does.
+
+        Raises:
+            RuntimeError: if Python can start no thread, as Python 3.12 at the end of a program.
+        """
+        for loan in self._loans[len(self._queues) :]:
+            queue: SimpleQueue[_Work | None] = SimpleQueue()
+            Thread(target=_run, args=(queue, loan), name=self._name, daemon=True).start()
+            self._queues.append(queue)  # now: if no thread can be started, no work may be given to it
+
     def submit(self, thread: int, work: Callable[[], T]) -> "Future[T]":
         """Let a thread call a function, after those that it was given before.
 
@@ -100,10 +111,7 @@ class BackgroundThreads:
         Returns:
             A future. Its ``result()`` waits, and returns what the function has returned, or raises its exception.
         """
-        for loan in self._loans[len(self._queues) :]:
-            queue: SimpleQueue[_Work | None] = SimpleQueue()
-            Thread(target=_run, args=(queue, loan), name=self._name, daemon=True).start()
-            self._queues.append(queue)  # now: if no thread can be started, no work may be given to it
+        self.start()
         future: Future[T] = Future()
         self._queues[thread].put((future, work))
         return future

@@ -11,11 +11,13 @@ at a time, in any order, except that the tests of a file that share a fixture st
 ``long`` begin first, so that no worker waits at the end for one that has begun late.
 """
 
+import importlib
 import inspect
 import os
 import subprocess
 from collections.abc import Iterator
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
@@ -27,6 +29,10 @@ from case_selection import selected_cases
 
 from lentando.comm.launch import detect_launch
 
+# The first optimizer of PyTorch imports triton, which crashes after TensorFlow: findings/triton_after_tensorflow.sh.
+# PyTorch's build for CPUs comes without it.
+if find_spec("triton"):
+    importlib.import_module("triton")
 os.environ.pop("COLUMNS", None)  # xdist gives its workers a width, to which programs that tests start would wrap pages
 # print() with several arguments would write each of them alone, and the lines of two ranks would run together.
 os.environ.pop("PYTHONUNBUFFERED", None)

@@ -63,9 +63,11 @@ class NegotiatedOperations:
         Raises:
             ConfigurationError: if an earlier operation of the same name is in use (``NamesInUse``).
             TransportError: if an earlier asynchronous operation has failed in a way that ends them all.
+            RuntimeError: if the thread that executes operations cannot be started.
         """
         self._require_parent()
         with self._submissions.changed:
+            self._threads.start()  # first: if no thread can be started, nothing has been submitted
             handle = self._submissions.add(call, self)
             self._ensure_driving()
         return handle
@@ -80,8 +82,9 @@ class NegotiatedOperations:
             a handle, whose result is the rank that was the last to call it: its number in the job.
         """
         self._require_parent()
-        handle: Handle[int] = Handle("join", self)
         with self._submissions.changed:
+            self._threads.start()
+            handle: Handle[int] = Handle("join", self)
             self._submissions.join(handle, zeros)
             self._ensure_driving()
         return handle
@@ -162,6 +165,7 @@ class NegotiatedOperations:
 
     def _ensure_driving(self) -> None:
         """Let the thread work. The caller holds the lock."""
+        self._threads.start()
         if self._submissions.start_driving():
             self._threads.submit(0, self._drive)
 

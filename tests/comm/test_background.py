@@ -5,13 +5,16 @@ import sys
 import threading
 from typing import Any
 
+import numpy as np
 import pytest
 
 from lentando.comm import background
-from lentando.comm.asynchronous import close_operations, open_operations
+from lentando.comm.asynchronous import close_operations, open_operations, operations_of
 from lentando.comm.background import BackgroundThreads, start_background_threads
 from lentando.comm.final_checks import take_problems, wait_before_leaving
+from lentando.comm.operations import Sum, allreduce_call
 from lentando.comm.testing import ThreadTransport, run_ranks
+from lentando.comm.world import simulated_rank
 
 SECONDS = 5.0
 """Limit of a wait that ends at once."""
@@ -101,7 +104,8 @@ def test_work_that_no_thread_can_do_is_an_error_each_time(monkeypatch: pytest.Mo
     run_ranks(1, work)
 
 
-def test_rank_that_leaves_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     """Python 3.12 starts none at the end of a program, where ranks leave that have not called ``shutdown()``."""
 
     def refuse(*_: object, **__: object) -> None:
@@ -109,8 +113,29 @@ def test_rank_that_leaves_starts_no_thread(monkeypatch: pytest.MonkeyPatch) -> N
 
     monkeypatch.setattr(background, "Thread", refuse)
 
+
+@pytest.mark.usefixtures("no_thread")
+def test_rank_that_leaves_starts_no_thread() -> None:
     def work(transport: ThreadTransport) -> None:
         open_operations(transport)
+        close_operations(transport)
+
+    run_ranks(3, work, timeout_seconds=SECONDS)
+
+
+@pytest.mark.usefixtures("no_thread")
+@pytest.mark.parametrize("ranks", [{0}, {1}, {0, 1, 2}])
+@pytest.mark.parametrize("is_join", [False, True])
+def test_operation_for_which_no_thread_can_be_started_has_not_been_submitted(ranks: set[int], is_join: bool) -> None:
+    """An atexit function may submit one. The rank must leave the job nevertheless."""
+
+    def work(transport: ThreadTransport) -> None:
+        open_operations(transport)
+        mine: Any = operations_of(transport)
+        if transport.rank in ranks:
+            with simulated_rank(transport), pytest.raises(RuntimeError, match="can't create new thread"):
+                mine.join(lambda _: None) if is_join else mine.submit(allreduce_call(np.ones(1), Sum, name="late"))
+            assert mine.names_in_flight() == []
         close_operations(transport)
 
     run_ranks(3, work, timeout_seconds=SECONDS)
