@@ -8,7 +8,16 @@ import torch
 from lentando.comm.errors import ConfigurationError
 from lentando.torch.local_tensors import identity
 
-__all__ = ["inner_optimizers", "inner_states", "load_unchanged", "load_with_inner", "reset", "states", "tensors_in"]
+__all__ = [
+    "held_states",
+    "inner_optimizers",
+    "inner_states",
+    "load_unchanged",
+    "load_with_inner",
+    "reset",
+    "states",
+    "tensors_in",
+]
 
 OWN_CONTAINERS = {"state", "param_groups", "defaults"}
 """Attributes that every optimizer has, in which no other optimizer is held."""
@@ -45,6 +54,11 @@ def inner_optimizers(optimizer: torch.optim.Optimizer) -> dict[str, torch.optim.
     return found
 
 
+def held_states(optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Any]]:
+    """Return the state dicts of all optimizers that this one holds, by path, empty ones too."""
+    return {path: holder.state_dict() for path, holder in inner_optimizers(optimizer).items()}
+
+
 def inner_states(optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Return the state dicts of the optimizers that this one holds, by path, where its own state dict lacks them.
 
@@ -53,8 +67,7 @@ def inner_states(optimizer: torch.optim.Optimizer, packed: Mapping[str, Any]) ->
         packed: state dict of ``optimizer``.
     """
     known = tensors_in(packed)
-    found = {path: holder.state_dict() for path, holder in inner_optimizers(optimizer).items()}
-    return {path: state for path, state in found.items() if not tensors_in(state) <= known}
+    return {path: state for path, state in held_states(optimizer).items() if not tensors_in(state) <= known}
 
 
 def tensors_in(packed: Mapping[str, Any]) -> set[tuple[int, int]]:
@@ -79,7 +92,7 @@ def load_with_inner(
     Args:
         optimizer: optimizer that holds others.
         state_dict: state dict of ``optimizer``.
-        inner: state dicts by path, as ``inner_states`` returned them.
+        inner: state dicts by path, as ``inner_states`` or ``held_states`` returned them.
 
     Raises:
         ConfigurationError: if the optimizer does not hold all of these optimizers.

@@ -9,6 +9,7 @@ import torch
 from lentando.optimizers.elastic_state import ObjectState
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer
 from lentando.torch.functions import broadcast_object, broadcast_optimizer_state, broadcast_parameters
+from lentando.torch.inner_optimizers import held_states, load_with_inner
 
 __all__ = [
     "ModelStateHandler",
@@ -80,11 +81,12 @@ class OptimizerStateHandler(StateHandler):
         """Copy the state in memory."""
         if isinstance(self.value, ReplicaOptimizer):
             self._replica = self.value.snapshot()
-        self._saved = copy.deepcopy(_base(self.value).state_dict())
+        base = _base(self.value)
+        self._saved = copy.deepcopy((base.state_dict(), held_states(base)))
 
     def restore(self) -> None:
         """Return to the state that was saved last."""
-        _base(self.value).load_state_dict(copy.deepcopy(self._saved))
+        load_with_inner(_base(self.value), *copy.deepcopy(self._saved))
         if isinstance(self.value, ReplicaOptimizer):
             self.value.roll_back(self._replica)
 

@@ -10,6 +10,7 @@ from lentando.comm.world import rank
 from lentando.torch.convert import dtype_name
 from lentando.torch.functions.broadcasting import broadcast_
 from lentando.torch.functions.objects import broadcast_object
+from lentando.torch.inner_optimizers import held_states, load_with_inner
 from lentando.torch.local_tensors import set_gradient
 
 __all__ = ["broadcast_optimizer_state", "broadcast_parameters"]
@@ -76,8 +77,9 @@ def broadcast_optimizer_state(
                 if parameter.requires_grad and parameter.grad is None:
                     set_gradient(parameter, torch.zeros_like(parameter))
     counts = None if wrapper is None or wrapper.state_is_of_one_rank else wrapper.snapshot()
-    state, counts = broadcast_object((optimizer.state_dict(), counts), root_rank, "optimizer state")
-    optimizer.load_state_dict(state)
+    sent = (optimizer.state_dict(), held_states(optimizer), counts)
+    state, held, counts = broadcast_object(sent, root_rank, "optimizer state")
+    load_with_inner(optimizer, state, held)
     if wrapper is not None and counts is not None and rank() != root_rank:
         wrapper.roll_back(counts)
 

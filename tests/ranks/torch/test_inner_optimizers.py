@@ -166,10 +166,17 @@ def make(kind: Any, base_buffers: Any = "maintain", period: int = 4) -> tuple[nn
     return model, lt.SlowMo(kind(model.parameters()), model=model, period=period, base_buffers=base_buffers)
 
 
-def train(model: nn.Module, optimizer: Any, steps: range) -> None:
+def _plain(kind: Any) -> tuple[nn.Module, Any]:
+    model, optimizer = make(kind)
+    return model, optimizer.base_optimizer
+
+
+def train(model: nn.Module, optimizer: Any, steps: range, rank: int | None = None) -> None:
+    """Take steps with the data of a rank, by default this one's."""
     dtype = next(model.parameters()).dtype
+    seed = 100 * (lt.rank() if rank is None else rank)
     for step in steps:
-        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(100 * lt.rank() + step)).to(dtype)
+        inputs = torch.randn(4, 3, generator=torch.Generator().manual_seed(seed + step)).to(dtype)
         optimizer.zero_grad()
         model(inputs).square().mean().backward()
         optimizer.step()
@@ -197,6 +204,31 @@ def test_training_resumes_bit_identically(kind: Any, shared_path: Path) -> None:
     other.load_state_dict(state)
     train(resumed, other, range(5, 10))
     assert same(model, resumed)
+
+
+@pytest.mark.parametrize("committed", [0, 5])
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_elastic_state_is_restored_bit_identically(kind: Any, committed: int) -> None:
+    model, optimizer = make(kind)
+    train(model, optimizer, range(committed))
+    state = lt.elastic.TorchState(model, optimizer)
+    train(model, optimizer, range(committed, 10))
+    first = copy.deepcopy(model)
+    state.restore()
+    train(model, optimizer, range(committed, 10))
+    assert same(first, model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_broadcast_optimizer_continues_as_that_of_the_root(kind: Any) -> None:
+    uninterrupted, root = _plain(kind)
+    train(uninterrupted, root, range(6), rank=0)
+    model, optimizer = _plain(kind)
+    train(model, optimizer, range(3))
+    lt.broadcast_parameters(model.state_dict(), root_rank=0)
+    lt.broadcast_optimizer_state(optimizer, root_rank=0)
+    train(model, optimizer, range(3, 6), rank=0)
+    assert same(uninterrupted, model)
 
 
 @pytest.mark.parametrize("kind", [Delegating, Lookahead, Sharpness])
