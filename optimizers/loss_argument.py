@@ -7,7 +7,7 @@ import numpy as np
 
 from lentando.comm.errors import ConfigurationError
 
-__all__ = ["as_number", "not_one_number"]
+__all__ = ["as_number", "check_closure", "not_one_number"]
 
 
 def not_one_number(found: Any) -> ConfigurationError:
@@ -39,3 +39,16 @@ def as_number(loss: Any) -> float:
     if array.size != 1:
         raise not_one_number(array.shape)
     return float(array.reshape(()))
+
+
+def check_closure(closure: Any) -> None:
+    """Check that what was passed to a step as its closure is a function.
+
+    Raises:
+        ConfigurationError: if it is not, such as a loss that was not passed by its name.
+    """
+    if not callable(closure):
+        raise ConfigurationError(
+            f"the closure of step() must be a function that returns the loss, got {type(closure).__name__}. A loss is "
+            "passed by its name: step(loss=loss)"
+        )

@@ -16,6 +16,7 @@ from lentando.optimizers.checkpoint.weight_map import WeightMap
 from lentando.optimizers.horovod_arguments import wire_dtype_of, with_reduction
 from lentando.optimizers.keyword_arguments import takes_arguments_of
 from lentando.optimizers.methods import SettingsArguments
+from lentando.optimizers.model_argument import check_model, not_by_name
 from lentando.optimizers.replica_optimizer import check_not_wrapped
 from lentando.optimizers.rules.all_reduce import AllReduce
 from lentando.optimizers.rules.settings import Settings
@@ -120,6 +121,9 @@ class DistributedOptimizer(KerasReplicaOptimizer, SavesBaseOptimizer):
         mapping: WeightMap | None = None,
         **settings: "Unpack[SettingsArguments]",
     ) -> None:
+        if name is not None and not isinstance(name, str):
+            raise not_by_name("name", "the name of the optimizer, a string", name)
+        check_model(model, keras.Model, "keras.Model")
         world = transport_of(process_set) if process_set.included() else SingleTransport()
         check_variable_groups(backward_passes_per_step, num_groups, groups)
         method = with_reduction(Settings(**settings), op, wire_dtype_of(compression), gradient_predivide_factor)

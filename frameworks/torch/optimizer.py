@@ -13,8 +13,9 @@ from lentando.comm.process_sets import ProcessSet, global_process_set, transport
 from lentando.comm.transports.single import SingleTransport
 from lentando.optimizers.horovod_arguments import check_groups, wire_dtype_of, with_reduction
 from lentando.optimizers.keyword_arguments import takes_arguments_of
-from lentando.optimizers.loss_argument import as_number, not_one_number
+from lentando.optimizers.loss_argument import as_number, check_closure, not_one_number
 from lentando.optimizers.methods import SettingsArguments
+from lentando.optimizers.model_argument import check_model
 from lentando.optimizers.replica import Replica
 from lentando.optimizers.replica_optimizer import ReplicaOptimizer, check_not_wrapped
 from lentando.optimizers.rules.all_reduce import AllReduce
@@ -26,7 +27,7 @@ from lentando.torch.grad_scaler import have_finite_gradients, unscale
 from lentando.torch.gradient_averages import GradientAverages
 from lentando.torch.horovod_methods import HorovodMethods
 from lentando.torch.model import TorchModel
-from lentando.torch.parameters import check_named_parameters
+from lentando.torch.parameters import checked_named_parameters
 from lentando.torch.trainer_check import check_trainer
 from lentando.torch.wrapped import WrappedOptimizer
 
@@ -104,16 +105,16 @@ class DistributedOptimizer(ReplicaOptimizer, HorovodMethods, WrappedOptimizer):
         model: torch.nn.Module | None = None,
         **settings: "Unpack[SettingsArguments]",
     ) -> None:
+        if not isinstance(optimizer, torch.optim.Optimizer):
+            raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
+        check_model(model, torch.nn.Module, "torch.nn.Module")
         # A program that was written for Horovod passes names and no model.
         self._is_horovod_program = model is None and named_parameters is not None
         if model is None and named_parameters is not None:
-            named_parameters = list(named_parameters)
-            check_named_parameters(optimizer, named_parameters)
+            named_parameters = checked_named_parameters(optimizer, named_parameters)
         world = transport_of(process_set) if process_set.included() else SingleTransport()
         check_groups(backward_passes_per_step, num_groups, groups, torch.Tensor)
         self._settings = with_reduction(Settings(**settings), op, wire_dtype_of(compression), gradient_predivide_factor)
-        if not isinstance(optimizer, torch.optim.Optimizer):
-            raise ConfigurationError(f"expected a torch.optim.Optimizer to wrap, got {type(optimizer).__name__}")
         check_not_wrapped(optimizer)
         check_trainer(model, world.size)
         super().__init__(optimizer)
@@ -149,13 +150,14 @@ class DistributedOptimizer(ReplicaOptimizer, HorovodMethods, WrappedOptimizer):
             MismatchError: on every rank, if the ranks are not at the same step.
             NonFiniteError: on every rank, if parameters, gradients or the loss of one of them are not finite.
                 Parameters are unchanged; gradients may hold their average, which is not finite.
-            ConfigurationError: if the wrapped parameters were replaced, if the loss is needed and missing, or for a
-                closure with ``AllReduce`` inside ``join``.
+            ConfigurationError: if the wrapped parameters were replaced, if the loss is needed and missing, for a
+                closure that is no function, or for one with ``AllReduce`` inside ``join``.
         """
         if torch.compiler.is_dynamo_compiling():
             return self._step_outside_graph(self, closure, loss=loss, samples=samples)
         replica = self._replica
         if closure is not None:
+            check_closure(closure)
             self._check_joinable("step(closure), which may average gradients several times in a step,")
         overflow = self.found_inf is not None and unscale(
             self.param_groups, self.found_inf, getattr(self, "grad_scale", None)

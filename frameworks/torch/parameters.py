@@ -9,8 +9,9 @@ from weakref import WeakSet
 import torch
 
 from lentando.comm.errors import ConfigurationError
+from lentando.optimizers.model_argument import not_by_name
 
-__all__ = ["Parameters", "check_named_parameters"]
+__all__ = ["Parameters", "checked_named_parameters"]
 
 _requires_grad = attrgetter("requires_grad")
 _wrapped: "WeakSet[Parameters]" = WeakSet()
@@ -121,10 +122,10 @@ class Parameters:
         yield from self.frozen.values()
 
 
-def check_named_parameters(
-    optimizer: torch.optim.Optimizer, named_parameters: Sequence[tuple[str, torch.Tensor]]
-) -> None:
-    """Check names of parameters that a program passes in place of a model.
+def checked_named_parameters(
+    optimizer: torch.optim.Optimizer, named_parameters: Iterable[tuple[str, torch.Tensor]]
+) -> list[tuple[str, torch.Tensor]]:
+    """Return the names of parameters that a program passes in place of a model, as a list.
 
     Args:
         optimizer: the optimizer whose parameters they should be.
@@ -134,11 +135,13 @@ def check_named_parameters(
         ConfigurationError: if there are other things than pairs, if two have the same name, or if the optimizer has
             parameters without a name.
     """
+    expected = "pairs of name and parameter, as of model.named_parameters()"
+    if isinstance(named_parameters, torch.nn.Module) or not isinstance(named_parameters, Iterable):
+        raise not_by_name("named_parameters", expected, named_parameters)
+    named_parameters = list(named_parameters)
     for pair in named_parameters:
         if not (isinstance(pair, tuple) and len(pair) == 2):
-            raise ConfigurationError(
-                f"named_parameters must be pairs of name and parameter, as of model.named_parameters(), got {pair!r}"
-            )
+            raise ConfigurationError(f"named_parameters must be {expected}, got {pair!r}")
     names = [name for name, _ in named_parameters]
     if twice := sorted(name for name, count in Counter(names).items() if count > 1):
         raise ConfigurationError(f"names of parameters must be unique, got {twice} more than once")
@@ -154,3 +157,4 @@ def check_named_parameters(
             f"named_parameters lacks parameters of the optimizer, by number: {', '.join(missing[:8])}. Name all of "
             "them, or none"
         )
+    return named_parameters

@@ -15,6 +15,11 @@ from lentando.optimizers.framework import Framework
 
 __all__ = ["check_dtypes", "entries_of", "matched_weights", "settings_to_check"]
 
+NAMES_ADVICE = (
+    "Only names differ: pass the same model as model= as then (the names of what torch.compile returns begin with "
+    "'_orig_mod.'), or give mapping="
+)
+
 
 def entries_of(framework: Framework) -> list[Entry]:
     """The tensors of a model's flat buffers, in their order."""
@@ -125,8 +130,10 @@ def _first_difference(source: Source, framework: Framework) -> str:
     if names := sorted(trained_now & frozen_then):
         return f"{names[0]!r} was frozen when it was saved, and is trained here: {advice}"
     saved, here = source.manifest["entries"], describe(buffer.layout for buffer in framework.buffers)
+    differ_by_names = [about for _, *about in saved] == [about for _, *about in here]
     for number in range(max(len(saved), len(here))):
         saved_tensor, tensor = in_words(saved, number), in_words(here, number)
         if saved_tensor != tensor:
-            return f"its tensor number {number} is {saved_tensor}, the model's is {tensor}"
+            difference = f"its tensor number {number} is {saved_tensor}, the model's is {tensor}"
+            return f"{difference}. {NAMES_ADVICE}" if differ_by_names else difference
     raise AssertionError("equal descriptions")

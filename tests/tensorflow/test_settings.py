@@ -262,3 +262,20 @@ def test_optimizer_without_a_learning_rate_of_its_own_is_refused() -> None:
     several = keras.optimizers.MultiOptimizer(keras.optimizers.OptimizerMap(keras.optimizers.SGD(0.5)))
     with pytest.raises(lt.ConfigurationError, match="wrap one optimizer for all layers"):
         wrapped(several)
+
+
+@pytest.mark.parametrize("wrap", [lt.DistributedOptimizer, lt.SlowMo, lt.AdaComm, lt.DiLoCo])
+def test_a_model_that_is_not_passed_by_its_name_is_refused(wrap: Any) -> None:
+    model = model_of("sgd")
+    with pytest.raises(lt.ConfigurationError, match="got Sequential. A model is passed by its name: model=model"):
+        wrap(keras.optimizers.SGD(0.5), model)
+
+
+@pytest.mark.parametrize("kind", ["variables", "layer", "class", "text"])
+def test_something_else_than_a_model_is_refused(kind: str) -> None:
+    model = model_of("sgd")
+    others = {"variables": model.variables, "layer": model.layers[0], "class": keras.Model, "text": "model"}
+    named = {"variables": "list", "layer": "Dense", "class": "the class Model itself", "text": "str"}
+    text = rf"model= must be the keras\.Model that this optimizer trains, or be left out, got {named[kind]}"
+    with pytest.raises(lt.ConfigurationError, match=text):
+        lt.SlowMo(keras.optimizers.SGD(0.5), model=others[kind])

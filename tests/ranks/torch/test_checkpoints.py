@@ -206,6 +206,18 @@ def test_other_model_is_refused(shared_path: Path) -> None:
     refused(shared_path, other, model, rf"{stated} group 0, the model's is '0.weight'")
 
 
+def test_a_compiled_model_s_checkpoint_is_refused_with_the_reason_and_loaded_by_a_mapping(shared_path: Path) -> None:
+    model, plain = nn.Linear(3, 1), nn.Linear(3, 1)
+    compiled: Any = torch.compile(model, backend="eager")
+    lt.save(shared_path, lt.SlowMo(sgd(compiled), model=compiled, period=ROUND))
+    other = lt.SlowMo(sgd(plain), model=plain, period=ROUND)
+    stated = "the model's is 'weight' .* Only names differ: pass the same model as model= as then .*, or give mapping="
+    refused(shared_path, other, plain, stated)
+    names = [name for name, _ in plain.named_parameters()]
+    lt.load(shared_path, other, mapping=lt.WeightMap([lt.WeightRule(f"_orig_mod.{name}", name) for name in names]))
+    assert all(torch.equal(*pair) for pair in zip(model.parameters(), plain.parameters(), strict=True))
+
+
 def test_other_settings_are_refused(shared_path: Path) -> None:
     saved_at(shared_path)
     refused(shared_path, *slowmo(period=4), "saved by training with other settings: period was 3, and is 4 here")

@@ -100,6 +100,40 @@ def test_other_misuse_is_refused() -> None:
         lt.SlowMo(sgd(frozen))
 
 
+@pytest.mark.parametrize("wrap", [lt.DistributedOptimizer, lt.SlowMo, lt.AdaComm, lt.DiLoCo])
+@pytest.mark.parametrize("model", [net(), nn.Sequential(nn.Linear(4, 5))], ids=["own class", "sequential"])
+def test_a_model_that_is_not_passed_by_its_name_is_refused(wrap: Any, model: nn.Module) -> None:
+    with pytest.raises(lt.ConfigurationError, match="A model is passed by its name: model=model"):
+        wrap(sgd(model), model)
+    with pytest.raises(
+        lt.ConfigurationError, match=r"expected a torch\.optim\.Optimizer to wrap, got (Net|Sequential)"
+    ):
+        wrap(model, sgd(model))
+
+
+@pytest.mark.parametrize("kind", ["parameters", "state", "list", "class"])
+def test_something_else_than_a_model_is_refused(kind: str) -> None:
+    model = net()
+    others = {"parameters": model.parameters(), "state": model.state_dict(), "list": [model], "class": type(model)}
+    named = {"parameters": "generator", "state": "OrderedDict", "list": "list", "class": "the class Net itself"}
+    text = rf"model= must be the torch\.nn\.Module that this optimizer trains, or be left out, got {named[kind]}"
+    with pytest.raises(lt.ConfigurationError, match=text):
+        lt.SlowMo(sgd(model), model=others[kind])  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("loss", [0.5, torch.tensor(0.5)], ids=["number", "tensor"])
+def test_a_loss_that_is_not_passed_by_its_name_is_refused(loss: Any) -> None:
+    model = net()
+    optimizer = lt.SlowMo(sgd(model), model=model, period=2)
+    with pytest.raises(
+        lt.ConfigurationError, match=r"got (float|Tensor)\. A loss is passed by its name: step\(loss=loss"
+    ):
+        optimizer.step(loss)
+    assert optimizer.report()["inner_steps"] == 0
+    train(optimizer, model, 2)
+    assert optimizer.rounds == 1
+
+
 def test_non_finite_parameters_are_refused_by_name_and_rank() -> None:
     model = net()
     optimizer = lt.SlowMo(sgd(model), model=model, period=2)
