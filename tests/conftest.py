@@ -29,8 +29,7 @@ from case_selection import selected_cases
 
 from lentando.comm.launch import detect_launch
 
-# The first optimizer of PyTorch imports triton, which crashes after TensorFlow: findings/triton_after_tensorflow.sh.
-# PyTorch's build for CPUs comes without it.
+# PyTorch brings triton, except in its build for CPUs, and triton must come before TensorFlow: docs/troubleshooting.md.
 if find_spec("triton"):
     importlib.import_module("triton")
 os.environ.pop("COLUMNS", None)  # xdist gives its workers a width, to which programs that tests start would wrap pages
