@@ -60,7 +60,7 @@ class Workload:
 
     def compute(self) -> torch.Tensor:
         """Add the gradients of the batch to those of the parameters. Returns the loss."""
-        # Autocast's cache of weights must not outlive a pass that is captured as a CUDA graph.
+        # Autocast's cache of weights must not be used again after a pass that is captured as a CUDA graph.
         with torch.autocast(self.device.type, torch.bfloat16, cache_enabled=False):
             scores = self.model(self._inputs)
             loss = nn.functional.cross_entropy(scores.flatten(0, -2), self._targets.flatten())

@@ -50,7 +50,7 @@ def test_dry_run_of_everything_that_a_gpu_is_to_show(tmp_path: Path) -> None:
     assert (output / "log.txt").read_text() == done.stdout
 
 
-def test_what_cannot_begin_is_said_at_once(tmp_path: Path) -> None:
+def test_what_cannot_begin_is_refused_at_once(tmp_path: Path) -> None:
     new = tmp_path / "new"
     for arguments, expected in (
         (["--output", str(tmp_path)], f"--output {tmp_path} exists: name a new folder"),
