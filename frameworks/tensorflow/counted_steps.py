@@ -73,8 +73,17 @@ class CountedSteps:
         """Report the steps that graphs have taken to the replica, which takes an outer step if it is due."""
         if not self._graph_exists:
             return
-        count, rate_sum, loss_sum, loss_count, samples, steps_with_samples = self._sums.numpy().tolist()
+        counted = self._sums.numpy().tolist()
         self._sums.assign(self._zeros)
+        self._report(counted)
+
+    def _report(self, counted: Sequence[float]) -> None:
+        """Report steps to the replica, which takes an outer step if it is due.
+
+        Args:
+            counted: what the variable held, which is zero again.
+        """
+        count, rate_sum, loss_sum, loss_count, samples, steps_with_samples = counted
         replica = self._replica()
         if loss_count:
             record_loss(replica, self._model, loss_sum, int(loss_count))
@@ -130,7 +139,7 @@ class CountedSteps:
     def average(
         self, average: Callable[..., Any], loss: Any | None, gradients: Sequence[Any], dtypes: Sequence[Any]
     ) -> list[Any]:
-        """Add the average of gradients.
+        """Add the average of gradients, before which the steps counted so far are reported to the replica.
 
         Args:
             average: function of the loss (NaN if there is none) and the gradients, which returns averaged gradients.
@@ -142,7 +151,18 @@ class CountedSteps:
             The averaged gradients.
         """
         mean_loss = tf.constant(nan, tf.float64) if loss is None else _scalar(loss)
-        averaged = call_python(average, self._touched, [mean_loss, *gradients], dtypes)
+        # The graph reads the count and sets it to zero: from Python that took half of the call. It does so last, so
+        # that no count is lost with a graph that fails before the call.
+        with tf.control_dependencies(gradients):
+            counted = self._sums.read_value()
+            self._sums.assign(tf.zeros_like(counted))
+
+        def report_and_average(counted: Any, *arguments: Any) -> Sequence[Any]:
+            self._report(counted.numpy().tolist())
+            averaged: Sequence[Any] = average(*arguments)
+            return averaged
+
+        averaged = call_python(report_and_average, self._touched, [counted, mean_loss, *gradients], dtypes)
         for tensor, gradient in zip(averaged, gradients, strict=True):
             tensor.set_shape(gradient.shape)
         return averaged

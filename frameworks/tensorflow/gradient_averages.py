@@ -21,7 +21,7 @@ class GradientAverages:
     """Averages the gradients of a step over the ranks.
 
     Args:
-        replica: function that returns the replica after all steps have been reported to it.
+        replica: function that returns the replica. All steps have been reported to it when gradients are averaged.
         model: the framework adapter of the model.
         counted: counter of steps, through which graphs call Python.
         variables: variables that the optimizer was built with, without local ones.

@@ -81,7 +81,7 @@ class Steps:
             [*base.variables, native(iterations)],
             "always" if is_mixing else "never" if period is None else "sometimes",
         )
-        self._averages = GradientAverages(self.ready_replica, model, self.counted, self._shared, local)
+        self._averages = GradientAverages(self._started_replica, model, self.counted, self._shared, local)
 
     @property
     def accumulated(self) -> list[Any]:

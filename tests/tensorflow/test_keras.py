@@ -152,6 +152,31 @@ def test_steps_per_execution() -> None:
 
 
 @pytest.mark.slow
+def test_graph_that_fails_before_its_average_loses_no_step() -> None:
+    is_bad = tf.Variable(initial_value=False)
+    variable = tf.Variable([1.0, 2.0])
+    optimizer = lt.DistributedOptimizer(sgd(0.1, momentum=0.0))
+
+    @tf.function
+    def step() -> None:
+        with tf.GradientTape() as tape:
+            loss = tf.reduce_sum(variable**2)
+        (gradient,) = tape.gradient(loss, [variable])
+        with tf.control_dependencies([tf.debugging.assert_equal(is_bad.read_value(), False)]):
+            gradient = tf.identity(gradient)
+        optimizer.apply([gradient], [variable])
+
+    for _ in range(2):
+        step()
+        is_bad.assign(value=True)
+        with pytest.raises(tf.errors.InvalidArgumentError):
+            step()
+        is_bad.assign(value=False)
+    assert optimizer.report()["inner_steps"] == int(optimizer.iterations) == 2
+    np.testing.assert_allclose(variable, 0.8**2 * np.array([1.0, 2.0]), rtol=1e-6)
+
+
+@pytest.mark.slow
 def test_moving_average_of_the_weights_is_the_base_optimizers() -> None:
     model, twin = make_model(), make_model()
     optimizer = lt.DistributedOptimizer(sgd(use_ema=True, ema_momentum=0.5), model=model)
