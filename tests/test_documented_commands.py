@@ -31,6 +31,7 @@ RUN_BY = {
     r"lentando timeline .*": "tests/cli/test_timeline.py",
     r"sed .*|mpirun -np 4 python train_lentando\.py": "tests/examples/test_migrating_from_horovod.py",
     r"pytest .*|mpirun -np 3 python -m pytest .*": "tests/test_ranks.py",
+    r"tests/gpu/run\.sh .*": "tests/test_gpu_run.py",
 }
 """Pattern of each command, and the file whose tests run it, or the same with other numbers."""
 NOT_RUN = {
