@@ -13,7 +13,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from operations import Horovod, Lentando, TorchDistributed, finish, seconds_per_call
 from torch import nn
 
 MLP, RESNET, MANY = "MLP of 25 MB", "ResNet-18", "5,000 parameters"
@@ -136,17 +135,14 @@ def loops(library: str, names: Sequence[str]) -> dict[str, Step]:
     return found
 
 
-LIBRARIES: dict[str, Callable[[], Any]] = {
-    "lentando": Lentando,
-    "gloo": lambda: TorchDistributed("gloo"),
-    "horovod": Horovod,
-}
-
-
 def main() -> None:
+    # Not where run.py imports this module, which does not find it.
+    from operations import Horovod, Lentando, TorchDistributed, finish, seconds_per_call
+
     assert __doc__ is not None
+    libraries = {"lentando": Lentando, "gloo": lambda: TorchDistributed("gloo"), "horovod": Horovod}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("library", choices=LIBRARIES)
+    parser.add_argument("library", choices=libraries)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="(default: all)")
     parser.add_argument(
         "--iterations", type=int, default=2 * PERIOD, help="of each loop, whole rounds of SlowMo (default %(default)s)"
@@ -157,7 +153,7 @@ def main() -> None:
         import lentando.torch as lt
 
         lt.init()
-    library = LIBRARIES[options.library]()
+    library: Any = libraries[options.library]()
     torch.manual_seed(1)
     found = {}
     for loop, step in loops(options.library, options.models).items():

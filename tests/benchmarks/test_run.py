@@ -41,6 +41,14 @@ def test_jobs_of_peers_end_in_a_table_and_pictures(tmp_path: Path) -> None:
     ]
 
 
+def test_run_py_finds_what_it_takes_from_the_programs_of_peers() -> None:
+    text = (ROOT / "benchmarks/run.py").read_text()
+    imports = re.findall(r"^ +(from peers\.\w+ import .*)$", text, re.MULTILINE)
+    assert len(imports) >= 4
+    found = [sys.executable, "-c", "\n".join(imports)]
+    subprocess.run(found, cwd=ROOT / "benchmarks", check=True, timeout=100)
+
+
 TAKES_ITS_TURN = """
 import json, sys
 from pathlib import Path
