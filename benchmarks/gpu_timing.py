@@ -6,14 +6,16 @@ Its figures mean nothing.
 
 import argparse
 import json
-import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import destinations
+import measuring
 import torch
-from measuring import Sample, machine
+from measuring import Sample, machine, measure
+from mpi4py import MPI
 
 ON_A_CPU = "DRY RUN ON A CPU: these figures mean nothing. "
 
@@ -22,12 +24,8 @@ def parse(doc: str | None, *, repeats: int) -> argparse.Namespace:
     """Parse the options that all benchmarks on a GPU have, and make the GPU the current device: ``device``."""
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--dry-run", action="store_true", help="small models on the CPU: shows that the program works")
-    parser.add_argument(
-        "--repeats", type=int, default=repeats, help="measurements of each, in turn (default %(default)s)"
-    )
-    parser.add_argument("--markdown", type=destinations.file, metavar="FILE", help="append the tables to FILE")
     parser.add_argument("--json", type=destinations.file, metavar="FILE", help="write the figures to FILE")
-    options = parser.parse_args()
+    options = measuring.parse(parser, repeats=repeats)
     if not options.dry_run and not torch.cuda.is_available():
         parser.error("PyTorch sees no GPU here: --dry-run measures nothing, but shows that the program works")
     options.device = torch.device("cpu") if options.dry_run else torch.device("cuda", 0)
@@ -42,27 +40,18 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def seconds_per_call(device: torch.device, work: Callable[[], object], calls: int) -> float:
-    """Mean seconds of a call, from an idle device to an idle device."""
-    wait(device)
-    started = time.perf_counter()
-    for _ in range(calls):
-        work()
-    wait(device)
-    return (time.perf_counter() - started) / calls
-
-
 def take_turns(
     device: torch.device, cases: Mapping[str, Callable[[], object]], repeats: int, calls: int
 ) -> dict[str, Sample]:
-    """Time the cases in turn, forwards and backwards, after one call of each that is not counted."""
-    times: dict[str, list[float]] = {name: [] for name in cases}
-    for work in cases.values():
-        work()
-    for repeat in range(repeats):
-        for name in list(cases) if repeat % 2 else reversed(list(cases)):
-            times[name].append(seconds_per_call(device, cases[name], calls))
-    return {name: Sample(tuple(seconds)) for name, seconds in times.items()}
+    """Time the cases in turn: mean seconds of a call in so many, from an idle device to an idle device."""
+
+    def call(work: Callable[[], object]) -> None:
+        for _ in range(calls):
+            work()
+        wait(device)
+
+    found = measure(MPI.COMM_WORLD, {name: partial(call, work) for name, work in cases.items()}, repeats)
+    return {name: Sample(tuple(seconds / calls for seconds in sample.seconds)) for name, sample in found.items()}
 
 
 def where(options: argparse.Namespace) -> str:

@@ -1,5 +1,7 @@
 """``tests/gpu/run.sh``, without a GPU: all of its parts begin, end and leave what they found."""
 
+import importlib.util
+import io
 import json
 import os
 import subprocess
@@ -60,3 +62,18 @@ def test_what_cannot_begin_is_refused_at_once(tmp_path: Path) -> None:
         assert done.returncode == 2
         assert expected in done.stderr
     assert not new.exists()
+
+
+def test_part_that_takes_too_long_is_stopped_and_noted() -> None:
+    spec = importlib.util.spec_from_file_location("gpu_run", ROOT / "tests/gpu/run.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules["gpu_run"] = module  # where dataclasses look their module up
+    spec.loader.exec_module(module)
+    log = io.StringIO()
+    ended = module.run(module.Part("a part", ["sleep", "60"], 0.5), log)
+    assert ended["status"] is None
+    assert ended["seconds"] < 30
+    assert "a part: stopped after" in log.getvalue()
+    assert module.run(module.Part("another", ["false"], 60), log)["status"] == 1

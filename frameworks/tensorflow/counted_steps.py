@@ -151,8 +151,8 @@ class CountedSteps:
             The averaged gradients.
         """
         mean_loss = tf.constant(nan, tf.float64) if loss is None else _scalar(loss)
-        # The graph reads the count and sets it to zero: from Python that took half of the call. It does so last, so
-        # that no count is lost with a graph that fails before the call.
+        # The graph reads the count and sets it to zero: from Python that took a third to a half of the call. It does so
+        # last, so that no count is lost with a graph that fails before the call.
         with tf.control_dependencies(gradients):
             counted = self._sums.read_value()
             self._sums.assign(tf.zeros_like(counted))

