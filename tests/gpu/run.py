@@ -93,7 +93,7 @@ def run(part: Part, log: TextIO) -> dict[str, Any]:
     """Run a part, with its output in the log and on the screen. Returns how it ended."""
     say(log, f"\n=== {part.name} ({part.seconds:.0f} s at most): {shlex.join(part.command)}\n")
     started = time.perf_counter()
-    process = subprocess.Popen(
+    with subprocess.Popen(
         part.command,
         cwd=ROOT,
         env={**os.environ, **ENVIRONMENT, **part.environment},
@@ -103,15 +103,15 @@ def run(part: Part, log: TextIO) -> dict[str, Any]:
         text=True,
         errors="replace",
         start_new_session=True,
-    )
-    assert process.stdout is not None
-    too_long = threading.Event()
-    timer = threading.Timer(part.seconds, stop, [process, too_long])
-    timer.start()
-    for line in process.stdout:
-        say(log, line)
-    status = process.wait()
-    timer.cancel()
+    ) as process:
+        assert process.stdout is not None
+        too_long = threading.Event()
+        timer = threading.Timer(part.seconds, stop, [process, too_long])
+        timer.start()
+        for line in process.stdout:
+            say(log, line)
+        status = process.wait()
+        timer.cancel()
     seconds = time.perf_counter() - started
     say(log, f"=== {part.name}: {'stopped' if too_long.is_set() else f'status {status}'} after {seconds:.0f} s\n")
     return {"status": None if too_long.is_set() else status, "seconds": round(seconds, 1)}
