@@ -225,7 +225,7 @@ def synchronous(options: argparse.Namespace, group: HostGroup, libraries: Sequen
     by_library = alternate(group, names, "synchronous.py", dict.fromkeys(names, ()), options.repeats)
     ours = by_library[OURS]
     rows = []
-    for loop in ours:
+    for loop in sorted(ours, key=lambda loop: list(MODELS).index(loop.rpartition(", ")[0])):
         model, _, method = loop.rpartition(", ")
         peers = [by_library[name][f"{model}, {SYNCHRONOUS}"] for name in names[1:]]
         best = min(peers, key=lambda sample: sample.median, default=ours[loop])
@@ -239,7 +239,8 @@ def synchronous(options: argparse.Namespace, group: HostGroup, libraries: Sequen
     caption = (
         f"each a mean of many iterations on the slowest rank. {', '.join(MODELS)}: as benchmarks/peers/synchronous.py "
         "makes them. Synchronous SGD: all settings are the defaults, of DDP and Horovod, too. Of compute alone: the "
-        "time of an iteration / that of the bare optimizer on the same ranks. Medians of the pairs."
+        "time of an iteration / that of the bare optimizer on the same ranks. Medians of the pairs. Python's garbage "
+        "collector did not run in these iterations."
     )
     publish(options, group, table(header, rows), caption)
 

@@ -5,10 +5,16 @@
 
 ``benchmarks/run.py synchronous`` starts such jobs in turn. All settings are the defaults: of ``DistributedOptimizer``,
 of Horovod's, and of ``DistributedDataParallel`` over Gloo. Prints a line of JSON: for each loop, the seconds of an
-iteration on the slowest rank. All ranks compute at the same time, in ``compute alone`` too.
+iteration on the slowest rank. All ranks compute at the same time, in ``compute alone`` too. With a barrier after each
+iteration, the slowest rank of each iteration counts, as for any method that communicates in each: what such a method
+takes beyond that is its own time.
+
+Python's garbage collector does not run while a loop is timed. Among these models a full collection takes 0.2 s, and it
+comes once in some thirty iterations: in one loop or another, and on each rank in another iteration.
 """
 
 import argparse
+import gc
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -16,10 +22,13 @@ import torch
 from torch import nn
 
 MLP, RESNET, MANY = "MLP of 25 MB", "ResNet-18", "5,000 parameters"
-ALONE, SYNCHRONOUS = "compute alone", "synchronous SGD"
+ALONE, WITH_BARRIER = "compute alone", "compute alone and a barrier"
+SYNCHRONOUS, OVERLAP = "synchronous SGD", "overlap=True"
 PERIOD, WARM_UP = 12, 4
 PARAMETERS, ELEMENTS = 5000, 64
 Step = Callable[[], object]
+Wrap = Callable[[nn.Module], tuple[nn.Module, Any]]
+"""Makes of a model what is called forward, and its optimizer."""
 
 
 class Block(nn.Module):
@@ -73,6 +82,8 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     MANY: (Many, ()),
 }
 """How each is made, and the shape of its batch."""
+ITERATIONS = {MLP: 4 * PERIOD, RESNET: PERIOD, MANY: 2 * PERIOD}
+"""Of each loop, whole rounds of SlowMo."""
 
 
 def sgd(model: nn.Module) -> torch.optim.Optimizer:
@@ -80,7 +91,7 @@ def sgd(model: nn.Module) -> torch.optim.Optimizer:
     return torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.0 if isinstance(model, Many) else 0.9)
 
 
-def training(name: str, wrap: Callable[[nn.Module], tuple[nn.Module, Any]]) -> Step:
+def training(name: str, wrap: Wrap) -> Step:
     """A loop that trains a model, by the optimizer that a library makes of it."""
     make, shape = MODELS[name]
     model, optimizer = wrap(make())
@@ -106,12 +117,12 @@ def by_horovod(model: nn.Module) -> tuple[nn.Module, Any]:
     return model, hvd.DistributedOptimizer(sgd(model), named_parameters=model.named_parameters())
 
 
-def by_lentando(method: str) -> Callable[[nn.Module], tuple[nn.Module, Any]]:
+def by_lentando(method: str) -> Wrap:
     import lentando.torch as lt
 
     settings: dict[str, dict[str, Any]] = {
         SYNCHRONOUS: {},
-        "overlap=True": {"base": lt.AllReduce(overlap=True)},
+        OVERLAP: {"base": lt.AllReduce(overlap=True)},
         "SlowMo": {"base": lt.LocalSGD(), "period": PERIOD},
         "SGP": {"base": lt.SGP()},
     }
@@ -123,15 +134,38 @@ def by_lentando(method: str) -> Callable[[nn.Module], tuple[nn.Module, Any]]:
     return wrap
 
 
-def loops(library: str, names: Sequence[str]) -> dict[str, Step]:
-    found: dict[str, Step] = {}
+def then_barrier(step: Step) -> Step:
+    """An iteration after which the ranks wait for each other."""
+    from mpi4py import MPI
+
+    def step_and_wait() -> None:
+        step()
+        MPI.COMM_WORLD.Barrier()
+
+    return step_and_wait
+
+
+def loops(library: str, names: Sequence[str]) -> dict[str, Callable[[], Step]]:
+    """What makes each loop. Those that need threads come last: ranks that have such threads wait in another way."""
+    found: dict[str, Callable[[], Step]] = {}
+
+    def add(name: str, method: str, wrap: Wrap, after: Callable[[Step], Step] = lambda step: step) -> None:
+        found[f"{name}, {method}"] = lambda: after(training(name, wrap))
+
+    def bare(model: nn.Module) -> tuple[nn.Module, Any]:
+        return model, sgd(model)
+
     for name in names:
-        found[f"{name}, {ALONE}"] = training(name, lambda model: (model, sgd(model)))
+        add(name, ALONE, bare)
         if library == "lentando":
-            for method in (SYNCHRONOUS, "overlap=True", *(("SlowMo", "SGP") if name == MANY else ())):
-                found[f"{name}, {method}"] = training(name, by_lentando(method))
+            add(name, WITH_BARRIER, bare, then_barrier)
+            for method in (SYNCHRONOUS, *(("SlowMo", "SGP") if name == MANY else ())):
+                add(name, method, by_lentando(method))
         else:
-            found[f"{name}, {SYNCHRONOUS}"] = training(name, by_ddp if library == "gloo" else by_horovod)
+            add(name, SYNCHRONOUS, by_ddp if library == "gloo" else by_horovod)
+    if library == "lentando":
+        for name in names:
+            add(name, OVERLAP, by_lentando(OVERLAP))
     return found
 
 
@@ -144,9 +178,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library", choices=libraries)
     parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), help="(default: all)")
-    parser.add_argument(
-        "--iterations", type=int, default=2 * PERIOD, help="of each loop, whole rounds of SlowMo (default %(default)s)"
-    )
+    parser.add_argument("--iterations", type=int, help="of each loop (default: whole rounds of SlowMo, by model)")
     options = parser.parse_args()
     torch.set_num_threads(1)
     if options.library == "lentando":
@@ -156,10 +188,14 @@ def main() -> None:
     library: Any = libraries[options.library]()
     torch.manual_seed(1)
     found = {}
-    for loop, step in loops(options.library, options.models).items():
+    gc.disable()
+    for loop, make in loops(options.library, options.models).items():
+        step = make()
+        gc.collect()
         for _ in range(WARM_UP):
             step()
-        found[loop] = seconds_per_call(library, step, options.iterations)
+        found[loop] = seconds_per_call(library, step, options.iterations or ITERATIONS[loop.rpartition(", ")[0]])
+        del step
     finish(options.library, library, found)
 
 

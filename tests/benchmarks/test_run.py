@@ -216,7 +216,7 @@ def test_loops_of_horovods_users_run_with_lentando(monkeypatch: pytest.MonkeyPat
 
 def test_loops_of_synchronous_sgd_run_with_lentando() -> None:
     found = peer("synchronous.py", "lentando", "--iterations", "1", "--models", "5,000 parameters")
-    methods = ["compute alone", "synchronous SGD", "overlap=True", "SlowMo", "SGP"]
+    methods = ["compute alone", "compute alone and a barrier", "synchronous SGD", "SlowMo", "SGP", "overlap=True"]
     assert list(found) == [f"5,000 parameters, {method}" for method in methods]
     assert all(seconds > 0 for seconds in found.values())
 

@@ -12,10 +12,15 @@ from lentando.comm.closed import ended
 from lentando.comm.errors import NotInitializedError, TransportError
 from lentando.comm.transport import Request
 
-__all__ = ["POLL_SECONDS", "MPIExchange", "PollingRequest", "ProgressThread"]
+__all__ = ["FIRST_PAUSE_SECONDS", "POLL_SECONDS", "MPIExchange", "PollingRequest", "ProgressThread"]
 
 POLL_SECONDS = 1e-3
 """Interval between two polls: short enough that the link stays busy, long enough to yield the core to other threads."""
+FIRST_PAUSE_SECONDS = 20e-6
+"""Pause after the first poll of a collective. Each pause is longer than the one before, until it is ``POLL_SECONDS``.
+
+The ranks of a node pass a barrier in less time than that, and an all-reduce in their memory has several.
+"""
 
 TESTED_AT_ONCE = 64
 """Number of requests tested in one call. MPI progresses all requests in it, and a long list costs more than that."""

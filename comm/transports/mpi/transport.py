@@ -16,7 +16,13 @@ from lentando.comm.forked import refuse_in_children
 from lentando.comm.pieces import longest_elements, pieces
 from lentando.comm.transport import Array, Message, ReduceOp, Request, Traffic, Transport, as_bytes
 from lentando.comm.transports.mpi.device_memory import is_cuda_aware, synchronize
-from lentando.comm.transports.mpi.exchange import POLL_SECONDS, MPIExchange, PollingRequest, ProgressThread
+from lentando.comm.transports.mpi.exchange import (
+    FIRST_PAUSE_SECONDS,
+    POLL_SECONDS,
+    MPIExchange,
+    PollingRequest,
+    ProgressThread,
+)
 from lentando.comm.transports.mpi.finalization import end_at_finalize, forget
 from lentando.comm.transports.mpi.side_messages import SideMessages
 from lentando.comm.transports.mpi.translated_errors import TranslatedErrors
@@ -214,13 +220,14 @@ class MPITransport(SideMessages):
             if not self.yields_cpu:
                 spinning(*arguments)
                 return
-            request = starting(*arguments)
+            request, pause = starting(*arguments), FIRST_PAUSE_SECONDS
             while not request.Test():
-                self._pause()
+                self._pause(pause)
+                pause = min(1.5 * pause, POLL_SECONDS)
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float = POLL_SECONDS) -> None:
         """Sleep between two polls of a request."""
-        time.sleep(POLL_SECONDS)
+        time.sleep(seconds)
 
     def _set_communicator(self, comm: MPI.Intracomm, same_node: Sequence[int]) -> None:
         """Communicate over ``comm`` from now on. ``same_node`` are its ranks on this node."""
@@ -280,10 +287,13 @@ class BackgroundMPITransport(MPITransport):
     ) -> Request:
         return PollingRequest(super().exchange(sends, receives, tag, overlap=overlap), self._pause)
 
-    def _pause(self) -> None:
+    def _pause(self, seconds: float = POLL_SECONDS) -> None:
         if self.closed:
             raise TransportError("the transport was closed while a thread was communicating over it")
-        (self.while_waiting or super()._pause)()
+        if self.while_waiting is not None:
+            self.while_waiting()
+        else:
+            super()._pause(seconds)
 
     def close(self) -> None:
         self.closed = True

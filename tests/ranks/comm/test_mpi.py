@@ -16,6 +16,7 @@ from lentando.comm.testing import check_transport
 from lentando.comm.testing.transports import TransportSuite
 from lentando.comm.transport import Message, Request, Transport
 from lentando.comm.transports.mpi import MPITransport
+from lentando.comm.transports.mpi.exchange import POLL_SECONDS
 
 if world.transport().name != "mpi":
     pytest.skip("these ranks are not MPI's", allow_module_level=True)
@@ -49,6 +50,29 @@ def test_transport_for_a_thread_keeps_the_promises_too(own_transport: MPITranspo
     other = own_transport.for_thread()
     assert other is not None
     check_transport(other)
+
+
+def test_pauses_of_a_rank_that_yields_the_processor_grow(
+    own_transport: MPITransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A barrier that others enter at once costs little, and a long wait few polls."""
+    pauses = list[float]()
+
+    def pause(seconds: float) -> None:
+        pauses.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(own_transport, "_pause", pause)
+    own_transport.yields_cpu = True
+    if own_transport.rank == own_transport.size - 1:
+        time.sleep(0.1)
+        own_transport.node_barrier()
+    else:
+        own_transport.node_barrier()
+        assert pauses[0] < 1e-4
+        assert pauses == sorted(pauses)
+        assert pauses[-1] == POLL_SECONDS
+    own_transport.barrier()
 
 
 def test_a_thread_communicates_while_the_main_thread_does(own_transport: MPITransport) -> None:
