@@ -82,7 +82,7 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     MANY: (Many, ()),
 }
 """How each is made, and the shape of its batch."""
-ITERATIONS = {MLP: 4 * PERIOD, RESNET: PERIOD, MANY: 2 * PERIOD}
+ITERATIONS = {MLP: 2 * PERIOD, RESNET: PERIOD, MANY: PERIOD}
 """Of each loop, whole rounds of SlowMo."""
 
 
