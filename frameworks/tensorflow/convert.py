@@ -10,7 +10,7 @@ from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["as_array", "as_tensor", "to_plain", "to_tensorflow"]
+__all__ = ["aligned_copy", "as_array", "as_tensor", "to_plain", "to_tensorflow"]
 
 ALIGNMENT_BYTES = 64
 """Alignment of the memory of tensors: TensorFlow's kernels crash the process on memory that is aligned less."""
@@ -33,15 +33,19 @@ def as_tensor(array: Array, shape: Any = None) -> Any:
     The memory is always new: a variable that is assigned a tensor adopts the tensor's memory and later changes it in
     place.
     """
+    copied = aligned_copy(array, shape)
+    if array.dtype == bfloat16:
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(copied.view(np.uint16).__dlpack__()), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(copied.__dlpack__())
+
+
+def aligned_copy(array: Array, shape: Any = None) -> Array:
+    """A contiguous copy of an array, reshaped if a shape is given, in memory that a tensor can adopt."""
     memory = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     aligned = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(aligned, array)
-    if shape is not None:
-        aligned = aligned.reshape(shape)
-    if array.dtype == bfloat16:
-        return tf.bitcast(tf.experimental.dlpack.from_dlpack(aligned.view(np.uint16).__dlpack__()), tf.bfloat16)
-    return tf.experimental.dlpack.from_dlpack(aligned.__dlpack__())
+    return aligned if shape is None else aligned.reshape(shape)
 
 
 def to_plain(value: Any, where: str = "the object") -> Any:

@@ -37,7 +37,12 @@ def unconverted(function: F) -> F:
 
 
 def call_python(
-    function: Callable[..., Any], touched: Sequence[Any] = (), inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()
+    function: Callable[..., Any],
+    touched: Sequence[Any] = (),
+    inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (),
+    *,
+    of_arrays: bool = False,
 ) -> list[Any]:
     """Add a call of a Python function to the graph that is being traced.
 
@@ -50,6 +55,8 @@ def call_python(
             the function is called, and later ones wait for it.
         inputs: tensors of the graph.
         outputs: dtypes of the results.
+        of_arrays: whether the function takes and returns arrays and not eager tensors, which is faster. It must not
+            change nor keep the arrays that it is given, and must return new ones, whose memory the results adopt.
 
     Returns:
         The results, as tensors of the graph.
@@ -70,7 +77,7 @@ def call_python(
             tf.identity(variable.handle)
         # XLA, which cannot call Python, shows this name in its error message.
         name = "Lentando_communicates_from_Python_which_needs_jit_compile_False"
-        results = tf.py_function(called, inputs, list(outputs), name=name)
+        results = (tf.numpy_function if of_arrays else tf.py_function)(called, inputs, list(outputs), name=name)
         return list(results) if outputs else None
 
     return tf.function(call, autograph=False)(*inputs) or []
