@@ -24,7 +24,7 @@ class KerasGradients(FlatGradients):
     def __init__(self, buffers: Sequence[FlatBuffer], views: Mapping[str, Array], shapes: Mapping[str, Any]) -> None:
         super().__init__([buffer.layout for buffer in buffers], views, [buffer.views[-1] for buffer in buffers])
         self.buffers = buffers
-        self._shapes = shapes
+        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
 
     def gather(self, gradients: Sequence[Array | None]) -> None:
         """Copy the gradients of all variables into the flat buffers; None for a variable without gradient."""
@@ -35,7 +35,7 @@ class KerasGradients(FlatGradients):
         """Copies of the averaged gradients; None for a variable that has none on any rank.
 
         Args:
-            copied: function of a view and a shape that returns a copy: ``as_tensor`` or ``aligned_copy``.
+            copied: function of a view and a shape that returns a copy: ``as_tensor`` or ``copy_for_graph``.
         """
         taken = self.taken()
         views = [(taken[name], shape) for name, shape in self._shapes.items()]

@@ -6,7 +6,7 @@ from typing import Any, TypeAlias
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 from lentando.optimizers.replica import Replica
-from lentando.tensorflow.convert import aligned_copy, as_array, as_tensor
+from lentando.tensorflow.convert import as_array, as_tensor, copy_for_graph
 from lentando.tensorflow.counted_steps import CountedSteps
 from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.model import KerasModel
@@ -64,7 +64,7 @@ class GradientAverages:
         def average(mean_loss: float, gradients: Sequence[Array]) -> list[Any]:
             by_number = dict(zip(present, gradients, strict=True))
             self._average([by_number.get(number) for number in range(len(given))], None if loss is None else mean_loss)
-            averaged = self._model.flat_gradients.scatter(aligned_copy)
+            averaged = self._model.flat_gradients.scatter(copy_for_graph)
             returned = [number for number, gradient in enumerate(averaged) if gradient is not None]
             if returned != present:
                 names = [self._model.names[number] for number in set(returned) - set(present)]
