@@ -206,7 +206,10 @@ def agree(
     with nullcontext() if intent.event is Event.JOIN else watched(transport, _WORDS[intent.event]):
         rows = transport.allgather(row)
     if neighbors is not None:
-        neighbors.settle(cast(Notices, transport), np.flatnonzero(rows[:, -1]).tolist())
+        neighbors.settle(cast(Notices, transport), ranks_where(rows[:, -1]))
+    intents = rows[:, :_COMPARED]
+    if row[0] >= 0 and (intents == row[:_COMPARED]).all():
+        return {name: rows[:, column] for column, name in enumerate(numbers, _COMPARED)}
     has_joined = (rows[:, 0] == Event.JOIN) | (rows[:, 0] == -1 - Event.JOIN)
     if (rows[:, 0] < 0).any():
         if has_joined.any():
@@ -218,16 +221,14 @@ def agree(
         calls = rows[~has_joined, : _COMPARED + 1]
         if (calls == calls[0]).all() and calls[0, 0] == Event.OPERATION and rows[:, _COMPARED].all():
             raise RanksHaveJoinedError(ranks_where(has_joined), int(np.flatnonzero(~has_joined)[0]))
-    if (rows[:, :_COMPARED] != rows[0, :_COMPARED]).any():
-        if has_joined.any():
-            count_cancelled_joins(transport)
-        by_rank = grouped_by_rank(allgather_object(transport, describe()), numbers_of(transport))
-        raise MismatchError(
-            f"the ranks{subset_in_words(transport)} are not about to do the same thing. {by_rank}. Every rank must "
-            "take the same steps in the same order: check that all have equally many batches (or train inside join), "
-            "the same model and the same settings"
-        )
-    return {name: rows[:, column] for column, name in enumerate(numbers, _COMPARED)}
+    if has_joined.any():
+        count_cancelled_joins(transport)
+    by_rank = grouped_by_rank(allgather_object(transport, describe()), numbers_of(transport))
+    raise MismatchError(
+        f"the ranks{subset_in_words(transport)} are not about to do the same thing. {by_rank}. Every rank must take "
+        "the same steps in the same order: check that all have equally many batches (or train inside join), the same "
+        "model and the same settings"
+    )
 
 
 def ranks_where(values: Array) -> list[int]:
@@ -236,7 +237,8 @@ def ranks_where(values: Array) -> list[int]:
     Args:
         values: one number per rank, as ``agree`` returns them.
     """
-    return [int(rank) for rank in np.flatnonzero(values)]
+    ranks: list[int] = values.nonzero()[0].tolist()
+    return ranks
 
 
 def fingerprint(described: object) -> int:

@@ -10,10 +10,12 @@ from lentando.comm.dtypes import bfloat16
 from lentando.comm.errors import ConfigurationError
 from lentando.comm.transport import Array
 
-__all__ = ["as_array", "as_tensor", "to_plain", "to_tensorflow"]
+__all__ = ["as_array", "as_tensor", "copy_for_graph", "to_plain", "to_tensorflow"]
 
 ALIGNMENT_BYTES = 64
 """Alignment of the memory of tensors: TensorFlow's kernels crash the process on memory that is aligned less."""
+SMALL_BYTES = 64 * 1024
+"""Bytes of an array from which on a copy takes longer than aligning the memory."""
 
 
 def as_array(tensor: Any) -> Array:
@@ -33,15 +35,27 @@ def as_tensor(array: Array, shape: Any = None) -> Any:
     The memory is always new: a variable that is assigned a tensor adopts the tensor's memory and later changes it in
     place.
     """
+    copied = _aligned_copy(array, shape)
+    if array.dtype == bfloat16:
+        return tf.bitcast(tf.experimental.dlpack.from_dlpack(copied.view(np.uint16).__dlpack__()), tf.bfloat16)
+    return tf.experimental.dlpack.from_dlpack(copied.__dlpack__())
+
+
+def _aligned_copy(array: Array, shape: Any = None) -> Array:
+    """A contiguous copy of an array, reshaped if a shape is given, in memory that a tensor can adopt."""
     memory = np.empty(array.nbytes + ALIGNMENT_BYTES, np.uint8)
     start = -memory.ctypes.data % ALIGNMENT_BYTES
     aligned = memory[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
     np.copyto(aligned, array)
-    if shape is not None:
-        aligned = aligned.reshape(shape)
-    if array.dtype == bfloat16:
-        return tf.bitcast(tf.experimental.dlpack.from_dlpack(aligned.view(np.uint16).__dlpack__()), tf.bfloat16)
-    return tf.experimental.dlpack.from_dlpack(aligned.__dlpack__())
+    return aligned if shape is None else aligned.reshape(shape)
+
+
+def copy_for_graph(array: Array, shape: Any) -> Array:
+    """A copy of an array with another shape, which a function of arrays can return to a graph (``call_python``).
+
+    The graph copies memory that is not aligned once more, which takes less time than to align a small array here.
+    """
+    return array.copy().reshape(shape) if array.nbytes < SMALL_BYTES else _aligned_copy(array, shape)
 
 
 def to_plain(value: Any, where: str = "the object") -> Any:

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 import tensorflow as tf
 
+from lentando.comm.transport import Array
 from lentando.optimizers.loss_argument import as_number, not_one_number
 from lentando.optimizers.replica import Replica
 from lentando.tensorflow.model import KerasModel
@@ -137,12 +138,17 @@ class CountedSteps:
         return _call_if(tf.logical_not(self._begun), report, [self._begun, self._sums, self._due])
 
     def average(
-        self, average: Callable[..., Any], loss: Any | None, gradients: Sequence[Any], dtypes: Sequence[Any]
+        self,
+        average: Callable[[float, Sequence[Array]], Sequence[Array]],
+        loss: Any | None,
+        gradients: Sequence[Any],
+        dtypes: Sequence[Any],
     ) -> list[Any]:
         """Add the average of gradients, before which the steps counted so far are reported to the replica.
 
         Args:
-            average: function of the loss (NaN if there is none) and the gradients, which returns averaged gradients.
+            average: function of the loss (NaN if there is none) and the gradients, which it must not change, as arrays.
+                It returns new arrays with the averaged gradients.
             loss: loss of the step; None if it is not known.
             gradients: dense gradients.
             dtypes: dtypes of the averaged gradients.
@@ -157,12 +163,13 @@ class CountedSteps:
             counted = self._sums.read_value()
             self._sums.assign(tf.zeros_like(counted))
 
-        def report_and_average(counted: Any, *arguments: Any) -> Sequence[Any]:
-            self._report(counted.numpy().tolist())
-            averaged: Sequence[Any] = average(*arguments)
-            return averaged
+        def report_and_average(numbers: Array, *gradients: Array) -> Sequence[Array]:
+            *counted, mean_loss = numbers.tolist()
+            self._report(counted)
+            return average(mean_loss, gradients)
 
-        averaged = call_python(report_and_average, self._touched, [counted, mean_loss, *gradients], dtypes)
+        numbers = tf.concat([counted, [mean_loss]], axis=0)
+        averaged = call_python(report_and_average, self._touched, [numbers, *gradients], dtypes, of_arrays=True)
         for tensor, gradient in zip(averaged, gradients, strict=True):
             tensor.set_shape(gradient.shape)
         return averaged

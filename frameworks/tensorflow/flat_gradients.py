@@ -1,14 +1,15 @@
 """Flat buffers that hold the gradients of a Keras model while they are averaged."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from lentando.comm.flat import FlatBuffer
 from lentando.comm.transport import Array
 from lentando.optimizers.rules.gradient_layout import FlatGradients
-from lentando.tensorflow.convert import as_array, as_tensor
 
 __all__ = ["KerasGradients"]
+
+T = TypeVar("T")
 
 
 class KerasGradients(FlatGradients):
@@ -23,15 +24,19 @@ class KerasGradients(FlatGradients):
     def __init__(self, buffers: Sequence[FlatBuffer], views: Mapping[str, Array], shapes: Mapping[str, Any]) -> None:
         super().__init__([buffer.layout for buffer in buffers], views, [buffer.views[-1] for buffer in buffers])
         self.buffers = buffers
-        self._shapes = shapes
+        self._shapes = {name: tuple(shape) for name, shape in shapes.items()}
 
-    def gather(self, gradients: Sequence[Any | None]) -> None:
-        """Copy the gradients of all variables into the flat buffers; they are eager tensors, or None."""
+    def gather(self, gradients: Sequence[Array | None]) -> None:
+        """Copy the gradients of all variables into the flat buffers; None for a variable without gradient."""
         given = zip(self._shapes, gradients, strict=True)
-        self.put({name: g if g is None else as_array(g).reshape(self.views[name].shape) for name, g in given})
+        self.put({name: g if g is None else g.reshape(self.views[name].shape) for name, g in given})
 
-    def scatter(self) -> list[Any | None]:
-        """The averaged gradients as tensors; None for a variable that has none on any rank."""
+    def scatter(self, copied: Callable[[Array, Any], T]) -> list[T | None]:
+        """Copies of the averaged gradients; None for a variable that has none on any rank.
+
+        Args:
+            copied: function of a view and a shape that returns a copy: ``as_tensor`` or ``copy_for_graph``.
+        """
         taken = self.taken()
         views = [(taken[name], shape) for name, shape in self._shapes.items()]
-        return [None if view is None else as_tensor(view, shape) for view, shape in views]
+        return [None if view is None else copied(view, shape) for view, shape in views]

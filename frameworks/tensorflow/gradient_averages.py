@@ -4,7 +4,9 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 from lentando.comm.errors import ConfigurationError
+from lentando.comm.transport import Array
 from lentando.optimizers.replica import Replica
+from lentando.tensorflow.convert import as_array, as_tensor, copy_for_graph
 from lentando.tensorflow.counted_steps import CountedSteps
 from lentando.tensorflow.local_variables import LocalVariables
 from lentando.tensorflow.model import KerasModel
@@ -50,19 +52,19 @@ class GradientAverages:
     def eager(self, pairs: Pairs, loss: float | None) -> Pairs:
         """Average eager gradients at once."""
         given = self._by_variable(pairs)
-        averaged = self._average([as_dense(gradient) for gradient in given], loss)
-        return self._in_pairs(averaged, pairs)
+        dense = [as_dense(gradient) for gradient in given]
+        self._average([None if gradient is None else as_array(gradient) for gradient in dense], loss)
+        return self._in_pairs(self._model.flat_gradients.scatter(as_tensor), pairs)
 
     def traced(self, pairs: Pairs, loss: Any | None) -> Pairs:
         """Add to the graph that is being traced an average of its gradients."""
         given = self._by_variable(pairs)
         present = [number for number, gradient in enumerate(given) if gradient is not None]
 
-        def average(mean_loss: Any, *gradients: Any) -> list[Any]:
+        def average(mean_loss: float, gradients: Sequence[Array]) -> list[Any]:
             by_number = dict(zip(present, gradients, strict=True))
-            averaged = self._average(
-                [by_number.get(number) for number in range(len(given))], None if loss is None else float(mean_loss)
-            )
+            self._average([by_number.get(number) for number in range(len(given))], None if loss is None else mean_loss)
+            averaged = self._model.flat_gradients.scatter(copy_for_graph)
             returned = [number for number, gradient in enumerate(averaged) if gradient is not None]
             if returned != present:
                 names = [self._model.names[number] for number in set(returned) - set(present)]
@@ -77,12 +79,10 @@ class GradientAverages:
         by_number = dict(zip(present, averaged, strict=True))
         return self._in_pairs([by_number.get(number) for number in range(len(given))], pairs)
 
-    def _average(self, gradients: Sequence[Any | None], loss: float | None) -> list[Any | None]:
-        """The mean of the gradients of all ranks, in the order of the variables."""
-        flat = self._model.flat_gradients
-        flat.gather(gradients)
+    def _average(self, gradients: Sequence[Array | None], loss: float | None) -> None:
+        """Leave the mean of the gradients of all ranks, given in the order of the variables, in the flat buffers."""
+        self._model.flat_gradients.gather(gradients)
         self._replica().average_gradients(loss, is_scaled=self._model.is_scaled)
-        return flat.scatter()
 
     def _by_variable(self, pairs: Pairs) -> list[Any | None]:
         """A gradient or None for each variable that the optimizer was built with, in the same order."""

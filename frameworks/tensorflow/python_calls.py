@@ -37,7 +37,12 @@ def unconverted(function: F) -> F:
 
 
 def call_python(
-    function: Callable[..., Any], touched: Sequence[Any] = (), inputs: Sequence[Any] = (), outputs: Sequence[Any] = ()
+    function: Callable[..., Any],
+    touched: Sequence[Any] = (),
+    inputs: Sequence[Any] = (),
+    outputs: Sequence[Any] = (),
+    *,
+    of_arrays: bool = False,
 ) -> list[Any]:
     """Add a call of a Python function to the graph that is being traced.
 
@@ -50,24 +55,32 @@ def call_python(
             the function is called, and later ones wait for it.
         inputs: tensors of the graph.
         outputs: dtypes of the results.
+        of_arrays: whether the function takes and returns arrays and not eager tensors, which is faster. It must not
+            change nor keep the arrays that it is given, and must return new ones, whose memory the results adopt.
 
     Returns:
         The results, as tensors of the graph.
     """
-    handles = [variable.handle for variable in (_order_token(), *touched)]
 
     def called(*arguments: Any) -> Any:
         try:
             with _one_thread_at_a_time:
-                return function(*arguments[len(handles) :])
+                return function(*arguments)
         except Exception as error:
             note_error(error)
             raise
 
-    # XLA, which cannot call Python, shows this name in its error message.
-    name = "Lentando_communicates_from_Python_which_needs_jit_compile_False"
-    results = tf.py_function(called, [*handles, *inputs], list(outputs), name=name)
-    return list(results) if outputs else []
+    def call(*inputs: Any) -> Any:
+        # TensorFlow orders this function of the graph by the variables that it appears to use. If the call of Python
+        # itself took them, each would be converted in every call.
+        for variable in (_order_token(), *touched):
+            tf.identity(variable.handle)
+        # XLA, which cannot call Python, shows this name in its error message.
+        name = "Lentando_communicates_from_Python_which_needs_jit_compile_False"
+        results = (tf.numpy_function if of_arrays else tf.py_function)(called, inputs, list(outputs), name=name)
+        return list(results) if outputs else None
+
+    return tf.function(call, autograph=False)(*inputs) or []
 
 
 class _OneThreadAtATime:

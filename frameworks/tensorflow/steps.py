@@ -15,6 +15,7 @@ from lentando.optimizers.rules.period import needs_loss
 from lentando.optimizers.rules.settings import Settings
 from lentando.tensorflow.backward_passes import BackwardPasses
 from lentando.tensorflow.base_optimizer import BaseOptimizer
+from lentando.tensorflow.convert import as_tensor
 from lentando.tensorflow.counted_steps import CountedSteps, record_loss
 from lentando.tensorflow.gradient_averages import GradientAverages, Pairs
 from lentando.tensorflow.local_variables import LocalVariables
@@ -169,7 +170,7 @@ class Steps:
         Returns:
             Whether this completes an inner step.
         """
-        gradients = self._model.flat_gradients.scatter()
+        gradients = self._model.flat_gradients.scatter(as_tensor)
         own_rate, (rate,) = float(self._base.learning_rate), rates
         if rate != own_rate:
             self._base.learning_rate = rate

@@ -57,10 +57,10 @@ class Subject:
         self.gradients = [as_tensor(gradients[name]) for name in self.framework.names]
 
     def gather_gradients(self) -> None:
-        self.framework.flat_gradients.gather(self.gradients)
+        self.framework.flat_gradients.gather([as_array(gradient) for gradient in self.gradients])
 
     def scatter_gradients(self) -> None:
-        self.gradients = self.framework.flat_gradients.scatter()
+        self.gradients = self.framework.flat_gradients.scatter(as_tensor)
 
     def step(self) -> None:
         self.optimizer.begin()

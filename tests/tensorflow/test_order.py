@@ -85,6 +85,37 @@ def test_calls_in_loops() -> None:
     assert traced(body) == ["first 0", *steps, *(f"mapped {n}" for n in range(3)), "last 0"]
 
 
+@pytest.mark.parametrize("in_branch", [False, True])
+def test_variables_that_a_call_touches(in_branch: bool) -> None:
+    """Earlier operations on them are complete when the function is called, and later ones wait for it."""
+    read, changed = tf.Variable(1.0), tf.Variable(0.0)
+    seen: list[float] = []
+
+    def touch() -> None:
+        time.sleep(0.2)
+        seen.append(float(read.read_value()))
+        changed.assign(5.0)
+
+    @tf.function(autograph=False)
+    def function(number: Any) -> Any:
+        read.assign(number)
+
+        def call() -> Any:
+            call_python(touch, [read, changed])
+            return tf.constant(0)
+
+        if in_branch:
+            tf.cond(number > 0.0, call, lambda: tf.constant(0))
+        else:
+            call()
+        found = changed.read_value()
+        read.assign(9.0)
+        return found
+
+    assert float(function(tf.constant(2.0))) == 5.0
+    assert seen == [2.0]
+
+
 def test_threads_whose_calls_meet_are_an_error() -> None:
     meeting = Barrier(2)
     errors: list[str] = []
