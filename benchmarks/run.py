@@ -219,10 +219,12 @@ def horovod(options: argparse.Namespace, group: HostGroup, libraries: Sequence[s
 
 def synchronous(options: argparse.Namespace, group: HostGroup, libraries: Sequence[str]) -> None:
     """A table of iterations of synchronous SGD by model and library, and of other methods on many small parameters."""
-    from peers.synchronous import ALONE, MODELS, SYNCHRONOUS
+    from peers.synchronous import ALONE, MLP, MODELS, RESNET, SYNCHRONOUS
 
     names = [name for name in (OURS, "Gloo", "Horovod", HOROVOD_OVER_MPI) if name.split()[0] in libraries]
-    by_library = alternate(group, names, "synchronous.py", dict.fromkeys(names, ()), options.repeats)
+    # Ranks that share cores compute for so long that many small parameters say nothing more.
+    given = [] if group.ranks == 2 else ["--models", MLP, RESNET]
+    by_library = alternate(group, names, "synchronous.py", dict.fromkeys(names, given), options.repeats)
     ours = by_library[OURS]
     rows = []
     for loop in sorted(ours, key=lambda loop: list(MODELS).index(loop.rpartition(", ")[0])):
@@ -240,7 +242,7 @@ def synchronous(options: argparse.Namespace, group: HostGroup, libraries: Sequen
         f"each a mean of many iterations on the slowest rank. {', '.join(MODELS)}: as benchmarks/peers/synchronous.py "
         "makes them. Synchronous SGD: all settings are the defaults, of DDP and Horovod, too. Of compute alone: the "
         "time of an iteration / that of the bare optimizer on the same ranks. Medians of the pairs. Python's garbage "
-        "collector did not run in these iterations."
+        "collector did not run in these iterations, and malloc kept what was free."
     )
     publish(options, group, table(header, rows), caption)
 
@@ -362,6 +364,9 @@ def main() -> None:
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *IN_ONE_JOB, "papers"))
+    parser.add_argument(
+        "--ranks", type=int, nargs="+", default=[2, 4], help="of the jobs on this machine alone (default 2 4)"
+    )
     parser.add_argument("--hosts", type=int, default=4, help="behind links (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
     parser.add_argument("--rate", type=float, help="bits per second of each link (default 1e9, for loss 1e8)")
@@ -391,7 +396,7 @@ def main() -> None:
             parser.error(f"not here: {', '.join(sorted(unknown))}; here are {', '.join(libraries)}")
         libraries = [name for name in libraries if name == OURS or name in options.libraries]
     if options.what in ON_THIS_MACHINE:
-        for ranks in (2, 4):
+        for ranks in options.ranks:
             ON_THIS_MACHINE[options.what](options, HostGroup(0, ranks), libraries)
     elif options.what in IN_ONE_JOB:
         program, numbers = IN_ONE_JOB[options.what]

@@ -10,10 +10,13 @@ iteration, the slowest rank of each iteration counts, as for any method that com
 takes beyond that is its own time.
 
 Python's garbage collector does not run while a loop is timed. Among these models a full collection takes 0.2 s, and it
-comes once in some thirty iterations: in one loop or another, and on each rank in another iteration.
+comes once in some thirty iterations: in one loop or another, and on each rank in another iteration. And malloc keeps
+what is free: as glibc's is set, it returns all gradients to the kernel when the optimizer sets them to None, and the
+next backward pass takes some 6,000 page faults, or none, depending on what else the process holds in memory.
 """
 
 import argparse
+import ctypes
 import gc
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -26,6 +29,9 @@ ALONE, WITH_BARRIER = "compute alone", "compute alone and a barrier"
 SYNCHRONOUS, OVERLAP = "synchronous SGD", "overlap=True"
 PERIOD, WARM_UP = 12, 4
 PARAMETERS, ELEMENTS = 5000, 64
+KEPT_BYTES = 1 << 30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+"""Of glibc's ``mallopt``."""
 Step = Callable[[], object]
 Wrap = Callable[[nn.Module], tuple[nn.Module, Any]]
 """Makes of a model what is called forward, and its optimizer."""
@@ -169,6 +175,14 @@ def loops(library: str, names: Sequence[str]) -> dict[str, Callable[[], Step]]:
     return found
 
 
+def keep_free_memory() -> None:
+    """Let malloc keep free memory, and take blocks of up to 32 MB, the most that it allows, from there."""
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):  # glibc's
+        assert libc.mallopt(M_TRIM_THRESHOLD, KEPT_BYTES)
+        assert libc.mallopt(M_MMAP_THRESHOLD, 32 << 20)
+
+
 def main() -> None:
     # Not where run.py imports this module, which does not find it.
     from operations import Horovod, Lentando, TorchDistributed, finish, seconds_per_call
@@ -181,6 +195,7 @@ def main() -> None:
     parser.add_argument("--iterations", type=int, help="of each loop (default: whole rounds of SlowMo, by model)")
     options = parser.parse_args()
     torch.set_num_threads(1)
+    keep_free_memory()
     if options.library == "lentando":
         import lentando.torch as lt
 
