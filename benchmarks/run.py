@@ -365,7 +365,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", choices=(*ON_THIS_MACHINE, *OVER_LINKS, *IN_ONE_JOB, "papers"))
     parser.add_argument(
-        "--ranks", type=int, nargs="+", default=[2, 4], help="of the jobs on this machine alone (default 2 4)"
+        "--ranks", type=int, nargs="+", help="of jobs on this machine alone (default 2 and 4, or as above)"
     )
     parser.add_argument("--hosts", type=int, default=4, help="behind links (default %(default)s)")
     parser.add_argument("--slots", type=int, default=1, help="ranks on each host (default %(default)s)")
@@ -396,12 +396,12 @@ def main() -> None:
             parser.error(f"not here: {', '.join(sorted(unknown))}; here are {', '.join(libraries)}")
         libraries = [name for name in libraries if name == OURS or name in options.libraries]
     if options.what in ON_THIS_MACHINE:
-        for ranks in options.ranks:
+        for ranks in options.ranks or (2, 4):
             ON_THIS_MACHINE[options.what](options, HostGroup(0, ranks), libraries)
     elif options.what in IN_ONE_JOB:
         program, numbers = IN_ONE_JOB[options.what]
         file = [] if options.results is None else ["--markdown", str(options.results / f"{options.what}.md")]
-        for ranks in numbers:
+        for ranks in options.ranks or numbers:
             run_on(ranks, program, file)
     else:
         work, rate = OVER_LINKS[options.what]
