@@ -1,22 +1,27 @@
 """PyTorch's hooks that fill the buckets of gradients while the backward pass computes others."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from operator import eq
 from weakref import ref
 
 import torch
 
 from lentando.optimizers.rules.gradient_buckets import BucketCoverage, Buckets
-from lentando.torch.local_tensors import copy_into, dense_gradient, is_same_memory
+from lentando.torch.local_tensors import addresses, dense_gradient
 
 __all__ = ["OverlapHooks"]
 
+TOGETHER_BYTES = 256 * 1024
+"""Gradients are copied when so many bytes wait, which a cache still holds, or when their bucket is complete."""
+
 
 class OverlapHooks:
-    """Copies each gradient into the flat gradients when a backward pass has accumulated it, so that its bucket starts.
+    """Copies gradients into the flat gradients when a backward pass has accumulated them, so that buckets start.
 
-    The tensors in ``grad`` remain the model's until the optimizer takes the means over. By comparing them with the flat
-    gradients, a step detects what was done to them in between.
+    Small gradients are copied together, in a fraction of the time. The tensors in ``grad`` remain the model's until the
+    optimizer takes the means over. By comparing them with the flat gradients, a step detects what was done to them in
+    between.
 
     Args:
         parameters: parameters by name.
@@ -40,6 +45,10 @@ class OverlapHooks:
         self._current = current
         self._parameters = parameters
         self._views = views
+        self._addresses = dict(zip(views, addresses(list(views.values())), strict=True))
+        self._bytes = {name: view.nbytes for name, view in views.items()}
+        self._waiting: list[str] = []
+        self._waiting_bytes = 0
         self._is_paused = False
         self._is_finished = False
         self._passes_left: dict[str, int] = {}
@@ -57,18 +66,20 @@ class OverlapHooks:
             self._is_paused = before
 
     def accumulated(self, name: str) -> None:
-        """Copy the gradient of this parameter, to which a backward pass has added."""
-        buckets, view = self.buckets, self._views[name]
+        """Note that a backward pass has added to the gradient of this parameter."""
+        buckets = self.buckets
         if self._is_paused or self._is_finished or self._current() is not buckets or not buckets.is_open(name):
             return  # ``finish`` detects what is added to a gradient whose bucket has been started
         self._passes_left[name] -= 1
         if self._passes_left[name] > 0:
             return
-        gradient = self._dense(name)
-        # A gradient that was zeroed in place is the flat gradient itself, in which later changes could not be detected.
-        if gradient is not None and not is_same_memory(gradient, view):
-            copy_into(view, gradient)
-            buckets.filled(name)
+        self._waiting.append(name)
+        self._waiting_bytes += self._bytes[name]
+        is_complete = buckets.note_final(name)
+        if is_complete or self._waiting_bytes >= TOGETHER_BYTES:
+            self._copy_waiting()
+        if is_complete:
+            buckets.start_full()
 
     def finish(self) -> bool:
         """Start the remaining buckets, now that all gradients of a step are computed, and set the buckets' coverage.
@@ -77,18 +88,19 @@ class OverlapHooks:
             Whether the flat gradients are up to date, because no gradient was changed after its bucket was started.
         """
         buckets, coverage = self.buckets, BucketCoverage.ALL
-        for name, parameter in self._parameters.items():
-            gradient, view = self._dense(name), self._views[name]
-            if gradient is None and parameter.grad is not None:
-                coverage = BucketCoverage.UNSUPPORTED
-            elif not buckets.is_open(name):
-                if gradient is None or is_same_memory(gradient, view) or not torch.equal(gradient, view):
-                    coverage = min(coverage, BucketCoverage.NONE)
-            elif gradient is None:
-                view.zero_()
-                coverage = min(coverage, BucketCoverage.ALL_PRESENT)
-            else:
-                copy_into(view, gradient)
+        self._forget_waiting()
+        given = {name: parameter.grad for name, parameter in self._parameters.items()}
+        dense = {name: self._dense(name) for name in given} if any(map(_is_sparse, given.values())) else given
+        if any(dense[name] is None and gradient is not None for name, gradient in given.items()):
+            coverage = BucketCoverage.UNSUPPORTED
+        is_open = {name: buckets.is_open(name) for name in dense}
+        if not self._are_unchanged({name: gradient for name, gradient in dense.items() if not is_open[name]}):
+            coverage = min(coverage, BucketCoverage.NONE)
+        present = {name: gradient for name, gradient in dense.items() if is_open[name] and gradient is not None}
+        self._copy(present)
+        if missing := [self._views[name] for name in dense if is_open[name] and name not in present]:
+            torch._foreach_zero_(missing)
+            coverage = min(coverage, BucketCoverage.ALL_PRESENT)
         buckets.start_all()
         buckets.coverage = coverage
         self._is_finished = True
@@ -106,7 +118,47 @@ class OverlapHooks:
             passes: number of backward passes in a step, of which all but the last only accumulate gradients.
         """
         self._is_finished = False
+        self._forget_waiting()
         self._passes_left = dict.fromkeys(self._parameters, passes)
+
+    def _copy_waiting(self) -> None:
+        """Copy the gradients that wait; those that cannot be copied keep their buckets from being started."""
+        names, present = self._waiting, dict[str, torch.Tensor]()
+        self._forget_waiting()
+        for name in names:
+            if (gradient := self._dense(name)) is not None:
+                present[name] = gradient
+        # A gradient that was zeroed in place is the flat gradient itself, in which later changes could not be detected.
+        copied = self._copy(present)
+        for name in names:
+            if name not in copied:
+                self.buckets.withdraw(name)
+
+    def _forget_waiting(self) -> None:
+        self._waiting, self._waiting_bytes = [], 0
+
+    def _copy(self, gradients: Mapping[str, torch.Tensor]) -> Mapping[str, torch.Tensor]:
+        """Copy gradients into the flat memory. Returns those that did not lie there."""
+        are_home = self._lie_at_home(gradients)
+        if any(are_home):
+            pairs = zip(gradients.items(), are_home, strict=True)
+            gradients = {name: gradient for (name, gradient), is_home in pairs if not is_home}
+        if gradients:
+            with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
+                torch._foreach_copy_([self._views[name] for name in gradients], list(gradients.values()))
+        return gradients
+
+    def _lie_at_home(self, gradients: Mapping[str, torch.Tensor]) -> Sequence[bool]:
+        """Which gradients are those in the flat memory."""
+        homes: Iterable[int] = map(self._addresses.__getitem__, gradients)
+        return list(map(eq, addresses(list(gradients.values())), homes))
+
+    def _are_unchanged(self, gradients: Mapping[str, torch.Tensor | None]) -> bool:
+        """Whether gradients are still what was copied, as far as that can be seen."""
+        present = {name: gradient for name, gradient in gradients.items() if gradient is not None}
+        if len(present) < len(gradients) or any(self._lie_at_home(present)):
+            return False
+        return all(map(torch.equal, present.values(), map(self._views.__getitem__, present)))
 
     def _dense(self, name: str) -> torch.Tensor | None:
         """Return the gradient that a bucket can hold, None for a sparse one if buckets were chosen automatically."""
@@ -114,6 +166,10 @@ class OverlapHooks:
         if gradient is not None and gradient.is_sparse and self.buckets.is_automatic:
             return None
         return dense_gradient(name, self._parameters[name])
+
+
+def _is_sparse(gradient: torch.Tensor | None) -> bool:
+    return gradient is not None and gradient.is_sparse
 
 
 def _attach(parameter: torch.Tensor, name: str, hooks: "ref[OverlapHooks]") -> None:

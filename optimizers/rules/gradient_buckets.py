@@ -123,9 +123,18 @@ class Buckets:
         """Whether the flat gradient of this parameter may be written to, because its bucket has not been started."""
         return self._by_name[name].average is None
 
-    def filled(self, name: str) -> None:
-        """Note that this parameter's flat gradient is final. Starts the buckets that are full and next in order."""
-        self._by_name[name].missing.discard(name)
+    def note_final(self, name: str) -> bool:
+        """Note that this parameter's gradient is final. Returns whether all of its bucket are."""
+        missing = self._by_name[name].missing
+        missing.discard(name)
+        return not missing
+
+    def withdraw(self, name: str) -> None:
+        """Note that this parameter's gradient is not final after all, so that its bucket is not started yet."""
+        self._by_name[name].missing.add(name)
+
+    def start_full(self) -> None:
+        """Start the buckets that are next in order and whose gradients are final, and in the flat memory by now."""
         while self._started < len(self._buckets) and not self._buckets[self._started].missing:
             self._start_next()
 

@@ -230,6 +230,34 @@ def buckets_of(optimizer: lt.DistributedOptimizer) -> Any:
     return buckets
 
 
+def halve(parameter: torch.Tensor) -> None:
+    if parameter.grad is not None:
+        parameter.grad.mul_(0.5)
+
+
+def drop(parameter: torch.Tensor) -> None:
+    parameter.grad = None
+
+
+@pytest.mark.parametrize("change", [halve, drop])
+def test_gradients_may_change_while_others_of_their_bucket_are_computed(change: Callable[[torch.Tensor], None]) -> None:
+    """By hooks of the program, which come before those of the optimizer. The second gradient changes the first one."""
+    models = net(), net()
+    for model, overlap in zip(models, (True, False), strict=True):
+        weight, bias = (model.get_parameter(name) for name in ("conv.weight", "conv.bias"))
+        weight.register_post_accumulate_grad_hook(lambda _, bias=bias: change(bias))  # type: ignore[no-untyped-call]
+        bias.register_post_accumulate_grad_hook(lambda _, weight=weight: change(weight))  # type: ignore[no-untyped-call]
+        optimizer = wrap(model, overlap)
+        for step in range(4):
+            optimizer.zero_grad()
+            backward(model, step)
+            if overlap:
+                assert buckets_of(optimizer).is_open("conv.weight") == (change is drop)  # what is not there is not sent
+            optimizer.step()
+    equal_on_all_ranks(models[0])
+    assert_trained_alike(*models)
+
+
 def test_buckets_are_sent_before_the_backward_pass_is_over() -> None:
     if lt.size() == 1:
         return
