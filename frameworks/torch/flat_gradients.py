@@ -9,7 +9,15 @@ from lentando.comm.transport import Array
 from lentando.optimizers.rules.gradient_layout import FlatGradients, gradient_layouts
 from lentando.torch.flat_memory import FlatMemory
 from lentando.torch.large_gradients import LargeGradients
-from lentando.torch.local_tensors import address, addresses, copy_into, set_gradient, set_gradients
+from lentando.torch.local_tensors import (
+    address,
+    addresses,
+    any_sparse,
+    copy_into,
+    copy_together,
+    set_gradient,
+    set_gradients,
+)
 
 __all__ = ["TorchGradients"]
 
@@ -68,7 +76,7 @@ class TorchGradients(FlatGradients):
         given = [parameter.grad for parameter in self._trained]
         self.in_place = self._large.found_in(given) if in_place else {}
         missing = {number for number, gradient in enumerate(given) if gradient is None}
-        if _none_sparse(given) and (are_copied or self._copy_together(given, missing)):
+        if not any_sparse(given) and (are_copied or self._copy_together(given, missing)):
             self._note(missing)
         else:
             self._put_one_by_one(dict(zip(self.views, given, strict=True)), are_copied)
@@ -108,7 +116,7 @@ class TorchGradients(FlatGradients):
         return [] if self._sparse_as_dense else sparse
 
     def _copy_together(self, given: Sequence[torch.Tensor | None], missing: Set[int]) -> bool:
-        """Copy gradients by one operation, which takes a fraction of the time for small ones.
+        """Copy gradients by one operation.
 
         Args:
             given: gradient of each parameter, dense or None.
@@ -123,9 +131,7 @@ class TorchGradients(FlatGradients):
         if not self._addresses_in_use.isdisjoint(found):
             return False
         others = missing | self.in_place.keys()
-        if homes := _without(self._homes, others):
-            with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
-                torch._foreach_copy_(homes, _without(given, others))
+        copy_together(_without(self._homes, others), _without(given, others))
         return True
 
     def _note(self, missing: Set[int]) -> None:
@@ -156,10 +162,6 @@ class TorchGradients(FlatGradients):
     def new(self, values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
         """Make a tensor of numbers, of the dtype of ``like``."""
         return torch.tensor(values, dtype=like.dtype)
-
-
-def _none_sparse(gradients: Sequence[torch.Tensor | None]) -> bool:
-    return not any(gradient is not None and gradient.is_sparse for gradient in gradients)
 
 
 def _without(values: Sequence[T | None], numbers: Set[int]) -> list[T]:

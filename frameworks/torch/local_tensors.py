@@ -16,9 +16,11 @@ from lentando.comm.errors import ConfigurationError
 __all__ = [
     "address",
     "addresses",
+    "any_sparse",
     "as_complex",
     "as_real",
     "copy_into",
+    "copy_together",
     "dense_gradient",
     "identity",
     "is_dense",
@@ -152,6 +154,23 @@ def copy_into(memory: torch.Tensor, values: torch.Tensor) -> None:
     if not is_same_memory(values, memory):
         with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
             memory.copy_(values)
+
+
+def copy_together(memory: list[torch.Tensor], values: list[torch.Tensor]) -> None:
+    """Copy many tensors by one operation, which takes a fraction of the time for small ones.
+
+    Args:
+        memory: a tensor for each of the values, of its shape, none of them the value itself.
+        values: what is copied.
+    """
+    if memory:
+        with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
+            torch._foreach_copy_(memory, values)
+
+
+def any_sparse(gradients: Iterable[torch.Tensor | None]) -> bool:
+    """Return whether any of the gradients is sparse."""
+    return any(gradient is not None and gradient.is_sparse for gradient in gradients)
 
 
 def write(tensor: torch.Tensor, values: torch.Tensor) -> None:

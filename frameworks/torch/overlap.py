@@ -8,7 +8,7 @@ from weakref import ref
 import torch
 
 from lentando.optimizers.rules.gradient_buckets import BucketCoverage, Buckets
-from lentando.torch.local_tensors import addresses, dense_gradient
+from lentando.torch.local_tensors import addresses, any_sparse, copy_together, dense_gradient
 
 __all__ = ["OverlapHooks"]
 
@@ -90,7 +90,7 @@ class OverlapHooks:
         buckets, coverage = self.buckets, BucketCoverage.ALL
         self._forget_waiting()
         given = {name: parameter.grad for name, parameter in self._parameters.items()}
-        dense = {name: self._dense(name) for name in given} if any(map(_is_sparse, given.values())) else given
+        dense = {name: self._dense(name) for name in given} if any_sparse(given.values()) else given
         if any(dense[name] is None and gradient is not None for name, gradient in given.items()):
             coverage = BucketCoverage.UNSUPPORTED
         is_open = {name: buckets.is_open(name) for name in dense}
@@ -143,9 +143,7 @@ class OverlapHooks:
         if any(are_home):
             pairs = zip(gradients.items(), are_home, strict=True)
             gradients = {name: gradient for (name, gradient), is_home in pairs if not is_home}
-        if gradients:
-            with torch.no_grad():  # of gradients that have a graph, too (create_graph=True)
-                torch._foreach_copy_([self._views[name] for name in gradients], list(gradients.values()))
+        copy_together([self._views[name] for name in gradients], list(gradients.values()))
         return gradients
 
     def _lie_at_home(self, gradients: Mapping[str, torch.Tensor]) -> Sequence[bool]:
@@ -166,10 +164,6 @@ class OverlapHooks:
         if gradient is not None and gradient.is_sparse and self.buckets.is_automatic:
             return None
         return dense_gradient(name, self._parameters[name])
-
-
-def _is_sparse(gradient: torch.Tensor | None) -> bool:
-    return gradient is not None and gradient.is_sparse
 
 
 def _attach(parameter: torch.Tensor, name: str, hooks: "ref[OverlapHooks]") -> None:
